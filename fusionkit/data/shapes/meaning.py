@@ -1,0 +1,168 @@
+"""What a description means: three-valued truth against a scene, and the words that say it.
+
+Words and truth come from the same value, so a text cannot say what its scene does not show. Truth is None where people would
+argue (an object almost in the middle is neither left nor right): no text rests on such a case.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from fusionkit.data.shapes.scene import Scene, Thing
+
+Truth = bool | None
+LOW, HIGH = 0.39, 0.5  # left of LOW is left, right of HIGH is not; mirrored for right, top and bottom
+CENTER, OUTSIDE = 0.09, 0.17  # distance from the middle, on the worse axis
+APART, BEHIND = 0.12, -0.06  # "left of" holds from APART on, and surely fails from BEHIND on
+LEAD = 0.08  # the leftmost leads the next by this much
+
+DIRECTIONS = {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+SIDES = {"left": ("x", -1), "right": ("x", 1), "top": ("y", -1), "bottom": ("y", 1)}
+CORNERS = ("top left", "top right", "bottom left", "bottom right")
+PLACES = (*CORNERS, "center", *SIDES)
+EXTREMES = {"leftmost": ("x", -1), "rightmost": ("x", 1), "highest": ("y", -1), "lowest": ("y", 1)}
+SUPERLATIVES = {"largest": "large", "smallest": "small"}
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+PLURALS = {"cross": "crosses"}
+NOUNS = ("object", "object", "shape")
+PHRASES = {
+    "left": ("left of", "to the left of"),
+    "right": ("right of", "to the right of"),
+    "above": ("above",),
+    "below": ("below", "under"),
+    "at left": ("on the left",),
+    "at right": ("on the right",),
+    "at top": ("at the top",),
+    "at bottom": ("at the bottom",),
+    "at center": ("in the center", "in the middle"),
+    "large": ("large", "large", "big"),
+    "largest": ("largest", "biggest"),
+}
+
+
+def every(truths: Iterable[Truth]) -> Truth:
+    """Three-valued and."""
+    values = set(truths)
+    return False if False in values else None if None in values else True
+
+
+def some(truths: Iterable[Truth]) -> Truth:
+    """Three-valued or."""
+    values = set(truths)
+    return True if True in values else None if None in values else False
+
+
+def is_at(thing: Thing, place: str) -> Truth:
+    """Whether the thing lies on a side, in a corner or in the center of the picture."""
+    if place == "center":
+        off = max(abs(thing.x - 0.5), abs(thing.y - 0.5))
+        return True if off <= CENTER else False if off >= OUTSIDE else None
+    return every(_is_beside(thing, side) for side in place.split())
+
+
+def _is_beside(thing: Thing, side: str) -> Truth:
+    axis, sign = SIDES[side]
+    value = getattr(thing, axis)
+    inwards = value if sign < 0 else 1 - value
+    return True if inwards <= LOW else False if inwards >= HIGH else None
+
+
+def is_related(thing: Thing, relation: str, anchor: Thing) -> Truth:
+    """Whether the thing is left, right, above or below the anchor, and more so than it is off to the side."""
+    if thing is anchor:
+        return False
+    axis, sign = DIRECTIONS[relation]
+    dx, dy = thing.x - anchor.x, thing.y - anchor.y
+    along, across = (sign * dx, abs(dy)) if axis == "x" else (sign * dy, abs(dx))
+    return False if along <= BEHIND else True if along >= APART and along >= across / 2 else None
+
+
+def is_extreme(thing: Thing, extreme: str, others: Sequence[Thing]) -> Truth:
+    """Whether the thing is the leftmost, ..., smallest of ``others`` (which include it): two at least, with a clear lead."""
+    if extreme in SUPERLATIVES:
+        first = [other for other in others if other.size == SUPERLATIVES[extreme]]
+        return None if len(first) != 1 or len(others) < 2 else thing is first[0]
+    axis, sign = EXTREMES[extreme]
+    values = sorted(sign * getattr(other, axis) for other in others)
+    if len(values) < 2:
+        return None
+    own = sign * getattr(thing, axis)
+    return False if own <= values[-1] - LEAD else True if own == values[-1] and own - values[-2] >= LEAD else None
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A kind of thing, by what it is, where it is, how it compares with others of its kind, or what it is next to."""
+
+    color: str | None = None
+    shape: str | None = None
+    size: str | None = None
+    place: str | None = None
+    extreme: str | None = None
+    relation: str | None = None
+    anchor: "Description | None" = None
+
+    def is_kind(self, thing: Thing) -> bool:
+        """Whether colour, shape and size are as described."""
+        return (
+            self.color in (None, thing.color) and self.shape in (None, thing.shape) and self.size in (None, thing.size)
+        )
+
+    def fits(self, thing: Thing, scene: Scene) -> Truth:
+        """Whether the description is true of a thing of the scene."""
+        if not self.is_kind(thing):
+            return False
+        truths: list[Truth] = [True]
+        if self.place:
+            truths.append(is_at(thing, self.place))
+        if self.extreme:
+            truths.append(is_extreme(thing, self.extreme, [other for other in scene.things if self.is_kind(other)]))
+        if self.relation and self.anchor:
+            anchor = self.anchor.only(scene)
+            truths.append(is_related(thing, self.relation, anchor) if anchor else None)
+        return every(truths)
+
+    def found(self, scene: Scene) -> list[Thing] | None:
+        """The things that fit, or None where one of them is a matter of opinion."""
+        truths = [self.fits(thing, scene) for thing in scene.things]
+        return None if None in truths else [thing for thing, truth in zip(scene.things, truths, strict=True) if truth]
+
+    def only(self, scene: Scene) -> Thing | None:
+        """The one thing that fits, or None where the description does not single one out."""
+        found = self.found(scene)
+        return found[0] if found and len(found) == 1 else None
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it names a colour-shape pair that training must not speak of."""
+        from fusionkit.data.shapes.scene import HELD_OUT
+
+        return (self.color, self.shape) in HELD_OUT or bool(self.anchor and self.anchor.is_held_out)
+
+    def words(self, rng: random.Random, plural: bool = False) -> str:
+        """The noun phrase without its article, e.g. "large red circle in the top left"."""
+        noun = self.shape or rng.choice(NOUNS)
+        if plural:
+            noun = PLURALS.get(noun, noun + "s")
+        parts = [_say(self.extreme, rng), _say(self.size, rng), self.color, noun]
+        if self.place:
+            parts.append(say_place(self.place, rng))
+        if self.relation and self.anchor:
+            parts += [_say(self.relation, rng), "the", self.anchor.words(rng)]
+        return " ".join(part for part in parts if part)
+
+
+def _say(word: str | None, rng: random.Random) -> str | None:
+    return rng.choice(PHRASES[word]) if word in PHRASES else word
+
+
+def say_place(place: str, rng: random.Random) -> str:
+    """Where, with its preposition: "in the top left"."""
+    return rng.choice(PHRASES.get(f"at {place}", (f"in the {place}",)))
+
+
+def with_article(noun: str) -> str:
+    """ "a red circle", "an orange star"."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

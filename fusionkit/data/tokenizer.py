@@ -1,0 +1,68 @@
+"""Tokenizers: a published one by name or directory, or a word-level one built from a data set's own texts."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from fusionkit.errors import ConfigError
+
+SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+"""In BERT's order, so that [PAD] has the index 0."""
+
+
+def build_tokenizer(texts: Iterable[str], directory: Path) -> None:
+    """Write a tokenizer directory whose vocabulary is every word of `texts`, the most frequent first.
+
+    Lower-cases, strips accents and splits at spaces and punctuation as BERT does, but never within a word; `[CLS] words [SEP]`.
+    Equal texts give equal files. Needs no network.
+    """
+    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
+    counts = Counter(
+        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    )
+    words = sorted(counts, key=lambda word: (-counts[word], word))
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *words])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk"]))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **names
+    )
+    fast.save_pretrained(directory)
+
+
+def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a directory or by its hub name.
+
+    Raises ConfigError where there is none, or where it lacks what fusionkit needs: word numbers and BERT's special tokens.
+    """
+    name = str(name_or_directory)
+    if Path(name).exists() and not any((Path(name) / file).exists() for file in ("tokenizer.json", "vocab.txt")):
+        raise ConfigError(
+            f"tokenizer: the folder '{name}' holds neither tokenizer.json nor vocab.txt; give a folder that a "
+            "transformers tokenizer was saved to, or the name of one on the hub"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer: '{name}' is neither a tokenizer folder nor a tokenizer of the hub that can be reached from here; "
+            "check the path, or download it once and give its folder"
+        ) from error
+    missing = [token for token in SPECIAL_TOKENS if getattr(tokenizer, f"{token}_token_id") is None]
+    if missing or not tokenizer.is_fast:
+        lack = f"has no {' and no '.join(missing)} token" if missing else "is not a fast tokenizer"
+        raise ConfigError(f"tokenizer: '{name}' {lack}; choose a BERT-like tokenizer such as bert-base-uncased")
+    return tokenizer

@@ -1,0 +1,83 @@
+"""Collectives over the ranks of a run; each is the identity where no process group is initialised. Imports torch only."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """Number of this process, 0 where there is only one."""
+    return dist.get_rank() if is_running() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if is_running() else 1
+
+
+def is_running() -> bool:
+    """Whether there is a process group to talk to."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """Concatenate x (N_r, ...) of all ranks along the first dimension; N_r may differ, the other dimensions may not.
+
+    The gradient of a rank's rows is the *sum* over what all ranks did with them. A loss that is the mean over a rank's own
+    rows against the gathered columns therefore gives, after DDP's averaging, the gradient of the full batch in one process.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x  # type: ignore[no-untyped-call]
+
+
+def gather(x: Tensor) -> Tensor:
+    """As ``gather_with_grad``, but the result is a constant."""
+    with torch.no_grad():
+        return _concatenate(x.detach())[0]
+
+
+def gather_objects(items: list[Any]) -> list[Any]:
+    """The items of all ranks in one list, in the order of the ranks (pickled; every rank gets all)."""
+    if world_size() == 1:
+        return items
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def from_rank_zero(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _concatenate(x: Tensor) -> tuple[Tensor, list[int]]:
+    """The rows of all ranks, and how many each has; shorter parts are padded on the way, as the collective wants equal ones."""
+    if world_size() == 1:
+        return x, [len(x)]
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    sizes = [int(count) for count in torch.cat(counts).tolist()]
+    padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded.contiguous())
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sizes
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows, sizes = _concatenate(x)
+        start = sum(sizes[: rank()])
+        ctx.own = slice(start, start + sizes[rank()])
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # reduced in place, and autograd owns the argument
+        dist.all_reduce(total)
+        return total[ctx.own]

@@ -1,0 +1,130 @@
+"""Any timm model as a tower that gives image tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.types import Tokens
+
+
+class TimmEncoder(nn.Module):
+    """Image tokens from a timm model: transformer tokens as they are, feature maps flattened row by row.
+
+    ``name``       the timm architecture.
+    ``pretrained`` True loads timm's weights for that name from the hub.
+    ``weights``    a local weight file in timm's own layout, or in another order-preserving one (``match_by_order``).
+    ``stage``      for a ConvNet: stop at this stage of ``feature_info`` (0-based), e.g. to keep a fine grid on small images.
+    ``pool``       "cls" reads the first prefix token, "mean" averages the patch tokens.
+    ``grid_size``  adds learnt position embeddings for a grid of this side; a feature map has none of its own.
+    ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
+    Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        weights: str | None = None,
+        match_by_order: bool = False,
+        stage: int | None = None,
+        pool: str = "cls",
+        grid_size: int | None = None,
+        frozen: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if stage is not None:
+            options |= {"features_only": True, "out_indices": (stage,)}
+        else:
+            options |= {"num_classes": 0}
+        if weights is not None and not match_by_order:
+            options |= {"pretrained_cfg_overlay": {"file": _existing(weights)}}
+            pretrained = True
+        self.backbone = _create(name, pretrained, options)
+        self.has_stage, self.pool, self.is_frozen = stage is not None, pool, frozen
+        self.hidden_size = self.backbone.feature_info.channels()[-1] if self.has_stage else self.backbone.num_features
+        self.num_prefix_tokens = getattr(self.backbone, "num_prefix_tokens", 0)
+        if pool not in ("cls", "mean") or (pool == "cls" and not self.num_prefix_tokens):
+            raise ConfigError(f"image_encoder.pool is '{pool}', which {name} cannot give; set image_encoder.pool=mean")
+        for unused in ("head", "fc_norm"):  # parts that only the classifier reads would never get a gradient
+            if hasattr(self.backbone, unused):
+                setattr(self.backbone, unused, nn.Identity())
+        if weights is not None and match_by_order:
+            load_by_order(self.backbone, weights)
+        self.position = None
+        if grid_size is not None:
+            self.position = nn.Parameter(torch.randn(1, grid_size * grid_size, self.hidden_size) * 0.02)
+        if frozen:
+            self.backbone.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> "TimmEncoder":
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor) -> Tokens:
+        """(I, 3, H, W) -> tokens (I, N, hidden_size), all of them attendable."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            states = self._features(pixel_values)
+        patches = states[:, self.num_prefix_tokens :]
+        if self.position is not None:
+            if patches.shape[1] != self.position.shape[1]:
+                raise ConfigError(
+                    f"image_encoder.grid_size squared is {self.position.shape[1]}, but the image gives {patches.shape[1]} tokens; "
+                    "change image_encoder.grid_size or the image size of the data"
+                )
+            patches = patches + self.position
+            states = torch.cat([states[:, : self.num_prefix_tokens], patches], dim=1)
+        return Tokens(states, None, states[:, 0] if self.pool == "cls" else patches.mean(dim=1))
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
+        states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)
+        if states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
+            states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)
+        return states
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name[:5]}*") or timm.list_models("vit_*")
+        raise ConfigError(f"image_encoder.name '{name}' is no timm model; {suggest(name, near[:40])}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except TypeError as error:
+        raise ConfigError(f"image_encoder: timm's {name} does not take one of {sorted(options)} ({error})") from error
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"image_encoder: the weights of {name} could not be loaded ({reason}); check image_encoder.weights") from error
+
+
+def _existing(path: str) -> str:
+    if not Path(path).is_file():
+        raise DataError(f"image_encoder.weights: no such file {path}; give a timm weight file or weights=null")
+    return path
+
+
+def load_by_order(module: nn.Module, path: str) -> None:
+    """Load a state dict whose tensors stand in the same order and shapes under other names.
+
+    For releases of an architecture that timm also has (EfficientNet-Lite0 of the `pretrained` extra). Every tensor must
+    fit in shape and in the last part of its name (weight, bias, running_mean...); the classifier at the end may be left over.
+    """
+    theirs = torch.load(_existing(path), map_location="cpu", weights_only=True)
+    ours = module.state_dict()
+    counter = "num_batches_tracked"  # older files lack it
+    pairs = zip([n for n in ours if counter not in n], [n for n in theirs if counter not in n], strict=False)
+    renamed = {}
+    for our_name, their_name in pairs:
+        tensor = theirs[their_name]
+        if tensor.shape != ours[our_name].shape or our_name.rpartition(".")[2] != their_name.rpartition(".")[2]:
+            raise DataError(f"{path}: tensor {their_name} {tuple(tensor.shape)} does not fit {our_name} {tuple(ours[our_name].shape)}")
+        renamed[our_name] = tensor
+    missing = [name for name in ours if name not in renamed and counter not in name]
+    if missing:
+        raise DataError(f"{path}: holds {len(theirs)} tensors, too few; first one missing: {missing[0]}")
+    module.load_state_dict(renamed | {name: ours[name] for name in ours if counter in name})

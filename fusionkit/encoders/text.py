@@ -1,0 +1,120 @@
+"""Any BERT-like transformers encoder as a tower that gives text tokens."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.types import Tokens
+
+
+class TextEncoder(nn.Module):
+    """Text tokens from a transformers encoder (BERT, RoBERTa, MiniLM, ...).
+
+    ``pretrained``  a hub id or a local directory with config.json and weights; None builds from ``config``.
+    ``config``      the transformers configuration, {"model_type": "bert", "hidden_size": ...}; with ``pretrained``: overrides.
+    ``num_layers``  keeps the lower layers only, as ALBEF does; None keeps all.
+    ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
+    ``pool``        "cls" reads the first token, "mean" averages the real tokens (sentence encoders).
+    ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        pretrained: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        num_layers: int | None = None,
+        give_upper_layers: bool = False,
+        pool: str = "cls",
+        frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        if pool not in ("cls", "mean"):
+            raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, ['cls', 'mean'])}")
+        self.backbone = _load(pretrained, config or {}) if pretrained else _from_config(config or {}, vocab_size)
+        self.config = self.backbone.config
+        self.hidden_size: int = self.config.hidden_size
+        self.pool, self.is_frozen = pool, frozen
+        size = self.word_embeddings.num_embeddings
+        if size < vocab_size:
+            raise ConfigError(
+                f"tokenizer: has {vocab_size} tokens, but the text encoder embeds {size}; give the tokenizer that belongs to "
+                f"{pretrained or 'it'}"
+            )
+        upper = self._cut(num_layers)
+        self.upper_layers = tuple(upper) if give_upper_layers else ()  # a tuple: not ours to train or save
+        if frozen:
+            self.backbone.requires_grad_(False)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The table that the MLM decoder is tied to."""
+        return self.backbone.get_input_embeddings()
+
+    def _cut(self, num_layers: int | None) -> list[nn.Module]:
+        total = self.config.num_hidden_layers
+        if num_layers is None:
+            return []
+        if not 0 < num_layers <= total:
+            raise ConfigError(f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 1 to {total}")
+        layers = next(m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == total)
+        upper = list(layers[num_layers:])
+        del layers[num_layers:]
+        self.config.num_hidden_layers = num_layers
+        return upper
+
+    def train(self, mode: bool = True) -> "TextEncoder":
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
+        mask = attention_mask if attention_mask.dim() == 2 else attention_mask[:, None].bool()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            states = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
+        return Tokens(states, attention_mask, self._pool(states, attention_mask))
+
+    def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
+        if self.pool == "cls":
+            return states[:, 0]
+        weights = (mask if mask.dim() == 2 else mask[:, -1]).to(states.dtype)[..., None]
+        return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def _plain_tower(config: Any) -> dict[str, Any]:
+    """What makes the tower a plain encoder: no pooler, and plain attention where it trains faster (CPU, see benchmarks)."""
+    options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
+    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert"):
+        options["add_pooling_layer"] = False
+    return options
+
+
+def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
+    fields = {"vocab_size": vocab_size} | dict(config)
+    try:
+        built = AutoConfig.for_model(**fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})") from error
+    try:
+        return AutoModel.from_config(built, **_plain_tower(built))
+    except ValueError as error:
+        raise ConfigError(f"text_encoder.config: {str(error).splitlines()[0]}") from error
+
+
+def _load(pretrained: str, overrides: Mapping[str, Any]) -> PreTrainedModel:
+    is_path = pretrained.startswith((".", "/", "~")) or Path(pretrained).exists()
+    if is_path and not (Path(pretrained).expanduser() / "config.json").is_file():
+        raise DataError(f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id")
+    try:
+        config = AutoConfig.from_pretrained(pretrained, **overrides)
+        return AutoModel.from_pretrained(pretrained, config=config, dtype=torch.float32, **_plain_tower(config))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"text_encoder.pretrained: '{pretrained}' could not be loaded ({reason}); give a directory or a hub id") from error

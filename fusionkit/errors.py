@@ -1,0 +1,31 @@
+"""The two mistakes a user can make, each told in one sentence that names the place and the fix.
+
+The command line prints the sentence without a stack trace; anything else that is raised is a defect of ours and keeps its trace.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Base of the errors whose message is all the user needs."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """The configuration asks for something that does not exist or cannot work (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """A file (annotation, image, checkpoint) is missing, unreadable or says something impossible (exit code 1)."""
+
+
+def suggest(name: str, choices: Iterable[str]) -> str:
+    """The tail of a sentence about an unknown name: the nearest known one, then all of them."""
+    known = sorted(str(choice) for choice in choices)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}known: {', '.join(known) if known else '(none)'}"

@@ -1,0 +1,173 @@
+"""Image-text retrieval: R@1, R@5 and R@10 both ways, by contrastive similarity or after re-ranking its best candidates.
+
+The rank of a query is the number of wrong items that score at least as high as its best right one: ties count against us,
+and so does NaN. A caption has one right image; an image has all its captions, the best of which counts.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionkit.data.sample import Sample
+from fusionkit.evaluation.records import Record, Records, index_records
+
+CUTS = (1, 5, 10)
+MISS = 2**31  # the rank of a query that has no prediction
+Match = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The images that have captions, their captions, and which belongs to which."""
+
+    image_ids: list[Any]  # (I,)
+    caption_ids: list[Any]  # (T,)
+    owner: Tensor  # (T,) int64, the row of each caption's image
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "Pairing":
+        """Read the pairing off the annotations."""
+        rows: dict[Any, int] = {}
+        owner: dict[Any, int] = {}
+        for sample in samples:
+            for caption in sample.texts.get("captions", ()):
+                owner[caption.id] = rows.setdefault(sample.image_id, len(rows))
+        return cls(list(rows), list(owner), torch.tensor(list(owner.values()), dtype=torch.int64))
+
+
+def recalls(ranks: Iterable[int]) -> dict[str, float]:
+    """Percentages ``r1``, ``r5``, ``r10`` of the queries whose rank (0 = first) is below 1, 5, 10."""
+    ranks = list(ranks)
+    return {f"r{cut}": 100 * sum(rank < cut for rank in ranks) / len(ranks) for cut in CUTS} if ranks else {}
+
+
+def score_retrieval(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+    """R@k from ``{"image_id", "feats"}`` and ``{"caption_id", "feats"}`` records; what has no features counts as a miss."""
+    pairing = Pairing.of(samples)
+    if not pairing.caption_ids:
+        return {}
+    sim = similarities(records, samples)
+    text_ranks, image_ranks = _ranks(sim, sim.T, pairing.owner)
+    text_ranks[sim.isneginf().all(dim=1)] = MISS
+    image_ranks[sim.isneginf().all(dim=0)] = MISS
+    return _both_ways(text_ranks.tolist(), image_ranks.tolist())
+
+
+def similarities(records: Sequence[Record], samples: Sequence[Sample]) -> Tensor:
+    """Dot products (T, I) of the features in the order of ``Pairing.of(samples)``, -inf where one is missing."""
+    pairing = Pairing.of(samples)
+    captions = index_records([record for record in records if "caption_id" in record], "caption_id", set(pairing.caption_ids))
+    known_images = {sample.image_id for sample in samples}
+    images = index_records([record for record in records if "caption_id" not in record], "image_id", known_images)
+    text_feats, has_text = _stack(captions, pairing.caption_ids)
+    image_feats, has_image = _stack(images, pairing.image_ids)
+    sim = text_feats @ image_feats.T if text_feats.numel() and image_feats.numel() else torch.zeros(len(has_text), len(has_image))
+    return sim.masked_fill(~(has_text[:, None] & has_image[None, :]), float("-inf"))
+
+
+def rerank(sim: Tensor, match: Match, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Score the k nearest images of each caption and the k nearest captions of each image with ``match``.
+
+    sim     (T, I) contrastive similarities.
+    match   (image_rows (P,), text_rows (P,)) -> scores (P,). Pairs come at most ``chunk`` at a time and sorted by image, so
+            that an image's keys and values can serve all its pairs; a pair that both directions want is scored once.
+
+    Returns text-to-image scores (T, I) and image-to-text scores (I, T) in float64; what was not re-ranked stays below what was,
+    in its contrastive order.
+    """
+    by_text, by_image = _nearest(sim, k), _nearest(sim.T, k)
+    image_rows, text_rows = (by_text.T | by_image).nonzero(as_tuple=True)
+    pairs = zip(image_rows.split(chunk), text_rows.split(chunk), strict=True)
+    matched = torch.full(by_image.shape, float("nan"), dtype=torch.float64)
+    matched[image_rows, text_rows] = torch.cat([match(images, texts).double().cpu() for images, texts in pairs])
+    return _on_top(matched.T, sim, by_text), _on_top(matched, sim.T, by_image)
+
+
+def ranking_records(text_to_image: Tensor, image_to_text: Tensor, pairing: Pairing, depth: int = 100) -> Records:
+    """The ``depth`` best of every query: ``{"caption_id", "image_ids", "scores"}`` and ``{"image_id", "caption_ids", "scores"}``.
+
+    text_to_image (T, I), image_to_text (I, T); equal scores are listed in the order of the samples.
+    """
+    return [
+        {"caption_id": query, "image_ids": ids, "scores": scores}
+        for query, ids, scores in _best(text_to_image, pairing.caption_ids, pairing.image_ids, depth)
+    ] + [
+        {"image_id": query, "caption_ids": ids, "scores": scores}
+        for query, ids, scores in _best(image_to_text, pairing.image_ids, pairing.caption_ids, depth)
+    ]
+
+
+def score_ranking(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+    """R@k from the records of ``ranking_records``, the same as from the whole matrix if ``depth`` is at least 10."""
+    pairing = Pairing.of(samples)
+    owner = dict(zip(pairing.caption_ids, (pairing.image_ids[row] for row in pairing.owner), strict=True))
+    captions: dict[Any, set[Any]] = {}
+    for caption_id, image_id in owner.items():
+        captions.setdefault(image_id, set()).add(caption_id)
+    by_text = index_records([record for record in records if "caption_id" in record], "caption_id", owner)
+    by_image = index_records([record for record in records if "caption_id" not in record], "image_id", captions)
+    text_ranks = [list_rank(by_text.get(query), "image_ids", {image}, len(captions)) for query, image in owner.items()]
+    image_ranks = [list_rank(by_image.get(query), "caption_ids", own, len(owner)) for query, own in captions.items()]
+    return _both_ways(text_ranks, image_ranks)
+
+
+def list_rank(record: Record | None, key: str, right: set[Any], total: int) -> int:
+    """Rank of the best ``right`` id in one ranking record that lists the best of ``total``; beyond the list, the last rank."""
+    if record is None:
+        return MISS
+    listed = list(zip(record[key], record["scores"], strict=True))
+    own = [score for item, score in listed if item in right]
+    last = total - len(right)
+    if not own or (len(listed) < total and not max(own) > listed[-1][1]):  # equal scores may go on beyond the list
+        return last
+    return sum(item not in right and not score < max(own) for item, score in listed)
+
+
+def _ranks(text_to_image: Tensor, image_to_text: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks of the captions' images (T,) and of the images' best captions (I,)."""
+    rows = torch.arange(len(owner))
+    own = text_to_image[rows, owner]
+    text_ranks = (~(text_to_image < own[:, None])).sum(dim=1) - 1  # itself
+    is_own = torch.zeros_like(image_to_text, dtype=torch.bool)
+    is_own[owner, rows] = True
+    best = image_to_text.masked_fill(~is_own, float("-inf")).amax(dim=1, keepdim=True)
+    return text_ranks, (~(image_to_text < best) & ~is_own).sum(dim=1)
+
+
+def _both_ways(text_ranks: Sequence[int], image_ranks: Sequence[int]) -> dict[str, float]:
+    directions = {"text_to_image": text_ranks, "image_to_text": image_ranks}
+    return {f"{way}_{cut}": value for way, ranks in directions.items() for cut, value in recalls(ranks).items()}
+
+
+def _stack(records: dict[Any, Record], ids: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Features (N, E) in the order of ids, zeros where there are none, and bool (N,) where there are."""
+    is_there = torch.tensor([item in records for item in ids], dtype=torch.bool)
+    width = len(next(iter(records.values()))["feats"]) if records else 0
+    nothing = torch.zeros(width)
+    feats = [torch.as_tensor(records[item]["feats"]).float() if item in records else nothing for item in ids]
+    return torch.stack(feats), is_there
+
+
+def _nearest(sim: Tensor, k: int) -> Tensor:
+    """Bool like sim: the k highest of each row."""
+    nearest = sim.topk(min(k, sim.shape[1]), dim=1).indices
+    return torch.zeros_like(sim, dtype=torch.bool).scatter_(1, nearest, True)
+
+
+def _on_top(matched: Tensor, sim: Tensor, is_matched: Tensor) -> Tensor:
+    """matched where is_matched; elsewhere sim, shifted row by row to end 1 below the row's lowest matched score."""
+    lowest = matched.masked_fill(~is_matched, float("inf")).amin(dim=1, keepdim=True)
+    rest = sim.double()
+    highest = rest.masked_fill(is_matched, float("-inf")).amax(dim=1, keepdim=True)
+    return torch.where(is_matched, matched, rest - highest + lowest - 1)
+
+
+def _best(
+    scores: Tensor, queries: Sequence[Any], items: Sequence[Any], depth: int
+) -> Iterable[tuple[Any, list[Any], list[float]]]:
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    for query, row, column in zip(queries, values[:, :depth].tolist(), order[:, :depth].tolist(), strict=True):
+        yield query, [items[item] for item in column], row

@@ -1,0 +1,116 @@
+"""The official VQA v2 accuracy, quirks included (GT-Vision-Lab/VQA, vqaEval.py as of 2021). Imports no torch."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from fusionkit.data.sample import Sample, Text
+from fusionkit.evaluation.records import Record, index_records
+
+AnswerRule = Callable[[str, Sequence[str]], float]
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_THOUSANDS = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_MAX_PERIODS = 32  # the script passes re.UNICODE (32) where re.sub takes a count
+_ARTICLES = frozenset({"a", "an", "the"})
+_NUMBERS = {word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())}
+_NUMBERS["none"] = "0"
+
+# "she's" and "let's" are missing on purpose: the published table maps them to themselves, so "shes" stays "shes".
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+    how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
+    oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
+    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
+    where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
+    y'all'll y'all'd've you'd you'd've you'll you're you've
+""".split()
+_CONTRACTIONS = {
+    word[:at] + word[at + 1 :]: word for word in _CONTRACTED for at, letter in enumerate(word) if letter == "'"
+} | {"somebody'd": "somebodyd"}  # the published table has this one the wrong way round
+
+
+def normalize_answer(answer: str) -> str:
+    """The official processing of an answer: punctuation, then number words, articles and contractions."""
+    return _process_words(_process_punctuation(_clean_spaces(answer)))
+
+
+def official_accuracy(answer: str, answers: Sequence[str]) -> float:
+    """Agreement in 0..1 with the human answers: min(1, matches among the others / 3), averaged over the humans.
+
+    Both sides are normalised only where the humans disagree, as the official script does: "Yes" scores 0 against ten "yes".
+    """
+    answer, answers = _clean_spaces(answer), [_clean_spaces(human) for human in answers]
+    if len(set(answers)) > 1:
+        answer, answers = normalize_answer(answer), [normalize_answer(human) for human in answers]
+    return _agreement(answer, answers)
+
+
+def always_normalized_accuracy(answer: str, answers: Sequence[str]) -> float:
+    """As ``official_accuracy``, but both sides are always normalised."""
+    return _agreement(normalize_answer(answer), [normalize_answer(human) for human in answers])
+
+
+def score_vqa(records: Sequence[Record], samples: Sequence[Sample], rule: AnswerRule = official_accuracy) -> dict[str, float]:
+    """Percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
+
+    An unanswered question scores 0; questions without human answers (a test split) are left out.
+    The official script rounds to two decimals, this does not.
+    """
+    accuracies = question_accuracies(records, samples, rule)
+    by_metric: dict[str, list[float]] = {}
+    for question in annotated_questions(samples):
+        accuracy = 100 * accuracies[question.id]
+        by_metric.setdefault("vqa_accuracy", []).append(accuracy)
+        if kind := question.facts.get("answer_type"):
+            by_metric.setdefault(f"vqa_accuracy_{re.sub(r'[^a-z0-9]+', '_', kind.lower())}", []).append(accuracy)
+    return {name: sum(values) / len(values) for name, values in by_metric.items()}
+
+
+def score_vqa_normalized(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+    """``score_vqa`` with both sides always normalised; its metrics are called so, lest one is taken for the official score."""
+    scores = score_vqa(records, samples, always_normalized_accuracy)
+    return {name.replace("vqa_accuracy", "vqa_normalized_accuracy"): value for name, value in scores.items()}
+
+
+def question_accuracies(
+    records: Sequence[Record], samples: Sequence[Sample], rule: AnswerRule = official_accuracy
+) -> dict[int | str, float]:
+    """Accuracy in 0..1 of every annotated question, by question id."""
+    asked = {question.id for sample in samples for question in sample.texts.get("questions", ())}
+    given = index_records(records, "question_id", asked)
+    return {
+        question.id: rule(given[question.id]["answer"], question.facts["answers"]) if question.id in given else 0.0
+        for question in annotated_questions(samples)
+    }
+
+
+def annotated_questions(samples: Sequence[Sample]) -> Iterator[Text]:
+    """The questions that have human answers."""
+    for sample in samples:
+        yield from (question for question in sample.texts.get("questions", ()) if question.facts.get("answers"))
+
+
+def _agreement(answer: str, answers: Sequence[str]) -> float:
+    matches = [human == answer for human in answers]
+    return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
+
+
+def _clean_spaces(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _process_punctuation(answer: str) -> str:
+    """A mark vanishes if it touches a space anywhere in the answer (or a number has a comma), else it becomes a space."""
+    has_thousands = _THOUSANDS.search(answer) is not None
+    text = answer
+    for mark in _PUNCTUATION:
+        vanishes = has_thousands or f"{mark} " in answer or f" {mark}" in answer
+        text = text.replace(mark, "" if vanishes else " ")
+    return _PERIOD.sub("", text, count=_MAX_PERIODS)
+
+
+def _process_words(answer: str) -> str:
+    words = (_NUMBERS.get(word, word) for word in answer.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)

@@ -1,0 +1,32 @@
+"""The contract of a fusion: any nn.Module of this shape is one, no inheritance needed."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from fusionkit.types import Fused, Tokens
+
+
+class Fusion(Protocol):
+    """Brings the tokens of images and texts together.
+
+    Built as ``fusion(image_size=..., text_size=...)`` with the widths of the two encoders; what else it takes is its config.
+    """
+
+    pooled_size: int
+    """Width of ``Fused.pooled``."""
+    hidden_size: int
+    """Width of ``Fused.text``."""
+    provides: frozenset[str]
+    """Of {"pooled", "text", "image", "causal"}: the parts of ``Fused`` it fills, and whether it obeys a causal text mask."""
+
+    def prepare(self, image: Tokens) -> Any:
+        """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are."""
+        ...
+
+    def __call__(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:
+        """Fuse T texts, each with the image row that ``image_index`` (T,) names in the prepared ``memory``.
+
+        A text mask is (T, L) or, causal, (T, L, L). An image token may see only what the first text token sees.
+        """
+        ...

@@ -1,0 +1,89 @@
+"""Text layers that attend to the image (ALBEF, X-VLM, BLIP)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fusionkit.errors import ConfigError
+from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue
+from fusionkit.types import Fused, Tokens
+
+# our name in a layer -> the name in a transformers BertLayer; cross-attention has no counterpart there
+BERT_LAYER = {
+    "self_attention.query": "attention.self.query",
+    "self_attention.key": "attention.self.key",
+    "self_attention.value": "attention.self.value",
+    "self_attention.output": "attention.output.dense",
+    "norm_self": "attention.output.LayerNorm",
+    "feed_forward.0": "intermediate.dense",
+    "feed_forward.2": "output.dense",
+    "norm_feed_forward": "output.LayerNorm",
+}
+
+
+class CrossAttentionLayer(nn.Module):
+    """A BERT layer with cross-attention between self-attention and feed-forward; each normalised after its residual."""
+
+    def __init__(self, hidden_size: int, image_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float):
+        super().__init__()
+        self.self_attention = Attention(hidden_size, num_heads, dropout=dropout)
+        self.norm_self = nn.LayerNorm(hidden_size, eps=eps)
+        self.cross_attention = Attention(hidden_size, num_heads, context_size=image_size, dropout=dropout)
+        self.norm_cross = nn.LayerNorm(hidden_size, eps=eps)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size)
+        self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor | None, memory: KeyValue, grouping: Grouping) -> Tensor:
+        attended = self.self_attention(states, self.self_attention.project(states, mask))
+        states = self.norm_self(states + self.dropout(attended))
+        states = self.norm_cross(states + self.dropout(self.cross_attention(states, memory, grouping)))
+        return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
+
+
+class CrossAttention(nn.Module):
+    """ALBEF's multimodal encoder: ``num_layers`` text layers, each attending to the image tokens.
+
+    Keys and values of an image are projected once a layer (``prepare``), however many texts and tasks read them.
+    ``eps`` 1e-12 and the order of the norms are BERT's, so that the layers can start from a text encoder's upper layers.
+    """
+
+    provides = frozenset({"pooled", "text", "causal"})
+
+    def __init__(
+        self,
+        image_size: int,
+        text_size: int,
+        num_layers: int = 6,
+        num_heads: int = 12,
+        intermediate_size: int | None = None,
+        dropout: float = 0.1,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        self.hidden_size = self.pooled_size = text_size
+        width = intermediate_size or 4 * text_size
+        self.layers = nn.ModuleList(
+            CrossAttentionLayer(text_size, image_size, num_heads, width, dropout, eps) for _ in range(num_layers)
+        )
+
+    def prepare(self, image: Tokens) -> list[KeyValue]:
+        return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.layers]
+
+    def forward(self, memory: list[KeyValue], text: Tokens, image_index: Tensor) -> Fused:
+        grouping = Grouping.of(image_index, images=len(memory[0].key))
+        states = text.embeds
+        for layer, keys_values in zip(self.layers, memory, strict=True):
+            states = layer(states, text.mask, keys_values, grouping)
+        return Fused(pooled=states[:, 0], text=states)
+
+    def start_from(self, text_layers: Sequence[nn.Module]) -> None:
+        """Copy self-attention and feed-forward from the BERT layers that the text encoder left over, as ALBEF does."""
+        if len(text_layers) != len(self.layers):
+            raise ConfigError(
+                f"fusion.num_layers is {len(self.layers)}, but the text encoder leaves {len(text_layers)} upper layers to start "
+                f"from; set fusion.num_layers={len(text_layers)} or text_encoder.give_upper_layers=false"
+            )
+        for layer, source in zip(self.layers, text_layers, strict=True):
+            for ours, theirs in BERT_LAYER.items():
+                layer.get_submodule(ours).load_state_dict(source.get_submodule(theirs).state_dict())

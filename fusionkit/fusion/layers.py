@@ -1,0 +1,128 @@
+"""Attention and the blocks that fusions share."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionkit.errors import ConfigError
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """Scaled dot-product attention; query (B, H, L, d), key and value (B, H, N, d), mask bool, broadcastable to (B, H, L, N).
+
+    torch's fused kernel, except where gradients are wanted on a CPU: there its backward pass is the slower one (several
+    times in bf16, and at text lengths in fp32 too).
+    """
+    if query.device.type == "cpu" and torch.is_grad_enabled():
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        return F.dropout(scores.softmax(dim=-1), dropout).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def key_mask(mask: Tensor | None) -> Tensor | None:
+    """(B, N) or (B, L, N), 1 = may be attended -> bool (B, 1, 1, N) or (B, 1, L, N); None stays None (all may)."""
+    if mask is None:
+        return None
+    return mask.bool()[:, None, None, :] if mask.dim() == 2 else mask.bool()[:, None]
+
+
+class KeyValue(NamedTuple):
+    """The keys and values of I images in one layer, projected once for all their texts."""
+
+    key: Tensor  # (I, H, N, d)
+    value: Tensor  # (I, H, N, d)
+    mask: Tensor | None  # (I, N)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Where each of T text rows stands when the rows of one image are put side by side, ``slots`` to an image.
+
+    Queries of all texts of an image then attend to its keys in one product, and no image is copied.
+    """
+
+    place: Tensor  # (T,) = image row * slots + position among the image's texts
+    images: int
+    slots: int
+
+    @classmethod
+    def of(cls, image_index: Tensor, images: int) -> "Grouping":
+        order = image_index.argsort(stable=True)
+        counts = torch.bincount(image_index, minlength=images)
+        first = counts.cumsum(0) - counts
+        slot = torch.empty_like(order)
+        slot[order] = torch.arange(len(order), device=order.device) - first[image_index[order]]
+        slots = int(counts.max())  # the one synchronisation of a fusion pass
+        return cls(image_index * slots + slot, images, slots)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """(T, H, L, d) -> (I, H, slots * L, d), zeros where an image has fewer texts."""
+        _, heads, length, width = rows.shape
+        table = rows.new_zeros(self.images * self.slots, heads, length, width).index_copy(0, self.place, rows)
+        return table.unflatten(0, (self.images, self.slots)).transpose(1, 2).flatten(2, 3)
+
+    def scatter(self, table: Tensor) -> Tensor:
+        """(I, H, slots * L, d) -> (T, H, L, d)."""
+        return table.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)[self.place]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of states of width ``hidden_size`` over a context of width ``context_size`` (default: the same)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, context_size: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ConfigError(f"fusion: hidden_size {hidden_size} is not divisible by num_heads {num_heads}; change one")
+        self.num_heads, self.dropout = num_heads, dropout
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(context_size or hidden_size, hidden_size)
+        self.value = nn.Linear(context_size or hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def _heads(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
+
+    def project(self, context: Tensor, mask: Tensor | None) -> KeyValue:
+        """Keys and values of a context (I, N, context_size)."""
+        return KeyValue(self._heads(self.key(context)), self._heads(self.value(context)), mask)
+
+    def forward(self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None) -> Tensor:
+        """states (T, L, D); memory has one row a text, or, with a grouping, one row an image -> (T, L, D)."""
+        query = self._heads(self.query(states))
+        if grouping is not None:
+            query = grouping.gather(query)
+        dropout = self.dropout if self.training else 0.0
+        mixed = attend(query, memory.key, memory.value, key_mask(memory.mask), dropout)
+        if grouping is not None:
+            mixed = grouping.scatter(mixed)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Sequential):
+    """Linear, GELU, linear."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__(nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size))
+
+
+class PreNormBlock(nn.Module):
+    """Self-attention and feed-forward, each on normalised states and added to the residual stream (ViT, ViLT)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(hidden_size, eps=eps)
+        self.attention = Attention(hidden_size, num_heads, dropout=dropout)
+        self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
+        self.feed_forward = FeedForward(hidden_size, 4 * hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """states (B, N, D), mask (B, N) or (B, N, N) -> (B, N, D)."""
+        normed = self.norm_attention(states)
+        states = states + self.dropout(self.attention(normed, self.attention.project(normed, mask)))
+        return states + self.dropout(self.feed_forward(self.norm_feed_forward(states)))

@@ -1,0 +1,100 @@
+"""The model: two encoders, a fusion, and the contrastive projection. It knows no loss."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.text import TextEncoder
+from fusionkit.errors import ConfigError
+from fusionkit.types import Batch, Encoded, Fused, Tokens
+
+
+class VisionLanguageModel(nn.Module):
+    """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
+
+    ``embed_size``   width of the contrastive space.
+    ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
+    """
+
+    def __init__(
+        self,
+        image_encoder: TimmEncoder,
+        text_encoder: TextEncoder,
+        fusion: Any,
+        embed_size: int = 256,
+        temperature: float = 0.07,
+        temperature_range: tuple[float, float] = (0.001, 0.5),
+    ) -> None:
+        super().__init__()
+        self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
+        self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
+        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size)
+        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size)
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def encode_image(self, pixel_values: Tensor) -> Tokens:
+        """(I, 3, H, W) -> image tokens."""
+        return self.image_encoder(pixel_values)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """(T, L), mask (T, L) or (T, L, L) -> text tokens."""
+        return self.text_encoder(input_ids, attention_mask)
+
+    def fuse(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:
+        """Fuse T texts with the images of ``memory`` (from ``encode`` or ``fusion.prepare``) that ``image_index`` (T,) names."""
+        return self.fusion(memory, text, image_index)
+
+    def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
+        """Encode the images of a batch once, and its texts of the given kinds."""
+        image = self.encode_image(batch["pixel_values"])
+        rows = {kind: batch[kind] for kind in kinds}  # type: ignore[literal-required]
+        text = {kind: self.encode_text(r["input_ids"], r["attention_mask"]) for kind, r in rows.items()}
+        return Encoded(
+            image=image,
+            memory=self.fusion.prepare(image),
+            image_feats=self.project_image(image),
+            text=text,
+            text_feats={kind: self.project_text(tokens) for kind, tokens in text.items()},
+        )
+
+    def project_image(self, image: Tokens) -> Tensor:
+        """Image tokens -> (I, E), L2-normalised, fp32."""
+        return F.normalize(self.image_projection(image.pooled).float(), dim=-1)
+
+    def project_text(self, text: Tokens) -> Tensor:
+        """Text tokens -> (T, E), L2-normalised, fp32."""
+        return F.normalize(self.text_projection(text.pooled).float(), dim=-1)
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature within its range; called before each step."""
+        self.temperature.clamp_(*self.temperature_range)
+
+    def freeze_unused(self, needs: frozenset[str]) -> None:
+        """Freeze what no task reads, so that every trainable parameter gets a gradient at each step (plain DDP relies on it)."""
+        if "feats" not in needs:
+            for part in (self.image_projection, self.text_projection):
+                part.requires_grad_(False)
+            self.temperature.requires_grad_(False)
+        if not needs - {"feats"}:
+            self.fusion.requires_grad_(False)
+
+
+def assemble(
+    image_encoder: TimmEncoder, text_encoder: TextEncoder, fusion: Callable[..., Any], **options: Any
+) -> VisionLanguageModel:
+    """Build the fusion for the widths of the two encoders, start it from the text encoder's upper layers if given, and join all."""
+    built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)
+    if text_encoder.upper_layers:
+        if not hasattr(built, "start_from"):
+            raise ConfigError(
+                f"text_encoder.give_upper_layers: fusion {type(built).__name__} cannot start from text layers; set it to false, or "
+                "choose fusion=cross_attention"
+            )
+        built.start_from(text_encoder.upper_layers)
+        text_encoder.upper_layers = ()
+    return VisionLanguageModel(image_encoder, text_encoder, built, **options)

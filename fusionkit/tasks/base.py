@@ -1,0 +1,56 @@
+"""What the training module and the evaluation expect of an objective."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.types import Batch, Encoded, TaskOutput
+
+if TYPE_CHECKING:
+    from fusionkit.model import VisionLanguageModel
+    from fusionkit.momentum import Teacher
+
+B = TypeVar("B", bound=Batch)
+Records = list[dict[str, Any]]
+Scorer = Callable[[Records, Sequence[Any]], dict[str, float]]
+
+
+class Task(nn.Module, Generic[B]):
+    """One objective: a head, a loss and a prediction, over a model it is handed at each call.
+
+    ``needs``   what it reads, of {"pooled", "text", "image", "causal"} (the fusion must provide them) and "feats" (the
+                contrastive projections of the model); checked when the run is built.
+    ``reads``   the text kind of a batch it is about: "captions", "questions", "expressions" or a kind of one's own.
+    ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.
+    ``scorer``  a pure function of (records, samples) that gives the metrics, or None where there is nothing to score.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    reads: ClassVar[str]
+    encodes: ClassVar[bool] = True
+    scorer: Scorer | None
+
+    def __init__(self, scorer: Scorer | None = None) -> None:
+        super().__init__()
+        self.scorer = scorer
+
+    def forward(self, model: "VisionLanguageModel", batch: B, encoded: Encoded, teacher: "Teacher | None" = None) -> TaskOutput:
+        """The objective's loss on one batch."""
+        raise NotImplementedError
+
+    def predict(self, model: "VisionLanguageModel", batch: B, encoded: Encoded) -> Records:
+        """The benchmark's own records for one batch, plain Python values that can be written as JSON lines."""
+        raise NotImplementedError
+
+
+def leading_rows(image_index: Tensor, count: int | None) -> Tensor:
+    """Numbers of the first ``count`` rows of each image (all for None), for image_index (T,) with an image's rows together."""
+    rows = torch.arange(len(image_index), device=image_index.device)
+    if count is None or not len(rows):
+        return rows
+    starts = torch.ones_like(image_index, dtype=torch.bool)
+    starts[1:] = image_index[1:] != image_index[:-1]
+    first = torch.where(starts, rows, torch.zeros_like(rows)).cummax(dim=0).values
+    return rows[rows - first < count]

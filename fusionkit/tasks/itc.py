@@ -1,0 +1,117 @@
+"""Image-text contrast (CLIP, ALBEF)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.distributed import gather, gather_with_grad
+from fusionkit.losses import contrastive_targets, soft_cross_entropy
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+
+EMPTY = torch.iinfo(torch.int64).min  # image key of a queue slot that was never filled
+
+
+class CaptionBatch(Batch):
+    captions: TextRows
+
+
+class FeatureQueue(nn.Module):
+    """The last ``size`` features with the keys of their images; the length need not divide the batch."""
+
+    def __init__(self, size: int, embed_size: int) -> None:
+        super().__init__()
+        self.register_buffer("feats", torch.zeros(size, embed_size))
+        self.register_buffer("keys", torch.full((size,), EMPTY, dtype=torch.int64))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.feats: Tensor
+        self.keys: Tensor
+        self.pointer: Tensor
+
+    @torch.no_grad()
+    def push(self, feats: Tensor, keys: Tensor) -> None:
+        """Append feats (B, E) and keys (B,), overwriting the oldest."""
+        size = len(self.keys)
+        feats, keys = feats[-size:], keys[-size:]
+        places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
+        self.feats[places] = feats.to(self.feats.dtype)
+        self.keys[places] = keys
+        self.pointer.copy_((self.pointer + len(keys)) % size)
+
+
+class ITC(Task[CaptionBatch]):
+    """Each image against all captions and each caption against all images, over every rank and, if there is one, the queue.
+
+    Columns that show the row's own image are its positives, whichever caption they come from. With a teacher the columns
+    are its features, and the targets are alpha * softmax(teacher's similarities) + (1 - alpha) * positives (ALBEF, eq. 6).
+    """
+
+    needs = frozenset({"feats"})
+    reads = "captions"
+
+    def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
+        super().__init__(scorer)
+        self.image_queue = FeatureQueue(queue_size, dims.embed_size) if queue_size else None
+        self.text_queue = FeatureQueue(queue_size, dims.embed_size) if queue_size else None
+
+    def forward(
+        self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        image_keys, image_feats = batch["image_keys"], encoded.image_feats
+        text_keys, text_feats = image_keys[batch["captions"]["image_index"]], encoded.text_feats[self.reads]
+        view = teacher.encoded if teacher else encoded
+        images = self._columns(view.image_feats, image_keys, self.image_queue, teacher)
+        texts = self._columns(view.text_feats[self.reads], text_keys, self.text_queue, teacher)
+
+        losses, sim_i2t, target_i2t = [], None, None
+        for feats, keys, own, columns in (
+            (image_feats, image_keys, view.image_feats, texts),
+            (text_feats, text_keys, view.text_feats[self.reads], images),
+        ):
+            similarity = _similarity(feats, *columns, model.temperature)
+            targets = contrastive_targets(keys, columns[1])
+            if teacher is not None:
+                soft = _similarity(own, *columns, model.temperature.detach()).softmax(dim=1)
+                targets = teacher.alpha * soft + (1 - teacher.alpha) * targets
+            losses.append(soft_cross_entropy(similarity, targets))
+            if sim_i2t is None:
+                sim_i2t, target_i2t = similarity.detach(), targets
+        if self.training:
+            self._enqueue(view, image_keys, text_keys)
+        assert sim_i2t is not None and target_i2t is not None
+        return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t)
+
+    def _columns(
+        self, feats: Tensor, keys: Tensor, queue: FeatureQueue | None, teacher: Teacher | None
+    ) -> tuple[Tensor, Tensor]:
+        feats, keys = (gather if teacher else gather_with_grad)(feats), gather(keys)
+        if queue is None:
+            return feats, keys
+        return torch.cat([feats, queue.feats.clone()]), torch.cat([keys, queue.keys])  # cloned: enqueued before the backward pass
+
+    def _enqueue(self, view: Encoded, image_keys: Tensor, text_keys: Tensor) -> None:
+        if self.image_queue is not None and self.text_queue is not None:
+            self.image_queue.push(gather(view.image_feats.detach()), gather(image_keys))
+            self.text_queue.push(gather(view.text_feats[self.reads].detach()), gather(text_keys))
+
+    def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """One record an image and one a caption, with its features; ranking them is the evaluation's work."""
+        images: list[dict[str, Any]] = [
+            {"image_id": image_id, "feats": feats}
+            for image_id, feats in zip(batch["image_ids"], encoded.image_feats.float().cpu(), strict=True)
+        ]
+        captions = [
+            {"caption_id": caption_id, "feats": feats}
+            for caption_id, feats in zip(batch["captions"]["ids"], encoded.text_feats[self.reads].float().cpu(), strict=True)
+        ]
+        return images + captions
+
+
+def _similarity(rows: Tensor, columns: Tensor, column_keys: Tensor, temperature: Tensor) -> Tensor:
+    """Cosines (R, C) over temperature, in fp32 (bf16 moves a loss over a long queue by 1e-2); -inf for empty queue slots."""
+    with torch.autocast(rows.device.type, enabled=False):
+        similarity = rows.float() @ columns.float().T / temperature
+    return similarity.masked_fill(column_keys == EMPTY, float("-inf"))

@@ -1,0 +1,140 @@
+"""Masked language modelling with the image in view (BERT, ALBEF, UNITER)."""
+
+import zlib
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionkit.losses import masked_cross_entropy, soft_cross_entropy
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
+from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.types import Dims, Encoded, TaskOutput
+
+IGNORE = -100
+
+
+class Masking(Protocol):
+    """Chooses and corrupts the tokens to predict."""
+
+    def __call__(self, input_ids: Tensor, word_index: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids and word_index (T, L) -> corrupted ids (T, L) and targets (T, L), -100 where nothing is predicted."""
+        ...
+
+
+class RandomMasking:
+    """BERT's rule: a token is chosen with ``probability``; of the chosen 80% become [MASK], 10% a random token, 10% stay.
+
+    ``whole_word`` chooses words, and with a word all its pieces. Special tokens are never chosen.
+    """
+
+    def __init__(self, dims: Dims, probability: float = 0.15, whole_word: bool = False) -> None:
+        self.dims, self.probability, self.whole_word = dims, probability, whole_word
+
+    def __call__(self, input_ids: Tensor, word_index: Tensor) -> tuple[Tensor, Tensor]:
+        draw = torch.rand(input_ids.shape, device=input_ids.device)
+        if self.whole_word:
+            draw = draw.gather(1, word_index.clamp(min=0))  # every piece of a word reads its word's draw
+        chosen = (draw < self.probability) & (word_index >= 0)
+        targets = input_ids.masked_fill(~chosen, IGNORE)
+        fate = torch.rand(input_ids.shape, device=input_ids.device)
+        noise = torch.randint_like(input_ids, self.dims.vocab_size)
+        corrupted = input_ids.masked_fill(chosen & (fate < 0.8), self.dims.mask_token_id)
+        return torch.where(chosen & (fate >= 0.9), noise, corrupted), targets
+
+
+class MaskedLMHead(nn.Module):
+    """BERT's prediction head: dense, GELU, norm, and a decoder tied to the word embeddings it is handed."""
+
+    def __init__(self, hidden_size: int, embed_size: int, vocab_size: int, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, embed_size)
+        self.norm = nn.LayerNorm(embed_size, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
+        """states (M, hidden_size), word_embeddings (V, embed_size) -> logits (M, V)."""
+        return F.linear(self.norm(F.gelu(self.dense(states))), word_embeddings, self.bias)
+
+
+class MLM(Task[CaptionBatch]):
+    """Predict masked caption tokens from the rest of the caption and the image; only masked positions reach the decoder.
+
+    With a teacher: (1 - alpha) * cross entropy + alpha * cross entropy to its distribution for the same masked text.
+    """
+
+    needs = frozenset({"text"})
+    reads = "captions"
+    encodes = False
+
+    def __init__(
+        self,
+        dims: Dims,
+        probability: float = 0.15,
+        whole_word: bool = False,
+        texts_per_image: int | None = None,
+        masking: Masking | None = None,
+        scorer: Scorer | None = None,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__(scorer)
+        self.dims, self.texts_per_image, self.probability = dims, texts_per_image, probability
+        self.masking = masking or RandomMasking(dims, probability, whole_word)
+        self.head = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+
+    def forward(
+        self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        captions = batch["captions"]
+        rows = leading_rows(captions["image_index"], self.texts_per_image)
+        input_ids, targets = self.masking(captions["input_ids"][rows], captions["word_index"][rows])
+        masked = (input_ids, captions["attention_mask"][rows], captions["image_index"][rows], targets != IGNORE)
+        logits, targets = self._logits(model, self.head, encoded, *masked), targets[targets != IGNORE]
+        loss = masked_cross_entropy(logits, targets)
+        if teacher is not None and teacher.alpha > 0 and len(targets):
+            with torch.no_grad():
+                soft = self._logits(teacher.model, teacher.head, teacher.encoded, *masked).float().softmax(dim=-1)
+            loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
+        return TaskOutput(loss, logits, targets)
+
+    def _logits(
+        self,
+        model: VisionLanguageModel,
+        head: nn.Module | None,
+        encoded: Encoded,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_index: Tensor,
+        is_masked: Tensor,
+    ) -> Tensor:
+        """Logits (M, V) at the M masked positions."""
+        assert head is not None
+        fused = model.fuse(encoded.memory, model.encode_text(input_ids, attention_mask), image_index)
+        return head(fused.text[is_masked], model.text_encoder.word_embeddings.weight)
+
+    def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """One record a masked token; the choice hangs on caption id and place only, so that every run asks the same."""
+        captions = batch["captions"]
+        input_ids = captions["input_ids"]
+        is_masked = _fixed_choice(captions["ids"], input_ids.shape[1], self.probability).to(input_ids.device)
+        is_masked &= captions["word_index"] >= 0
+        corrupted = input_ids.masked_fill(is_masked, self.dims.mask_token_id)
+        masked = (corrupted, captions["attention_mask"], captions["image_index"], is_masked)
+        tokens = self.dims.tokens
+        logits = self._logits(model, self.head, encoded, *masked)
+        predicted = logits[:, : len(tokens)].argmax(dim=-1)  # the table may have more rows than the tokenizer tokens
+        return [
+            {"caption_id": captions["ids"][row], "position": place, "token": tokens[token], "target": tokens[target]}
+            for (row, place), token, target in zip(
+                is_masked.nonzero().tolist(), predicted.tolist(), input_ids[is_masked].tolist(), strict=True
+            )
+        ]
+
+
+def _fixed_choice(ids: list[Any], length: int, probability: float) -> Tensor:
+    """Bool (T, length): a pseudo-random choice that is a function of caption id and place."""
+    limit = int(probability * 2**32)
+    return torch.tensor([[zlib.crc32(f"{i}/{place}".encode()) < limit for place in range(length)] for i in ids])

@@ -1,0 +1,55 @@
+"""Visual question answering as classification over an answer vocabulary (UNITER, ViLT, METER)."""
+
+from torch import Tensor, nn
+
+from fusionkit.errors import ConfigError
+from fusionkit.losses import soft_binary_cross_entropy
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+
+
+class QuestionRows(TextRows):
+    answer_scores: Tensor  # (T, A), soft targets
+
+
+class QuestionBatch(Batch):
+    questions: QuestionRows
+
+
+class VQA(Task[QuestionBatch]):
+    """Binary cross entropy of every answer against its soft score; the highest logit answers."""
+
+    needs = frozenset({"pooled"})
+    reads = "questions"
+
+    def __init__(self, dims: Dims, scorer: Scorer | None = None) -> None:
+        super().__init__(scorer)
+        if not dims.answers:
+            raise ConfigError("task.vqa: the run has no answer vocabulary; its data must hold questions with answers")
+        self.answers = dims.answers
+        self.head = nn.Sequential(
+            nn.Linear(dims.pooled_size, 2 * dims.pooled_size),
+            nn.GELU(),
+            nn.LayerNorm(2 * dims.pooled_size),
+            nn.Linear(2 * dims.pooled_size, len(dims.answers)),
+        )
+
+    def forward(
+        self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        targets = batch["questions"]["answer_scores"]
+        logits = self._logits(model, batch, encoded)
+        correct = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True)).mean()
+        return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, {"accuracy": correct})
+
+    def _logits(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:
+        fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["questions"]["image_index"])
+        return self.head(fused.pooled)  # (T, A)
+
+    def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
+        """VQA v2's own records: {"question_id", "answer"}."""
+        best = self._logits(model, batch, encoded).argmax(dim=1).tolist()
+        ids = batch["questions"]["ids"]
+        return [{"question_id": i, "answer": self.answers[a]} for i, a in zip(ids, best, strict=True)]

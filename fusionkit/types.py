@@ -1,0 +1,83 @@
+"""The values that cross the borders between data, model, tasks and training. Imports torch only."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypedDict
+
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """The states of one modality."""
+
+    embeds: Tensor  # (B, N, D)
+    mask: Tensor | None  # (B, N) or, for text that must be causal, (B, N, N); 1 = may be attended; None: all may
+    pooled: Tensor  # (B, D), one vector a row, by the encoder's own rule ([CLS] or mean)
+
+
+class Fused(NamedTuple):
+    """What a fusion returns for P (image, text) pairs; a part the fusion does not provide is None."""
+
+    pooled: Tensor | None  # (P, pooled_size)
+    text: Tensor | None  # (P, L, D), text states that have seen the image
+    image: Tensor | None = None  # (P, N, D), image states that have seen the text
+
+
+class TextRows(TypedDict, total=False):
+    """All texts of one kind in a batch; a row points at its image. Targets of the kind stand beside these keys."""
+
+    input_ids: Tensor  # (T, L) int64
+    attention_mask: Tensor  # (T, L) int64, 1 = token
+    word_index: Tensor  # (T, L) int64, number of the word a token belongs to; -1 for special tokens and padding
+    image_index: Tensor  # (T,) int64, row of the text's image in pixel_values
+    ids: list[Any]  # (T,) the data set's own caption, question or sentence ids
+
+
+class Batch(TypedDict):
+    """I images and the texts that go with them; each text kind that the source has is a further key.
+
+    A task declares its own TypedDict with the kinds it reads, e.g. ``questions: QuestionRows``.
+    """
+
+    source: str
+    image_ids: list[Any]  # (I,) the data set's own image ids
+    image_keys: Tensor  # (I,) int64, equal where two rows show the same image, within a source and across ranks
+    image_sizes: Tensor  # (I, 2) float, width and height in pixels that the annotations' boxes refer to
+    pixel_values: Tensor  # (I, 3, H, W)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One batch after the two encoders: made once, read by every task of the source."""
+
+    image: Tokens  # (I, N, Dv)
+    memory: Any  # the image as the fusion wants it, e.g. keys and values of every layer: computed once for all texts
+    image_feats: Tensor  # (I, E), projected and L2-normalised
+    text: dict[str, Tokens]  # by text kind
+    text_feats: dict[str, Tensor]  # by text kind, (T, E)
+
+
+class TaskOutput(NamedTuple):
+    """What a task returns for training."""
+
+    loss: Tensor  # scalar, unweighted
+    logits: Tensor
+    targets: Tensor
+    metrics: dict[str, Tensor] = {}  # scalars to log, detached; never optimised
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The plain values that tasks are built from."""
+
+    hidden_size: int  # width of the fused text states
+    pooled_size: int  # width of the fused pooled vector
+    image_size: int  # width of the image tokens
+    text_size: int  # width of the text encoder's embeddings (the MLM decoder is tied to them)
+    embed_size: int  # width E of the contrastive space
+    vocab_size: int  # rows of the text encoder's embedding table, at least len(tokens)
+    cls_token_id: int
+    sep_token_id: int
+    pad_token_id: int
+    mask_token_id: int
+    tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
+    answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
