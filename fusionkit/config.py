@@ -2,13 +2,13 @@
 
 import importlib.util
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -120,18 +120,16 @@ def _check_weight(key: str, weight: Any) -> None:
         raise ConfigError(f"{key} is {weight!r}, but a weight is a number from 0 up")
 
 
-def check_arguments(config: Any) -> None:
+def check_arguments(config: DictConfig) -> None:
     """Every key of a ``_target_`` block is an argument of its target, also where the target is called much later."""
     from hydra.utils import get_object
 
-    for block in target_blocks(config):
-        place = block._get_full_key(None) or "configuration"
+    for place, block in target_blocks(OmegaConf.to_container(config, resolve=False)):
         name = block["_target_"]
         try:
-            target = get_object(name)
+            accepted = inspect.signature(get_object(name)).parameters
         except (ImportError, ValueError) as error:
-            raise ConfigError(f"{place}._target_: '{name}' cannot be imported ({_cause(error)})") from error
-        accepted = inspect.signature(target).parameters
+            raise ConfigError(f"{place}._target_: '{name}' cannot be imported ({first_cause(error)})") from error
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
             continue
         for key in block:
@@ -139,26 +137,17 @@ def check_arguments(config: Any) -> None:
                 raise ConfigError(f"{place}: {name} takes no '{key}'; {suggest(str(key), accepted)}")
 
 
-def target_blocks(node: Any) -> Iterator[DictConfig]:
-    """All mappings with a ``_target_`` below a node, outer ones first."""
-    if isinstance(node, DictConfig) and not node._is_none():
-        if "_target_" in node:
-            yield node
-        children = [node._get_node(key) for key in node]
-    elif isinstance(node, ListConfig) and not node._is_none():
-        children = [node._get_node(index) for index in range(len(node))]
-    else:
-        children = []
-    for child in children:
-        yield from target_blocks(child)
+def target_blocks(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """All mappings with a ``_target_`` in a plain configuration, outer ones first, each with its full key."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield place, node
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in items:
+        yield from target_blocks(child, f"{place}.{key}".lstrip("."))
 
 
-def _cause(error: BaseException) -> str:
+def first_cause(error: BaseException) -> str:
+    """The first line of the exception at the bottom of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).splitlines()[0]
-
-
-def choices_of(mapping: Mapping[str, Any]) -> str:
-    """The keys of a mapping, for a message."""
-    return ", ".join(map(str, mapping))
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -60,6 +60,7 @@ class TimmEncoder(nn.Module):
             self.position = nn.Parameter(torch.randn(1, grid_size * grid_size, self.hidden_size) * 0.02)
         if frozen:
             self.backbone.requires_grad_(False)
+        self.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so, on CPU and GPU
 
     def train(self, mode: bool = True) -> "TimmEncoder":
         super().train(mode)
@@ -70,7 +71,7 @@ class TimmEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tokens:
         """(I, 3, H, W) -> tokens (I, N, hidden_size), all of them attendable."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            states = self._features(pixel_values)
+            states = self._features(pixel_values.contiguous(memory_format=torch.channels_last))
         patches = states[:, self.num_prefix_tokens :]
         if self.position is not None:
             if patches.shape[1] != self.position.shape[1]:

@@ -45,15 +45,25 @@ def recalls(ranks: Iterable[int]) -> dict[str, float]:
 
 
 def score_retrieval(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """R@k from ``{"image_id", "feats"}`` and ``{"caption_id", "feats"}`` records; what has no features counts as a miss."""
+    """R@k from ``{"image_id", "feats"}`` and ``{"caption_id", "feats"}`` records, or from ranking records.
+
+    What has no features counts as a miss.
+    """
     pairing = Pairing.of(samples)
     if not pairing.caption_ids:
         return {}
+    if not has_features(records):
+        return score_ranking(records, samples)
     sim = similarities(records, samples)
     text_ranks, image_ranks = _ranks(sim, sim.T, pairing.owner)
     text_ranks[sim.isneginf().all(dim=1)] = MISS
     image_ranks[sim.isneginf().all(dim=0)] = MISS
     return _both_ways(text_ranks.tolist(), image_ranks.tolist())
+
+
+def has_features(records: Sequence[Record]) -> bool:
+    """Whether these are features to be ranked, which stay in memory, rather than records to be written."""
+    return any("feats" in record for record in records)
 
 
 def similarities(records: Sequence[Record], samples: Sequence[Sample]) -> Tensor:

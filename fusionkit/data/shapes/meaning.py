@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fusionkit.data.shapes.scene import Scene, Thing
+from fusionkit.data.shapes.scene import HELD_OUT, Scene, Thing
 
 Truth = bool | None
 LOW, HIGH = 0.39, 0.5  # left of LOW is left, right of HIGH is not; mirrored for right, top and bottom
@@ -137,8 +137,6 @@ class Description:
     @property
     def is_held_out(self) -> bool:
         """Whether it names a colour-shape pair that training must not speak of."""
-        from fusionkit.data.shapes.scene import HELD_OUT
-
         return (self.color, self.shape) in HELD_OUT or bool(self.anchor and self.anchor.is_held_out)
 
     def words(self, rng: random.Random, plural: bool = False) -> str:
@@ -146,15 +144,16 @@ class Description:
         noun = self.shape or rng.choice(NOUNS)
         if plural:
             noun = PLURALS.get(noun, noun + "s")
-        parts = [_say(self.extreme, rng), _say(self.size, rng), self.color, noun]
+        parts = [say(self.extreme, rng), say(self.size, rng), self.color, noun]
         if self.place:
             parts.append(say_place(self.place, rng))
         if self.relation and self.anchor:
-            parts += [_say(self.relation, rng), "the", self.anchor.words(rng)]
+            parts += [say(self.relation, rng), "the", self.anchor.words(rng)]
         return " ".join(part for part in parts if part)
 
 
-def _say(word: str | None, rng: random.Random) -> str | None:
+def say(word: str | None, rng: random.Random) -> str | None:
+    """One of the usual wordings."""
     return rng.choice(PHRASES[word]) if word in PHRASES else word
 
 

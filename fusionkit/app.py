@@ -1,0 +1,88 @@
+"""Runs one of our entry points on a configuration that Hydra composes: options, sweeps, exit codes, readable mistakes."""
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from fusionkit.config import conf_dir, register_resolvers
+from fusionkit.errors import ConfigError, UserError
+from fusionkit.mistakes import translate
+
+Job = Callable[[DictConfig], Any]
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def parse(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options and overrides in any order -> Hydra's options, then the overrides (Hydra wants them in this order)."""
+    parser = _Parser(prog=f"fusionkit {command}", add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("--config-dir")
+    parser.add_argument("--cfg", choices=["job", "hydra", "all"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("overrides", nargs="*")
+    parsed = parser.parse_intermixed_args(arguments)
+    options = [flag for flag, is_set in (("--multirun", parsed.multirun), ("--resolve", parsed.resolve)) if is_set]
+    for flag, value in (("--config-dir", parsed.config_dir), ("--cfg", parsed.cfg)):
+        options += [flag, value] if value else []
+    return options, parsed.overrides
+
+
+def open_sections(overrides: Sequence[str], sections: Sequence[str]) -> list[str]:
+    """Let overrides below these sections name keys that only the checkpoint's own configuration knows."""
+    return [f"++{text}" if text.split(".")[0] in sections else text for text in overrides]
+
+
+def run_app(command: str, config_name: str, job: Job, arguments: Sequence[str], sections: Sequence[str] = ()) -> int:
+    """Compose ``conf/<config_name>.yaml`` with the arguments and run the job on it, or on each of a sweep; gives the exit code.
+
+    A user's mistake is told in one sentence; a sweep then goes on with its next job. Other exceptions are raised.
+    """
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions to us, rather than print them
+    shell_line, failures = sys.argv, list[int]()
+
+    def run_job(config: DictConfig) -> Any:
+        sys.argv = shell_line  # Lightning starts its further ranks by this line
+        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if is_sweep:
+            config.output_dir = HydraConfig.get().runtime.output_dir
+            print(f"job {HydraConfig.get().job.num}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
+        try:
+            return job(config)
+        except Exception as error:
+            failures.append(report(error))
+            return float("nan")
+
+    try:
+        options, overrides = parse(command, arguments)
+        sys.argv = [f"fusionkit {command}", *options, *open_sections(overrides, sections)]
+        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(run_job)()
+    except Exception as error:
+        failures.append(report(error))
+    finally:
+        sys.argv = shell_line
+    return failures[0] if failures else 0
+
+
+def report(error: Exception) -> int:
+    """Tell a user's mistake on stderr and give its exit code; raise anything else. FUSIONKIT_TRACE=1 adds the trace."""
+    mistake: UserError | None = translate(error)
+    if mistake is None:
+        raise error
+    if os.environ.get("FUSIONKIT_TRACE") == "1":
+        traceback.print_exception(error)
+    print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+    return mistake.exit_code

@@ -1,0 +1,102 @@
+"""The command line: a thin dispatcher that imports only what the chosen command needs, so that help is instant."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from fusionkit import __version__
+from fusionkit.errors import ConfigError, UserError, suggest
+
+
+class Command(NamedTuple):
+    """One word of the command line, and the module whose ``run(arguments)`` gives its exit code."""
+
+    summary: str
+    module: str
+    examples: tuple[str, ...]
+    config_name: str | None = None
+
+
+COMMANDS = {
+    "train": Command(
+        "train a model on several objectives at once, then evaluate it",
+        "fusionkit.train",
+        (
+            "experiment=quickstart",
+            "experiment=quickstart fusion=merged_attention objectives.shapes.itm=0.5",
+            "experiment=quickstart resume=true",
+            "-m experiment=quickstart fusion=cross_attention,merged_attention",
+        ),
+        "train",
+    ),
+    "evaluate": Command(
+        "score a checkpoint: metrics.json, predictions, picture gallery",
+        "fusionkit.evaluate",
+        ("checkpoint=outputs/quickstart/checkpoints/best.ckpt", "checkpoint=PATH split=test data.root=OTHER_FOLDER"),
+        "evaluate",
+    ),
+    "predict": Command(
+        "write a checkpoint's predictions without scoring them",
+        "fusionkit.predict",
+        ("checkpoint=PATH split=test sources=[shapes]",),
+        "predict",
+    ),
+    "data": Command(
+        "make a data set",
+        "fusionkit.datasets",
+        ("make shapes", "make shapes root=data/shapes scenes=1000"),
+        "data_make",
+    ),
+    "completion": Command(
+        "print the shell completion: bash, zsh or fish",
+        "fusionkit.completion",
+        ('bash    # eval "$(fusionkit completion bash)"', "fish    # fusionkit completion fish | source"),
+    ),
+}
+
+
+def overview() -> str:
+    """What ``fusionkit --help`` prints."""
+    rows = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    examples = [f"  fusionkit {name} {command.examples[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fusionkit COMMAND [key=value ...]",
+            "",
+            "commands (fusionkit COMMAND --help tells more)",
+            *rows,
+            "",
+            "examples",
+            *examples,
+        ]
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and give its exit code."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"fusionkit {__version__}")
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"fusionkit has no command '{name}'; {suggest(name, COMMANDS)}")
+        if {"--help", "-h"} & set(arguments[1:]):
+            print(importlib.import_module("fusionkit.help").command_help(name, COMMANDS[name]))
+            return 0
+        return importlib.import_module(COMMANDS[name].module).run(list(arguments[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def main() -> None:
+    """The ``fusionkit`` console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""Shell completion of commands, configuration groups and keys; ``fusionkit completion SHELL`` prints a script for eval."""
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+
+from fusionkit.errors import ConfigError, suggest
+
+SCRIPTS = {
+    # bash breaks words at "=", so what stands before it must not be repeated
+    "bash": """\
+_fusionkit() {
+    local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\\n'
+    local word="${line##* }"
+    local kept="${word%"${word##*=}"}"
+    COMPREPLY=($(fusionkit completion query "$line" 2>/dev/null))
+    COMPREPLY=("${COMPREPLY[@]#"$kept"}")
+}
+complete -o nospace -o default -F _fusionkit fusionkit""",
+    "zsh": """\
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+_fusionkit() {
+    local -a found=("${(@f)$(fusionkit completion query "$LBUFFER" 2>/dev/null)}")
+    compadd -Q -S '' -- $found
+}
+compdef _fusionkit fusionkit""",
+    "fish": """\
+function __fusionkit_complete
+    fusionkit completion query (commandline -cp) 2>/dev/null
+end
+complete -c fusionkit -f -a '(__fusionkit_complete)'""",
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print a shell's script, or, for that script, the words that can follow a line."""
+    shell = arguments[0] if arguments else ""
+    if shell == "query":
+        query(arguments[1])
+    elif shell in SCRIPTS:
+        print(SCRIPTS[shell])
+    else:
+        raise ConfigError(f"fusionkit completion needs a shell, not '{shell}'; {suggest(shell, SCRIPTS)}")
+    return 0
+
+
+def query(line: str) -> None:
+    """Print the candidates for the last word of a command line, one a line."""
+    from fusionkit.cli import COMMANDS
+    from fusionkit.config import group_choices
+
+    words = line.split()[1:] + ([""] if line.endswith(" ") else [])
+    name, *rest = words or [""]
+    fixed = {"completion": (SCRIPTS,), "data": (("make",), group_choices("make"))}.get(name, ())
+    if not rest:
+        _offer(name, COMMANDS)
+    elif len(rest) <= len(fixed):
+        _offer(rest[-1], fixed[len(rest) - 1])
+    elif name in COMMANDS and (config_name := COMMANDS[name].config_name):
+        _hydra(config_name, rest[len(fixed) :])
+
+
+def _offer(word: str, choices: Sequence[str] | dict[str, object]) -> None:
+    print("\n".join(f"{choice} " for choice in choices if choice.startswith(word)))
+
+
+def _hydra(config_name: str, words: Sequence[str]) -> None:
+    """Hydra's own completion, as its fish plugin prints it: one candidate a line."""
+    import hydra
+
+    from fusionkit.config import conf_dir, register_resolvers
+
+    register_resolvers()
+    os.environ["COMP_LINE"] = " ".join(["fusionkit", *words])
+    sys.argv = ["fusionkit", "--shell-completion", "query=fish"]
+    with open(os.devnull, "w") as devnull, redirect_stderr(devnull):
+        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(lambda _: None)()

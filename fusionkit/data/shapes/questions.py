@@ -1,0 +1,238 @@
+"""What a question means: its answer in a scene, or None where the scene does not settle it; and its words."""
+
+import random
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
+
+from fusionkit.data.shapes.meaning import CORNERS, OPPOSITE, Description, is_at, is_related, say, with_article
+from fusionkit.data.shapes.scene import HELD_OUT, Scene
+
+
+class Question(Protocol):
+    """One thing that may be asked of a scene."""
+
+    answer_type: ClassVar[str]
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it speaks of a colour-shape pair that training must not mention."""
+        ...
+
+    def answer(self, scene: Scene) -> str | None:
+        """The answer that every careful person gives, or None where there is none."""
+        ...
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """The sentence and its question type: the opening words by which VQA v2 sorts questions."""
+        ...
+
+
+def _yes_no(truth: bool | None) -> str | None:
+    return None if truth is None else "yes" if truth else "no"
+
+
+@dataclass(frozen=True, slots=True)
+class IsThere:
+    """Is there a large red star?"""
+
+    answer_type: ClassVar[str] = "yes/no"
+    description: Description
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.description.is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """Yes where one surely fits, no where none can be said to."""
+        found = self.description.found(scene)
+        return _yes_no(None if found is None else bool(found))
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """In the singular or the plural."""
+        one, many = with_article(self.description.words(rng)), self.description.words(rng, plural=True)
+        kind = rng.choice(("is there a", "is there a", "are there any", "can you"))
+        said = {"is there a": f"is there {one}", "are there any": f"are there any {many}", "can you": f"can you see {one}"}
+        return said[kind], kind
+
+
+@dataclass(frozen=True, slots=True)
+class IsRelated:
+    """Is the red star left of the blue circle?"""
+
+    answer_type: ClassVar[str] = "yes/no"
+    first: Description
+    relation: str
+    second: Description
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.first.is_held_out or self.second.is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """None unless both things are singled out and lie clearly so, or clearly the other way round."""
+        first, second = self.first.only(scene), self.second.only(scene)
+        if first is None or second is None or first is second:
+            return None
+        if is_related(first, OPPOSITE[self.relation], second):
+            return "no"
+        return "yes" if is_related(first, self.relation, second) else None
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """One wording."""
+        return f"is the {self.first.words(rng)} {say(self.relation, rng)} the {self.second.words(rng)}", "is the"
+
+
+@dataclass(frozen=True, slots=True)
+class IsBigger:
+    """Is the red star larger than the blue circle? Or, with ``smaller``, smaller?"""
+
+    answer_type: ClassVar[str] = "yes/no"
+    first: Description
+    second: Description
+    smaller: bool = False
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.first.is_held_out or self.second.is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """None unless one thing is large and the other small."""
+        first, second = self.first.only(scene), self.second.only(scene)
+        if first is None or second is None or first.size == second.size:
+            return None
+        return _yes_no((first.size == "small") == self.smaller)
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """One of two wordings."""
+        than = "smaller than" if self.smaller else rng.choice(("larger than", "bigger than"))
+        return f"is the {self.first.words(rng)} {than} the {self.second.words(rng)}", "is the"
+
+
+@dataclass(frozen=True, slots=True)
+class IsSo:
+    """Is the star red? Is the red star large?"""
+
+    answer_type: ClassVar[str] = "yes/no"
+    description: Description
+    attribute: str
+    value: str
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.description.is_held_out or replace(self.description, **{self.attribute: self.value}).is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """None unless one thing is singled out."""
+        thing = self.description.only(scene)
+        return _yes_no(getattr(thing, self.attribute) == self.value if thing else None)
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """A shape is a noun, the rest are adjectives."""
+        value = with_article(self.value) if self.attribute == "shape" else say(self.value, rng)
+        return f"is the {self.description.words(rng)} {value}", "is the"
+
+
+@dataclass(frozen=True, slots=True)
+class HowMany:
+    """How many red stars are there?"""
+
+    answer_type: ClassVar[str] = "number"
+    description: Description
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.description.is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """In digits."""
+        found = self.description.found(scene)
+        return None if found is None else str(len(found))
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """One of two wordings."""
+        many = self.description.words(rng, plural=True)
+        return rng.choice((f"how many {many} are there", f"how many {many} can you see")), "how many"
+
+
+@dataclass(frozen=True, slots=True)
+class What:
+    """What color is the star? What shape is left of the red star? What size is the red star?"""
+
+    answer_type: ClassVar[str] = "other"
+    description: Description
+    attribute: str
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.description.is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """None unless one thing is singled out."""
+        thing = self.description.only(scene)
+        return getattr(thing, self.attribute) if thing else None
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """Of a nameless neighbour one asks "what is left of ...", of anything else "what color is the ..."."""
+        where = self.description.relation or self.description.place
+        if self.attribute == "shape" and where and replace(self.description, color=None, size=None) == self.description:
+            said = self.description.words(rng).split(" ", 1)[1]
+            return rng.choice((f"what is {said}", f"what shape is {said}")), "what is"
+        return f"what {self.attribute} is the {self.description.words(rng)}", f"what {self.attribute} is the"
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where is the red star? In a corner or the center."""
+
+    answer_type: ClassVar[str] = "other"
+    description: Description
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.description.is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """The corner, or center; None where a thing lies between them."""
+        thing = self.description.only(scene)
+        truths = {place: is_at(thing, place) for place in (*CORNERS, "center")} if thing else {None: None}
+        return None if None in truths.values() else next((place for place, truth in truths.items() if truth), None)
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """One wording."""
+        return f"where is the {self.description.words(rng)}", "where is the"
+
+
+@dataclass(frozen=True, slots=True)
+class WhichSide:
+    """Is the red star on the left or on the right? At the top or at the bottom?"""
+
+    answer_type: ClassVar[str] = "other"
+    description: Description
+    sides: tuple[str, str]
+
+    @property
+    def is_held_out(self) -> bool:
+        """See Question."""
+        return self.description.is_held_out
+
+    def answer(self, scene: Scene) -> str | None:
+        """The side; None near the middle."""
+        thing = self.description.only(scene)
+        return next((side for side in self.sides if thing and is_at(thing, side)), None)
+
+    def words(self, rng: random.Random) -> tuple[str, str]:
+        """One wording."""
+        first, second = (say(f"at {side}", rng) for side in self.sides)
+        return f"is the {self.description.words(rng)} {first} or {second}", "is the"
+
+
+def is_new_pair(description: Description) -> bool:
+    """Whether the description itself names a held-out pair."""
+    return (description.color, description.shape) in HELD_OUT

@@ -1,0 +1,206 @@
+"""What a guesser scores that never looks at the image: ``<metric>_baseline`` reads the text, ``<metric>_chance`` nothing.
+
+Each function takes the training samples, the samples to score, the model's records for them (which may say what was asked,
+e.g. the masked places) and the tokenizer's ``tokenize``. Without training samples only what needs none is returned.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from math import comb
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fusionkit.data.sample import Sample, Text
+from fusionkit.evaluation.grounding import boxed_expressions, score_grounding
+from fusionkit.evaluation.masked import score_masked
+from fusionkit.evaluation.records import Record, Records
+from fusionkit.evaluation.vqa import annotated_questions, score_vqa
+
+Tokenize = Callable[[str], list[str]]
+CUTS = (1, 5, 10)
+QUESTION_PREFIXES = (3, 2, 1, 0)  # words
+MAX_WORDS = 2000  # of the bag of words
+RIDGE = 1.0
+
+
+class Baseline(Protocol):
+    """The scores of the two guessers, by metric name and suffix."""
+
+    def __call__(
+        self, train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    ) -> dict[str, float]: ...
+
+
+class Majority:
+    """The most frequent value for each of several contexts, to be asked from the most to the least telling one."""
+
+    def __init__(self, observations: Iterable[tuple[Hashable, Any]]) -> None:
+        self.counts: dict[Hashable, Counter[Any]] = {}
+        for context, value in observations:
+            self.counts.setdefault(context, Counter())[value] += 1
+
+    def __call__(self, contexts: Iterable[Hashable]) -> Any:
+        """The answer of the first context that was observed; None if none was."""
+        known = next((context for context in contexts if context in self.counts), None)
+        return self.counts[known].most_common(1)[0][0] if known is not None else None
+
+
+def vqa_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """The commonest training answer to the same question, backing off to its first 3, 2, 1 words; and the commonest of all."""
+    majority = Majority(
+        (context, _answer(question)) for question in annotated_questions(train) for context in _question_contexts(question)
+    )
+    if not majority.counts:
+        return {}
+    asked = list(annotated_questions(samples))
+    by_text = [{"question_id": each.id, "answer": majority(_question_contexts(each))} for each in asked]
+    commonest = majority([()])
+    by_chance = [{"question_id": each.id, "answer": commonest} for each in asked]
+    return _named("baseline", score_vqa(by_text, samples)) | _named("chance", score_vqa(by_chance, samples))
+
+
+def grounding_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """Ridge regression from the words of the expression to its box, relative to the image; and the mean training box."""
+    known = list(boxed_expressions(train))
+    if not known:
+        return {}
+    boxes = np.array([_relative_box(*each) for each in known])
+    regress = _ridge([text.text for _, text in known], boxes)
+    asked = list(boxed_expressions(samples))
+    by_text = [_box_record(sample, text, box) for (sample, text), box in zip(asked, regress(t.text for _, t in asked), strict=True)]
+    by_chance = [_box_record(sample, text, boxes.mean(axis=0)) for sample, text in asked]
+    return _named("baseline", score_grounding(by_text, samples)) | _named("chance", score_grounding(by_chance, samples))
+
+
+def matching_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """Balanced accuracy of any answer that does not compare the caption with the image."""
+    return {"itm_accuracy_baseline": 50.0, "itm_accuracy_chance": 50.0}
+
+
+def masked_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """The commonest training token between the same neighbours, backing off to left, right, none; and the commonest of all.
+
+    A neighbour that is masked itself is not known.
+    """
+    asked = list(_masked_contexts(samples, records, tokenize))
+    wanted = {context for contexts in asked for context in contexts} | {(None, None)}
+    majority = Majority(
+        (context, token)
+        for caption in _captions(train)
+        for left, token, right in _trigrams(tokenize(caption.text))
+        for context in _neighbour_contexts(left, right)
+        if context in wanted
+    )
+    if not majority.counts:
+        return {}
+    commonest = majority([(None, None)])
+    by_text = [{**record, "token": majority(contexts)} for record, contexts in zip(records, asked, strict=True)]
+    by_chance = [{**record, "token": commonest} for record in records]
+    return _named("baseline", score_masked(by_text, samples)) | _named("chance", score_masked(by_chance, samples))
+
+
+def retrieval_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """R@k of a random order, for both guessers: k / I for a caption, 1 - C(T - c, k) / C(T, k) for an image with c captions."""
+    owned = Counter(sample.image_id for sample in samples for _ in sample.texts.get("captions", ()))
+    images, texts = len(owned), sum(owned.values())
+    scores = {}
+    for cut in CUTS if owned else ():
+        scores[f"text_to_image_r{cut}"] = 100 * min(1.0, cut / images)
+        missed = [comb(texts - count, cut) / comb(texts, cut) if cut <= texts else 0.0 for count in owned.values()]
+        scores[f"image_to_text_r{cut}"] = 100 * (1 - sum(missed) / images)
+    return _named("baseline", scores) | _named("chance", scores)
+
+
+def _named(suffix: str, scores: Mapping[str, float]) -> dict[str, float]:
+    return {f"{name}_{suffix}": value for name, value in scores.items()}
+
+
+def _captions(samples: Sequence[Sample]) -> Iterator[Text]:
+    for sample in samples:
+        yield from sample.texts.get("captions", ())
+
+
+def _answer(question: Text) -> str:
+    given = question.facts.get("multiple_choice_answer")
+    return given if given is not None else Counter(question.facts["answers"]).most_common(1)[0][0]
+
+
+def _question_contexts(question: Text) -> list[tuple[str, ...]]:
+    """The whole question (marked by its end), its first words, and nothing."""
+    words = tuple(question.text.lower().rstrip(" ?").split())
+    return [(*words, "?"), *(words[:count] for count in QUESTION_PREFIXES)]
+
+
+def _masked_contexts(
+    samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> Iterator[list[tuple[str | None, str | None]]]:
+    """For each record what its token's neighbours tell. Position 0 of a caption is [CLS], as in ``input_ids``."""
+    texts = {caption.id: caption.text for caption in _captions(samples)}
+    masked = {(record["caption_id"], record["position"]) for record in records}
+    tokens: dict[Any, list[str]] = {}
+    for record in records:
+        key, position = record["caption_id"], record["position"]
+        if key not in tokens:
+            tokens[key] = ["", *tokenize(texts[key]), ""]
+        left, right = (
+            None if (key, place) in masked else tokens[key][place] for place in (position - 1, min(position + 1, len(tokens[key]) - 1))
+        )
+        yield _neighbour_contexts(left, right)
+
+
+def _neighbour_contexts(left: str | None, right: str | None) -> list[tuple[str | None, str | None]]:
+    return list(dict.fromkeys([(left, right), (left, None), (None, right), (None, None)]))
+
+
+def _trigrams(tokens: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    padded = ["", *tokens, ""]
+    return zip(padded, tokens, padded[2:], strict=False)
+
+
+def _size(sample: Sample) -> tuple[int, int]:
+    if sample.size is not None:
+        return sample.size
+    with Image.open(sample.image) as image:
+        return image.size
+
+
+def _relative_box(sample: Sample, text: Text) -> list[float]:
+    """(x, y, w, h) in 0..1 of the image."""
+    width, height = _size(sample)
+    return [value / side for value, side in zip(text.facts["box"], (width, height, width, height), strict=True)]
+
+
+def _box_record(sample: Sample, text: Text, relative: NDArray[np.float64]) -> Record:
+    width, height = _size(sample)
+    return {"sent_id": text.id, "bbox": (relative * (width, height, width, height)).tolist()}
+
+
+def _ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[Iterable[str]], NDArray[np.float64]]:
+    """Regression from the set of a text's words to targets (N, 4), through normal equations over the commonest words."""
+    frequent = Counter(word for text in texts for word in set(text.lower().split())).most_common(MAX_WORDS)
+    column = {word: at for at, (word, _) in enumerate(frequent)}
+    mean, size = targets.mean(axis=0), len(column)
+
+    def columns(text: str) -> list[int]:
+        return sorted({column[word] for word in text.lower().split() if word in column})
+
+    gram, moments = np.eye(size) * RIDGE, np.zeros((size, targets.shape[1]))
+    for text, target in zip(texts, targets, strict=True):
+        at = columns(text)
+        gram[np.ix_(at, at)] += 1
+        moments[at] += target - mean
+    weights = np.linalg.solve(gram, moments)
+    return lambda asked: np.array([weights[columns(text)].sum(axis=0) + mean for text in asked]).reshape(-1, targets.shape[1])

@@ -1,0 +1,107 @@
+"""Hydra's and OmegaConf's exceptions as one sentence that names the key, the nearest known name and the choices."""
+
+import re
+
+import yaml
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+    SearchPathException,
+)
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from fusionkit.config import conf_dir, first_cause, group_choices
+from fusionkit.errors import ConfigError, UserError, suggest
+
+
+def translate(error: Exception) -> UserError | None:
+    """The user's mistake behind an exception, or None where it is a defect that deserves its trace."""
+    chain = [error]
+    while isinstance(cause := chain[-1].__cause__, Exception):
+        chain.append(cause)
+    for link in chain:  # our own sentence, however deeply a library has wrapped it
+        if isinstance(link, UserError):
+            return link
+    if isinstance(error, InstantiationException | TypeError):
+        return _instantiation(error, chain[-1])
+    if isinstance(error, yaml.YAMLError):
+        return ConfigError(f"not valid yaml: {' '.join(str(error).split())}")
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return next((told for link in chain if (told := _configuration(link))), ConfigError(_first_line(error)))
+    return None
+
+
+def _configuration(error: Exception) -> ConfigError | None:
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error)
+    if isinstance(error, OverrideParseException):
+        reason = next(line for line in error.message.splitlines() if "Error parsing override" not in line)
+        return ConfigError(f"override '{error.override}' cannot be read ({reason}); write key=value, and quote odd characters")
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        return _unknown_key(error)
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"'{error.full_key}' has no value yet; give it as {error.full_key}=VALUE")
+    if isinstance(error, InterpolationResolutionError):
+        return ConfigError(f"{error.full_key}: {_first_line(error)}")
+    if isinstance(error, OmegaConfBaseException):
+        return ConfigError(f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error))
+    if isinstance(error, ConfigCompositionException | SearchPathException) and error.__cause__ is None:
+        return _composition(str(error))
+    return None
+
+
+def _missing_file(error: MissingConfigException) -> ConfigError:
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    choices = error.options or group_choices(group)
+    if not group:
+        return ConfigError(f"no configuration named '{name}'; {suggest(name, choices)}")
+    return ConfigError(f"{group} has no choice '{name}'; {suggest(name, choices)}")
+
+
+def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> ConfigError:
+    known = [str(key) for key in error.parent_node or () if key != "hydra"]
+    parent, _, key = str(error.full_key or error.key).rpartition(".")
+    if not parent:
+        known += [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in (*known, "hydra")]
+    if not known:
+        return ConfigError(f"'{parent}' is a single value, so it has no key '{key}'")
+    return ConfigError(f"unknown key '{key}' in {parent or 'the configuration'}; {suggest(key, known)}")
+
+
+def _composition(message: str) -> ConfigError:
+    if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", message):
+        groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+        return ConfigError(f"unknown group '{group[1]}' in a defaults list; {suggest(group[1], groups)}")
+    if value := re.search(r"Ambiguous value for argument '([^']+)'", message):
+        return ConfigError(f"'{value[1]}' names several values; write [a,b] for a list, or add -m to run each in turn")
+    return ConfigError(" ".join(message.split()))
+
+
+def _instantiation(error: Exception, cause: Exception) -> ConfigError | None:
+    place = re.search(r"full_key: (\S+)", str(error))
+    target = re.search(r"(?:call to|locating) target '([^']+)'", str(error))
+    if _is_signature_mismatch(cause) or (target and isinstance(cause, ImportError)):
+        return ConfigError(f"{place[1] if place else 'configuration'} cannot be built: {first_cause(cause)}")
+    return None
+
+
+def _is_signature_mismatch(cause: Exception) -> bool:
+    """True for the TypeError of a call by Hydra that does not fit the target's signature (deeper calls are our defects)."""
+    frame = cause.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    is_hydra = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).startswith("hydra.")
+    return is_hydra and isinstance(cause, TypeError) and "argument" in str(cause)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

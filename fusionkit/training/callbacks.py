@@ -1,0 +1,95 @@
+"""What happens around the steps: checkpoints, the end of the run, throughput, and images that could not be read."""
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from fusionkit.distributed import world_size
+from fusionkit.errors import ConfigError, DataError, suggest
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``, the model with the best value of one validation metric, "val/<source>/<metric>" or "val/mean"."""
+
+    def __init__(self, directory: str, monitor: str = "val/mean", mode: str = "max") -> None:
+        super().__init__(
+            directory, "best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
+        )
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        known = [name for name in trainer.callback_metrics if name.startswith("val/")]
+        if self.monitor not in known:
+            raise ConfigError(f"callbacks.best.monitor: no validation metric is named '{self.monitor}'; {suggest(str(self.monitor), known)}")
+        super().on_validation_end(trainer, pl_module)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``last.ckpt``, to resume from: after each validation, or each epoch where there is none, and at the end.
+
+    Apart from ``BestCheckpoint`` because Lightning's ``save_last`` writes only when the best improves.
+    """
+
+    def __init__(self, directory: str) -> None:
+        super().__init__(directory, "last", enable_version_counter=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class StopAfter(Callback):
+    """Ends the training, with a last validation and checkpoint, at its last step or when ``minutes`` have passed.
+
+    Without it Lightning leaves at ``max_steps`` with the scores of the validation before. Time spent is kept in checkpoints.
+    """
+
+    def __init__(self, minutes: float | None = None) -> None:
+        self.minutes = minutes
+        self._spent, self._started = 0.0, time.monotonic()
+
+    def fraction(self) -> float:
+        """How much of the time is spent, 0 where it is not limited."""
+        return self._seconds() / (60 * self.minutes) if self.minutes else 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        is_over = trainer.strategy.broadcast(self.fraction() >= 1) if self.minutes else False
+        if is_over or trainer.global_step >= trainer.estimated_stepping_batches:
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._spent = state["seconds"]
+
+    def _seconds(self) -> float:
+        return self._spent + time.monotonic() - self._started
+
+
+class Throughput(Callback):
+    """Logs ``train/images_per_s``, over all ranks, since the last logged step; validation is not counted."""
+
+    def __init__(self) -> None:
+        self._images, self._seconds, self._started = 0, 0.0, 0.0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if not self._started:
+            self._started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
+    ) -> None:
+        self._images += sum(len(part["image_ids"]) for part in batch.values()) * world_size()
+        now = time.monotonic()
+        self._seconds, self._started = self._seconds + now - self._started, now
+        if (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0 and self._seconds:
+            pl_module.log("train/images_per_s", self._images / self._seconds, on_step=True, on_epoch=False)
+            self._images, self._seconds = 0, 0.0
+
+    def on_validation_start(self, *args: Any) -> None:
+        self._started = 0.0

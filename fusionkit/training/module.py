@@ -1,0 +1,204 @@
+"""The only LightningModule: one step over several objectives, validation, and what a checkpoint carries."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from fusionkit.distributed import from_rank_zero, rank
+from fusionkit.errors import ConfigError, DataError, UserError, suggest
+from fusionkit.tasks.base import Task
+from fusionkit.training.validation import Validation
+from fusionkit.types import Batch, TaskOutput
+
+
+class TrainingModule(LightningModule):
+    """Trains ``model`` on ``objectives: {source: {task: weight}}``; a weight multiplies, and one of 0 switches the objective off.
+
+    ``balance``    joins the losses by objective ("source/task") into one (fusionkit.balance).
+    ``optimizer``  called with the named parameters, returns the optimiser; its groups keep their ``lr_scale``.
+    ``scheduler``  called with (optimiser, total_steps=...), returns a schedule that is stepped with the optimiser.
+    ``teacher``    a momentum teacher (fusionkit.momentum), advanced once per optimiser step.
+    ``artifacts``  plain strings, numbers and lists that make a checkpoint self-contained (resolved config, answers, tokenizer).
+
+    What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of (seed, rank,
+    step, batch) alone: it depends neither on validation nor on the loaders nor on where a run was interrupted.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tasks: Mapping[str, Task[Any]],
+        objectives: Mapping[str, Mapping[str, float]],
+        balance: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer],
+        scheduler: Callable[..., Any],
+        teacher: Any = None,
+        artifacts: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.objectives = active_objectives(objectives, tasks)
+        self.weights = {f"{source}/{task}": weight for source, row in self.objectives.items() for task, weight in row.items()}
+        self.model, self.tasks = model, nn.ModuleDict(tasks)
+        self.balance, self.teacher = balance, teacher
+        self.artifacts = dict(artifacts or {})
+        self._build_optimizer, self._build_scheduler = optimizer, scheduler
+        self._validation = Validation()
+        self._teacher_step = -1  # the optimiser step the teacher was last advanced for
+        self._seed = torch.initial_seed()
+        self._freeze_unused()
+
+    def training_step(self, batches: dict[str, Batch], batch_idx: int) -> Tensor:
+        """One step over all sources; returns the balanced loss."""
+        self.model.clamp_temperature()
+        self._advance_teacher()
+        losses, metrics = {}, {}
+        for source in self.objectives:
+            for name, output in self._outputs(source, batches[source]).items():
+                losses[f"{source}/{name}"] = output.loss
+                metrics |= {f"train/{source}/{name}_{key}": value for key, value in output.metrics.items()}
+        self._require_finite(losses)
+        total = self.balance(losses, self.weights)
+        metrics |= {f"train/{objective}_loss": loss.detach() for objective, loss in losses.items()}
+        self.log_dict(metrics | {"train/loss": total.detach(), **self._state_of_training()}, on_step=True, on_epoch=False)
+        return total
+
+    def _outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
+        """Encode the batch once (and once more by the teacher, where a task listens to it), then run the source's tasks."""
+        tasks = self._tasks_of(source)
+        encoded = self.model.encode(batch, text_kinds(tasks.values()))
+        views: dict[str, Any] = {}
+        listening = {name: task for name, task in tasks.items() if getattr(task, "distils", True)}
+        if self.teacher is not None and listening:
+            taught = self.teacher.encode(batch, text_kinds(listening.values()))
+            alpha = self.teacher.alpha(self.global_step)
+            views = {name: self.teacher.view(name, taught, alpha) for name in listening}
+        return {name: task(self.model, batch, encoded, views.get(name)) for name, task in tasks.items()}
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collect the records that the source's tasks predict; scored when the epoch ends."""
+        tasks = {name: task for name, task in self._tasks_of(batch["source"]).items() if task.scorer is not None}
+        if tasks:
+            encoded = self.model.encode(batch, text_kinds(tasks.values()))
+            records = {name: task.predict(self.model, batch, encoded) for name, task in tasks.items()}
+            self._validation.add(batch["source"], batch["image_ids"], records)
+
+    def on_validation_epoch_start(self) -> None:
+        self._validation.clear()
+
+    def on_validation_epoch_end(self) -> None:
+        """Score each source's records, of all ranks, and log ``val/<source>/<metric>`` and their headline mean ``val/mean``."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        scorers = {
+            source: {name: task.scorer for name, task in self._tasks_of(source).items() if task.scorer is not None}
+            for source in self.objectives
+        }
+        limit = self.trainer.limit_val_batches
+        is_partial = self.trainer.sanity_checking or isinstance(limit, int) or limit < 1.0
+        scores = self._validation.score(scorers, lambda source: datamodule.samples(source, "val"), is_partial)
+        # every rank computed the same numbers; sync_dist only tells Lightning so
+        self.log_dict(scores, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._build_optimizer(list(self.named_parameters()))
+        schedule = self._build_scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        """All ranks must train the same thing: a launcher that replays a sweep in every rank gives each its own config."""
+        digest = hashlib.sha256(json.dumps(self.artifacts, sort_keys=True, default=str).encode()).hexdigest()
+        if digest != from_rank_zero(digest):
+            raise ConfigError(
+                f"rank {rank()} was started with another configuration than rank 0: start the ranks from one saved config.yaml"
+            )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        seed_batch(self._seed, rank(), self.global_step, batch_idx)
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        seed_batch(self._seed, rank(), dataloader_idx, batch_idx)  # the same draws each time, so that scores compare
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["fusionkit"] = self.artifacts
+        checkpoint["progress"] = {"seed": self._seed, "teacher_step": self._teacher_step}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_same_shapes(self.state_dict(), checkpoint["state_dict"])
+        if "progress" in checkpoint:
+            self._seed, self._teacher_step = checkpoint["progress"]["seed"], checkpoint["progress"]["teacher_step"]
+
+    def _tasks_of(self, source: str) -> dict[str, Task[Any]]:
+        return {name: self.tasks[name] for name in self.objectives.get(source, ())}  # type: ignore[misc]
+
+    def _advance_teacher(self) -> None:
+        """Once per optimiser step, before the teacher is first asked (ALBEF), however many micro-batches the step has."""
+        if self.teacher is not None and self._teacher_step != self.global_step:
+            self.teacher.update(self.model, self.tasks)
+            self._teacher_step = self.global_step
+
+    def _freeze_unused(self) -> None:
+        used = {name for row in self.objectives.values() for name in row}
+        for name, task in self.tasks.items():
+            if name not in used:
+                task.requires_grad_(False)
+        self.model.freeze_unused(frozenset().union(*(self.tasks[name].needs for name in used)))  # type: ignore[arg-type]
+
+    def _state_of_training(self) -> dict[str, Any]:
+        group = self.trainer.optimizers[0].param_groups[0]
+        return {"train/temperature": self.model.temperature.detach(), "train/lr": group["lr"] / group["lr_scale"]}
+
+    def _require_finite(self, losses: Mapping[str, Tensor]) -> None:
+        finite = torch.stack([loss.detach() for loss in losses.values()]).isfinite().tolist()
+        for (objective, loss), is_finite in zip(losses.items(), finite, strict=True):
+            if not is_finite:
+                raise UserError(
+                    f"objective {objective}: the loss is {loss.item()} at step {self.global_step}; lower optimizer.lr, clip with "
+                    "trainer.gradient_clip_val, or set trainer.precision=32-true"
+                )
+
+
+def active_objectives(
+    objectives: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
+    """The objectives with a positive weight; raises ConfigError for an unknown task, a negative weight and if none is left."""
+    active: dict[str, dict[str, float]] = {}
+    for source, row in objectives.items():
+        for task, weight in row.items():
+            if task not in tasks:
+                raise ConfigError(f"objectives.{source}.{task}: no such task is configured; {suggest(task, tasks)}")
+            if not float(weight) >= 0:
+                raise ConfigError(f"objectives.{source}.{task}: the weight {weight} is not a number of at least 0 (0 switches it off)")
+            if weight > 0:
+                active.setdefault(source, {})[task] = float(weight)
+    if not active:
+        raise ConfigError("objectives: there is nothing to train; give a source and a task a weight above 0")
+    return active
+
+
+def text_kinds(tasks: Iterable[Task[Any]]) -> list[str]:
+    """The text kinds whose plain texts these tasks read encoded."""
+    return sorted({task.reads for task in tasks if task.encodes})
+
+
+def seed_batch(*place: int) -> None:
+    """Seed torch, on all devices, from the numbers that name a batch."""
+    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+
+
+def require_same_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise DataError, with the first difference, where a checkpoint was written by another architecture."""
+    for name, problem in (
+        *((name, "is not in the checkpoint") for name in expected if name not in found),
+        *((name, "is in the checkpoint only") for name in found if name not in expected),
+        *(
+            (name, f"has shape {tuple(found[name].shape)} in the checkpoint and {tuple(expected[name].shape)} here")
+            for name in expected
+            if name in found and found[name].shape != expected[name].shape
+        ),
+    ):
+        raise DataError(f"checkpoint: {name} {problem}; train with the configuration that the checkpoint was written with")

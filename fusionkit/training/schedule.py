@@ -1,0 +1,95 @@
+"""How the learning rate moves, by optimiser step: each factory takes (optimizer, total_steps) and returns a LambdaLR.
+
+``warmup_steps`` is a number of steps, or a fraction of the run where it is a float below 1. During the W warm-up steps
+the rate of step s is base * (s + 1) / W (open_clip, ``scheduler.py``), so that the first step already learns.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from fusionkit.distributed import from_rank_zero
+from fusionkit.errors import ConfigError
+
+
+def warmup_cosine(
+    optimizer: Optimizer,
+    total_steps: float,
+    warmup_steps: float = 0.05,
+    min_lr_ratio: float = 0.0,
+    max_minutes: float | None = None,
+) -> LambdaLR:
+    """After the warm-up base * (f + (1 - f) * (1 + cos(pi * (s - W) / (S - W))) / 2), with f = min_lr_ratio and S = total_steps.
+
+    With ``max_minutes`` the schedule also ends with the time: s is the larger of the step and S * elapsed / max_minutes, so
+    that a slow machine ends at the floor too. Such a run is not bit-reproducible. The time spent is kept in checkpoints.
+    """
+    total, warm = _lengths(total_steps, warmup_steps)
+
+    def factor(step: float) -> float:
+        progress = min(1.0, max(0.0, (step - warm) / max(1, total - warm)))
+        return _warm(step, warm, min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
+
+    return LambdaLR(optimizer, factor if max_minutes is None else TimedFactor(factor, total, 60 * max_minutes))
+
+
+def warmup_linear(
+    optimizer: Optimizer, total_steps: float, warmup_steps: float = 0.1, min_lr_ratio: float = 0.0
+) -> LambdaLR:
+    """After the warm-up a straight line from base to min_lr_ratio * base (UNITER, ViLT, METER, X-VLM)."""
+    total, warm = _lengths(total_steps, warmup_steps)
+
+    def factor(step: float) -> float:
+        left = max(0.0, (total - step) / max(1, total - warm))
+        return _warm(step, warm, min_lr_ratio + (1 - min_lr_ratio) * left)
+
+    return LambdaLR(optimizer, factor)
+
+
+def constant(optimizer: Optimizer, total_steps: float, warmup_steps: float = 0) -> LambdaLR:
+    """After the warm-up, the base rate."""
+    warm = _lengths(total_steps, warmup_steps)[1]
+    return LambdaLR(optimizer, lambda step: _warm(step, warm, 1.0))
+
+
+class TimedFactor:
+    """A factor of the step that also advances with the clock, the same on all ranks."""
+
+    # A LambdaLR saves the __dict__ of such an object in checkpoints: only ``spent`` may live there, since a clock means
+    # nothing in another process, and a resumed run may have another length.
+    __slots__ = ("__dict__", "_factor", "_total", "_budget", "_clock", "_seen", "_step")
+
+    def __init__(
+        self, factor: Callable[[float], float], total: int, seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._factor, self._total, self._budget, self._clock = factor, total, seconds, clock
+        self._seen, self._step = clock(), -1
+        self.spent = 0.0  # seconds
+
+    def __call__(self, step: int) -> float:
+        if step != self._step:  # once a step: all parameter groups must see the same time
+            now = self._clock()
+            self.spent = from_rank_zero(self.spent + now - self._seen)
+            self._seen, self._step = now, step
+        return self._factor(max(step, self._total * min(1.0, self.spent / self._budget)))
+
+
+def _warm(step: float, warm: int, after: float) -> float:
+    return min(1.0, (step + 1) / warm) if step < warm else after
+
+
+def _lengths(total_steps: float, warmup_steps: float) -> tuple[int, int]:
+    if math.isinf(total_steps):
+        raise ConfigError("scheduler: the run has no last step to end at; set trainer.max_steps or trainer.max_epochs")
+    total = int(total_steps)
+    if isinstance(warmup_steps, float) and not warmup_steps.is_integer():
+        if not 0 <= warmup_steps < 1:
+            raise ConfigError(f"scheduler.warmup_steps: expected a number of steps or a fraction below 1, got {warmup_steps}")
+        return total, round(warmup_steps * total)
+    if not 0 <= warmup_steps < max(2, total):
+        warnings.warn(f"scheduler.warmup_steps is {warmup_steps:g} in a run of {total} steps: the full rate is not reached", stacklevel=3)
+    return total, int(warmup_steps)

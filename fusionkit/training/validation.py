@@ -1,0 +1,58 @@
+"""What validation collects, and how it becomes scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fusionkit.data.sample import Sample
+from fusionkit.distributed import gather_objects
+from fusionkit.tasks.base import Records, Scorer
+
+
+class Validation:
+    """The records of one validation epoch, by (source, task), and the images that they are about."""
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[str, str], Records] = {}
+        self._images: dict[str, list[Any]] = {}
+
+    def clear(self) -> None:
+        """Forget the last epoch."""
+        self._records, self._images = {}, {}
+
+    def add(self, source: str, image_ids: Sequence[Any], records: Mapping[str, Records]) -> None:
+        """Keep a batch's records by task."""
+        self._images.setdefault(source, []).extend(image_ids)
+        for task, new in records.items():
+            self._records.setdefault((source, task), []).extend(new)
+
+    def score(
+        self,
+        scorers: Mapping[str, Mapping[str, Scorer]],
+        samples_of: Callable[[str], Sequence[Sample]],
+        is_partial: bool,
+    ) -> dict[str, float]:
+        """``val/<source>/<metric>`` over the records of all ranks, and ``val/mean``: the mean of every scorer's first metric.
+
+        ``is_partial`` only the images that were seen are scored (a limited validation); otherwise a missing record counts.
+        """
+        scores: dict[str, float] = {}
+        headlines = []
+        for source, by_task in scorers.items():
+            samples = samples_of(source) if by_task else []
+            if is_partial:
+                seen = set(gather_objects(self._images.get(source, [])))
+                samples = [sample for sample in samples if sample.image_id in seen]
+            for task, scorer in by_task.items():
+                metrics = scorer(distinct(gather_objects(self._records.get((source, task), []))), samples)
+                scores |= {f"val/{source}/{name}": value for name, value in metrics.items()}
+                headlines += list(metrics.values())[:1]
+        return scores | ({"val/mean": sum(headlines) / len(headlines)} if headlines else {})
+
+
+def distinct(records: Records) -> Records:
+    """The records without those that repeat another's ids (a sampler may pad the last batches of the ranks with duplicates)."""
+    kept: dict[Any, dict[str, Any]] = {}
+    for number, record in enumerate(records):
+        names = tuple((name, value) for name, value in record.items() if name.endswith("_id") or name == "position")
+        kept.setdefault(names or number, record)
+    return list(kept.values())

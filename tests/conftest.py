@@ -1,0 +1,33 @@
+"""Set up for every test: one thread, no network, no W&B; what a marker needs, and why a test is skipped without it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch  # noqa: E402  (reads the environment)
+
+ROOT = Path(__file__).parents[1]
+REFERENCE = Path(os.environ.get("FUSIONKIT_REFERENCE", ROOT.parent / "shared"))
+
+torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    missing = {
+        "gpu": not torch.cuda.is_available() and "no CUDA device",
+        "reference": not REFERENCE.is_dir() and f"no reference files in {REFERENCE}; set FUSIONKIT_REFERENCE",
+    }
+    for item in items:
+        for marker, reason in missing.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of reference files (``reference/`` and ``data/`` in it); use with the marker of the same name."""
+    return REFERENCE

@@ -1,0 +1,111 @@
+"""Who may import whom (the rooms of the design), what pyproject declares, and what the wheel carries."""
+
+import ast
+import re
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fusionkit"
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# room (the longest matching path decides) -> third-party packages and fusionkit modules it may import
+TENSORS = {"torch", "fusionkit.types", "fusionkit.errors"}
+RULES = {
+    "__init__": set(),
+    "__main__": {"fusionkit.cli"},
+    "cli": {"fusionkit"},
+    "errors": set(),
+    "types": {"torch"},
+    "losses": TENSORS,
+    "negatives": TENSORS,
+    "balance": TENSORS,
+    "momentum": TENSORS,
+    "distributed": TENSORS,
+    "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
+    "fusion": TENSORS | {"fusionkit.fusion"},
+    "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
+    "tasks": TENSORS
+    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")},
+}
+HYDRA = {"hydra", "omegaconf"}
+ENTRY = {"app", "config", "mistakes", "completion", "help", "datasets", "train", "evaluate", "predict", "cli", "__main__"}
+FORBIDDEN = {  # rooms that may import much, but not this
+    "data": {"fusionkit.model", "fusionkit.tasks", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
+    "evaluation": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
+    "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
+    "training/launch": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
+}
+HYDRA_ROOMS = {"training/launch"} | ENTRY
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core"}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports, those for the type checker alone left out."""
+    for node in _runtime(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def _runtime(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        is_typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        if not is_typing:
+            yield child
+            yield from _runtime(child)
+
+
+def covers(names: set[str], module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def room(path: Path, table: dict[str, set[str]]) -> str | None:
+    name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    return max((r for r in table if name == r or name.startswith(f"{r}/")), key=len, default=None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_room_imports_only_what_it_may(path: Path) -> None:
+    modules = {name for name in imports(path) if name.split(".")[0] not in sys.stdlib_module_names}
+    if (allowed := room(path, RULES)) is not None:
+        # cli may import its own errors and version, and everything else by name when a command asks for it
+        extra = {"fusionkit.errors"} if allowed == "cli" else set()
+        assert {name for name in modules if not covers(RULES[allowed] | extra, name)} - {"fusionkit"} == set()
+    if (forbidden := room(path, FORBIDDEN)) is not None:
+        assert {name for name in modules if covers(FORBIDDEN[forbidden], name)} == set()
+    if path.relative_to(PACKAGE).with_suffix("").as_posix() not in HYDRA_ROOMS:
+        assert {name for name in modules if covers(HYDRA, name)} == set()
+
+
+def test_the_rules_name_rooms_that_exist() -> None:
+    for name in RULES | FORBIDDEN:
+        assert (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file(), name
+
+
+def test_third_party_imports_and_declared_dependencies_agree() -> None:
+    declared = {re.match(r"[\w-]+", line)[0].lower() for line in PYPROJECT["project"]["dependencies"]}
+    tops = {name.split(".")[0] for path in FILES for name in imports(path)}
+    imported = {DISTRIBUTIONS.get(name, name) for name in tops - set(sys.stdlib_module_names) - {"fusionkit", ""}}
+    assert imported - declared == set()
+    assert declared - imported <= {"tensorboard"}  # Lightning imports it for its logger
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_the_package_and_its_configuration(tmp_path: Path) -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    (built,) = wheel.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(built) as archive:
+        names = set(archive.namelist())
+    conf = {f"fusionkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
+    package = {path.relative_to(ROOT).as_posix() for path in FILES}
+    assert len(conf) > 10
+    assert conf | package <= names
+    assert not any(name.startswith("tests/") for name in names)

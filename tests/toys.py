@@ -1,0 +1,102 @@
+"""Toy sizes of the real parts, shared by the tests: a tiny model, its dims, and a batch with every text kind."""
+
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.text import TextEncoder
+from fusionkit.model import VisionLanguageModel, assemble
+from fusionkit.types import Dims
+
+CONF = Path(__file__).parents[1] / "conf"
+WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
+CLS, SEP, PAD, MASK = 2, 3, 0, 4
+
+
+def choices(group: str) -> list[str]:
+    """Names of the files in a config group; a group without files is a broken test, not an empty one."""
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    assert names, f"no file in conf/{group}"
+    return names
+
+
+def toy_fusion(name: str):
+    """The factory of conf/fusion/NAME.yaml with two layers of four heads and no dropout."""
+    config = OmegaConf.load(CONF / "fusion" / f"{name}.yaml")
+    toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0}
+    config.update({key: value for key, value in toy_sizes.items() if key in config})
+    return instantiate(config)
+
+
+def toy_task(name: str, dims: Dims):
+    """The task of conf/task/NAME.yaml."""
+    return instantiate(OmegaConf.load(CONF / "task" / f"{name}.yaml"))(dims=dims)
+
+
+def toy_model(fusion="cross_attention", **options) -> VisionLanguageModel:
+    text_config = {
+        "model_type": "bert", "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "intermediate_size": 64, "max_position_embeddings": 32,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    return assemble(
+        TimmEncoder("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=WIDTH, depth=1, num_heads=4),
+        TextEncoder(VOCABULARY, config=text_config),
+        toy_fusion(fusion) if isinstance(fusion, str) else fusion,
+        **{"embed_size": 16} | options,
+    )
+
+
+def toy_dims(model: VisionLanguageModel) -> Dims:
+    return Dims(
+        hidden_size=model.fusion.hidden_size,
+        pooled_size=model.fusion.pooled_size,
+        image_size=model.image_encoder.hidden_size,
+        text_size=model.text_encoder.hidden_size,
+        embed_size=model.embed_size,
+        vocab_size=VOCABULARY,
+        cls_token_id=CLS,
+        sep_token_id=SEP,
+        pad_token_id=PAD,
+        mask_token_id=MASK,
+        tokens=tuple(f"t{i}" for i in range(VOCABULARY)),
+        answers=ANSWERS,
+    )
+
+
+def toy_rows(images: int, texts_per_image: int, length: int = 9) -> dict:
+    """Random texts of 4 to ``length`` tokens, ``texts_per_image`` for each image."""
+    rows = images * texts_per_image
+    lengths = torch.randint(4, length + 1, (rows, 1))
+    lengths[0] = length
+    places = torch.arange(length)[None]
+    input_ids = torch.randint(5, VOCABULARY, (rows, length))
+    input_ids[:, 0] = CLS
+    input_ids = torch.where(places == lengths - 1, SEP, torch.where(places < lengths, input_ids, PAD))
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (places < lengths).long(),
+        "word_index": torch.where((places > 0) & (places < lengths - 1), places - 1, -1),
+        "image_index": torch.arange(images).repeat_interleave(texts_per_image),
+        "ids": list(range(rows)),
+    }
+
+
+def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict:
+    """A batch with captions, questions with answers and expressions with boxes."""
+    scores = torch.zeros(images * texts_per_image, len(ANSWERS))
+    scores[torch.arange(len(scores)), torch.randint(len(ANSWERS), (len(scores),))] = 1.0
+    boxes = torch.rand(images * texts_per_image, 4) * 0.3 + torch.tensor([0.3, 0.3, 0.1, 0.1])
+    return {
+        "source": "toy",
+        "image_ids": list(range(100, 100 + images)),
+        "image_keys": torch.arange(images) + 7,
+        "image_sizes": torch.tensor([[64.0, 48.0]]).repeat(images, 1),
+        "pixel_values": torch.randn(images, 3, 32, 32),
+        "captions": toy_rows(images, texts_per_image),
+        "questions": toy_rows(images, texts_per_image) | {"answer_scores": scores},
+        "expressions": toy_rows(images, texts_per_image) | {"boxes": boxes},
+    }
