@@ -76,7 +76,9 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
-        mask = attention_mask if attention_mask.dim() == 2 else attention_mask[:, None].bool()
+        mask = attention_mask
+        if mask.dim() == 3:  # transformers adds a 4-d mask to the scores as it is
+            mask = (1.0 - mask[:, None].to(self.word_embeddings.weight.dtype)) * torch.finfo(torch.float32).min
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return Tokens(states, attention_mask, self._pool(states, attention_mask))

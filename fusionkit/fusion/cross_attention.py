@@ -86,4 +86,10 @@ class CrossAttention(nn.Module):
             )
         for layer, source in zip(self.layers, text_layers, strict=True):
             for ours, theirs in BERT_LAYER.items():
-                layer.get_submodule(ours).load_state_dict(source.get_submodule(theirs).state_dict())
+                own, given = layer.get_submodule(ours), source.get_submodule(theirs)
+                if own.weight.shape != given.weight.shape:
+                    raise ConfigError(
+                        f"fusion: {ours} is {tuple(own.weight.shape)}, but the text encoder's layers have "
+                        f"{tuple(given.weight.shape)}; set fusion.intermediate_size to theirs"
+                    )
+                own.load_state_dict(given.state_dict())

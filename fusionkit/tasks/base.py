@@ -24,12 +24,14 @@ class Task(nn.Module, Generic[B]):
                 contrastive projections of the model); checked when the run is built.
     ``reads``   the text kind of a batch it is about: "captions", "questions", "expressions" or a kind of one's own.
     ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.
+    ``distils`` whether it listens to a momentum teacher.
     ``scorer``  a pure function of (records, samples) that gives the metrics, or None where there is nothing to score.
     """
 
     needs: ClassVar[frozenset[str]]
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
+    distils: ClassVar[bool] = False
     scorer: Scorer | None
 
     def __init__(self, scorer: Scorer | None = None) -> None:

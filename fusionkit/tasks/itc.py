@@ -51,6 +51,7 @@ class ITC(Task[CaptionBatch]):
 
     needs = frozenset({"feats"})
     reads = "captions"
+    distils = True
 
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)

@@ -68,6 +68,7 @@ class MLM(Task[CaptionBatch]):
 
     needs = frozenset({"text"})
     reads = "captions"
+    distils = True
     encodes = False
 
     def __init__(

@@ -16,6 +16,7 @@ CENTER, OUTSIDE = 0.09, 0.17  # distance from the middle, on the worse axis
 APART, BEHIND = 0.12, -0.06  # "left of" holds from APART on, and surely fails from BEHIND on
 LEAD = 0.08  # the leftmost leads the next by this much
 
+ATTRIBUTES = ("color", "shape", "size")
 DIRECTIONS = {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 SIDES = {"left": ("x", -1), "right": ("x", 1), "top": ("y", -1), "bottom": ("y", 1)}

@@ -1,22 +1,17 @@
 """What a question means: its answer in a scene, or None where the scene does not settle it; and its words."""
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Protocol
 
-from fusionkit.data.shapes.meaning import CORNERS, OPPOSITE, Description, is_at, is_related, say, with_article
-from fusionkit.data.shapes.scene import HELD_OUT, Scene
+from fusionkit.data.shapes.meaning import ATTRIBUTES, CORNERS, OPPOSITE, Description, is_at, is_related, say, with_article
+from fusionkit.data.shapes.scene import Scene
 
 
 class Question(Protocol):
     """One thing that may be asked of a scene."""
 
     answer_type: ClassVar[str]
-
-    @property
-    def is_held_out(self) -> bool:
-        """Whether it speaks of a colour-shape pair that training must not mention."""
-        ...
 
     def answer(self, scene: Scene) -> str | None:
         """The answer that every careful person gives, or None where there is none."""
@@ -37,11 +32,6 @@ class IsThere:
 
     answer_type: ClassVar[str] = "yes/no"
     description: Description
-
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.description.is_held_out
 
     def answer(self, scene: Scene) -> str | None:
         """Yes where one surely fits, no where none can be said to."""
@@ -64,11 +54,6 @@ class IsRelated:
     first: Description
     relation: str
     second: Description
-
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.first.is_held_out or self.second.is_held_out
 
     def answer(self, scene: Scene) -> str | None:
         """None unless both things are singled out and lie clearly so, or clearly the other way round."""
@@ -93,11 +78,6 @@ class IsBigger:
     second: Description
     smaller: bool = False
 
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.first.is_held_out or self.second.is_held_out
-
     def answer(self, scene: Scene) -> str | None:
         """None unless one thing is large and the other small."""
         first, second = self.first.only(scene), self.second.only(scene)
@@ -113,27 +93,23 @@ class IsBigger:
 
 @dataclass(frozen=True, slots=True)
 class IsSo:
-    """Is the star red? Is the red star large?"""
+    """Is the star red? ``claim`` is the description with the doubtful attribute added."""
 
     answer_type: ClassVar[str] = "yes/no"
     description: Description
-    attribute: str
-    value: str
-
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.description.is_held_out or replace(self.description, **{self.attribute: self.value}).is_held_out
+    claim: Description
 
     def answer(self, scene: Scene) -> str | None:
         """None unless one thing is singled out."""
         thing = self.description.only(scene)
-        return _yes_no(getattr(thing, self.attribute) == self.value if thing else None)
+        return _yes_no(self.claim.is_kind(thing) if thing else None)
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """A shape is a noun, the rest are adjectives."""
-        value = with_article(self.value) if self.attribute == "shape" else say(self.value, rng)
-        return f"is the {self.description.words(rng)} {value}", "is the"
+        claimed = next(name for name in ATTRIBUTES if getattr(self.claim, name) != getattr(self.description, name))
+        value = getattr(self.claim, claimed)
+        said = with_article(value) if claimed == "shape" else say(value, rng)
+        return f"is the {self.description.words(rng)} {said}", "is the"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,11 +118,6 @@ class HowMany:
 
     answer_type: ClassVar[str] = "number"
     description: Description
-
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.description.is_held_out
 
     def answer(self, scene: Scene) -> str | None:
         """In digits."""
@@ -166,11 +137,6 @@ class What:
     answer_type: ClassVar[str] = "other"
     description: Description
     attribute: str
-
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.description.is_held_out
 
     def answer(self, scene: Scene) -> str | None:
         """None unless one thing is singled out."""
@@ -193,11 +159,6 @@ class Where:
     answer_type: ClassVar[str] = "other"
     description: Description
 
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.description.is_held_out
-
     def answer(self, scene: Scene) -> str | None:
         """The corner, or center; None where a thing lies between them."""
         thing = self.description.only(scene)
@@ -217,11 +178,6 @@ class WhichSide:
     description: Description
     sides: tuple[str, str]
 
-    @property
-    def is_held_out(self) -> bool:
-        """See Question."""
-        return self.description.is_held_out
-
     def answer(self, scene: Scene) -> str | None:
         """The side; None near the middle."""
         thing = self.description.only(scene)
@@ -233,6 +189,7 @@ class WhichSide:
         return f"is the {self.description.words(rng)} {first} or {second}", "is the"
 
 
-def is_new_pair(description: Description) -> bool:
-    """Whether the description itself names a held-out pair."""
-    return (description.color, description.shape) in HELD_OUT
+def speaks_of_held_out(question: Question) -> bool:
+    """Whether the question names a colour-shape pair that training must not mention."""
+    parts = [getattr(question, field.name) for field in fields(question)]
+    return any(part.is_held_out for part in parts if isinstance(part, Description))

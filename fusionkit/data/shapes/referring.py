@@ -10,7 +10,7 @@ from fusionkit.data.shapes.scene import Scene, Thing
 
 T = TypeVar("T")
 EXPRESSIONS = 3
-ATTRIBUTES = {  # how often people name which, before they look for anything else
+NAMED = {  # how often people name which, before they look for anything else
     ("color", "shape"): 8,
     ("shape",): 4,
     ("color",): 3,
@@ -44,7 +44,7 @@ def sample_expressions(scene: Scene, rng: random.Random) -> list[tuple[Thing, De
 
 
 def _by_attributes(thing: Thing, scene: Scene, rng: random.Random, hidden: str) -> Iterator[Description]:
-    for names in _weighted_order(ATTRIBUTES, rng):
+    for names in _weighted_order(NAMED, rng):
         if hidden not in names:
             yield Description(**{name: getattr(thing, name) for name in names})
 

@@ -1,0 +1,88 @@
+"""The order of training samples: a pure function of the seed, so that a run resumes exactly and ranks share by counting."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """One sample of a training batch."""
+
+    index: int
+    seed: int  # of everything random about this sample: its texts, its augmentation
+
+
+class Stream:
+    """An endless sequence over `size` samples: one permutation after the other, each a function of (seed, name, its number).
+
+    A shorter source simply runs on into its next permutation while a longer one is still in its first.
+    """
+
+    def __init__(self, size: int, seed: int, name: str) -> None:
+        self.size, self.seed, self.name = size, seed, name
+        self._permutation = (-1, torch.empty(0, dtype=torch.long))  # the last one used, with its number
+
+    def __getitem__(self, position: int) -> Draw:
+        number, place = divmod(position, self.size)
+        if number != self._permutation[0]:
+            generator = torch.Generator().manual_seed(self._hash("permutation", number))
+            self._permutation = number, torch.randperm(self.size, generator=generator)
+        return Draw(int(self._permutation[1][place]), self._hash("sample", position))
+
+    def _hash(self, what: str, number: int) -> int:
+        text = f"{self.seed}/{self.name}/{what}/{number}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1  # torch takes 63 bits
+
+
+class StreamBatches(Sampler[list[Draw]]):
+    """Batches of a stream for one of `world_size` ranks: global batch t holds the positions from t * global batch size on.
+
+    `window` tells, when an epoch starts, the number of its first batch since training began and how many follow;
+    `len()` is the length of a whole epoch, also while the rest of one is run after a resume.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        batch_size: int,
+        steps: int,
+        window: Callable[[], tuple[int, int]],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.stream, self.batch_size, self.steps, self.window = stream, batch_size, steps, window
+        self.rank, self.world_size = rank, world_size
+
+    def batch(self, number: int) -> list[Draw]:
+        """This rank's part of a global batch."""
+        first = (number * self.world_size + self.rank) * self.batch_size
+        return [self.stream[position] for position in range(first, first + self.batch_size)]
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        first, count = self.window()
+        return map(self.batch, range(first, first + count))
+
+    def __len__(self) -> int:
+        return self.steps
+
+
+class ShardBatches(Sampler[list[int]]):
+    """Every sample once over all ranks, in order, nothing repeated: rank r has the samples r, r + world_size, ...
+
+    All ranks have equally many batches, as collective operations want it, save where a shard is too short to fill them.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, size, world_size)
+        longest = -(-size // world_size)
+        self.count = min(-(-longest // batch_size), len(self.indices))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        edges = [len(self.indices) * number // self.count for number in range(self.count + 1)] if self.count else []
+        return (list(self.indices[start:stop]) for start, stop in zip(edges, edges[1:], strict=False))
+
+    def __len__(self) -> int:
+        return self.count

@@ -1,0 +1,100 @@
+"""VQA v2: `v2_OpenEnded_mscoco_*_questions.json` with `v2_mscoco_*_annotations.json`, as published."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionkit.data.files import add_new, annotation_file, expecting, read_json, table
+from fusionkit.data.images import coco_names, find_images
+from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import DataError
+
+QUESTIONS, ANNOTATIONS = "VQA v2 questions", "VQA v2 annotations"
+
+
+class VQAv2:
+    """Reader of "questions", with the facts `answers` (ten), `answer_type`, `question_type` and `multiple_choice_answer`.
+
+    The paths may contain `{split}`, e.g. "train2014". `annotations` is None, or the split one of `unanswered`, where the
+    answers are secret; the questions then have no facts.
+    """
+
+    def __init__(
+        self,
+        questions: str,
+        annotations: str | None,
+        images: str,
+        collection: str = "coco",
+        unanswered: Sequence[str] = ("test2015", "test-dev2015"),
+    ) -> None:
+        self.questions, self.annotations = str(questions), annotations
+        self.images, self.collection, self.unanswered = str(images), collection, tuple(unanswered)
+
+    def read(self, split: str) -> list[Sample]:
+        """The images of a split that have questions. Raises DataError."""
+        path = annotation_file(self.questions, split)
+        content = read_json(path)
+        rows = table(content, "questions", path, QUESTIONS)
+        with expecting(path, QUESTIONS):
+            facts = self._read_facts(split, path, {row["question_id"]: row["image_id"] for row in rows})
+            questions = _group(rows, facts, path)
+            names = {image_id: coco_names(image_id, subtype=content.get("data_subtype", split)) for image_id in questions}
+        files = find_images(Path(self.images.replace("{split}", split)), names, path)
+        return [
+            Sample(image_id, files[image_id], {"questions": tuple(texts)}, collection=self.collection)
+            for image_id, texts in questions.items()
+        ]
+
+    def _read_facts(self, split: str, questions: Path, asked: dict[Any, Any]) -> dict[Any, dict[str, Any]]:
+        """The facts by question id; `asked` gives the image of each question. Raises DataError unless the two files agree."""
+        if self.annotations is None or split in self.unanswered:
+            return {}
+        path = annotation_file(self.annotations, split)
+        rows = table(read_json(path), "annotations", path, ANNOTATIONS)
+        facts: dict[Any, dict[str, Any]] = {}
+        with expecting(path, ANNOTATIONS):
+            for row in rows:
+                number = row["question_id"]
+                if number in facts or asked.get(number) != row["image_id"]:
+                    raise DataError(_describe_clash(row, number in facts, asked, path, questions))
+                facts[number] = _facts(row)
+        if len(facts) < len(asked):
+            number = next(number for number in asked if number not in facts)
+            raise DataError(
+                f"question {number} of {questions} has no annotation in {path}; take both files from the same release"
+            )
+        return facts
+
+
+def _facts(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "answers": [sys.intern(said["answer"]) for said in row["answers"]],
+        "answer_type": sys.intern(row["answer_type"]),
+        "question_type": sys.intern(row["question_type"]),
+        "multiple_choice_answer": sys.intern(row["multiple_choice_answer"]),
+    }
+
+
+def _group(rows: list[Any], facts: dict[Any, dict[str, Any]], path: Path) -> dict[Any, list[Text]]:
+    """The questions by image id."""
+    none: dict[str, Any] = {}
+    ids: set[Any] = set()
+    questions: dict[Any, list[Text]] = {}
+    for row in rows:
+        number = row["question_id"]
+        add_new(ids, number, "the question", path)
+        questions.setdefault(row["image_id"], []).append(Text(number, row["question"], facts.get(number, none)))
+    return questions
+
+
+def _describe_clash(row: dict[str, Any], is_twice: bool, asked: dict[Any, Any], path: Path, questions: Path) -> str:
+    number = row["question_id"]
+    if is_twice:
+        return f"{path} has the annotation of question {number} twice; ids must be unique: remove one of the two entries"
+    if number not in asked:
+        return f"the annotation of question {number} in {path} has no question in {questions}; take both files from the same release"
+    return (
+        f"question {number} is about image {asked[number]} in {questions}, but about image {row['image_id']} in {path}; "
+        "take both files from the same release"
+    )

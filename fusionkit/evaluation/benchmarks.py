@@ -1,0 +1,44 @@
+"""A benchmark: a scorer, what guessers reach on it, and how its records are shown. A task's ``scorer`` may be one of these.
+
+A task of one's own needs no entry here: a plain function is a scorer too, without baselines and pictures.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fusionkit.data.sample import Sample
+from fusionkit.evaluation.baselines import (
+    Baseline,
+    grounding_baselines,
+    masked_baselines,
+    matching_baselines,
+    retrieval_baselines,
+    vqa_baselines,
+)
+from fusionkit.evaluation.gallery import Sheet
+from fusionkit.evaluation.grounding import score_grounding
+from fusionkit.evaluation.masked import score_masked
+from fusionkit.evaluation.matching import score_matching
+from fusionkit.evaluation.panels import grounding_sheet, retrieval_sheet, vqa_sheet
+from fusionkit.evaluation.records import Record
+from fusionkit.evaluation.retrieval import score_retrieval
+from fusionkit.evaluation.vqa import score_vqa
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Calling it scores records: ``(records, samples) -> metrics``, percentages 0..100."""
+
+    score: Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
+    baseline: Baseline | None = None
+    sheet: Callable[[Sequence[Record], Sequence[Sample]], Sheet] | None = None
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+        return self.score(records, samples)
+
+
+VQA = Benchmark(score_vqa, vqa_baselines, vqa_sheet)
+GROUNDING = Benchmark(score_grounding, grounding_baselines, grounding_sheet)
+RETRIEVAL = Benchmark(score_retrieval, retrieval_baselines, retrieval_sheet)
+MATCHING = Benchmark(score_matching, matching_baselines)
+MASKED = Benchmark(score_masked, masked_baselines)

@@ -1,0 +1,199 @@
+"""Contact sheets (PNG) of what a model answered: pictures with boxes and frames, a heading above and notes below each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+from PIL import Image, ImageDraw, ImageFont
+
+from fusionkit.data.images import CorruptImage, decode
+from fusionkit.errors import DataError
+from fusionkit.evaluation.records import write_atomically
+
+GREEN, RED, GREY, BLACK, PAPER, MOUNT = "#1a7f37", "#c62828", "#57606a", "#1f2328", "#ffffff", "#eef0f2"
+COLUMNS, ROWS = 6, 4  # cells of a sheet
+CELL, HEIGHT = 244, 200  # pixels of a picture with its mount of FRAME on each side: 64 px drawings come out three times as large
+FRAME = 4
+GAP, MARGIN, LINE = 14, 24, 19  # pixels between cells, around the sheet, from line to line
+MAX_HEADING, MAX_NOTE = 4, 2  # lines of text, cut with an ellipsis
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box to draw, (x, y, w, h) in pixels of the picture's ``size``."""
+
+    box: Sequence[float]
+    color: str
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Note:
+    """One remark below a picture."""
+
+    text: str
+    color: str = GREY
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a panel; ``size`` is what its marks refer to (None: the file's own), ``frame`` a colour around it."""
+
+    path: Path
+    size: tuple[int, int] | None = None
+    marks: tuple[Mark, ...] = ()
+    frame: str | None = None
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A heading over one or several pictures side by side."""
+
+    heading: str
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The panels in the order to show them, worst first, and a line that says how to read them."""
+
+    legend: str
+    panels: Sequence[Panel]
+
+
+def draw_sheet(sheet: Sheet, title: str, path: Path) -> None:
+    """Draw as many panels as fit in ``ROWS`` x ``COLUMNS`` cells, and write them to ``path`` atomically."""
+    widest = max((len(panel.pictures) for panel in sheet.panels), default=1)
+    per_row = max(1, COLUMNS // widest)
+    shown = sheet.panels[: per_row * ROWS]
+    rows = [_draw_row(shown[start : start + per_row], widest) for start in range(0, len(shown), per_row)]
+    width = max([row.width for row in rows] + [CELL * 3]) + 2 * MARGIN
+    head = _draw_head(title, sheet.legend, width)
+    canvas = Image.new("RGB", (width, head.height + sum(row.height for row in rows) + MARGIN), PAPER)
+    top = 0
+    for band, left in [(head, 0), *((row, MARGIN) for row in rows)]:
+        canvas.paste(band, (left, top))
+        top += band.height
+    write_atomically(path, canvas.save)
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
+    """Break text into lines of at most ``width`` pixels; a word that is too long is broken, what is too much becomes an ellipsis."""
+    lines = [""]
+    for word in _pieces(text, font, width):
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) <= max_lines:
+        return lines
+    last = lines[max_lines - 1]
+    while last and font.getlength(f"{last}…") > width:
+        last = last[:-1]
+    return [*lines[: max_lines - 1], f"{last.rstrip()}…"]
+
+
+def _pieces(text: str, font: ImageFont.FreeTypeFont, width: float) -> Iterator[str]:
+    for word in text.split():
+        while font.getlength(word) > width:
+            cut = next(count for count in range(len(word), 0, -1) if count == 1 or font.getlength(word[:count]) <= width)
+            yield word[:cut]
+            word = word[cut:]
+        yield word
+
+
+@cache
+def _font(size: int, is_bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which comes with matplotlib: Pillow's own font lacks accents."""
+    name = "DejaVuSans-Bold.ttf" if is_bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _draw_head(title: str, legend: str, width: int) -> Image.Image:
+    lines = wrap(legend, _font(14), width - 2 * MARGIN, 3)
+    head = Image.new("RGB", (width, MARGIN + 32 + LINE * len(lines) + GAP), PAPER)
+    draw = ImageDraw.Draw(head)
+    draw.text((MARGIN, MARGIN), wrap(title, _font(20, True), width - 2 * MARGIN, 1)[0], BLACK, _font(20, True))
+    _write(draw, (MARGIN, MARGIN + 32), lines, GREY, _font(14))
+    return head
+
+
+def _draw_row(panels: Sequence[Panel], widest: int) -> Image.Image:
+    """One row of panels, as high as its longest texts need."""
+    panel_width = widest * (CELL + GAP)
+    headings = [wrap(panel.heading, _font(14, True), panel_width - GAP, MAX_HEADING) for panel in panels]
+    height = max(map(len, headings))
+    top = LINE * height + 6
+    notes = [[_wrap_notes(picture.notes) for picture in panel.pictures] for panel in panels]
+    bottom = LINE * max((len(lines) for row in notes for lines in row), default=0) + 8
+    canvas = Image.new("RGB", (panel_width * len(panels), top + HEIGHT + bottom + GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for at, panel in enumerate(panels):
+        _write(draw, (at * panel_width, LINE * (height - len(headings[at]))), headings[at], BLACK, _font(14, True))
+        for column, picture in enumerate(panel.pictures):
+            left = at * panel_width + column * (CELL + GAP)
+            canvas.paste(_draw_picture(picture), (left, top))
+            for number, (line, color) in enumerate(notes[at][column]):
+                _write(draw, (left, top + HEIGHT + 6 + LINE * number), [line], color, _font(14))
+    return canvas
+
+
+def _wrap_notes(notes: Sequence[Note]) -> list[tuple[str, str]]:
+    return [(line, note.color) for note in notes for line in wrap(note.text, _font(14), CELL, MAX_NOTE)]
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], lines: Sequence[str], color: str, font: ImageFont.FreeTypeFont) -> None:
+    for number, line in enumerate(lines):
+        draw.text((at[0], at[1] + LINE * number), line, color, font)
+
+
+def _draw_picture(picture: Picture) -> Image.Image:
+    """The image on its mount, whole and in its proportions: small drawings in crisp whole-number enlargement, photos resampled."""
+    try:
+        image, file_size = decode(picture.path, HEIGHT)
+    except CorruptImage as error:
+        raise DataError(f"{error}; replace the file or take it out of the annotations") from error
+    scale = min((CELL - 2 * FRAME) / image.width, (HEIGHT - 2 * FRAME) / image.height)
+    if scale >= 2:
+        shown = image.resize((image.width * int(scale), image.height * int(scale)), Image.Resampling.NEAREST)
+    else:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        shown = image.resize(size, Image.Resampling.LANCZOS)
+    width, height = picture.size or file_size
+    draw = ImageDraw.Draw(shown)
+    for mark in picture.marks:
+        _draw_mark(draw, mark, shown.width / width, shown.height / height, shown.size)
+    canvas = Image.new("RGB", (CELL, HEIGHT), MOUNT)
+    left, top = (CELL - shown.width) // 2, (HEIGHT - shown.height) // 2
+    canvas.paste(shown, (left, top))
+    if picture.frame:
+        edges = (left - FRAME, top - FRAME, left + shown.width + FRAME - 1, top + shown.height + FRAME - 1)
+        ImageDraw.Draw(canvas).rectangle(edges, outline=picture.frame, width=FRAME)
+    return canvas
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, wide: float, high: float, size: tuple[int, int]) -> None:
+    """A box of 3 pixels on a thin white halo, kept inside the picture."""
+    x, y, w, h = mark.box
+    left, right = (min(max(value * wide, 2), size[0] - 3) for value in (x, x + w))
+    top, bottom = (min(max(value * high, 2), size[1] - 3) for value in (y, y + h))
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
+    strokes = [stroke for a, b in zip(corners, corners[1:], strict=False) for stroke in _strokes(a, b, mark.is_dashed)]
+    for color, width in ((PAPER, 5), (mark.color, 3)):
+        for stroke in strokes:
+            draw.line(stroke, color, width)
+
+
+def _strokes(
+    start: tuple[float, float], end: tuple[float, float], is_dashed: bool, dash: float = 9.0
+) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """The line in one stroke, or every other piece of about ``dash`` pixels of it, with a piece at either end."""
+    count = max(1, round(max(abs(end[0] - start[0]), abs(end[1] - start[1])) / dash)) | 1 if is_dashed else 1
+    points = [
+        (start[0] + (end[0] - start[0]) * at / count, start[1] + (end[1] - start[1]) * at / count) for at in range(count + 1)
+    ]
+    return [(points[at], points[at + 1]) for at in range(0, count, 2)]

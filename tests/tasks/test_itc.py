@@ -1,0 +1,69 @@
+"""Contrast: positives by image, the queue, the teacher."""
+
+import pytest
+import torch
+
+from fusionkit.losses import soft_cross_entropy
+from fusionkit.momentum import MomentumTeacher
+from fusionkit.tasks.itc import EMPTY, ITC, FeatureQueue
+from tests.toys import toy_batch, toy_dims, toy_model
+
+
+def build(**options):
+    torch.manual_seed(0)
+    model = toy_model()
+    return model, ITC(toy_dims(model), **options)
+
+
+def test_loss_is_the_two_way_cross_entropy_with_shared_positives():
+    model, itc = build()
+    batch = toy_batch(images=3, texts_per_image=2)
+    batch["image_keys"][2] = batch["image_keys"][0]  # the same photo twice
+    encoded = model.encode(batch, ["captions"])
+    sim = encoded.image_feats @ encoded.text_feats["captions"].T / model.temperature
+    owner = batch["image_keys"][batch["captions"]["image_index"]]
+    positive = (batch["image_keys"][:, None] == owner[None]).float()
+    expected = (
+        soft_cross_entropy(sim, positive / positive.sum(1, keepdim=True))
+        + soft_cross_entropy(sim.T, positive.T / positive.T.sum(1, keepdim=True))
+    ) / 2
+    torch.testing.assert_close(itc(model, batch, encoded).loss, expected)
+
+
+def test_an_empty_queue_changes_nothing_and_a_filled_one_adds_columns():
+    model, itc = build(queue_size=5)
+    batch = toy_batch(images=4)
+    encoded = model.encode(batch, ["captions"])
+    plain = ITC(toy_dims(model))(model, batch, encoded).loss
+    torch.testing.assert_close(itc(model, batch, encoded).loss, plain)
+    batch["image_keys"] += 100  # other images than the queue now holds
+    assert itc(model, batch, encoded).loss > plain
+
+
+@pytest.mark.parametrize("size", [3, 5, 8, 13])
+def test_queue_keeps_the_newest_whatever_its_length(size):
+    queue = FeatureQueue(size, 2)
+    for first in range(0, 20, 4):
+        keys = torch.arange(first, first + 4)
+        queue.push(keys[:, None].float().expand(-1, 2), keys)
+    assert sorted(queue.keys.tolist()) == list(range(20 - size, 20))
+    assert torch.equal(queue.feats[:, 0].long(), queue.keys)
+
+
+def test_queue_starts_empty_and_evaluation_leaves_it_alone():
+    model, itc = build(queue_size=6)
+    batch = toy_batch(images=4)
+    itc.eval()(model, batch, model.encode(batch, ["captions"]))
+    assert (itc.text_queue.keys == EMPTY).all()
+
+
+def test_teacher_targets_are_mixed_in_by_alpha():
+    model, itc = build()
+    batch = toy_batch(images=4)
+    teacher = MomentumTeacher(model, {"itc": itc})
+    with torch.no_grad():
+        model.image_projection.weight.add_(torch.randn_like(model.image_projection.weight) * 0.1)
+    encoded, seen = model.encode(batch, ["captions"]), teacher.encode(batch, ["captions"])
+    hard, half, soft = (itc(model, batch, encoded, teacher.view("itc", seen, a)).loss for a in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(half, (hard + soft) / 2)
+    assert not torch.isclose(hard, soft)

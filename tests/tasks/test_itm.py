@@ -1,0 +1,57 @@
+"""Matching: which pairs are scored."""
+
+import math
+
+import pytest
+import torch
+
+from fusionkit.tasks.itm import ITM
+from tests.toys import toy_batch, toy_dims, toy_model
+
+
+def build(**options):
+    torch.manual_seed(0)
+    model = toy_model()
+    return model, ITM(toy_dims(model), **options)
+
+
+def run(model, itm, batch):
+    return itm(model, batch, model.encode(batch, ["captions"]))
+
+
+def test_one_true_pair_to_two_false_ones():
+    model, itm = build()
+    out = run(model, itm, toy_batch(images=4, texts_per_image=2))
+    assert out.targets.tolist() == [1] * 8 + [0] * 16
+
+
+def test_texts_per_image_limits_the_pairs():
+    model, itm = build(texts_per_image=1)
+    assert len(run(model, itm, toy_batch(images=4, texts_per_image=3)).targets) == 12
+
+
+def test_rows_without_a_valid_negative_are_dropped():
+    model, itm = build()
+    batch = toy_batch(images=3)
+    batch["image_keys"][:] = 5  # one photo three times: nothing to contrast with
+    out = run(model, itm, batch)
+    assert out.targets.tolist() == [1, 1, 1]
+    assert torch.isfinite(out.loss)
+
+
+def test_negatives_show_another_image():
+    model, itm = build()
+    batch = toy_batch(images=4, texts_per_image=2)
+    batch["image_keys"][3] = batch["image_keys"][0]
+    index = batch["captions"]["image_index"]
+    (images, texts), targets = itm._pairs(batch["image_keys"], index, torch.arange(8), torch.randn(4, 8))
+    match = batch["image_keys"][images] == batch["image_keys"][index[texts]]
+    assert torch.equal(match, targets.bool())
+
+
+def test_a_head_that_knows_nothing_costs_the_entropy_of_one_to_two():
+    model, itm = build()
+    torch.nn.init.zeros_(itm.head.weight)
+    with torch.no_grad():
+        itm.head.bias.copy_(torch.tensor([2 / 3, 1 / 3]).log())
+    assert run(model, itm, toy_batch(images=4)).loss.item() == pytest.approx(-(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3)

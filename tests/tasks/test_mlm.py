@@ -1,0 +1,56 @@
+"""Masking statistics and the tied decoder."""
+
+import pytest
+import torch
+
+from fusionkit.tasks.mlm import IGNORE, MLM, RandomMasking
+from tests.toys import CLS, MASK, PAD, SEP, toy_batch, toy_dims, toy_model, toy_rows
+
+
+@pytest.fixture(scope="module")
+def model():
+    return toy_model()
+
+
+def test_fifteen_percent_by_eighty_ten_ten(model):
+    torch.manual_seed(0)
+    rows = toy_rows(images=6000, texts_per_image=1)
+    corrupted, targets = RandomMasking(toy_dims(model), 0.15)(rows["input_ids"], rows["word_index"])
+    chosen = targets != IGNORE
+    assert torch.equal(corrupted[~chosen], rows["input_ids"][~chosen])
+    assert not chosen[torch.isin(rows["input_ids"], torch.tensor([CLS, SEP, PAD]))].any()
+    assert chosen.sum() / (rows["word_index"] >= 0).sum() == pytest.approx(0.15, abs=0.01)
+    masked = (corrupted[chosen] == MASK).float().mean()
+    kept = (corrupted[chosen] == targets[chosen]).float().mean()
+    assert masked == pytest.approx(0.8, abs=0.03)
+    assert kept == pytest.approx(0.1 + 0.1 / 60, abs=0.02)  # a random token is sometimes the right one
+
+
+def test_whole_words_are_masked_with_all_their_pieces(model):
+    torch.manual_seed(0)
+    word_index = torch.tensor([[-1, 0, 0, 0, 1, 2, 2, -1]]).expand(500, -1)
+    _, targets = RandomMasking(toy_dims(model), 0.3, whole_word=True)(torch.full_like(word_index, 9), word_index)
+    chosen = targets != IGNORE
+    assert torch.equal(chosen[:, 1], chosen[:, 2])
+    assert torch.equal(chosen[:, 1], chosen[:, 3])
+    assert torch.equal(chosen[:, 5], chosen[:, 6])
+    assert not torch.equal(chosen[:, 1], chosen[:, 4])
+
+
+def test_decoder_is_tied_to_the_word_embeddings(model):
+    task, batch = MLM(toy_dims(model), probability=0.5), toy_batch(images=4)
+    assert not [n for n, p in task.named_parameters() if p.shape == model.text_encoder.word_embeddings.weight.shape]
+    model.zero_grad()
+    task(model, batch, model.encode(batch, [])).loss.backward()
+    unseen = sorted(set(range(60)) - set(batch["captions"]["input_ids"].flatten().tolist()))
+    assert model.text_encoder.word_embeddings.weight.grad[unseen].abs().sum() > 0  # only the decoder reaches these
+
+
+def test_predictions_do_not_depend_on_the_batch(model):
+    task, batch = MLM(toy_dims(model), probability=0.4).eval(), toy_batch(images=4)
+    model.eval()
+    records = task.predict(model, batch, model.encode(batch, []))
+    for key in ("input_ids", "attention_mask", "word_index", "image_index"):
+        batch["captions"][key] = batch["captions"][key][2:]
+    batch["captions"]["ids"] = batch["captions"]["ids"][2:]
+    assert task.predict(model, batch, model.encode(batch, [])) == [r for r in records if r["caption_id"] >= 2]

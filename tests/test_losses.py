@@ -1,0 +1,64 @@
+"""Losses against closed forms and torch's own."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torchvision.ops import box_convert, generalized_box_iou
+
+from fusionkit.losses import (
+    box_loss,
+    contrastive_targets,
+    generalized_iou,
+    masked_cross_entropy,
+    soft_binary_cross_entropy,
+    soft_cross_entropy,
+)
+
+
+def test_soft_cross_entropy_is_torchs_for_probabilities():
+    logits, targets = torch.randn(5, 7), torch.rand(5, 7).softmax(dim=1)
+    torch.testing.assert_close(soft_cross_entropy(logits, targets), F.cross_entropy(logits, targets))
+
+
+def test_soft_cross_entropy_survives_columns_that_are_out():
+    logits = torch.tensor([[0.0, 0.0, -math.inf]], requires_grad=True)
+    loss = soft_cross_entropy(logits, torch.tensor([[1.0, 0.0, 0.0]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    assert torch.isfinite(logits.grad).all()
+
+
+def test_contrastive_targets_share_one_image_between_its_captions():
+    targets = contrastive_targets(torch.tensor([7, 8]), torch.tensor([7, 8, 7, 9]))
+    assert targets.tolist() == [[0.5, 0.0, 0.5, 0.0], [0.0, 1.0, 0.0, 0.0]]
+
+
+def test_masked_cross_entropy_of_nothing_is_zero_with_a_gradient():
+    logits = torch.zeros(0, 4, requires_grad=True)
+    loss = masked_cross_entropy(logits, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_binary_cross_entropy_is_the_published_mean_times_answers():
+    logits, targets = torch.randn(4, 9), torch.rand(4, 9)
+    published = F.binary_cross_entropy_with_logits(logits, targets) * 9  # UNITER: mean * number of answers
+    torch.testing.assert_close(soft_binary_cross_entropy(logits, targets), published)
+
+
+def test_generalized_iou_is_torchvisions():
+    boxes, others = (torch.cat([torch.rand(20, 2), torch.rand(20, 2) * 0.5 + 0.05], dim=1) for _ in range(2))
+    corners = [box_convert(b, "cxcywh", "xyxy") for b in (boxes, others)]
+    torch.testing.assert_close(generalized_iou(boxes, others), generalized_box_iou(*corners).diagonal())
+
+
+def test_a_degenerate_box_spoils_its_own_row_only():
+    good = torch.tensor([0.5, 0.5, 0.2, 0.2])
+    boxes = torch.stack([good, torch.tensor([0.5, 0.5, 0.0, 0.0])])
+    assert torch.isfinite(generalized_iou(boxes, boxes)).all()
+    assert generalized_iou(boxes, boxes)[0] == pytest.approx(1.0)
+    l1, giou = box_loss(boxes, torch.stack([good, good]))
+    assert l1.item() == pytest.approx(0.2)  # (0 + 0.4) / 2
+    assert giou.item() == pytest.approx(0.5)  # the empty box covers none of the other: IoU 0, hull = union

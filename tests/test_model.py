@@ -1,0 +1,72 @@
+"""The three verbs, and that an image is encoded and projected once."""
+
+import pytest
+import torch
+
+from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.text import TextEncoder
+from fusionkit.errors import ConfigError
+from fusionkit.fusion.cross_attention import BERT_LAYER, CrossAttention
+from fusionkit.fusion.merged_attention import MergedAttention
+from fusionkit.model import assemble
+from tests.toys import VOCABULARY, choices, toy_batch, toy_dims, toy_model, toy_task
+
+
+@pytest.mark.parametrize("texts_per_image", [1, 5])
+def test_all_objectives_share_one_image_encoding(texts_per_image, monkeypatch):
+    model = toy_model()
+    calls = {"image": 0, "prepare": 0}
+
+    def counting(name, function):
+        def call(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(model.image_encoder, "forward", counting("image", model.image_encoder.forward))
+    monkeypatch.setattr(model.fusion, "prepare", counting("prepare", model.fusion.prepare))
+    tasks = {name: toy_task(name, toy_dims(model)) for name in choices("task")}
+    batch = toy_batch(images=4, texts_per_image=texts_per_image)
+    encoded = model.encode(batch, sorted({t.reads for t in tasks.values() if t.encodes}))
+    sum(task(model, batch, encoded).loss for task in tasks.values()).backward()
+    assert {"itc", "itm", "mlm", "vqa", "grounding"} <= set(tasks)
+    assert calls == {"image": 1, "prepare": 1}
+
+
+def test_unused_parts_are_frozen():
+    model = toy_model()
+    model.freeze_unused(frozenset({"pooled"}))
+    assert not model.temperature.requires_grad
+    assert not model.image_projection.weight.requires_grad
+    assert all(p.requires_grad for p in model.fusion.parameters())
+    model.freeze_unused(frozenset({"feats"}))
+    assert not any(p.requires_grad for p in model.fusion.parameters())
+
+
+def text_encoder(**options):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 3}
+    return TextEncoder(VOCABULARY, config={"model_type": "bert", **sizes}, **options)
+
+
+def image_encoder():
+    return TimmEncoder("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=4)
+
+
+def test_fusion_starts_from_the_text_encoders_upper_layers():
+    text = text_encoder(num_layers=1, give_upper_layers=True)
+    upper = text.upper_layers
+    model = assemble(image_encoder(), text, lambda **s: CrossAttention(**s, num_layers=2, num_heads=4, intermediate_size=64))
+    assert len(text.backbone.encoder.layer) == 1
+    for layer, source in zip(model.fusion.layers, upper, strict=True):
+        for ours, theirs in BERT_LAYER.items():
+            assert torch.equal(layer.get_submodule(ours).weight, source.get_submodule(theirs).weight)
+
+
+@pytest.mark.parametrize(
+    ("fusion", "message"), [(MergedAttention, "cannot start from text layers"), (CrossAttention, "fusion.num_layers=2")],
+)
+def test_upper_layers_that_do_not_fit_are_refused(fusion, message):
+    text = text_encoder(num_layers=1, give_upper_layers=True)
+    with pytest.raises(ConfigError, match=message):
+        assemble(image_encoder(), text, lambda **s: fusion(**s, num_layers=3, num_heads=4))

@@ -1,0 +1,38 @@
+"""The teacher is a moving average that never trains."""
+
+import pytest
+import torch
+
+from fusionkit.momentum import MomentumTeacher
+from fusionkit.tasks.mlm import MLM
+from tests.toys import toy_dims, toy_model
+
+
+@pytest.fixture
+def parts():
+    model = toy_model()
+    return model, {"mlm": MLM(toy_dims(model))}
+
+
+def test_update_moves_model_and_heads_by_one_minus_momentum(parts):
+    model, tasks = parts
+    teacher = MomentumTeacher(model, tasks, momentum=0.9)
+    with torch.no_grad():
+        model.text_projection.weight.add_(1.0)
+        tasks["mlm"].head.bias.add_(2.0)
+    teacher.update(model, tasks)
+    behind = model.text_projection.weight - teacher.model.text_projection.weight
+    torch.testing.assert_close(behind, torch.full_like(behind, 0.9))
+    torch.testing.assert_close(teacher.heads["mlm"].bias, torch.full_like(tasks["mlm"].head.bias, 0.2))
+
+
+def test_it_needs_no_gradient_and_stays_in_evaluation(parts):
+    teacher = MomentumTeacher(*parts).train()
+    assert not any(p.requires_grad for p in teacher.parameters())
+    assert not any(m.training for m in teacher.modules())
+
+
+def test_alpha_ramps_over_optimiser_steps(parts):
+    teacher = MomentumTeacher(*parts, alpha=0.4, ramp_steps=10)
+    assert [teacher.alpha(step) for step in (0, 5, 10, 99)] == pytest.approx([0.0, 0.2, 0.4, 0.4])
+    assert MomentumTeacher(*parts, alpha=0.4).alpha(0) == 0.4
