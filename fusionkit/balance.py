@@ -1,7 +1,7 @@
 """How the losses of a step become the one number that is optimised. Imports torch only.
 
-A balancer is an ``nn.Module`` with ``forward(losses, weights) -> total``, both by objective ("source/task"). It may hold
-parameters (they are optimised with the rest) and buffers (they are saved in checkpoints).
+A balancer is an ``nn.Module`` with ``forward(losses, weights) -> total``, both by objective ("source/task"). It may
+hold parameters (they are optimised with the rest) and buffers (they are saved in checkpoints).
 """
 
 from collections.abc import Mapping

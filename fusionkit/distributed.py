@@ -1,4 +1,4 @@
-"""Collectives over the ranks of a run; each is the identity where no process group is initialised. Imports torch only."""
+"""Collectives over the ranks of a run; each is the identity where there is one process. Imports torch only."""
 
 from typing import Any
 
@@ -25,10 +25,11 @@ def is_running() -> bool:
 def gather_with_grad(x: Tensor) -> Tensor:
     """Concatenate x (N_r, ...) of all ranks along the first dimension; N_r may differ, the other dimensions may not.
 
-    The gradient of a rank's rows is the *sum* over what all ranks did with them. A loss that is the mean over a rank's own
-    rows against the gathered columns therefore gives, after DDP's averaging, the gradient of the full batch in one process.
+    The gradient of a rank's rows is the *sum* over what all ranks did with them. A loss that is the mean over a rank's
+    own rows against the gathered columns therefore gives, after DDP's averaging, the gradient of the full batch in one
+    process.
     """
-    return _Gather.apply(x) if world_size() > 1 else x  # type: ignore[no-untyped-call]
+    return _Gather.apply(x) if world_size() > 1 else x
 
 
 def gather(x: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ def from_rank_zero(value: Any) -> Any:
 
 
 def _concatenate(x: Tensor) -> tuple[Tensor, list[int]]:
-    """The rows of all ranks, and how many each has; shorter parts are padded on the way, as the collective wants equal ones."""
+    """The rows of all ranks, and how many each has; the collective wants equal parts, so shorter ones travel padded."""
     if world_size() == 1:
         return x, [len(x)]
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
@@ -78,6 +79,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(memory_format=torch.contiguous_format)  # reduced in place, and autograd owns the argument
+        total = grads[0].clone(
+            memory_format=torch.contiguous_format
+        )  # reduced in place, and the argument is autograd's
         dist.all_reduce(total)
         return total[ctx.own]

@@ -56,22 +56,30 @@ class AnswerVocabulary:
         The most frequent first. Raises ConfigError where none is that frequent.
         """
         counts = Counter(map(_normalize, answers))
-        kept = sorted((answer for answer in counts if counts[answer] >= min_count), key=lambda answer: (-counts[answer], answer))
+        kept = sorted(
+            (answer for answer in counts if counts[answer] >= min_count), key=lambda answer: (-counts[answer], answer)
+        )
         if not kept:
             most = max(counts.values(), default=0)
-            raise ConfigError(f"data.answers.min_count={min_count} leaves no answer (the most frequent occurs {most} times); lower it")
+            raise ConfigError(
+                f"data.answers.min_count={min_count} leaves no answer (the most frequent occurs {most} times); lower it"
+            )
         return cls(kept, target)
 
     @classmethod
     def load(cls, path: str | Path, target: str = "leave_one_out") -> "AnswerVocabulary":
         """A published answer list: a JSON list in index order, or an object from answer to index. Raises DataError."""
         if not Path(path).is_file():
-            raise DataError(f"data.answers: the answer list {path} does not exist; give a JSON file, or the rule to build one by")
+            raise DataError(
+                f"data.answers: the answer list {path} does not exist; give a JSON file, or the rule to build one by"
+            )
         content = read_json(Path(path))
         if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):
             content = sorted(content, key=content.__getitem__)
         if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content) or not content:
-            raise DataError(f"{path} is no answer list; expected a JSON list of strings, or an object from answer to index 0, 1, 2, ...")
+            raise DataError(
+                f"{path} is no answer list; expected a JSON list of strings, or an object from answer to index"
+            )
         return cls(content, target)
 
     def save(self, path: str | Path) -> None:
@@ -79,7 +87,7 @@ class AnswerVocabulary:
         Path(path).write_text(json.dumps(self.answers, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def scores(self, answers: Sequence[str]) -> dict[int, float]:
-        """Soft target in 0..1 by index, from the people's answers to one question; answers outside the vocabulary have none."""
+        """Soft targets in 0..1 by index, from the people's answers to one question; other answers have none."""
         counts = Counter(map(_normalize, answers))
         known = ((self.index[answer], count) for answer, count in counts.items() if answer in self.index)
         return {index: TARGETS[self.target](count, len(answers)) for index, count in known}

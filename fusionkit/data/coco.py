@@ -16,7 +16,7 @@ OFFICIAL, KARPATHY = "official COCO captions", "Karpathy dataset_coco.json"
 class CocoCaptions:
     """Reader of "captions"; the two layouts are told apart by what is in the file.
 
-    `annotations` and `images` may contain `{split}`. The splits of Karpathy's file are its own: train, restval, val, test.
+    `annotations` and `images` may contain `{split}`. Karpathy's file has splits of its own: train, restval, val, test.
     """
 
     def __init__(self, annotations: str, images: str, collection: str = "coco") -> None:

@@ -21,7 +21,9 @@ def annotation_file(template: str, split: str) -> Path:
         return path
     parent, (before, found, after) = path.parent, Path(template).name.partition("{split}")
     if not found or not parent.is_dir():
-        raise DataError(f"the annotation file {path} does not exist; check data.root and the reader's path '{template}'")
+        raise DataError(
+            f"the annotation file {path} does not exist; check data.root and the reader's path '{template}'"
+        )
     known = [file.name[len(before) : len(file.name) - len(after)] for file in parent.glob(f"{before}*{after}")]
     raise DataError(f"the annotation file {path} of split '{split}' does not exist; {suggest(split, known)}")
 
@@ -70,7 +72,7 @@ def table(content: Any, name: str, path: Path, layout: str) -> list[Any]:
 
 @contextmanager
 def expecting(path: Path, layout: str) -> Iterator[None]:
-    """Turns a missing key in the block into a DataError about `path`; the block makes many small objects and runs fast."""
+    """Turns a missing key in the block into a DataError about `path`; fast where the block makes many objects."""
     try:
         with _collector_paused():
             yield
@@ -94,8 +96,8 @@ def _collector_paused() -> Iterator[None]:
 def require_split(split: str, known: dict[str, int], path: Path) -> None:
     """Raise DataError unless the file has entries of this split; `known` counts the entries by split."""
     if split not in known:
-        counts = [f"{name} ({count})" for name, count in known.items()]
-        raise DataError(f"{path} has no split '{split}'; {suggest(split, counts)}")
+        counts = ", ".join(f"{count} of {name}" for name, count in sorted(known.items()))
+        raise DataError(f"{path} has no entries of split '{split}'; {suggest(split, known)} (entries: {counts})")
 
 
 def add_new(ids: set[Any], new: Any, what: str, path: Path) -> None:

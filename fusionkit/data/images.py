@@ -1,6 +1,7 @@
 """Image files: where they are, what identifies them, and their pixels."""
 
 import hashlib
+import io
 import os
 import re
 import struct
@@ -35,7 +36,7 @@ def image_key(sample: Sample) -> int:
 def coco_names(image_id: int | str, file_name: str = "", subtype: str = "") -> list[str]:
     """Where an image may lie below its folder, likeliest first: by `file_name`, else by the ways COCO names files.
 
-    `subtype` is COCO's own word, e.g. "train2014"; what a file name such as `COCO_val2014_000000000042.jpg` says goes first.
+    `subtype` is COCO's own word, e.g. "train2014"; a file name such as `COCO_val2014_000000000042.jpg` knows better.
     VQA's "test-dev2015" questions are about images of test2015.
     """
     said = re.match(r"COCO_([a-z]+\d{4})_", Path(file_name).name)
@@ -54,7 +55,9 @@ def find_images(folder: Path, wanted: Mapping[int | str, list[str]], annotations
     Raises DataError with the number of images that are missing and the first of them.
     """
     if not folder.is_dir():
-        raise DataError(f"the image folder {folder} of {annotations} does not exist; check data.root and the reader's 'images'")
+        raise DataError(
+            f"the image folder {folder} of {annotations} does not exist; check data.root and the reader's 'images'"
+        )
     listed: dict[str, set[str]] = {}  # one listing a folder, not one look a file
     found: dict[int | str, Path] = {}
     for image_id, names in wanted.items():
@@ -68,8 +71,8 @@ def find_images(folder: Path, wanted: Mapping[int | str, list[str]], annotations
     if len(found) < len(wanted):
         missing = next(names for image_id, names in wanted.items() if image_id not in found)
         raise DataError(
-            f"{len(wanted) - len(found)} of {len(wanted)} images of {annotations} are not under {folder}; first missing: "
-            f"{missing[0]}; complete the download or point the reader's 'images' at the folder that holds them"
+            f"{len(wanted) - len(found)} of {len(wanted)} images of {annotations} are not under {folder}; "
+            f"first missing: {missing[0]}; complete the download or point the reader's 'images' at their folder"
         )
     return found
 
@@ -83,12 +86,12 @@ def _list(folder: Path) -> set[str]:
 
 
 def decode(path: Path, min_side: int) -> Decoded:
-    """The image as RGB; a JPEG may come at 1/2, 1/4 or 1/8 of its size, with no side below `min_side` pixels because of it.
+    """The image as RGB; a JPEG may come at 1/2, 1/4 or 1/8 of its size where no side falls below `min_side` pixels.
 
     Orientation tags are ignored, as in the published pipelines: boxes refer to the stored pixels.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(io.BytesIO(path.read_bytes())) as file:  # one read, where PIL alone makes dozens
             size = file.size
             file.draft("RGB", (min_side, min_side))
             return Decoded(file.convert("RGB"), size)

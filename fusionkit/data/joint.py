@@ -8,7 +8,7 @@ from fusionkit.errors import DataError
 
 
 class Joint:
-    """Merges the samples of several readers by image: one sample holds an image's captions, questions and expressions."""
+    """Merges the samples of several readers by image: captions, questions and expressions in one sample."""
 
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.readers = list(readers)
@@ -34,7 +34,7 @@ def _merge(first: Sample, second: Sample) -> Sample:
     if first.size and second.size and first.size != second.size:
         raise DataError(
             f"image {first.image_id} is {first.size[0]} x {first.size[1]} pixels in one annotation file and "
-            f"{second.size[0]} x {second.size[1]} in another ({first.image}); correct its width and height in one of them"
+            f"{second.size[0]} x {second.size[1]} in another ({first.image}); correct its size in one of them"
         )
     texts: dict[str, tuple[Text, ...]] = dict(first.texts)
     for kind, more in second.texts.items():

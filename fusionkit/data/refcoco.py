@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
 class RefCOCO:
-    """Reader of "expressions", with the facts `box` (x, y, width, height in pixels of `Sample.size`), `ref_id` and `ann_id`.
+    """Reader of "expressions", with the facts `box` (xywh in pixels of `Sample.size`), `ref_id` and `ann_id`.
 
     Splits are the file's own: train, val, testA, testB (RefCOCOg: test). The paths may contain `{split}`.
     """
@@ -55,7 +55,9 @@ class RefCOCO:
 
 def _select(refs: Any, split: str, path: Path) -> list[dict[str, Any]]:
     if not isinstance(refs, list):
-        raise DataError(f"{path} holds a {type(refs).__name__}; expected a list of referring expressions, the {REFS} layout")
+        raise DataError(
+            f"{path} holds a {type(refs).__name__}; expected a list of referring expressions, the {REFS} layout"
+        )
     with expecting(path, REFS):
         require_split(split, Counter(ref["split"] for ref in refs), path)
         return [ref for ref in refs if ref["split"] == split]
@@ -75,7 +77,11 @@ def _group(refs: Sequence[dict[str, Any]], path: Path) -> dict[Any, list[dict[st
 
 def _texts(refs: Sequence[dict[str, Any]], boxes: dict[Any, Box]) -> list[Text]:
     return [
-        Text(said["sent_id"], said["sent"], {"box": boxes[ref["ann_id"]], "ref_id": ref["ref_id"], "ann_id": ref["ann_id"]})
+        Text(
+            said["sent_id"],
+            said["sent"],
+            {"box": boxes[ref["ann_id"]], "ref_id": ref["ref_id"], "ann_id": ref["ann_id"]},
+        )
         for ref in refs
         for said in ref["sentences"]
     ]

@@ -1,7 +1,8 @@
-"""The order of training samples: a pure function of the seed, so that a run resumes exactly and ranks share by counting."""
+"""The order of training samples, a pure function of the seed: a run resumes exactly, and ranks share by counting."""
 
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,12 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """One sample of a training batch."""
 
-    index: int
+    sample_index: int
     seed: int  # of everything random about this sample: its texts, its augmentation
 
 
 class Stream:
-    """An endless sequence over `size` samples: one permutation after the other, each a function of (seed, name, its number).
+    """An endless sequence over `size` samples: permutation after permutation, each a function of (seed, name, number).
 
     A shorter source simply runs on into its next permutation while a longer one is still in its first.
     """
@@ -38,7 +39,7 @@ class Stream:
 
 
 class StreamBatches(Sampler[list[Draw]]):
-    """Batches of a stream for one of `world_size` ranks: global batch t holds the positions from t * global batch size on.
+    """Batches of a stream for one of `world_size` ranks: global batch t is the t-th stretch of the stream.
 
     `window` tells, when an epoch starts, the number of its first batch since training began and how many follow;
     `len()` is the length of a whole epoch, also while the rest of one is run after a resume.
@@ -82,7 +83,7 @@ class ShardBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         edges = [len(self.indices) * number // self.count for number in range(self.count + 1)] if self.count else []
-        return (list(self.indices[start:stop]) for start, stop in zip(edges, edges[1:], strict=False))
+        return (list(self.indices[start:stop]) for start, stop in pairwise(edges))
 
     def __len__(self) -> int:
         return self.count

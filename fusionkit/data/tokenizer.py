@@ -18,15 +18,17 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 
 
 def build_tokenizer(texts: Iterable[str], directory: Path) -> None:
-    """Write a tokenizer directory whose vocabulary is every word of `texts`, the most frequent first.
+    """Write the tokenizer of `word_tokenizer` to a directory for `load_tokenizer`; equal texts give equal files."""
+    word_tokenizer(texts).save_pretrained(directory)
 
-    Lower-cases, strips accents and splits at spaces and punctuation as BERT does, but never within a word; `[CLS] words [SEP]`.
-    Equal texts give equal files. Needs no network.
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose vocabulary is every word of `texts`, the most frequent first; needs no network.
+
+    Lower-cases, strips accents and splits at spaces and punctuation as BERT does, but never within a word.
     """
     normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
-    counts = Counter(
-        word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
-    )
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     words = sorted(counts, key=lambda word: (-counts[word], word))
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk"]))
@@ -37,16 +39,15 @@ def build_tokenizer(texts: Iterable[str], directory: Path) -> None:
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
     names = {f"{name}_token": token for name, token in SPECIAL_TOKENS.items()}
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **names
     )
-    fast.save_pretrained(directory)
 
 
 def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a directory or by its hub name.
 
-    Raises ConfigError where there is none, or where it lacks what fusionkit needs: word numbers and BERT's special tokens.
+    Raises ConfigError where there is none, or where it lacks word numbers or one of BERT's special tokens.
     """
     name = str(name_or_directory)
     if Path(name).exists() and not any((Path(name) / file).exists() for file in ("tokenizer.json", "vocab.txt")):
@@ -58,7 +59,7 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"tokenizer: '{name}' is neither a tokenizer folder nor a tokenizer of the hub that can be reached from here; "
+            f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
             "check the path, or download it once and give its folder"
         ) from error
     missing = [token for token in SPECIAL_TOKENS if getattr(tokenizer, f"{token}_token_id") is None]

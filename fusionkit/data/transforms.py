@@ -1,4 +1,4 @@
-"""From a decoded image and its boxes to what the model reads: augmentation that keeps texts true, then size and scale."""
+"""From an image and its boxes to what the model reads: augmentation that keeps texts true, then size and scale."""
 
 import math
 import random
@@ -14,7 +14,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 BICUBIC = InterpolationMode.BICUBIC
 SIDES = ("left", "right")
-"""A mirrored image makes these words false. Looked for inside words too ("leftmost", "rowleft"): one "bright" more is no loss."""
+"""A mirror image makes these words false. Looked for inside words too ("leftmost", "rowleft"); "bright" is no loss."""
 
 
 class Finish:
@@ -40,12 +40,12 @@ class Finish:
 class Augment:
     """Random crop, mirror image and RandAugment, as ALBEF and X-VLM train with.
 
-    `crop_scale`, `crop_ratio`   area of the crop in parts of the image, and its width to height; a crop holds every box of the
-                                 sample's texts (as in X-VLM), and there is none where ten draws find no such crop.
+    `crop_scale`, `crop_ratio`   area of the crop in parts of the image, and its width to height; a crop holds every box
+                                 of the drawn texts (as in X-VLM), and there is none where ten draws find no such crop.
     `flip`                       probability of a mirror image; 0 wherever a text or an answer says "left" or "right".
     `num_ops`, `magnitude`       RandAugment: so many operations of `COLOR_OPS` and `GEOMETRIC_OPS`, each done with
-                                 probability 1/2, 0 <= magnitude <= 10. With boxes, of `COLOR_OPS` only: a sheared or turned
-                                 box is no box, and the box around it no longer fits its object.
+                                 probability 1/2, 0 <= magnitude <= 10. With boxes, of `COLOR_OPS` only: a turned box
+                                 is no box, and the box around it no longer fits its object.
     A crop can still falsify a count or "in the middle": leave `augment` out for sources that live on these.
     """
 
@@ -62,7 +62,7 @@ class Augment:
     def __call__(
         self, image: Image.Image, boxes: Tensor, words: Sequence[str], size: int, rng: random.Random
     ) -> tuple[Image.Image, Tensor]:
-        """A square of `size` pixels and the boxes (N, 4) in it, both xyxy in pixels; `words` are all texts and answers."""
+        """A square of `size` pixels and the boxes (N, 4) in it, xyxy in pixels; `words` are all texts and answers."""
         left, top, width, height = choose_crop(image.size, enclose(boxes), self.crop_scale, self.crop_ratio, rng)
         boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
         crop = {"top": top, "left": left, "height": height, "width": width, "size": [size, size], "antialias": True}
@@ -98,7 +98,7 @@ def choose_crop(
     ratio: tuple[float, float],
     rng: random.Random,
 ) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a random crop (Inception's law) that holds `keep` (xyxy), else of the whole image."""
+    """Left, top, width, height of a random crop (Inception's law) that holds `keep` (xyxy), else of the whole image."""
     x0, y0, x1, y1 = keep or (size[0], size[1], 0, 0)
     for _ in range(10):
         area = size[0] * size[1] * rng.uniform(*scale)

@@ -14,10 +14,10 @@ QUESTIONS, ANNOTATIONS = "VQA v2 questions", "VQA v2 annotations"
 
 
 class VQAv2:
-    """Reader of "questions", with the facts `answers` (ten), `answer_type`, `question_type` and `multiple_choice_answer`.
+    """Reader of "questions", with the facts `answers` (ten), `answer_type`, `question_type`, `multiple_choice_answer`.
 
-    The paths may contain `{split}`, e.g. "train2014". `annotations` is None, or the split one of `unanswered`, where the
-    answers are secret; the questions then have no facts.
+    The paths may contain `{split}`, e.g. "train2014". Where the answers are secret, `annotations` is None or the split
+    one of `unanswered`, and questions have no facts.
     """
 
     def __init__(
@@ -39,7 +39,9 @@ class VQAv2:
         with expecting(path, QUESTIONS):
             facts = self._read_facts(split, path, {row["question_id"]: row["image_id"] for row in rows})
             questions = _group(rows, facts, path)
-            names = {image_id: coco_names(image_id, subtype=content.get("data_subtype", split)) for image_id in questions}
+            names = {
+                image_id: coco_names(image_id, subtype=content.get("data_subtype", split)) for image_id in questions
+            }
         files = find_images(Path(self.images.replace("{split}", split)), names, path)
         return [
             Sample(image_id, files[image_id], {"questions": tuple(texts)}, collection=self.collection)
@@ -47,7 +49,7 @@ class VQAv2:
         ]
 
     def _read_facts(self, split: str, questions: Path, asked: dict[Any, Any]) -> dict[Any, dict[str, Any]]:
-        """The facts by question id; `asked` gives the image of each question. Raises DataError unless the two files agree."""
+        """The facts by question id; `asked` gives the image of each. Raises DataError unless the two files agree."""
         if self.annotations is None or split in self.unanswered:
             return {}
         path = annotation_file(self.annotations, split)
@@ -91,10 +93,12 @@ def _group(rows: list[Any], facts: dict[Any, dict[str, Any]], path: Path) -> dic
 def _describe_clash(row: dict[str, Any], is_twice: bool, asked: dict[Any, Any], path: Path, questions: Path) -> str:
     number = row["question_id"]
     if is_twice:
-        return f"{path} has the annotation of question {number} twice; ids must be unique: remove one of the two entries"
+        return (
+            f"{path} has the annotation of question {number} twice; ids must be unique: remove one of the two entries"
+        )
     if number not in asked:
-        return f"the annotation of question {number} in {path} has no question in {questions}; take both files from the same release"
+        return f"{path} annotates question {number}, which {questions} lacks; take both files from the same release"
     return (
-        f"question {number} is about image {asked[number]} in {questions}, but about image {row['image_id']} in {path}; "
+        f"question {number} is about image {asked[number]} in {questions}, but {row['image_id']} in {path}; "
         "take both files from the same release"
     )

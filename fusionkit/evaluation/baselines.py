@@ -1,7 +1,7 @@
-"""What a guesser scores that never looks at the image: ``<metric>_baseline`` reads the text, ``<metric>_chance`` nothing.
+"""What a guesser scores that never looks at the image: ``<metric>_baseline`` reads the text, ``<metric>_chance`` not.
 
-Each function takes the training samples, the samples to score, the model's records for them (which may say what was asked,
-e.g. the masked places) and the tokenizer's ``tokenize``. Without training samples only what needs none is returned.
+Each function takes the training samples, the samples to score, the model's records for them (which may say what was
+asked, e.g. the masked places) and the tokenizer's ``tokenize``. Without training samples it returns what needs none.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from PIL import Image
 from fusionkit.data.sample import Sample, Text
 from fusionkit.evaluation.grounding import boxed_expressions, score_grounding
 from fusionkit.evaluation.masked import score_masked
-from fusionkit.evaluation.records import Record, Records
+from fusionkit.evaluation.records import Record
 from fusionkit.evaluation.vqa import annotated_questions, score_vqa
 
 Tokenize = Callable[[str], list[str]]
@@ -51,10 +51,9 @@ class Majority:
 def vqa_baselines(
     train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
 ) -> dict[str, float]:
-    """The commonest training answer to the same question, backing off to its first 3, 2, 1 words; and the commonest of all."""
-    majority = Majority(
-        (context, _answer(question)) for question in annotated_questions(train) for context in _question_contexts(question)
-    )
+    """The commonest training answer to the same question, backing off to its first 3, 2, 1 words; and to any."""
+    known = annotated_questions(train)
+    majority = Majority((context, _answer(each)) for each in known for context in _question_contexts(each))
     if not majority.counts:
         return {}
     asked = list(annotated_questions(samples))
@@ -67,14 +66,14 @@ def vqa_baselines(
 def grounding_baselines(
     train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
 ) -> dict[str, float]:
-    """Ridge regression from the words of the expression to its box, relative to the image; and the mean training box."""
+    """Ridge regression from the words of an expression to its box, relative to the image; and the mean training box."""
     known = list(boxed_expressions(train))
     if not known:
         return {}
     boxes = np.array([_relative_box(*each) for each in known])
     regress = _ridge([text.text for _, text in known], boxes)
     asked = list(boxed_expressions(samples))
-    by_text = [_box_record(sample, text, box) for (sample, text), box in zip(asked, regress(t.text for _, t in asked), strict=True)]
+    by_text = [_box_record(sample, text, regress(text.text)) for sample, text in asked]
     by_chance = [_box_record(sample, text, boxes.mean(axis=0)) for sample, text in asked]
     return _named("baseline", score_grounding(by_text, samples)) | _named("chance", score_grounding(by_chance, samples))
 
@@ -89,7 +88,7 @@ def matching_baselines(
 def masked_baselines(
     train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
 ) -> dict[str, float]:
-    """The commonest training token between the same neighbours, backing off to left, right, none; and the commonest of all.
+    """The commonest training token between the same neighbours, backing off to the left, the right one; and of all.
 
     A neighbour that is masked itself is not known.
     """
@@ -113,7 +112,7 @@ def masked_baselines(
 def retrieval_baselines(
     train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
 ) -> dict[str, float]:
-    """R@k of a random order, for both guessers: k / I for a caption, 1 - C(T - c, k) / C(T, k) for an image with c captions."""
+    """R@k of a random order, for both: k / I for a caption, 1 - C(T - c, k) / C(T, k) for an image with c captions."""
     owned = Counter(sample.image_id for sample in samples for _ in sample.texts.get("captions", ()))
     images, texts = len(owned), sum(owned.values())
     scores = {}
@@ -156,7 +155,8 @@ def _masked_contexts(
         if key not in tokens:
             tokens[key] = ["", *tokenize(texts[key]), ""]
         left, right = (
-            None if (key, place) in masked else tokens[key][place] for place in (position - 1, min(position + 1, len(tokens[key]) - 1))
+            None if (key, place) in masked else tokens[key][place]
+            for place in (position - 1, min(position + 1, len(tokens[key]) - 1))
         )
         yield _neighbour_contexts(left, right)
 
@@ -188,8 +188,8 @@ def _box_record(sample: Sample, text: Text, relative: NDArray[np.float64]) -> Re
     return {"sent_id": text.id, "bbox": (relative * (width, height, width, height)).tolist()}
 
 
-def _ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[Iterable[str]], NDArray[np.float64]]:
-    """Regression from the set of a text's words to targets (N, 4), through normal equations over the commonest words."""
+def _ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[str], NDArray[np.float64]]:
+    """Regression from the set of a text's words to targets (N, 4), by normal equations over the commonest words."""
     frequent = Counter(word for text in texts for word in set(text.lower().split())).most_common(MAX_WORDS)
     column = {word: at for at, (word, _) in enumerate(frequent)}
     mean, size = targets.mean(axis=0), len(column)
@@ -203,4 +203,4 @@ def _ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[Iter
         gram[np.ix_(at, at)] += 1
         moments[at] += target - mean
     weights = np.linalg.solve(gram, moments)
-    return lambda asked: np.array([weights[columns(text)].sum(axis=0) + mean for text in asked]).reshape(-1, targets.shape[1])
+    return lambda text: weights[columns(text)].sum(axis=0) + mean

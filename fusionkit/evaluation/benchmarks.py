@@ -1,4 +1,4 @@
-"""A benchmark: a scorer, what guessers reach on it, and how its records are shown. A task's ``scorer`` may be one of these.
+"""A benchmark: a scorer, what guessers reach on it, and how its records are shown. A task's ``scorer`` may be one.
 
 A task of one's own needs no entry here: a plain function is a scorer too, without baselines and pictures.
 """

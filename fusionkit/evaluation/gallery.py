@@ -1,5 +1,6 @@
-"""Contact sheets (PNG) of what a model answered: pictures with boxes and frames, a heading above and notes below each."""
+"""Contact sheets (PNG) of what a model answered: pictures with boxes and frames, a heading above and notes below."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,10 +15,15 @@ from fusionkit.evaluation.records import write_atomically
 
 GREEN, RED, GREY, BLACK, PAPER, MOUNT = "#1a7f37", "#c62828", "#57606a", "#1f2328", "#ffffff", "#eef0f2"
 COLUMNS, ROWS = 6, 4  # cells of a sheet
-CELL, HEIGHT = 244, 200  # pixels of a picture with its mount of FRAME on each side: 64 px drawings come out three times as large
-FRAME = 4
+CELL, HEIGHT = (
+    244,
+    200,
+)  # pixels of a picture with its mount, so that a drawing of 64 pixels is shown three times as large
+DASH = 9  # pixels
+FRAME = 4  # pixels, inside the mount
 GAP, MARGIN, LINE = 14, 24, 19  # pixels between cells, around the sheet, from line to line
 MAX_HEADING, MAX_NOTE = 4, 2  # lines of text, cut with an ellipsis
+Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a panel; ``size`` is what its marks refer to (None: the file's own), ``frame`` a colour around it."""
+    """One image of a panel; its marks refer to ``size`` (None: the file's own), ``frame`` is a colour around it."""
 
     path: Path
     size: tuple[int, int] | None = None
@@ -81,7 +87,7 @@ def draw_sheet(sheet: Sheet, title: str, path: Path) -> None:
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:
-    """Break text into lines of at most ``width`` pixels; a word that is too long is broken, what is too much becomes an ellipsis."""
+    """Break text into lines of at most ``width`` pixels, long words too; after ``max_lines`` comes an ellipsis."""
     lines = [""]
     for word in _pieces(text, font, width):
         longer = f"{lines[-1]} {word}".strip()
@@ -100,7 +106,8 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) 
 def _pieces(text: str, font: ImageFont.FreeTypeFont, width: float) -> Iterator[str]:
     for word in text.split():
         while font.getlength(word) > width:
-            cut = next(count for count in range(len(word), 0, -1) if count == 1 or font.getlength(word[:count]) <= width)
+            fits = (count for count in range(len(word), 1, -1) if font.getlength(word[:count]) <= width)
+            cut = next(fits, 1)
             yield word[:cut]
             word = word[cut:]
         yield word
@@ -146,13 +153,15 @@ def _wrap_notes(notes: Sequence[Note]) -> list[tuple[str, str]]:
     return [(line, note.color) for note in notes for line in wrap(note.text, _font(14), CELL, MAX_NOTE)]
 
 
-def _write(draw: ImageDraw.ImageDraw, at: tuple[float, float], lines: Sequence[str], color: str, font: ImageFont.FreeTypeFont) -> None:
+def _write(
+    draw: ImageDraw.ImageDraw, at: Point, lines: Sequence[str], color: str, font: ImageFont.FreeTypeFont
+) -> None:
     for number, line in enumerate(lines):
         draw.text((at[0], at[1] + LINE * number), line, color, font)
 
 
 def _draw_picture(picture: Picture) -> Image.Image:
-    """The image on its mount, whole and in its proportions: small drawings in crisp whole-number enlargement, photos resampled."""
+    """The image on its mount, whole and in its proportions; small drawings are enlarged by a whole number, crisply."""
     try:
         image, file_size = decode(picture.path, HEIGHT)
     except CorruptImage as error:
@@ -182,18 +191,15 @@ def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, wide: float, high: float, 
     left, right = (min(max(value * wide, 2), size[0] - 3) for value in (x, x + w))
     top, bottom = (min(max(value * high, 2), size[1] - 3) for value in (y, y + h))
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
-    strokes = [stroke for a, b in zip(corners, corners[1:], strict=False) for stroke in _strokes(a, b, mark.is_dashed)]
+    strokes = [stroke for a, b in itertools.pairwise(corners) for stroke in _strokes(a, b, mark.is_dashed)]
     for color, width in ((PAPER, 5), (mark.color, 3)):
         for stroke in strokes:
             draw.line(stroke, color, width)
 
 
-def _strokes(
-    start: tuple[float, float], end: tuple[float, float], is_dashed: bool, dash: float = 9.0
-) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """The line in one stroke, or every other piece of about ``dash`` pixels of it, with a piece at either end."""
-    count = max(1, round(max(abs(end[0] - start[0]), abs(end[1] - start[1])) / dash)) | 1 if is_dashed else 1
-    points = [
-        (start[0] + (end[0] - start[0]) * at / count, start[1] + (end[1] - start[1]) * at / count) for at in range(count + 1)
-    ]
+def _strokes(start: Point, end: Point, is_dashed: bool) -> list[tuple[Point, Point]]:
+    """The line in one stroke, or every other piece of about ``DASH`` pixels of it, with a piece at either end."""
+    wide, high = end[0] - start[0], end[1] - start[1]
+    count = round(max(abs(wide), abs(high)) / DASH) | 1 if is_dashed else 1  # odd
+    points = [(start[0] + wide * at / count, start[1] + high * at / count) for at in range(count + 1)]
     return [(points[at], points[at + 1]) for at in range(0, count, 2)]

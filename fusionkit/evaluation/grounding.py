@@ -10,7 +10,7 @@ from fusionkit.evaluation.records import Record, index_records
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union (N,) of two lists of boxes (N, 4) xywh, in continuous coordinates; 0 where the union is empty or NaN."""
+    """Intersection over union (N,) of boxes (N, 4) xywh in continuous coordinates; 0 if the union is empty or NaN."""
     first, second = np.asarray(first, float).reshape(-1, 4), np.asarray(second, float).reshape(-1, 4)
     low = np.maximum(first[:, :2], second[:, :2])
     high = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])

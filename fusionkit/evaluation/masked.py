@@ -7,7 +7,7 @@ from fusionkit.evaluation.records import Record, check_records
 
 
 def score_masked(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """Percentage of masked tokens predicted, from ``{"caption_id", "position", "token", "target"}`` records, one a token."""
+    """Percentage of masked tokens predicted; each ``{"caption_id", "position", "token", "target"}`` is a token."""
     known = {text.id for sample in samples for text in sample.texts.get("captions", ())}
     check_records(records, ("caption_id", "position"), known)
     if not records:

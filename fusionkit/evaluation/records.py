@@ -41,7 +41,7 @@ def identity(record: Record) -> tuple[tuple[str, Any], ...]:
 
 
 def merge_records(shards: Iterable[Iterable[Record]]) -> Records:
-    """The records of all ranks in the order met, each once: a distributed sampler pads its shards with repeated samples."""
+    """The records of all ranks, each once: a distributed sampler pads its shards with repeated samples."""
     merged: dict[Any, Record] = {}
     for shard in shards:
         for record in shard:
@@ -79,7 +79,9 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     try:
         text = "".join(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n" for record in records)
     except ValueError as error:
-        raise DataError(f"predictions for {path.name} are not finite numbers: the model has diverged, lower its learning rate") from error
+        raise DataError(
+            f"predictions for {path.name} are not finite numbers: the model has diverged, lower its learning rate"
+        ) from error
     write_text(path, text)
 
 
@@ -88,7 +90,11 @@ def read_records(path: Path) -> Records:
     if not path.is_file():
         raise DataError(f"no predictions at {path}: run the evaluation that writes them first")
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(
+        path.read_text(encoding="utf-8").split("\n"), start=1
+    ):  # splitlines would cut at U+2028
+        if not line:
+            continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:

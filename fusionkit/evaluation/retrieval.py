@@ -1,7 +1,7 @@
 """Image-text retrieval: R@1, R@5 and R@10 both ways, by contrastive similarity or after re-ranking its best candidates.
 
-The rank of a query is the number of wrong items that score at least as high as its best right one: ties count against us,
-and so does NaN. A caption has one right image; an image has all its captions, the best of which counts.
+The rank of a query is the number of wrong items that score at least as high as its best right one: ties count against
+us, and so does NaN. A caption has one right image; an image has all its captions, of which the best counts.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -69,26 +69,38 @@ def has_features(records: Sequence[Record]) -> bool:
 def similarities(records: Sequence[Record], samples: Sequence[Sample]) -> Tensor:
     """Dot products (T, I) of the features in the order of ``Pairing.of(samples)``, -inf where one is missing."""
     pairing = Pairing.of(samples)
-    captions = index_records([record for record in records if "caption_id" in record], "caption_id", set(pairing.caption_ids))
+    captions = index_records(
+        [record for record in records if "caption_id" in record], "caption_id", set(pairing.caption_ids)
+    )
     known_images = {sample.image_id for sample in samples}
     images = index_records([record for record in records if "caption_id" not in record], "image_id", known_images)
     text_feats, has_text = _stack(captions, pairing.caption_ids)
     image_feats, has_image = _stack(images, pairing.image_ids)
-    sim = text_feats @ image_feats.T if text_feats.numel() and image_feats.numel() else torch.zeros(len(has_text), len(has_image))
+    sim = (
+        text_feats @ image_feats.T
+        if text_feats.numel() and image_feats.numel()
+        else torch.zeros(len(has_text), len(has_image))
+    )
     return sim.masked_fill(~(has_text[:, None] & has_image[None, :]), float("-inf"))
+
+
+def nearest(sim: Tensor, k: int) -> Tensor:
+    """Bool like sim: the k highest of each row."""
+    nearest = sim.topk(min(k, sim.shape[1]), dim=1).indices
+    return torch.zeros_like(sim, dtype=torch.bool).scatter_(1, nearest, True)
 
 
 def rerank(sim: Tensor, match: Match, k: int, chunk: int) -> tuple[Tensor, Tensor]:
     """Score the k nearest images of each caption and the k nearest captions of each image with ``match``.
 
     sim     (T, I) contrastive similarities.
-    match   (image_rows (P,), text_rows (P,)) -> scores (P,). Pairs come at most ``chunk`` at a time and sorted by image, so
-            that an image's keys and values can serve all its pairs; a pair that both directions want is scored once.
+    match   (image_rows (P,), text_rows (P,)) -> scores (P,). Pairs come at most ``chunk`` at a time, sorted by image,
+            so that an image's keys and values serve all its pairs; a pair that both directions want is scored once.
 
-    Returns text-to-image scores (T, I) and image-to-text scores (I, T) in float64; what was not re-ranked stays below what was,
-    in its contrastive order.
+    Returns text-to-image scores (T, I) and image-to-text scores (I, T) in float64; what was not re-ranked stays below
+    what was, in its contrastive order.
     """
-    by_text, by_image = _nearest(sim, k), _nearest(sim.T, k)
+    by_text, by_image = nearest(sim, k), nearest(sim.T, k)
     image_rows, text_rows = (by_text.T | by_image).nonzero(as_tuple=True)
     pairs = zip(image_rows.split(chunk), text_rows.split(chunk), strict=True)
     matched = torch.full(by_image.shape, float("nan"), dtype=torch.float64)
@@ -97,7 +109,7 @@ def rerank(sim: Tensor, match: Match, k: int, chunk: int) -> tuple[Tensor, Tenso
 
 
 def ranking_records(text_to_image: Tensor, image_to_text: Tensor, pairing: Pairing, depth: int = 100) -> Records:
-    """The ``depth`` best of every query: ``{"caption_id", "image_ids", "scores"}`` and ``{"image_id", "caption_ids", "scores"}``.
+    """The best of every query: ``{"caption_id", "image_ids", "scores"}``, ``{"image_id", "caption_ids", "scores"}``.
 
     text_to_image (T, I), image_to_text (I, T); equal scores are listed in the order of the samples.
     """
@@ -111,7 +123,7 @@ def ranking_records(text_to_image: Tensor, image_to_text: Tensor, pairing: Pairi
 
 
 def score_ranking(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """R@k from the records of ``ranking_records``, the same as from the whole matrix if ``depth`` is at least 10."""
+    """R@k from the records of ``ranking_records``, the same as from the whole matrix if ``depth`` is above 10."""
     pairing = Pairing.of(samples)
     owner = dict(zip(pairing.caption_ids, (pairing.image_ids[row] for row in pairing.owner), strict=True))
     captions: dict[Any, set[Any]] = {}
@@ -125,7 +137,7 @@ def score_ranking(records: Sequence[Record], samples: Sequence[Sample]) -> dict[
 
 
 def list_rank(record: Record | None, key: str, right: set[Any], total: int) -> int:
-    """Rank of the best ``right`` id in one ranking record that lists the best of ``total``; beyond the list, the last rank."""
+    """Rank of the best ``right`` id in a record that lists the best of ``total`` items; unlisted, the last rank."""
     if record is None:
         return MISS
     listed = list(zip(record[key], record["scores"], strict=True))
@@ -159,12 +171,6 @@ def _stack(records: dict[Any, Record], ids: Sequence[Any]) -> tuple[Tensor, Tens
     nothing = torch.zeros(width)
     feats = [torch.as_tensor(records[item]["feats"]).float() if item in records else nothing for item in ids]
     return torch.stack(feats), is_there
-
-
-def _nearest(sim: Tensor, k: int) -> Tensor:
-    """Bool like sim: the k highest of each row."""
-    nearest = sim.topk(min(k, sim.shape[1]), dim=1).indices
-    return torch.zeros_like(sim, dtype=torch.bool).scatter_(1, nearest, True)
 
 
 def _on_top(matched: Tensor, sim: Tensor, is_matched: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The official VQA v2 accuracy, quirks included (GT-Vision-Lab/VQA, vqaEval.py as of 2021). Imports no torch."""
+"""The official VQA v2 accuracy, quirks included (GT-Vision-Lab/VQA, vqaEval.py of 2021). Imports no torch."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,21 +13,22 @@ _THOUSANDS = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _MAX_PERIODS = 32  # the script passes re.UNICODE (32) where re.sub takes a count
 _ARTICLES = frozenset({"a", "an", "the"})
-_NUMBERS = {word: str(number) for number, word in enumerate("zero one two three four five six seven eight nine ten".split())}
-_NUMBERS["none"] = "0"
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS)}
 
 # "she's" and "let's" are missing on purpose: the published table maps them to themselves, so "shes" stays "shes".
-_CONTRACTED = """
-    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-    how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
-    oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-    someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
-    they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
-    where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
-    y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+_CONTRACTED = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
+    "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
+    "needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've "
+    "somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll "
+    "that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've "
+    "we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's "
+    "who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've "
+    "you'll you're you've"
+)
 _CONTRACTIONS = {
-    word[:at] + word[at + 1 :]: word for word in _CONTRACTED for at, letter in enumerate(word) if letter == "'"
+    word[:at] + word[at + 1 :]: word for word in _CONTRACTED.split() for at, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd"}  # the published table has this one the wrong way round
 
 
@@ -39,7 +40,7 @@ def normalize_answer(answer: str) -> str:
 def official_accuracy(answer: str, answers: Sequence[str]) -> float:
     """Agreement in 0..1 with the human answers: min(1, matches among the others / 3), averaged over the humans.
 
-    Both sides are normalised only where the humans disagree, as the official script does: "Yes" scores 0 against ten "yes".
+    As in the official script both sides are normalised only where the humans disagree: "Yes" has 0 against ten "yes".
     """
     answer, answers = _clean_spaces(answer), [_clean_spaces(human) for human in answers]
     if len(set(answers)) > 1:
@@ -52,7 +53,9 @@ def always_normalized_accuracy(answer: str, answers: Sequence[str]) -> float:
     return _agreement(normalize_answer(answer), [normalize_answer(human) for human in answers])
 
 
-def score_vqa(records: Sequence[Record], samples: Sequence[Sample], rule: AnswerRule = official_accuracy) -> dict[str, float]:
+def score_vqa(
+    records: Sequence[Record], samples: Sequence[Sample], rule: AnswerRule = official_accuracy
+) -> dict[str, float]:
     """Percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
 
     An unanswered question scores 0; questions without human answers (a test split) are left out.
@@ -69,7 +72,7 @@ def score_vqa(records: Sequence[Record], samples: Sequence[Sample], rule: Answer
 
 
 def score_vqa_normalized(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """``score_vqa`` with both sides always normalised; its metrics are called so, lest one is taken for the official score."""
+    """``score_vqa`` with both sides always normalised; the metrics say so, lest one is taken for the official score."""
     scores = score_vqa(records, samples, always_normalized_accuracy)
     return {name.replace("vqa_accuracy", "vqa_normalized_accuracy"): value for name, value in scores.items()}
 
@@ -102,7 +105,7 @@ def _clean_spaces(answer: str) -> str:
 
 
 def _process_punctuation(answer: str) -> str:
-    """A mark vanishes if it touches a space anywhere in the answer (or a number has a comma), else it becomes a space."""
+    """A mark vanishes if it touches a space anywhere in the answer (or a number has a comma), else is a space."""
     has_thousands = _THOUSANDS.search(answer) is not None
     text = answer
     for mark in _PUNCTUATION:

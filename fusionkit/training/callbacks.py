@@ -7,11 +7,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fusionkit.distributed import world_size
-from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.errors import ConfigError, suggest
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``, the model with the best value of one validation metric, "val/<source>/<metric>" or "val/mean"."""
+    """Keeps ``best.ckpt``: the best value of one validation metric, "val/<source>/<metric>" or "val/mean"."""
 
     def __init__(self, directory: str, monitor: str = "val/mean", mode: str = "max") -> None:
         super().__init__(
@@ -21,7 +21,9 @@ class BestCheckpoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         known = [name for name in trainer.callback_metrics if name.startswith("val/")]
         if self.monitor not in known:
-            raise ConfigError(f"callbacks.best.monitor: no validation metric is named '{self.monitor}'; {suggest(str(self.monitor), known)}")
+            raise ConfigError(
+                f"callbacks.best.monitor: no validation score '{self.monitor}'; {suggest(str(self.monitor), known)}"
+            )
         super().on_validation_end(trainer, pl_module)
 
 
@@ -42,7 +44,7 @@ class LastCheckpoint(ModelCheckpoint):
 class StopAfter(Callback):
     """Ends the training, with a last validation and checkpoint, at its last step or when ``minutes`` have passed.
 
-    Without it Lightning leaves at ``max_steps`` with the scores of the validation before. Time spent is kept in checkpoints.
+    Without it Lightning leaves at ``max_steps`` with the scores of the validation before. Checkpoints keep the time.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
@@ -72,9 +74,10 @@ class StopAfter(Callback):
 
 
 class Throughput(Callback):
-    """Logs ``train/images_per_s``, over all ranks, since the last logged step; validation is not counted."""
+    """Logs ``train/images_per_s``, over all ranks and the last ``every_n_steps``; validation is not counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
         self._images, self._seconds, self._started = 0, 0.0, 0.0
 
     def on_train_batch_start(self, *args: Any) -> None:
@@ -87,9 +90,23 @@ class Throughput(Callback):
         self._images += sum(len(part["image_ids"]) for part in batch.values()) * world_size()
         now = time.monotonic()
         self._seconds, self._started = self._seconds + now - self._started, now
-        if (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0 and self._seconds:
+        if trainer.global_step % self.every_n_steps == 0 and self._seconds:
             pl_module.log("train/images_per_s", self._images / self._seconds, on_step=True, on_epoch=False)
             self._images, self._seconds = 0, 0.0
 
     def on_validation_start(self, *args: Any) -> None:
         self._started = 0.0
+
+
+class SkippedImages(Callback):
+    """Logs ``train/<source>/skipped_images``, the corrupt images this rank has met so far, and tells of new ones."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, int] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        for source, count in trainer.datamodule.skipped().items():  # type: ignore[attr-defined]
+            if count > self._told.get(source, 0):
+                print(f"source {source}: {count} corrupt images replaced by others so far", flush=True)
+            self._told[source] = count
+            pl_module.log(f"train/{source}/skipped_images", float(count), on_step=True, on_epoch=False)

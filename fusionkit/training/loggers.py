@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 class ScoreWandbLogger(WandbLogger):
     """W&B whose summary keeps the best of every validation score, not the last.
 
-    ``offline`` (the default) asks for no account and sends nothing; ``wandb sync`` uploads the folder later. Everything W&B
-    writes stays below ``save_dir``. Further options go to ``wandb.init``.
+    ``offline`` (the default) asks for no account and sends nothing; ``wandb sync`` uploads the folder later; the
+    environment's WANDB_MODE has the last word. What W&B writes stays below ``save_dir``. Options go to ``wandb.init``.
     """
 
     def __init__(self, save_dir: str, project: str = "fusionkit", offline: bool = True, **options: Any) -> None:
@@ -39,7 +39,7 @@ class ScoreWandbLogger(WandbLogger):
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
-    """Give every logger the resolved configuration as one flat mapping; call it once (a second call would drop nested keys)."""
+    """Give every logger the resolved configuration as one flat mapping; call it once."""
     flat = flatten(config)
     for logger in loggers:
         logger.log_hyperparams(flat)
@@ -62,4 +62,4 @@ def finish() -> None:
         import wandb
 
         if wandb.run is not None:
-            wandb.finish(quiet=True)
+            wandb.finish()

@@ -10,7 +10,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from fusionkit.distributed import from_rank_zero, rank
+from fusionkit.distributed import gather_objects, rank
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
 from fusionkit.tasks.base import Task
 from fusionkit.training.validation import Validation
@@ -18,16 +18,16 @@ from fusionkit.types import Batch, TaskOutput
 
 
 class TrainingModule(LightningModule):
-    """Trains ``model`` on ``objectives: {source: {task: weight}}``; a weight multiplies, and one of 0 switches the objective off.
+    """Trains ``model`` on ``objectives: {source: {task: weight}}``; a weight multiplies, 0 switches off.
 
     ``balance``    joins the losses by objective ("source/task") into one (fusionkit.balance).
     ``optimizer``  called with the named parameters, returns the optimiser; its groups keep their ``lr_scale``.
     ``scheduler``  called with (optimiser, total_steps=...), returns a schedule that is stepped with the optimiser.
     ``teacher``    a momentum teacher (fusionkit.momentum), advanced once per optimiser step.
-    ``artifacts``  plain strings, numbers and lists that make a checkpoint self-contained (resolved config, answers, tokenizer).
+    ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
-    What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of (seed, rank,
-    step, batch) alone: it depends neither on validation nor on the loaders nor on where a run was interrupted.
+    What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of
+    (seed, rank, step, batch) alone: neither validation nor loaders nor an interruption change it.
     """
 
     def __init__(
@@ -43,7 +43,9 @@ class TrainingModule(LightningModule):
     ) -> None:
         super().__init__()
         self.objectives = active_objectives(objectives, tasks)
-        self.weights = {f"{source}/{task}": weight for source, row in self.objectives.items() for task, weight in row.items()}
+        self.weights = {
+            f"{source}/{task}": weight for source, row in self.objectives.items() for task, weight in row.items()
+        }
         self.model, self.tasks = model, nn.ModuleDict(tasks)
         self.balance, self.teacher = balance, teacher
         self.artifacts = dict(artifacts or {})
@@ -51,13 +53,15 @@ class TrainingModule(LightningModule):
         self._validation = Validation()
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
         self._seed = torch.initial_seed()
+        self._is_resumed = False
         self._freeze_unused()
 
     def training_step(self, batches: dict[str, Batch], batch_idx: int) -> Tensor:
         """One step over all sources; returns the balanced loss."""
         self.model.clamp_temperature()
         self._advance_teacher()
-        losses, metrics = {}, {}
+        losses: dict[str, Tensor] = {}
+        metrics: dict[str, Any] = {}
         for source in self.objectives:
             for name, output in self._outputs(source, batches[source]).items():
                 losses[f"{source}/{name}"] = output.loss
@@ -65,15 +69,16 @@ class TrainingModule(LightningModule):
         self._require_finite(losses)
         total = self.balance(losses, self.weights)
         metrics |= {f"train/{objective}_loss": loss.detach() for objective, loss in losses.items()}
-        self.log_dict(metrics | {"train/loss": total.detach(), **self._state_of_training()}, on_step=True, on_epoch=False)
+        metrics |= {"train/loss": total.detach(), **self._state_of_training()}
+        self.log_dict(metrics, on_step=True, on_epoch=False)
         return total
 
     def _outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
-        """Encode the batch once (and once more by the teacher, where a task listens to it), then run the source's tasks."""
+        """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks."""
         tasks = self._tasks_of(source)
         encoded = self.model.encode(batch, text_kinds(tasks.values()))
         views: dict[str, Any] = {}
-        listening = {name: task for name, task in tasks.items() if getattr(task, "distils", True)}
+        listening = {name: task for name, task in tasks.items() if task.distils}
         if self.teacher is not None and listening:
             taught = self.teacher.encode(batch, text_kinds(listening.values()))
             alpha = self.teacher.alpha(self.global_step)
@@ -92,7 +97,7 @@ class TrainingModule(LightningModule):
         self._validation.clear()
 
     def on_validation_epoch_end(self) -> None:
-        """Score each source's records, of all ranks, and log ``val/<source>/<metric>`` and their headline mean ``val/mean``."""
+        """Score all ranks' records; log ``val/<source>/<metric>`` and ``val/mean`` over the headline ones."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         scorers = {
             source: {name: task.scorer for name, task in self._tasks_of(source).items() if task.scorer is not None}
@@ -110,12 +115,18 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """All ranks must train the same thing: a launcher that replays a sweep in every rank gives each its own config."""
+        """All ranks must train the same; a launcher that replays a sweep in every rank gives each its own config."""
         digest = hashlib.sha256(json.dumps(self.artifacts, sort_keys=True, default=str).encode()).hexdigest()
-        if digest != from_rank_zero(digest):
+        if len(set(gather_objects([digest]))) > 1:
             raise ConfigError(
-                f"rank {rank()} was started with another configuration than rank 0: start the ranks from one saved config.yaml"
+                "the ranks hold different configurations; start all of them from one saved config, one run at a time"
             )
+
+    def on_train_start(self) -> None:
+        """Ask the loaders for their place again: Lightning did so before it had restored how far the run was."""
+        fetcher = self.trainer.fit_loop._data_fetcher
+        if self._is_resumed and fetcher is not None:
+            iter(fetcher)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         seed_batch(self._seed, rank(), self.global_step, batch_idx)
@@ -129,14 +140,14 @@ class TrainingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_same_shapes(self.state_dict(), checkpoint["state_dict"])
-        if "progress" in checkpoint:
-            self._seed, self._teacher_step = checkpoint["progress"]["seed"], checkpoint["progress"]["teacher_step"]
+        self._seed, self._teacher_step = checkpoint["progress"]["seed"], checkpoint["progress"]["teacher_step"]
+        self._is_resumed = True
 
     def _tasks_of(self, source: str) -> dict[str, Task[Any]]:
         return {name: self.tasks[name] for name in self.objectives.get(source, ())}  # type: ignore[misc]
 
     def _advance_teacher(self) -> None:
-        """Once per optimiser step, before the teacher is first asked (ALBEF), however many micro-batches the step has."""
+        """Once per optimiser step, before the teacher is asked (ALBEF), however many micro-batches the step has."""
         if self.teacher is not None and self._teacher_step != self.global_step:
             self.teacher.update(self.model, self.tasks)
             self._teacher_step = self.global_step
@@ -157,22 +168,24 @@ class TrainingModule(LightningModule):
         for (objective, loss), is_finite in zip(losses.items(), finite, strict=True):
             if not is_finite:
                 raise UserError(
-                    f"objective {objective}: the loss is {loss.item()} at step {self.global_step}; lower optimizer.lr, clip with "
-                    "trainer.gradient_clip_val, or set trainer.precision=32-true"
+                    f"objective {objective}: the loss is {loss.item()} at step {self.global_step}; lower optimizer.lr, "
+                    "clip with trainer.gradient_clip_val, or set trainer.precision=32-true"
                 )
 
 
 def active_objectives(
     objectives: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Any]
 ) -> dict[str, dict[str, float]]:
-    """The objectives with a positive weight; raises ConfigError for an unknown task, a negative weight and if none is left."""
+    """The objectives of positive weight; ConfigError for an unknown task, a negative weight, and if none is left."""
     active: dict[str, dict[str, float]] = {}
     for source, row in objectives.items():
         for task, weight in row.items():
             if task not in tasks:
                 raise ConfigError(f"objectives.{source}.{task}: no such task is configured; {suggest(task, tasks)}")
             if not float(weight) >= 0:
-                raise ConfigError(f"objectives.{source}.{task}: the weight {weight} is not a number of at least 0 (0 switches it off)")
+                raise ConfigError(
+                    f"objectives.{source}.{task}: the weight {weight} is not a number of at least 0 (0 switches it off)"
+                )
             if weight > 0:
                 active.setdefault(source, {})[task] = float(weight)
     if not active:
@@ -201,4 +214,6 @@ def require_same_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tens
             if name in found and found[name].shape != expected[name].shape
         ),
     ):
-        raise DataError(f"checkpoint: {name} {problem}; train with the configuration that the checkpoint was written with")
+        raise DataError(
+            f"checkpoint: {name} {problem}; train with the configuration that the checkpoint was written with"
+        )

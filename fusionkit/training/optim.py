@@ -28,11 +28,12 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over every trainable parameter, grouped by (learning rate, weight decay).
 
-    ``rules``        ordered (regex, lr scale, weight decay); the first that is found in a parameter's name decides. A weight
-                     decay of None is the default: ``weight_decay``, but 0 for biases, norms and the temperature (fewer than
-                     two dimensions). A scale of 0 leaves the parameter as it is (freeze the encoder to save its time too).
-    ``layer_decay``  multiplies the rate of block n of N of each encoder by layer_decay ** (N - n), and of its embeddings by
-                     layer_decay ** (N + 1) (BEiT); None: the same rate everywhere.
+    ``rules``        ordered (regex, lr scale, weight decay); the first that is found in a parameter's name decides. A
+                     weight decay of None is the default: ``weight_decay``, but 0 for biases, norms and the temperature
+                     (fewer than two dimensions). A scale of 0 leaves the parameter as it is (freeze the encoder to save
+                     its time too).
+    ``layer_decay``  multiplies the rate of block n of N of an encoder (n from 0) by layer_decay ** (N - n), and of its
+                     embeddings by layer_decay ** (N + 1) (BEiT); None: all alike.
 
     Raises ConfigError for a malformed rule and for one that matches no parameter. Each group keeps its ``lr_scale``.
     """
@@ -41,13 +42,17 @@ def build_optimizer(
     depth_scale = layer_scales([name for name, _ in named], layer_decay) if layer_decay is not None else {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        scale, decay = next(((scale, decay) for pattern, scale, decay in table if re.search(pattern, name)), (1.0, None))
+        scale, decay = next(
+            ((scale, decay) for pattern, scale, decay in table if re.search(pattern, name)), (1.0, None)
+        )
         if decay is None:
             decay = weight_decay if parameter.ndim >= 2 else 0.0
         if parameter.requires_grad and scale > 0:
             groups.setdefault((scale * depth_scale.get(name, 1.0), decay), []).append(parameter)
     if not groups:
-        raise ConfigError("optimizer: every parameter is frozen; set freeze=false in an encoder or an lr scale above 0 in optimizer.rules")
+        raise ConfigError(
+            "optimizer: every parameter is frozen; unfreeze an encoder or give an lr scale above 0 in optimizer.rules"
+        )
     options = [
         {"params": parameters, "lr": lr * scale, "weight_decay": decay, "lr_scale": scale}
         for (scale, decay), parameters in groups.items()
@@ -67,7 +72,7 @@ def layer_scales(names: Sequence[str], decay: float) -> dict[str, float]:
     scales = {}
     for members in towers.values():
         place = {name: tuple(int(number) for number in _LAYER.findall(inner)) for name, inner in members}
-        depth = {numbers: index for index, numbers in enumerate(sorted({numbers for numbers in place.values() if numbers}))}
+        depth = {numbers: index for index, numbers in enumerate(sorted(set(place.values()) - {()}))}
         for name, inner in members:
             if place[name]:
                 scales[name] = decay ** (len(depth) - depth[place[name]])
@@ -93,7 +98,7 @@ def _checked_rule(number: int, rule: Sequence[str | float | None], names: Sequen
         found = any(re.search(checked[0], name) for name in names)
     except (TypeError, ValueError, re.error) as error:
         raise ConfigError(
-            f"{place}: expected [regex, lr scale, weight decay or null], for example ['^tasks\\.', 5, null], got {rule} ({error})"
+            f"{place}: expected [regex, lr scale, weight decay or null], got {rule} ({error}); e.g. ['^tasks', 5, null]"
         ) from error
     if checked[1] < 0:
         raise ConfigError(f"{place}: the lr scale {checked[1]} is negative; 0 leaves a parameter as it is")

@@ -14,7 +14,7 @@ WINDOW = 30.0  # seconds that the speed is measured over
 
 
 class TrainingProgress(Callback):
-    """A live line on a terminal; elsewhere one plain line every ``every_seconds``. Scores are printed after each validation."""
+    """A live line on a terminal, elsewhere a plain one every ``every_seconds``; the scores after each validation."""
 
     def __init__(self, every_seconds: float = 10.0, console: Console | None = None) -> None:
         self.console = console or Console(soft_wrap=True)
@@ -49,7 +49,9 @@ class TrainingProgress(Callback):
         pause = time.monotonic() - self._paused  # no steps are made meanwhile
         self._steps = deque((moment + pause, step) for moment, step in self._steps)
         if trainer.is_global_zero:
-            scores = {name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+            scores = {
+                name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+            }
             text = ", ".join(f"{name} {value:.1f}" for name, value in scores.items())
             self.console.print(f"validation at step {trainer.global_step} ({pause:.0f} s): {text}", highlight=False)
 

@@ -23,10 +23,10 @@ def warmup_cosine(
     min_lr_ratio: float = 0.0,
     max_minutes: float | None = None,
 ) -> LambdaLR:
-    """After the warm-up base * (f + (1 - f) * (1 + cos(pi * (s - W) / (S - W))) / 2), with f = min_lr_ratio and S = total_steps.
+    """After the warm-up base * (f + (1 - f) (1 + cos(pi (s - W) / (S - W))) / 2), f = min_lr_ratio, S = total_steps.
 
-    With ``max_minutes`` the schedule also ends with the time: s is the larger of the step and S * elapsed / max_minutes, so
-    that a slow machine ends at the floor too. Such a run is not bit-reproducible. The time spent is kept in checkpoints.
+    With ``max_minutes`` the schedule also ends with the time: s is the larger of step and S * elapsed / max_minutes, so
+    that a slow machine ends at the floor too. Such a run is not bit-reproducible. Checkpoints keep the time spent.
     """
     total, warm = _lengths(total_steps, warmup_steps)
 
@@ -61,7 +61,7 @@ class TimedFactor:
 
     # A LambdaLR saves the __dict__ of such an object in checkpoints: only ``spent`` may live there, since a clock means
     # nothing in another process, and a resumed run may have another length.
-    __slots__ = ("__dict__", "_factor", "_total", "_budget", "_clock", "_seen", "_step")
+    __slots__ = ("__dict__", "_budget", "_clock", "_factor", "_seen", "_step", "_total")
 
     def __init__(
         self, factor: Callable[[float], float], total: int, seconds: float, clock: Callable[[], float] = time.monotonic
@@ -88,8 +88,13 @@ def _lengths(total_steps: float, warmup_steps: float) -> tuple[int, int]:
     total = int(total_steps)
     if isinstance(warmup_steps, float) and not warmup_steps.is_integer():
         if not 0 <= warmup_steps < 1:
-            raise ConfigError(f"scheduler.warmup_steps: expected a number of steps or a fraction below 1, got {warmup_steps}")
+            raise ConfigError(
+                f"scheduler.warmup_steps: expected a number of steps or a fraction below 1, got {warmup_steps}"
+            )
         return total, round(warmup_steps * total)
-    if not 0 <= warmup_steps < max(2, total):
-        warnings.warn(f"scheduler.warmup_steps is {warmup_steps:g} in a run of {total} steps: the full rate is not reached", stacklevel=3)
+    if not 0 <= warmup_steps <= total:
+        warnings.warn(
+            f"scheduler.warmup_steps is {warmup_steps:g} in a run of {total} steps: the full rate is not reached",
+            stacklevel=3,
+        )
     return total, int(warmup_steps)

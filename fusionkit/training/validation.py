@@ -5,6 +5,7 @@ from typing import Any
 
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects
+from fusionkit.evaluation.records import merge_records
 from fusionkit.tasks.base import Records, Scorer
 
 
@@ -31,28 +32,21 @@ class Validation:
         samples_of: Callable[[str], Sequence[Sample]],
         is_partial: bool,
     ) -> dict[str, float]:
-        """``val/<source>/<metric>`` over the records of all ranks, and ``val/mean``: the mean of every scorer's first metric.
+        """``val/<source>/<metric>`` over all ranks' records, and ``val/mean`` over each scorer's first metric.
 
-        ``is_partial`` only the images that were seen are scored (a limited validation); otherwise a missing record counts.
+        ``is_partial``: validation was limited, so only the images that were seen are scored.
         """
         scores: dict[str, float] = {}
         headlines = []
         for source, by_task in scorers.items():
-            samples = samples_of(source) if by_task else []
+            seen = set(gather_objects(self._images.get(source, [])))
+            if not seen:  # a source that is only trained on
+                continue
+            samples = samples_of(source)
             if is_partial:
-                seen = set(gather_objects(self._images.get(source, [])))
                 samples = [sample for sample in samples if sample.image_id in seen]
             for task, scorer in by_task.items():
-                metrics = scorer(distinct(gather_objects(self._records.get((source, task), []))), samples)
+                metrics = scorer(merge_records([gather_objects(self._records.get((source, task), []))]), samples)
                 scores |= {f"val/{source}/{name}": value for name, value in metrics.items()}
                 headlines += list(metrics.values())[:1]
         return scores | ({"val/mean": sum(headlines) / len(headlines)} if headlines else {})
-
-
-def distinct(records: Records) -> Records:
-    """The records without those that repeat another's ids (a sampler may pad the last batches of the ranks with duplicates)."""
-    kept: dict[Any, dict[str, Any]] = {}
-    for number, record in enumerate(records):
-        names = tuple((name, value) for name, value in record.items() if name.endswith("_id") or name == "position")
-        kept.setdefault(names or number, record)
-    return list(kept.values())

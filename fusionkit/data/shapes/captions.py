@@ -10,10 +10,11 @@ from fusionkit.data.shapes.meaning import (
     PLACES,
     Description,
     Truth,
+    Voice,
+    choose_voice,
     every,
     is_at,
     is_related,
-    say,
     some,
     with_article,
 )
@@ -22,7 +23,8 @@ from fusionkit.data.shapes.scene import Scene, Thing
 CAPTIONS = 5
 MAX_WORDS = 20
 ALONE = ("a single {0}", "only {1}", "just one {0}", "{1} and nothing else", "one {0} on its own", "one object, {1}")
-TOTAL = ("{n} objects: {all}", "{n} shapes, among them {all}", "{n} objects with {all}", "{all}, {n} objects in all")
+COMPLETE = ("{n} {objects}: {all}", "{all}, {n} {objects} in all")
+TOTAL = ("{n} {objects}, among them {all}", "{n} {objects} including {all}", "{all}, {n} {objects} in all")
 PLAIN = ("{all}", "{all}", "there {be} {all}", "a picture of {all}")
 
 
@@ -40,11 +42,11 @@ class Exists:
         found = self.description.found(scene)
         return None if found is None else len(found) == self.count
 
-    def words(self, rng: random.Random) -> str:
+    def words(self, voice: Voice) -> str:
         """The noun phrase with its article or number."""
         if self.count is None:
-            return with_article(self.description.words(rng))
-        return f"{NUMBERS[self.count]} {self.description.words(rng, plural=True)}"
+            return with_article(self.description.words(voice))
+        return f"{NUMBERS[self.count]} {self.description.words(voice, plural=True)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,10 @@ class Related:
             for b in scene.things
         )
 
-    def words(self, rng: random.Random) -> str:
+    def words(self, voice: Voice) -> str:
         """Both noun phrases, each with its article."""
-        first, second = with_article(self.first.words(rng)), with_article(self.second.words(rng))
-        return f"{first} {say(self.relation, rng)} {second}"
+        first, second = with_article(self.first.words(voice)), with_article(self.second.words(voice))
+        return f"{first} {voice[self.relation]} {second}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +85,30 @@ class Caption:
 
     def words(self, rng: random.Random) -> str:
         """A sentence, as people caption photographs."""
-        items = [statement.words(rng) for statement in self.statements]
+        voice = choose_voice(rng)
+        first, *rest = (statement.words(voice) for statement in self.statements)
         if self.total == 1:
-            said = rng.choice(ALONE).format(items[0].split(" ", 1)[1], items[0])
+            said = rng.choice(ALONE).format(first.split(" ", 1)[1], first)
         else:
-            listed = " and ".join((", ".join(items[:-1]), items[-1])) if len(items) > 1 else items[0]
-            be = "is" if items[0].startswith(("a ", "an ")) else "are"
-            said = rng.choice(TOTAL if self.total else PLAIN).format(n=NUMBERS[self.total or 0], all=listed, be=be)
+            be = "is" if first.startswith(("a ", "an ")) else "are"
+            listed = self._join(first, rest)
+            frame = rng.choice(PLAIN if self.total is None else COMPLETE if self._is_complete() else TOTAL)
+            objects = f"{voice['object']}s"
+            said = frame.format(n=NUMBERS[self.total or 0], all=listed, be=be, objects=objects)
         return said[0].upper() + said[1:] + "."
+
+    def _join(self, first: str, rest: list[str]) -> str:
+        """After a relation "with", since "left of a star and a ring" might mean both."""
+        if not rest:
+            return first
+        listed = " and ".join(filter(None, (", ".join(rest[:-1]), rest[-1])))
+        if isinstance(self.statements[0], Related):
+            return f"{first}, with {listed}"
+        return f"{first}, {listed}" if len(rest) > 1 else f"{first} and {listed}"
+
+    def _is_complete(self) -> bool:
+        """Whether the statements account for everything there is."""
+        return self.total == sum(statement.count or 1 for statement in self.statements if isinstance(statement, Exists))
 
 
 def sample_captions(scene: Scene, rng: random.Random) -> list[tuple[Caption, str]]:
@@ -102,11 +120,17 @@ def sample_captions(scene: Scene, rng: random.Random) -> list[tuple[Caption, str
     while len(captions) < CAPTIONS:
         caption = kinds[turn % len(kinds)](scene, rng)
         turn += 1
-        if caption and caption.truth(scene):
+        if caption and caption.truth(scene) and not _is_vague(caption, scene):
             words = caption.words(rng)
             if len(words.split()) <= MAX_WORDS:
                 captions.setdefault(words, caption)
     return [(caption, words) for words, caption in captions.items()]
+
+
+def _is_vague(caption: Caption, scene: Scene) -> bool:
+    """Whether it mentions one kind only, and there is more."""
+    only = caption.statements[0]
+    return len(caption.statements) == 1 and isinstance(only, Exists) and (only.count or 1) < len(scene.things)
 
 
 def _alone(scene: Scene, rng: random.Random) -> Caption:
@@ -137,7 +161,8 @@ def _related(scene: Scene, rng: random.Random) -> Caption | None:
         return None
     said = Related(first, rng.choice(relations), second)
     covered = [thing for thing in scene.things if first.is_kind(thing) or second.is_kind(thing)]
-    return Caption((said, *_mentions(scene, rng, 1, sized, placed=rng.randint(0, 1), covered=covered)))
+    others = _mentions(scene, rng, 1, sized, placed=rng.randint(0, 1), covered=covered)
+    return Caption((said, *others)) if others or sized else None
 
 
 def _grouped(scene: Scene, rng: random.Random) -> Caption | None:

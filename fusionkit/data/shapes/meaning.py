@@ -5,12 +5,13 @@ argue (an object almost in the middle is neither left nor right): no text rests 
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionkit.data.shapes.scene import HELD_OUT, Scene, Thing
 
 Truth = bool | None
+Voice = Mapping[str, str]  # which wording a speaker prefers, by word
 LOW, HIGH = 0.39, 0.5  # left of LOW is left, right of HIGH is not; mirrored for right, top and bottom
 CENTER, OUTSIDE = 0.09, 0.17  # distance from the middle, on the worse axis
 APART, BEHIND = 0.12, -0.06  # "left of" holds from APART on, and surely fails from BEHIND on
@@ -27,8 +28,8 @@ SUPERLATIVES = {"largest": "large", "smallest": "small"}
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 PLURALS = {"cross": "crosses"}
-NOUNS = ("object", "object", "shape")
-PHRASES = {
+PHRASES = {  # usual wordings of a word; a text keeps to one of them throughout
+    "object": ("object", "object", "shape"),
     "left": ("left of", "to the left of"),
     "right": ("right of", "to the right of"),
     "above": ("above",),
@@ -140,27 +141,26 @@ class Description:
         """Whether it names a colour-shape pair that training must not speak of."""
         return (self.color, self.shape) in HELD_OUT or bool(self.anchor and self.anchor.is_held_out)
 
-    def words(self, rng: random.Random, plural: bool = False) -> str:
+    def words(self, voice: Voice, plural: bool = False) -> str:
         """The noun phrase without its article, e.g. "large red circle in the top left"."""
-        noun = self.shape or rng.choice(NOUNS)
+        noun = self.shape or voice["object"]
         if plural:
             noun = PLURALS.get(noun, noun + "s")
-        parts = [say(self.extreme, rng), say(self.size, rng), self.color, noun]
-        if self.place:
-            parts.append(say_place(self.place, rng))
+        adjectives = [voice.get(word, word) for word in (self.extreme, self.size, self.color) if word]
+        where = [say_place(self.place, voice)] if self.place else []
         if self.relation and self.anchor:
-            parts += [say(self.relation, rng), "the", self.anchor.words(rng)]
-        return " ".join(part for part in parts if part)
+            where.append(f"{voice[self.relation]} the {self.anchor.words(voice)}")
+        return " ".join((*adjectives, noun, *where))
 
 
-def say(word: str | None, rng: random.Random) -> str | None:
-    """One of the usual wordings."""
-    return rng.choice(PHRASES[word]) if word in PHRASES else word
+def choose_voice(rng: random.Random) -> Voice:
+    """How one speaker puts things, for one text."""
+    return {word: rng.choice(wordings) for word, wordings in PHRASES.items()}
 
 
-def say_place(place: str, rng: random.Random) -> str:
+def say_place(place: str, voice: Voice) -> str:
     """Where, with its preposition: "in the top left"."""
-    return rng.choice(PHRASES.get(f"at {place}", (f"in the {place}",)))
+    return voice.get(f"at {place}", f"in the {place}")
 
 
 def with_article(noun: str) -> str:

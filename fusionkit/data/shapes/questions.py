@@ -4,7 +4,17 @@ import random
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Protocol
 
-from fusionkit.data.shapes.meaning import ATTRIBUTES, CORNERS, OPPOSITE, Description, is_at, is_related, say, with_article
+from fusionkit.data.shapes.meaning import (
+    ATTRIBUTES,
+    CORNERS,
+    OPPOSITE,
+    Description,
+    choose_voice,
+    is_at,
+    is_related,
+    say_place,
+    with_article,
+)
 from fusionkit.data.shapes.scene import Scene
 
 
@@ -40,7 +50,8 @@ class IsThere:
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """In the singular or the plural."""
-        one, many = with_article(self.description.words(rng)), self.description.words(rng, plural=True)
+        voice = choose_voice(rng)
+        one, many = with_article(self.description.words(voice)), self.description.words(voice, plural=True)
         kind = rng.choice(("is there a", "is there a", "are there any", "can you"))
         said = {"is there a": f"is there {one}", "are there any": f"are there any {many}", "can you": f"can you see {one}"}
         return said[kind], kind
@@ -66,7 +77,8 @@ class IsRelated:
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """One wording."""
-        return f"is the {self.first.words(rng)} {say(self.relation, rng)} the {self.second.words(rng)}", "is the"
+        voice = choose_voice(rng)
+        return f"is the {self.first.words(voice)} {voice[self.relation]} the {self.second.words(voice)}", "is the"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +99,9 @@ class IsBigger:
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """One of two wordings."""
+        voice = choose_voice(rng)
         than = "smaller than" if self.smaller else rng.choice(("larger than", "bigger than"))
-        return f"is the {self.first.words(rng)} {than} the {self.second.words(rng)}", "is the"
+        return f"is the {self.first.words(voice)} {than} the {self.second.words(voice)}", "is the"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +119,11 @@ class IsSo:
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """A shape is a noun, the rest are adjectives."""
+        voice = choose_voice(rng)
         claimed = next(name for name in ATTRIBUTES if getattr(self.claim, name) != getattr(self.description, name))
         value = getattr(self.claim, claimed)
-        said = with_article(value) if claimed == "shape" else say(value, rng)
-        return f"is the {self.description.words(rng)} {said}", "is the"
+        said = with_article(value) if claimed == "shape" else voice.get(value, value)
+        return f"is the {self.description.words(voice)} {said}", "is the"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +140,8 @@ class HowMany:
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """One of two wordings."""
-        many = self.description.words(rng, plural=True)
+        voice = choose_voice(rng)
+        many = self.description.words(voice, plural=True)
         return rng.choice((f"how many {many} are there", f"how many {many} can you see")), "how many"
 
 
@@ -144,12 +159,13 @@ class What:
         return getattr(thing, self.attribute) if thing else None
 
     def words(self, rng: random.Random) -> tuple[str, str]:
-        """Of a nameless neighbour one asks "what is left of ...", of anything else "what color is the ..."."""
+        """Of a nameless thing one asks "what is left of ...", of any other "what color is the ..."."""
+        voice = {**choose_voice(rng), "object": "object"}  # "what shape is the shape" is no question
+        said = self.description.words(voice)
         where = self.description.relation or self.description.place
-        if self.attribute == "shape" and where and replace(self.description, color=None, size=None) == self.description:
-            said = self.description.words(rng).split(" ", 1)[1]
-            return rng.choice((f"what is {said}", f"what shape is {said}")), "what is"
-        return f"what {self.attribute} is the {self.description.words(rng)}", f"what {self.attribute} is the"
+        if self.attribute == "shape" and where and said.startswith("object "):
+            return said.replace("object", rng.choice(("what is", "what shape is")), 1), "what is"
+        return f"what {self.attribute} is the {said}", f"what {self.attribute} is the"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +183,8 @@ class Where:
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """One wording."""
-        return f"where is the {self.description.words(rng)}", "where is the"
+        voice = choose_voice(rng)
+        return f"where is the {self.description.words(voice)}", "where is the"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +202,9 @@ class WhichSide:
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """One wording."""
-        first, second = (say(f"at {side}", rng) for side in self.sides)
-        return f"is the {self.description.words(rng)} {first} or {second}", "is the"
+        voice = choose_voice(rng)
+        first, second = (say_place(side, voice) for side in self.sides)
+        return f"is the {self.description.words(voice)} {first} or {second}", "is the"
 
 
 def speaks_of_held_out(question: Question) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from fusionkit.data.shapes.meaning import DIRECTIONS, EXTREMES, PLACES, SUPERLATIVES, Description, is_at, is_related
+from fusionkit.data.shapes.meaning import DIRECTIONS, EXTREMES, PLACES, SUPERLATIVES, Description, choose_voice, is_at, is_related
 from fusionkit.data.shapes.scene import Scene, Thing
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def sample_expressions(scene: Scene, rng: random.Random) -> list[tuple[Thing, De
     for thing in (things * EXPRESSIONS)[: 2 * EXPRESSIONS]:
         description = refer(thing, scene, rng)
         if description and len(expressions) < EXPRESSIONS:
-            words = rng.choice(("the ", "")) + description.words(rng)
+            words = rng.choice(("the ", "")) + description.words(choose_voice(rng))
             expressions.setdefault(words.removeprefix("the "), (thing, description, words))
     return list(expressions.values())
 

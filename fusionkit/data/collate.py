@@ -1,0 +1,109 @@
+"""Items to a batch: pixel values stacked, the texts of each kind tokenised into rows that point at their image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.dataset import Item
+from fusionkit.data.images import image_key
+from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import DataError
+from fusionkit.types import Batch
+
+
+class Collate:
+    """Makes the batches of one source.
+
+    Every kind of `kinds` is a key of every batch, with (0, L) rows where no image of the batch has such a text. Facts
+    become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
+    a vocabulary; any other number `x` -> `x` (T,). Which facts a kind has is read off the source's first text of it,
+    and all must have them.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        samples: Sequence[Sample],
+        kinds: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        answers: AnswerVocabulary | None,
+    ) -> None:
+        self.source, self.tokenizer, self.max_length, self.answers = source, tokenizer, max_length, answers
+        self.facts = {kind: first_facts(samples, kind) for kind in kinds}
+
+    def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
+        """The batch, or the error that came instead of the items."""
+        if isinstance(items, DataError):
+            return items
+        batch: dict[str, Any] = {
+            "source": self.source,
+            "image_ids": [item.sample.image_id for item in items],
+            "image_keys": torch.tensor([image_key(item.sample) for item in items]),
+            "image_sizes": torch.tensor([item.size for item in items], dtype=torch.float),
+            "pixel_values": torch.stack([item.pixel_values for item in items]),
+        }
+        for kind, facts in self.facts.items():
+            batch[kind] = self._rows(kind, facts, items)
+        return batch  # type: ignore[return-value]  # a Batch has further keys, one a kind
+
+    def _rows(self, kind: str, facts: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
+        texts = [text for item in items for text in item.texts[kind]]
+        rows = self._tokenize([text.text for text in texts])
+        rows["image_index"] = torch.tensor(
+            [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
+        )
+        rows["ids"] = [text.id for text in texts]
+        for name, example in facts.items():
+            if name == "box":
+                boxes = [box_of(item, kind, text) for item in items for text in item.texts[kind]]
+                rows["boxes"] = torch.stack(boxes) if boxes else torch.zeros(0, 4)
+            elif name == "answers" and self.answers is not None:
+                rows["answer_scores"] = self._scores(texts)
+            elif isinstance(example, int | float):
+                values = [fact(text, name, kind) for text in texts]
+                rows[name] = torch.tensor(values or [example])[: len(values)]
+        return rows
+
+    def _tokenize(self, texts: list[str]) -> dict[str, Any]:
+        if not texts:
+            return {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
+        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        words = [[-1 if word is None else word for word in encoded.word_ids(row)] for row in range(len(texts))]
+        return {
+            "input_ids": encoded["input_ids"],
+            "attention_mask": encoded["attention_mask"],
+            "word_index": torch.tensor(words),
+        }
+
+    def _scores(self, texts: Sequence[Text]) -> Tensor:
+        assert self.answers is not None
+        scores = torch.zeros(len(texts), len(self.answers))
+        for row, text in enumerate(texts):
+            for index, score in self.answers.scores(fact(text, "answers", "questions")).items():
+                scores[row, index] = score
+        return scores
+
+
+def first_facts(samples: Sequence[Sample], kind: str) -> Mapping[str, Any]:
+    """The facts of the first text of a kind, an example for all of them."""
+    return next((sample.texts[kind][0].facts for sample in samples if sample.texts.get(kind)), {})
+
+
+def fact(text: Text, name: str, kind: str) -> Any:
+    """A fact that every text of the kind has to have."""
+    if name not in text.facts:
+        raise DataError(
+            f"text {text.id} of kind '{kind}' has no '{name}', as other texts of its source have: add it in the reader"
+        )
+    return text.facts[name]
+
+
+def box_of(item: Item, kind: str, text: Text) -> Tensor:
+    """The box (4,) of a text after the transforms."""
+    fact(text, "box", kind)
+    return item.boxes[kind, text.id]

@@ -1,0 +1,211 @@
+"""The one data module: any number of sources, read when first needed, mixed in every training step."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from transformers import PreTrainedTokenizerBase
+
+from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.collate import Collate
+from fusionkit.data.dataset import EvalData, Images, TrainData
+from fusionkit.data.images import CachedImages, ImageFiles
+from fusionkit.data.loader import Loader
+from fusionkit.data.sample import Sample
+from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
+from fusionkit.data.source import Source, Splits
+from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer
+from fusionkit.data.transforms import Finish
+from fusionkit.errors import ConfigError, DataError
+
+BuildAnswers = Callable[[Iterable[str]], AnswerVocabulary]
+
+
+class DataModule(LightningDataModule):
+    """Sources to batches.
+
+    `prepare`          makes the data where `root` does not exist.
+    `tokenizer`        a folder, a hub name, a tokenizer, or None for one of the words of the training texts.
+    `answers`          a vocabulary, the path of a published list, or the rule to build one from training answers.
+    `steps_per_epoch`  None: as many as the longest source needs to show each of its images.
+    `allow_overlap`    sources that may train on images which held-out splits of the run show. Else these are dropped.
+
+    Files are read when first asked for, so that evaluating one split needs only the files of this split.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        sources: Mapping[str, Source],
+        tokenizer: str | PreTrainedTokenizerBase | None = None,
+        image_size: int = 224,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.5, 0.5, 0.5),
+        answers: AnswerVocabulary | str | BuildAnswers = AnswerVocabulary.build,
+        num_workers: int = 0,
+        seed: int = 0,
+        steps_per_epoch: int | None = None,
+        prepare: Callable[[], Any] | None = None,
+        allow_overlap: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
+        self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
+        self._splits = Splits(self.sources, allow_overlap)
+        self.finish = Finish(image_size, mean, std)
+        self._tokenizer, self._answers = tokenizer, answers
+        self._cached: dict[tuple[str, str], Images] = {}
+        self._training: dict[str, TrainData] = {}
+        self._resumed: dict[str, Any] = {"batches": 0}
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise ConfigError(f"data.steps_per_epoch is {steps_per_epoch}, but has to be at least 1, or null")
+
+    def prepare_data(self) -> None:
+        """Make the data, if they are to be made and are not there yet."""
+        if self.prepare is not None and not self.root.exists():
+            self.prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing is read here, and nothing is done twice. Raises DataError where there is no data folder."""
+        if not self.root.is_dir():
+            raise DataError(
+                f"the data folder {self.root} does not exist; give the folder that holds the data as data.root=FOLDER"
+            )
+
+    def samples(self, source: str, role: str) -> list[Sample]:
+        """The images of a role; of "train" without those that any held-out role of any source shows."""
+        return self._splits.samples(source, role)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many training images each source lost to the held-out splits."""
+        return self._splits.dropped
+
+    def skipped(self) -> dict[str, int]:
+        """How many corrupt training images each source has met so far, in this rank."""
+        return {source: int(data.corrupt.sum()) for source, data in self._training.items()}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """What turns texts into token ids."""
+        if self._tokenizer is None:
+            return word_tokenizer(text.text for text in self._splits.training_texts())
+        return load_tokenizer(self._tokenizer) if isinstance(self._tokenizer, str | Path) else self._tokenizer
+
+    @cached_property
+    def answers(self) -> AnswerVocabulary | None:
+        """The answers that questions are classified into; None where no source asks any."""
+        if not any("questions" in source.kinds for source in self.sources.values()):
+            return None
+        if isinstance(self._answers, AnswerVocabulary):
+            return self._answers
+        if isinstance(self._answers, str | Path):
+            return AnswerVocabulary.load(self._answers)
+        given = (text.facts.get("multiple_choice_answer") for text in self._splits.training_texts())
+        return self._answers(answer for answer in given if answer is not None)
+
+    def train_dataloader(self) -> CombinedLoader:
+        """A batch of every source a step: `dict[source, Batch]`; after a resume, the next ones."""
+        loaders = {name: self._train_loader(name) for name in self._splits.training}
+        if not loaders:
+            raise ConfigError(
+                "no source of data.sources has a 'train' role in its splits, so there is nothing to train on"
+            )
+        self._warn_of_other_order()
+        return CombinedLoader(loaders, mode="min_size")
+
+    def val_dataloader(self) -> list[Loader]:
+        """One loader for each source that has a "val" role."""
+        return [self.eval_loader(name, "val") for name, source in self.sources.items() if "val" in source.splits]
+
+    def eval_loader(self, source: str, role: str) -> Loader:
+        """Every text of every image of a role once over all ranks, in order, not augmented."""
+        samples = self.samples(source, role)
+        settings = self.sources[source]
+        data = EvalData(samples, self._images(source, role, self.finish.size), settings.kinds, self.finish)
+        batches = ShardBatches(len(samples), settings.batch_size, *self._place)
+        return Loader(data, batches, self._collate(source, samples), self.num_workers, persistent=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many batches have been trained on, and what their order depends on."""
+        return {"batches": self._progress()[0], "order": self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the batch after those."""
+        self._resumed = state_dict
+
+    @cached_property
+    def steps(self) -> int:
+        """Batches of each source in an epoch."""
+        world_size = self._place[1]
+        needed = [
+            -(-len(samples) // (self.sources[name].batch_size * world_size))
+            for name, samples in self._splits.training.items()
+        ]
+        return self.steps_per_epoch or max(needed)
+
+    def _train_loader(self, name: str) -> Loader:
+        source, samples = self.sources[name], self._splits.training[name]
+        side = self.finish.size if source.augment is None else source.augment.decode_side(self.finish.size)
+        counts = {kind: source.texts_per_image[kind] for kind in source.kinds}
+        data = TrainData(
+            name, samples, self._images(name, "train", side), counts, self.finish, self.finish.size, source.augment
+        )
+        self._training[name] = data
+        stream = Stream(len(samples), self.seed, name)
+        batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
+        return Loader(data, batches, self._collate(name, samples), self.num_workers, persistent=True)
+
+    def _collate(self, source: str, samples: Sequence[Sample]) -> Collate:
+        settings = self.sources[source]
+        return Collate(source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers)
+
+    def _images(self, source: str, role: str, side: int) -> Images:
+        paths = [sample.image for sample in self.samples(source, role)]
+        if not self.sources[source].cache:
+            return ImageFiles(paths, side)
+        if (source, role) not in self._cached:
+            self._cached[source, role] = CachedImages(paths, self.finish.size)
+        return self._cached[source, role]
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """Rank and world size."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _progress(self) -> tuple[int, int]:
+        """Batches trained on, since training began and in the epoch that is under way.
+
+        Lightning counts a batch as processed once its backward pass is done, before a callback may save a checkpoint,
+        and restores the count before it asks the loaders for batches. Under gradient accumulation a checkpoint between
+        two optimiser steps loses the gradients since the first, here as everywhere in Lightning.
+        """
+        if self.trainer is None:
+            return self._resumed["batches"], self._resumed["batches"] % self.steps
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        counts: Any = progress.total, progress.current  # typed as their base class, which lacks `processed`
+        return counts[0].processed, counts[1].processed
+
+    def _window(self) -> tuple[int, int]:
+        """For the epoch about to start, the number of its next batch since training began, and how many are left."""
+        limit: int | float = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        steps = min(self.steps, limit) if isinstance(limit, int) else int(self.steps * limit)
+        total, current = self._progress()
+        is_overfitting = bool(getattr(self.trainer, "overfit_batches", 0))  # every epoch is then the first one
+        return 0 if is_overfitting else total, steps - current % max(steps, 1)
+
+    def _order(self) -> dict[str, Any]:
+        """What the order of training samples is a function of."""
+        images = {name: len(samples) for name, samples in self._splits.training.items()}
+        batches = {name: self.sources[name].batch_size * self._place[1] for name in images}
+        return {"seed": self.seed, "images": images, "global batch size": batches}
+
+    def _warn_of_other_order(self) -> None:
+        for name, value in self._order().items():
+            if (before := self._resumed.get("order", {}).get(name, value)) != value:
+                rank_zero_warn(
+                    f"the checkpoint was trained with {name} {before}, not {value}: samples now come in another order"
+                )

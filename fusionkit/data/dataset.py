@@ -1,0 +1,189 @@
+"""The two torch data sets: samples for training (drawn, augmented) and for evaluation (all of it, as it is)."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fusionkit.data.images import CorruptImage, Decoded
+from fusionkit.data.sample import Sample, Text
+from fusionkit.data.sampler import Draw
+from fusionkit.errors import DataError
+
+MAX_CORRUPT = 0.01  # the part of a source's images that may be corrupt in training
+
+
+class Images(Protocol):
+    """Where the pixels come from: files or a cache."""
+
+    def load(self, index: int) -> Decoded: ...
+
+
+class Augmentation(Protocol):
+    """Changes a training image and the boxes on it without making a text false; see `transforms.Augment`."""
+
+    def decode_side(self, size: int) -> int: ...
+
+    def __call__(
+        self, image: Image.Image, boxes: Tensor, words: Sequence[str], size: int, rng: random.Random
+    ) -> tuple[Image.Image, Tensor]: ...
+
+
+Finishing = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
+
+
+TextKey = tuple[str, int | str]  # kind and id
+
+
+class Item(NamedTuple):
+    """One image of a batch with the texts that were chosen."""
+
+    sample: Sample
+    pixel_values: Tensor  # (3, H, W)
+    texts: dict[str, Sequence[Text]]  # by kind
+    size: tuple[int, int]  # width and height in pixels that the annotations' boxes refer to
+    boxes: dict[TextKey, Tensor]  # of the texts that have one, (4,) cxcywh in 0..1
+
+
+class EvalData(Dataset[Item]):
+    """Every text of every image. A corrupt image is a DataError: a score over the others would be another number."""
+
+    def __init__(self, samples: Sequence[Sample], images: Images, kinds: Sequence[str], finish: Finishing) -> None:
+        self.samples, self.images, self.kinds, self.finish = samples, images, kinds, finish
+
+    def __getitem__(self, index: int) -> Item:
+        sample = self.samples[index]
+        try:
+            image, size = self.images.load(index)
+        except CorruptImage as error:
+            raise DataError(f"{error}; evaluation needs every image: download the file again") from error
+        texts: dict[str, Sequence[Text]] = {kind: sample.texts.get(kind, ()) for kind in self.kinds}
+        size = sample.size or size
+        keys, boxes = boxes_on(image, size, texts)
+        pixel_values, boxes = self.finish(image, boxes)
+        return Item(sample, pixel_values, texts, size, dict(zip(keys, boxes, strict=True)))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Item] | DataError:
+        """A whole batch, as the loader asks for it; see `Loader` for why an error is returned."""
+        try:
+            return [self[index] for index in indices]
+        except DataError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+class TrainData(Dataset[Item]):
+    """As many texts of an image as `texts_per_image` says, and the image augmented; all of it a function of the draw.
+
+    A corrupt image is replaced by another one that the draw names, and counted in `corrupt`, which all workers share.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        samples: Sequence[Sample],
+        images: Images,
+        texts_per_image: Mapping[str, int],
+        finish: Finishing,
+        side: int,
+        augment: Augmentation | None = None,
+    ) -> None:
+        self.source, self.samples, self.images, self.texts_per_image = source, samples, images, texts_per_image
+        self.finish, self.side, self.augment = finish, side, augment
+        self.corrupt = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
+
+    def __getitem__(self, draw: Draw) -> Item:
+        rng = random.Random(draw.seed)
+        index, (image, size) = self._load(draw.sample_index, rng)
+        sample = self.samples[index]
+        texts = {kind: choose(sample.texts.get(kind, ()), count, rng) for kind, count in self.texts_per_image.items()}
+        size = sample.size or size
+        keys, boxes = boxes_on(image, size, texts)
+        if self.augment is not None:
+            with torch_seeded(draw.seed):
+                image, boxes = self.augment(image, boxes, list(words_of(texts)), self.side, rng)
+        pixel_values, boxes = self.finish(image, boxes)
+        return Item(sample, pixel_values, texts, size, dict(zip(keys, boxes, strict=True)))
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[Item] | DataError:
+        """A whole batch, as the loader asks for it; see `Loader` for why an error is returned."""
+        try:
+            return [self[draw] for draw in draws]
+        except DataError as error:
+            return error
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def _load(self, index: int, rng: random.Random) -> tuple[int, Decoded]:
+        while True:
+            if not self.corrupt[index]:
+                try:
+                    return index, self.images.load(index)
+                except CorruptImage as error:
+                    self.corrupt[index] = 1
+                    self._stop_at_too_many(error)
+            index = rng.randrange(len(self.samples))
+
+    def _stop_at_too_many(self, error: CorruptImage) -> None:
+        count, total = int(self.corrupt.sum()), len(self.samples)
+        if count > MAX_CORRUPT * total:
+            first = self.samples[int(self.corrupt.argmax())].image
+            raise DataError(
+                f"{count} of the {total} training images of source '{self.source}' cannot be decoded, more than "
+                f"{MAX_CORRUPT:.0%}; the first is {first}: download the images again"
+            ) from error
+
+
+def choose(texts: Sequence[Text], count: int, rng: random.Random) -> Sequence[Text]:
+    """`count` of the texts without repetition, all of them where there are fewer."""
+    return texts if len(texts) <= count else rng.sample(texts, count)
+
+
+def words_of(texts: Mapping[str, Sequence[Text]]) -> Iterator[str]:
+    """All that is said about an image: the texts, and every answer to them."""
+    for rows in texts.values():
+        for row in rows:
+            yield row.text
+            yield from row.facts.get("answers", ())
+
+
+def boxes_on(
+    image: Image.Image, size: tuple[int, int], texts: Mapping[str, Sequence[Text]]
+) -> tuple[list[TextKey], Tensor]:
+    """The kinds and ids of the texts with a box, and their boxes (N, 4) as xyxy in pixels of `image`, inside it.
+
+    The facts say xywh in pixels of `size`, which differs from the image's own where it was stored or decoded smaller.
+    """
+    keys: list[TextKey] = []
+    boxes: list[list[float]] = []
+    across, down = image.width / size[0], image.height / size[1]
+    for kind, rows in texts.items():
+        for row in rows:
+            if "box" in row.facts:
+                x, y, width, height = row.facts["box"]
+                keys.append((kind, row.id))
+                boxes.append([x * across, y * down, (x + width) * across, (y + height) * down])
+    limit = torch.tensor([image.width, image.height, image.width, image.height])
+    return keys, torch.tensor(boxes).view(-1, 4).clamp(min=0).minimum(limit)
+
+
+@contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """torch's global generator, which torchvision's own transforms draw from, seeded here and put back afterwards.
+
+    Of the CPU only: `torch.manual_seed` would also reset the dropout of a GPU that trains in this process.
+    """
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

@@ -1,0 +1,43 @@
+"""A DataLoader whose errors about data files reach the user as the one sentence they are."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from fusionkit.errors import DataError
+
+
+class Loader(DataLoader[Any]):
+    """Batches, made by `num_workers` processes that live as long as the loader.
+
+    A worker's exception arrives with its stack trace pasted into the message. So the data sets *return* a DataError in
+    place of a batch, and it is raised here, in the process that asked.
+    """
+
+    def __init__(
+        self, data: Dataset[Any], batches: Sampler[Any], collate: Any, num_workers: int, *, persistent: bool
+    ) -> None:
+        if num_workers:
+            # a worker is a fork of a process that may have run the tokenizer's threads already
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        super().__init__(
+            data,
+            batch_sampler=batches,
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=persistent and num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class names its own iterator type
+        return map(raise_error, super().__iter__())
+
+
+def raise_error(batch: Any) -> Any:
+    """The batch, unless it is an error."""
+    if isinstance(batch, DataError):
+        raise batch
+    return batch

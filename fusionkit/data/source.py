@@ -1,0 +1,110 @@
+"""What a source is made of, and the splits of all sources of a run: read once, when first needed, and kept apart."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fusionkit.data.dataset import Augmentation
+from fusionkit.data.joint import merge_samples
+from fusionkit.data.leakage import held_out_keys, without
+from fusionkit.data.sample import Reader, Sample, Text
+from fusionkit.errors import ConfigError, DataError, suggest
+
+
+@dataclass(frozen=True)
+class Source:
+    """A named stream of samples.
+
+    `splits`            by role ("train", "val", "test" and any other), the reader's names of the splits that play it.
+    `batch_size`        images a step and rank.
+    `texts_per_image`   by kind, texts of an image that are drawn a step; a kind that is not here, or 0, is left out.
+    `max_length`        tokens of a text, special ones included; longer texts are cut.
+    `augment`           of training images, or None for none.
+    `cache`             keep all images in memory, decoded and resized: for small data sets of small images.
+    """
+
+    reader: Reader
+    splits: Mapping[str, Sequence[str]]
+    batch_size: int
+    texts_per_image: Mapping[str, int]
+    max_length: int = 40
+    augment: Augmentation | None = None
+    cache: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size of a data source is {self.batch_size}, but has to be at least 1")
+        if not self.kinds:
+            raise ConfigError(
+                "texts_per_image of a data source asks for no texts; give e.g. texts_per_image.captions=1"
+            )
+
+    @property
+    def kinds(self) -> list[str]:
+        """The text kinds that batches hold."""
+        return [kind for kind, count in self.texts_per_image.items() if count > 0]
+
+
+class Splits:
+    """The samples of every source by role; of "train" without the images that a held-out role of any source shows."""
+
+    def __init__(self, sources: Mapping[str, Source], allow_overlap: Sequence[str] = ()) -> None:
+        self.sources, self.allow_overlap = sources, list(allow_overlap)
+        self._read: dict[tuple[str, str], list[Sample]] = {}
+        for name in self.allow_overlap:
+            if name not in sources:
+                raise ConfigError(f"data.allow_overlap names '{name}', which is no source; {suggest(name, sources)}")
+
+    def samples(self, source: str, role: str) -> list[Sample]:
+        """Raises ConfigError where there is no such source or role, DataError where its files are wrong."""
+        if source not in self.sources:
+            raise ConfigError(f"data.sources has no source '{source}'; {suggest(source, self.sources)}")
+        roles = self.sources[source].splits
+        if role not in roles:
+            raise ConfigError(f"data.sources.{source}.splits has no role '{role}'; {suggest(role, roles)}")
+        return self.training[source] if role == "train" else self._all(source, role)
+
+    @cached_property
+    def training(self) -> dict[str, list[Sample]]:
+        """By source that trains, its training images less the held-out ones of all sources."""
+        held_out = held_out_keys(
+            self._all(name, role) for name, source in self.sources.items() for role in source.splits if role != "train"
+        )
+        kept = {}
+        for name in (name for name, source in self.sources.items() if "train" in source.splits):
+            samples = self._all(name, "train")
+            kept[name] = samples if name in self.allow_overlap else without(samples, held_out)
+            if not kept[name]:
+                raise DataError(
+                    f"all {len(samples)} training images of source '{name}' are in held-out splits of the run too; "
+                    f"correct data.sources.{name}.splits, or name it in data.allow_overlap"
+                )
+        return kept
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """By source that trains, how many images it lost."""
+        return {name: len(self._all(name, "train")) - len(kept) for name, kept in self.training.items()}
+
+    def training_texts(self) -> Iterator[Text]:
+        """All texts of the kinds that the sources train on."""
+        for name, samples in self.training.items():
+            for sample in samples:
+                for kind in self.sources[name].kinds:
+                    yield from sample.texts.get(kind, ())
+
+    def _all(self, name: str, role: str) -> list[Sample]:
+        """The images that have texts of the source's kinds."""
+        if (name, role) not in self._read:
+            source = self.sources[name]
+            samples = merge_samples(sample for split in source.splits[role] for sample in source.reader.read(split))
+            there = {kind for sample in samples for kind in sample.texts}
+            for kind in source.kinds:
+                if kind not in there:
+                    raise ConfigError(
+                        f"data.sources.{name}.texts_per_image.{kind}: the reader gives none; {suggest(kind, there)}"
+                    )
+            self._read[name, role] = [
+                sample for sample in samples if any(sample.texts.get(kind) for kind in source.kinds)
+            ]
+        return self._read[name, role]

@@ -1,0 +1,123 @@
+"""Evaluate a model on sources: predict, write the records, score them beside their baselines, draw them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from fusionkit.data.sample import Sample
+from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.gallery import draw_sheet
+from fusionkit.evaluation.prediction import RERANKED, EvaluationData, EvaluationOptions, predict_source
+from fusionkit.evaluation.records import Record, Records, merge_metrics, write_metrics, write_records
+from fusionkit.tasks.base import Task
+
+
+def evaluate_run(
+    model: Any,
+    tasks: Mapping[str, Task[Any]],
+    datamodule: EvaluationData,
+    objectives: Mapping[str, Iterable[str]],
+    output_dir: Path,
+    device: torch.device,
+    options: EvaluationOptions,
+    roles: Sequence[str] = ("test",),
+) -> dict[str, float]:
+    """Evaluate the tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
+
+    Writes ``metrics.json``, ``predictions/*.jsonl`` and ``gallery/*.png`` below ``output_dir`` and returns the metrics:
+    ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others.
+    """
+    parts = {}
+    for role, source in _splits(datamodule, objectives, roles):
+        label = source if role == roles[0] else f"{source}_{role}"
+        chosen = {name: tasks[name] for name in objectives[source]}
+        parts[label], predictions = evaluate_source(model, chosen, datamodule, source, role, device, options)
+        for name, records in predictions.items():
+            write_records(output_dir / "predictions" / f"{label}_{name}.jsonl", records)
+        if options.gallery:
+            samples = datamodule.samples(source, role)
+            draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
+    metrics = merge_metrics(parts)
+    write_metrics(output_dir / "metrics.json", metrics)
+    return metrics
+
+
+def evaluate_source(
+    model: Any,
+    tasks: Mapping[str, Task[Any]],
+    datamodule: EvaluationData,
+    source: str,
+    role: str,
+    device: torch.device,
+    options: EvaluationOptions,
+) -> tuple[dict[str, float], dict[str, Records]]:
+    """Metrics, with ``_baseline`` and ``_chance`` beside them, and the predictions they come from, by task.
+
+    Tasks that read a kind of text which the split does not have are left out.
+    """
+    samples = datamodule.samples(source, role)
+    tasks = {name: task for name, task in tasks.items() if any(sample.texts.get(task.reads) for sample in samples)}
+    predictions = predict_source(model, tasks, datamodule, source, role, device, options)
+    metrics: dict[str, float] = {}
+    train = _training_samples(datamodule, source)
+    for name, task in tasks.items():
+        if task.scorer is not None:
+            metrics |= score_task(task, name, predictions, samples)
+            if baseline := getattr(task.scorer, "baseline", None):
+                metrics |= baseline(train, samples, predictions[name], datamodule.tokenizer.tokenize)
+    return metrics, predictions
+
+
+def score_task(
+    task: Task[Any], name: str, predictions: Mapping[str, Records], samples: Sequence[Sample]
+) -> dict[str, float]:
+    """The metrics of one task; where predictions were re-ranked those count, and the others are ``<metric>_<name>``."""
+    assert task.scorer is not None
+    first = task.scorer(predictions[name], samples)
+    if name + RERANKED not in predictions:
+        return first
+    beside = {f"{metric}_{name}": value for metric, value in first.items()}
+    return task.scorer(predictions[name + RERANKED], samples) | beside
+
+
+def draw_gallery(
+    tasks: Mapping[str, Task[Any]],
+    predictions: Mapping[str, Sequence[Record]],
+    samples: Sequence[Sample],
+    title: str,
+    stem: Path,
+) -> None:
+    """Write ``<stem>_<task>.png`` for each task whose scorer has a ``sheet``."""
+    for name, task in tasks.items():
+        sheet = getattr(task.scorer, "sheet", None)
+        if sheet is not None and name in predictions:
+            shown = sheet(predictions.get(name + RERANKED, predictions[name]), samples)
+            if shown.panels:
+                draw_sheet(shown, f"{title} · {name} · worst first", stem.with_name(f"{stem.name}_{name}.png"))
+
+
+def _splits(
+    datamodule: EvaluationData, objectives: Mapping[str, Iterable[str]], roles: Sequence[str]
+) -> list[tuple[str, str]]:
+    """The (role, source) pairs there are; a role that no source has is a ConfigError."""
+    splits = {source: datamodule.sources[source].splits for source in objectives}
+    known = {role for roles_of_source in splits.values() for role in roles_of_source}
+    for role in roles:
+        if role not in known:
+            raise ConfigError(f"no source of the run has a split for the role '{role}': {suggest(role, known)}")
+    return [(role, source) for role in roles for source in objectives if role in splits[source]]
+
+
+def _training_samples(datamodule: EvaluationData, source: str) -> Sequence[Sample]:
+    """What the text-only baselines learn from; a folder to evaluate on need not have it."""
+    if "train" not in datamodule.sources[source].splits:
+        return []
+    try:
+        return datamodule.samples(source, "train")
+    except DataError as error:
+        console = Console(stderr=True, style="yellow", highlight=False)
+        console.print(f"{source}: baselines that need training data are left out: {error}", markup=False)
+        return []

@@ -1,0 +1,33 @@
+"""The scores as a table, each beside what a guesser scores that reads only the text, and one that sees nothing."""
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+GUESSERS = {"baseline": "text only", "chance": "chance"}  # suffix of a metric -> column
+
+
+def score_table(metrics: Mapping[str, float]) -> Table:
+    """A table of a flat map ``<source>/<metric>``; rows in its order, a line between sources."""
+    table = Table(title="scores in %", title_justify="left", header_style="bold")
+    table.add_column("source")
+    table.add_column("metric")
+    for title in ("score", *GUESSERS.values()):
+        table.add_column(title, justify="right")
+    rows = [name for name in metrics if not name.endswith(tuple(f"_{suffix}" for suffix in GUESSERS))]
+    previous = None
+    for name in rows:
+        source, _, metric = name.partition("/")
+        if previous is not None and source != previous:
+            table.add_section()
+        guesses = [metrics.get(f"{name}_{suffix}") for suffix in GUESSERS]
+        cells = ["" if guess is None else f"{guess:.1f}" for guess in guesses]
+        table.add_row("" if source == previous else source, metric, f"[bold]{metrics[name]:.1f}[/bold]", *cells)
+        previous = source
+    return table
+
+
+def print_scores(metrics: Mapping[str, float], console: Console | None = None) -> None:
+    """Print the table."""
+    (console or Console()).print(score_table(metrics))

@@ -1,0 +1,58 @@
+"""What a checkpoint carries beside its weights, so that it can be used alone: plain strings, numbers and lists."""
+
+import json
+import platform
+import subprocess
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit import __version__
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.model import VisionLanguageModel
+
+LIBRARIES = ("torch", "torchvision", "lightning", "timm", "transformers", "hydra-core")
+
+
+def collect_artifacts(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Any]:
+    """The configuration (with its interpolations, so that data.root can be changed later), vocabularies and versions."""
+    return {
+        "config": OmegaConf.to_yaml(config),
+        "answers": datamodule.answers.answers if datamodule.answers else None,
+        "tokenizer": tokenizer_files(datamodule.tokenizer),
+        "text_encoder": json.dumps(model.text_encoder.config.to_dict()),
+        "versions": {"fusionkit": __version__, "python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "git": git_commit(),
+    }
+
+
+def tokenizer_files(tokenizer: Any) -> dict[str, str]:
+    """The files of a tokenizer directory, text by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+
+
+def tokenizer_from(files: dict[str, str]) -> Any:
+    """The tokenizer that ``tokenizer_files`` took apart."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        return load_tokenizer(folder)
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree that is running, with a + where it was changed; None outside a repository."""
+    source = Path(__file__).parents[2]
+    if not (source / ".git").exists():
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], cwd=source, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -1,0 +1,153 @@
+"""Builds a run from its configuration, and checks what can only be checked once the parts are there."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.config import check_arguments, check_objectives
+from fusionkit.data.datamodule import DataModule
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.evaluation.prediction import EvaluationOptions
+from fusionkit.model import VisionLanguageModel
+from fusionkit.tasks.base import Task
+from fusionkit.training.artifacts import collect_artifacts
+from fusionkit.training.loggers import log_config
+from fusionkit.training.module import TrainingModule
+from fusionkit.training.precision import resolve_precision
+from fusionkit.types import Dims
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What training and evaluation share."""
+
+    config: DictConfig
+    datamodule: DataModule
+    model: VisionLanguageModel
+    tasks: dict[str, Task[Any]]
+
+    @property
+    def objectives(self) -> dict[str, dict[str, float]]:
+        """Weight by source and task, as configured."""
+        return OmegaConf.to_container(self.config.objectives, resolve=True)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run, ready to start."""
+
+    parts: Parts
+    module: TrainingModule
+    trainer: Trainer
+
+
+def build_run(config: DictConfig) -> Run:
+    """The run that a composed configuration describes; raises ConfigError or DataError where it cannot work."""
+    parts = build_parts(config)
+    teacher = instantiate(config.teacher)(parts.model, parts.tasks) if config.teacher else None
+    module = TrainingModule(
+        parts.model,
+        parts.tasks,
+        parts.objectives,
+        balance=instantiate(config.balance),
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.scheduler),
+        teacher=teacher,
+        artifacts=collect_artifacts(config, parts.datamodule, parts.model),
+    )
+    return Run(parts, module, build_trainer(config))
+
+
+def build_parts(config: DictConfig, **data: Any) -> Parts:
+    """Data, model and tasks; ``data`` replaces arguments of the data module (a restored tokenizer, answers)."""
+    check_objectives(config)
+    check_arguments(config)
+    datamodule: DataModule = instantiate(config.data, **data)
+    datamodule.prepare_data()
+    datamodule.setup()
+    model = build_model(config, datamodule)
+    tasks = build_tasks(config, datamodule, model)
+    for source, weights in config.objectives.items():
+        for name in weights:
+            _check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
+    return Parts(config, datamodule, model, tasks)
+
+
+def build_model(config: DictConfig, datamodule: DataModule) -> VisionLanguageModel:
+    """Encoders, fusion and model; the vocabulary is the data's."""
+    return instantiate(config.model)(
+        image_encoder=instantiate(config.image_encoder),
+        text_encoder=instantiate(config.text_encoder, vocab_size=len(datamodule.tokenizer)),
+        fusion=instantiate(config.fusion),
+    )
+
+
+def build_tasks(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Task[Any]]:
+    """The configured tasks, each called with the plain numbers and, if it asks for them, the answers."""
+    answers = datamodule.answers.answers if datamodule.answers else []
+    given = {"dims": dims_of(model, datamodule.tokenizer, len(answers)), "answers": answers}
+    tasks = {}
+    for name, block in config.task.items():
+        build = instantiate(block)
+        task = build(**{key: given[key] for key in inspect.signature(build.func).parameters if key in given})
+        _check_needs(name, task, model.fusion)
+        tasks[name] = task
+    return tasks
+
+
+def dims_of(model: VisionLanguageModel, tokenizer: Any, num_answers: int) -> Dims:
+    """The plain numbers of a model and its tokenizer."""
+    words = model.text_encoder.word_embeddings
+    return Dims(
+        hidden_size=model.fusion.hidden_size,
+        pooled_size=model.fusion.pooled_size,
+        image_size=model.image_encoder.hidden_size,
+        text_size=words.embedding_dim,
+        embed_size=model.embed_size,
+        vocab_size=words.num_embeddings,
+        num_answers=num_answers,
+        cls_token_id=tokenizer.cls_token_id,
+        sep_token_id=tokenizer.sep_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        mask_token_id=tokenizer.mask_token_id,
+    )
+
+
+def build_trainer(config: DictConfig) -> Trainer:
+    """Lightning's trainer with our callbacks and loggers, which are told the resolved configuration."""
+    trainer = instantiate(
+        config.trainer,
+        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
+        callbacks=_instances(config.callbacks),
+        logger=_instances(config.logger) or False,
+    )
+    log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))
+    return trainer
+
+
+def evaluation_options(config: DictConfig) -> EvaluationOptions:
+    """The options of ``evaluation.options``, with a precision that the device computes in."""
+    precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
+    return instantiate(config.evaluation.options, precision=precision)
+
+
+def _instances(blocks: DictConfig | None) -> list[Any]:
+    return [instantiate(block) for block in (blocks or {}).values() if block is not None]
+
+
+def _check_needs(name: str, task: Task[Any], fusion: Any) -> None:
+    lacking = task.needs - {"feats"} - fusion.provides
+    if lacking:
+        raise ConfigError(
+            f"task '{name}' needs {', '.join(sorted(lacking))} from the fusion, but {type(fusion).__name__} provides "
+            f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
+        )
+
+
+def _check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
+    if task.reads not in kinds:
+        raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")

@@ -1,0 +1,99 @@
+"""Rebuilds model, tasks and data from a checkpoint alone; the files of pretrained weights are not needed again."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor, nn
+
+from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.errors import DataError
+from fusionkit.training.artifacts import tokenizer_from
+from fusionkit.training.launch import Parts, build_parts
+
+Checkpoint = dict[str, Any]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """A checkpoint of ours, its tensors on the CPU; raises DataError for any other file. Executes no code of the file."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(found) for found in path.parent.glob("*.ckpt"))
+        hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
+        raise DataError(f"checkpoint {path} does not exist; {hint}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"checkpoint {path} cannot be read: it is truncated or no checkpoint at all ({reason})") from error
+    if not isinstance(content, dict) or not {"fusionkit", "state_dict"} <= content.keys():
+        keys = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"checkpoint {path} was not written by fusionkit train: it holds {keys}")
+    return content
+
+
+def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
+    """The data, model and tasks of a checkpoint, with its weights; ``overrides`` change keys that its configuration has."""
+    checkpoint = read_checkpoint(path)
+    artifacts = checkpoint["fusionkit"]
+    config = OmegaConf.create(artifacts["config"])
+    OmegaConf.set_struct(config, True)
+    config = OmegaConf.merge(config, overrides)
+    assert isinstance(config, DictConfig)
+    forget_weights(config, json.loads(artifacts["text_encoder"]))
+    answers = artifacts["answers"]
+    restored = {"answers": AnswerVocabulary(answers)} if answers else {}
+    parts = build_parts(config, tokenizer=tokenizer_from(artifacts["tokenizer"]), **restored)
+    load_weights(nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)}), checkpoint, path)
+    return parts
+
+
+def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
+    """Build the encoders empty: their weights are in the checkpoint."""
+    with open_dict(config):
+        image, text = config.image_encoder, config.text_encoder
+        for key, value in (("pretrained", False), ("weights", None), ("match_by_order", False)):
+            if key in image:
+                image[key] = value
+        if text.get("pretrained"):
+            text.update(pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
+
+
+def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
+    """Load the tensors that the module has, all of them; raises DataError with the first that do not fit."""
+    expected = module.state_dict()
+    parts = {name.partition(".")[0] for name in expected}
+    found = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.partition(".")[0] in parts}
+    if differences := list(differences_between(expected, found)):
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise DataError(f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}")
+    module.load_state_dict(found)
+
+
+def differences_between(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What does not fit, in words: missing, foreign and differently shaped tensors."""
+    shapes = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    return [
+        *(f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here" for name in shapes),
+        *(f"{name} is missing there" for name in expected if name not in found),
+        *(f"{name} is unknown here" for name in found if name not in expected),
+    ]
+
+
+def initialise(module: nn.Module, path: str | Path) -> list[str]:
+    """Start from a checkpoint's weights: the model's must all fit, a task's are taken where they do.
+
+    Returns the names of the tasks' tensors that stay as they were initialised.
+    """
+    checkpoint = read_checkpoint(path)
+    load_weights(nn.ModuleDict({"model": module.get_submodule("model")}), checkpoint, path)
+    tasks = nn.ModuleDict({"tasks": module.get_submodule("tasks")})
+    own, found = tasks.state_dict(), checkpoint["state_dict"]
+    fitting = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
+    tasks.load_state_dict(own | fitting)
+    return [name for name in own if name not in fitting]

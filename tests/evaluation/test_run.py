@@ -1,0 +1,241 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.evaluation.benchmarks import MATCHING, RETRIEVAL, VQA
+from fusionkit.evaluation.prediction import EvaluationOptions
+from fusionkit.evaluation.records import read_records
+from fusionkit.evaluation.reranking import Reranking
+from fusionkit.evaluation.run import evaluate_run, evaluate_source
+from fusionkit.tasks.base import Task
+from fusionkit.types import Encoded, Tokens
+
+CPU = torch.device("cpu")
+QUIET = EvaluationOptions(quiet=True)
+NUM_IMAGES = 12
+
+
+class FakeModel(nn.Module):
+    """Image and text states are the number of the image shown or described; its contrastive features are poor."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoded_images, self.modes = 0, []
+        self.fusion = SimpleNamespace(prepare=lambda image: image)
+
+    def encode_image(self, pixel_values):
+        self.encoded_images += len(pixel_values)
+        return Tokens(pixel_values[:, None, None], None, pixel_values[:, None])
+
+    def encode(self, batch, kinds):
+        self.modes.append((self.training, torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")))
+        image = self.encode_image(batch["pixel_values"])
+        rows = {kind: batch[kind]["described"] for kind in kinds}
+        text = {kind: Tokens(row[:, None, None], torch.ones(len(row), 1), row[:, None]) for kind, row in rows.items()}
+        feats = {kind: self.feats(row) for kind, row in rows.items()}
+        return Encoded(image, image, self.feats(batch["pixel_values"]), text, feats)
+
+    def feats(self, number):
+        return nn.functional.one_hot(number.long() // 3, NUM_IMAGES).float()  # three images look alike
+
+
+class Contrast(Task):
+    reads = "captions"
+
+    def predict(self, model, batch, encoded):
+        ids = [{"image_id": key} for key in batch["image_ids"]] + [
+            {"caption_id": key} for key in batch["captions"]["ids"]
+        ]
+        feats = torch.cat([encoded.image_feats, encoded.text_feats["captions"]])
+        return [{**key, "feats": row} for key, row in zip(ids, feats, strict=True)]
+
+
+class Matching(Task):
+    reads = "captions"
+
+    def score_pairs(self, model, memory, text, image_index):
+        distance = (memory.embeds[image_index, 0, 0] - text.embeds[:, 0, 0]).abs()
+        return torch.stack([distance, -distance], dim=1)
+
+    def predict(self, model, batch, encoded):
+        rows = batch["captions"]["image_index"]
+        records = []
+        for label, image_rows in ((1, rows), (0, (rows + 1) % len(batch["image_ids"]))):
+            scores = self.score_pairs(model, encoded.memory, encoded.text["captions"], image_rows).softmax(dim=1)[:, 1]
+            records += [
+                {"caption_id": key, "image_id": batch["image_ids"][row], "score": score, "label": label}
+                for key, row, score in zip(batch["captions"]["ids"], image_rows.tolist(), scores.tolist(), strict=True)
+            ]
+        return records
+
+
+class Answering(Task):
+    reads = "questions"
+
+    def predict(self, model, batch, encoded):
+        return [{"question_id": key, "answer": "yes"} for key in batch["questions"]["ids"]]
+
+
+class Counting(Task):
+    """A task of one's own: a plain function scores it."""
+
+    reads = "captions"
+    encodes = False
+
+    def predict(self, model, batch, encoded):
+        return [{"caption_id": key} for key in batch["captions"]["ids"]]
+
+
+def count_records(records, samples):
+    return {"counted": float(len(records))}
+
+
+class FakeData:
+    tokenizer = SimpleNamespace(tokenize=str.split)
+
+    def __init__(self, folder):
+        self.sources = {
+            "toy": SimpleNamespace(splits={"train": [], "test": [], "odd": []}),
+            "other": SimpleNamespace(splits={"test": []}),
+        }
+        self.folder = folder
+
+    def samples(self, source, role):
+        made = []
+        for number in range(NUM_IMAGES):
+            path = self.folder / f"{number}.png"
+            if not path.exists():
+                Image.new("RGB", (16, 16)).save(path)
+            texts = {"captions": tuple(Text(10 * number + i, f"scene {number}") for i in range(2))}
+            if source == "toy" and number % 2:
+                answer = "yes" if role == "test" else "no"
+                texts["questions"] = (Text(number, "is it?", {"answers": [answer] * 10, "answer_type": "yes/no"}),)
+            made.append(Sample(number, path, texts, size=(16, 16)))
+        return made
+
+    def eval_loader(self, source, role):
+        samples = self.samples(source, role)
+        return [self.batch(samples[at : at + 5]) for at in range(0, NUM_IMAGES, 5)]
+
+    def batch(self, samples):
+        batch = {
+            "image_ids": [s.image_id for s in samples],
+            "pixel_values": torch.tensor([float(s.image_id) for s in samples]),
+        }
+        for kind in ("captions", "questions"):
+            texts = [(row, text) for row, sample in enumerate(samples) for text in sample.texts.get(kind, ())]
+            index = torch.tensor([row for row, _ in texts], dtype=torch.int64)
+            batch[kind] = {
+                "ids": [text.id for _, text in texts],
+                "image_index": index,
+                "described": batch["pixel_values"][index],
+            }
+        return batch
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "images").mkdir()
+    return FakeData(tmp_path / "images")
+
+
+@pytest.fixture
+def tasks():
+    return {
+        "itc": Contrast(RETRIEVAL),
+        "itm": Matching(MATCHING),
+        "vqa": Answering(VQA),
+        "mine": Counting(count_records),
+    }
+
+
+def test_a_source_is_encoded_once_and_scored(data, tasks):
+    model = FakeModel()
+    metrics, predictions = evaluate_source(model, tasks, data, "toy", "test", CPU, QUIET)
+    assert model.encoded_images == NUM_IMAGES
+    assert metrics["vqa_accuracy"] == metrics["itm_accuracy"] == 100
+    assert metrics["counted"] == 2 * NUM_IMAGES
+    assert (metrics["text_to_image_r1"], metrics["image_to_text_r1"]) == (100, 100)
+    assert (metrics["text_to_image_r1_itc"], metrics["text_to_image_r5_itc"]) == (0, 100)  # ties of three
+    assert (metrics["vqa_accuracy_baseline"], metrics["itm_accuracy_chance"]) == (0, 50)
+    assert metrics["text_to_image_r1_chance"] == pytest.approx(100 / NUM_IMAGES)
+    assert predictions.keys() == {"itc", "itc_reranked", "itm", "vqa", "mine"}
+    assert json.loads(json.dumps(predictions)) == predictions
+    assert len(predictions["itc_reranked"]) == 3 * NUM_IMAGES
+
+
+def test_images_are_encoded_again_when_they_do_not_fit(data, tasks):
+    model = FakeModel()
+    options = EvaluationOptions(Reranking(memory_bytes=0, chunk=3), quiet=True)
+    metrics, _ = evaluate_source(model, tasks, data, "toy", "test", CPU, options)
+    assert model.encoded_images == 2 * NUM_IMAGES
+    assert metrics["text_to_image_r1"] == 100
+
+
+@pytest.mark.parametrize(("without", "k"), [("itm", 32), (None, 0)])
+def test_without_reranking_the_contrastive_scores_are_final(data, tasks, without, k):
+    kept = {name: task for name, task in tasks.items() if name != without}
+    options = EvaluationOptions(Reranking(k=k), quiet=True)
+    metrics, predictions = evaluate_source(FakeModel(), kept, data, "toy", "test", CPU, options)
+    assert metrics["text_to_image_r1"] == 0
+    assert not any("_itc" in name for name in metrics)
+    assert "itc_reranked" not in predictions
+
+
+def test_modes_are_set_and_put_back(data, tasks):
+    model = FakeModel().train()
+    tasks["itm"].eval()
+    evaluate_source(model, tasks, data, "toy", "test", CPU, EvaluationOptions(precision="bf16-mixed", quiet=True))
+    assert set(model.modes) == {(False, True, True)}
+    assert (model.training, tasks["itc"].training, tasks["itm"].training) == (True, True, False)
+
+
+def test_a_run_leaves_metrics_predictions_and_pictures(data, tasks, tmp_path):
+    objectives = {"toy": {"itc": 1.0, "itm": 0.5, "vqa": 1.0, "mine": 1.0}, "other": ["itc", "vqa"]}
+    metrics = evaluate_run(FakeModel(), tasks, data, objectives, tmp_path / "out", CPU, QUIET, ["test", "odd"])
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+    assert metrics["toy/vqa_accuracy"] == 100
+    assert metrics["toy_odd/vqa_accuracy"] == 0
+    assert metrics["toy_odd/vqa_accuracy_baseline"] == 100  # the training answers
+    assert metrics["other/text_to_image_r1"] == 0  # no matching task on that source
+    assert not any(name.startswith(("other/vqa", "other_odd")) for name in metrics)
+    assert {path.name for path in (tmp_path / "out" / "predictions").iterdir()} == {
+        *(
+            f"{label}_{name}.jsonl"
+            for label in ("toy", "toy_odd")
+            for name in ("itc", "itc_reranked", "itm", "vqa", "mine")
+        ),
+        "other_itc.jsonl",
+    }
+    assert {path.name for path in (tmp_path / "out" / "gallery").iterdir()} == {
+        "toy_itc.png", "toy_vqa.png", "toy_odd_itc.png", "toy_odd_vqa.png", "other_itc.png"
+    }  # fmt: skip
+    records = read_records(tmp_path / "out" / "predictions" / "toy_itc_reranked.jsonl")
+    assert RETRIEVAL(records, data.samples("toy", "test"))["text_to_image_r1"] == metrics["toy/text_to_image_r1"]
+
+
+def test_missing_training_annotations_cost_only_the_baselines(data, tasks, monkeypatch, capsys):
+    samples = data.samples
+    monkeypatch.setattr(data, "samples", lambda source, role: fail() if role == "train" else samples(source, role))
+
+    def fail():
+        raise DataError("no file at [train].json")
+
+    metrics, _ = evaluate_source(FakeModel(), tasks, data, "toy", "test", CPU, QUIET)
+    assert metrics["vqa_accuracy"] == 100
+    assert "vqa_accuracy_baseline" not in metrics
+    assert "text_to_image_r1_baseline" in metrics
+    assert "[train].json" in capsys.readouterr().err
+
+
+def test_unknown_role_and_precision(data, tasks, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'test'"):
+        evaluate_run(FakeModel(), tasks, data, {"toy": ["itc"]}, tmp_path, CPU, QUIET, ["tets"])
+    with pytest.raises(ConfigError, match="bf16-mixed"):
+        EvaluationOptions(precision="bf16-mixd")

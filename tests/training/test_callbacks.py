@@ -1,0 +1,93 @@
+"""Checkpoints, the end of a run, throughput, skipped images."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+
+from fusionkit.errors import ConfigError
+from fusionkit.training.callbacks import BestCheckpoint, LastCheckpoint, SkippedImages, StopAfter, Throughput
+from tests.training.fakes import FakeData, FakeTask, fake_module
+from tests.training.test_module import fit
+
+
+class Peak:
+    """A scorer whose second value is the best."""
+
+    def __init__(self) -> None:
+        self.values = iter([1.0, 3.0, 2.0, 2.5])
+
+    def __call__(self, records, samples) -> dict[str, float]:
+        return {"score": next(self.values)}
+
+
+def step_of(path: Path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_best_keeps_the_best_and_last_the_last(tmp_path):
+    callbacks = [BestCheckpoint(str(tmp_path), "val/coco/score"), LastCheckpoint(str(tmp_path)), StopAfter()]
+    module = fake_module(tasks={"a": FakeTask(Peak())})
+    options = {"enable_checkpointing": True, "max_epochs": 1, "val_check_interval": 2}
+    fit(tmp_path, module, callbacks=callbacks, **options)
+    assert sorted(path.name for path in tmp_path.glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+    assert (step_of(tmp_path / "best.ckpt"), step_of(tmp_path / "last.ckpt")) == (4, 6)
+
+
+def test_an_unknown_monitor_is_told_at_the_first_validation(tmp_path):
+    callbacks = [BestCheckpoint(str(tmp_path), "val/coco/coverag")]
+    with pytest.raises(ConfigError, match="'val/coco/coverag'; did you mean 'val/coco/coverage'[?] known: val/coco/cov"):
+        fit(tmp_path, fake_module(), callbacks=callbacks, max_steps=2, enable_checkpointing=True, num_sanity_val_steps=1)
+
+
+def test_the_last_step_is_validated_and_saved(tmp_path):
+    module = fake_module()
+    callbacks = [StopAfter(), LastCheckpoint(str(tmp_path))]
+    run = fit(tmp_path, module, callbacks=callbacks, enable_checkpointing=True, max_steps=4, max_epochs=-1)
+    assert run.global_step == step_of(tmp_path / "last.ckpt") == 4
+    assert float(run.callback_metrics["val/mean"]) == 100
+
+
+def test_last_is_saved_without_any_validation(tmp_path):
+    fit(
+        tmp_path, fake_module(), callbacks=[LastCheckpoint(str(tmp_path))], enable_checkpointing=True, limit_val_batches=0,
+        check_val_every_n_epoch=None, max_steps=2, max_epochs=-1,
+    )  # fmt: skip
+    assert step_of(tmp_path / "last.ckpt") == 2
+
+
+class Slow(Callback):
+    def on_train_batch_start(self, *args) -> None:
+        time.sleep(0.05)
+
+
+def test_stops_when_the_time_is_over_and_counts_the_time_before_a_resume(tmp_path):
+    stop = StopAfter(minutes=0.12 / 60)
+    run = fit(tmp_path, fake_module(), callbacks=[stop, Slow()], max_epochs=100)
+    assert 1 <= run.global_step <= 3
+    assert "val/mean" in run.callback_metrics
+    assert stop.fraction() >= 1
+    resumed = StopAfter(minutes=1)
+    resumed.load_state_dict({"seconds": 30.0})
+    assert resumed.fraction() == pytest.approx(0.5, abs=0.01)
+
+
+def test_throughput_counts_the_images_of_all_sources(tmp_path):
+    module = fake_module({"coco": {"a": 1.0}, "vqa": {"a": 1.0}})
+    options = {"max_steps": 6, "max_epochs": -1, "limit_val_batches": 0}
+    run = fit(tmp_path, module, FakeData(("coco", "vqa")), callbacks=[Slow(), Throughput(every_n_steps=2)], **options)
+    assert 20 < float(run.callback_metrics["train/images_per_s"]) <= 8 / 0.05
+
+
+def test_tells_new_skipped_images_once(tmp_path, capsys):
+    data = FakeData()
+    counts = iter([0, 0, 2, 2, 3, 3])
+    data.skipped = lambda: {"coco": next(counts)}
+    run = fit(tmp_path, fake_module(), data, callbacks=[SkippedImages()], max_epochs=1)
+    assert [line for line in capsys.readouterr().out.splitlines() if "corrupt" in line] == [
+        "source coco: 2 corrupt images replaced by others so far",
+        "source coco: 3 corrupt images replaced by others so far",
+    ]
+    assert run.callback_metrics["train/coco/skipped_images"] == 3

@@ -1,0 +1,162 @@
+"""One step over several objectives, validation, the teacher, and what a checkpoint carries."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+
+from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.training.callbacks import LastCheckpoint, StopAfter
+from fusionkit.training.module import require_same_shapes
+from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
+
+TWO = {"coco": {"a": 1.0, "b": 2.0}, "vqa": {"a": 0.5}}
+
+
+def trainer(path: Path, **options) -> Trainer:
+    defaults = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(default_root_dir=path, use_distributed_sampler=False, **defaults | quiet | options)
+
+
+def fit(path: Path, module, data=None, ckpt_path=None, **options) -> Trainer:
+    run = trainer(path, **options)
+    run.fit(module, datamodule=data or FakeData(), ckpt_path=ckpt_path)
+    return run
+
+
+def test_encodes_each_source_once_a_step_whatever_the_number_of_tasks(tmp_path):
+    module = fake_module(TWO, tasks={"a": FakeTask(), "b": FakeTask()}, teacher=True)
+    fit(tmp_path, module, FakeData(("coco", "vqa")), max_steps=3, limit_val_batches=0)
+    assert module.model.encoded == [("coco", ["captions"]), ("vqa", ["captions"])] * 3
+    assert module.teacher.encoded == 2 * 3
+    assert module.teacher.alphas == [step for step in range(3) for _ in range(3)]  # three objectives a step
+
+
+def test_logs_every_loss_by_objective_with_the_weighted_total(tmp_path):
+    module = fake_module(TWO, tasks={"a": FakeTask(), "b": FakeTask()}, lr=0.2)
+    run = fit(tmp_path, module, FakeData(("coco", "vqa")), max_steps=2, limit_val_batches=0)
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    total = logged["train/coco/a_loss"] + 2 * logged["train/coco/b_loss"] + 0.5 * logged["train/vqa/a_loss"]
+    assert logged["train/loss"] == pytest.approx(total, rel=1e-6)
+    assert logged["train/lr"] == pytest.approx(0.2)  # the second of two warm-up steps
+    assert logged["train/temperature"] == pytest.approx(0.07)
+    assert "train/coco/a_spread" in logged
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_teacher_advances_once_an_optimiser_step(tmp_path, accumulate):
+    module = fake_module(teacher=True)
+    run = fit(tmp_path, module, accumulate_grad_batches=accumulate, max_epochs=1, limit_val_batches=0)
+    assert run.global_step == module.teacher.updates == 6 // accumulate
+
+
+def test_freezes_what_no_objective_reaches():
+    module = fake_module({"coco": {"a": 1.0, "b": 0.0}}, tasks={"a": FakeTask(), "b": FakeTask()}, teacher=True)
+    frozen = {
+        name.split(".weight")[0] for name, p in module.named_parameters() if not p.requires_grad and "bias" not in name
+    }
+    assert frozen == {"model.projections", "model.temperature", "tasks.b.head", "teacher.mean"}
+    assert module.weights == {"coco/a": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("objectives", "message"),
+    [
+        ({"coco": {"aa": 1}}, r"objectives.coco.aa: no such task is configured; did you mean 'a'\? known: a"),
+        ({"coco": {"a": -1}}, r"objectives.coco.a: the weight -1"),
+        ({"coco": {"a": 0}}, r"nothing to train"),
+    ],
+)
+def test_refuses_objectives_that_cannot_be_trained(objectives, message):
+    with pytest.raises(ConfigError, match=message):
+        fake_module(objectives)
+
+
+def test_a_loss_that_is_not_finite_names_its_objective_and_step(tmp_path):
+    module = fake_module(TWO, tasks={"a": FakeTask(), "b": FakeTask(value=float("nan"))})
+    with pytest.raises(UserError, match=r"objective coco/b: the loss is nan at step 0"):
+        fit(tmp_path, module, FakeData(("coco", "vqa")), max_steps=1, limit_val_batches=0)
+
+
+def test_scores_each_sample_once_and_logs_the_mean(tmp_path):
+    module = fake_module(TWO, tasks={"a": FakeTask(count_records), "b": FakeTask()})
+    data = FakeData(("coco", "vqa"))
+    data.val_dataloader = lambda: [ListLoader(x.batches[:1] * 2) for x in FakeData.val_dataloader(data)]
+    run = trainer(tmp_path)
+    scores = run.validate(module, datamodule=data, verbose=False)[0]
+    assert scores["val/coco/records"] == 4  # one batch of four, seen twice
+    assert scores["val/coco/coverage"] == scores["val/mean"] == 50  # of the eight samples
+    assert trainer(tmp_path, limit_val_batches=1).validate(module, datamodule=data, verbose=False)[0]["val/mean"] == 100
+
+
+def test_checkpoints_load_with_weights_only_and_refuse_another_architecture(tmp_path):
+    module = fake_module(
+        teacher=True, artifacts={"config": "seed: 1", "answers": ["yes"], "tokenizer": {"vocab.txt": "a"}}
+    )
+    run = fit(tmp_path, module, max_steps=1, limit_val_batches=0)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert checkpoint["fusionkit"] == module.artifacts
+    assert torch.equal(checkpoint["state_dict"]["teacher.mean"], module.teacher.mean)
+    other = {**checkpoint["state_dict"], "model.projections.weight": torch.zeros(3, 4)}
+    with pytest.raises(
+        DataError, match=r"model.projections.weight has shape \(3, 4\) in the checkpoint and \(2, 4\) here"
+    ):
+        require_same_shapes(module.state_dict(), other)
+    with pytest.raises(DataError, match=r"teacher.mean is in the checkpoint only"):
+        fit(tmp_path, fake_module(), ckpt_path=tmp_path / "x.ckpt", max_steps=2)
+
+
+class Interrupt(Callback):
+    """Stops as a killed process does, after ``step`` optimiser steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.step:
+            raise KeyError("interrupted")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": 2, "check_val_every_n_epoch": None, "val_check_interval": 2},  # saved in the middle of an epoch
+        {"max_epochs": 4, "limit_val_batches": 0},  # saved at its end
+        {"max_epochs": 4, "accumulate_grad_batches": 2},
+        {"max_steps": 6, "max_epochs": -1},
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
+    batches = {2: 6, 4: 3, -1: 3}[options["max_epochs"]]
+    callbacks = lambda place: [LastCheckpoint(str(tmp_path / place)), StopAfter()]  # noqa: E731
+    options = {"enable_checkpointing": True, **options}
+    whole = fake_module(teacher=True)
+    steps = fit(tmp_path, whole, FakeData(batches=batches), callbacks=callbacks("whole"), **options).global_step
+
+    with pytest.raises(KeyError, match="interrupted"):
+        fit(
+            tmp_path,
+            fake_module(teacher=True),
+            FakeData(batches=batches),
+            callbacks=[*callbacks("half"), Interrupt(5)],
+            **options,
+        )
+    torch.manual_seed(99)  # a new process has another state
+    resumed = fake_module(teacher=True)
+    torch.manual_seed(77)
+    run = fit(
+        tmp_path,
+        resumed,
+        FakeData(batches=batches),
+        tmp_path / "half" / "last.ckpt",
+        callbacks=callbacks("half"),
+        **options,
+    )
+    assert run.global_step == steps > 5
+    assert len(resumed.model.encoded) < len(whole.model.encoded)  # it did resume
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert resumed.model.image_encoder[1].p > 0  # dropout was on
