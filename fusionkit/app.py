@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import hydra
@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from fusionkit.config import conf_dir, register_resolvers
+from fusionkit.config import conf_dir, primary_groups, register_resolvers
 from fusionkit.errors import ConfigError, UserError
 from fusionkit.mistakes import translate
 
@@ -52,7 +52,7 @@ def run_app(command: str, config_name: str, job: Job, arguments: Sequence[str], 
     """
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions to us, rather than print them
-    shell_line, failures = sys.argv, list[int]()
+    shell_line, groups, failures = sys.argv, primary_groups(config_name), list[int]()
 
     def run_job(config: DictConfig) -> Any:
         sys.argv = shell_line  # Lightning starts its further ranks by this line
@@ -63,7 +63,7 @@ def run_app(command: str, config_name: str, job: Job, arguments: Sequence[str], 
         try:
             return job(config)
         except Exception as error:
-            failures.append(report(error))
+            failures.append(report(error, groups))
             return float("nan")
 
     try:
@@ -71,15 +71,15 @@ def run_app(command: str, config_name: str, job: Job, arguments: Sequence[str], 
         sys.argv = [f"fusionkit {command}", *options, *open_sections(overrides, sections)]
         hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(run_job)()
     except Exception as error:
-        failures.append(report(error))
+        failures.append(report(error, groups))
     finally:
         sys.argv = shell_line
     return failures[0] if failures else 0
 
 
-def report(error: Exception) -> int:
+def report(error: Exception, groups: Iterable[str] = ()) -> int:
     """Tell a user's mistake on stderr and give its exit code; raise anything else. FUSIONKIT_TRACE=1 adds the trace."""
-    mistake: UserError | None = translate(error)
+    mistake: UserError | None = translate(error, groups)
     if mistake is None:
         raise error
     if os.environ.get("FUSIONKIT_TRACE") == "1":

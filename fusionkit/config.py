@@ -42,6 +42,19 @@ class TrainConfig:
     evaluation: Any = None
 
 
+@dataclass
+class EvaluateConfig:
+    """The top level of ``fusionkit evaluate`` and ``predict``; what lies below the sections is the checkpoint's to know."""
+
+    checkpoint: str = MISSING
+    split: Any = None
+    sources: Any = None
+    output_dir: str | None = None
+    data: Any = MISSING
+    evaluation: Any = MISSING
+    trainer: Any = MISSING
+
+
 def conf_dir() -> Path:
     """The folder of configuration files: inside the installed package, else at the top of the repository."""
     package = Path(__file__).parent

@@ -1,6 +1,7 @@
 """Hydra's and OmegaConf's exceptions as one sentence that names the key, the nearest known name and the choices."""
 
 import re
+from collections.abc import Iterable
 
 import yaml
 from hydra.errors import (
@@ -23,8 +24,11 @@ from fusionkit.config import conf_dir, first_cause, group_choices
 from fusionkit.errors import ConfigError, UserError, suggest
 
 
-def translate(error: Exception) -> UserError | None:
-    """The user's mistake behind an exception, or None where it is a defect that deserves its trace."""
+def translate(error: Exception, groups: Iterable[str] = ()) -> UserError | None:
+    """The user's mistake behind an exception, or None where it is a defect that deserves its trace.
+
+    ``groups`` are the configuration groups that the command line may choose from.
+    """
     chain = [error]
     while isinstance(cause := chain[-1].__cause__, Exception):
         chain.append(cause)
@@ -36,18 +40,18 @@ def translate(error: Exception) -> UserError | None:
     if isinstance(error, yaml.YAMLError):
         return ConfigError(f"not valid yaml: {' '.join(str(error).split())}")
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return next((told for link in chain if (told := _configuration(link))), ConfigError(_first_line(error)))
+        return next((told for link in chain if (told := _configuration(link, groups))), ConfigError(_first_line(error)))
     return None
 
 
-def _configuration(error: Exception) -> ConfigError | None:
+def _configuration(error: Exception, groups: Iterable[str]) -> ConfigError | None:
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
         reason = next(line for line in error.message.splitlines() if "Error parsing override" not in line)
         return ConfigError(f"override '{error.override}' cannot be read ({reason}); write key=value, and quote odd characters")
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        return _unknown_key(error)
+        return _unknown_key(error, groups)
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"'{error.full_key}' has no value yet; give it as {error.full_key}=VALUE")
     if isinstance(error, InterpolationResolutionError):
@@ -67,11 +71,11 @@ def _missing_file(error: MissingConfigException) -> ConfigError:
     return ConfigError(f"{group} has no choice '{name}'; {suggest(name, choices)}")
 
 
-def _unknown_key(error: ConfigKeyError | ConfigAttributeError) -> ConfigError:
+def _unknown_key(error: ConfigKeyError | ConfigAttributeError, groups: Iterable[str]) -> ConfigError:
     known = [str(key) for key in error.parent_node or () if key != "hydra"]
     parent, _, key = str(error.full_key or error.key).rpartition(".")
     if not parent:
-        known += [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name not in (*known, "hydra")]
+        known += [group for group in groups if group not in known]
     if not known:
         return ConfigError(f"'{parent}' is a single value, so it has no key '{key}'")
     return ConfigError(f"unknown key '{key}' in {parent or 'the configuration'}; {suggest(key, known)}")

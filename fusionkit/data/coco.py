@@ -45,6 +45,7 @@ Captions = dict[int | str, list[Text]]  # by image id
 def _read_karpathy(rows: list[Any], split: str, path: Path) -> tuple[Names, Captions]:
     names: Names = {}
     captions: Captions = {}
+    image_ids: set[Any] = set()
     ids: set[Any] = set()
     with expecting(path, KARPATHY):
         require_split(split, Counter(row["split"] for row in rows), path)
@@ -52,7 +53,7 @@ def _read_karpathy(rows: list[Any], split: str, path: Path) -> tuple[Names, Capt
             if row["split"] != split:
                 continue
             image_id = row["cocoid"] if "cocoid" in row else row["imgid"]
-            add_new(ids, ("image", image_id), "the image", path)
+            add_new(image_ids, image_id, "the image", path)
             file_name = "/".join(part for part in (row.get("filepath"), row["filename"]) if part)
             names[image_id] = coco_names(image_id, file_name)
             captions[image_id] = [Text(said["sentid"], said["raw"], NO_FACTS) for said in row["sentences"]]

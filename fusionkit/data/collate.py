@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -37,15 +38,20 @@ class Collate:
         self.facts = {kind: first_facts(samples, kind) for kind in kinds}
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
-        """The batch, or the error that came instead of the items."""
-        if isinstance(items, DataError):
-            return items
+        """The batch, or what is wrong with the items; see `Loader` for why errors are returned."""
+        try:
+            return items if isinstance(items, DataError) else self._batch(items)
+        except DataError as error:
+            return error
+
+    def _batch(self, items: Sequence[Item]) -> Batch:
         batch: dict[str, Any] = {
             "source": self.source,
             "image_ids": [item.sample.image_id for item in items],
             "image_keys": torch.tensor([image_key(item.sample) for item in items]),
             "image_sizes": torch.tensor([item.size for item in items], dtype=torch.float),
-            "pixel_values": torch.stack([item.pixel_values for item in items]),
+            # numpy, because torch's threads wait for each other wherever the processors are busy training
+            "pixel_values": torch.from_numpy(np.stack([item.pixel_values.numpy() for item in items])),
         }
         for kind, facts in self.facts.items():
             batch[kind] = self._rows(kind, facts, items)

@@ -65,12 +65,13 @@ def _select(refs: Any, split: str, path: Path) -> list[dict[str, Any]]:
 
 def _group(refs: Sequence[dict[str, Any]], path: Path) -> dict[Any, list[dict[str, Any]]]:
     """The references by image id; their ids and those of their sentences have to be unique."""
-    ids: set[Any] = set()
+    ref_ids: set[Any] = set()
+    sent_ids: set[Any] = set()
     groups: dict[Any, list[dict[str, Any]]] = {}
     for ref in refs:
-        add_new(ids, ("ref", ref["ref_id"]), "the reference", path)
+        add_new(ref_ids, ref["ref_id"], "the reference", path)
         for said in ref["sentences"]:
-            add_new(ids, said["sent_id"], "the sentence", path)
+            add_new(sent_ids, said["sent_id"], "the sentence", path)
         groups.setdefault(ref["image_id"], []).append(ref)
     return groups
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -25,15 +26,19 @@ class Finish:
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.size = size
-        self.scale = 1 / (255 * torch.tensor(list(std)).view(3, 1, 1))
-        self.shift = -torch.tensor(list(mean)).view(3, 1, 1) / torch.tensor(list(std)).view(3, 1, 1)
+        self.scale: np.ndarray = (1 / (255 * np.asarray(std, dtype=np.float32))).reshape(3, 1, 1)
+        self.shift: np.ndarray = (-np.asarray(mean, dtype=np.float32) / np.asarray(std, dtype=np.float32)).reshape(3, 1, 1)
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """(3, size, size) float32, and boxes (N, 4) from xyxy in pixels of `image` to cxcywh in 0..1 of it."""
         boxes = boxes / torch.tensor([*image.size, *image.size])
         boxes = F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
         square = F.resize(image, [self.size, self.size], interpolation=BICUBIC, antialias=True)
-        return F.pil_to_tensor(square).float().mul_(self.scale).add_(self.shift), boxes
+        # numpy, because torch would start threads for each single image
+        pixel_values = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1), dtype=np.float32)
+        pixel_values *= self.scale
+        pixel_values += self.shift
+        return torch.from_numpy(pixel_values), boxes
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ class TimmEncoder(nn.Module):
     ``weights``    a local weight file in timm's own layout, or in another order-preserving one (``match_by_order``).
     ``stage``      for a ConvNet: stop at this stage of ``feature_info`` (0-based), e.g. to keep a fine grid on small images.
     ``pool``       "cls" reads the first prefix token, "mean" averages the patch tokens.
-    ``grid_size``  adds learnt position embeddings for a grid of this side; a feature map has none of its own.
+    ``grid_size``  for a feature map, which knows no places: normalises its tokens and adds learnt position embeddings for a
+                   grid of this side, started from sines and cosines.
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
     Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
     """
@@ -55,9 +56,8 @@ class TimmEncoder(nn.Module):
                 setattr(self.backbone, unused, nn.Identity())
         if weights is not None and match_by_order:
             load_by_order(self.backbone, weights)
-        self.position = None
-        if grid_size is not None:
-            self.position = nn.Parameter(torch.randn(1, grid_size * grid_size, self.hidden_size) * 0.02)
+        self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
+        self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
         if frozen:
             self.backbone.requires_grad_(False)
         self.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so, on CPU and GPU
@@ -79,7 +79,7 @@ class TimmEncoder(nn.Module):
                     f"image_encoder.grid_size squared is {self.position.shape[1]}, but the image gives {patches.shape[1]} tokens; "
                     "change image_encoder.grid_size or the image size of the data"
                 )
-            patches = patches + self.position
+            patches = self.norm(patches) + self.position
             states = torch.cat([states[:, : self.num_prefix_tokens], patches], dim=1)
         return Tokens(states, None, states[:, 0] if self.pool == "cls" else patches.mean(dim=1))
 
@@ -88,6 +88,21 @@ class TimmEncoder(nn.Module):
         if states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
             states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)
         return states
+
+
+def sine_positions(side: int, size: int) -> Tensor:
+    """Position embeddings (1, side * side, size) of a square grid, read row by row.
+
+    Half the channels tell the row, half the column: sines and cosines of wavelengths in geometric progression (Vaswani et al.
+    2017), from two cells up to four times the grid, since on a small grid longer waves would tell nothing.
+    """
+    if size % 4:
+        raise ConfigError(f"image_encoder.grid_size: position embeddings need a width divisible by 4, the tokens have {size}")
+    waves = 2 * (2 * side) ** torch.linspace(0, 1, size // 4)
+    angles = torch.arange(side)[:, None] * (2 * torch.pi / waves)  # (side, size / 4)
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, size / 2)
+    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)[None]
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -1,7 +1,7 @@
 """What a gallery shows of a benchmark, worst mistakes first; among equals, one text of every image before its next."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionkit.data.sample import Sample
@@ -49,34 +49,40 @@ def grounding_sheet(records: Sequence[Record], samples: Sequence[Sample]) -> She
 
 
 def retrieval_sheet(records: Sequence[Record], samples: Sequence[Sample]) -> Sheet:
-    """Caption, the five best images, the right one framed; where it is not among them, it stands at the end."""
+    """The worst ranked caption of each image, the five best images for it, the right one framed.
+
+    Where the right one is not among them, it stands at the end.
+    """
     by_id = {sample.image_id: sample for sample in samples}
     ranked = {record["caption_id"]: record for record in records if "caption_id" in record}
     with_captions = sum(bool(sample.texts.get("captions")) for sample in samples)
     ordered: list[tuple[float, int, Panel]] = []
     for sample in samples:
-        for turn, caption in enumerate(text for text in sample.texts.get("captions", ()) if text.id in ranked):
-            record = ranked[caption.id]
-            rank = list_rank(record, "image_ids", {sample.image_id}, with_captions)
-            best = zip(record["image_ids"][:TOP], record["scores"], strict=False)
-            pictures = [_candidate(by_id[item], place + 1, score, sample) for place, (item, score) in enumerate(best)]
-            if sample.image_id not in record["image_ids"][:TOP]:
-                is_listed = sample.image_id in record["image_ids"]
-                place = f"rank {rank + 1}" if is_listed else f"beyond rank {len(record['image_ids'])}"
-                note = Note(f"the right one, {place}", RED)
-                pictures.append(Picture(sample.image, frame=GREEN, notes=(note,)))
-            ordered.append((-rank, turn, Panel(caption.text, tuple(pictures))))
-    legend = f"text to image: the best {TOP} of {with_captions} images for each caption; the right one is framed"
+        captions = [caption for caption in sample.texts.get("captions", ()) if caption.id in ranked]
+        ranks = [list_rank(ranked[each.id], "image_ids", {sample.image_id}, with_captions) for each in captions]
+        if captions:
+            worst = ranks.index(max(ranks))
+            pictures = _candidates(ranked[captions[worst].id], ranks[worst], sample, by_id)
+            ordered.append((-ranks[worst], 0, Panel(captions[worst].text, pictures)))
+    legend = (
+        f"text to image: the worst caption of each image, and the best {TOP} of {with_captions} images for it; "
+        "the right one is framed"
+    )
     return Sheet(legend, _sorted(ordered))
 
 
-def _candidate(sample: Sample, place: int, score: float, right: Sample) -> Picture:
-    is_right = sample.image_id == right.image_id
-    return Picture(
-        sample.image,
-        frame=GREEN if is_right else None,
-        notes=(Note(f"{place}.   score {score:.2f}", GREEN if is_right else GREY),),
-    )
+def _candidates(record: Record, rank: int, right: Sample, by_id: Mapping[Any, Sample]) -> tuple[Picture, ...]:
+    """The first images of one caption's record, and the right one if it is not among them."""
+    pictures = []
+    listed = record["image_ids"]
+    for place, (image_id, score) in enumerate(zip(listed[:TOP], record["scores"], strict=False), start=1):
+        is_right = image_id == right.image_id
+        note = Note(f"{place}.   score {score:z.2f}", GREEN if is_right else GREY)
+        pictures.append(Picture(by_id[image_id].image, frame=GREEN if is_right else None, notes=(note,)))
+    if right.image_id not in listed[:TOP]:
+        place_text = f"rank {rank + 1}" if right.image_id in listed else f"beyond rank {len(listed)}"
+        pictures.append(Picture(right.image, frame=GREEN, notes=(Note(f"the right one, {place_text}", RED),)))
+    return tuple(pictures)
 
 
 def _sorted(ordered: list[tuple[float, int, Panel]]) -> list[Panel]:

@@ -18,7 +18,11 @@ from fusionkit.evaluation.retrieval import Pairing, has_features, nearest, ranki
 from fusionkit.tasks.base import Task
 from fusionkit.types import Batch, Tokens
 
-PRECISIONS = {"32-true": None, "32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+PRECISIONS = {
+    **dict.fromkeys(("32-true", "32", "64-true"), None),
+    **dict.fromkeys(("bf16-mixed", "bf16-true"), torch.bfloat16),
+    **dict.fromkeys(("16-mixed", "16-true"), torch.float16),
+}
 RERANKED = "_reranked"  # suffix of a task's re-ranked predictions
 
 
@@ -138,7 +142,7 @@ def _evaluating(
     dtype = PRECISIONS[str(options.precision)]
     try:
         for module, _ in modes:
-            pass
+            module.eval()
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             yield
     finally:

@@ -86,8 +86,8 @@ def similarities(records: Sequence[Record], samples: Sequence[Sample]) -> Tensor
 
 def nearest(sim: Tensor, k: int) -> Tensor:
     """Bool like sim: the k highest of each row."""
-    nearest = sim.topk(min(k, sim.shape[1]), dim=1).indices
-    return torch.zeros_like(sim, dtype=torch.bool).scatter_(1, nearest, True)
+    columns = sim.topk(min(k, sim.shape[1]), dim=1).indices
+    return torch.zeros_like(sim, dtype=torch.bool).scatter_(1, columns, True)
 
 
 def rerank(sim: Tensor, match: Match, k: int, chunk: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def ranking_records(text_to_image: Tensor, image_to_text: Tensor, pairing: Pairi
 def score_ranking(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
     """R@k from the records of ``ranking_records``, the same as from the whole matrix if ``depth`` is above 10."""
     pairing = Pairing.of(samples)
-    owner = dict(zip(pairing.caption_ids, (pairing.image_ids[row] for row in pairing.owner), strict=True))
+    owner = dict(zip(pairing.caption_ids, (pairing.image_ids[row] for row in pairing.owner.tolist()), strict=True))
     captions: dict[Any, set[Any]] = {}
     for caption_id, image_id in owner.items():
         captions.setdefault(image_id, set()).add(caption_id)

@@ -107,6 +107,6 @@ class SkippedImages(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         for source, count in trainer.datamodule.skipped().items():  # type: ignore[attr-defined]
             if count > self._told.get(source, 0):
+                self._told[source] = count
                 print(f"source {source}: {count} corrupt images replaced by others so far", flush=True)
-            self._told[source] = count
-            pl_module.log(f"train/{source}/skipped_images", float(count), on_step=True, on_epoch=False)
+                pl_module.log(f"train/{source}/skipped_images", float(count), on_step=True, on_epoch=False)

@@ -1,6 +1,6 @@
 """Builds a run from its configuration, and checks what can only be checked once the parts are there."""
 
-import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,30 +36,19 @@ class Parts:
         return OmegaConf.to_container(self.config.objectives, resolve=True)  # type: ignore[return-value]
 
 
-@dataclass(frozen=True)
-class Run:
-    """A training run, ready to start."""
-
-    parts: Parts
-    module: TrainingModule
-    trainer: Trainer
-
-
-def build_run(config: DictConfig) -> Run:
-    """The run that a composed configuration describes; raises ConfigError or DataError where it cannot work."""
-    parts = build_parts(config)
-    teacher = instantiate(config.teacher)(parts.model, parts.tasks) if config.teacher else None
-    module = TrainingModule(
+def build_module(parts: Parts) -> TrainingModule:
+    """The Lightning module that trains the parts; raises ConfigError or DataError where it cannot work."""
+    config = parts.config
+    return TrainingModule(
         parts.model,
         parts.tasks,
         parts.objectives,
         balance=instantiate(config.balance),
         optimizer=instantiate(config.optimizer),
         scheduler=instantiate(config.scheduler),
-        teacher=teacher,
+        teacher=instantiate(config.teacher)(parts.model, parts.tasks) if config.teacher else None,
         artifacts=collect_artifacts(config, parts.datamodule, parts.model),
     )
-    return Run(parts, module, build_trainer(config))
 
 
 def build_parts(config: DictConfig, **data: Any) -> Parts:
@@ -87,20 +76,16 @@ def build_model(config: DictConfig, datamodule: DataModule) -> VisionLanguageMod
 
 
 def build_tasks(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Task[Any]]:
-    """The configured tasks, each called with the plain numbers and, if it asks for them, the answers."""
-    answers = datamodule.answers.answers if datamodule.answers else []
-    given = {"dims": dims_of(model, datamodule.tokenizer, len(answers)), "answers": answers}
-    tasks = {}
-    for name, block in config.task.items():
-        build = instantiate(block)
-        task = build(**{key: given[key] for key in inspect.signature(build.func).parameters if key in given})
+    """The configured tasks, each built from the plain values of the run."""
+    dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
+    tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
+    for name, task in tasks.items():
         _check_needs(name, task, model.fusion)
-        tasks[name] = task
     return tasks
 
 
-def dims_of(model: VisionLanguageModel, tokenizer: Any, num_answers: int) -> Dims:
-    """The plain numbers of a model and its tokenizer."""
+def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:
+    """The plain values of a model, its tokenizer and the answers."""
     words = model.text_encoder.word_embeddings
     return Dims(
         hidden_size=model.fusion.hidden_size,
@@ -109,7 +94,8 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, num_answers: int) -> Dim
         text_size=words.embedding_dim,
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
-        num_answers=num_answers,
+        answers=tuple(answers),
+        tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
         cls_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -119,14 +105,16 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, num_answers: int) -> Dim
 
 def build_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer with our callbacks and loggers, which are told the resolved configuration."""
-    trainer = instantiate(
-        config.trainer,
-        precision=resolve_precision(config.trainer.precision, config.trainer.accelerator),
-        callbacks=_instances(config.callbacks),
-        logger=_instances(config.logger) or False,
-    )
-    log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))
+    logger = [] if config.trainer.fast_dev_run else _instances(config.logger)
+    trainer = bare_trainer(config, callbacks=_instances(config.callbacks), logger=logger or False)
+    log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     return trainer
+
+
+def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
+    """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    return instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
 
 
 def evaluation_options(config: DictConfig) -> EvaluationOptions:

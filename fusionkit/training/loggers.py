@@ -23,9 +23,10 @@ class ScoreWandbLogger(WandbLogger):
             os.environ.setdefault(name, str(Path(save_dir).resolve() / "wandb"))
         import wandb
 
-        settings = wandb.Settings(silent=True, console="off", x_disable_stats=True)
+        settings = wandb.Settings(silent=True, console="off")
         mode = os.environ.get("WANDB_MODE", "offline" if offline else "online")
         super().__init__(save_dir=save_dir, project=project, mode=mode, settings=settings, **options)
+        self._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
         self._defined: set[str] = set()
 
     @rank_zero_only

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fusionkit.training.callbacks import StopAfter
+from fusionkit.training.module import TrainingModule
 
 WINDOW = 30.0  # seconds that the speed is measured over
 
@@ -34,11 +35,11 @@ class TrainingProgress(Callback):
             self._row = self._bar.add_task("", total=1.0)
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
         now = time.monotonic()
         if trainer.is_global_zero and (now - self._shown >= self.every_seconds or trainer.should_stop):
             self._shown = now
-            self._show(trainer, now)
+            self._show(trainer, pl_module, now)
 
     def on_validation_start(self, *args: Any) -> None:
         self._paused = time.monotonic()
@@ -61,7 +62,7 @@ class TrainingProgress(Callback):
     def on_exception(self, *args: Any) -> None:
         self._close()
 
-    def _show(self, trainer: Trainer, now: float) -> None:
+    def _show(self, trainer: Trainer, module: TrainingModule, now: float) -> None:
         self._steps.append((now, trainer.global_step))
         while len(self._steps) > 2 and now - self._steps[0][0] > WINDOW:
             self._steps.popleft()
@@ -69,7 +70,7 @@ class TrainingProgress(Callback):
         speed = (trainer.global_step - before) / max(1e-9, now - then)
         gained = done - self._start_fraction
         left = (now - self._began) * (1 - done) / gained if gained > 0 else None
-        line = describe(trainer, speed, left)
+        line = describe(module, trainer.estimated_stepping_batches, speed, left)
         if self._bar is not None:
             self._bar.update(self._row, description=line, completed=done)
         else:
@@ -81,12 +82,10 @@ class TrainingProgress(Callback):
             self._bar = None
 
 
-def describe(trainer: Trainer, speed: float, seconds_left: float | None) -> str:
+def describe(module: TrainingModule, total_steps: float, speed: float, seconds_left: float | None) -> str:
     """One line: step, loss by objective, steps a second, time left."""
-    losses = {name[6:-5]: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
-    losses = {name: value for name, value in losses.items() if f"train/{name}_loss" in trainer.callback_metrics}
-    parts = [f"step {trainer.global_step}/{trainer.estimated_stepping_batches}"]
-    parts += [f"{name} {float(value):.3f}" for name, value in losses.items()]
+    parts = [f"step {module.global_step}/{total_steps}"]
+    parts += [f"{name} {float(module.step_metrics[f'train/{name}_loss']):.3f}" for name in module.weights]
     parts += [f"{speed:.2f} it/s"] + ([f"{clock(seconds_left)} left"] if seconds_left is not None else [])
     return "  ".join(parts)
 

@@ -124,7 +124,8 @@ def test_retrieval_frames_the_right_image_and_adds_it_where_it_is_not_among_the_
     sim[5, 2] = -1  # caption 5 ranks its image last
     sheet = retrieval_sheet(ranking_records(sim, sim.T, Pairing.of(asked), depth=6), asked)
     worst, best = sheet.panels[0], sheet.panels[-1]
-    assert worst.heading == "t5"
+    assert headings(sheet)[0] == "t5"
+    assert len(sheet.panels) == 8  # one caption an image
     assert [picture.frame for picture in worst.pictures] == [None] * 5 + [GREEN]
     assert worst.pictures[5].notes == (Note("the right one, beyond rank 6", RED),)
     assert [picture.frame for picture in best.pictures] == [GREEN] + [None] * 4

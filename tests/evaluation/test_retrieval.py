@@ -103,6 +103,13 @@ def test_missing_features_are_misses(samples):
     assert scores["image_to_text_r10"] == pytest.approx(100 * 12 / 13)
 
 
+def test_a_caption_without_features_misses_even_among_few_images(samples):
+    few = samples[:3]
+    records = features(few, torch.eye(2), torch.eye(2)[Pairing.of(few).owner])
+    kept = [record for record in records if record.get("caption_id") != 0]
+    assert score_retrieval(kept, few)["text_to_image_r10"] == pytest.approx(200 / 3)
+
+
 def test_recalls():
     assert recalls([0, 4, 5, 9, 10]) == {"r1": 20, "r5": 40, "r10": 80}
     assert recalls([]) == {}

@@ -38,8 +38,12 @@ def test_best_keeps_the_best_and_last_the_last(tmp_path):
 
 def test_an_unknown_monitor_is_told_at_the_first_validation(tmp_path):
     callbacks = [BestCheckpoint(str(tmp_path), "val/coco/coverag")]
-    with pytest.raises(ConfigError, match="'val/coco/coverag'; did you mean 'val/coco/coverage'[?] known: val/coco/cov"):
-        fit(tmp_path, fake_module(), callbacks=callbacks, max_steps=2, enable_checkpointing=True, num_sanity_val_steps=1)
+    with pytest.raises(
+        ConfigError, match=r"'val/coco/coverag'; did you mean 'val/coco/coverage'\? known: val/coco/cov"
+    ):
+        fit(
+            tmp_path, fake_module(), callbacks=callbacks, max_steps=2, enable_checkpointing=True, num_sanity_val_steps=1
+        )
 
 
 def test_the_last_step_is_validated_and_saved(tmp_path):
@@ -51,10 +55,8 @@ def test_the_last_step_is_validated_and_saved(tmp_path):
 
 
 def test_last_is_saved_without_any_validation(tmp_path):
-    fit(
-        tmp_path, fake_module(), callbacks=[LastCheckpoint(str(tmp_path))], enable_checkpointing=True, limit_val_batches=0,
-        check_val_every_n_epoch=None, max_steps=2, max_epochs=-1,
-    )  # fmt: skip
+    options = {"limit_val_batches": 0, "check_val_every_n_epoch": None, "max_steps": 2, "max_epochs": -1}
+    fit(tmp_path, fake_module(), callbacks=[LastCheckpoint(str(tmp_path))], enable_checkpointing=True, **options)
     assert step_of(tmp_path / "last.ckpt") == 2
 
 

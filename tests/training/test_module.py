@@ -16,6 +16,7 @@ TWO = {"coco": {"a": 1.0, "b": 2.0}, "vqa": {"a": 0.5}}
 
 def trainer(path: Path, **options) -> Trainer:
     defaults = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    defaults |= {"log_every_n_steps": 1}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
     return Trainer(default_root_dir=path, use_distributed_sampler=False, **defaults | quiet | options)
 

@@ -70,7 +70,9 @@ def test_layer_decay_counts_the_blocks_of_timm_and_transformers():
     scales = {name.removeprefix("model."): scale for name, scale in layer_scales(names, 0.5).items()}
     assert scales["image_encoder.backbone.blocks.2.mlp.fc1.weight"] == 0.5
     assert scales["image_encoder.backbone.blocks.0.mlp.fc1.weight"] == 0.5**3
-    assert scales["image_encoder.backbone.patch_embed.proj.weight"] == scales["image_encoder.backbone.cls_token"] == 0.5**4
+    assert (
+        scales["image_encoder.backbone.patch_embed.proj.weight"] == scales["image_encoder.backbone.cls_token"] == 0.5**4
+    )
     assert scales["image_encoder.backbone.norm.weight"] == 1
     assert scales["text_encoder.encoder.layer.1.output.dense.weight"] == 0.5
     assert scales["text_encoder.embeddings.word_embeddings.weight"] == 0.5**3
@@ -78,7 +80,9 @@ def test_layer_decay_counts_the_blocks_of_timm_and_transformers():
 
 
 def test_layer_decay_counts_through_the_stages_of_a_swin():
-    names = [f"image_encoder.layers.{place}.weight" for place in ("0.blocks.0", "0.blocks.1", "1.downsample", "1.blocks.0")]
+    names = [
+        f"image_encoder.layers.{place}.weight" for place in ("0.blocks.0", "0.blocks.1", "1.downsample", "1.blocks.0")
+    ]
     assert list(layer_scales(names, 0.5).values()) == [0.5**4, 0.5**3, 0.5**2, 0.5]
 
 
@@ -91,4 +95,7 @@ def test_layer_decay_multiplies_the_rule():
 
 def test_the_summary_has_a_line_a_group():
     lines = summary(build_optimizer(toy().named_parameters(), lr=1e-3, weight_decay=0.1))
-    assert lines == ["lr 1.0e-03, weight decay 0: 5 tensors, 0.00 M values", "lr 1.0e-03, weight decay 0.1: 2 tensors, 0.00 M values"]
+    assert lines == [
+        "lr 1.0e-03, weight decay 0: 5 tensors, 0.00 M values",
+        "lr 1.0e-03, weight decay 0.1: 2 tensors, 0.00 M values",
+    ]

@@ -112,7 +112,10 @@ class Caption:
 
 
 def sample_captions(scene: Scene, rng: random.Random) -> list[tuple[Caption, str]]:
-    """Five captions, all true, each with its own words; kinds of caption change from one to the next."""
+    """Five captions, all true, each with its own words; kinds of caption change from one to the next.
+
+    It ends: even things that are all alike can be listed in three wordings and counted in four.
+    """
     kinds = [_alone] if len(scene.things) == 1 else [_listed, _placed, _related, _totalled, _grouped]
     rng.shuffle(kinds)
     captions: dict[str, Caption] = {}
@@ -139,7 +142,8 @@ def _alone(scene: Scene, rng: random.Random) -> Caption:
 
 def _listed(scene: Scene, rng: random.Random) -> Caption:
     sized = len(scene.things) < 3 or rng.random() < 0.6
-    return Caption(tuple(_mentions(scene, rng, 3, sized, placed=int(len(scene.things) < 3))))
+    kinds = {_describe(thing, True) for thing in scene.things}
+    return Caption(tuple(_mentions(scene, rng, 3, sized, placed=1 if len(kinds) == 2 else 0)))
 
 
 def _placed(scene: Scene, rng: random.Random) -> Caption:

@@ -178,8 +178,9 @@ class Where:
     def answer(self, scene: Scene) -> str | None:
         """The corner, or center; None where a thing lies between them."""
         thing = self.description.only(scene)
-        truths = {place: is_at(thing, place) for place in (*CORNERS, "center")} if thing else {None: None}
-        return None if None in truths.values() else next((place for place, truth in truths.items() if truth), None)
+        if thing is None or is_at(thing, "center") is None:
+            return None
+        return next((place for place in ("center", *CORNERS) if is_at(thing, place)), None)
 
     def words(self, rng: random.Random) -> tuple[str, str]:
         """One wording."""

@@ -1,0 +1,81 @@
+"""``fusionkit evaluate``: score a checkpoint on the data it was trained with, or on others in the same formats."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from fusionkit.app import run_app
+from fusionkit.config import EvaluateConfig, check_top_level
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.evaluation.run import evaluate_run
+from fusionkit.evaluation.table import print_scores
+from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
+from fusionkit.training.module import active_objectives
+from fusionkit.training.restore import load_parts
+
+SECTIONS = ("data", "evaluation", "trainer")  # of the checkpoint's configuration, which the command line may change
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The ``evaluate`` command."""
+    return run_app("evaluate", "evaluate", evaluate, arguments, SECTIONS)
+
+
+def evaluate(config: DictConfig) -> None:
+    """Score a checkpoint."""
+    parts, folder = restore(config)
+    objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
+    roles = chosen_roles(config, parts)
+    score(parts, active_objectives(objectives, parts.tasks), folder, roles, device_of(parts))
+
+
+def restore(config: DictConfig) -> tuple[Parts, Path]:
+    """The parts of ``config.checkpoint``, and where what is made of them goes.
+
+    What the run itself would write goes to its folder; anything else to ``evaluation`` in it, so that it replaces nothing.
+    """
+    check_top_level(config, EvaluateConfig)
+    overrides = {name: config[name] for name in SECTIONS}
+    parts = load_parts(config.checkpoint, overrides)
+    seed_everything(parts.config.seed, workers=True, verbose=False)
+    checkpoint = Path(config.checkpoint)
+    home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    is_own = config.split is None and config.sources is None and not config.data
+    folder = config.output_dir or (home if is_own else home / "evaluation")
+    return parts, Path(folder)
+
+
+def chosen_sources(config: DictConfig, parts: Parts) -> list[str]:
+    """The sources to evaluate: those of ``config.sources``, or all that have objectives."""
+    for source in config.sources or ():
+        if source not in parts.objectives:
+            raise ConfigError(f"sources: the checkpoint has no source '{source}'; {suggest(source, parts.objectives)}")
+    return list(config.sources or parts.objectives)
+
+
+def chosen_roles(config: DictConfig, parts: Parts) -> list[str]:
+    """The roles of the sources to evaluate: ``config.split``, one or a list, or what the run evaluates."""
+    if config.split is None:
+        return list(parts.config.evaluation.roles)
+    return [config.split] if isinstance(config.split, str) else list(config.split)
+
+
+def device_of(parts: Parts) -> torch.device:
+    """The device that the checkpoint's trainer, or the command line's, would use."""
+    return bare_trainer(parts.config, devices=1, strategy="auto").strategy.root_device
+
+
+def score(
+    parts: Parts, objectives: Mapping[str, Iterable[str]], folder: Path, roles: Sequence[str], device: torch.device
+) -> dict[str, float]:
+    """Evaluate, print the scores beside their baselines, and say where to look."""
+    for module in (parts.model, *parts.tasks.values()):
+        module.to(device)
+    options = evaluation_options(parts.config)
+    metrics = evaluate_run(parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles)
+    print_scores(metrics)
+    print(f"scores: {folder}/metrics.json   answers: {folder}/predictions   pictures: {folder}/gallery")
+    return metrics

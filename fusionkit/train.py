@@ -1,0 +1,80 @@
+"""``fusionkit train``: build the run that the configuration describes, train it, evaluate it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from fusionkit.app import run_app
+from fusionkit.config import TrainConfig, check_top_level
+from fusionkit.evaluate import score
+from fusionkit.rank import train_in_ranks
+from fusionkit.training.folder import check_folder, checkpoints, last_checkpoint, prepare_folder
+from fusionkit.training.launch import Parts, bare_trainer, build_module, build_parts, build_trainer
+from fusionkit.training.loggers import finish
+from fusionkit.training.module import TrainingModule
+from fusionkit.training.ranks import is_rank
+from fusionkit.training.restore import initialise, load_weights, read_checkpoint
+from fusionkit.training.summary import print_run
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The ``train`` command."""
+    return run_app("train", "train", train, arguments)
+
+
+def train(config: DictConfig) -> float | None:
+    """Train and evaluate; gives the best validation score, which a sweep may optimise."""
+    check_top_level(config, TrainConfig)
+    is_main = rank_zero_only.rank == 0
+    if is_main:
+        check_folder(config)
+    ranks = bare_trainer(config).world_size
+    if ranks > 1 and not is_rank():
+        train_in_ranks(config, ranks)
+        return None
+    seed_everything(config.seed, workers=True, verbose=False)
+    parts = build_parts(config)
+    module = build_module(parts)
+    if config.checkpoint:
+        fresh = initialise(module, config.checkpoint)
+        print(f"started from {config.checkpoint}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    if is_main and not config.trainer.fast_dev_run:
+        prepare_folder(config)
+    try:
+        trainer = build_trainer(config)
+        if is_main:
+            print_run(parts, trainer)
+        fit(trainer, module, parts)
+        if trainer.is_global_zero and not config.trainer.fast_dev_run:
+            evaluate(trainer, module, parts)
+        mean = trainer.callback_metrics.get("val/mean")
+        return None if mean is None else float(mean)
+    finally:
+        finish()
+
+
+def fit(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
+    """Train; a Ctrl-C says how to go on."""
+    resumed = last_checkpoint(parts.config) if parts.config.resume else None
+    try:
+        trainer.fit(module, datamodule=parts.datamodule, ckpt_path=resumed, weights_only=True)
+    except SystemExit:  # what Lightning makes of a Ctrl-C
+        if not trainer.interrupted:
+            raise
+        if last := last_checkpoint(parts.config):
+            print(f"\n{last} is kept; the same command with resume=true goes on from there")
+        raise KeyboardInterrupt from None
+
+
+def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
+    """Score the best or last checkpoint on the roles that the configuration names."""
+    named = {path.stem: path for path in checkpoints(parts.config)}
+    if path := named.get(parts.config.evaluation.checkpoint, named.get("last")):
+        load_weights(module, read_checkpoint(path), path)
+    folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
+    metrics = score(parts, module.objectives, folder, roles, trainer.strategy.root_device)
+    for logger in trainer.loggers:
+        logger.log_metrics({f"test/{name}": value for name, value in metrics.items()}, trainer.global_step)

@@ -1,0 +1,52 @@
+"""The folder of a run: nothing that is there is lost unless the user says so, nothing is made before the run can start."""
+
+import shutil
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.training.restore import read_checkpoint
+
+CONTENT = ("checkpoints", "logs", "predictions", "gallery", "metrics.json", "config.yaml")
+
+
+def check_folder(config: DictConfig) -> None:
+    """Raise where the run would replace another one, or where there is nothing to resume."""
+    folder, earlier = Path(config.output_dir), checkpoints(config)
+    if config.resume and config.overwrite:
+        raise ConfigError("resume=true and overwrite=true contradict each other; give one of them")
+    if config.resume:
+        if last_checkpoint(config) is None:
+            raise DataError(f"{folder}/checkpoints holds no last.ckpt to resume from; leave resume=true out to start anew")
+        read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    elif earlier and not config.overwrite and not config.trainer.fast_dev_run:
+        raise ConfigError(
+            f"{folder} already holds a run ({earlier[0].name}); add resume=true to go on with it, overwrite=true to replace "
+            "it, or choose another output_dir=FOLDER"
+        )
+
+
+def prepare_folder(config: DictConfig) -> None:
+    """Make the folder and keep the configuration in it; with ``overwrite`` the files of an earlier run go first."""
+    folder = Path(config.output_dir)
+    if config.overwrite and checkpoints(config):
+        print(f"replacing the earlier run in {folder}", flush=True)
+        for name in CONTENT:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+
+
+def checkpoints(config: DictConfig) -> list[Path]:
+    """The checkpoints that are in the folder of the run, by name."""
+    return sorted((Path(config.output_dir) / "checkpoints").glob("*.ckpt"))
+
+
+def last_checkpoint(config: DictConfig) -> Path | None:
+    """Where to resume, if there is such a place."""
+    return next((path for path in checkpoints(config) if path.name == "last.ckpt"), None)

@@ -1,0 +1,84 @@
+import pytest
+import torch
+
+from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.collate import Collate
+from fusionkit.data.dataset import Item
+from fusionkit.data.images import image_key
+from fusionkit.data.sample import Sample, Text
+from fusionkit.data.tokenizer import word_tokenizer
+from fusionkit.errors import DataError
+
+TOKENIZER = word_tokenizer(["is it a red cat or a dog"])
+
+
+def question(number: int, text: str, *answers: str, **facts) -> Text:
+    return Text(number, text, {"answers": list(answers), "answer_type": "other", **facts})
+
+
+SAMPLES = [
+    Sample(7, "a", {"captions": (Text(1, "a red cat"),), "questions": (question(5, "is it red", *["red"] * 10, label=1),)}),
+    Sample(8, "b", {"captions": (), "questions": ()}),
+    Sample(9, "c", {"captions": (Text(2, "dog"), Text(3, "a dog or a red cat")), "questions": ()}),
+]
+
+
+def item(sample: Sample, boxes=()) -> Item:
+    return Item(sample, torch.full((3, 4, 4), float(sample.image_id)), dict(sample.texts), (40, 30), dict(boxes))
+
+
+def collate(samples, items=None, kinds=("captions", "questions"), max_length=20):
+    make = Collate("toy", samples, kinds, TOKENIZER, max_length, AnswerVocabulary(["cat", "red"]))
+    return make(items or [item(sample) for sample in samples])
+
+
+def test_texts_become_rows_that_point_at_their_image():
+    batch = collate(SAMPLES)
+    assert (batch["source"], batch["image_ids"]) == ("toy", [7, 8, 9])
+    assert batch["image_keys"].tolist() == [image_key(sample) for sample in SAMPLES]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [7, 8, 9]
+    assert batch["image_sizes"].tolist() == [[40, 30]] * 3
+    rows = batch["captions"]
+    assert (rows["image_index"].tolist(), rows["ids"]) == ([0, 2, 2], [1, 2, 3])
+    assert rows["attention_mask"].sum(1).tolist() == [5, 3, 8]
+    assert rows["word_index"].tolist()[0] == [-1, 0, 1, 2, -1, -1, -1, -1]
+    assert TOKENIZER.decode(rows["input_ids"][1], skip_special_tokens=True) == "dog"
+
+
+def test_long_texts_are_cut():
+    rows = collate(SAMPLES, max_length=5)["captions"]
+    assert rows["input_ids"].shape == (3, 5)
+    assert rows["input_ids"][2, -1] == TOKENIZER.sep_token_id
+
+
+def test_facts_become_targets():
+    rows = collate(SAMPLES)["questions"]
+    assert rows["answer_scores"].tolist() == [[0, 1]]
+    assert rows["label"].tolist() == [1]
+    assert "answer_type" not in rows
+
+
+def test_boxes_find_their_rows():
+    texts = tuple(Text(number, "a cat", {"box": (0, 0, 9, 9), "ref_id": number % 2}) for number in (3, 1))
+    sample = Sample(1, "a", {"expressions": texts})
+    boxes = {("expressions", 1): torch.full((4,), 0.1), ("expressions", 3): torch.full((4,), 0.3)}
+    rows = collate([sample], [item(sample, boxes)], ["expressions"])["expressions"]
+    assert rows["boxes"][:, 0].tolist() == pytest.approx([0.3, 0.1])
+    assert rows["ref_id"].tolist() == [1, 1]
+
+
+def test_a_batch_without_texts_of_a_kind_has_empty_rows_of_it():
+    rows = collate(SAMPLES, [item(SAMPLES[1])])["questions"]
+    shapes = {name: tuple(value.shape) for name, value in rows.items() if name != "ids"}
+    assert shapes == {
+        "input_ids": (0, 1), "attention_mask": (0, 1), "word_index": (0, 1), "image_index": (0,),
+        "answer_scores": (0, 2), "label": (0,),
+    }  # fmt: skip
+    assert rows["label"].dtype == torch.long
+
+
+def test_a_fact_that_some_texts_lack_is_told():
+    lacking = Sample(4, "d", {"questions": (question(6, "is it", "red"),), "captions": ()})
+    error = collate([SAMPLES[0], lacking])
+    assert isinstance(error, DataError)
+    assert "text 6 of kind 'questions' has no 'label'" in str(error)

@@ -1,0 +1,195 @@
+import functools
+import itertools
+import warnings
+
+import pytest
+import torch
+
+from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.sample import Sample, Text
+from fusionkit.data.source import Source
+from fusionkit.data.tokenizer import word_tokenizer
+from fusionkit.data.transforms import Augment
+from fusionkit.errors import ConfigError, DataError
+from tests.data.worlds import Listed, make_samples, write_photo
+
+
+def make_source(folder, train=range(23), val=range(23, 30), batch_size=4, **options) -> Source:
+    reader = Listed(train=make_samples(folder, train), val=make_samples(folder, val))
+    return Source(reader, {"train": ["train"], "val": ["val"]}, batch_size, {"captions": 2}, **options)
+
+
+def make_module(folder, sources=None, **options) -> DataModule:
+    sources = sources or {"a": make_source(folder, augment=Augment()), "b": make_source(folder, range(7), range(40, 41))}
+    return DataModule(str(folder), sources, image_size=8, **options)
+
+
+def train_batches(module, epochs=1) -> list[dict]:
+    loader = module.train_dataloader()
+    return [batch for _ in range(epochs) for batch, _, _ in iter(loader)]
+
+
+def same(one, two) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
+
+
+def test_every_source_has_a_batch_in_every_step(tmp_path):
+    batches = train_batches(make_module(tmp_path))
+    assert len(batches) == 6  # the 23 images of the longer source
+    seen = {name: [number for batch in batches for number in batch[name]["image_ids"]] for name in ("a", "b")}
+    assert set(seen["a"]) == set(range(23))
+    assert sorted(seen["b"][:7]) == sorted(seen["b"][7:14]) == list(range(7))
+    assert len(batches[0]["a"]["captions"]["ids"]) == 8
+    assert make_module(tmp_path, steps_per_epoch=3).steps == 3
+
+
+def test_workers_make_the_very_same_batches(tmp_path):
+    expected = train_batches(make_module(tmp_path))
+    for workers in (1, 2):
+        assert all(map(same, train_batches(make_module(tmp_path, num_workers=workers)), expected))
+    assert not same(train_batches(make_module(tmp_path, seed=1))[0], expected[0])
+
+
+def test_a_loaded_state_goes_on_with_the_next_batch(tmp_path):
+    expected = train_batches(make_module(tmp_path))
+    module = make_module(tmp_path)
+    module.load_state_dict(make_module(tmp_path).state_dict() | {"batches": 4})
+    assert all(map(same, train_batches(module), expected[4:]))
+    assert len(module.train_dataloader().flattened[0]) == 6
+    changed = make_module(tmp_path, {"a": make_source(tmp_path, batch_size=2)})
+    changed.load_state_dict(module.state_dict())
+    with pytest.warns(UserWarning, match="global batch size .*samples now come in another order"):
+        changed.train_dataloader()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_shows_every_text_once_and_repeats_itself(tmp_path, workers):
+    module = make_module(tmp_path, num_workers=workers)
+    batches = list(module.eval_loader("a", "val"))
+    assert [number for batch in batches for number in batch["image_ids"]] == list(range(23, 30))
+    assert [number for batch in batches for number in batch["captions"]["ids"]] == list(range(115, 150))
+    assert all(map(same, batches, module.eval_loader("a", "val")))
+    assert [loader.dataset.samples for loader in module.val_dataloader()] == [module.samples(s, "val") for s in "ab"]
+
+
+def test_held_out_images_of_any_source_are_dropped_from_training(tmp_path):
+    sources = {
+        "a": make_source(tmp_path, range(10), range(20, 22)),
+        "b": make_source(tmp_path, range(6, 22), range(3)),
+    }
+    module = make_module(tmp_path, sources)
+    assert module.dropped == {"a": 3, "b": 2}
+    assert [sample.image_id for sample in module.samples("a", "train")] == list(range(3, 10))
+    assert set(itertools.chain(*(batch["b"]["image_ids"] for batch in train_batches(module, 2)))) == set(range(6, 20))
+    assert make_module(tmp_path, sources, allow_overlap=["b"]).dropped == {"a": 3, "b": 0}
+    with pytest.raises(ConfigError, match=r"data.allow_overlap names 'c', which is no source; known: a, b"):
+        make_module(tmp_path, sources, allow_overlap=["c"])
+    with pytest.raises(DataError, match="all 3 training images of source 'a' are in held-out splits"):
+        make_module(tmp_path, {"a": make_source(tmp_path, range(3), range(5))}).train_dataloader()
+
+
+def test_equal_ids_of_different_collections_are_different_images(tmp_path):
+    one = [Sample(1, write_photo(tmp_path / "1.png"), {"captions": (Text(1, "x"),)})]
+    two = [Sample(1, tmp_path / "1.png", {"captions": (Text(1, "x"),)}, collection="flickr30k")]
+    source = Source(Listed(train=one, val=two), {"train": ["train"], "val": ["val"]}, 1, {"captions": 1})
+    assert make_module(tmp_path, {"a": source}).dropped == {"a": 0}
+
+
+def test_splits_of_one_role_are_joined_by_image(tmp_path):
+    samples = make_samples(tmp_path, range(3))
+    reader = Listed(train=samples, restval=make_samples(tmp_path, range(2, 5)))
+    source = Source(reader, {"train": ["train", "restval"]}, 2, {"captions": 1})
+    joined = make_module(tmp_path, {"a": source}).samples("a", "train")
+    assert [(sample.image_id, len(sample.texts["captions"])) for sample in joined] == [(0, 5), (1, 5), (2, 10), (3, 5), (4, 5)]
+
+
+def ask(number: int, folder, answer: str) -> Sample:
+    facts = {"answers": [answer] * 10, "multiple_choice_answer": answer}
+    return Sample(number, write_photo(folder / f"{number}.png"), {"questions": (Text(number, "is it?", facts),)})
+
+
+def test_answers_come_from_training_questions_that_are_kept(tmp_path):
+    train = [ask(number, tmp_path, "yes" if number < 4 else "no") for number in range(6)]
+    reader = Listed(train=train, val=[ask(number, tmp_path, "maybe") for number in (5, 6, 7)])
+    source = Source(reader, {"train": ["train"], "val": ["val"]}, 2, {"questions": 1})
+    rule = functools.partial(AnswerVocabulary.build, min_count=1)
+    assert make_module(tmp_path, {"a": source}, answers=rule).answers.answers == ["yes", "no"]
+    with pytest.raises(ConfigError, match="data.answers.min_count=9 leaves no answer"):
+        make_module(tmp_path, {"a": source}).train_dataloader()
+    assert make_module(tmp_path).answers is None
+
+
+def test_evaluation_elsewhere_reads_the_evaluated_split_only(tmp_path):
+    reader = Listed(val=[ask(1, tmp_path, "no")])
+    source = Source(reader, {"train": ["train"], "val": ["val"]}, 2, {"questions": 1})
+    module = make_module(tmp_path, {"a": source}, tokenizer=word_tokenizer(["is it"]), answers=AnswerVocabulary(["yes", "no"]))
+    module.prepare_data()
+    module.setup()
+    (batch,) = module.eval_loader("a", "val")
+    assert batch["questions"]["answer_scores"].tolist() == [[0, 1]]
+    assert reader.asked == ["val"]
+
+
+def test_data_are_made_where_there_are_none(tmp_path):
+    made = []
+    for root in (tmp_path, tmp_path / "none"):
+        module = DataModule(str(root), {"a": make_source(tmp_path)}, prepare=functools.partial(made.append, root))
+        module.prepare_data()
+    assert made == [tmp_path / "none"]
+    with pytest.raises(DataError, match=r"the data folder .*none does not exist; .*data.root=FOLDER"):
+        module.setup()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_corrupt_image_is_one_sentence_from_a_worker_too(tmp_path, workers):
+    module = make_module(tmp_path, num_workers=workers)
+    (tmp_path / "25.png").write_bytes(b"bad")
+    (tmp_path / "3.png").write_bytes(b"bad")
+    with pytest.raises(DataError, match=r"^[^\n]*25.png cannot be decoded[^\n]*$"):
+        list(module.eval_loader("a", "val"))
+    with pytest.raises(DataError, match=r"^1 of the (23|7) training images [^\n]*3.png[^\n]*$"):
+        train_batches(module)
+
+
+def test_skipped_images_are_counted_across_workers(tmp_path):
+    source = make_source(tmp_path, range(200), range(200, 201), batch_size=50)
+    module = make_module(tmp_path, {"a": source}, num_workers=2)
+    for number in (3, 77):
+        (tmp_path / f"{number}.png").write_bytes(b"bad")
+    assert len(train_batches(module, 2)) == 8
+    assert module.skipped() == {"a": 2}
+
+
+def test_cached_images_are_not_read_again(tmp_path):
+    module = make_module(tmp_path, {"a": make_source(tmp_path, cache=True)})
+    first, scored = train_batches(module), list(module.eval_loader("a", "val"))
+    for path in tmp_path.glob("*.png"):
+        path.unlink()
+    assert all(map(same, train_batches(module), first))
+    assert all(map(same, module.eval_loader("a", "val"), scored))
+
+
+@pytest.mark.parametrize(
+    ("use", "sentence"),
+    [
+        (lambda m: m.samples("aa", "val"), r"data.sources has no source 'aa'; did you mean 'a'\? known: a"),
+        (lambda m: m.eval_loader("a", "tset"), "data.sources.a.splits has no role 'tset'; .*known: train, val"),
+        (lambda m: Source(None, {}, 0, {"captions": 1}), "batch_size of a data source is 0"),
+        (lambda m: Source(None, {}, 1, {"captions": 0}), "texts_per_image of a data source asks for no texts"),
+        (lambda m: DataModule("x", {}, steps_per_epoch=0), "data.steps_per_epoch is 0"),
+        (lambda m: DataModule("x", {}).train_dataloader(), "no source of data.sources has a 'train' role"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(tmp_path, use, sentence):
+    with warnings.catch_warnings(), pytest.raises(ConfigError, match=sentence):
+        use(make_module(tmp_path, {"a": make_source(tmp_path)}))
+
+
+def test_a_kind_that_the_reader_does_not_give(tmp_path):
+    reader = Listed(train=make_samples(tmp_path, range(2)))
+    source = Source(reader, {"train": ["train"]}, 1, {"caption": 1})
+    with pytest.raises(ConfigError, match=r"texts_per_image.caption: the reader gives none; did you mean 'captions'\?"):
+        make_module(tmp_path, {"a": source}).train_dataloader()

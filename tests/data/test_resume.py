@@ -1,0 +1,88 @@
+"""A run that is stopped and goes on sees the batches that it would have seen, wherever Lightning saved its checkpoint."""
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.source import Source
+from tests.data.worlds import Listed, make_samples
+
+
+class Recorder(LightningModule):
+    """Remembers what it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple] = []
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(tuple((part["image_ids"], part["captions"]["ids"]) for part in batch.values()))
+        return self.weight * 1.0
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Fail(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 8:
+            raise RuntimeError("power cut")
+
+
+def fit(folder, callback, checkpoint=None, **options) -> list[tuple]:
+    def source(train, batch_size):
+        reader = Listed(train=make_samples(folder, train), val=make_samples(folder, range(30, 33)))
+        return Source(reader, {"train": ["train"], "val": ["val"]}, batch_size, {"captions": 2})
+
+    module = Recorder()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, callbacks=[callback] if isinstance(callback, Callback) else callback, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
+        **options,
+    )  # fmt: skip
+    data = DataModule(str(folder), {"a": source(range(23), 4), "b": source(range(7), 3)}, image_size=8)
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    return module.seen
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("options", "when"),
+    [
+        ({}, {"every_n_train_steps": 1}),
+        ({}, {"every_n_epochs": 1, "save_on_train_epoch_end": True}),
+        ({"val_check_interval": 2}, {"save_on_train_epoch_end": False}),
+        ({"accumulate_grad_batches": 4}, {"every_n_train_steps": 1}),
+        ({"limit_train_batches": 4, "limit_val_batches": 0}, {"every_n_train_steps": 3}),
+    ],
+)
+def test_every_checkpoint_continues_with_the_next_batch(tmp_path, options, when):
+    saver = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, **when)
+    whole = fit(tmp_path, saver, **options)
+    assert len(whole) == 3 * options.get("limit_train_batches", 6)
+    checkpoints = sorted((tmp_path / "saved").iterdir())
+    assert len(checkpoints) >= 3
+    for number, path in enumerate(checkpoints):
+        done = torch.load(path, weights_only=True)["DataModule"]["batches"]
+        assert fit(tmp_path, ModelCheckpoint(tmp_path / str(number)), str(path), **options) == whole[done:], path.name
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_died_in_a_batch_does_it_again(tmp_path):
+    whole = fit(tmp_path, [])
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, [Fail(), OnExceptionCheckpoint(tmp_path / "saved", "died")])
+    assert fit(tmp_path, [], str(tmp_path / "saved/died.ckpt")) == whole[8:]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_overfitting_repeats_the_first_batches(tmp_path):
+    seen = fit(tmp_path, [], overfit_batches=2)
+    assert seen[:2] == seen[2:4] == seen[4:]
+    assert seen[0] != seen[1]

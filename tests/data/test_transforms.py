@@ -1,0 +1,107 @@
+import random
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from fusionkit.data.transforms import COLOR_OPS, GEOMETRIC_OPS, Augment, Finish, choose_crop, names_side
+
+BOX = (30, 20, 60, 75)  # xyxy in an image of 120 x 90
+PLAIN = {"num_ops": 0}
+
+
+def painted() -> tuple[Image.Image, torch.Tensor]:
+    """A white box in a black image, and its coordinates."""
+    image = Image.new("RGB", (120, 90))
+    ImageDraw.Draw(image).rectangle((BOX[0], BOX[1], BOX[2] - 1, BOX[3] - 1), fill="white")
+    return image, torch.tensor([BOX], dtype=torch.float)
+
+
+def measure(pixel_values: torch.Tensor) -> torch.Tensor:
+    """The box of the bright pixels, cxcywh in 0..1."""
+    rows, columns = torch.where(pixel_values[0] > 0.5)
+    size = pixel_values.shape[-1]
+    x0, x1, y0, y1 = columns.min() / size, (columns.max() + 1) / size, rows.min() / size, (rows.max() + 1) / size
+    return torch.stack([(x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
+
+
+def apply(augment: Augment, seed: int, words=()) -> tuple[torch.Tensor, torch.Tensor]:
+    image, boxes = augment(*painted(), words, 100, random.Random(seed))
+    return Finish(100, (0, 0, 0), (1, 1, 1))(image, boxes)
+
+
+def test_without_augmentation_the_image_is_squashed_and_its_box_with_it():
+    pixel_values, boxes = Finish(100, (0.5, 0.25, 0), (0.5, 0.25, 1))(*painted())
+    assert pixel_values.shape == (3, 100, 100)
+    assert pixel_values.dtype == torch.float32
+    assert pixel_values[:, 50, 38].tolist() == pytest.approx([1, 3, 1])
+    assert pixel_values[:, 5, 5].tolist() == pytest.approx([-1, -1, 0])
+    assert torch.allclose(boxes, torch.tensor([[45 / 120, 47.5 / 90, 30 / 120, 55 / 90]]))
+    assert torch.allclose(measure(pixel_values), boxes[0], atol=0.011)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_boxes_follow_crop_and_mirror(flip):
+    augment = Augment(crop_scale=(0.5, 1.0), flip=flip, num_ops=2, magnitude=7)
+    found = set()
+    for seed in range(40):
+        pixel_values, boxes = apply(augment, seed)
+        assert torch.allclose(measure(pixel_values), boxes[0], atol=0.025), seed
+        found.add(tuple(boxes[0].tolist()))
+    assert len(found) > 20  # there were crops
+
+
+def test_a_crop_keeps_all_boxes_or_there_is_none():
+    rng = random.Random(0)
+    whole = 0
+    for _ in range(300):
+        left, top, width, height = choose_crop((120, 90), (10.5, 20.0, 80.5, 70.0), (0.3, 1.0), (3 / 4, 4 / 3), rng)
+        assert left <= 10
+        assert top <= 20
+        assert 81 <= left + width <= 120
+        assert 70 <= top + height <= 90
+        whole += (width, height) == (120, 90)
+    assert 0 < whole < 150
+    assert choose_crop((120, 90), (0, 0, 120, 90), (0.3, 0.5), (1, 1), rng) == (0, 0, 120, 90)
+
+
+def test_a_crop_without_boxes_has_the_area_that_was_asked_for():
+    rng = random.Random(0)
+    areas = [w * h / 10_000 for _, _, w, h in (choose_crop((100, 100), None, (0.2, 0.6), (0.5, 2), rng) for _ in range(200))]
+    assert min(areas) == pytest.approx(0.2, abs=0.02)
+    assert max(areas) == pytest.approx(0.6, abs=0.02)
+
+
+@pytest.mark.parametrize("words", [["a cat", "Leftmost one"], ["first rowleft"], ["the right-hand dog"], ["is it red?", "LEFT"]])
+def test_no_mirror_where_a_text_or_an_answer_names_a_side(words):
+    assert names_side(words)
+    plain = Augment(crop_scale=(1.0, 1.0), crop_ratio=(4 / 3, 4 / 3), flip=1.0, **PLAIN)
+    assert apply(plain, 0, words)[1][0, 0] == pytest.approx(45 / 120)
+    assert apply(plain, 0, ["a cat"])[1][0, 0] == pytest.approx(75 / 120)
+
+
+def test_an_augmentation_is_a_function_of_its_seed():
+    augment = Augment()
+    image, no_boxes = painted()[0], torch.zeros(0, 4)
+    made = [augment(image, no_boxes, [], 50, random.Random(seed))[0].tobytes() for seed in (1, 1, 2)]
+    assert made[0] == made[1] != made[2]
+
+
+@pytest.mark.parametrize("op", COLOR_OPS + GEOMETRIC_OPS, ids=lambda op: op.__name__)
+def test_every_operation_keeps_the_size_and_all_but_the_identity_change_something(op):
+    image = painted()[0].convert("L").point(lambda value: value // 2 + 20).convert("RGB")
+    image.putpixel((5, 5), (9, 200, 30))
+    changed = op(image, 7, random.Random(0))
+    assert changed.size == image.size
+    assert (changed.tobytes() == image.tobytes()) == (op.__name__ == "_identity")
+
+
+def test_with_boxes_only_colours_change():
+    augment = Augment(crop_scale=(1, 1), crop_ratio=(4 / 3, 4 / 3), flip=0, num_ops=8, magnitude=10)
+    for seed in range(10):
+        pixel_values, boxes = apply(augment, seed)
+        assert torch.allclose(measure(pixel_values), boxes[0], atol=0.03)  # a shift would be 10 of 100 pixels
+
+
+def test_decoding_is_large_enough_for_the_smallest_crop():
+    assert Augment(crop_scale=(0.25, 1.0), crop_ratio=(1, 1)).decode_side(100) == 200

@@ -1,0 +1,71 @@
+"""Two processes on the CPU: gathered gradients, plain DDP, and what happens when a rank is not like the others."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
+from fusionkit.training.ranks import is_rank, start_ranks
+from tests.distributed.ranks import Contrast, contrast_inputs
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run a case in two ranks; gives what each found, or the exit code where one failed."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+    def start(case: str) -> list[dict] | int:
+        code = start_ranks([sys.executable, str(Path(__file__).with_name("ranks.py")), case, str(tmp_path)], 2)
+        return code or [torch.load(tmp_path / f"{number}.pt", weights_only=False) for number in range(2)]
+
+    return start
+
+
+def test_alone_every_collective_is_the_identity():
+    x = torch.ones(2, 3, requires_grad=True)
+    assert gather_with_grad(x) is x
+    assert torch.equal(gather(x), x)
+    assert not gather(x).requires_grad
+    assert gather_objects([1, 2]) == [1, 2]
+    assert (from_rank_zero(3), rank(), world_size(), is_rank()) == (3, 0, 1, False)
+
+
+@pytest.mark.slow
+def test_ddp_gradients_are_those_of_one_process_and_parts_may_differ_in_length(run):
+    whole = Contrast()
+    whole(*contrast_inputs()).backward()
+    for number, found in enumerate(run("collectives")):
+        for expected, gradient in zip(whole.parameters(), found["gradients"], strict=True):
+            torch.testing.assert_close(gradient, expected.grad, atol=1e-6, rtol=1e-6)
+        assert found["ragged"].flatten().tolist() == found["constant"].flatten().tolist() == [0, 10, 11, 12]
+        assert found["ragged gradient"].flatten().tolist() == [[2], [4, 6, 8]][number]  # the sum over both ranks
+        assert found["nothing from rank 0"].tolist() == [[1, 1]]
+        assert found["objects"] == ["0a", "1a", "1b"]
+        assert found["from rank zero"] == 7
+        assert found["world"] == (number, 2)
+
+
+@pytest.mark.slow
+def test_plain_ddp_keeps_the_ranks_alike_and_counts_each_sample_once(run):
+    first, second = run("training")
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+    assert first["updates"] == second["updates"] == 3
+    assert first["scores"] == second["scores"]
+    assert first["scores"]["val/coco/records"] == 8
+
+
+@pytest.mark.slow
+def test_ranks_with_different_configurations_stop(run, capfd):
+    assert run("unequal") == 1
+    assert "the ranks hold different configurations" in capfd.readouterr().err
+
+
+def test_when_a_rank_fails_the_others_are_ended():
+    script = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
+    assert start_ranks([sys.executable, "-c", script], 2) == 3

@@ -1,0 +1,81 @@
+"""Every file of the training groups composes and builds what it names."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
+
+from fusionkit.training.callbacks import StopAfter
+from fusionkit.training.precision import resolve_precision
+from tests.toys import CONF, choices
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose(overrides=["+name=toy", "+output_dir=unused", *overrides])
+    return OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("choice", choices("trainer"))
+def test_trainer(choice, tmp_path):
+    config = composed(f"+trainer={choice}")["trainer"]
+    resolved = resolve_precision(config["precision"], config["accelerator"])
+    config |= {"precision": resolved, "default_root_dir": str(tmp_path)}
+    if config["accelerator"] == "gpu" and not torch.cuda.is_available():
+        config |= {"accelerator": "cpu", "devices": 1}
+    trainer = instantiate(config)
+    assert isinstance(trainer, Trainer)
+    assert trainer.progress_bar_callback is None
+
+
+@pytest.mark.parametrize("choice", choices("optimizer"))
+@pytest.mark.parametrize("schedule", choices("scheduler"))
+def test_optimizer_and_scheduler(choice, schedule):
+    config = composed(f"+optimizer={choice}", f"+scheduler={schedule}", "optimizer.rules=[['x',2,null]]")
+    optimizer = instantiate(config["optimizer"])([("x", torch.nn.Parameter(torch.ones(2, 2)))])
+    scheduler = instantiate(config["scheduler"])(optimizer, total_steps=100)
+    first = scheduler.get_last_lr()[0]
+    for _ in range(50):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr_scale"] == 2
+    assert 0 < scheduler.get_last_lr()[0] <= 2 * config["optimizer"]["lr"]
+    assert first > 0
+
+
+@pytest.mark.parametrize("choice", [name for name in choices("callbacks") if name != "none"])
+def test_callbacks(choice):
+    overrides = ["+trainer=cpu", "+scheduler=cosine", "scheduler.max_minutes=7", f"+callbacks={choice}"]
+    built = instantiate(composed(*overrides)["callbacks"])
+    assert built
+    assert all(isinstance(callback, Callback) for callback in built.values())
+    if choice in ("default", "stop_after"):
+        assert isinstance(built["stop_after"], StopAfter)
+        assert built["stop_after"].minutes == 7
+
+
+def test_the_default_has_every_callback_and_one_can_be_left_out():
+    overrides = ["+trainer=cpu", "+scheduler=constant", "+callbacks=default"]
+    alone = {name for name in choices("callbacks") if name not in ("default", "none")}
+    assert set(composed(*overrides)["callbacks"]) == alone
+    assert set(composed(*overrides, "~callbacks.progress")["callbacks"]) == alone - {"progress"}
+
+
+def test_loggers_are_chosen_together_or_not_at_all(tmp_path, monkeypatch):
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path))
+    config = composed(f"output_dir={tmp_path}", f"+logger=[{','.join(set(choices('logger')) - {'none'})}]")["logger"]
+    built = instantiate(config)
+    assert {"csv", "tensorboard", "wandb"} == set(built)
+    assert all(isinstance(logger, Logger) for logger in built.values())
+    assert not composed("+logger=none").get("logger")
+    assert not composed("+logger=[]").get("logger")
+
+
+@pytest.mark.parametrize("choice", choices("balance"))
+def test_balance(choice):
+    total = instantiate(composed(f"+balance={choice}")["balance"])({"a/b": torch.tensor(2.0)}, {"a/b": 3.0})
+    assert total == 6
