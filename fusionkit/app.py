@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import hydra
@@ -12,12 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from fusionkit.cli import Command, load
 from fusionkit.config import conf_dir, primary_groups, register_resolvers
 from fusionkit.errors import ConfigError, UserError
 from fusionkit.mistakes import translate
-
-Job = Callable[[DictConfig], Any]
-INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 
 class _Parser(argparse.ArgumentParser):
@@ -25,9 +23,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
-def parse(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Options and overrides in any order -> Hydra's options, then the overrides (Hydra wants them in this order)."""
-    parser = _Parser(prog=f"fusionkit {command}", add_help=False, allow_abbrev=False)
+    parser = _Parser(prog=f"fusionkit {name}", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")
     parser.add_argument("--config-dir")
     parser.add_argument("--cfg", choices=["job", "hydra", "all"])
@@ -45,36 +43,43 @@ def open_sections(overrides: Sequence[str], sections: Sequence[str]) -> list[str
     return [f"++{text}" if text.split(".")[0] in sections else text for text in overrides]
 
 
-def run_app(command: str, config_name: str, job: Job, arguments: Sequence[str], sections: Sequence[str] = ()) -> int:
-    """Compose ``conf/<config_name>.yaml`` with the arguments and run the job on it, or on each of a sweep; gives the exit code.
+def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
+    """Compose the command's configuration with the arguments and do its job on it, or on each of a sweep; gives the exit code.
 
     A user's mistake is told in one sentence; a sweep then goes on with its next job. Other exceptions are raised.
     """
+    assert command.config_name is not None
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions to us, rather than print them
-    shell_line, groups, failures = sys.argv, primary_groups(config_name), list[int]()
+    shell_line, groups, failures = sys.argv, primary_groups(command.config_name), list[int]()
 
     def run_job(config: DictConfig) -> Any:
-        sys.argv = shell_line  # Lightning starts its further ranks by this line
-        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        if is_sweep:
-            config.output_dir = HydraConfig.get().runtime.output_dir
-            print(f"job {HydraConfig.get().job.num}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            begin_sweep_job(config)
         try:
-            return job(config)
+            return load(command.target)(config)  # imported now: a wrong override is told without waiting for torch
         except Exception as error:
             failures.append(report(error, groups))
             return float("nan")
 
     try:
-        options, overrides = parse(command, arguments)
-        sys.argv = [f"fusionkit {command}", *options, *open_sections(overrides, sections)]
-        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(run_job)()
+        options, overrides = parse(name, arguments)
+        sys.argv = [f"fusionkit {name}", *options, *open_sections(overrides, command.sections)]
+        conf = str(conf_dir().resolve())
+        hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()
     except Exception as error:
         failures.append(report(error, groups))
     finally:
         sys.argv = shell_line
     return failures[0] if failures else 0
+
+
+def begin_sweep_job(config: DictConfig) -> None:
+    """Give a job of a sweep its own folder, and say which one begins."""
+    job = HydraConfig.get().job
+    if "output_dir" in config:
+        config.output_dir = HydraConfig.get().runtime.output_dir
+    print(f"job {job.num}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
 
 
 def report(error: Exception, groups: Iterable[str] = ()) -> int:

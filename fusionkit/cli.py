@@ -2,26 +2,32 @@
 
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from fusionkit import __version__
 from fusionkit.errors import ConfigError, UserError, suggest
 
 
 class Command(NamedTuple):
-    """One word of the command line, and the module whose ``run(arguments)`` gives its exit code."""
+    """One word of the command line.
+
+    ``target`` is "module:function": a job on a composed configuration where there is a ``config_name``, else a function of
+    the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows.
+    """
 
     summary: str
-    module: str
+    target: str
     examples: tuple[str, ...]
     config_name: str | None = None
+    sections: tuple[str, ...] = ()
 
 
+STORED = ("data", "evaluation", "trainer")
 COMMANDS = {
     "train": Command(
         "train a model on several objectives at once, then evaluate it",
-        "fusionkit.train",
+        "fusionkit.train:train",
         (
             "experiment=quickstart",
             "experiment=quickstart fusion=merged_attention objectives.shapes.itm=0.5",
@@ -32,25 +38,26 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "score a checkpoint: metrics.json, predictions, picture gallery",
-        "fusionkit.evaluate",
+        "fusionkit.evaluate:evaluate",
         ("checkpoint=outputs/quickstart/checkpoints/best.ckpt", "checkpoint=PATH split=test data.root=OTHER_FOLDER"),
         "evaluate",
+        STORED,
     ),
     "predict": Command(
         "write a checkpoint's predictions without scoring them",
-        "fusionkit.predict",
+        "fusionkit.predict:predict",
         ("checkpoint=PATH split=test sources=[shapes]",),
         "predict",
+        STORED,
     ),
     "data": Command(
-        "make a data set",
-        "fusionkit.datasets",
+        "make a data set: data make NAME",
+        "fusionkit.datasets:run",
         ("make shapes", "make shapes root=data/shapes scenes=1000"),
-        "data_make",
     ),
     "completion": Command(
         "print the shell completion: bash, zsh or fish",
-        "fusionkit.completion",
+        "fusionkit.completion:run",
         ('bash    # eval "$(fusionkit completion bash)"', "fish    # fusionkit completion fish | source"),
     ),
 }
@@ -86,15 +93,23 @@ def run(arguments: Sequence[str]) -> int:
         if name not in COMMANDS:
             raise ConfigError(f"fusionkit has no command '{name}'; {suggest(name, COMMANDS)}")
         if {"--help", "-h"} & set(arguments[1:]):
-            print(importlib.import_module("fusionkit.help").command_help(name, COMMANDS[name]))
+            print(load("fusionkit.help:command_help")(name, COMMANDS[name]))
             return 0
-        return importlib.import_module(COMMANDS[name].module).run(list(arguments[1:]))
+        if COMMANDS[name].config_name is None:
+            return load(COMMANDS[name].target)(arguments[1:])
+        return load("fusionkit.app:run_app")(name, COMMANDS[name], arguments[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def load(target: str) -> Callable[..., Any]:
+    """The function that "module:function" names; imports its module."""
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def main() -> None:

@@ -107,7 +107,9 @@ def check_objectives(config: DictConfig) -> None:
     """Sources and tasks of the objectives exist, the weights are numbers from 0 up, and every configured task is used."""
     sources, tasks = list(config.data.sources), list(config.task)
     if not config.objectives:
-        raise ConfigError("objectives is empty, so there is nothing to train; choose objectives=NAME or add +objectives.SOURCE.TASK=1")
+        raise ConfigError(
+            "objectives is empty, so there is nothing to train; choose objectives=NAME or add +objectives.SOURCE.TASK=1"
+        )
     for source, weights in config.objectives.items():
         if source not in sources:
             raise ConfigError(f"objectives.{source}: data.sources has no source '{source}'; {suggest(source, sources)}")
@@ -121,7 +123,9 @@ def check_objectives(config: DictConfig) -> None:
     used = {task for weights in config.objectives.values() for task in weights or {}}
     for task in tasks:
         if task not in used:
-            raise ConfigError(f"task '{task}' is configured but no objective uses it; leave it out of task=[...] or add {_add(sources, task)}")
+            raise ConfigError(
+                f"task '{task}' is configured but no objective uses it; leave it out of task=[...] or add {_add(sources, task)}"
+            )
 
 
 def _add(sources: list[str], task: str) -> str:

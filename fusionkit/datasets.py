@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from fusionkit.app import run_app
+from fusionkit.cli import Command
 from fusionkit.config import check_arguments, group_choices
 from fusionkit.errors import ConfigError, suggest
 
@@ -18,7 +19,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"fusionkit data cannot '{verb}'; {suggest(verb, ['make'])}")
     if name not in group_choices("make"):
         raise ConfigError(f"fusionkit data make knows no data set '{name}'; {suggest(name, group_choices('make'))}")
-    return run_app("data make", "data_make", make, [f"make={name}", *overrides])
+    command = Command("make a data set", "fusionkit.datasets:make", (), "data_make")
+    return run_app("data make", command, [f"make={name}", *overrides])
 
 
 def make(config: DictConfig) -> Any:

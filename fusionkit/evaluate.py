@@ -7,7 +7,7 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
-from fusionkit.app import run_app
+from fusionkit.cli import STORED
 from fusionkit.config import EvaluateConfig, check_top_level
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.run import evaluate_run
@@ -15,13 +15,6 @@ from fusionkit.evaluation.table import print_scores
 from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts
-
-SECTIONS = ("data", "evaluation", "trainer")  # of the checkpoint's configuration, which the command line may change
-
-
-def run(arguments: Sequence[str]) -> int:
-    """The ``evaluate`` command."""
-    return run_app("evaluate", "evaluate", evaluate, arguments, SECTIONS)
 
 
 def evaluate(config: DictConfig) -> None:
@@ -38,7 +31,7 @@ def restore(config: DictConfig) -> tuple[Parts, Path]:
     What the run itself would write goes to its folder; anything else to ``evaluation`` in it, so that it replaces nothing.
     """
     check_top_level(config, EvaluateConfig)
-    overrides = {name: config[name] for name in SECTIONS}
+    overrides = {name: config[name] for name in STORED}
     parts = load_parts(config.checkpoint, overrides)
     seed_everything(parts.config.seed, workers=True, verbose=False)
     checkpoint = Path(config.checkpoint)

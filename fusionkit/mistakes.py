@@ -49,7 +49,9 @@ def _configuration(error: Exception, groups: Iterable[str]) -> ConfigError | Non
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
         reason = next(line for line in error.message.splitlines() if "Error parsing override" not in line)
-        return ConfigError(f"override '{error.override}' cannot be read ({reason}); write key=value, and quote odd characters")
+        return ConfigError(
+            f"override '{error.override}' cannot be read ({reason}); write key=value, and quote odd characters"
+        )
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
         return _unknown_key(error, groups)
     if isinstance(error, MissingMandatoryValue):
@@ -72,7 +74,7 @@ def _missing_file(error: MissingConfigException) -> ConfigError:
 
 
 def _unknown_key(error: ConfigKeyError | ConfigAttributeError, groups: Iterable[str]) -> ConfigError:
-    known = [str(key) for key in error.parent_node or () if key != "hydra"]
+    known = [str(key) for key in error.parent_node or () if key != "hydra" and not str(key).startswith("_")]
     parent, _, key = str(error.full_key or error.key).rpartition(".")
     if not parent:
         known += [group for group in groups if group not in known]

@@ -1,27 +1,21 @@
 """``fusionkit predict``: write a checkpoint's predictions, one JSON line each, without scoring them."""
 
-from collections.abc import Sequence
-
 from omegaconf import DictConfig
 
-from fusionkit.app import run_app
-from fusionkit.evaluate import SECTIONS, chosen_roles, chosen_sources, device_of, restore
+from fusionkit.evaluate import chosen_roles, chosen_sources, device_of, restore
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.records import write_records
 from fusionkit.training.launch import evaluation_options
 from fusionkit.training.module import active_objectives
 
 
-def run(arguments: Sequence[str]) -> int:
-    """The ``predict`` command."""
-    return run_app("predict", "predict", predict, arguments, SECTIONS)
-
-
 def predict(config: DictConfig) -> None:
     """Write ``predictions/<source>_<role>_<task>.jsonl`` for the chosen sources and roles."""
     parts, folder = restore(config)
     device, options = device_of(parts), evaluation_options(parts.config)
-    objectives = active_objectives({name: parts.objectives[name] for name in chosen_sources(config, parts)}, parts.tasks)
+    objectives = active_objectives(
+        {name: parts.objectives[name] for name in chosen_sources(config, parts)}, parts.tasks
+    )
     for module in (parts.model, *parts.tasks.values()):
         module.to(device)
     for role in chosen_roles(config, parts):

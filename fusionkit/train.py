@@ -1,13 +1,11 @@
 """``fusionkit train``: build the run that the configuration describes, train it, evaluate it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from fusionkit.app import run_app
 from fusionkit.config import TrainConfig, check_top_level
 from fusionkit.evaluate import score
 from fusionkit.rank import train_in_ranks
@@ -18,11 +16,6 @@ from fusionkit.training.module import TrainingModule
 from fusionkit.training.ranks import is_rank
 from fusionkit.training.restore import initialise, load_weights, read_checkpoint
 from fusionkit.training.summary import print_run
-
-
-def run(arguments: Sequence[str]) -> int:
-    """The ``train`` command."""
-    return run_app("train", "train", train, arguments)
 
 
 def train(config: DictConfig) -> float | None:

@@ -34,9 +34,22 @@ RULES = {
     | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")},
 }
 HYDRA = {"hydra", "omegaconf"}
-ENTRY = {"app", "config", "mistakes", "completion", "help", "datasets", "train", "evaluate", "predict", "cli", "__main__"}
+ENTRY = {
+    "app",
+    "config",
+    "mistakes",
+    "completion",
+    "help",
+    "datasets",
+    "train",
+    "evaluate",
+    "predict",
+    "cli",
+    "__main__",
+}
 FORBIDDEN = {  # rooms that may import much, but not this
-    "data": {"fusionkit.model", "fusionkit.tasks", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
+    "data": {"fusionkit.model", "fusionkit.tasks", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"}
+    | HYDRA,
     "evaluation": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
     "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
     "training/launch": {f"fusionkit.{name}" for name in ENTRY - {"config"}},

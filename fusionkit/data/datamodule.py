@@ -137,7 +137,7 @@ class DataModule(LightningDataModule):
         """Go on with the batch after those."""
         self._resumed = state_dict
 
-    @cached_property
+    @property
     def steps(self) -> int:
         """Batches of each source in an epoch."""
         world_size = self._place[1]

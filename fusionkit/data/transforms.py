@@ -26,8 +26,9 @@ class Finish:
 
     def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.size = size
-        self.scale: np.ndarray = (1 / (255 * np.asarray(std, dtype=np.float32))).reshape(3, 1, 1)
-        self.shift: np.ndarray = (-np.asarray(mean, dtype=np.float32) / np.asarray(std, dtype=np.float32)).reshape(3, 1, 1)
+        deviation = np.asarray(std, dtype=np.float32).reshape(3, 1, 1)
+        self.scale: np.ndarray = 1 / (255 * deviation)
+        self.shift: np.ndarray = -np.asarray(mean, dtype=np.float32).reshape(3, 1, 1) / deviation
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """(3, size, size) float32, and boxes (N, 4) from xyxy in pixels of `image` to cxcywh in 0..1 of it."""

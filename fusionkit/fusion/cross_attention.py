@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
-from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue
+from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, Packing
 from fusionkit.types import Fused, Tokens
 
 # our name in a layer -> the name in a transformers BertLayer; cross-attention has no counterpart there
@@ -34,10 +34,14 @@ class CrossAttentionLayer(nn.Module):
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, mask: Tensor | None, memory: KeyValue, grouping: Grouping) -> Tensor:
-        attended = self.self_attention(states, self.self_attention.project(states, mask))
-        states = self.norm_self(states + self.dropout(attended))
-        states = self.norm_cross(states + self.dropout(self.cross_attention(states, memory, grouping)))
+    def forward(
+        self, states: Tensor, mask: Tensor | None, memory: KeyValue, grouping: Grouping, packing: Packing
+    ) -> Tensor:
+        """Packed text states (M, D) that attend to themselves, then to their image."""
+        own = self.self_attention.project(states, mask, packing)
+        states = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
+        seen = self.cross_attention(states, memory, grouping, packing)
+        states = self.norm_cross(states + self.dropout(seen))
         return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
 
 
@@ -71,10 +75,12 @@ class CrossAttention(nn.Module):
         return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.layers]
 
     def forward(self, memory: list[KeyValue], text: Tokens, image_index: Tensor) -> Fused:
-        grouping = Grouping.of(image_index, images=len(memory[0].key))
-        states = text.embeds
+        assert text.mask is not None
+        grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
+        tokens = packing.pack(text.embeds)
         for layer, keys_values in zip(self.layers, memory, strict=True):
-            states = layer(states, text.mask, keys_values, grouping)
+            tokens = layer(tokens, text.mask, keys_values, grouping, packing)
+        states = packing.unpack(tokens)
         return Fused(pooled=states[:, 0], text=states)
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:

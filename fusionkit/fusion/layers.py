@@ -71,8 +71,35 @@ class Grouping:
         return table.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)[self.place]
 
 
+@dataclass(frozen=True)
+class Packing:
+    """Where the M real tokens of T padded texts stand, so that linear layers and norms skip the padding."""
+
+    place: Tensor  # (M,), = row * length + position
+    rows: int
+    length: int
+
+    @classmethod
+    def of(cls, mask: Tensor) -> "Packing":
+        """From a text mask (T, L), or (T, L, L), in which a real token attends at least to itself."""
+        real = mask if mask.dim() == 2 else mask.diagonal(dim1=1, dim2=2)
+        return cls(real.flatten().nonzero().squeeze(1), *real.shape)
+
+    def pack(self, states: Tensor) -> Tensor:
+        """(T, L, D) -> (M, D)."""
+        return states.flatten(0, 1)[self.place]
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        """(M, D) -> (T, L, D), zeros at the padding."""
+        table = tokens.new_zeros(self.rows * self.length, tokens.shape[1])
+        return table.index_copy(0, self.place, tokens).unflatten(0, (self.rows, self.length))
+
+
 class Attention(nn.Module):
-    """Multi-head attention of states of width ``hidden_size`` over a context of width ``context_size`` (default: the same)."""
+    """Multi-head attention of states of width ``hidden_size`` over a context of width ``context_size`` (default: the same).
+
+    States may be padded (T, L, D), or packed (M, D) with the packing that unpacks them.
+    """
 
     def __init__(self, hidden_size: int, num_heads: int, context_size: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
@@ -84,23 +111,27 @@ class Attention(nn.Module):
         self.value = nn.Linear(context_size or hidden_size, hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
 
-    def _heads(self, states: Tensor) -> Tensor:
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
+    def _heads(self, states: Tensor, packing: Packing | None) -> Tensor:
+        padded = states if packing is None else packing.unpack(states)
+        return padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
 
-    def project(self, context: Tensor, mask: Tensor | None) -> KeyValue:
-        """Keys and values of a context (I, N, context_size)."""
-        return KeyValue(self._heads(self.key(context)), self._heads(self.value(context)), mask)
+    def project(self, context: Tensor, mask: Tensor | None, packing: Packing | None = None) -> KeyValue:
+        """Keys and values of a context (I, N, context_size), or packed."""
+        return KeyValue(self._heads(self.key(context), packing), self._heads(self.value(context), packing), mask)
 
-    def forward(self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None) -> Tensor:
-        """states (T, L, D); memory has one row a text, or, with a grouping, one row an image -> (T, L, D)."""
-        query = self._heads(self.query(states))
+    def forward(
+        self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """The states' shape; memory has one row a text or, with a grouping, one row an image."""
+        query = self._heads(self.query(states), packing)
         if grouping is not None:
             query = grouping.gather(query)
         dropout = self.dropout if self.training else 0.0
         mixed = attend(query, memory.key, memory.value, key_mask(memory.mask), dropout)
         if grouping is not None:
             mixed = grouping.scatter(mixed)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        mixed = mixed.transpose(1, 2).flatten(2)
+        return self.output(mixed if packing is None else packing.pack(mixed))
 
 
 class FeedForward(nn.Sequential):

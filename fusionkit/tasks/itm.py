@@ -19,7 +19,7 @@ class ITM(Task[CaptionBatch]):
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
     """
 
-    needs = frozenset({"pooled", "feats"})
+    needs = frozenset({"pooled"})  # the contrastive features only draw the negatives: matching does not train them
     reads = "captions"
 
     def __init__(

@@ -25,7 +25,8 @@ def collect_artifacts(config: DictConfig, datamodule: DataModule, model: VisionL
         "answers": datamodule.answers.answers if datamodule.answers else None,
         "tokenizer": tokenizer_files(datamodule.tokenizer),
         "text_encoder": json.dumps(model.text_encoder.config.to_dict()),
-        "versions": {"fusionkit": __version__, "python": platform.python_version()} | {n: version(n) for n in LIBRARIES},
+        "versions": {"fusionkit": __version__, "python": platform.python_version()}
+        | {n: version(n) for n in LIBRARIES},
         "git": git_commit(),
     }
 
@@ -52,7 +53,9 @@ def git_commit() -> str | None:
         return None
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=source, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=source, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=source, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "")

@@ -18,7 +18,9 @@ def check_folder(config: DictConfig) -> None:
         raise ConfigError("resume=true and overwrite=true contradict each other; give one of them")
     if config.resume:
         if last_checkpoint(config) is None:
-            raise DataError(f"{folder}/checkpoints holds no last.ckpt to resume from; leave resume=true out to start anew")
+            raise DataError(
+                f"{folder}/checkpoints holds no last.ckpt to resume from; leave resume=true out to start anew"
+            )
         read_checkpoint(folder / "checkpoints" / "last.ckpt")
     elif earlier and not config.overwrite and not config.trainer.fast_dev_run:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Builds a run from its configuration, and checks what can only be checked once the parts are there."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,8 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
+    for library in ("lightning.pytorch", "lightning.fabric"):  # the device and the rest stand in our own summary
+        logging.getLogger(library).setLevel(logging.WARNING)
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     return instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
 

@@ -30,7 +30,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"checkpoint {path} cannot be read: it is truncated or no checkpoint at all ({reason})") from error
+        raise DataError(
+            f"checkpoint {path} cannot be read: it is truncated or no checkpoint at all ({reason})"
+        ) from error
     if not isinstance(content, dict) or not {"fusionkit", "state_dict"} <= content.keys():
         keys = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
         raise DataError(f"checkpoint {path} was not written by fusionkit train: it holds {keys}")

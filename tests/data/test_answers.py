@@ -45,7 +45,7 @@ def test_what_is_no_answer_list(tmp_path, content):
 
 
 def test_missing_and_repeating_lists(tmp_path):
-    with pytest.raises(DataError, match="no.json does not exist"):
+    with pytest.raises(DataError, match=r"no.json does not exist"):
         AnswerVocabulary.load(tmp_path / "no.json")
     with pytest.raises(DataError, match="has 'b' twice"):
         AnswerVocabulary(["a", "b", "b"])

@@ -17,7 +17,9 @@ def question(number: int, text: str, *answers: str, **facts) -> Text:
 
 
 SAMPLES = [
-    Sample(7, "a", {"captions": (Text(1, "a red cat"),), "questions": (question(5, "is it red", *["red"] * 10, label=1),)}),
+    Sample(
+        7, "a", {"captions": (Text(1, "a red cat"),), "questions": (question(5, "is it red", *["red"] * 10, label=1),)}
+    ),
     Sample(8, "b", {"captions": (), "questions": ()}),
     Sample(9, "c", {"captions": (Text(2, "dog"), Text(3, "a dog or a red cat")), "questions": ()}),
 ]

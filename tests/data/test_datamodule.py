@@ -1,9 +1,10 @@
 import functools
 import itertools
-import warnings
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.datamodule import DataModule
@@ -13,6 +14,7 @@ from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.data.transforms import Augment
 from fusionkit.errors import ConfigError, DataError
 from tests.data.worlds import Listed, make_samples, write_photo
+from tests.toys import CONF, choices
 
 
 def make_source(folder, train=range(23), val=range(23, 30), batch_size=4, **options) -> Source:
@@ -21,7 +23,10 @@ def make_source(folder, train=range(23), val=range(23, 30), batch_size=4, **opti
 
 
 def make_module(folder, sources=None, **options) -> DataModule:
-    sources = sources or {"a": make_source(folder, augment=Augment()), "b": make_source(folder, range(7), range(40, 41))}
+    sources = sources or {
+        "a": make_source(folder, augment=Augment()),
+        "b": make_source(folder, range(7), range(40, 41)),
+    }
     return DataModule(str(folder), sources, image_size=8, **options)
 
 
@@ -33,6 +38,8 @@ def train_batches(module, epochs=1) -> list[dict]:
 def same(one, two) -> bool:
     if isinstance(one, dict):
         return one.keys() == two.keys() and all(same(one[key], two[key]) for key in one)
+    if isinstance(one, list) and one and isinstance(one[0], dict):
+        return len(one) == len(two) and all(map(same, one, two))
     return torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two
 
 
@@ -49,7 +56,7 @@ def test_every_source_has_a_batch_in_every_step(tmp_path):
 def test_workers_make_the_very_same_batches(tmp_path):
     expected = train_batches(make_module(tmp_path))
     for workers in (1, 2):
-        assert all(map(same, train_batches(make_module(tmp_path, num_workers=workers)), expected))
+        assert same(train_batches(make_module(tmp_path, num_workers=workers)), expected)
     assert not same(train_batches(make_module(tmp_path, seed=1))[0], expected[0])
 
 
@@ -57,7 +64,7 @@ def test_a_loaded_state_goes_on_with_the_next_batch(tmp_path):
     expected = train_batches(make_module(tmp_path))
     module = make_module(tmp_path)
     module.load_state_dict(make_module(tmp_path).state_dict() | {"batches": 4})
-    assert all(map(same, train_batches(module), expected[4:]))
+    assert same(train_batches(module), expected[4:])
     assert len(module.train_dataloader().flattened[0]) == 6
     changed = make_module(tmp_path, {"a": make_source(tmp_path, batch_size=2)})
     changed.load_state_dict(module.state_dict())
@@ -71,7 +78,7 @@ def test_evaluation_shows_every_text_once_and_repeats_itself(tmp_path, workers):
     batches = list(module.eval_loader("a", "val"))
     assert [number for batch in batches for number in batch["image_ids"]] == list(range(23, 30))
     assert [number for batch in batches for number in batch["captions"]["ids"]] == list(range(115, 150))
-    assert all(map(same, batches, module.eval_loader("a", "val")))
+    assert same(batches, list(module.eval_loader("a", "val")))
     assert [loader.dataset.samples for loader in module.val_dataloader()] == [module.samples(s, "val") for s in "ab"]
 
 
@@ -103,7 +110,13 @@ def test_splits_of_one_role_are_joined_by_image(tmp_path):
     reader = Listed(train=samples, restval=make_samples(tmp_path, range(2, 5)))
     source = Source(reader, {"train": ["train", "restval"]}, 2, {"captions": 1})
     joined = make_module(tmp_path, {"a": source}).samples("a", "train")
-    assert [(sample.image_id, len(sample.texts["captions"])) for sample in joined] == [(0, 5), (1, 5), (2, 10), (3, 5), (4, 5)]
+    assert [(sample.image_id, len(sample.texts["captions"])) for sample in joined] == [
+        (0, 5),
+        (1, 5),
+        (2, 10),
+        (3, 5),
+        (4, 5),
+    ]
 
 
 def ask(number: int, folder, answer: str) -> Sample:
@@ -117,7 +130,7 @@ def test_answers_come_from_training_questions_that_are_kept(tmp_path):
     source = Source(reader, {"train": ["train"], "val": ["val"]}, 2, {"questions": 1})
     rule = functools.partial(AnswerVocabulary.build, min_count=1)
     assert make_module(tmp_path, {"a": source}, answers=rule).answers.answers == ["yes", "no"]
-    with pytest.raises(ConfigError, match="data.answers.min_count=9 leaves no answer"):
+    with pytest.raises(ConfigError, match=r"data.answers.min_count=9 leaves no answer"):
         make_module(tmp_path, {"a": source}).train_dataloader()
     assert make_module(tmp_path).answers is None
 
@@ -125,7 +138,9 @@ def test_answers_come_from_training_questions_that_are_kept(tmp_path):
 def test_evaluation_elsewhere_reads_the_evaluated_split_only(tmp_path):
     reader = Listed(val=[ask(1, tmp_path, "no")])
     source = Source(reader, {"train": ["train"], "val": ["val"]}, 2, {"questions": 1})
-    module = make_module(tmp_path, {"a": source}, tokenizer=word_tokenizer(["is it"]), answers=AnswerVocabulary(["yes", "no"]))
+    module = make_module(
+        tmp_path, {"a": source}, tokenizer=word_tokenizer(["is it"]), answers=AnswerVocabulary(["yes", "no"])
+    )
     module.prepare_data()
     module.setup()
     (batch,) = module.eval_loader("a", "val")
@@ -168,8 +183,8 @@ def test_cached_images_are_not_read_again(tmp_path):
     first, scored = train_batches(module), list(module.eval_loader("a", "val"))
     for path in tmp_path.glob("*.png"):
         path.unlink()
-    assert all(map(same, train_batches(module), first))
-    assert all(map(same, module.eval_loader("a", "val"), scored))
+    assert same(train_batches(module), first)
+    assert same(list(module.eval_loader("a", "val")), scored)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +199,7 @@ def test_cached_images_are_not_read_again(tmp_path):
     ],
 )
 def test_wrong_settings_are_one_sentence(tmp_path, use, sentence):
-    with warnings.catch_warnings(), pytest.raises(ConfigError, match=sentence):
+    with pytest.raises(ConfigError, match=sentence):
         use(make_module(tmp_path, {"a": make_source(tmp_path)}))
 
 
@@ -193,3 +208,14 @@ def test_a_kind_that_the_reader_does_not_give(tmp_path):
     source = Source(reader, {"train": ["train"]}, 1, {"caption": 1})
     with pytest.raises(ConfigError, match=r"texts_per_image.caption: the reader gives none; did you mean 'captions'\?"):
         make_module(tmp_path, {"a": source}).train_dataloader()
+
+
+def test_every_data_configuration_can_be_built():
+    names = choices("data")
+    assert len(names) >= 7
+    for name in names:
+        config = OmegaConf.create({"tokenizer": None, "seed": 1, "data": OmegaConf.load(CONF / f"data/{name}.yaml")})
+        config.data.root = "data"
+        assert {"train", "val", "test"} <= set.intersection(
+            *(set(s.splits) for s in instantiate(config.data).sources.values())
+        )

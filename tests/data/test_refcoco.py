@@ -26,7 +26,9 @@ def test_expressions_with_their_boxes(tmp_path, protocol):
     expression = samples[1].texts["expressions"][1]
     assert (expression.id, expression.text) == (21, "thing 1")
     assert expression.facts == {"box": (4.0, 6.0, 8.0, 12.0), "ref_id": 2, "ann_id": 102}
-    with pytest.raises(DataError, match=r"no entries of split 'testA'.*known: train, val \(entries: 3 of train, 1 of val\)"):
+    with pytest.raises(
+        DataError, match=r"no entries of split 'testA'.*known: train, val \(entries: 3 of train, 1 of val\)"
+    ):
         reader.read("testA")
 
 

@@ -43,7 +43,9 @@ def test_an_epoch_keeps_its_length_after_a_resume():
     assert len(StreamBatches(Stream(23, 0, "a"), 4, 6, lambda: (4, 2))) == 6
 
 
-@pytest.mark.parametrize(("size", "batch_size", "world_size"), [(9, 4, 2), (100, 7, 3), (5, 2, 4), (16, 4, 1), (3, 8, 2)])
+@pytest.mark.parametrize(
+    ("size", "batch_size", "world_size"), [(9, 4, 2), (100, 7, 3), (5, 2, 4), (16, 4, 1), (3, 8, 2)]
+)
 def test_shards_hold_each_sample_once_in_equally_many_batches(size, batch_size, world_size):
     shards = [ShardBatches(size, batch_size, rank, world_size) for rank in range(world_size)]
     batches = [batch for shard in shards for batch in shard]

@@ -9,7 +9,13 @@ TEXTS = ["A red Square, left of the blue circle.", "Is a square red?"]
 def test_a_built_tokenizer_works_like_berts(tmp_path):
     build_tokenizer(TEXTS, tmp_path)
     tokenizer = load_tokenizer(tmp_path)
-    assert [tokenizer.convert_tokens_to_ids(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [0, 1, 2, 3, 4]
+    assert [tokenizer.convert_tokens_to_ids(token) for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     encoded = tokenizer(["A RED, squáre", "unheard-of red"], padding=True)
     assert [tokenizer.convert_ids_to_tokens(row) for row in encoded["input_ids"]] == [
         ["[CLS]", "a", "red", ",", "square", "[SEP]"],

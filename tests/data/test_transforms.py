@@ -67,12 +67,16 @@ def test_a_crop_keeps_all_boxes_or_there_is_none():
 
 def test_a_crop_without_boxes_has_the_area_that_was_asked_for():
     rng = random.Random(0)
-    areas = [w * h / 10_000 for _, _, w, h in (choose_crop((100, 100), None, (0.2, 0.6), (0.5, 2), rng) for _ in range(200))]
+    areas = [
+        w * h / 10_000 for _, _, w, h in (choose_crop((100, 100), None, (0.2, 0.6), (0.5, 2), rng) for _ in range(200))
+    ]
     assert min(areas) == pytest.approx(0.2, abs=0.02)
     assert max(areas) == pytest.approx(0.6, abs=0.02)
 
 
-@pytest.mark.parametrize("words", [["a cat", "Leftmost one"], ["first rowleft"], ["the right-hand dog"], ["is it red?", "LEFT"]])
+@pytest.mark.parametrize(
+    "words", [["a cat", "Leftmost one"], ["first rowleft"], ["the right-hand dog"], ["is it red?", "LEFT"]]
+)
 def test_no_mirror_where_a_text_or_an_answer_names_a_side(words):
     assert names_side(words)
     plain = Augment(crop_scale=(1.0, 1.0), crop_ratio=(4 / 3, 4 / 3), flip=1.0, **PLAIN)

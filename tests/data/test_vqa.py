@@ -38,11 +38,17 @@ def test_secret_answers_are_not_asked_for(tmp_path):
     ("change", "sentence"),
     [
         (lambda q, a: q["questions"].pop(3), "annotations.json annotates question 21, which .*questions.json lacks"),
-        (lambda q, a: a["annotations"].pop(3), "question 21 of .*questions.json has no annotation in .*annotations.json"),
+        (
+            lambda q, a: a["annotations"].pop(3),
+            "question 21 of .*questions.json has no annotation in .*annotations.json",
+        ),
         (lambda q, a: q["questions"].append(q["questions"][0]), "has the question 10 twice"),
         (lambda q, a: a["annotations"].append(a["annotations"][0]), "annotation of question 10 twice"),
         (lambda q, a: a["annotations"][0].update(image_id=3), "question 10 is about image 1 in .* but 3 in"),
-        (lambda q, a: a["annotations"][0].pop("answers"), "annotations.json has no 'answers'; expected the VQA v2 annot"),
+        (
+            lambda q, a: a["annotations"][0].pop("answers"),
+            "annotations.json has no 'answers'; expected the VQA v2 annot",
+        ),
         (lambda q, a: q.pop("questions"), "has no list 'questions'"),
     ],
 )

@@ -35,7 +35,9 @@ def write_json(path: Path, content: Any) -> Path:
 def captions() -> dict[str, Any]:
     return {
         "images": [{"id": i, "file_name": f"{i:012d}.jpg", "width": 32, "height": 24} for i in IDS],
-        "annotations": [{"id": 10 * i + k, "image_id": i, "caption": f"photo {i}, said {k}"} for i in IDS for k in (0, 1)],
+        "annotations": [
+            {"id": 10 * i + k, "image_id": i, "caption": f"photo {i}, said {k}"} for i in IDS for k in (0, 1)
+        ],
     }
 
 

@@ -1,4 +1,4 @@
-"""The embedded data set: a procedurally drawn world of shapes, as files in the public formats. Imports numpy and PIL only."""
+"""The embedded data set: a drawn world of shapes as files in the public formats. Imports numpy and PIL only."""
 
 from fusionkit.data.shapes.write import make_shapes
 

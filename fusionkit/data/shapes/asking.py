@@ -1,8 +1,8 @@
 """Draws the questions of a scene: eight, over all families, with answers balanced so that guessing does not pay."""
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from fusionkit.data.shapes.meaning import ATTRIBUTES, DIRECTIONS, PLACES, Description, is_at
 from fusionkit.data.shapes.questions import (
@@ -20,9 +20,10 @@ from fusionkit.data.shapes.questions import (
 from fusionkit.data.shapes.referring import refer
 from fusionkit.data.shapes.scene import COLORS, SHAPES, SIZES, Scene
 
-VALUES = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES), "place": PLACES}
-EXISTENCE = (("color", "shape"), ("color", "shape"), ("size", "color", "shape"), ("size", "shape"), ("color",), ("shape",))
-COUNTED = (("color",), ("shape",), ("size",), ("size", "color"), ("size", "shape"), ("color", "shape"))
+VALUES: dict[str, tuple[Any, ...]] = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES), "place": PLACES}
+PAIR = ("color", "shape")
+EXISTENCE = (PAIR, PAIR, ("size", *PAIR), ("size", "shape"), ("color",), ("shape",))
+COUNTED = (("color",), ("shape",), ("size",), ("size", "color"), ("size", "shape"), PAIR)
 COUNT_RARITY = (2, 3, 4, 5, 6, 6, 6)  # weight of an answer 0 to 6: high counts are seldom to be had
 TRIES = 8
 
@@ -70,7 +71,7 @@ def _is_related(scene: Scene, rng: random.Random) -> Question | None:
     if len(scene.things) < 2:
         return None
     first, second = (refer(thing, scene, rng) for thing in rng.sample(scene.things, 2))
-    if not first or not second or not _is_plain(first) or not _is_plain(second):
+    if not first or not second or not first.is_plain or not second.is_plain:
         return None
     return IsRelated(first, rng.choice(tuple(DIRECTIONS)), second)
 
@@ -79,7 +80,7 @@ def _is_bigger(scene: Scene, rng: random.Random) -> Question | None:
     if len(scene.things) < 2:
         return None
     first, second = (refer(thing, scene, rng, hidden="size") for thing in rng.sample(scene.things, 2))
-    if not first or not second or not _is_plain(first) or not _is_plain(second):
+    if not first or not second or not first.is_plain or not second.is_plain:
         return None
     return IsBigger(first, second, rng.random() < 0.5)
 
@@ -131,16 +132,12 @@ def _what(attribute: str, scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _where(scene: Scene, rng: random.Random) -> Question | None:
+    """Of a thing known by its attributes: "where is the leftmost star" would answer itself."""
     description = refer(rng.choice(scene.things), scene, rng)
-    return Where(description) if description and _is_plain(description) else None
+    return Where(description) if description and description.is_plain else None
 
 
 def _which_side(scene: Scene, rng: random.Random) -> Question | None:
     description = refer(rng.choice(scene.things), scene, rng)
     sides = rng.choice((("left", "right"), ("top", "bottom")))
-    return WhichSide(description, sides) if description and _is_plain(description) else None
-
-
-def _is_plain(description: Description) -> bool:
-    """By attributes alone: "where is the leftmost star" would answer itself."""
-    return not (description.place or description.extreme or description.relation)
+    return WhichSide(description, sides) if description and description.is_plain else None

@@ -20,9 +20,9 @@ _OUTLINES = {  # corners for a diameter of 1, centred
     "triangle": [(0.0, -0.5), (0.54, 0.45), (-0.54, 0.45)],
     "star": _STAR,
     "cross": [
-        (-0.18, -0.52), (0.18, -0.52), (0.18, -0.18), (0.52, -0.18), (0.52, 0.18), (0.18, 0.18),
-        (0.18, 0.52), (-0.18, 0.52), (-0.18, 0.18), (-0.52, 0.18), (-0.52, -0.18), (-0.18, -0.18),
-    ],  # fmt: skip
+        *((-0.18, -0.52), (0.18, -0.52), (0.18, -0.18), (0.52, -0.18), (0.52, 0.18), (0.18, 0.18)),
+        *((0.18, 0.52), (-0.18, 0.52), (-0.18, 0.18), (-0.52, 0.18), (-0.52, -0.18), (-0.18, -0.18)),
+    ],
 }
 
 
@@ -33,7 +33,7 @@ def draw(scene: Scene, image_size: int) -> tuple[Image.Image, list[Box]]:
     boxes = []
     for thing in scene.things:
         mask, left, top = _mask(thing, image_size)
-        x0, y0, x1, y1 = mask.getbbox()
+        x0, y0, x1, y1 = mask.getbbox() or (0, 0, 0, 0)  # never empty: every thing is pixels wide
         boxes.append((left + x0 / FINE, top + y0 / FINE, (x1 - x0) / FINE, (y1 - y0) / FINE))
         shade = np.clip(np.array(COLORS[thing.color]) + rng.integers(-10, 11, 3), 0, 255)
         canvas.paste(tuple(int(value) for value in shade), (left, top), mask.reduce(FINE))
@@ -70,10 +70,11 @@ def _background(rng: np.random.Generator, image_size: int) -> Image.Image:
     clutter = Image.new("L", (image_size * FINE, image_size * FINE))
     pen = ImageDraw.Draw(clutter)
     pixel = FINE * max(1.0, image_size / REFERENCE)
+    dot = 0.7 * pixel
     for _ in range(rng.integers(1, 5)):
         ends = [float(value) for value in rng.uniform(0, image_size * FINE, 4)]
-        pen.line(ends, fill=int(rng.integers(50, 140)), width=round(0.7 * pixel))
+        pen.line(ends, fill=int(rng.integers(50, 140)), width=round(dot))
     for x, y in rng.uniform(0, image_size * FINE, (rng.integers(0, 9), 2)).tolist():
-        pen.ellipse((x - 0.7 * pixel, y - 0.7 * pixel, x + 0.7 * pixel, y + 0.7 * pixel), fill=int(rng.integers(60, 150)))
+        pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=int(rng.integers(60, 150)))
     canvas.paste((110, 110, 110), (0, 0), clutter.reduce(FINE))
     return canvas

@@ -52,7 +52,8 @@ def write_files(folder: Path, made: dict[str, Records]) -> None:
         _write_captions(folder / "annotations", split, records)
         _write_vqa(folder / "vqa", split, records)
     _write_refcoco(folder / "refcoco", list(made.values()))
-    build_tokenizer([*made["train"].texts(), *VOCABULARY], folder / "tokenizer")
+    texts = dict.fromkeys((*made["train"].texts(), *VOCABULARY))  # each once: a tokenizer wants words, not counts
+    build_tokenizer(texts, folder / "tokenizer")
 
 
 def _write_captions(folder: Path, split: str, records: Records) -> None:

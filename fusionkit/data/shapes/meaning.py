@@ -1,7 +1,7 @@
 """What a description means: three-valued truth against a scene, and the words that say it.
 
-Words and truth come from the same value, so a text cannot say what its scene does not show. Truth is None where people would
-argue (an object almost in the middle is neither left nor right): no text rests on such a case.
+Words and truth come from the same value, so a text cannot say what its scene does not show. Truth is None where people
+would argue (an object almost in the middle is neither left nor right): no text rests on such a case.
 """
 
 import random
@@ -46,14 +46,22 @@ PHRASES = {  # usual wordings of a word; a text keeps to one of them throughout
 
 def every(truths: Iterable[Truth]) -> Truth:
     """Three-valued and."""
-    values = set(truths)
-    return False if False in values else None if None in values else True
+    result: Truth = True
+    for truth in truths:
+        if truth is False:
+            return False
+        result = truth and result
+    return result
 
 
 def some(truths: Iterable[Truth]) -> Truth:
     """Three-valued or."""
-    values = set(truths)
-    return True if True in values else None if None in values else False
+    result: Truth = False
+    for truth in truths:
+        if truth:
+            return True
+        result = None if truth is None else result
+    return result
 
 
 def is_at(thing: Thing, place: str) -> Truth:
@@ -82,7 +90,7 @@ def is_related(thing: Thing, relation: str, anchor: Thing) -> Truth:
 
 
 def is_extreme(thing: Thing, extreme: str, others: Sequence[Thing]) -> Truth:
-    """Whether the thing is the leftmost, ..., smallest of ``others`` (which include it): two at least, with a clear lead."""
+    """Whether the thing is the leftmost, ..., smallest of ``others`` (two or more, with itself), by a lead."""
     if extreme in SUPERLATIVES:
         first = [other for other in others if other.size == SUPERLATIVES[extreme]]
         return None if len(first) != 1 or len(others) < 2 else thing is first[0]
@@ -112,11 +120,18 @@ class Description:
             self.color in (None, thing.color) and self.shape in (None, thing.shape) and self.size in (None, thing.size)
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether attributes alone describe it."""
+        return not (self.place or self.extreme or self.relation)
+
     def fits(self, thing: Thing, scene: Scene) -> Truth:
         """Whether the description is true of a thing of the scene."""
         if not self.is_kind(thing):
             return False
-        truths: list[Truth] = [True]
+        if self.is_plain:
+            return True
+        truths: list[Truth] = []
         if self.place:
             truths.append(is_at(thing, self.place))
         if self.extreme:

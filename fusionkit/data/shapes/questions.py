@@ -1,8 +1,8 @@
 """What a question means: its answer in a scene, or None where the scene does not settle it; and its words."""
 
 import random
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Protocol
 
 from fusionkit.data.shapes.meaning import (
     ATTRIBUTES,
@@ -21,6 +21,7 @@ from fusionkit.data.shapes.scene import Scene
 class Question(Protocol):
     """One thing that may be asked of a scene."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     answer_type: ClassVar[str]
 
     def answer(self, scene: Scene) -> str | None:
@@ -52,9 +53,8 @@ class IsThere:
         """In the singular or the plural."""
         voice = choose_voice(rng)
         one, many = with_article(self.description.words(voice)), self.description.words(voice, plural=True)
-        kind = rng.choice(("is there a", "is there a", "are there any", "can you"))
-        said = {"is there a": f"is there {one}", "are there any": f"are there any {many}", "can you": f"can you see {one}"}
-        return said[kind], kind
+        there = (f"is there {one}", "is there a")
+        return rng.choice((there, there, (f"are there any {many}", "are there any"), (f"can you see {one}", "can you")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class IsRelated:
         return "yes" if is_related(first, self.relation, second) else None
 
     def words(self, rng: random.Random) -> tuple[str, str]:
-        """One wording."""
+        """See Question."""
         voice = choose_voice(rng)
         return f"is the {self.first.words(voice)} {voice[self.relation]} the {self.second.words(voice)}", "is the"
 
@@ -98,7 +98,7 @@ class IsBigger:
         return _yes_no((first.size == "small") == self.smaller)
 
     def words(self, rng: random.Random) -> tuple[str, str]:
-        """One of two wordings."""
+        """See Question."""
         voice = choose_voice(rng)
         than = "smaller than" if self.smaller else rng.choice(("larger than", "bigger than"))
         return f"is the {self.first.words(voice)} {than} the {self.second.words(voice)}", "is the"
@@ -139,7 +139,7 @@ class HowMany:
         return None if found is None else str(len(found))
 
     def words(self, rng: random.Random) -> tuple[str, str]:
-        """One of two wordings."""
+        """See Question."""
         voice = choose_voice(rng)
         many = self.description.words(voice, plural=True)
         return rng.choice((f"how many {many} are there", f"how many {many} can you see")), "how many"
@@ -183,7 +183,7 @@ class Where:
         return next((place for place in ("center", *CORNERS) if is_at(thing, place)), None)
 
     def words(self, rng: random.Random) -> tuple[str, str]:
-        """One wording."""
+        """See Question."""
         voice = choose_voice(rng)
         return f"where is the {self.description.words(voice)}", "where is the"
 
@@ -202,7 +202,7 @@ class WhichSide:
         return next((side for side in self.sides if thing and is_at(thing, side)), None)
 
     def words(self, rng: random.Random) -> tuple[str, str]:
-        """One wording."""
+        """See Question."""
         voice = choose_voice(rng)
         first, second = (say_place(side, voice) for side in self.sides)
         return f"is the {self.description.words(voice)} {first} or {second}", "is the"
@@ -210,5 +210,5 @@ class WhichSide:
 
 def speaks_of_held_out(question: Question) -> bool:
     """Whether the question names a colour-shape pair that training must not mention."""
-    parts = [getattr(question, field.name) for field in fields(question)]
+    parts = (getattr(question, field.name) for field in fields(question))
     return any(part.is_held_out for part in parts if isinstance(part, Description))

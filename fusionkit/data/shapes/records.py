@@ -90,8 +90,9 @@ def question_records(annotated: Annotated) -> tuple[list[Record], list[Record]]:
 
 def _ten_answers(answer: str, rng: random.Random) -> list[Record]:
     """What ten people say: now and then one or two of them use another word for the same."""
-    dissent = rng.choice((0, 0, 1, 2)) if answer in SYNONYMS else 0
-    said = [SYNONYMS[answer]] * dissent + [answer] * (ANSWERS - dissent)
+    synonym = SYNONYMS.get(answer, answer)
+    dissent = rng.choice((0, 0, 1, 2))
+    said = [synonym] * dissent + [answer] * (ANSWERS - dissent)
     rng.shuffle(said)
     return [
         {"answer": word, "answer_confidence": "yes" if word == answer else "maybe", "answer_id": number}

@@ -1,11 +1,20 @@
-"""Referring to one thing so that nobody could mean another: by its attributes, place, rank among its kind, or neighbour."""
+"""Referring to one thing and no other: by its attributes, its place, its rank among its kind, or its neighbour."""
 
 import random
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from fusionkit.data.shapes.meaning import DIRECTIONS, EXTREMES, PLACES, SUPERLATIVES, Description, choose_voice, is_at, is_related
+from fusionkit.data.shapes.meaning import (
+    DIRECTIONS,
+    EXTREMES,
+    PLACES,
+    SUPERLATIVES,
+    Description,
+    choose_voice,
+    is_at,
+    is_related,
+)
 from fusionkit.data.shapes.scene import Scene, Thing
 
 T = TypeVar("T")
@@ -50,7 +59,7 @@ def _by_attributes(thing: Thing, scene: Scene, rng: random.Random, hidden: str) 
 
 
 def _loosely(thing: Thing, rng: random.Random, hidden: str) -> Description:
-    """What one says of a thing that place, rank or neighbour will single out: its shape, its colour, or just "object"."""
+    """What one says of a thing that something else singles out: its shape, its colour, both, or just "object"."""
     names = [name for name in ("shape", "color") if name != hidden]
     return Description(**{name: getattr(thing, name) for name in rng.choice((names, names[:1], names[1:], []))})
 

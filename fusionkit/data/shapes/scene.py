@@ -74,7 +74,7 @@ def sample_scene(rng: random.Random, compositional: bool = False) -> Scene:
 
 
 def _sample_kinds(rng: random.Random, count: int, compositional: bool) -> list[tuple[str, str]]:
-    """Colours and shapes; some scenes have a theme, a colour or a shape that repeats, so that there is something to count."""
+    """Colours and shapes; in half of the scenes a colour or a shape repeats, so that there is something to count."""
     color_copies, shape_copies = rng.choice(((0.75, 0.1), (0.1, 0.75), (0.2, 0.2), (0.2, 0.2)))
     kinds = [rng.choice(HELD_OUT)] if compositional else []
     while len(kinds) < count:

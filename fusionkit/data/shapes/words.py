@@ -4,8 +4,9 @@ from fusionkit.data.shapes.meaning import EXTREMES, NUMBERS, PHRASES, PLURALS, S
 from fusionkit.data.shapes.scene import COLORS, SHAPES, SIZES
 
 FUNCTION_WORDS = """
-a an and any are alone all among among at bigger bottom can color how in is just larger left many nothing object objects of on only
-or own picture right see shape shapes single size smaller than the them there to top what where with you else its
+a all among an and any are at bigger bottom can color else how in including is its just larger left many nothing object
+objects of on only or own picture right see shape shapes single size smaller than the them there
+to top what where with you
 """
 VOCABULARY = tuple(
     sorted(

@@ -33,7 +33,7 @@ Job = tuple[str, range]  # split and scene numbers
 
 
 def make_shapes(root: str | Path, scenes: int = 5000, seed: int = 0, image_size: int = 64) -> None:
-    """Make the embedded data set: ``scenes`` images to train on, a tenth for test, a twentieth each for val and compositional.
+    """Make the embedded data set: ``scenes`` images to train on and fewer for the other splits (see `split_sizes`).
 
     A set made with the same parameters is left alone; an interrupted run leaves nothing half-made.
     Raises ConfigError for a parameter out of range, DataError where ``root`` holds something else or cannot be written.
@@ -106,7 +106,9 @@ def _is_made(target: Path, parameters: Parameters) -> bool:
     try:
         found = json.loads((target / "manifest.json").read_text())["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"'{target}' is not a shapes data set (no readable manifest.json); choose another folder.") from error
+        raise DataError(
+            f"'{target}' has no readable manifest.json of a shapes data set: choose another folder."
+        ) from error
     if found == parameters:
         return True
     differing = [name for name in parameters if found.get(name) != parameters[name]]

@@ -1,0 +1,91 @@
+"""A new fusion and a new task, defined in this file, train, evaluate and predict without an edit of the package.
+
+Each is what the README asks of it: a class, and a yaml that names it, here in a folder of the user's own (``--config-dir``).
+"""
+
+import json
+
+import torch
+from torch import nn
+
+from fusionkit.cli import run
+from fusionkit.fusion.layers import Attention
+from fusionkit.tasks.base import Task
+from fusionkit.types import Fused, TaskOutput
+
+MODULE = "tests.test_extension"
+
+
+class ToyFusion(nn.Module):
+    """The text, plus what one attention over the image adds."""
+
+    provides = frozenset({"pooled", "text"})
+
+    def __init__(self, image_size, text_size, num_heads=2):
+        super().__init__()
+        self.pooled_size = self.hidden_size = text_size
+        self.attention = Attention(text_size, num_heads, context_size=image_size)
+
+    def prepare(self, image):
+        return image
+
+    def forward(self, memory, text, image_index):
+        keys_values = self.attention.project(memory.embeds[image_index], None)
+        states = text.embeds + self.attention(text.embeds, keys_values)
+        return Fused(pooled=states[:, 0], text=states)
+
+
+class CaptionLength(Task):
+    """Regress the number of tokens of a caption: an objective on data that exists."""
+
+    needs = frozenset({"pooled"})
+    reads = "captions"
+
+    def __init__(self, dims, scorer=None):
+        super().__init__(scorer)
+        self.head = nn.Linear(dims.pooled_size, 1)
+
+    def _lengths(self, model, batch, encoded):
+        fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["captions"]["image_index"])
+        return self.head(fused.pooled).squeeze(1).float()
+
+    def forward(self, model, batch, encoded, teacher=None):
+        lengths, targets = self._lengths(model, batch, encoded), batch["captions"]["attention_mask"].sum(1) / 10
+        return TaskOutput(nn.functional.mse_loss(lengths, targets), lengths, targets)
+
+    def predict(self, model, batch, encoded):
+        lengths = self._lengths(model, batch, encoded).tolist()
+        return [{"caption_id": i, "length": n} for i, n in zip(batch["captions"]["ids"], lengths, strict=True)]
+
+
+def count_records(records, samples):
+    """A scorer of one's own: a plain function."""
+    return {"length_mean": sum(record["length"] for record in records) / len(records)}
+
+
+def write_config(folder):
+    (folder / "fusion").mkdir(parents=True)
+    (folder / "task").mkdir()
+    (folder / "fusion" / "toy.yaml").write_text(f"_target_: {MODULE}.ToyFusion\n_partial_: true\nnum_heads: 4\n")
+    (folder / "task" / "caption_length.yaml").write_text(
+        f"# @package task.caption_length\n_target_: {MODULE}.CaptionLength\n_partial_: true\n"
+        f"scorer:\n  _target_: hydra.utils.get_object\n  path: {MODULE}.count_records\n"
+    )
+
+
+def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, capsys):
+    conf, output = tmp_path / "conf", tmp_path / "run"
+    write_config(conf)
+    data = [f"data.root={tmp_path}/shapes", "data.prepare.scenes=40", "data.sources.shapes.batch_size=8"]
+    small = ["text_encoder.config.num_hidden_layers=1", "trainer.max_epochs=1", "trainer.limit_val_batches=1", "logger=csv"]
+    chosen = ["fusion=toy", "task=[itc,caption_length]", "objectives=none", "trainer.accelerator=cpu"]
+    weights = ["+objectives.shapes.itc=1", "+objectives.shapes.caption_length=0.5", f"output_dir={output}"]
+    code = run(["train", "--config-dir", str(conf), *chosen, *weights, *data, *small])
+    assert code == 0, capsys.readouterr().err
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert {"shapes/length_mean", "shapes/text_to_image_r1"} <= set(metrics)
+    checkpoint = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "tasks.caption_length.head.weight" in checkpoint["state_dict"]
+    assert "model.fusion.attention.query.weight" in checkpoint["state_dict"]
+    lines = (output / "predictions" / "shapes_caption_length.jsonl").read_text().splitlines()
+    assert set(json.loads(lines[0])) == {"caption_id", "length"}
