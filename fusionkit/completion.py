@@ -1,9 +1,10 @@
 """Shell completion of commands, configuration groups and keys; ``fusionkit completion SHELL`` prints a script for eval."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 
 from fusionkit.errors import ConfigError, suggest
 
@@ -55,9 +56,11 @@ def query(line: str) -> None:
     fixed = {"completion": (SCRIPTS,), "data": (("make",), group_choices("make"))}.get(name, ())
     if not rest:
         _offer(name, COMMANDS)
+    elif name not in COMMANDS:
+        return
     elif len(rest) <= len(fixed):
         _offer(rest[-1], fixed[len(rest) - 1])
-    elif name in COMMANDS and (config_name := COMMANDS[name].config_name):
+    elif config_name := "data_make" if name == "data" else COMMANDS[name].config_name:
         _hydra(config_name, rest[len(fixed) :])
 
 
@@ -66,13 +69,18 @@ def _offer(word: str, choices: Sequence[str] | dict[str, object]) -> None:
 
 
 def _hydra(config_name: str, words: Sequence[str]) -> None:
-    """Hydra's own completion, as its fish plugin prints it: one candidate a line."""
+    """Hydra's own completion, as its fish plugin prints it (one candidate a line), less what this command does not have."""
     import hydra
 
-    from fusionkit.config import conf_dir, register_resolvers
+    from fusionkit.config import conf_dir, primary_groups, register_resolvers
 
     register_resolvers()
     os.environ["COMP_LINE"] = " ".join(["fusionkit", *words])
     sys.argv = ["fusionkit", "--shell-completion", "query=fish"]
-    with open(os.devnull, "w") as devnull, redirect_stderr(devnull):
-        hydra.main(version_base="1.3", config_path=str(conf_dir().resolve()), config_name=config_name)(lambda _: None)()
+    found, conf = io.StringIO(), conf_dir().resolve()
+    with redirect_stderr(io.StringIO()), redirect_stdout(found):
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(lambda _: None)()
+    foreign = {path.name for path in conf.iterdir() if path.is_dir()} - primary_groups(config_name).keys()
+    for word in found.getvalue().split():
+        if not word.startswith("_") and word.strip("+~").partition("=")[0] not in foreign and word != "hydra.":
+            print(word)

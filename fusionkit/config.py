@@ -2,7 +2,7 @@
 
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,9 @@ def check_top_level(config: DictConfig, schema: type) -> None:
         OmegaConf.merge(OmegaConf.structured(schema), config)
     except ValidationError as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
-    for key in sorted(OmegaConf.missing_keys(config)):
-        raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        if value == "???":
+            raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
 
 
 def check_objectives(config: DictConfig) -> None:
@@ -139,12 +140,10 @@ def _check_weight(key: str, weight: Any) -> None:
 
 def check_arguments(config: DictConfig) -> None:
     """Every key of a ``_target_`` block is an argument of its target, also where the target is called much later."""
-    from hydra.utils import get_object
-
     for place, block in target_blocks(OmegaConf.to_container(config, resolve=False)):
         name = block["_target_"]
         try:
-            accepted = inspect.signature(get_object(name)).parameters
+            accepted = signature_of(name)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{place}._target_: '{name}' cannot be imported ({first_cause(error)})") from error
         if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
@@ -154,13 +153,34 @@ def check_arguments(config: DictConfig) -> None:
                 raise ConfigError(f"{place}: {name} takes no '{key}'; {suggest(str(key), accepted)}")
 
 
+def signature_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the class or function with this dotted name."""
+    from hydra.utils import get_object
+
+    target = get_object(name)
+    if isinstance(target, type) and getattr(target.__init__, "__module__", None) == "torch.nn.modules.module":
+        return {}  # nn.Module's own constructor seems to take anything, and takes nothing
+    return inspect.signature(target).parameters
+
+
 def target_blocks(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """All mappings with a ``_target_`` in a plain configuration, outer ones first, each with its full key."""
     if isinstance(node, dict) and "_target_" in node:
         yield place, node
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, child in items:
+    for key, child in _children(node):
         yield from target_blocks(child, f"{place}.{key}".lstrip("."))
+
+
+def leaves(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """All single values in a plain configuration, each with its full key."""
+    if not isinstance(node, dict | list):
+        yield place, node
+    for key, child in _children(node):
+        yield from leaves(child, f"{place}.{key}".lstrip("."))
+
+
+def _children(node: Any) -> Iterable[tuple[Any, Any]]:
+    return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
 
 
 def first_cause(error: BaseException) -> str:

@@ -19,6 +19,10 @@ options
 def command_help(name: str, command: "Command") -> str:
     """The help page of one command."""
     parts = [f"usage: fusionkit {name} [options] [key=value ...]", command.summary]
+    if name == "data":
+        parts.append(
+            f"data sets: {', '.join(group_choices('make'))} (fusionkit data make NAME --cfg job prints its keys)"
+        )
     if command.config_name:
         parts += [_groups(command.config_name), _keys(command.config_name), OPTIONS]
     parts.append("\n".join(["examples", *(f"  fusionkit {name} {example}" for example in command.examples)]))

@@ -75,7 +75,7 @@ class VisionLanguageModel(nn.Module):
         self.temperature.clamp_(*self.temperature_range)
 
     def freeze_unused(self, needs: frozenset[str]) -> None:
-        """Freeze what no task reads, so that every trainable parameter gets a gradient at each step (plain DDP relies on it)."""
+        """Freeze what no task reads: every trainable parameter then gets a gradient at each step, as plain DDP needs."""
         if "feats" not in needs:
             for part in (self.image_projection, self.text_projection):
                 part.requires_grad_(False)
@@ -87,7 +87,7 @@ class VisionLanguageModel(nn.Module):
 def assemble(
     image_encoder: TimmEncoder, text_encoder: TextEncoder, fusion: Callable[..., Any], **options: Any
 ) -> VisionLanguageModel:
-    """Build the fusion for the widths of the two encoders, start it from the text encoder's upper layers if given, and join all."""
+    """Build the fusion for the widths of the encoders, start it from the text encoder's upper layers if given, then join."""
     built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)
     if text_encoder.upper_layers:
         if not hasattr(built, "start_from"):

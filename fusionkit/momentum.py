@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a task sees of the teacher: its model, its copy of the task's head, its view of the batch, and how much to trust it."""
+    """What a task sees of the teacher: its model, its copy of the task's head, its view of the batch, its weight."""
 
     model: "VisionLanguageModel"
     head: nn.Module | None  # the moving average of the task's ``head``, where it has one
@@ -42,7 +42,8 @@ class MomentumTeacher(nn.Module):
         super().__init__()
         self.momentum, self.final_alpha, self.ramp_steps = momentum, alpha, ramp_steps
         self.model = copy.deepcopy(model)
-        self.heads = nn.ModuleDict({name: copy.deepcopy(task.head) for name, task in tasks.items() if hasattr(task, "head")})
+        heads = {name: getattr(task, "head", None) for name, task in tasks.items()}
+        self.heads = nn.ModuleDict({name: copy.deepcopy(head) for name, head in heads.items() if head is not None})
         self.requires_grad_(False)
         self.eval()
 
@@ -73,5 +74,4 @@ class MomentumTeacher(nn.Module):
 
     def view(self, task: str, encoded: Encoded, alpha: float) -> Teacher:
         """The teacher as one task sees it."""
-        head: Any = self.heads[task] if task in self.heads else None
-        return Teacher(self.model, head, encoded, alpha)
+        return Teacher(self.model, dict(self.heads.items()).get(task), encoded, alpha)

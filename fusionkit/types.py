@@ -1,6 +1,8 @@
 """The values that cross the borders between data, model, tasks and training. Imports torch only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -62,7 +64,7 @@ class TaskOutput(NamedTuple):
     loss: Tensor  # scalar, unweighted
     logits: Tensor
     targets: Tensor
-    metrics: dict[str, Tensor] = {}  # scalars to log, detached; never optimised
+    metrics: Mapping[str, Tensor] = MappingProxyType({})  # scalars to log, detached; never optimised
 
 
 @dataclass(frozen=True)

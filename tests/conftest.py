@@ -8,7 +8,7 @@ import pytest
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import torch  # noqa: E402  (reads the environment)
+import torch
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(os.environ.get("FUSIONKIT_REFERENCE", ROOT.parent / "shared"))

@@ -77,7 +77,12 @@ def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, caps
     conf, output = tmp_path / "conf", tmp_path / "run"
     write_config(conf)
     data = [f"data.root={tmp_path}/shapes", "data.prepare.scenes=40", "data.sources.shapes.batch_size=8"]
-    small = ["text_encoder.config.num_hidden_layers=1", "trainer.max_epochs=1", "trainer.limit_val_batches=1", "logger=csv"]
+    small = [
+        "text_encoder.config.num_hidden_layers=1",
+        "trainer.max_epochs=1",
+        "trainer.limit_val_batches=1",
+        "logger=csv",
+    ]
     chosen = ["fusion=toy", "task=[itc,caption_length]", "objectives=none", "trainer.accelerator=cpu"]
     weights = ["+objectives.shapes.itc=1", "+objectives.shapes.caption_length=0.5", f"output_dir={output}"]
     code = run(["train", "--config-dir", str(conf), *chosen, *weights, *data, *small])

@@ -56,7 +56,9 @@ def image_encoder():
 def test_fusion_starts_from_the_text_encoders_upper_layers():
     text = text_encoder(num_layers=1, give_upper_layers=True)
     upper = text.upper_layers
-    model = assemble(image_encoder(), text, lambda **s: CrossAttention(**s, num_layers=2, num_heads=4, intermediate_size=64))
+    model = assemble(
+        image_encoder(), text, lambda **s: CrossAttention(**s, num_layers=2, num_heads=4, intermediate_size=64)
+    )
     assert len(text.backbone.encoder.layer) == 1
     for layer, source in zip(model.fusion.layers, upper, strict=True):
         for ours, theirs in BERT_LAYER.items():
@@ -64,7 +66,8 @@ def test_fusion_starts_from_the_text_encoders_upper_layers():
 
 
 @pytest.mark.parametrize(
-    ("fusion", "message"), [(MergedAttention, "cannot start from text layers"), (CrossAttention, "fusion.num_layers=2")],
+    ("fusion", "message"),
+    [(MergedAttention, "cannot start from text layers"), (CrossAttention, "fusion.num_layers=2")],
 )
 def test_upper_layers_that_do_not_fit_are_refused(fusion, message):
     text = text_encoder(num_layers=1, give_upper_layers=True)

@@ -13,7 +13,7 @@ class Text:
     id: int | str
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """By name: ``answers`` (list of ten strings), ``answer_type``, ``box`` (x, y, w, h in pixels of ``Sample.size``), ``label``..."""
+    """By name: ``answers`` (ten strings), ``answer_type``, ``box`` (x, y, w, h in pixels of ``Sample.size``), ``label``..."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ class TimmEncoder(nn.Module):
     ``pretrained`` True loads timm's weights for that name from the hub.
     ``weights``    a local weight file in timm's own layout, or in another order-preserving one (``match_by_order``).
     ``stage``      for a ConvNet: stop at this stage of ``feature_info`` (0-based), e.g. to keep a fine grid on small images.
-    ``pool``       "cls" reads the first prefix token, "mean" averages the patch tokens.
+    ``pool``       "cls" reads the first prefix token, "mean" averages the patch tokens, "max" takes each channel's largest:
+                   what a small thing shows is not drowned by its background.
     ``grid_size``  for a feature map, which knows no places: normalises its tokens and adds learnt position embeddings for a
                    grid of this side, started from sines and cosines.
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
@@ -45,11 +46,12 @@ class TimmEncoder(nn.Module):
         if weights is not None and not match_by_order:
             options |= {"pretrained_cfg_overlay": {"file": _existing(weights)}}
             pretrained = True
-        self.backbone = _create(name, pretrained, options)
+        self.backbone: Any = _create(name, pretrained, options)
         self.has_stage, self.pool, self.is_frozen = stage is not None, pool, frozen
-        self.hidden_size = self.backbone.feature_info.channels()[-1] if self.has_stage else self.backbone.num_features
+        info: Any = self.backbone
+        self.hidden_size: int = info.feature_info.channels()[-1] if self.has_stage else info.num_features
         self.num_prefix_tokens = getattr(self.backbone, "num_prefix_tokens", 0)
-        if pool not in ("cls", "mean") or (pool == "cls" and not self.num_prefix_tokens):
+        if pool not in ("cls", "mean", "max") or (pool == "cls" and not self.num_prefix_tokens):
             raise ConfigError(f"image_encoder.pool is '{pool}', which {name} cannot give; set image_encoder.pool=mean")
         for unused in ("head", "fc_norm"):  # parts that only the classifier reads would never get a gradient
             if hasattr(self.backbone, unused):
@@ -76,12 +78,13 @@ class TimmEncoder(nn.Module):
         if self.position is not None:
             if patches.shape[1] != self.position.shape[1]:
                 raise ConfigError(
-                    f"image_encoder.grid_size squared is {self.position.shape[1]}, but the image gives {patches.shape[1]} tokens; "
+                    f"image_encoder.grid_size squared is {self.position.shape[1]}, but an image gives {patches.shape[1]}; "
                     "change image_encoder.grid_size or the image size of the data"
                 )
             patches = self.norm(patches) + self.position
             states = torch.cat([states[:, : self.num_prefix_tokens], patches], dim=1)
-        return Tokens(states, None, states[:, 0] if self.pool == "cls" else patches.mean(dim=1))
+        pooled = states[:, 0] if self.pool == "cls" else patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
+        return Tokens(states, None, pooled)
 
     def _features(self, pixel_values: Tensor) -> Tensor:
         states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)
@@ -97,7 +100,9 @@ def sine_positions(side: int, size: int) -> Tensor:
     2017), from two cells up to four times the grid, since on a small grid longer waves would tell nothing.
     """
     if size % 4:
-        raise ConfigError(f"image_encoder.grid_size: position embeddings need a width divisible by 4, the tokens have {size}")
+        raise ConfigError(
+            f"image_encoder.grid_size: position embeddings need a width divisible by 4, the tokens have {size}"
+        )
     waves = 2 * (2 * side) ** torch.linspace(0, 1, size // 4)
     angles = torch.arange(side)[:, None] * (2 * torch.pi / waves)  # (side, size / 4)
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, size / 2)
@@ -115,7 +120,9 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         raise ConfigError(f"image_encoder: timm's {name} does not take one of {sorted(options)} ({error})") from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"image_encoder: the weights of {name} could not be loaded ({reason}); check image_encoder.weights") from error
+        raise DataError(
+            f"image_encoder: the weights of {name} could not be loaded ({reason}); check image_encoder.weights"
+        ) from error
 
 
 def _existing(path: str) -> str:
@@ -138,7 +145,9 @@ def load_by_order(module: nn.Module, path: str) -> None:
     for our_name, their_name in pairs:
         tensor = theirs[their_name]
         if tensor.shape != ours[our_name].shape or our_name.rpartition(".")[2] != their_name.rpartition(".")[2]:
-            raise DataError(f"{path}: tensor {their_name} {tuple(tensor.shape)} does not fit {our_name} {tuple(ours[our_name].shape)}")
+            raise DataError(
+                f"{path}: tensor {their_name} {tuple(tensor.shape)} does not fit {our_name} {tuple(ours[our_name].shape)}"
+            )
         renamed[our_name] = tensor
     missing = [name for name in ours if name not in renamed and counter not in name]
     if missing:

@@ -54,14 +54,18 @@ class TextEncoder(nn.Module):
     @property
     def word_embeddings(self) -> nn.Embedding:
         """The table that the MLM decoder is tied to."""
-        return self.backbone.get_input_embeddings()
+        table = self.backbone.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        return table
 
     def _cut(self, num_layers: int | None) -> list[nn.Module]:
         total = self.config.num_hidden_layers
         if num_layers is None:
             return []
         if not 0 < num_layers <= total:
-            raise ConfigError(f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 1 to {total}")
+            raise ConfigError(
+                f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 1 to {total}"
+            )
         layers = next(m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == total)
         upper = list(layers[num_layers:])
         del layers[num_layers:]
@@ -103,7 +107,9 @@ def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
     try:
         built = AutoConfig.for_model(**fields)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})") from error
+        raise ConfigError(
+            f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})"
+        ) from error
     try:
         return AutoModel.from_config(built, **_plain_tower(built))
     except ValueError as error:
@@ -113,10 +119,14 @@ def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
 def _load(pretrained: str, overrides: Mapping[str, Any]) -> PreTrainedModel:
     is_path = pretrained.startswith((".", "/", "~")) or Path(pretrained).exists()
     if is_path and not (Path(pretrained).expanduser() / "config.json").is_file():
-        raise DataError(f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id")
+        raise DataError(
+            f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id"
+        )
     try:
         config = AutoConfig.from_pretrained(pretrained, **overrides)
         return AutoModel.from_pretrained(pretrained, config=config, dtype=torch.float32, **_plain_tower(config))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"text_encoder.pretrained: '{pretrained}' could not be loaded ({reason}); give a directory or a hub id") from error
+        raise DataError(
+            f"text_encoder.pretrained: '{pretrained}' could not be loaded ({reason}); give a directory or a hub id"
+        ) from error

@@ -1,6 +1,7 @@
 """Text layers that attend to the image (ALBEF, X-VLM, BLIP)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,7 +25,9 @@ BERT_LAYER = {
 class CrossAttentionLayer(nn.Module):
     """A BERT layer with cross-attention between self-attention and feed-forward; each normalised after its residual."""
 
-    def __init__(self, hidden_size: int, image_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float):
+    def __init__(
+        self, hidden_size: int, image_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float
+    ):
         super().__init__()
         self.self_attention = Attention(hidden_size, num_heads, dropout=dropout)
         self.norm_self = nn.LayerNorm(hidden_size, eps=eps)
@@ -67,9 +70,8 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.hidden_size = self.pooled_size = text_size
         width = intermediate_size or 4 * text_size
-        self.layers = nn.ModuleList(
-            CrossAttentionLayer(text_size, image_size, num_heads, width, dropout, eps) for _ in range(num_layers)
-        )
+        layers = [CrossAttentionLayer(text_size, image_size, num_heads, width, dropout, eps) for _ in range(num_layers)]
+        self.layers: Any = nn.ModuleList(layers)
 
     def prepare(self, image: Tokens) -> list[KeyValue]:
         return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.layers]
@@ -92,7 +94,8 @@ class CrossAttention(nn.Module):
             )
         for layer, source in zip(self.layers, text_layers, strict=True):
             for ours, theirs in BERT_LAYER.items():
-                own, given = layer.get_submodule(ours), source.get_submodule(theirs)
+                own: Any = layer.get_submodule(ours)
+                given: Any = source.get_submodule(theirs)
                 if own.weight.shape != given.weight.shape:
                     raise ConfigError(
                         f"fusion: {ours} is {tuple(own.weight.shape)}, but the text encoder's layers have "

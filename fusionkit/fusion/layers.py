@@ -104,7 +104,9 @@ class Attention(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, context_size: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
         if hidden_size % num_heads:
-            raise ConfigError(f"fusion: hidden_size {hidden_size} is not divisible by num_heads {num_heads}; change one")
+            raise ConfigError(
+                f"fusion: hidden_size {hidden_size} is not divisible by num_heads {num_heads}; change one"
+            )
         self.num_heads, self.dropout = num_heads, dropout
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(context_size or hidden_size, hidden_size)
@@ -138,7 +140,9 @@ class FeedForward(nn.Sequential):
     """Linear, GELU, linear."""
 
     def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__(nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size))
+        super().__init__(
+            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
+        )
 
 
 class PreNormBlock(nn.Module):

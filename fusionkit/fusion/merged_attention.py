@@ -13,13 +13,13 @@ def joint_mask(text: Tokens, image: Tokens) -> Tensor:
     An image token sees the text that the first text token sees, and nothing more: a later caption token that it read
     would reach the earlier ones through it.
     """
-    rows, length = text.embeds.shape[:2]
-    size = image.embeds.shape[1]
-    image_mask = image.mask if image.mask is not None else text.mask.new_ones(rows, size)
-    if text.mask.dim() == 2:
-        return torch.cat([text.mask, image_mask.to(text.mask.dtype)], dim=1)
-    text_rows = torch.cat([text.mask, text.mask[:, :1].expand(-1, size, -1)], dim=1)  # (T, L + N, L)
-    image_columns = image_mask[:, None].expand(-1, length + size, -1).to(text.mask.dtype)
+    (rows, length), size, mask = text.embeds.shape[:2], image.embeds.shape[1], text.mask
+    assert mask is not None
+    image_mask = mask.new_ones(rows, size) if image.mask is None else image.mask.to(mask.dtype)
+    if mask.dim() == 2:
+        return torch.cat([mask, image_mask], dim=1)
+    text_rows = torch.cat([mask, mask[:, :1].expand(-1, size, -1)], dim=1)  # (T, L + N, L)
+    image_columns = image_mask[:, None].expand(-1, length + size, -1)
     return torch.cat([text_rows, image_columns], dim=2)
 
 

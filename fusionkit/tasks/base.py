@@ -38,7 +38,9 @@ class Task(nn.Module, Generic[B]):
         super().__init__()
         self.scorer = scorer
 
-    def forward(self, model: "VisionLanguageModel", batch: B, encoded: Encoded, teacher: "Teacher | None" = None) -> TaskOutput:
+    def forward(
+        self, model: "VisionLanguageModel", batch: B, encoded: Encoded, teacher: "Teacher | None" = None
+    ) -> TaskOutput:
         """The objective's loss on one batch."""
         raise NotImplementedError
 

@@ -82,7 +82,8 @@ class ITC(Task[CaptionBatch]):
                 sim_i2t, target_i2t = similarity.detach(), targets
         if self.training:
             self._enqueue(view, image_keys, text_keys)
-        assert sim_i2t is not None and target_i2t is not None
+        assert sim_i2t is not None
+        assert target_i2t is not None
         return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t)
 
     def _columns(
@@ -91,7 +92,9 @@ class ITC(Task[CaptionBatch]):
         feats, keys = (gather if teacher else gather_with_grad)(feats), gather(keys)
         if queue is None:
             return feats, keys
-        return torch.cat([feats, queue.feats.clone()]), torch.cat([keys, queue.keys])  # cloned: enqueued before the backward pass
+        return torch.cat([feats, queue.feats.clone()]), torch.cat(
+            [keys, queue.keys]
+        )  # cloned: enqueued before the backward pass
 
     def _enqueue(self, view: Encoded, image_keys: Tensor, text_keys: Tensor) -> None:
         if self.image_queue is not None and self.text_queue is not None:
@@ -106,7 +109,9 @@ class ITC(Task[CaptionBatch]):
         ]
         captions = [
             {"caption_id": caption_id, "feats": feats}
-            for caption_id, feats in zip(batch["captions"]["ids"], encoded.text_feats[self.reads].float().cpu(), strict=True)
+            for caption_id, feats in zip(
+                batch["captions"]["ids"], encoded.text_feats[self.reads].float().cpu(), strict=True
+            )
         ]
         return images + captions
 

@@ -43,7 +43,10 @@ class ITM(Task[CaptionBatch]):
         logits = self.score_pairs(model, encoded.memory, _take(encoded.text[self.reads], pairs[1]), pairs[0])
         loss = F.cross_entropy(logits.float(), targets)
         gap = logits.detach().diff(dim=1).squeeze(1).float()
-        metrics = {"accuracy": (logits.argmax(dim=1) == targets).float().mean(), "positive_logit": gap[: len(rows)].mean()}
+        metrics = {
+            "accuracy": (logits.argmax(dim=1) == targets).float().mean(),
+            "positive_logit": gap[: len(rows)].mean(),
+        }
         if len(gap) > len(rows):
             metrics["negative_logit"] = gap[len(rows) :].mean()
         return TaskOutput(loss, logits, targets, metrics)
@@ -57,7 +60,9 @@ class ITM(Task[CaptionBatch]):
         with torch.autocast(encoded.image_feats.device.type, enabled=False):
             return encoded.image_feats.float() @ encoded.text_feats[self.reads].float().T / model.temperature  # (I, T)
 
-    def _pairs(self, keys: Tensor, index: Tensor, rows: Tensor, similarity: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def _pairs(
+        self, keys: Tensor, index: Tensor, rows: Tensor, similarity: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Image rows and text rows (P,) of the true pairs, then (wrong image, caption), then (image, wrong caption)."""
         same = keys[:, None] == keys[index][None, :]  # (I, T)
         images = index[rows]

@@ -114,6 +114,7 @@ class MLM(Task[CaptionBatch]):
         """Logits (M, V) at the M masked positions."""
         assert head is not None
         fused = model.fuse(encoded.memory, model.encode_text(input_ids, attention_mask), image_index)
+        assert fused.text is not None
         return head(fused.text[is_masked], model.text_encoder.word_embeddings.weight)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:

@@ -11,9 +11,10 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from fusionkit.distributed import gather_objects, rank
-from fusionkit.errors import ConfigError, DataError, UserError, suggest
+from fusionkit.errors import ConfigError, UserError, suggest
 from fusionkit.tasks.base import Task
 from fusionkit.training.validation import Validation
+from fusionkit.training.weights import require_fit
 from fusionkit.types import Batch, TaskOutput
 
 
@@ -144,7 +145,7 @@ class TrainingModule(LightningModule):
         checkpoint["progress"] = {"seed": self._seed, "teacher_step": self._teacher_step}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        require_same_shapes(self.state_dict(), checkpoint["state_dict"])
+        require_fit(self.state_dict(), checkpoint["state_dict"], "to resume from")
         self._seed, self._teacher_step = checkpoint["progress"]["seed"], checkpoint["progress"]["teacher_step"]
         self._is_resumed = True
 
@@ -209,19 +210,3 @@ def text_kinds(tasks: Iterable[Task[Any]]) -> list[str]:
 def seed_batch(*place: int) -> None:
     """Seed torch, on all devices, from the numbers that name a batch."""
     torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
-
-
-def require_same_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise DataError, with the first difference, where a checkpoint was written by another architecture."""
-    for name, problem in (
-        *((name, "is not in the checkpoint") for name in expected if name not in found),
-        *((name, "is in the checkpoint only") for name in found if name not in expected),
-        *(
-            (name, f"has shape {tuple(found[name].shape)} in the checkpoint and {tuple(expected[name].shape)} here")
-            for name in expected
-            if name in found and found[name].shape != expected[name].shape
-        ),
-    ):
-        raise DataError(
-            f"checkpoint: {name} {problem}; train with the configuration that the checkpoint was written with"
-        )

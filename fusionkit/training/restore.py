@@ -9,12 +9,13 @@ from zipfile import BadZipFile
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import Tensor, nn
+from torch import nn
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.errors import DataError
 from fusionkit.training.artifacts import tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
+from fusionkit.training.weights import require_fit
 
 Checkpoint = dict[str, Any]
 
@@ -47,6 +48,8 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
     OmegaConf.set_struct(config, True)
     config = OmegaConf.merge(config, overrides)
     assert isinstance(config, DictConfig)
+    if "root" in overrides.get("data", {}):
+        OmegaConf.update(config, "data.prepare", None, force_add=True)  # a folder that the user names is there, or the name is wrong
     forget_weights(config, json.loads(artifacts["text_encoder"]))
     answers = artifacts["answers"]
     restored = {"answers": AnswerVocabulary(answers)} if answers else {}
@@ -71,20 +74,8 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path) ->
     expected = module.state_dict()
     parts = {name.partition(".")[0] for name in expected}
     found = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.partition(".")[0] in parts}
-    if differences := list(differences_between(expected, found)):
-        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise DataError(f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}")
+    require_fit(expected, found, path)
     module.load_state_dict(found)
-
-
-def differences_between(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What does not fit, in words: missing, foreign and differently shaped tensors."""
-    shapes = [name for name in expected if name in found and found[name].shape != expected[name].shape]
-    return [
-        *(f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here" for name in shapes),
-        *(f"{name} is missing there" for name in expected if name not in found),
-        *(f"{name} is unknown here" for name in found if name not in expected),
-    ]
 
 
 def initialise(module: nn.Module, path: str | Path) -> list[str]:

@@ -85,8 +85,6 @@ if __name__ == "__main__":
     case, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     number = os.environ["RANK"]
-    if case == "collectives":
-        found = collectives()
-    else:
-        found = training(folder, {"config": f"lr: {number if case == 'unequal' else 1}"})
+    config = {"config": f"lr: {number if case == 'unequal' else 1}"}
+    found = collectives() if case == "collectives" else training(folder, config)
     torch.save(found, folder / f"{number}.pt")

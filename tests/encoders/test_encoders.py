@@ -9,7 +9,15 @@ from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.errors import ConfigError, DataError
 
-BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+}
+
+TINY_SWIN = {"pool": "mean", "img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}
 
 
 @pytest.mark.parametrize(
@@ -20,7 +28,7 @@ BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 3, "num_at
         ("test_resnet", {"pool": "mean"}, 4),
         ("test_resnet", {"pool": "mean", "stage": 2, "grid_size": 8}, 64),
         ("test_convnext", {"pool": "mean"}, 4),
-        ("swin_tiny_patch4_window7_224", {"pool": "mean", "img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}, 64),
+        ("swin_tiny_patch4_window7_224", TINY_SWIN, 64),
     ],
 )  # fmt: skip
 def test_any_timm_layout_becomes_tokens_that_all_get_gradient(name, options, tokens):

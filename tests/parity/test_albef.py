@@ -36,7 +36,10 @@ def our_names(momentum: bool) -> dict[str, str]:
     layer = {theirs: ours for ours, theirs in BERT_LAYER.items()}
     layer |= {f"crossattention.self.{n}": f"cross_attention.{n}" for n in ("query", "key", "value")}
     layer |= {"crossattention.output.dense": "cross_attention.output", "crossattention.output.LayerNorm": "norm_cross"}
-    table = {f"visual_encoder{m}.": "model.image_encoder.backbone.", f"{bert}embeddings.": "model.text_encoder.backbone.embeddings."}
+    table = {
+        f"visual_encoder{m}.": "model.image_encoder.backbone.",
+        f"{bert}embeddings.": "model.text_encoder.backbone.embeddings.",
+    }
     for i in range(BERT["num_hidden_layers"]):
         upper = i - BERT["fusion_layer"]
         if upper < 0:
@@ -84,7 +87,18 @@ def step():
     )
     ids = SIZES["ids"]
     width = BERT["hidden_size"]
-    dims = Dims(width, width, width, width, SIZES["embed_dim"], BERT["vocab_size"], ids["cls"], ids["sep"], ids["pad"], ids["mask"])
+    dims = Dims(
+        width,
+        width,
+        width,
+        width,
+        SIZES["embed_dim"],
+        BERT["vocab_size"],
+        ids["cls"],
+        ids["sep"],
+        ids["pad"],
+        ids["mask"],
+    )
     drawn = torch.ones(SIZES["batch"], dtype=torch.bool)
     tasks = {
         "itc": ITC(dims, queue_size=SIZES["queue_size"]),
@@ -153,5 +167,3 @@ def test_gradient_norms(step):
     assert set(renamed) == set(gradients)
     for name, norm in renamed.items():
         assert gradients[name].norm() == pytest.approx(norm.item(), rel=1e-4, abs=1e-6), name
-
-

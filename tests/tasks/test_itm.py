@@ -40,7 +40,7 @@ def test_rows_without_a_valid_negative_are_dropped():
 
 
 def test_negatives_show_another_image():
-    model, itm = build()
+    itm = build()[1]
     batch = toy_batch(images=4, texts_per_image=2)
     batch["image_keys"][3] = batch["image_keys"][0]
     index = batch["captions"]["image_index"]
@@ -54,4 +54,6 @@ def test_a_head_that_knows_nothing_costs_the_entropy_of_one_to_two():
     torch.nn.init.zeros_(itm.head.weight)
     with torch.no_grad():
         itm.head.bias.copy_(torch.tensor([2 / 3, 1 / 3]).log())
-    assert run(model, itm, toy_batch(images=4)).loss.item() == pytest.approx(-(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3)
+    assert run(model, itm, toy_batch(images=4)).loss.item() == pytest.approx(
+        -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
+    )

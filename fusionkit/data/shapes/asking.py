@@ -17,7 +17,7 @@ from fusionkit.data.shapes.questions import (
     WhichSide,
     speaks_of_held_out,
 )
-from fusionkit.data.shapes.referring import refer
+from fusionkit.data.shapes.referring import refer, refer_plainly
 from fusionkit.data.shapes.scene import COLORS, SHAPES, SIZES, Scene
 
 VALUES: dict[str, tuple[Any, ...]] = {"color": tuple(COLORS), "shape": SHAPES, "size": tuple(SIZES), "place": PLACES}
@@ -30,7 +30,7 @@ TRIES = 8
 
 def sample_questions(scene: Scene, rng: random.Random) -> list[tuple[Question, str, str, str]]:
     """Up to eight settled questions, no two alike: the question, its answer, its sentence and its question type."""
-    asked: dict[str, tuple[Question, str, str, str]] = {}
+    asked: dict[Question, tuple[Question, str, str, str]] = {}
     yes_no = rng.choice((_is_related, _is_related, _is_bigger, _is_so))
     place = rng.choice((_size, _where, _which_side))
     families = (_is_there, _is_there, yes_no, _how_many_things, _how_many, _color, _shape, place)
@@ -38,11 +38,11 @@ def sample_questions(scene: Scene, rng: random.Random) -> list[tuple[Question, s
         for _ in range(TRIES):
             question = family(scene, rng)
             answer = question.answer(scene) if question else None
-            if question and answer and (scene.has_held_out or not speaks_of_held_out(question)):
+            is_fit = question not in asked and (scene.has_held_out or not question or not speaks_of_held_out(question))
+            if question and answer and is_fit:
                 words, kind = question.words(rng)
-                if words not in asked:
-                    asked[words] = (question, answer, words[0].upper() + words[1:] + "?", kind)
-                    break
+                asked[question] = (question, answer, words[0].upper() + words[1:] + "?", kind)
+                break
     return list(asked.values())
 
 
@@ -70,19 +70,15 @@ def _is_not_there(description: Description, scene: Scene, rng: random.Random) ->
 def _is_related(scene: Scene, rng: random.Random) -> Question | None:
     if len(scene.things) < 2:
         return None
-    first, second = (refer(thing, scene, rng) for thing in rng.sample(scene.things, 2))
-    if not first or not second or not first.is_plain or not second.is_plain:
-        return None
-    return IsRelated(first, rng.choice(tuple(DIRECTIONS)), second)
+    first, second = (refer_plainly(thing, scene, rng) for thing in rng.sample(scene.things, 2))
+    return IsRelated(first, rng.choice(tuple(DIRECTIONS)), second) if first and second else None
 
 
 def _is_bigger(scene: Scene, rng: random.Random) -> Question | None:
     if len(scene.things) < 2:
         return None
-    first, second = (refer(thing, scene, rng, hidden="size") for thing in rng.sample(scene.things, 2))
-    if not first or not second or not first.is_plain or not second.is_plain:
-        return None
-    return IsBigger(first, second, rng.random() < 0.5)
+    first, second = (refer_plainly(thing, scene, rng, hidden="size") for thing in rng.sample(scene.things, 2))
+    return IsBigger(first, second, rng.random() < 0.5) if first and second else None
 
 
 def _is_so(scene: Scene, rng: random.Random) -> Question | None:
@@ -132,12 +128,10 @@ def _what(attribute: str, scene: Scene, rng: random.Random) -> Question | None:
 
 
 def _where(scene: Scene, rng: random.Random) -> Question | None:
-    """Of a thing known by its attributes: "where is the leftmost star" would answer itself."""
-    description = refer(rng.choice(scene.things), scene, rng)
-    return Where(description) if description and description.is_plain else None
+    description = refer_plainly(rng.choice(scene.things), scene, rng)
+    return Where(description) if description else None
 
 
 def _which_side(scene: Scene, rng: random.Random) -> Question | None:
-    description = refer(rng.choice(scene.things), scene, rng)
-    sides = rng.choice((("left", "right"), ("top", "bottom")))
-    return WhichSide(description, sides) if description and description.is_plain else None
+    description = refer_plainly(rng.choice(scene.things), scene, rng)
+    return WhichSide(description, rng.choice((("left", "right"), ("top", "bottom")))) if description else None

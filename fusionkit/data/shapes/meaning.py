@@ -117,7 +117,9 @@ class Description:
     def is_kind(self, thing: Thing) -> bool:
         """Whether colour, shape and size are as described."""
         return (
-            self.color in (None, thing.color) and self.shape in (None, thing.shape) and self.size in (None, thing.size)
+            (self.color is None or self.color == thing.color)
+            and (self.shape is None or self.shape == thing.shape)
+            and (self.size is None or self.size == thing.size)
         )
 
     @property
@@ -143,8 +145,11 @@ class Description:
 
     def found(self, scene: Scene) -> list[Thing] | None:
         """The things that fit, or None where one of them is a matter of opinion."""
-        truths = [self.fits(thing, scene) for thing in scene.things]
-        return None if None in truths else [thing for thing, truth in zip(scene.things, truths, strict=True) if truth]
+        kinds = [thing for thing in scene.things if self.is_kind(thing)]
+        if self.is_plain:
+            return kinds
+        truths = [self.fits(thing, scene) for thing in kinds]
+        return None if None in truths else [thing for thing, truth in zip(kinds, truths, strict=True) if truth]
 
     def only(self, scene: Scene) -> Thing | None:
         """The one thing that fits, or None where the description does not single one out."""

@@ -1,8 +1,9 @@
 """Referring to one thing and no other: by its attributes, its place, its rank among its kind, or its neighbour."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import TypeVar
 
 from fusionkit.data.shapes.meaning import (
@@ -33,23 +34,29 @@ STYLES = {"attributes": 6, "place": 2, "rank": 2, "neighbour": 1}
 
 def refer(thing: Thing, scene: Scene, rng: random.Random, hidden: str = "") -> Description | None:
     """An unambiguous description of the thing that does not name the ``hidden`` attribute; None where none is found."""
-    for style in _weighted_order(STYLES, rng):
-        for description in _CANDIDATES[style](thing, scene, rng, hidden):
-            if description.only(scene) is thing:
-                return description
-    return None
+    candidates = (_CANDIDATES[style](thing, scene, rng, hidden) for style in _weighted_order(STYLES, rng))
+    return _first_clear(chain.from_iterable(candidates), thing, scene)
+
+
+def refer_plainly(thing: Thing, scene: Scene, rng: random.Random, hidden: str = "") -> Description | None:
+    """The same by attributes alone, where a place would give the answer away or make the sentence long."""
+    return _first_clear(_by_attributes(thing, scene, rng, hidden), thing, scene)
 
 
 def sample_expressions(scene: Scene, rng: random.Random) -> list[tuple[Thing, Description, str]]:
     """Up to three expressions: the thing meant, the description that finds it, and its words; no two alike."""
     things = rng.sample(scene.things, len(scene.things))
-    expressions: dict[str, tuple[Thing, Description, str]] = {}
+    expressions: dict[Description, tuple[Thing, Description, str]] = {}
     for thing in (things * EXPRESSIONS)[: 2 * EXPRESSIONS]:
         description = refer(thing, scene, rng)
-        if description and len(expressions) < EXPRESSIONS:
+        if description and description not in expressions and len(expressions) < EXPRESSIONS:
             words = rng.choice(("the ", "")) + description.words(choose_voice(rng))
-            expressions.setdefault(words.removeprefix("the "), (thing, description, words))
+            expressions[description] = (thing, description, words)
     return list(expressions.values())
+
+
+def _first_clear(descriptions: Iterable[Description], thing: Thing, scene: Scene) -> Description | None:
+    return next((description for description in descriptions if description.only(scene) is thing), None)
 
 
 def _by_attributes(thing: Thing, scene: Scene, rng: random.Random, hidden: str) -> Iterator[Description]:

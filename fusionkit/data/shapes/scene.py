@@ -15,7 +15,7 @@ COLORS = {
     "black": (24, 24, 28),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": (0.175, 0.2), "large": (0.3, 0.34)}  # diameter, as a fraction of the image side
+SIZES = {"small": (0.2, 0.22), "large": (0.32, 0.35)}  # diameter, as a fraction of the image side
 HELD_OUT = (  # colour-shape pairs that only the compositional split shows or speaks of
     ("red", "triangle"),
     ("blue", "star"),
@@ -26,6 +26,7 @@ HELD_OUT = (  # colour-shape pairs that only the compositional split shows or sp
 )
 COUNT_WEIGHTS = (8, 16, 20, 20, 18, 18)  # of 1 to 6 things
 MAX_LARGE = 3
+TURN = 0.12  # radians at most
 EXTENT = 1.1  # a turned square or star reaches this much further than its diameter says
 GAP = 1.15  # distance of two centres, in sums of their radii
 PLACING_TRIES = 40
@@ -67,7 +68,7 @@ def sample_scene(rng: random.Random, compositional: bool = False) -> Scene:
     diameters = [rng.uniform(*SIZES[size]) for size in sizes]
     places = _sample_places(rng, diameters)
     things = [
-        Thing(color, shape, size, x, y, diameter, 0.0 if shape in ("circle", "ring") else rng.uniform(-0.2, 0.2))
+        Thing(color, shape, size, x, y, diameter, 0.0 if shape in ("circle", "ring") else rng.uniform(-TURN, TURN))
         for (color, shape), size, diameter, (x, y) in zip(kinds, sizes, diameters, places, strict=True)
     ]
     return Scene(tuple(things), rng.getrandbits(62))

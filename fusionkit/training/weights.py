@@ -1,0 +1,25 @@
+"""Whether the tensors of a checkpoint fit a model, in words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from fusionkit.errors import DataError
+
+
+def require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise DataError with the first differences where a checkpoint was written by another architecture."""
+    if differences := differences_between(expected, found):
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise DataError(f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}")
+
+
+def differences_between(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What does not fit, in words: missing, foreign and differently shaped tensors."""
+    shapes = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    return [
+        *(f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here" for name in shapes),
+        *(f"{name} is missing there" for name in expected if name not in found),
+        *(f"{name} is unknown here" for name in found if name not in expected),
+    ]

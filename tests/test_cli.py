@@ -1,0 +1,210 @@
+"""The command line: help without heavy imports, dispatch, mistakes in one sentence, sweeps, completion."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from fusionkit import __version__, cli
+from fusionkit.cli import COMMANDS, run
+from fusionkit.errors import DataError
+from tests.toys import CONF, choices
+
+HEAVY = "{'torch', 'lightning', 'transformers', 'timm'}"
+jobs: list[DictConfig] = []
+
+
+def record(config: DictConfig) -> float:
+    """A job that keeps its configuration; it fails for two seeds."""
+    jobs.append(config)
+    if config.seed == 13:
+        raise DataError("the file of seed 13 is missing")
+    if config.seed == 14:
+        raise RuntimeError("a defect")
+    if config.seed == 15:
+        raise KeyboardInterrupt
+    return 1.0
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[DictConfig]:
+    """Training that only records; in an empty folder."""
+    jobs.clear()
+    command = COMMANDS["train"]._replace(target=f"{__name__}:record")
+    monkeypatch.setitem(cli.COMMANDS, "train", command)
+    monkeypatch.chdir(tmp_path)
+    return jobs
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """What stands on stderr: one line that begins with "error: "."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def imported_by(call: str, watched: str) -> str:
+    code = (
+        f"import sys\nfrom fusionkit.cli import run\n{call}\nprint('imported', sorted(({watched}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CONF.parent)
+    return done.stdout
+
+
+def test_the_overview_imports_the_standard_library_only() -> None:
+    out = imported_by("run(['--help'])", HEAVY + " | {'hydra', 'omegaconf', 'yaml', 'numpy'}")
+    assert out.endswith("imported []\n")
+    assert all(f"  {name} " in out for name in COMMANDS)
+
+
+def test_the_help_of_train_lists_every_choice_without_torch() -> None:
+    out = imported_by("run(['train', '--help'])", HEAVY)
+    assert out.endswith("imported []\n")
+    for group in ("fusion", "task", "experiment"):
+        assert all(name in out for name in choices(group))
+    assert "*cross_attention" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    assert f"fusionkit {name} {COMMANDS[name].examples[0]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS.items())
+def test_every_target_exists(name: str, command: cli.Command) -> None:
+    assert callable(cli.load(command.target))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"fusionkit {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("trian", "did you mean 'train'?"),
+        ("train sead=2", "unknown key 'sead' in the configuration; did you mean 'seed'?"),
+        ("train experimnt=quickstart", "did you mean 'experiment'?"),
+        ("train trainer.max_epoch=2", "unknown key 'max_epoch' in trainer; did you mean 'max_epochs'?"),
+        ("train objectives.shape.itc=2", "unknown key 'shape' in objectives; did you mean 'shapes'?"),
+        ("train seed.x=2", "'seed' is a single value, so it has no key 'x'"),
+        ("train fusion=cros_attention", "did you mean 'cross_attention'? known: cross_attention, merged_attention"),
+        ("train task=[itc,itn]", "task has no choice 'itn'; did you mean"),
+        ("train fusion=cross_attention,merged_attention", "add -m to run each in turn"),
+        ("train seed=[1", "override 'seed=[1' cannot be read"),
+        ("train seed", "override 'seed' cannot be read"),
+        ("train ~sead", "'sead' does not exist"),
+        ("train --cfg jobs", "invalid choice: 'jobs'"),
+        ("train --config-dir nowhere", "nowhere"),
+        ("evaluate", "'checkpoint' has no value yet; give it as checkpoint=VALUE"),
+        ("evaluate chekpoint=x", "did you mean 'checkpoint'?"),
+        ("data", "fusionkit data cannot ''; known: make"),
+        ("data make shape", "did you mean 'shapes'?"),
+        ("data make shapes scene=3", "did you mean 'scenes'?"),
+        ("completion tcsh", "known: bash, fish, zsh"),
+    ],
+)
+def test_a_mistake_is_one_sentence(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(line.split()) == 2
+    assert words in error_of(capsys)
+
+
+def test_a_missing_file_exits_with_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "checkpoint=nowhere.ckpt"]) == 1
+    assert "checkpoint nowhere.ckpt does not exist" in error_of(capsys)
+
+
+def test_a_job_gets_the_composed_configuration_and_leaves_no_files(recorded: list[DictConfig], tmp_path: Path) -> None:
+    assert run(["train", "seed=3", "experiment=quickstart"]) == 0
+    assert (recorded[0].seed, recorded[0].output_dir) == (3, "outputs/quickstart")
+    assert "hydra" not in recorded[0]
+    assert list(tmp_path.iterdir()) == []
+    assert Path.cwd() == tmp_path
+
+
+def test_options_may_stand_after_overrides(recorded: list[DictConfig], tmp_path: Path) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/own.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert run(["train", "experiment=own", "--config-dir", str(tmp_path / "mine")]) == 0
+    assert recorded[0].seed == 7
+
+
+def test_a_sweep_gives_each_job_a_folder_and_survives_a_mistake(
+    recorded: list[DictConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", "-m", "seed=1,13,2", "name=mine"]) == DataError.exit_code
+    assert [config.seed for config in recorded] == [1, 13, 2]
+    assert [config.output_dir for config in recorded] == [str(tmp_path / f"multirun/mine/{n}") for n in range(3)]
+    printed = capsys.readouterr()
+    assert "job 1: seed=13 name=mine" in printed.out
+    assert printed.err == "error: the file of seed 13 is missing\n"
+
+
+def test_a_defect_keeps_its_trace(recorded: list[DictConfig]) -> None:
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(["train", "seed=14"])
+
+
+def test_a_mistake_shows_its_trace_on_demand(
+    recorded: list[DictConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FUSIONKIT_TRACE", "1")
+    assert run(["train", "seed=13"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_exits_with_130(recorded: list[DictConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "seed=15"]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_keys_of_the_checkpoint_are_let_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.clear()
+    command = COMMANDS["evaluate"]._replace(target=f"{__name__}:jobs_append")
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", command)
+    assert run(["evaluate", "checkpoint=x", "data.root=other", "data.sources.a.splits.test=[val]"]) == 0
+    assert jobs[0].data == {"root": "other", "sources": {"a": {"splits": {"test": ["val"]}}}}
+
+
+jobs_append = jobs.append
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fusionkit tr", ["train "]),
+        ("fusionkit completion z", ["zsh "]),
+        ("fusionkit data ", ["make "]),
+        ("fusionkit data make ", ["shapes "]),
+        ("fusionkit train fusion=c", ["fusion=cross_attention"]),
+        ("fusionkit train seed=1 objectives.shapes.it", ["objectives.shapes.itc=", "objectives.shapes.itm="]),
+        ("fusionkit train experiment=q", ["experiment=quickstart"]),
+        ("fusionkit data make shapes sc", ["scenes="]),
+    ],
+)
+def test_completion_offers(line: str, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", "query", line]) == 0
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+def test_completion_needs_no_torch() -> None:
+    assert imported_by("run(['completion', 'query', 'fusionkit train fus'])", HEAVY).endswith("imported []\n")
+
+
+def test_the_bash_script_completes_after_an_equals_sign(tmp_path: Path) -> None:
+    (tmp_path / "fusionkit").write_text(f'#!/bin/sh\nexec {sys.executable} -m fusionkit "$@"\n')
+    (tmp_path / "fusionkit").chmod(0o755)
+    line = "fusionkit train fusion=m"
+    script = f"""
+        PATH={tmp_path}:$PATH
+        eval "$(fusionkit completion bash)"
+        COMP_LINE='{line}' COMP_POINT={len(line)} _fusionkit
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=CONF.parent)
+    assert done.stdout == "merged_attention\n"

