@@ -35,6 +35,8 @@ def translate(error: Exception, groups: Iterable[str] = ()) -> UserError | None:
     for link in chain:  # our own sentence, however deeply a library has wrapped it
         if isinstance(link, UserError):
             return link
+    if _is_refused_by_lightning(chain[-1]):
+        return ConfigError(f"trainer: {_first_line(chain[-1])}")
     if isinstance(error, InstantiationException | TypeError):
         return _instantiation(error, chain[-1])
     if isinstance(error, yaml.YAMLError):
@@ -101,12 +103,21 @@ def _instantiation(error: Exception, cause: Exception) -> ConfigError | None:
 
 
 def _is_signature_mismatch(cause: Exception) -> bool:
-    """True for the TypeError of a call by Hydra that does not fit the target's signature (deeper calls are our defects)."""
-    frame = cause.__traceback__
+    """True for the TypeError of a call by Hydra that does not fit the target's signature; deeper calls are our defects."""
+    return isinstance(cause, TypeError) and "argument" in str(cause) and _is_raised_in("hydra", cause)
+
+
+def _is_refused_by_lightning(cause: Exception) -> bool:
+    """True where Lightning itself raises because it cannot work with an option of the trainer."""
+    is_refusal = isinstance(cause, ValueError) or type(cause).__name__ == "MisconfigurationException"
+    return is_refusal and _is_raised_in("lightning", cause)
+
+
+def _is_raised_in(package: str, error: Exception) -> bool:
+    frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    is_hydra = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).startswith("hydra.")
-    return is_hydra and isinstance(cause, TypeError) and "argument" in str(cause)
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__")).startswith(f"{package}.")
 
 
 def _first_line(error: Exception) -> str:

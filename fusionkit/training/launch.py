@@ -56,7 +56,9 @@ def build_parts(config: DictConfig, **data: Any) -> Parts:
     """Data, model and tasks; ``data`` replaces arguments of the data module (a restored tokenizer, answers)."""
     check_objectives(config)
     check_arguments(config)
+    evaluation_options(config)  # a mistake in them should not wait for the end of the training
     datamodule: DataModule = instantiate(config.data, **data)
+    _check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
     datamodule.prepare_data()
     datamodule.setup()
     model = build_model(config, datamodule)
@@ -128,6 +130,15 @@ def evaluation_options(config: DictConfig) -> EvaluationOptions:
 
 def _instances(blocks: DictConfig | None) -> list[Any]:
     return [instantiate(block) for block in (blocks or {}).values() if block is not None]
+
+
+def _check_roles(config: DictConfig, known: set[str]) -> None:
+    for role in config.evaluation.roles:
+        if role not in known:
+            raise ConfigError(f"evaluation.roles: no source has a split for the role '{role}'; {suggest(role, known)}")
+    if config.evaluation.checkpoint not in ("best", "last"):
+        hint = suggest(config.evaluation.checkpoint, ("best", "last"))
+        raise ConfigError(f"evaluation.checkpoint is '{config.evaluation.checkpoint}'; {hint}")
 
 
 def _check_needs(name: str, task: Task[Any], fusion: Any) -> None:

@@ -71,9 +71,8 @@ def _write_vqa(folder: Path, split: str, records: Records) -> None:
 def _write_refcoco(folder: Path, splits: list[Records]) -> None:
     """One pair of files for all splits, as published: each ref names its split."""
     refs = [ref for records in splits for ref in records.refs]
-    plain = json.loads(
-        json.dumps(refs)
-    )  # no string twice the same object, which a pickle would tell: equal refs, equal bytes
+    # a pickle also tells which strings are one and the same object: after JSON none are, so equal refs give equal bytes
+    plain = json.loads(json.dumps(refs))
     (folder / "refs(unc).p").write_bytes(pickle.dumps(plain, protocol=2))
     categories = [{"supercategory": "shape", "id": i, "name": name} for i, name in enumerate(SHAPES, start=1)]
     instances = {

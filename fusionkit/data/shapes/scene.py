@@ -15,7 +15,7 @@ COLORS = {
     "black": (24, 24, 28),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": (0.2, 0.22), "large": (0.32, 0.35)}  # diameter, as a fraction of the image side
+SIZES = {"small": (0.19, 0.22), "large": (0.33, 0.38)}  # diameter, as a fraction of the image side
 HELD_OUT = (  # colour-shape pairs that only the compositional split shows or speaks of
     ("red", "triangle"),
     ("blue", "star"),
@@ -24,7 +24,7 @@ HELD_OUT = (  # colour-shape pairs that only the compositional split shows or sp
     ("purple", "square"),
     ("black", "ring"),
 )
-COUNT_WEIGHTS = (8, 16, 20, 20, 18, 18)  # of 1 to 6 things
+COUNT_WEIGHTS = (14, 22, 22, 18, 13, 11)  # of 1 to 6 things
 MAX_LARGE = 3
 TURN = 0.12  # radians at most
 EXTENT = 1.1  # a turned square or star reaches this much further than its diameter says

@@ -1,0 +1,166 @@
+"""The whole road at toy size: make the data, train, evaluate, predict, resume; and what stops it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fusionkit.cli import run
+
+SMALL = (
+    "experiment=quickstart trainer=cpu trainer.precision=32-true trainer.max_epochs=1 logger=csv data.answers.min_count=1 "
+    "data.sources.shapes.batch_size=8 text_encoder.config.hidden_size=32 text_encoder.config.num_hidden_layers=1 "
+    "text_encoder.config.intermediate_size=32 fusion.num_layers=1 model.embed_size=16 evaluation.options.reranking.k=2"
+).split()
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small data set and a finished run on it."""
+    folder = tmp_path_factory.mktemp("world")
+    assert run(["data", "make", "shapes", f"root={folder}/shapes", "scenes=40"]) == 0
+    assert train(folder) == 0
+    return folder
+
+
+def train(world: Path, *overrides: str, name: str = "first") -> int:
+    return run(["train", *SMALL, f"data.root={world}/shapes", f"output_dir={world}/{name}", *overrides])
+
+
+def evaluate(world: Path, *overrides: str, command: str = "evaluate") -> int:
+    return run([command, f"checkpoint={world}/first/checkpoints/best.ckpt", *overrides])
+
+
+def sentence(capsys: Capture) -> str:
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+def test_a_run_leaves_its_files(world: Path) -> None:
+    made = {path.name for path in (world / "first").iterdir()}
+    assert made == {"checkpoints", "config.yaml", "gallery", "logs", "metrics.json", "predictions"}
+    metrics = json.loads((world / "first/metrics.json").read_text())
+    for task in ("vqa_accuracy", "grounding_acc50", "itm_accuracy", "mlm_accuracy", "text_to_image_r1"):
+        assert 0 <= metrics[f"shapes/{task}"] <= 100
+        assert f"shapes/{task}_baseline" in metrics
+    assert "shapes_compositional/vqa_accuracy" in metrics
+
+
+def test_the_run_is_summed_up_before_it_starts(world: Path, capsys: Capture) -> None:
+    assert train(world, "trainer.fast_dev_run=true", name="dry") == 0
+    out = capsys.readouterr().out
+    for words in ("image_encoder", "0.69 M  TimmEncoder", "shapes: 40 images, 8 a step", "itc x 1", "precision 32-true"):
+        assert words in out
+    assert not (world / "dry").exists()
+
+
+def test_a_finished_run_is_not_replaced_unasked(world: Path, capsys: Capture) -> None:
+    assert train(world) == 2
+    assert "already holds a run (best.ckpt); add resume=true" in sentence(capsys)
+    assert train(world, "resume=true", name="nothing") == 1
+    assert "holds no last.ckpt to resume from" in sentence(capsys)
+    assert train(world, "resume=true", "overwrite=true") == 2
+    assert "contradict each other" in sentence(capsys)
+
+
+@pytest.mark.slow
+def test_resume_goes_on_and_overwrite_starts_anew(world: Path) -> None:
+    last = world / "again/checkpoints/last.ckpt"
+    assert train(world, name="again") == 0
+    assert train(world, "resume=true", "trainer.max_epochs=2", name="again") == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 10
+    assert train(world, "overwrite=true", name="again") == 0
+    assert torch.load(last, weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_scores_of_the_run(world: Path) -> None:
+    path = world / "first/metrics.json"
+    before = json.loads(path.read_text())
+    path.unlink()
+    assert evaluate(world) == 0
+    assert json.loads(path.read_text()) == pytest.approx(before)
+
+
+def test_other_splits_are_scored_beside_the_run(world: Path) -> None:
+    before = (world / "first/metrics.json").read_text()
+    assert evaluate(world, "split=val", "evaluation.options.gallery=false", f"data.root={world}/shapes") == 0
+    assert "shapes/vqa_accuracy" in json.loads((world / "first/evaluation/metrics.json").read_text())
+    assert (world / "first/metrics.json").read_text() == before
+
+
+def test_predict_writes_records_without_scores(world: Path, tmp_path: Path) -> None:
+    assert evaluate(world, "split=val", f"output_dir={tmp_path}", command="predict") == 0
+    lines = (tmp_path / "predictions/shapes_val_vqa.jsonl").read_text().splitlines()
+    assert set(json.loads(lines[0])) == {"question_id", "answer"}
+    assert not (tmp_path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["data.rooot=x"], 2, "unknown key 'rooot' in data; did you mean 'root'?"),
+        (["data.root=nowhere"], 1, "nowhere"),
+        (["split=tset"], 2, "did you mean 'test'?"),
+        (["sources=[coco]"], 2, "the checkpoint has no source 'coco'; known: shapes"),
+        (["evaluation.options.reranking.rule=x"], 2, "re-ranking rule 'x'"),
+    ],
+)
+def test_a_wrong_evaluation_is_one_sentence(
+    overrides: list[str], code: int, words: str, world: Path, capsys: Capture
+) -> None:
+    assert evaluate(world, *overrides) == code
+    assert words in sentence(capsys)
+
+
+def test_a_file_that_is_no_checkpoint_is_named(world: Path, tmp_path: Path, capsys: Capture) -> None:
+    good = (world / "first/checkpoints/best.ckpt").read_bytes()
+    (tmp_path / "half.ckpt").write_bytes(good[: len(good) // 2])
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    torch.save({"model": {}}, tmp_path / "foreign.ckpt")
+    torch.save({"fusionkit": {}, "state_dict": {}, "code": os.system}, tmp_path / "pickled.ckpt")
+    for name, words in (
+        ("half", "is truncated or no checkpoint at all"),
+        ("text", "is truncated or no checkpoint at all"),
+        ("foreign", "was not written by fusionkit train: it holds model"),
+        ("pickled", "cannot be read"),
+    ):
+        assert run(["evaluate", f"checkpoint={tmp_path}/{name}.ckpt"]) == 1
+        assert f"{name}.ckpt" in (told := sentence(capsys)) and words in told
+
+
+def test_a_checkpoint_of_another_architecture_names_the_first_difference(world: Path, capsys: Capture) -> None:
+    start = f"checkpoint={world}/first/checkpoints/best.ckpt"
+    assert train(world, start, "model.embed_size=8", "trainer.fast_dev_run=true", name="other") == 1
+    told = sentence(capsys)
+    assert "best.ckpt" in told
+    assert "model.image_projection.weight" in told
+
+
+def test_training_starts_from_the_weights_of_a_checkpoint(world: Path, capsys: Capture) -> None:
+    start = f"checkpoint={world}/first/checkpoints/best.ckpt"
+    assert train(world, start, "trainer.fast_dev_run=true", name="tuned") == 0
+    assert f"started from {world}/first/checkpoints/best.ckpt\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["objectives=none", "+objectives.shapes.vqa=1", "data.sources.shapes.texts_per_image.questions=0"], 2, "vqa"),
+        (["data.root=nowhere/shapes", "data.prepare=null"], 1, "the data folder nowhere/shapes does not exist"),
+        (["trainer.accelerator=quantum"], 2, "quantum"),
+        (["image_encoder.name=resnett18"], 2, "is no timm model"),
+        (["tokenizer=nowhere"], 2, "nowhere"),
+        (["evaluation.options.precision=8"], 2, "precision"),
+    ],
+)
+def test_a_run_that_cannot_work_leaves_nothing(
+    overrides: list[str], code: int, words: str, world: Path, capsys: Capture
+) -> None:
+    assert train(world, *overrides, name="never") == code
+    assert words in sentence(capsys)
+    assert not (world / "never").exists()
