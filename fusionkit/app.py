@@ -78,7 +78,7 @@ def begin_sweep_job(config: DictConfig) -> None:
     """Give a job of a sweep its own folder, and say which one begins."""
     job = HydraConfig.get().job
     if "output_dir" in config:
-        config.output_dir = HydraConfig.get().runtime.output_dir
+        config.output_dir = os.path.relpath(HydraConfig.get().runtime.output_dir)
     print(f"job {job.num}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
 
 

@@ -19,7 +19,7 @@ from fusionkit.training.summary import print_run
 
 
 def train(config: DictConfig) -> float | None:
-    """Train and evaluate; gives the best validation score, which a sweep may optimise."""
+    """Train and evaluate; gives the mean score of the last validation, which a sweep may optimise (None over several ranks)."""
     check_top_level(config, TrainConfig)
     is_main = rank_zero_only.rank == 0
     if is_main:
@@ -67,6 +67,7 @@ def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
     named = {path.stem: path for path in checkpoints(parts.config)}
     if path := named.get(parts.config.evaluation.checkpoint, named.get("last")):
         load_weights(module, read_checkpoint(path), path)
+    parts.datamodule.trainer = None  # this rank evaluates all of it
     folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
     metrics = score(parts, module.objectives, folder, roles, trainer.strategy.root_device)
     for logger in trainer.loggers:

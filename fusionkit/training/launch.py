@@ -1,6 +1,7 @@
 """Builds a run from its configuration, and checks what can only be checked once the parts are there."""
 
 import logging
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,7 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
     for library in ("lightning.pytorch", "lightning.fabric"):  # the device and the rest stand in our own summary
         logging.getLogger(library).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     return instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
 

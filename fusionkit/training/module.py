@@ -120,6 +120,24 @@ class TrainingModule(LightningModule):
         schedule = self._build_scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip here: Lightning refuses to clip under a fused optimiser in mixed precision, though bf16 scales no gradient."""
+        if not gradient_clip_val:
+            return
+        if self.trainer.precision == "16-mixed":  # whose scaler must unscale first, which a fused optimiser does too late
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     def on_fit_start(self) -> None:
         """All ranks must train the same; a launcher that replays a sweep in every rank gives each its own config."""
         digest = hashlib.sha256(json.dumps(self.artifacts, sort_keys=True, default=str).encode()).hexdigest()

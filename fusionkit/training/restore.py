@@ -49,7 +49,9 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
     config = OmegaConf.merge(config, overrides)
     assert isinstance(config, DictConfig)
     if "root" in overrides.get("data", {}):
-        OmegaConf.update(config, "data.prepare", None, force_add=True)  # a folder that the user names is there, or the name is wrong
+        OmegaConf.update(
+            config, "data.prepare", None, force_add=True
+        )  # a folder that the user names is there, or the name is wrong
     forget_weights(config, json.loads(artifacts["text_encoder"]))
     answers = artifacts["answers"]
     restored = {"answers": AnswerVocabulary(answers)} if answers else {}

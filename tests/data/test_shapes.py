@@ -5,6 +5,7 @@ Colours come from the pixels, sizes and places from the boxes, shapes from the c
 
 import json
 import pickle
+import random
 import re
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from PIL import Image
 from fusionkit.data.coco import CocoCaptions
 from fusionkit.data.refcoco import RefCOCO
 from fusionkit.data.shapes import make_shapes, write
+from fusionkit.data.shapes.captions import sample_captions
 from fusionkit.data.shapes.draw import draw
 from fusionkit.data.shapes.records import SPLITS, annotate
-from fusionkit.data.shapes.scene import COLORS, HELD_OUT, Scene
+from fusionkit.data.shapes.scene import COLORS, HELD_OUT, Scene, Thing
 from fusionkit.data.shapes.words import VOCABULARY
 from fusionkit.data.vqa import VQAv2
 from fusionkit.errors import ConfigError, DataError
@@ -235,6 +237,18 @@ def test_boxes_are_tight() -> None:
                 assert np.allclose((x, y, x + width, y + height), drawn, atol=1), (scene.things[number], drawn)
                 assert min(x, y, image_size - x - width, image_size - y - height) >= 0
                 assert min(width, height) >= 10 * image_size / 64
+
+
+def test_five_captions_even_of_things_all_alike() -> None:
+    """No description singles one out, and those between left and right have no place of which people would be sure."""
+    for count in range(1, 7):
+        alike = [
+            Thing("red", "star", "small", 0.42 + 0.01 * number, 0.15 * (number + 1), 0.2, 0.0)
+            for number in range(count)
+        ]
+        for seed in range(40):
+            captions = sample_captions(Scene(tuple(alike), texture=0), random.Random(seed))
+            assert len({words for _, words in captions}) == 5
 
 
 def test_no_split_shows_what_another_holds(root: Path, seen: dict[int, list[Seen]]) -> None:

@@ -123,7 +123,7 @@ def sample_captions(scene: Scene, rng: random.Random) -> list[tuple[Caption, str
     while len(captions) < CAPTIONS:
         caption = kinds[turn % len(kinds)](scene, rng)
         turn += 1
-        if caption and caption.truth(scene) and not _is_vague(caption, scene):
+        if caption and caption.statements and caption.truth(scene) and not _is_vague(caption, scene):
             words = caption.words(rng)
             if len(words.split()) <= MAX_WORDS:
                 captions.setdefault(words, caption)
