@@ -1,6 +1,7 @@
 """The command line: a thin dispatcher that imports only what the chosen command needs, so that help is instant."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -114,4 +115,10 @@ def load(target: str) -> Callable[..., Any]:
 
 def main() -> None:
     """The ``fusionkit`` console script."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 
 from fusionkit.errors import ConfigError, suggest
@@ -53,7 +53,8 @@ def query(line: str) -> None:
 
     words = line.split()[1:] + ([""] if line.endswith(" ") else [])
     name, *rest = words or [""]
-    fixed = {"completion": (SCRIPTS,), "data": (("make",), group_choices("make"))}.get(name, ())
+    known: dict[str, list[list[str]]] = {"completion": [list(SCRIPTS)], "data": [["make"], group_choices("make")]}
+    fixed = known.get(name, [])
     if not rest:
         _offer(name, COMMANDS)
     elif name not in COMMANDS:
@@ -64,7 +65,7 @@ def query(line: str) -> None:
         _hydra(config_name, rest[len(fixed) :])
 
 
-def _offer(word: str, choices: Sequence[str] | dict[str, object]) -> None:
+def _offer(word: str, choices: Iterable[str]) -> None:
     print("\n".join(f"{choice} " for choice in choices if choice.startswith(word)))
 
 

@@ -92,9 +92,9 @@ def register_resolvers() -> None:
 def check_top_level(config: DictConfig, schema: type) -> None:
     """Every key of the top level is one of the schema's, of its type, and no value is left open."""
     known = [field.name for field in fields(schema)]
-    for key in config:
+    for key in map(str, config):
         if key not in known:
-            raise ConfigError(f"unknown key '{key}' at the top level of the configuration; {suggest(str(key), known)}")
+            raise ConfigError(f"unknown key '{key}' at the top level of the configuration; {suggest(key, known)}")
     try:
         OmegaConf.merge(OmegaConf.structured(schema), config)
     except ValidationError as error:
@@ -158,7 +158,8 @@ def signature_of(name: str) -> Mapping[str, inspect.Parameter]:
     from hydra.utils import get_object
 
     target = get_object(name)
-    if isinstance(target, type) and getattr(target.__init__, "__module__", None) == "torch.nn.modules.module":
+    constructor = getattr(target, "__init__", None)
+    if isinstance(target, type) and getattr(constructor, "__module__", None) == "torch.nn.modules.module":
         return {}  # nn.Module's own constructor seems to take anything, and takes nothing
     return inspect.signature(target).parameters
 

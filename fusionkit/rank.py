@@ -29,6 +29,7 @@ def main(path: str) -> int:
 
     register_resolvers()
     config = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
+    assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)
     try:
         train(config)

@@ -1,7 +1,9 @@
 """``fusionkit train``: build the run that the configuration describes, train it, evaluate it."""
 
+import os
 from pathlib import Path
 
+import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
@@ -21,7 +23,7 @@ from fusionkit.training.summary import print_run
 def train(config: DictConfig) -> float | None:
     """Train and evaluate; gives the mean score of the last validation, which a sweep may optimise (None over several ranks)."""
     check_top_level(config, TrainConfig)
-    is_main = rank_zero_only.rank == 0
+    is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
         check_folder(config)
     ranks = bare_trainer(config).world_size
@@ -68,6 +70,8 @@ def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
     if path := named.get(parts.config.evaluation.checkpoint, named.get("last")):
         load_weights(module, read_checkpoint(path), path)
     parts.datamodule.trainer = None  # this rank evaluates all of it
+    if trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)  # and may have the processors of those that are done
     folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
     metrics = score(parts, module.objectives, folder, roles, trainer.strategy.root_device)
     for logger in trainer.loggers:

@@ -124,7 +124,7 @@ def test_package_file_finds_a_file_of_an_installed_package() -> None:
     assert OmegaConf.create({"x": "${package_file:fusionkit,errors.py}"}).x.endswith("fusionkit/errors.py")
     with pytest.raises(ConfigError, match=r"pip install 'fusionkit\[pretrained\]'"):
         package_file("no_such_package", "x")
-    with pytest.raises(DataError, match="package fusionkit holds no nothing.py"):
+    with pytest.raises(DataError, match=r"package fusionkit holds no nothing\.py"):
         package_file("fusionkit", "nothing.py")
 
 

@@ -9,13 +9,26 @@ import torch
 
 from fusionkit.cli import run
 
-SMALL = (
-    "trainer=cpu trainer.precision=32-true trainer.max_epochs=1 trainer.log_every_n_steps=1 scheduler.warmup_steps=0 "
-    "logger=csv data.answers.min_count=1 data.sources.shapes.batch_size=8 image_encoder=resnet_small "
-    "text_encoder=bert_small text_encoder.config.hidden_size=32 text_encoder.config.num_hidden_layers=1 "
-    "fusion=cross_attention fusion.num_layers=1 fusion.num_heads=4 model.embed_size=16 "
-    "evaluation.roles=[test,compositional] evaluation.options.reranking.k=2"
-).split()
+SMALL = [
+    "trainer=cpu",
+    "trainer.precision=32-true",
+    "trainer.max_epochs=1",
+    "trainer.log_every_n_steps=1",
+    "scheduler.warmup_steps=0",
+    "logger=csv",
+    "data.answers.min_count=1",
+    "data.sources.shapes.batch_size=8",
+    "image_encoder=resnet_small",
+    "text_encoder=bert_small",
+    "text_encoder.config.hidden_size=32",
+    "text_encoder.config.num_hidden_layers=1",
+    "fusion=cross_attention",
+    "fusion.num_layers=1",
+    "fusion.num_heads=4",
+    "model.embed_size=16",
+    "evaluation.roles=[test,compositional]",
+    "evaluation.options.reranking.k=2",
+]
 Capture = pytest.CaptureFixture[str]
 
 
@@ -132,7 +145,9 @@ def test_a_file_that_is_no_checkpoint_is_named(world: Path, tmp_path: Path, caps
         ("pickled", "cannot be read"),
     ):
         assert run(["evaluate", f"checkpoint={tmp_path}/{name}.ckpt"]) == 1
-        assert f"{name}.ckpt" in (told := sentence(capsys)) and words in told
+        told = sentence(capsys)
+        assert f"{name}.ckpt" in told
+        assert words in told
 
 
 def test_a_checkpoint_of_another_architecture_names_the_first_difference(world: Path, capsys: Capture) -> None:

@@ -83,7 +83,9 @@ class TimmEncoder(nn.Module):
                 )
             patches = self.norm(patches) + self.position
             states = torch.cat([states[:, : self.num_prefix_tokens], patches], dim=1)
-        pooled = states[:, 0] if self.pool == "cls" else patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
+        pooled = (
+            states[:, 0] if self.pool == "cls" else patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
+        )
         return Tokens(states, None, pooled)
 
     def _features(self, pixel_values: Tensor) -> Tensor:

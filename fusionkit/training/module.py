@@ -129,7 +129,7 @@ class TrainingModule(LightningModule):
         """Clip here: Lightning refuses to clip under a fused optimiser in mixed precision, though bf16 scales no gradient."""
         if not gradient_clip_val:
             return
-        if self.trainer.precision == "16-mixed":  # whose scaler must unscale first, which a fused optimiser does too late
+        if self.trainer.precision == "16-mixed":  # its scaler must unscale first
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

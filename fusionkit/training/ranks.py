@@ -24,7 +24,14 @@ def start_ranks(command: Sequence[str], count: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(count)}
+    share = max(1, (os.cpu_count() or 1) // count)  # of the processors
+    shared = {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(count),
+    }
     ranks = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)

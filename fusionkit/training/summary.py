@@ -24,12 +24,13 @@ def print_run(parts: Parts, trainer: Trainer, console: Console | None = None) ->
 
 def _model(parts: Parts) -> Tree:
     model = parts.model
-    rows = {
+    rows: dict[str, list[nn.Module]] = {
         "image_encoder": [model.image_encoder],
         "text_encoder": [model.text_encoder],
         "fusion": [model.fusion],
         "projections": [model.image_projection, model.text_projection],
-    } | {f"task {name}": [task] for name, task in parts.tasks.items()}
+        **{f"task {name}": [task] for name, task in parts.tasks.items()},
+    }
     branch = Tree(f"model      {_count([model, *parts.tasks.values()])} parameters")
     for name, modules in rows.items():
         branch.add(f"{name:<15}{_count(modules)}  {type(modules[0]).__name__}")
