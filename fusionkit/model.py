@@ -92,8 +92,8 @@ def assemble(
     if text_encoder.upper_layers:
         if not hasattr(built, "start_from"):
             raise ConfigError(
-                f"text_encoder.give_upper_layers: fusion {type(built).__name__} cannot start from text layers; set it to false, or "
-                "choose fusion=cross_attention"
+                f"text_encoder.give_upper_layers: fusion {type(built).__name__} cannot start from text layers; "
+                "set it to false, or choose fusion=cross_attention"
             )
         built.start_from(text_encoder.upper_layers)
         text_encoder.upper_layers = ()

@@ -45,6 +45,7 @@ ENTRY = {
     "evaluate",
     "predict",
     "cli",
+    "rank",
     "__main__",
 }
 FORBIDDEN = {  # rooms that may import much, but not this
@@ -54,7 +55,8 @@ FORBIDDEN = {  # rooms that may import much, but not this
     "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
     "training/launch": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
 }
-HYDRA_ROOMS = {"training/launch"} | ENTRY
+# a run is built from its configuration, written with it and read back
+HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "folder", "artifacts", "restore")} | ENTRY
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

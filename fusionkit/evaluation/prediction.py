@@ -37,9 +37,13 @@ class Loader(Protocol):
 class EvaluationData(Protocol):
     """What the evaluation asks of the data module."""
 
-    sources: Mapping[str, Any]
-    """By name; ``splits`` of each has the roles as keys."""
-    tokenizer: Any
+    @property
+    def sources(self) -> Mapping[str, Any]:
+        """By name; ``splits`` of each has the roles as keys."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any: ...
 
     def samples(self, source: str, role: str) -> Sequence[Sample]: ...
 

@@ -12,7 +12,7 @@ from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.retrieval import Pairing, rerank
 from fusionkit.types import Batch, Encoded, Tokens
 
-RULES = ("itm", "itm+itc")
+RULES = ("itm", "itm+cosine", "density_ratio")
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,19 @@ class Reranking:
     """How captions and images are matched again after the contrastive ranking.
 
     ``k``            candidates a query; 0: no re-ranking.
-    ``rule``         "itm": the logit of a match (ALBEF, X-VLM); "itm+itc": plus the cosine, without temperature (BLIP).
+    ``rule``         "itm": the logit of a match (ALBEF, X-VLM); "itm+cosine": plus the cosine, without temperature (BLIP);
+                     "density_ratio": the log-odds of a match plus the cosine over the temperature (ours, the default).
     ``chunk``        pairs scored at a time.
     ``memory_bytes`` up to here image states are kept between the two stages; above, images are encoded a second time.
+
+    Why "density_ratio": a classifier of matches against negatives has the log-odds log p(match) / q(negative) (noise
+    contrastive estimation, Gutmann and Hyvärinen 2010). Hard negatives are drawn from the contrastive softmax, so q itself
+    grows with exp(cosine / temperature), and what ranks candidates is the sum of both. "itm" alone forgets what the
+    contrastive stage knew, and a matching head that has not learnt yet ranks at random.
     """
 
     k: int = 32
-    rule: str = "itm"
+    rule: str = "density_ratio"
     chunk: int = 256
     memory_bytes: int = 2 * 2**30
 
@@ -112,12 +118,21 @@ class Reranker:
             distinct, index = image_rows.unique(return_inverse=True)
             memory = self.model.fusion.prepare(_to(window.take(distinct), self.device))
             text = _to(_trim(_take(texts, text_rows)), self.device)
-            logits = self.matcher.score_pairs(self.model, memory, text, index.to(self.device))
+            logits = self.matcher.score_pairs(self.model, memory, text, index.to(self.device)).float().cpu()
             advance(len(logits))
-            scores = logits[:, 1].float().cpu()
-            return scores + sim[text_rows, image_rows] if self.settings.rule == "itm+itc" else scores
+            return self._combine(logits, sim[text_rows, image_rows])
 
         return rerank(sim, match, self.settings.k, self.settings.chunk)
+
+    def _combine(self, logits: Tensor, cosine: Tensor) -> Tensor:
+        """Scores (P,) of pairs from the matching logits (P, 2) and cosines (P,)."""
+        match self.settings.rule:
+            case "itm":
+                return logits[:, 1]
+            case "itm+cosine":
+                return logits[:, 1] + cosine
+            case _:
+                return logits[:, 1] - logits[:, 0] + cosine / self.model.temperature.item()
 
 
 def _known(rows: dict[Any, int], ids: list[Any], tokens: Tokens) -> Rows:

@@ -72,4 +72,4 @@ def test_the_small_real_configuration_trains_without_held_out_images(data):
     batch, _, _ = next(iter(module.train_dataloader()))
     assert batch["vqa"]["questions"]["answer_scores"].shape[1] == len(module.answers) == 18
     assert batch["refcoco"]["expressions"]["boxes"].min() > 0
-    assert batch["coco"]["pixel_values"].shape == (32, 3, 64, 64)
+    assert batch["coco"]["pixel_values"].shape == (48, 3, 64, 64)

@@ -62,12 +62,20 @@ def expected_scores(batches):
     return (torch.cat(words)[:, None] * image[has_captions]).sin().double()
 
 
+def expected_mismatch(batches):
+    """(T, I) logits of "no match" in the same order."""
+    image = torch.cat([e.image.embeds.sum(dim=(1, 2)) for _, e in batches])
+    has_captions = torch.tensor([bool(sample.texts["captions"]) for sample in SAMPLES])
+    words = [(e.text["captions"].embeds.sum(dim=2) * e.text["captions"].mask).sum(dim=1) for _, e in batches]
+    return (image[has_captions] - torch.cat(words)[:, None]).double()
+
+
 @pytest.mark.parametrize("memory_bytes", [2**20, 500, 0], ids=["kept", "dropped on the way", "never kept"])
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 def test_scores_do_not_depend_on_what_is_kept_and_how_it_is_cut(batches, memory_bytes, chunk):
     model, pairs = SimpleNamespace(fusion=Fusion()), []
     reranker = Reranker(
-        model, Matcher(), Pairing.of(SAMPLES), Reranking(k=99, chunk=chunk, memory_bytes=memory_bytes), CPU
+        model, Matcher(), Pairing.of(SAMPLES), Reranking(k=99, rule="itm", chunk=chunk, memory_bytes=memory_bytes), CPU
     )
     for batch, encoded in batches:
         reranker.keep(batch, encoded)
@@ -81,16 +89,30 @@ def test_scores_do_not_depend_on_what_is_kept_and_how_it_is_cut(batches, memory_
         assert model.fusion.prepared == [6]  # keys and values once an image
 
 
-def test_the_cosine_is_added_by_the_other_rule(batches):
+def test_the_rules_combine_logits_and_cosines_as_published(batches):
     scores = {}
     sim = torch.randn(9, 6)
-    for rule in ("itm", "itm+itc"):
+    for rule in ("itm", "itm+cosine", "density_ratio"):
         settings = Reranking(k=99, rule=rule)
-        reranker = Reranker(SimpleNamespace(fusion=Fusion()), Matcher(), Pairing.of(SAMPLES), settings, CPU)
+        model = SimpleNamespace(fusion=Fusion(), temperature=torch.tensor(0.25))
+        reranker = Reranker(model, Matcher(), Pairing.of(SAMPLES), settings, CPU)
         for batch, encoded in batches:
             reranker.keep(batch, encoded)
         scores[rule], _ = reranker(sim, [], lambda count: None)
-    torch.testing.assert_close(scores["itm+itc"] - scores["itm"], sim.double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(scores["itm+cosine"] - scores["itm"], sim.double(), atol=1e-6, rtol=0)
+    mismatch = scores["itm"] + sim.double() / 0.25 - scores["density_ratio"]  # the logit of "no match"
+    torch.testing.assert_close(mismatch, expected_mismatch(batches), atol=1e-4, rtol=0)
+
+
+def test_a_matching_head_that_knows_nothing_leaves_the_contrastive_ranking(batches):
+    sim, blind = torch.randn(9, 6), Matcher()
+    blind.score_pairs = lambda model, memory, text, image_index: torch.tensor([[0.7, 0.1]]).expand(len(image_index), 2)
+    model = SimpleNamespace(fusion=Fusion(), temperature=torch.tensor(0.07))
+    reranker = Reranker(model, blind, Pairing.of(SAMPLES), Reranking(k=99), CPU)
+    for batch, encoded in batches:
+        reranker.keep(batch, encoded)
+    scores, _ = reranker(sim, [], lambda count: None)
+    assert scores.argsort(dim=1).equal(sim.argsort(dim=1))
 
 
 def test_the_window_holds_only_what_is_asked_for():

@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
-from fusionkit.training.module import require_same_shapes
+from fusionkit.training.weights import require_fit
 from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
 
 TWO = {"coco": {"a": 1.0, "b": 2.0}, "vqa": {"a": 0.5}}
@@ -103,10 +103,11 @@ def test_checkpoints_load_with_weights_only_and_refuse_another_architecture(tmp_
     assert torch.equal(checkpoint["state_dict"]["teacher.mean"], module.teacher.mean)
     other = {**checkpoint["state_dict"], "model.projections.weight": torch.zeros(3, 4)}
     with pytest.raises(
-        DataError, match=r"model.projections.weight has shape \(3, 4\) in the checkpoint and \(2, 4\) here"
+        DataError,
+        match=r"x.ckpt is of another architecture: model.projections.weight is \(3, 4\) there and \(2, 4\) here",
     ):
-        require_same_shapes(module.state_dict(), other)
-    with pytest.raises(DataError, match=r"teacher.mean is in the checkpoint only"):
+        require_fit(module.state_dict(), other, "x.ckpt")
+    with pytest.raises(DataError, match=r"teacher.mean is unknown here"):
         fit(tmp_path, fake_module(), ckpt_path=tmp_path / "x.ckpt", max_steps=2)
 
 
