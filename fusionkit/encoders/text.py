@@ -1,12 +1,14 @@
 """Any BERT-like transformers encoder as a tower that gives text tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
@@ -124,9 +126,31 @@ def _load(pretrained: str, overrides: Mapping[str, Any]) -> PreTrainedModel:
         )
     try:
         config = AutoConfig.from_pretrained(pretrained, **overrides)
-        return AutoModel.from_pretrained(pretrained, config=config, dtype=torch.float32, **_plain_tower(config))
+        with _quiet_loading():
+            tower, report = AutoModel.from_pretrained(
+                pretrained, config=config, dtype=torch.float32, output_loading_info=True, **_plain_tower(config)
+            )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
             f"text_encoder.pretrained: '{pretrained}' could not be loaded ({reason}); give a directory or a hub id"
         ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise DataError(
+            f"text_encoder.pretrained: '{pretrained}' lacks {len(missing)} weights of a {config.model_type} encoder, among them "
+            f"{missing[0]}; give the directory of a whole model"
+        )
+    return tower
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without transformers' progress bar and its report on heads that an encoder does not have."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()

@@ -23,7 +23,7 @@ class TrainingModule(LightningModule):
 
     ``balance``    joins the losses by objective ("source/task") into one (fusionkit.balance).
     ``optimizer``  called with the named parameters, returns the optimiser; its groups keep their ``lr_scale``.
-    ``scheduler``  called with (optimiser, total_steps=...), returns a schedule that is stepped with the optimiser.
+    ``scheduler``  called with (optimiser, total_steps=...), returns a schedule stepped with the optimiser; None: constant.
     ``teacher``    a momentum teacher (fusionkit.momentum), advanced once per optimiser step.
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
@@ -38,7 +38,7 @@ class TrainingModule(LightningModule):
         objectives: Mapping[str, Mapping[str, float]],
         balance: nn.Module,
         optimizer: Callable[..., torch.optim.Optimizer],
-        scheduler: Callable[..., Any],
+        scheduler: Callable[..., Any] | None,
         teacher: Any = None,
         artifacts: Mapping[str, Any] | None = None,
     ) -> None:
@@ -117,6 +117,8 @@ class TrainingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._build_optimizer(list(self.named_parameters()))
+        if self._build_scheduler is None:
+            return optimizer
         schedule = self._build_scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

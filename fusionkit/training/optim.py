@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +27,19 @@ def build_optimizer(
     layer_decay: float | None = None,
     fused: bool = True,
 ) -> torch.optim.AdamW:
-    """AdamW over every trainable parameter, grouped by (learning rate, weight decay).
+    """AdamW over every trainable parameter, in the groups of ``parameter_groups``."""
+    groups = parameter_groups(named_parameters, lr, weight_decay, rules, layer_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
+
+
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float,
+    rules: Sequence[Sequence[str | float | None]] = (),
+    layer_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Optimiser groups of all trainable parameters, one for each (learning rate, weight decay).
 
     ``rules``        ordered (regex, lr scale, weight decay); the first that is found in a parameter's name decides. A
                      weight decay of None is the default: ``weight_decay``, but 0 for biases, norms and the temperature
@@ -53,11 +66,10 @@ def build_optimizer(
         raise ConfigError(
             "optimizer: every parameter is frozen; unfreeze an encoder or give an lr scale above 0 in optimizer.rules"
         )
-    options = [
+    return [
         {"params": parameters, "lr": lr * scale, "weight_decay": decay, "lr_scale": scale}
         for (scale, decay), parameters in groups.items()
     ]
-    return torch.optim.AdamW(options, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused)
 
 
 def layer_scales(names: Sequence[str], decay: float) -> dict[str, float]:

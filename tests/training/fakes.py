@@ -1,5 +1,6 @@
 """A tiny model, task, teacher and data module: the real contracts, in a few numbers, with dropout."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -143,7 +144,9 @@ def count_records(records, samples) -> dict[str, float]:
     return {"coverage": 100 * len(records) / len(samples), "records": float(len(records))}
 
 
-def fake_module(objectives=None, *, teacher: bool = False, lr: float = 0.05, tasks=None, **options) -> TrainingModule:
+def fake_module(
+    objectives=None, *, teacher: bool = False, optimizer=None, scheduler=warmup_cosine, tasks=None, **options
+) -> TrainingModule:
     torch.manual_seed(0)
     model = FakeModel()
     tasks = tasks or {"a": FakeTask(count_records)}
@@ -152,8 +155,8 @@ def fake_module(objectives=None, *, teacher: bool = False, lr: float = 0.05, tas
         tasks,
         objectives or {"coco": {"a": 1.0}},
         Fixed(),
-        lambda named: build_optimizer(named, lr=lr),
-        lambda optimizer, total_steps: warmup_cosine(optimizer, total_steps, warmup_steps=2),
+        optimizer or partial(build_optimizer, lr=0.05),
+        partial(scheduler, warmup_steps=2) if scheduler else None,
         FakeTeacher(model) if teacher else None,
         **options,
     )

@@ -1,5 +1,6 @@
 """One step over several objectives, validation, the teacher, and what a checkpoint carries."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from lightning import Callback, Trainer
 
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
+from fusionkit.training.muon import build_muon
+from fusionkit.training.optim import build_optimizer
 from fusionkit.training.weights import require_fit
 from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
 
@@ -36,7 +39,7 @@ def test_encodes_each_source_once_a_step_whatever_the_number_of_tasks(tmp_path):
 
 
 def test_logs_every_loss_by_objective_with_the_weighted_total(tmp_path):
-    module = fake_module(TWO, tasks={"a": FakeTask(), "b": FakeTask()}, lr=0.2)
+    module = fake_module(TWO, tasks={"a": FakeTask(), "b": FakeTask()}, optimizer=partial(build_optimizer, lr=0.2))
     run = fit(tmp_path, module, FakeData(("coco", "vqa")), max_steps=2, limit_val_batches=0)
     logged = {name: float(value) for name, value in run.callback_metrics.items()}
     total = logged["train/coco/a_loss"] + 2 * logged["train/coco/b_loss"] + 0.5 * logged["train/vqa/a_loss"]
@@ -129,25 +132,28 @@ class Interrupt(Callback):
         {"max_epochs": 4, "limit_val_batches": 0},  # saved at its end
         {"max_epochs": 4, "accumulate_grad_batches": 2},
         {"max_steps": 6, "max_epochs": -1},
+        {"max_steps": 6, "max_epochs": -1, "optimizer": partial(build_muon, lr=0.05, matrices="image_encoder")},
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
+    options = dict(options)
+    fake = partial(fake_module, teacher=True, optimizer=options.pop("optimizer", None))
     batches = {2: 6, 4: 3, -1: 3}[options["max_epochs"]]
     callbacks = lambda place: [LastCheckpoint(str(tmp_path / place)), StopAfter()]  # noqa: E731
     options = {"enable_checkpointing": True, **options}
-    whole = fake_module(teacher=True)
+    whole = fake()
     steps = fit(tmp_path, whole, FakeData(batches=batches), callbacks=callbacks("whole"), **options).global_step
 
     with pytest.raises(KeyError, match="interrupted"):
         fit(
             tmp_path,
-            fake_module(teacher=True),
+            fake(),
             FakeData(batches=batches),
             callbacks=[*callbacks("half"), Interrupt(5)],
             **options,
         )
     torch.manual_seed(99)  # a new process has another state
-    resumed = fake_module(teacher=True)
+    resumed = fake()
     torch.manual_seed(77)
     run = fit(
         tmp_path,
@@ -162,3 +168,9 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert resumed.model.image_encoder[1].p > 0  # dropout was on
+
+
+def test_without_a_schedule_the_rate_is_constant(tmp_path):
+    run = fit(tmp_path, fake_module(scheduler=None), max_steps=3, limit_val_batches=0)
+    assert run.lr_scheduler_configs == []
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.05

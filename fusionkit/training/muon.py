@@ -1,0 +1,81 @@
+"""Muon for the matrices inside the layers, AdamW for everything else, as one optimiser."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionkit.errors import ConfigError
+from fusionkit.training.optim import parameter_groups
+
+
+def build_muon(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    lr: float,
+    weight_decay: float = 0.05,
+    matrices: str = r"\b(layers?|blocks)\.\d+\.",
+    matrix_scale: float = 2.0,
+    momentum: float = 0.95,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-8,
+    rules: Sequence[Sequence[str | float | None]] = (),
+    layer_decay: float | None = None,
+    fused: bool = True,
+) -> "Combined":
+    """Muon (Jordan 2024) for two-dimensional parameters whose name ``matrices`` finds, AdamW for the others.
+
+    Muon moves a matrix by its orthogonalised momentum, so that rare directions learn as fast as common ones; its steps are
+    scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982) times ``matrix_scale``, so both share ``lr``,
+    ``weight_decay``, ``rules`` and ``layer_decay`` (see ``parameter_groups``). Embeddings, heads, norms, biases and
+    convolutions are AdamW's, as published.
+    Raises ConfigError where ``matrices`` finds none.
+    """
+    named = list(named_parameters)
+    chosen = {parameter for name, parameter in named if parameter.ndim == 2 and re.search(matrices, name)}
+    groups = parameter_groups(named, lr, weight_decay, rules, layer_decay)
+    inside, outside = (_only(groups, lambda p, side=side: (p in chosen) == side) for side in (True, False))
+    for group in inside:
+        group["lr"] *= matrix_scale
+        group["lr_scale"] *= matrix_scale
+    if not inside:
+        raise ConfigError(f"optimizer.matrices: '{matrices}' finds no trainable matrix; use optimizer=adamw")
+    muon = torch.optim.Muon(inside, lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+    if not outside:
+        return Combined(muon)
+    return Combined(muon, torch.optim.AdamW(outside, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused))
+
+
+def _only(groups: Sequence[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
+    """The groups with the wanted parameters alone, empty ones left out."""
+    parts = [{**group, "params": [p for p in group["params"] if wanted(p)]} for group in groups]
+    return [part for part in parts if part["params"]]
+
+
+class Combined(torch.optim.Optimizer):
+    """Several optimisers that a trainer, a schedule and a checkpoint see as one; the groups are theirs."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states of the parts, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What ``state_dict`` gave."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # a part makes new ones

