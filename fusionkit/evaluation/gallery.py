@@ -186,10 +186,10 @@ def _draw_picture(picture: Picture) -> Image.Image:
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, wide: float, high: float, size: tuple[int, int]) -> None:
-    """A box of 3 pixels on a thin white halo, kept inside the picture."""
+    """A line of 3 pixels on a thin white halo around the box, so that it hides nothing in it; kept inside the picture."""
     x, y, w, h = mark.box
-    left, right = (min(max(value * wide, 2), size[0] - 3) for value in (x, x + w))
-    top, bottom = (min(max(value * high, 2), size[1] - 3) for value in (y, y + h))
+    left, right = (min(max(value, 2), size[0] - 3) for value in (x * wide - 3, (x + w) * wide + 3))
+    top, bottom = (min(max(value, 2), size[1] - 3) for value in (y * high - 3, (y + h) * high + 3))
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
     strokes = [stroke for a, b in itertools.pairwise(corners) for stroke in _strokes(a, b, mark.is_dashed)]
     for color, width in ((PAPER, 5), (mark.color, 3)):

@@ -49,7 +49,7 @@ def test_a_small_drawing_is_enlarged_by_a_whole_number_and_its_boxes_with_it(tmp
     draw_sheet(Sheet("", [Panel("a box", (picture,))]), "title", tmp_path / "sheet.png")
     blue, green = places(tmp_path / "sheet.png", "#0000ff"), places(tmp_path / "sheet.png", GREEN)
     assert (np.ptp(blue, axis=0) + 1).tolist() == [96, 192]  # three times as large
-    assert np.ptp(green, axis=0) == pytest.approx([48 + 2, 96 + 2], abs=1)  # three pixels of line, half outside
+    assert np.ptp(green, axis=0) == pytest.approx([48 + 8, 96 + 8], abs=1)  # a line and its halo, all outside
     assert green.mean(axis=0) == pytest.approx(blue.min(axis=0) + np.array([48, 96]), abs=1)
 
 
