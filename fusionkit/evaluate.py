@@ -12,6 +12,7 @@ from fusionkit.config import EvaluateConfig, check_top_level
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.run import evaluate_run
 from fusionkit.evaluation.table import print_scores
+from fusionkit.training.folder import require_writable
 from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts
@@ -37,8 +38,9 @@ def restore(config: DictConfig) -> tuple[Parts, Path]:
     checkpoint = Path(config.checkpoint)
     home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     is_own = config.split is None and config.sources is None and not config.data
-    folder = config.output_dir or (home if is_own else home / "evaluation")
-    return parts, Path(folder)
+    folder = Path(config.output_dir or (home if is_own else home / "evaluation"))
+    require_writable(folder)
+    return parts, folder
 
 
 def chosen_sources(config: DictConfig, parts: Parts) -> list[str]:
