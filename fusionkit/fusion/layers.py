@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, context_size: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        if hidden_size % num_heads:
+        if num_heads < 1 or hidden_size % num_heads:
             raise ConfigError(
                 f"fusion: hidden_size {hidden_size} is not divisible by num_heads {num_heads}; change one"
             )
