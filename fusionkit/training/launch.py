@@ -10,9 +10,8 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.config import check_arguments, check_objectives
 from fusionkit.data.datamodule import DataModule
-from fusionkit.errors import ConfigError, suggest
+from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
@@ -55,8 +54,6 @@ def build_module(parts: Parts) -> TrainingModule:
 
 def build_parts(config: DictConfig, **data: Any) -> Parts:
     """Data, model and tasks; ``data`` replaces arguments of the data module (a restored tokenizer, answers)."""
-    check_objectives(config)
-    check_arguments(config)
     evaluation_options(config)  # a mistake in them should not wait for the end of the training
     datamodule: DataModule = instantiate(config.data, **data)
     _check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
@@ -72,11 +69,14 @@ def build_parts(config: DictConfig, **data: Any) -> Parts:
 
 def build_model(config: DictConfig, datamodule: DataModule) -> VisionLanguageModel:
     """Encoders, fusion and model; the vocabulary is the data's."""
-    return instantiate(config.model)(
-        image_encoder=instantiate(config.image_encoder),
-        text_encoder=instantiate(config.text_encoder, vocab_size=len(datamodule.tokenizer)),
-        fusion=instantiate(config.fusion),
-    )
+    with refusals("image_encoder"):
+        image_encoder = instantiate(config.image_encoder)
+    with refusals("text_encoder"):
+        text_encoder = instantiate(config.text_encoder, vocab_size=len(datamodule.tokenizer))
+    with refusals("model or fusion"):
+        return instantiate(config.model)(
+            image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
+        )
 
 
 def build_tasks(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Task[Any]]:
