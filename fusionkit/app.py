@@ -1,6 +1,7 @@
 """Runs one of our entry points on a configuration that Hydra composes: options, sweeps, exit codes, readable mistakes."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -51,6 +52,7 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     assert command.config_name is not None
     register_resolvers()
     see_working_folder()
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints what it raises, too
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions to us, rather than print them
     shell_line, groups, failures = sys.argv, primary_groups(command.config_name), list[int]()
 

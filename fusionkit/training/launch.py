@@ -21,6 +21,15 @@ from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
 from fusionkit.types import Dims
 
+NOTICES = (  # of libraries, about what is meant to be so here
+    ".*LeafSpec",  # Lightning's own use of torch
+    "Found .* in eval mode at the start of training",  # the teacher and frozen encoders
+    "The '.*' does not have many workers",  # data.num_workers is a choice, and images may be cached
+    "The number of training batches .* is smaller than the logging interval",  # a small data set is no mistake
+    "Checkpoint directory .* exists and is not empty",  # folder.check_folder has spoken
+    ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
+)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -117,11 +126,18 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
-    for library in ("lightning.pytorch", "lightning.fabric"):  # the device and the rest stand in our own summary
-        logging.getLogger(library).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+    quieten_libraries()
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     return instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
+
+
+def quieten_libraries() -> None:
+    """Leave out what libraries say about what is meant to be so, and where in their code the rest comes from."""
+    for library in ("lightning.pytorch", "lightning.fabric"):  # the device and the rest stand in our own summary
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in NOTICES:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"
 
 
 def evaluation_options(config: DictConfig) -> EvaluationOptions:
