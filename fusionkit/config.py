@@ -158,7 +158,9 @@ def check_arguments(config: DictConfig) -> None:
             if key in accepted:
                 _check_type(f"{place}.{key}".lstrip("."), value, accepted[key])
             elif not is_open:
-                raise ConfigError(f"{place}: {name} takes no '{key}'; {suggest(str(key), accepted)}")
+                raise ConfigError(
+                    f"{place}: {name} takes no '{key}'; {suggest(str(key), accepted)} (leave it out with ~{place}.{key})"
+                )
 
 
 PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
