@@ -57,7 +57,9 @@ class ITC(Task[CaptionBatch]):
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)
         if queue_size < 0:
-            raise ConfigError(f"task.itc.queue_size is {queue_size}; give the number of features to keep, or 0 for none")
+            raise ConfigError(
+                f"task.itc.queue_size is {queue_size}; give the number of features to keep, or 0 for none"
+            )
         self.image_queue = FeatureQueue(queue_size, dims.embed_size) if queue_size else None
         self.text_queue = FeatureQueue(queue_size, dims.embed_size) if queue_size else None
 
