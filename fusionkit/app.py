@@ -1,6 +1,7 @@
 """Runs one of our entry points on a configuration that Hydra composes: options, sweeps, exit codes, readable mistakes."""
 
 import argparse
+import logging
 import os
 import sys
 import traceback
@@ -50,6 +51,8 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     """
     assert command.config_name is not None
     register_resolvers()
+    see_working_folder()
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints what it raises, too
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions to us, rather than print them
     shell_line, groups, failures = sys.argv, primary_groups(command.config_name), list[int]()
 
@@ -72,6 +75,15 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     finally:
         sys.argv = shell_line
     return failures[0] if failures else 0
+
+
+def see_working_folder() -> None:
+    """Let a configuration name the user's own modules: unlike ``python -m``, a console script does not look where it is run.
+
+    At the end of the path, so that a file of the user's shadows no library.
+    """
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 def begin_sweep_job(config: DictConfig) -> None:

@@ -2,6 +2,8 @@
 
 import importlib.util
 import inspect
+import types
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -139,18 +141,44 @@ def _check_weight(key: str, weight: Any) -> None:
 
 
 def check_arguments(config: DictConfig) -> None:
-    """Every key of a ``_target_`` block is an argument of its target, also where the target is called much later."""
+    """Every key of a ``_target_`` block is an argument of its target, also where the target is called much later.
+
+    Where the argument is annotated as a number, a text or a truth value, the value is one.
+    """
     for place, block in target_blocks(OmegaConf.to_container(config, resolve=False)):
         name = block["_target_"]
         try:
             accepted = signature_of(name)
         except (ImportError, ValueError) as error:
             raise ConfigError(f"{place}._target_: '{name}' cannot be imported ({first_cause(error)})") from error
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
-            continue
-        for key in block:
-            if not str(key).startswith("_") and key not in accepted:
-                raise ConfigError(f"{place}: {name} takes no '{key}'; {suggest(str(key), accepted)}")
+        is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
+        for key, value in block.items():
+            if str(key).startswith("_"):
+                continue
+            if key in accepted:
+                _check_type(f"{place}.{key}".lstrip("."), value, accepted[key])
+            elif not is_open:
+                raise ConfigError(
+                    f"{place}: {name} takes no '{key}'; {suggest(str(key), accepted)} (leave it out with ~{place}.{key})"
+                )
+
+
+PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+
+
+def _check_type(key: str, value: Any, parameter: inspect.Parameter) -> None:
+    """Raise ConfigError for a value of another type than a plain annotation says; other annotations say nothing here."""
+    is_union = typing.get_origin(parameter.annotation) in (types.UnionType, typing.Union)
+    members = set(typing.get_args(parameter.annotation)) if is_union else {parameter.annotation}
+    if parameter.default is None:
+        members.add(type(None))
+    is_open = isinstance(value, dict) or (isinstance(value, str) and ("${" in value or value == "???"))
+    if is_open or not members <= PLAIN.keys():
+        return
+    fitting = members | ({int} if float in members else set())
+    if type(value) not in fitting:
+        expected = " or ".join(words for kind, words in PLAIN.items() if kind in members)
+        raise ConfigError(f"{key} is {value!r}, but has to be {expected}")
 
 
 def signature_of(name: str) -> Mapping[str, inspect.Parameter]:
@@ -161,7 +189,10 @@ def signature_of(name: str) -> Mapping[str, inspect.Parameter]:
     constructor = getattr(target, "__init__", None)
     if isinstance(target, type) and getattr(constructor, "__module__", None) == "torch.nn.modules.module":
         return {}  # nn.Module's own constructor seems to take anything, and takes nothing
-    return inspect.signature(target).parameters
+    try:
+        return inspect.signature(target, eval_str=True).parameters
+    except NameError:  # an annotation of something that is imported for type checkers only
+        return inspect.signature(target).parameters
 
 
 def target_blocks(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

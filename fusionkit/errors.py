@@ -4,7 +4,8 @@ The command line prints the sentence without a stack trace; anything else that i
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -21,6 +22,17 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file (annotation, image, checkpoint) is missing, unreadable or says something impossible (exit code 1)."""
+
+
+@contextmanager
+def refusals(section: str) -> Iterator[None]:
+    """Where a library refuses a value of a section while a part is built from it (ValueError), say which section it was."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{section}: {str(error).splitlines()[0]}") from error
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

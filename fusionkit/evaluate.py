@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 
 from fusionkit.cli import STORED
 from fusionkit.config import EvaluateConfig, check_top_level
-from fusionkit.errors import ConfigError, suggest
-from fusionkit.evaluation.run import evaluate_run
+from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
+from fusionkit.training.folder import require_writable
 from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts
@@ -21,8 +22,9 @@ def evaluate(config: DictConfig) -> None:
     """Score a checkpoint."""
     parts, folder = restore(config)
     objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
-    roles = chosen_roles(config, parts)
-    score(parts, active_objectives(objectives, parts.tasks), folder, roles, device_of(parts))
+    roles, active = chosen_roles(config, parts), active_objectives(objectives, parts.tasks)
+    check_files(parts, active, roles)
+    score(parts, active, folder, roles, device_of(parts))
 
 
 def restore(config: DictConfig) -> tuple[Parts, Path]:
@@ -37,8 +39,9 @@ def restore(config: DictConfig) -> tuple[Parts, Path]:
     checkpoint = Path(config.checkpoint)
     home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
     is_own = config.split is None and config.sources is None and not config.data
-    folder = config.output_dir or (home if is_own else home / "evaluation")
-    return parts, Path(folder)
+    folder = Path(config.output_dir or (home if is_own else home / "evaluation"))
+    require_writable(folder)
+    return parts, folder
 
 
 def chosen_sources(config: DictConfig, parts: Parts) -> list[str]:
@@ -54,6 +57,17 @@ def chosen_roles(config: DictConfig, parts: Parts) -> list[str]:
     if config.split is None:
         return list(parts.config.evaluation.roles)
     return [config.split] if isinstance(config.split, str) else list(config.split)
+
+
+def check_files(parts: Parts, objectives: Mapping[str, Iterable[str]], roles: Sequence[str]) -> None:
+    """Read all annotations before the first source is evaluated; a folder may lack the files of one of several sources."""
+    for role, source in splits_of(parts.datamodule, objectives, roles):
+        try:
+            parts.datamodule.samples(source, role)
+        except DataError as error:
+            others = [name for name in objectives if name != source]
+            hint = f"; to evaluate without source {source}: sources=[{','.join(others)}]" if others else ""
+            raise DataError(f"source {source}: {error}{hint}") from error
 
 
 def device_of(parts: Parts) -> torch.device:

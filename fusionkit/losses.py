@@ -8,10 +8,10 @@ from torch import Tensor
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over rows of -sum_j targets_ij log softmax(logits)_ij; logits and targets (R, C), target rows sum to 1.
 
-    Columns with a logit of -inf are allowed where the target is 0.
+    0 for no row at all. Columns with a logit of -inf are allowed where the target is 0.
     """
     log_probs = F.log_softmax(logits.float(), dim=-1)
-    return -(targets * log_probs.masked_fill(targets == 0, 0.0)).sum(dim=-1).mean()
+    return -(targets * log_probs.masked_fill(targets == 0, 0.0)).sum() / max(len(targets), 1)
 
 
 def contrastive_targets(row_keys: Tensor, column_keys: Tensor) -> Tensor:

@@ -41,11 +41,23 @@ class VisionLanguageModel(nn.Module):
         return self.image_encoder(pixel_values)
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
-        """(T, L), mask (T, L) or (T, L, L) -> text tokens."""
+        """(T, L), mask (T, L) or (T, L, L) -> text tokens; T may be 0."""
+        if not len(input_ids):
+            blank = self.encode_text(input_ids.new_zeros(1, *input_ids.shape[1:]), _one_row(attention_mask))
+            return Tokens(blank.embeds[:0], attention_mask, blank.pooled[:0])
         return self.text_encoder(input_ids, attention_mask)
 
     def fuse(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:
-        """Fuse T texts with the images of ``memory`` (from ``encode`` or ``fusion.prepare``) that ``image_index`` (T,) names."""
+        """Fuse T texts with the images of ``memory`` (from ``encode`` or ``fusion.prepare``) that ``image_index`` (T,) names.
+
+        T may be 0, where no image of a batch has a text of a kind: encoders and fusions are then given a blank row, which
+        is dropped again, so that none need care and every parameter is part of the graph, as plain DDP needs.
+        """
+        if not len(image_index):
+            assert text.mask is not None
+            blank = Tokens(_one_row(text.embeds), _one_row(text.mask), _one_row(text.pooled))
+            fused = self.fuse(memory, blank, image_index.new_zeros(1))
+            return Fused(*(None if part is None else part[:0] for part in fused))
         return self.fusion(memory, text, image_index)
 
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
@@ -82,6 +94,11 @@ class VisionLanguageModel(nn.Module):
             self.temperature.requires_grad_(False)
         if not needs - {"feats"}:
             self.fusion.requires_grad_(False)
+
+
+def _one_row(rows: Tensor) -> Tensor:
+    """(0, ...) -> (1, ...) ones: a blank text, of which every token may be attended; gradients still reach the rows."""
+    return torch.cat([rows, rows.new_ones(1, *rows.shape[1:])])
 
 
 def assemble(

@@ -23,6 +23,8 @@ class HardNegatives:
 
     def __call__(self, similarity: Tensor, same_image: Tensor) -> tuple[Tensor, Tensor]:
         is_valid = ~same_image.all(dim=1)
+        if not similarity.numel():  # no text in the batch: nothing to draw from
+            return torch.zeros_like(is_valid, dtype=torch.int64), torch.zeros_like(is_valid)
         logits = similarity.float().masked_fill(same_image, float("-inf"))
         logits = torch.where(is_valid[:, None], logits, torch.zeros_like(logits))  # any law will do: the row is dropped
         return torch.multinomial(logits.softmax(dim=1), 1).squeeze(1), is_valid

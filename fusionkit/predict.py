@@ -2,9 +2,10 @@
 
 from omegaconf import DictConfig
 
-from fusionkit.evaluate import chosen_roles, chosen_sources, device_of, restore
+from fusionkit.evaluate import check_files, chosen_roles, chosen_sources, device_of, restore
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.records import write_records
+from fusionkit.evaluation.run import splits_of
 from fusionkit.training.launch import evaluation_options
 from fusionkit.training.module import active_objectives
 
@@ -16,13 +17,14 @@ def predict(config: DictConfig) -> None:
     objectives = active_objectives(
         {name: parts.objectives[name] for name in chosen_sources(config, parts)}, parts.tasks
     )
+    roles = chosen_roles(config, parts)
+    check_files(parts, objectives, roles)
     for module in (parts.model, *parts.tasks.values()):
         module.to(device)
-    for role in chosen_roles(config, parts):
-        for source, weights in objectives.items():
-            tasks = {name: parts.tasks[name] for name in weights}
-            predictions = predict_source(parts.model, tasks, parts.datamodule, source, role, device, options)
-            for name, records in predictions.items():
-                path = folder / "predictions" / f"{source}_{role}_{name}.jsonl"
-                write_records(path, records)
-                print(f"{len(records):,} predictions: {path}")
+    for role, source in splits_of(parts.datamodule, objectives, roles):
+        tasks = {name: parts.tasks[name] for name in objectives[source]}
+        predictions = predict_source(parts.model, tasks, parts.datamodule, source, role, device, options)
+        for name, records in predictions.items():
+            path = folder / "predictions" / f"{source}_{role}_{name}.jsonl"
+            write_records(path, records)
+            print(f"{len(records):,} predictions: {path}")

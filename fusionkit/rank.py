@@ -1,7 +1,9 @@
 """``python -m fusionkit.rank CONFIG.yaml``: one rank of a training on several devices, on the configuration of rank 0."""
 
+import os
 import sys
 from pathlib import Path
+from signal import SIGKILL
 from tempfile import TemporaryDirectory
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,18 +11,36 @@ from omegaconf import DictConfig, OmegaConf
 from fusionkit.app import report
 from fusionkit.config import register_resolvers
 from fusionkit.errors import UserError
+from fusionkit.mistakes import translate
 from fusionkit.training.ranks import start_ranks
 
 
 def train_in_ranks(config: DictConfig, count: int) -> None:
-    """Train in ``count`` processes, each on the same saved configuration; raises UserError where one of them fails."""
+    """Train in ``count`` processes, each on the same saved configuration; raises UserError where one of them fails.
+
+    A user's mistake, which most often every rank makes, is left by each in the folder and told once, here.
+    """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
         if code := start_ranks([sys.executable, "-m", "fusionkit.rank", str(path)], count):
-            failure = UserError("a rank of the training failed; its message stands above")
-            failure.exit_code = code
+            failure = UserError(_told(Path(folder)) or _untold(code))
+            failure.exit_code = abs(code)
             raise failure
+
+
+def _told(folder: Path) -> str | None:
+    """The mistake that the lowest rank met, if any did."""
+    return next((path.read_text(encoding="utf-8") for path in sorted(folder.glob("mistake_*"))), None)
+
+
+def _untold(code: int) -> str:
+    if code != -SIGKILL:
+        return "a rank of the training failed; its message stands above"
+    return (
+        "a rank of the training was killed, as the system does where memory runs out; lower data.sources.NAME.batch_size "
+        "or trainer.devices"
+    )
 
 
 def main(path: str) -> int:
@@ -34,7 +54,14 @@ def main(path: str) -> int:
     try:
         train(config)
     except Exception as error:
-        return report(error)
+        mistake = translate(error)
+        if mistake is None or os.environ.get("FUSIONKIT_TRACE") == "1":
+            return report(error)
+        place = Path(path).with_name(f"mistake_{int(os.environ['RANK']):05}")
+        place.write_text(str(mistake), encoding="utf-8")
+        return mistake.exit_code
+    except KeyboardInterrupt:  # the process that started us tells of it
+        return 130
     return 0
 
 

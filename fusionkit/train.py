@@ -8,7 +8,8 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from fusionkit.config import TrainConfig, check_top_level
+from fusionkit.config import TrainConfig, check_arguments, check_objectives, check_top_level
+from fusionkit.errors import ConfigError
 from fusionkit.evaluate import score
 from fusionkit.rank import train_in_ranks
 from fusionkit.training.folder import check_folder, checkpoints, last_checkpoint, prepare_folder
@@ -23,6 +24,10 @@ from fusionkit.training.summary import print_run
 def train(config: DictConfig) -> float | None:
     """Train and evaluate; gives the mean score of the last validation, which a sweep may optimise (None over several ranks)."""
     check_top_level(config, TrainConfig)
+    check_objectives(config)
+    check_arguments(config)
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed is {config.seed}, but has to be a whole number from 0 to {2**32 - 1}")
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
         check_folder(config)

@@ -1,5 +1,7 @@
 """The command line: help without heavy imports, dispatch, mistakes in one sentence, sweeps, completion."""
 
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +127,16 @@ def test_a_job_gets_the_composed_configuration_and_leaves_no_files(recorded: lis
     assert "hydra" not in recorded[0]
     assert list(tmp_path.iterdir()) == []
     assert Path.cwd() == tmp_path
+
+
+def test_modules_of_the_working_folder_can_be_named(
+    recorded: list[DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])  # as a console script finds it
+    (tmp_path / "my_own_part.py").write_text("import json\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError('a library is shadowed')\n")
+    assert run(["train", "seed=3"]) == 0
+    assert importlib.import_module("my_own_part").json is json
 
 
 def test_options_may_stand_after_overrides(recorded: list[DictConfig], tmp_path: Path) -> None:

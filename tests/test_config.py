@@ -115,6 +115,26 @@ def test_arguments_fit_their_targets(block: dict, words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.num_workers=abc"], "data.num_workers is 'abc', but has to be a whole number"),
+        (["data.num_workers=null"], "data.num_workers is None, but has to be a whole number"),
+        (["data.sources.shapes.batch_size=1.5"], "data.sources.shapes.batch_size is 1.5, but has to be a whole number"),
+        (["data.sources.shapes.cache=1"], "data.sources.shapes.cache is 1, but has to be true or false"),
+        (["optimizer.lr=high"], "optimizer.lr is 'high', but has to be a number"),
+        (["scheduler.max_minutes=true"], "scheduler.max_minutes is True, but has to be a number or null"),
+        (["trainer.max_steps=abc"], "trainer.max_steps is 'abc', but has to be a whole number"),
+        (["image_encoder.name=[a]"], "image_encoder.name is ['a'], but has to be a text"),
+        (["+data.steps_per_epoch=x"], "data.steps_per_epoch is 'x', but has to be a whole number or null"),
+    ],
+)
+def test_values_are_of_the_annotated_type(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_arguments(composed("train", overrides))
+    assert words in str(caught.value)
+
+
 def test_a_target_with_open_arguments_takes_any_key() -> None:
     check_arguments(OmegaConf.create({"_target_": "fusionkit.encoders.image.TimmEncoder", "patch_size": 8}))
 

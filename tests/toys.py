@@ -85,6 +85,13 @@ def toy_rows(images: int, texts_per_image: int, length: int = 9) -> dict:
     }
 
 
+def toy_no_rows(kind: str) -> dict:
+    """What the collate gives of a kind where no image of the batch has such a text."""
+    ids = {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
+    facts = {"questions": {"answer_scores": torch.zeros(0, len(ANSWERS))}, "expressions": {"boxes": torch.zeros(0, 4)}}
+    return {**ids, "image_index": torch.zeros(0, dtype=torch.long), "ids": [], **facts.get(kind, {})}
+
+
 def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict:
     """A batch with captions, questions with answers and expressions with boxes."""
     scores = torch.zeros(images * texts_per_image, len(ANSWERS))

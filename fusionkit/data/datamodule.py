@@ -62,6 +62,12 @@ class DataModule(LightningDataModule):
         self._resumed: dict[str, Any] = {"batches": 0}
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ConfigError(f"data.steps_per_epoch is {steps_per_epoch}, but has to be at least 1, or null")
+        if num_workers < 0:
+            raise ConfigError(f"data.num_workers is {num_workers}, but has to be at least 0")
+        if image_size < 1:
+            raise ConfigError(f"data.image_size is {image_size}, but has to be a number of pixels")
+        for name, source in self.sources.items():
+            source.check(f"data.sources.{name}")
 
     def prepare_data(self) -> None:
         """Make the data, if they are to be made and are not there yet."""

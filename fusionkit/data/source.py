@@ -31,13 +31,14 @@ class Source:
     augment: Augmentation | None = None
     cache: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self, key: str) -> None:
+        """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
         if self.batch_size < 1:
-            raise ConfigError(f"batch_size of a data source is {self.batch_size}, but has to be at least 1")
+            raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
+        if self.max_length < 3:
+            raise ConfigError(f"{key}.max_length is {self.max_length}, but has to be at least 3: [CLS], a token, [SEP]")
         if not self.kinds:
-            raise ConfigError(
-                "texts_per_image of a data source asks for no texts; give e.g. texts_per_image.captions=1"
-            )
+            raise ConfigError(f"{key}.texts_per_image asks for no texts; give e.g. {key}.texts_per_image.captions=1")
 
     @property
     def kinds(self) -> list[str]:

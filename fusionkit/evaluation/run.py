@@ -31,7 +31,7 @@ def evaluate_run(
     ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others.
     """
     parts = {}
-    for role, source in _splits(datamodule, objectives, roles):
+    for role, source in splits_of(datamodule, objectives, roles):
         label = source if role == roles[0] else f"{source}_{role}"
         chosen = {name: tasks[name] for name in objectives[source]}
         parts[label], predictions = evaluate_source(model, chosen, datamodule, source, role, device, options)
@@ -99,7 +99,7 @@ def draw_gallery(
                 draw_sheet(shown, f"{title} · {name} · worst first", stem.with_name(f"{stem.name}_{name}.png"))
 
 
-def _splits(
+def splits_of(
     datamodule: EvaluationData, objectives: Mapping[str, Iterable[str]], roles: Sequence[str]
 ) -> list[tuple[str, str]]:
     """The (role, source) pairs there are; a role that no source has is a ConfigError."""

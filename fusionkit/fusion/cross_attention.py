@@ -69,6 +69,8 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_size = self.pooled_size = text_size
+        if num_layers < 1:
+            raise ConfigError(f"fusion.num_layers is {num_layers}, but has to be at least 1")
         width = intermediate_size or 4 * text_size
         layers = [CrossAttentionLayer(text_size, image_size, num_heads, width, dropout, eps) for _ in range(num_layers)]
         self.layers: Any = nn.ModuleList(layers)

@@ -103,9 +103,10 @@ class Attention(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, context_size: int | None = None, dropout: float = 0.0) -> None:
         super().__init__()
-        if hidden_size % num_heads:
+        if num_heads < 1 or hidden_size % num_heads:
             raise ConfigError(
-                f"fusion: hidden_size {hidden_size} is not divisible by num_heads {num_heads}; change one"
+                f"fusion.num_heads is {num_heads}, which does not divide the width {hidden_size} of the fusion; "
+                f"give one of {', '.join(str(n) for n in range(1, min(hidden_size, 16) + 1) if hidden_size % n == 0)}"
             )
         self.num_heads, self.dropout = num_heads, dropout
         self.query = nn.Linear(hidden_size, hidden_size)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.distributed import gather, gather_with_grad
+from fusionkit.errors import ConfigError
 from fusionkit.losses import contrastive_targets, soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
@@ -55,6 +56,10 @@ class ITC(Task[CaptionBatch]):
 
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)
+        if queue_size < 0:
+            raise ConfigError(
+                f"task.itc.queue_size is {queue_size}; give the number of features to keep, or 0 for none"
+            )
         self.image_queue = FeatureQueue(queue_size, dims.embed_size) if queue_size else None
         self.text_queue = FeatureQueue(queue_size, dims.embed_size) if queue_size else None
 

@@ -1,9 +1,9 @@
 """Image-text matching with hard negatives (ALBEF)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.negatives import HardNegatives, Negatives
@@ -41,15 +41,13 @@ class ITM(Task[CaptionBatch]):
         rows = leading_rows(index, self.texts_per_image)
         pairs, targets = self._pairs(batch["image_keys"], index, rows, self._similarity(model, encoded))
         logits = self.score_pairs(model, encoded.memory, _take(encoded.text[self.reads], pairs[1]), pairs[0])
-        loss = F.cross_entropy(logits.float(), targets)
         gap = logits.detach().diff(dim=1).squeeze(1).float()
-        metrics = {
-            "accuracy": (logits.argmax(dim=1) == targets).float().mean(),
-            "positive_logit": gap[: len(rows)].mean(),
-        }
+        metrics = {}
+        if len(rows):
+            metrics = {"accuracy": ((gap > 0) == targets).float().mean(), "positive_logit": gap[: len(rows)].mean()}
         if len(gap) > len(rows):
             metrics["negative_logit"] = gap[len(rows) :].mean()
-        return TaskOutput(loss, logits, targets, metrics)
+        return TaskOutput(masked_cross_entropy(logits, targets), logits, targets, metrics)
 
     def score_pairs(self, model: VisionLanguageModel, memory: object, text: Tokens, image_index: Tensor) -> Tensor:
         """Logits (P, 2), [:, 1] for a match, of P captions with the image rows that image_index (P,) names."""

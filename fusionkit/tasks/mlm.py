@@ -139,4 +139,5 @@ class MLM(Task[CaptionBatch]):
 def _fixed_choice(ids: list[Any], length: int, probability: float) -> Tensor:
     """Bool (T, length): a pseudo-random choice that is a function of caption id and place."""
     limit = int(probability * 2**32)
-    return torch.tensor([[zlib.crc32(f"{i}/{place}".encode()) < limit for place in range(length)] for i in ids])
+    chosen = [zlib.crc32(f"{i}/{place}".encode()) < limit for i in ids for place in range(length)]
+    return torch.tensor(chosen, dtype=torch.bool).view(len(ids), length)

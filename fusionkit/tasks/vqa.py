@@ -41,8 +41,9 @@ class VQA(Task[QuestionBatch]):
     ) -> TaskOutput:
         targets = batch["questions"]["answer_scores"]
         logits = self._logits(model, batch, encoded)
-        correct = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True)).mean()
-        return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, {"accuracy": correct})
+        correct = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True))
+        metrics = {"accuracy": correct.mean()} if len(correct) else {}
+        return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, metrics)
 
     def _logits(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["questions"]["image_index"])

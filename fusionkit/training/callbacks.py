@@ -62,6 +62,8 @@ class StopAfter(Callback):
         is_over = trainer.strategy.broadcast(self.fraction() >= 1) if self.minutes else False
         if is_over or trainer.global_step >= trainer.estimated_stepping_batches:
             trainer.should_stop = True
+            if trainer.check_val_every_n_epoch is not None:
+                trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whatever its number
 
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self._seconds()}

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,6 +33,7 @@ def check_folder(config: DictConfig) -> None:
 def prepare_folder(config: DictConfig) -> None:
     """Make the folder and keep the configuration in it; with ``overwrite`` the files of an earlier run go first."""
     folder = Path(config.output_dir)
+    require_writable(folder)
     if config.overwrite and checkpoints(config):
         print(f"replacing the earlier run in {folder}", flush=True)
         for name in CONTENT:
@@ -40,8 +42,19 @@ def prepare_folder(config: DictConfig) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder; raise DataError where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"output_dir={folder} cannot be written to ({error.strerror}); choose another output_dir=FOLDER"
+        ) from error
 
 
 def checkpoints(config: DictConfig) -> list[Path]:

@@ -10,9 +10,8 @@ from hydra.utils import instantiate
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.config import check_arguments, check_objectives
 from fusionkit.data.datamodule import DataModule
-from fusionkit.errors import ConfigError, suggest
+from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
@@ -21,6 +20,15 @@ from fusionkit.training.loggers import log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
 from fusionkit.types import Dims
+
+NOTICES = (  # of libraries, about what is meant to be so here
+    ".*LeafSpec",  # Lightning's own use of torch
+    "Found .* in eval mode at the start of training",  # the teacher and frozen encoders
+    "The '.*' does not have many workers",  # data.num_workers is a choice, and images may be cached
+    "The number of training batches .* is smaller than the logging interval",  # a small data set is no mistake
+    "Checkpoint directory .* exists and is not empty",  # folder.check_folder has spoken
+    ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
+)
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,6 @@ def build_module(parts: Parts) -> TrainingModule:
 
 def build_parts(config: DictConfig, **data: Any) -> Parts:
     """Data, model and tasks; ``data`` replaces arguments of the data module (a restored tokenizer, answers)."""
-    check_objectives(config)
-    check_arguments(config)
     evaluation_options(config)  # a mistake in them should not wait for the end of the training
     datamodule: DataModule = instantiate(config.data, **data)
     _check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
@@ -72,11 +78,14 @@ def build_parts(config: DictConfig, **data: Any) -> Parts:
 
 def build_model(config: DictConfig, datamodule: DataModule) -> VisionLanguageModel:
     """Encoders, fusion and model; the vocabulary is the data's."""
-    return instantiate(config.model)(
-        image_encoder=instantiate(config.image_encoder),
-        text_encoder=instantiate(config.text_encoder, vocab_size=len(datamodule.tokenizer)),
-        fusion=instantiate(config.fusion),
-    )
+    with refusals("image_encoder"):
+        image_encoder = instantiate(config.image_encoder)
+    with refusals("text_encoder"):
+        text_encoder = instantiate(config.text_encoder, vocab_size=len(datamodule.tokenizer))
+    with refusals("model or fusion"):
+        return instantiate(config.model)(
+            image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
+        )
 
 
 def build_tasks(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Task[Any]]:
@@ -117,11 +126,18 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
-    for library in ("lightning.pytorch", "lightning.fabric"):  # the device and the rest stand in our own summary
-        logging.getLogger(library).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+    quieten_libraries()
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
     return instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
+
+
+def quieten_libraries() -> None:
+    """Leave out what libraries say about what is meant to be so, and where in their code the rest comes from."""
+    for library in ("lightning.pytorch", "lightning.fabric"):  # the device and the rest stand in our own summary
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in NOTICES:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"
 
 
 def evaluation_options(config: DictConfig) -> EvaluationOptions:

@@ -11,7 +11,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from fusionkit.distributed import gather_objects, rank
-from fusionkit.errors import ConfigError, UserError, suggest
+from fusionkit.errors import ConfigError, UserError, refusals, suggest
 from fusionkit.tasks.base import Task
 from fusionkit.training.validation import Validation
 from fusionkit.training.weights import require_fit
@@ -116,7 +116,8 @@ class TrainingModule(LightningModule):
         self.log_dict(scores, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._build_optimizer(list(self.named_parameters()))
+        with refusals("optimizer"):
+            optimizer = self._build_optimizer(list(self.named_parameters()))
         if self._build_scheduler is None:
             return optimizer
         schedule = self._build_scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 POLL = 0.2  # seconds
+PATIENCE = 20.0  # seconds that interrupted ranks have to end by themselves
 
 
 def is_rank() -> bool:
@@ -20,7 +22,10 @@ def is_rank() -> bool:
 
 
 def start_ranks(command: Sequence[str], count: int) -> int:
-    """Run ``command`` in ``count`` ranks and wait; when one fails the others are ended. Gives the exit code."""
+    """Run ``command`` in ``count`` ranks and wait; when one fails the others are ended.
+
+    Gives the exit code of the first that failed, negative where a signal ended it, or 0.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -39,10 +44,21 @@ def start_ranks(command: Sequence[str], count: int) -> int:
     try:
         while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
             time.sleep(POLL)
+    except KeyboardInterrupt:  # a Ctrl-C reaches the ranks as well: let them say how to go on
+        _wait(ranks, PATIENCE)
+        raise
     finally:
         for rank in ranks:
             if rank.poll() is None:
                 rank.terminate()
         for rank in ranks:
             rank.wait()
-    return next((abs(code) for code in codes if code), 0)
+    return next((code for code in codes if code), 0)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """Wait for processes to end, so long at most."""
+    end = time.monotonic() + seconds
+    for rank in ranks:
+        with suppress(subprocess.TimeoutExpired):
+            rank.wait(max(0.0, end - time.monotonic()))

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from fusionkit.config import check_arguments, check_objectives
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.errors import DataError
 from fusionkit.training.artifacts import tokenizer_from
@@ -52,6 +53,8 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
         OmegaConf.update(
             config, "data.prepare", None, force_add=True
         )  # a folder that the user names is there, or the name is wrong
+    check_objectives(config)
+    check_arguments(config)
     forget_weights(config, json.loads(artifacts["text_encoder"]))
     answers = artifacts["answers"]
     restored = {"answers": AnswerVocabulary(answers)} if answers else {}

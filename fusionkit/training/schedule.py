@@ -6,9 +6,9 @@ the rate of step s is base * (s + 1) / W (open_clip, ``scheduler.py``), so that 
 
 import math
 import time
-import warnings
 from collections.abc import Callable
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -93,8 +93,7 @@ def _lengths(total_steps: float, warmup_steps: float) -> tuple[int, int]:
             )
         return total, round(warmup_steps * total)
     if not 0 <= warmup_steps <= total:
-        warnings.warn(
-            f"scheduler.warmup_steps is {warmup_steps:g} in a run of {total} steps: the full rate is not reached",
-            stacklevel=3,
+        rank_zero_warn(
+            f"scheduler.warmup_steps is {warmup_steps:g} in a run of {total} steps: the full rate is not reached"
         )
     return total, int(warmup_steps)

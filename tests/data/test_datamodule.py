@@ -192,8 +192,11 @@ def test_cached_images_are_not_read_again(tmp_path):
     [
         (lambda m: m.samples("aa", "val"), r"data.sources has no source 'aa'; did you mean 'a'\? known: a"),
         (lambda m: m.eval_loader("a", "tset"), "data.sources.a.splits has no role 'tset'; .*known: train, val"),
-        (lambda m: Source(None, {}, 0, {"captions": 1}), "batch_size of a data source is 0"),
-        (lambda m: Source(None, {}, 1, {"captions": 0}), "texts_per_image of a data source asks for no texts"),
+        (lambda m: DataModule("x", {"a": Source(None, {}, 0, {"captions": 1})}), "data.sources.a.batch_size is 0"),
+        (lambda m: DataModule("x", {"a": Source(None, {}, 1, {"captions": 0})}), "a.texts_per_image asks for no texts"),
+        (lambda m: DataModule("x", {"a": Source(None, {}, 1, {"captions": 1}, 2)}), "data.sources.a.max_length is 2"),
+        (lambda m: DataModule("x", {}, num_workers=-1), "data.num_workers is -1"),
+        (lambda m: DataModule("x", {}, image_size=0), "data.image_size is 0"),
         (lambda m: DataModule("x", {}, steps_per_epoch=0), "data.steps_per_epoch is 0"),
         (lambda m: DataModule("x", {}).train_dataloader(), "no source of data.sources has a 'train' role"),
     ],

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.toys import choices, toy_batch, toy_dims, toy_model, toy_task
+from tests.toys import choices, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
 
 TASKS, FUSIONS = choices("task"), choices("fusion")
 
@@ -49,6 +49,23 @@ def test_records_are_json_lines_with_one_id_each(name):
     for record in records:
         assert any(key.endswith("_id") for key in record)
         json.dumps({key: value for key, value in record.items() if key != "feats"})
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("name", TASKS)
+def test_a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(name, fusion):
+    """As where no image of a batch has an expression: plain DDP needs the gradients, and a NaN would stop the run."""
+    model, task = build(name, fusion)
+    batch = toy_batch(images=4) | {kind: toy_no_rows(kind) for kind in ("captions", "questions", "expressions")}
+    out = task(model, batch, encode(model, task, batch))
+    assert out.loss.item() == 0
+    assert all(value.isfinite() for value in out.metrics.values())
+    out.loss.backward()
+    assert not [n for n, p in [*task.named_parameters(), *model.text_encoder.named_parameters()] if p.grad is None]
+    model.eval()
+    with torch.inference_mode():
+        records = task.predict(model, batch, encode(model, task, batch))
+    assert not [record for record in records if "image_id" not in record]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

@@ -46,10 +46,12 @@ def test_an_unknown_monitor_is_told_at_the_first_validation(tmp_path):
         )
 
 
-def test_the_last_step_is_validated_and_saved(tmp_path):
+@pytest.mark.parametrize("every", [1, 5])
+def test_the_last_step_is_validated_and_saved(tmp_path, every):
     module = fake_module()
     callbacks = [StopAfter(), LastCheckpoint(str(tmp_path))]
-    run = fit(tmp_path, module, callbacks=callbacks, enable_checkpointing=True, max_steps=4, max_epochs=-1)
+    limits = {"max_steps": 4, "max_epochs": -1, "check_val_every_n_epoch": every}
+    run = fit(tmp_path, module, callbacks=callbacks, enable_checkpointing=True, **limits)
     assert run.global_step == step_of(tmp_path / "last.ckpt") == 4
     assert float(run.callback_metrics["val/mean"]) == 100
 
