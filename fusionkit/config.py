@@ -4,7 +4,7 @@ import importlib.util
 import inspect
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,10 @@ PLAIN = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 
 def _check_type(key: str, value: Any, parameter: inspect.Parameter) -> None:
     """Raise ConfigError for a value of another type than a plain annotation says; other annotations say nothing here."""
+    if typing.get_origin(parameter.annotation) in (tuple, list, Sequence) and type(value) in (int, float, bool, str):
+        if "${" not in str(value):
+            raise ConfigError(f"{key} is {value!r}, but has to be a list, such as [{value}]")
+        return
     is_union = typing.get_origin(parameter.annotation) in (types.UnionType, typing.Union)
     members = set(typing.get_args(parameter.annotation)) if is_union else {parameter.annotation}
     if parameter.default is None:

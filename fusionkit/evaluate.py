@@ -45,11 +45,12 @@ def restore(config: DictConfig) -> tuple[Parts, Path]:
 
 
 def chosen_sources(config: DictConfig, parts: Parts) -> list[str]:
-    """The sources to evaluate: those of ``config.sources``, or all that have objectives."""
-    for source in config.sources or ():
+    """The sources to evaluate: those of ``config.sources``, one or a list, or all that have objectives."""
+    chosen = [config.sources] if isinstance(config.sources, str) else list(config.sources or parts.objectives)
+    for source in chosen:
         if source not in parts.objectives:
             raise ConfigError(f"sources: the checkpoint has no source '{source}'; {suggest(source, parts.objectives)}")
-    return list(config.sources or parts.objectives)
+    return chosen
 
 
 def chosen_roles(config: DictConfig, parts: Parts) -> list[str]:

@@ -12,13 +12,14 @@ from fusionkit.config import TrainConfig, check_arguments, check_objectives, che
 from fusionkit.errors import ConfigError
 from fusionkit.evaluate import score
 from fusionkit.rank import train_in_ranks
-from fusionkit.training.folder import check_folder, checkpoints, last_checkpoint, prepare_folder
-from fusionkit.training.launch import Parts, bare_trainer, build_module, build_parts, build_trainer
+from fusionkit.training.folder import check_folder, checkpoints, last_checkpoint, prepare_folder, resume_from
+from fusionkit.training.launch import Parts, bare_trainer, build_callbacks, build_module, build_parts, build_trainer
 from fusionkit.training.loggers import finish
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.ranks import is_rank
 from fusionkit.training.restore import initialise, load_weights, read_checkpoint
 from fusionkit.training.summary import print_run
+from fusionkit.training.weights import require_fit
 
 
 def train(config: DictConfig) -> float | None:
@@ -31,7 +32,7 @@ def train(config: DictConfig) -> float | None:
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
         check_folder(config)
-    ranks = bare_trainer(config).world_size
+    ranks = bare_trainer(config, callbacks=build_callbacks(config)).world_size
     if ranks > 1 and not is_rank():
         train_in_ranks(config, ranks)
         return None
@@ -41,6 +42,9 @@ def train(config: DictConfig) -> float | None:
     if config.checkpoint:
         fresh = initialise(module, config.checkpoint)
         print(f"started from {config.checkpoint}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    module.build_optimizer()  # what cannot work is told before anything in the folder is changed
+    if is_main and (last := resume_from(config)):
+        require_fit(module.state_dict(), read_checkpoint(last)["state_dict"], last)
     if is_main and not config.trainer.fast_dev_run:
         prepare_folder(config)
     try:
@@ -58,9 +62,8 @@ def train(config: DictConfig) -> float | None:
 
 def fit(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
     """Train; a Ctrl-C says how to go on."""
-    resumed = last_checkpoint(parts.config) if parts.config.resume else None
     try:
-        trainer.fit(module, datamodule=parts.datamodule, ckpt_path=resumed, weights_only=True)
+        trainer.fit(module, datamodule=parts.datamodule, ckpt_path=resume_from(parts.config), weights_only=True)
     except SystemExit:  # what Lightning makes of a Ctrl-C
         if not trainer.interrupted:
             raise

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,26 @@ def test_resume_goes_on_and_overwrite_starts_anew(world: Path) -> None:
     assert torch.load(last, weights_only=True)["global_step"] == 5
 
 
+def test_a_resume_that_cannot_work_changes_nothing(world: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(world / "first", tmp_path / "run")
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    shutil.copy(last.with_name("best.ckpt"), last)
+    before = (tmp_path / "run/config.yaml").read_text()
+    assert train(world, "resume=true", "model.embed_size=8", f"output_dir={tmp_path}/run") == 1
+    told = sentence(capsys)
+    assert str(last) in told
+    assert "model.image_projection.weight" in told
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(world: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("")
+    assert train(world, f"output_dir={tmp_path}/file/run") == 1
+    assert f"output_dir={tmp_path}/file/run cannot be written to" in sentence(capsys)
+    assert evaluate(world, f"output_dir={tmp_path}/file/run") == 1
+    assert f"output_dir={tmp_path}/file/run cannot be written to" in sentence(capsys)
+
+
 @pytest.mark.slow
 def test_evaluate_gives_the_scores_of_the_run(world: Path) -> None:
     path = world / "first/metrics.json"
@@ -173,6 +194,13 @@ def test_training_starts_from_the_weights_of_a_checkpoint(world: Path, capsys: C
         (["image_encoder.name=resnett18"], 2, "is no timm model"),
         (["tokenizer=nowhere"], 2, "nowhere"),
         (["evaluation.options.precision=8"], 2, "precision"),
+        (["evaluation.roles=test"], 2, "has to be a list: [test]"),
+        (["optimizer.lr=-1"], 2, "optimizer: "),
+        (["callbacks.best.mode=maxx"], 2, "maxx"),
+        (["fusion.num_heads=5"], 2, "fusion.num_heads is 5, which does not divide the width 32"),
+        (["fusion.dropout=3"], 2, "dropout"),
+        (["task.itc.queue_size=-3"], 2, "task.itc.queue_size is -3"),
+        (["seed=-1"], 2, "seed is -1"),
         (["evaluation.roles=[tset]"], 2, "did you mean 'test'?"),
         (["evaluation.checkpoint=bets"], 2, "did you mean 'best'?"),
     ],

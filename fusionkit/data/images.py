@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
@@ -96,7 +96,8 @@ def decode(path: Path, min_side: int) -> Decoded:
             file.draft("RGB", (min_side, min_side))
             return Decoded(file.convert("RGB"), size)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise CorruptImage(f"{path} cannot be decoded ({error})") from error
+        reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise CorruptImage(f"{path} cannot be decoded ({reason})") from error
 
 
 class ImageFiles:

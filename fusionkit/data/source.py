@@ -37,6 +37,9 @@ class Source:
             raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
         if self.max_length < 3:
             raise ConfigError(f"{key}.max_length is {self.max_length}, but has to be at least 3: [CLS], a token, [SEP]")
+        for role, names in self.splits.items():
+            if isinstance(names, str):
+                raise ConfigError(f"{key}.splits.{role} is '{names}', but has to be a list: [{names}]")
         if not self.kinds:
             raise ConfigError(f"{key}.texts_per_image asks for no texts; give e.g. {key}.texts_per_image.captions=1")
 
@@ -99,6 +102,7 @@ class Splits:
         if (name, role) not in self._read:
             source = self.sources[name]
             samples = merge_samples(sample for split in source.splits[role] for sample in source.reader.read(split))
+            _check_texts(name, samples)
             there = {kind for sample in samples for kind in sample.texts}
             for kind in source.kinds:
                 if kind not in there:
@@ -109,3 +113,15 @@ class Splits:
                 sample for sample in samples if any(sample.texts.get(kind) for kind in source.kinds)
             ]
         return self._read[name, role]
+
+
+def _check_texts(source: str, samples: Sequence[Sample]) -> None:
+    """Raise DataError for a text that is none, such as the null of a caption that was never written."""
+    for sample in samples:
+        for kind, texts in sample.texts.items():
+            for text in texts:
+                if not isinstance(text.text, str):
+                    raise DataError(
+                        f"source {source}: the text {text.id} of the {kind} of image {sample.image_id} is {text.text!r}, "
+                        "but has to be a string; correct or remove it in the annotation file"
+                    )

@@ -65,3 +65,8 @@ def checkpoints(config: DictConfig) -> list[Path]:
 def last_checkpoint(config: DictConfig) -> Path | None:
     """Where to resume, if there is such a place."""
     return next((path for path in checkpoints(config) if path.name == "last.ckpt"), None)
+
+
+def resume_from(config: DictConfig) -> Path | None:
+    """The checkpoint that the run goes on from, None for a new run."""
+    return last_checkpoint(config) if config.resume else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning import Trainer
+from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.data.datamodule import DataModule
@@ -119,9 +119,14 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
 def build_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer with our callbacks and loggers, which are told the resolved configuration."""
     logger = [] if config.trainer.fast_dev_run else _instances(config.logger)
-    trainer = bare_trainer(config, callbacks=_instances(config.callbacks), logger=logger or False)
+    trainer = bare_trainer(config, callbacks=build_callbacks(config), logger=logger or False)
     log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
     return trainer
+
+
+def build_callbacks(config: DictConfig) -> list[Callback]:
+    """What happens around the steps; without a side effect, so that a mistake in one can be told early."""
+    return _instances(config.callbacks)
 
 
 def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
@@ -151,6 +156,8 @@ def _instances(blocks: DictConfig | None) -> list[Any]:
 
 
 def _check_roles(config: DictConfig, known: set[str]) -> None:
+    if isinstance(config.evaluation.roles, str):
+        raise ConfigError(f"evaluation.roles is one word, but has to be a list: [{config.evaluation.roles}]")
     for role in config.evaluation.roles:
         if role not in known:
             raise ConfigError(f"evaluation.roles: no source has a split for the role '{role}'; {suggest(role, known)}")

@@ -115,9 +115,13 @@ class TrainingModule(LightningModule):
         # every rank computed the same numbers; sync_dist only tells Lightning so
         self.log_dict(scores, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
-    def configure_optimizers(self) -> Any:
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """A new optimiser of all parameters; raises ConfigError for rules and numbers that cannot work."""
         with refusals("optimizer"):
-            optimizer = self._build_optimizer(list(self.named_parameters()))
+            return self._build_optimizer(list(self.named_parameters()))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
         if self._build_scheduler is None:
             return optimizer
         schedule = self._build_scheduler(optimizer, total_steps=self.trainer.estimated_stepping_batches)

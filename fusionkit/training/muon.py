@@ -35,7 +35,7 @@ def build_muon(
     named = list(named_parameters)
     chosen = {parameter for name, parameter in named if parameter.ndim == 2 and re.search(matrices, name)}
     groups = parameter_groups(named, lr, weight_decay, rules, layer_decay)
-    inside, outside = (_only(groups, lambda p, side=side: (p in chosen) == side) for side in (True, False))
+    inside, outside = (_only(groups, chosen, is_chosen) for is_chosen in (True, False))
     for group in inside:
         group["lr"] *= matrix_scale
         group["lr_scale"] *= matrix_scale
@@ -47,9 +47,9 @@ def build_muon(
     return Combined(muon, torch.optim.AdamW(outside, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused))
 
 
-def _only(groups: Sequence[dict[str, Any]], wanted: Callable[[nn.Parameter], bool]) -> list[dict[str, Any]]:
-    """The groups with the wanted parameters alone, empty ones left out."""
-    parts = [{**group, "params": [p for p in group["params"] if wanted(p)]} for group in groups]
+def _only(groups: Sequence[dict[str, Any]], chosen: set[nn.Parameter], is_chosen: bool) -> list[dict[str, Any]]:
+    """The groups with the chosen parameters alone, or with the others alone; empty ones are left out."""
+    parts = [{**group, "params": [p for p in group["params"] if (p in chosen) == is_chosen]} for group in groups]
     return [part for part in parts if part["params"]]
 
 
@@ -61,7 +61,7 @@ class Combined(torch.optim.Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -12,7 +12,11 @@ def require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pat
     """Raise DataError with the first differences where a checkpoint was written by another architecture."""
     if differences := differences_between(expected, found):
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-        raise DataError(f"checkpoint {path} is of another architecture: {'; '.join(differences[:3])}{more}")
+        told = f"{'; '.join(differences[:3])}{more}"
+        raise DataError(
+            f"checkpoint {path} is of another architecture: {told}; choose the encoders, fusion, model and teacher that it "
+            "was trained with"
+        )
 
 
 def differences_between(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

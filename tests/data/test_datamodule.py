@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -195,6 +196,10 @@ def test_cached_images_are_not_read_again(tmp_path):
         (lambda m: DataModule("x", {"a": Source(None, {}, 0, {"captions": 1})}), "data.sources.a.batch_size is 0"),
         (lambda m: DataModule("x", {"a": Source(None, {}, 1, {"captions": 0})}), "a.texts_per_image asks for no texts"),
         (lambda m: DataModule("x", {"a": Source(None, {}, 1, {"captions": 1}, 2)}), "data.sources.a.max_length is 2"),
+        (
+            lambda m: DataModule("x", {"a": Source(None, {"val": "val"}, 1, {"captions": 1})}),
+            r"splits.val is 'val', but",
+        ),
         (lambda m: DataModule("x", {}, num_workers=-1), "data.num_workers is -1"),
         (lambda m: DataModule("x", {}, image_size=0), "data.image_size is 0"),
         (lambda m: DataModule("x", {}, steps_per_epoch=0), "data.steps_per_epoch is 0"),
@@ -204,6 +209,14 @@ def test_cached_images_are_not_read_again(tmp_path):
 def test_wrong_settings_are_one_sentence(tmp_path, use, sentence):
     with pytest.raises(ConfigError, match=sentence):
         use(make_module(tmp_path, {"a": make_source(tmp_path)}))
+
+
+def test_a_text_that_is_none_is_named(tmp_path):
+    (first, *others) = make_samples(tmp_path, range(3))
+    broken = dataclasses.replace(first, texts={"captions": (Text(71, None),)})
+    source = Source(Listed(train=[broken, *others]), {"train": ["train"]}, 1, {"captions": 1})
+    with pytest.raises(DataError, match=r"source a: the text 71 of the captions of image 0 is None"):
+        make_module(tmp_path, {"a": source}).samples("a", "train")
 
 
 def test_a_kind_that_the_reader_does_not_give(tmp_path):

@@ -1,12 +1,19 @@
 """Two processes on the CPU: gathered gradients, plain DDP, and what happens when a rank is not like the others."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
+from fusionkit.errors import UserError
+from fusionkit.rank import train_in_ranks
 from fusionkit.training.ranks import is_rank, start_ranks
 from tests.distributed.ranks import Contrast, contrast_inputs
 
@@ -69,3 +76,52 @@ def test_ranks_with_different_configurations_stop(run, capfd):
 def test_when_a_rank_fails_the_others_are_ended():
     script = "import os, sys, time; sys.exit(3) if os.environ['RANK'] == '1' else time.sleep(60)"
     assert start_ranks([sys.executable, "-c", script], 2) == 3
+
+
+def test_interrupted_ranks_may_end_by_themselves(tmp_path):
+    """A Ctrl-C reaches the starter and its ranks; a rank that is still saying how to go on must not be ended meanwhile."""
+    rank_script = tmp_path / "rank.py"
+    rank_script.write_text(
+        "import os, pathlib, time\n"
+        f"here = pathlib.Path({str(tmp_path)!r})\n"
+        "try:\n"
+        "    (here / f'ready{os.environ[\"RANK\"]}').touch()\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    time.sleep(1)\n"
+        "    (here / f'told{os.environ[\"RANK\"]}').touch()\n"
+    )
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from fusionkit.training.ranks import start_ranks; start_ranks([sys.executable, {str(rank_script)!r}], 2)"
+    )
+    starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        os.killpg(starter.pid, signal.SIGINT)
+        assert b"KeyboardInterrupt" in starter.communicate(timeout=30)[1]
+    finally:
+        starter.kill()
+    assert sorted(path.name for path in tmp_path.glob("told*")) == ["told0", "told1"]
+
+
+@pytest.mark.parametrize(
+    ("code", "mistakes", "sentence", "exit_code"),
+    [
+        (2, {"mistake_00001": "no such file", "mistake_00000": "no such key"}, "^no such key$", 2),
+        (1, {}, "a rank of the training failed; its message stands above", 1),
+        (-signal.SIGKILL, {}, "was killed, as the system does where memory runs out", 9),
+    ],
+)
+def test_what_ranks_fail_of_is_told_once(monkeypatch, code, mistakes, sentence, exit_code):
+    def fail(command, count):
+        for name, text in mistakes.items():
+            Path(command[-1]).with_name(name).write_text(text)
+        return code
+
+    monkeypatch.setattr("fusionkit.rank.start_ranks", fail)
+    with pytest.raises(UserError, match=sentence) as caught:
+        train_in_ranks(OmegaConf.create({"seed": 1}), 2)
+    assert caught.value.exit_code == exit_code

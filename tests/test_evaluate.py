@@ -1,0 +1,35 @@
+"""What ``fusionkit evaluate`` says before it evaluates anything."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fusionkit.errors import DataError
+from fusionkit.evaluate import check_files
+
+
+def parts_of(files: dict[str, bool]) -> Any:
+    """A run whose sources have their files, or lack them."""
+
+    def samples(source: str, role: str) -> list[Any]:
+        if not files[source]:
+            raise DataError(f"{source}.json does not exist")
+        return []
+
+    sources = {name: SimpleNamespace(splits={"val": ["val"]}) for name in files}
+    return SimpleNamespace(datamodule=SimpleNamespace(sources=sources, samples=samples))
+
+
+def test_a_folder_that_lacks_one_source_says_how_to_evaluate_the_others() -> None:
+    parts = parts_of({"coco": True, "vqa": False, "refcoco": True})
+    with pytest.raises(DataError) as caught:
+        check_files(parts, {"coco": ["itc"], "vqa": ["vqa"], "refcoco": ["grounding"]}, ["val"])
+    assert str(caught.value).startswith("source vqa: vqa.json does not exist; ")
+    assert str(caught.value).endswith("sources=[coco,refcoco]")
+    check_files(parts, {"coco": ["itc"]}, ["val"])
+
+
+def test_the_only_source_cannot_be_left_out() -> None:
+    with pytest.raises(DataError, match=r"^source vqa: vqa\.json does not exist$"):
+        check_files(parts_of({"vqa": False}), {"vqa": ["vqa"]}, ["val"])
