@@ -33,6 +33,7 @@ class TrainConfig:
     objectives: Any = MISSING
     data: Any = MISSING
     balance: Any = None
+    stages: Any = None
     teacher: Any = None
     optimizer: Any = MISSING
     scheduler: Any = None
