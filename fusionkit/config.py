@@ -32,6 +32,7 @@ class TrainConfig:
     task: Any = MISSING
     objectives: Any = MISSING
     data: Any = MISSING
+    negatives: Any = None
     balance: Any = None
     stages: Any = None
     teacher: Any = None

@@ -23,7 +23,7 @@ RULES = {
     "errors": set(),
     "types": {"torch"},
     "losses": TENSORS,
-    "negatives": TENSORS | {"fusionkit.distributed"},
+    "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.distributed"},
     "balance": TENSORS | {"fusionkit.balance", "fusionkit.distributed"},
     "momentum": TENSORS,
     "distributed": TENSORS,
