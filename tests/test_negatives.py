@@ -77,9 +77,10 @@ def test_offline_negatives_are_those_of_the_file_and_hard_ones_elsewhere(tmp_pat
 
 def encoded_rows(rows: int, length: int = 3) -> Encoded:
     """Random states of ``rows`` images and as many captions."""
-    tokens = lambda count, width: Tokens(
-        torch.randn(rows, count, width), torch.ones(rows, count).long(), torch.randn(rows, width)
-    )  # noqa: E731
+
+    def tokens(count: int, width: int) -> Tokens:
+        return Tokens(torch.randn(rows, count, width), torch.ones(rows, count).long(), torch.randn(rows, width))
+
     feats = torch.nn.functional.normalize(torch.randn(2, rows, 4), dim=-1)
     return Encoded(
         tokens(2, 5)._replace(mask=None), None, feats[0], {"captions": tokens(length, 6)}, {"captions": feats[1]}
@@ -110,7 +111,7 @@ def toy_negatives(name: str, folder):
         {"model": {"embed_size": 16}, "negatives": OmegaConf.load(CONF / f"negatives/{name}.yaml")}
     )
     if name == "queue":
-        config.negatives.pool |= {"image_shape": [17, 32], "text_shape": [12, 32]}
+        config.negatives.pool.update(image_shape=[17, 32], text_shape=[12, 32])
     if name == "offline":
         (folder / "hard.json").write_text(json.dumps(OFFLINE))
         config.negatives.file = str(folder / "hard.json")

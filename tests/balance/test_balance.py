@@ -183,11 +183,11 @@ def test_pcgrad_reaches_the_front_and_never_makes_an_objective_worse():
 def test_gradients_are_logged_on_their_steps():
     point = nn.Parameter(torch.tensor([0.0, 1.0]))  # the gradients are (1, 1) and (-1, 1)
     balancer = started(Fixed(gradients_every_n_steps=2))
-    run = lambda number, is_first=True: (
-        balancer(  # noqa: E731
-            distances(point), {NAMES[0]: 7.0, NAMES[1]: 1.0}, step_of(number, is_first=is_first, m_point=point)
-        ).metrics
-    )
+    weights = {NAMES[0]: 7.0, NAMES[1]: 1.0}
+
+    def run(number, is_first=True):
+        return balancer(distances(point), weights, step_of(number, is_first=is_first, m_point=point)).metrics
+
     metrics = run(2)
     assert float(metrics["train/coco/itc_gradient_norm"]) == pytest.approx(2**0.5)
     assert float(metrics["train/gradient_cosine/coco.itc-coco.itm"]) == pytest.approx(0.0, abs=1e-6)
