@@ -183,10 +183,11 @@ BALANCERS = {
 @pytest.mark.parametrize("name", BALANCERS)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_resumed_run_balances_bit_for_bit(tmp_path, name, accumulate):
-    objectives = {"coco": {"a": 1.0, "b": 2.0}}
-    fake = lambda: fake_module(  # noqa: E731
-        objectives, tasks={"a": FakeTask(), "b": FakeTask(value=0.5)}, balance=BALANCERS[name]()
-    )
+    def fake():
+        torch.manual_seed(0)
+        tasks = {"a": FakeTask(), "b": FakeTask(value=0.5)}
+        return fake_module({"coco": {"a": 1.0, "b": 2.0}}, tasks=tasks, balance=BALANCERS[name]())
+
     options = {"max_epochs": 7, "limit_val_batches": 0, "enable_checkpointing": True}
     options["accumulate_grad_batches"] = accumulate
     run = lambda module, place, *more, **also: fit(  # noqa: E731
