@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fusionkit.balance.gradients import gradient_matrix, is_on_cadence, relations
+from fusionkit.balance.gradients import gradient_matrix, inner_products, is_on_cadence, relations
 from fusionkit.errors import ConfigError
 
 
@@ -55,6 +55,11 @@ class Balancer(nn.Module):
         self.gradients_every_n_steps = gradients_every_n_steps
         self.objectives: tuple[str, ...] = ()
 
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether it takes gradients of single objectives."""
+        return self.gradients_every_n_steps > 0
+
     def start(self, objectives: Sequence[str]) -> None:
         """Make the state for these objectives; called once, before the optimiser is built."""
         self.objectives = tuple(objectives)
@@ -79,8 +84,8 @@ class Balancer(nn.Module):
         """Norms and cosines of the unweighted objectives' gradients, on the steps that log them."""
         if not is_on_cadence(step.number, step.is_first, self.gradients_every_n_steps):
             return {}
-        matrix = gradient_matrix(losses, step.shared())
-        return relation_metrics(self.objectives, matrix @ matrix.T)
+        gram = inner_products(gradient_matrix(losses, step.shared()))
+        return relation_metrics(self.objectives, gram)
 
 
 class Fixed(Balancer):

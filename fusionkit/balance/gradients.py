@@ -39,6 +39,18 @@ def flatten_into(row: Tensor, parts: Sequence[Tensor]) -> None:
         place.copy_(part.flatten())
 
 
+def inner_products(matrix: Tensor) -> Tensor:
+    """Inner products (K, K) of the rows, in the precision they have: a training step runs under autocast."""
+    with torch.autocast(matrix.device.type, enabled=False):
+        return matrix @ matrix.T
+
+
+def combination(coefficients: Tensor, matrix: Tensor) -> Tensor:
+    """The sum (N,) of the rows (K, N), each times its coefficient (K,), in the precision they have."""
+    with torch.autocast(matrix.device.type, enabled=False):
+        return coefficients.to(matrix) @ matrix
+
+
 def relations(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Norms (K,) and cosines (K, K) from the inner products (K, K) of gradients; the cosine with a zero gradient is 0."""
     norms = gram.diagonal().clamp(min=0).sqrt()

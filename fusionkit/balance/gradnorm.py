@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.balance.base import Balancer, Step, relation_metrics
-from fusionkit.balance.gradients import gradient_matrix, is_on_cadence
+from fusionkit.balance.gradients import gradient_matrix, inner_products, is_on_cadence
 from fusionkit.distributed import mean_over_ranks
 from fusionkit.errors import ConfigError
 
@@ -47,6 +47,10 @@ class GradNorm(Balancer):
         self.alpha, self.lr, self.every_n_steps = alpha, lr, every_n_steps
         self.pattern = re.compile(parameters)
 
+    @property
+    def reads_gradients(self) -> bool:
+        return True
+
     def start(self, objectives: Sequence[str]) -> None:
         super().start(objectives)
         self.register_buffer("next_factors", torch.ones(len(objectives)))
@@ -62,8 +66,7 @@ class GradNorm(Balancer):
         """Move the factors, where it is time; the gradients are then logged for nothing."""
         if not is_on_cadence(step.number, step.is_first, self.every_n_steps):
             return super().gradient_metrics(losses, step)
-        matrix = gradient_matrix(losses, self._chosen(step))
-        gram = matrix @ matrix.T
+        gram = inner_products(gradient_matrix(losses, self._chosen(step)))
         self._move(mean_over_ranks(losses.detach().float()), gram.diagonal().clamp(min=0).sqrt())
         return relation_metrics(self.objectives, gram)
 

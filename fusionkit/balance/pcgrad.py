@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.balance.base import Balanced, Balancer, Step, relation_metrics, weight_metrics
-from fusionkit.balance.gradients import flatten_into, gradients, with_gradient
+from fusionkit.balance.gradients import combination, flatten_into, gradients, inner_products, with_gradient
 from fusionkit.distributed import mean_over_ranks
 
 
@@ -25,15 +25,19 @@ class PCGrad(Balancer):
     def __init__(self) -> None:
         super().__init__()  # the gradients are there at every step, so there is no cadence to choose
 
+    @property
+    def reads_gradients(self) -> bool:
+        return True
+
     def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float], step: Step) -> Balanced:
         given = [weights[name] for name in self.objectives]
         weighted = torch.stack([weights[name] * losses[name] for name in self.objectives])
         shared = step.shared()
         heads = [parameter for name, parameter in step.parameters.items() if not name.startswith("model.")]
         matrix, head_gradients = self._gradients(weighted, [*shared, *heads], len(shared))
-        gram = matrix @ matrix.T
+        gram = inner_products(matrix)
         coefficients = surgery(gram, draw_orders(len(given), step.number))
-        chosen = (coefficients.to(matrix) @ matrix).split([parameter.numel() for parameter in shared])
+        chosen = combination(coefficients, matrix).split([parameter.numel() for parameter in shared])
         shaped = [flat.view_as(parameter).to(parameter.dtype) for flat, parameter in zip(chosen, shared, strict=True)]
         loss = with_gradient(weighted.sum(), [*shared, *heads], [*shaped, *head_gradients])
         scale = gram.new_tensor([1 / weight for weight in given])

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -166,6 +167,21 @@ class TrainingModule(LightningModule):
         if len(set(gather_objects([digest]))) > 1:
             raise ConfigError(
                 "the ranks hold different configurations; start all of them from one saved config, one run at a time"
+            )
+        self._require_gradients()
+
+    def _require_gradients(self) -> None:
+        """What takes single objectives' gradients, or freezes on the way, needs whole parameters and unscaled gradients."""
+        takes, strategy = self.balance.reads_gradients, self.trainer.strategy
+        if (takes or len(self.stages) > 1) and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ConfigError(
+                f"trainer.strategy: {type(strategy).__name__} splits parameters, so neither balancers that read gradients nor "
+                "stages can work; use trainer.strategy=ddp, or balance=fixed and stages=none"
+            )
+        if takes and self.trainer.precision == "16-mixed":
+            raise ConfigError(
+                "trainer.precision=16-mixed: single objectives' gradients are not scaled and may vanish in fp16; use bf16-mixed "
+                "or 32-true, or balance=fixed"
             )
 
     def on_train_start(self) -> None:

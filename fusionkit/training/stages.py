@@ -39,6 +39,9 @@ class Stages:
         self.training: Mapping[str, nn.Parameter] = self._all
         self._check_lengths()
 
+    def __len__(self) -> int:
+        return len(self._stages)
+
     @property
     def lr_scale(self) -> float:
         """Of the stage that the run is in."""

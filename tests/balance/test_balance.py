@@ -220,6 +220,21 @@ def test_gradients_under_autocast_are_those_of_an_ordinary_backward_pass():
         torch.testing.assert_close(parameter.grad, gradient_of)
 
 
+@pytest.mark.parametrize("balancer", [PCGrad(), Fixed(gradients_every_n_steps=1), GradNorm()])
+def test_autocast_rounds_neither_gradients_nor_their_products(balancer):
+    def once(enabled):
+        point = nn.Parameter(torch.tensor([0.123456, 1.234567]))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            balanced = started(balancer)(distances(point), dict.fromkeys(NAMES, 1.2345), step_of(m_point=point))
+        balanced.loss.backward()
+        return point.grad, {name: float(value) for name, value in balanced.metrics.items()}
+
+    (plain, logged), (rounded, also_logged) = once(False), once(True)
+    assert torch.equal(plain, rounded)
+    assert logged == also_logged
+    assert len(logged) == 5
+
+
 @pytest.mark.parametrize(
     ("unit", "number", "factor"), [("step", 0, 0.5), ("step", 15, 1.25), ("step", 99, 2.0), ("progress", 150, 1.25)]
 )

@@ -90,7 +90,7 @@ def test_balance(choice):
 def test_stages(choice):
     names = ("tasks.a", "model.fusion.x", "model.image_projection.x", "model.temperature", "model.image_encoder.x")
     parameters = [(name, torch.nn.Parameter(torch.ones(1))) for name in names]
-    stages = Stages(instantiate(composed(f"+stages={choice}")["stages"]), parameters)
+    stages = Stages(instantiate(composed(f"+stages={choice}")["stages"], _convert_="all"), parameters)
     assert stages.enter(0)
     assert set(stages.training) < set(names)
     assert stages.enter(10**9)

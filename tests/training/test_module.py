@@ -2,12 +2,14 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from fusionkit.balance import DWA, GradNorm, PCGrad, Schedule, Uncertainty
+from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Schedule, Uncertainty
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.muon import build_muon
@@ -209,6 +211,20 @@ def test_a_resumed_run_balances_bit_for_bit(tmp_path, name, accumulate):
     start, kept = fake().balance.state_dict(), whole.balance.state_dict()
     assert not kept or any(not torch.equal(value, kept[key]) for key, value in start.items())
     assert float(whole.step_metrics["train/coco/b_weight"]) > 0
+
+
+def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
+    for balance in (PCGrad(), GradNorm(), Fixed(gradients_every_n_steps=5)):
+        module = fake_module(balance=balance)
+        module.trainer = SimpleNamespace(precision="16-mixed", strategy=SingleDeviceStrategy())
+        with pytest.raises(ConfigError, match=r"use bf16-mixed or 32-true, or balance=fixed"):
+            module._require_gradients()
+        module.trainer.strategy = object()
+        with pytest.raises(ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed and stages=none"):
+            module._require_gradients()
+    fake = fake_module(balance=Uncertainty())
+    fake.trainer = SimpleNamespace(precision="16-mixed", strategy=object())
+    fake._require_gradients()
 
 
 def test_surgery_on_one_objective_is_plain_training(tmp_path):
