@@ -34,7 +34,9 @@ class TrainConfig:
     task: Any = MISSING
     objectives: Any = MISSING
     data: Any = MISSING
+    negatives: Any = None
     balance: Any = None
+    stages: Any = None
     teacher: Any = None
     optimizer: Any = MISSING
     scheduler: Any = None

@@ -56,6 +56,25 @@ def from_rank_zero(value: Any) -> Any:
     return box[0]
 
 
+@torch.no_grad()
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of x, of one shape on all ranks, as a constant."""
+    if world_size() == 1:
+        return x.detach()
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def largest_of_ranks(value: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers."""
+    if world_size() == 1:
+        return value
+    box = torch.tensor([value], device=device)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box)
+
+
 def _concatenate(x: Tensor) -> tuple[Tensor, list[int]]:
     """The rows of all ranks, and how many each has; the collective wants equal parts, so shorter ones travel padded."""
     if world_size() == 1:

@@ -32,8 +32,11 @@ def toy_fusion(name: str):
 
 
 def toy_task(name: str, dims: Dims):
-    """The task of conf/task/NAME.yaml."""
-    return instantiate(OmegaConf.load(CONF / "task" / f"{name}.yaml"))(dims=dims)
+    """The task of conf/task/NAME.yaml, with the default choice of the groups it names."""
+    groups = {"negatives": OmegaConf.load(CONF / "negatives" / "in_batch.yaml")}
+    return instantiate(OmegaConf.create({**groups, "task": OmegaConf.load(CONF / "task" / f"{name}.yaml")}).task)(
+        dims=dims
+    )
 
 
 def toy_model(fusion="cross_attention", **options) -> VisionLanguageModel:

@@ -3,19 +3,21 @@
 import torch
 from torch import Tensor, nn
 
+from fusionkit.errors import ConfigError
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
-from fusionkit.negatives import HardNegatives, Negatives
+from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
+from fusionkit.negatives.pool import EMPTY, take
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
 
 
 class ITM(Task[CaptionBatch]):
-    """Does the caption describe the image? One true pair to two false ones: (wrong image, caption) and (image, wrong caption).
+    """Does the caption describe the image? One true pair to 2k false ones: (wrong image, caption) and (image, wrong caption).
 
-    ``negatives``      draws the wrong partner from the contrastive similarities.
+    ``negatives``      draws the k wrong partners of each side from the contrastive similarities (fusionkit.negatives).
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
     """
 
@@ -33,44 +35,72 @@ class ITM(Task[CaptionBatch]):
         self.negatives = negatives or HardNegatives()
         self.texts_per_image = texts_per_image
         self.head = nn.Linear(dims.pooled_size, 2)
+        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]  # here a teacher is asked at all
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        index = batch["captions"]["image_index"]
+        keys, index = batch["image_keys"], batch["captions"]["image_index"]
         rows = leading_rows(index, self.texts_per_image)
-        pairs, targets = self._pairs(batch["image_keys"], index, rows, self._similarity(model, encoded))
-        logits = self.score_pairs(model, encoded.memory, _take(encoded.text[self.reads], pairs[1]), pairs[0])
-        gap = logits.detach().diff(dim=1).squeeze(1).float()
-        metrics = {}
-        if len(rows):
-            metrics = {"accuracy": ((gap > 0) == targets).float().mean(), "positive_logit": gap[: len(rows)].mean()}
-        if len(gap) > len(rows):
-            metrics["negative_logit"] = gap[len(rows) :].mean()
-        return TaskOutput(masked_cross_entropy(logits, targets), logits, targets, metrics)
+        candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
+        wrong_image, wrong_text = self._draw(model, batch, encoded, candidates, rows, teacher)
+        (images, texts), targets = join_pairs(index[rows], rows, wrong_image, wrong_text, candidates)
+        memory, images = prepared(model, candidates, images)
+        logits = self.score_pairs(model, memory, take(candidates.text, texts), images)
+        loss = masked_cross_entropy(logits, targets)
+        return TaskOutput(loss, logits, targets, self._metrics(logits, targets, len(rows), wrong_image, wrong_text))
 
     def score_pairs(self, model: VisionLanguageModel, memory: object, text: Tokens, image_index: Tensor) -> Tensor:
         """Logits (P, 2), [:, 1] for a match, of P captions with the image rows that image_index (P,) names."""
         return self.head(model.fuse(memory, text, image_index).pooled)
 
     @torch.no_grad()
-    def _similarity(self, model: VisionLanguageModel, encoded: Encoded) -> Tensor:
-        with torch.autocast(encoded.image_feats.device.type, enabled=False):
-            return encoded.image_feats.float() @ encoded.text_feats[self.reads].float().T / model.temperature  # (I, T)
+    def _draw(
+        self,
+        model: VisionLanguageModel,
+        batch: CaptionBatch,
+        encoded: Encoded,
+        candidates: Candidates,
+        rows: Tensor,
+        teacher: Teacher | None,
+    ) -> tuple[Drawn, Drawn]:
+        """Wrong images and wrong texts, as candidates' rows, for the true pairs of text rows (R,)."""
+        index = batch["captions"]["image_index"]
+        images, keys = index[rows], batch["image_keys"][index[rows]]
+        feats, text_feats = encoded.image_feats, encoded.text_feats[self.reads]
+        to_image = scaled_cosines(text_feats[rows], candidates.image_feats, model.temperature)  # (R, C_i)
+        to_text = scaled_cosines(feats, candidates.text_feats, model.temperature)[images]  # (R, C_t)
+        no_image, no_text = (
+            (keys[:, None] == others[None, :]) | (others == EMPTY)
+            for others in (candidates.image_keys, candidates.text_keys)
+        )
+        if self.negatives.teacher_threshold is not None:
+            alike_image, alike_text = self._alike(teacher, rows, images)
+            no_image, no_text = no_image | alike_image, no_text | alike_text
+        listed = self.negatives.listed(batch)
+        if listed is None:
+            return self.negatives(to_image, no_image), self.negatives(to_text, no_text)
+        named = listed.to(images.device)[images]  # (R, I)
+        return self.negatives(to_image, no_image, named), self.negatives(to_text, no_text, named[:, index])
 
-    def _pairs(
-        self, keys: Tensor, index: Tensor, rows: Tensor, similarity: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Image rows and text rows (P,) of the true pairs, then (wrong image, caption), then (image, wrong caption)."""
-        same = keys[:, None] == keys[index][None, :]  # (I, T)
-        images = index[rows]
-        wrong_image, has_image = self.negatives(similarity[:, rows].T, same[:, rows].T)
-        wrong_text, has_text = self.negatives(similarity[images], same[images])
-        image_rows = torch.cat([images, wrong_image[has_image], images[has_text]])
-        text_rows = torch.cat([rows, rows[has_image], wrong_text[has_text]])
-        targets = torch.zeros_like(image_rows)
-        targets[: len(rows)] = 1
-        return (image_rows, text_rows), targets
+    def _alike(self, teacher: Teacher | None, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the teacher takes for a match: candidates' images for each text row, and texts for its image."""
+        if teacher is None:
+            raise ConfigError("negatives.teacher_threshold needs a teacher; choose teacher=momentum, or set it to null")
+        feats, text_feats = teacher.encoded.image_feats, teacher.encoded.text_feats[self.reads]
+        columns, limit = self.negatives.pool.columns, self.negatives.teacher_threshold
+        return text_feats[rows] @ columns(feats).T >= limit, feats[images] @ columns(text_feats).T >= limit
+
+    def _metrics(
+        self, logits: Tensor, targets: Tensor, positives: int, wrong_image: Drawn, wrong_text: Drawn
+    ) -> dict[str, Tensor]:
+        gap = logits.detach().diff(dim=1).squeeze(1).float()
+        metrics = {"negatives_entropy": (wrong_image.entropy + wrong_text.entropy) / 2}
+        if positives:
+            metrics |= {"accuracy": ((gap > 0) == targets).float().mean(), "positive_logit": gap[:positives].mean()}
+        if len(gap) > positives:
+            metrics["negative_logit"] = gap[positives:].mean()
+        return metrics
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """Each caption with its own image (label 1) and with the next other image of the batch (label 0)."""
@@ -88,6 +118,32 @@ class ITM(Task[CaptionBatch]):
         return records if has_other else records[: len(index)]
 
 
-def _take(text: Tokens, rows: Tensor) -> Tokens:
-    assert text.mask is not None
-    return Tokens(text.embeds[rows], text.mask[rows], text.pooled[rows])
+def join_pairs(
+    images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Candidates' image rows and text rows (P,) of the true pairs, then (wrong image, caption), then (image, wrong caption).
+
+    ``images`` and ``texts`` (R,) are the batch's own rows of the true pairs; the targets (P,) are 1 for these.
+    """
+    images, texts = images + candidates.first_image, texts + candidates.first_text
+    own_text = texts[:, None].expand_as(wrong_image.columns)[wrong_image.is_valid]
+    own_image = images[:, None].expand_as(wrong_text.columns)[wrong_text.is_valid]
+    image_rows = torch.cat([images, wrong_image.columns[wrong_image.is_valid], own_image])
+    text_rows = torch.cat([texts, own_text, wrong_text.columns[wrong_text.is_valid]])
+    targets = torch.zeros_like(image_rows)
+    targets[: len(images)] = 1
+    return (image_rows, text_rows), targets
+
+
+def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[object, Tensor]:
+    """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once."""
+    if candidates.memory is not None:
+        return candidates.memory, rows
+    used, places = rows.unique(return_inverse=True)
+    return model.fusion.prepare(take(candidates.image, used)), places
+
+
+def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
+    """Cosines (R, C) of normalised features over the temperature, in fp32."""
+    with torch.autocast(rows.device.type, enabled=False):
+        return rows.float() @ columns.float().T / temperature

@@ -58,6 +58,7 @@ def build_module(parts: Parts) -> TrainingModule:
         scheduler=instantiate(config.scheduler),
         teacher=instantiate(config.teacher)(parts.model, parts.tasks) if config.teacher else None,
         artifacts=collect_artifacts(config, parts.datamodule, parts.model),
+        stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
     )
 
 

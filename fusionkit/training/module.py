@@ -8,11 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from fusionkit.balance import Balancer, Step
 from fusionkit.distributed import gather_objects, rank
 from fusionkit.errors import ConfigError, UserError, refusals, suggest
 from fusionkit.tasks.base import Task
+from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
 from fusionkit.training.weights import require_fit
 from fusionkit.types import Batch, TaskOutput
@@ -22,6 +26,7 @@ class TrainingModule(LightningModule):
     """Trains ``model`` on ``objectives: {source: {task: weight}}``; a weight multiplies, 0 switches off.
 
     ``balance``    joins the losses by objective ("source/task") into one (fusionkit.balance).
+    ``stages``     by name and in order, what trains for how long and how fast (fusionkit.training.stages); none: all of it.
     ``optimizer``  called with the named parameters, returns the optimiser; its groups keep their ``lr_scale``.
     ``scheduler``  called with (optimiser, total_steps=...), returns a schedule stepped with the optimiser; None: constant.
     ``teacher``    a momentum teacher (fusionkit.momentum), advanced once per optimiser step.
@@ -36,11 +41,12 @@ class TrainingModule(LightningModule):
         model: Any,
         tasks: Mapping[str, Task[Any]],
         objectives: Mapping[str, Mapping[str, float]],
-        balance: nn.Module,
+        balance: Balancer,
         optimizer: Callable[..., torch.optim.Optimizer],
         scheduler: Callable[..., Any] | None,
         teacher: Any = None,
         artifacts: Mapping[str, Any] | None = None,
+        stages: Mapping[str, Stage] | None = None,
     ) -> None:
         super().__init__()
         self.objectives = active_objectives(objectives, tasks)
@@ -49,6 +55,7 @@ class TrainingModule(LightningModule):
         }
         self.model, self.tasks = model, nn.ModuleDict(tasks)
         self.balance, self.teacher = balance, teacher
+        self.balance.start(list(self.weights))
         self.artifacts = dict(artifacts or {})
         self._build_optimizer, self._build_scheduler = optimizer, scheduler
         self.step_metrics: dict[str, Any] = {}  # of the last training step, by log key
@@ -56,7 +63,10 @@ class TrainingModule(LightningModule):
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
         self._seed = torch.initial_seed()
         self._is_resumed = False
+        self._rate = 0.0  # the learning rate of the step
         self._freeze_unused()
+        self.stages = Stages(stages or {}, self.named_parameters())
+        self.stages.enter(0)
 
     def training_step(self, batches: dict[str, Batch], batch_idx: int) -> Tensor:
         """One step over all sources; returns the balanced loss."""
@@ -69,10 +79,18 @@ class TrainingModule(LightningModule):
                 losses[f"{source}/{name}"] = output.loss
                 metrics |= {f"train/{source}/{name}_{key}": value for key, value in output.metrics.items()}
         self._require_finite(losses)
-        total = self.balance(losses, self.weights)
-        metrics |= {f"train/{objective}_loss": loss.detach() for objective, loss in losses.items()}
-        self.step_metrics = metrics | {"train/loss": total.detach(), **self._state_of_training()}
-        return total
+        balanced = self.balance(losses, self.weights, self._step(batch_idx))
+        metrics |= {f"train/{objective}_loss": loss.detach() for objective, loss in losses.items()} | balanced.metrics
+        self.step_metrics = metrics | {"train/loss": balanced.loss.detach(), **self._state_of_training()}
+        return balanced.loss
+
+    def _step(self, batch_idx: int) -> Step:
+        return Step(
+            number=self.global_step,
+            total=self.trainer.estimated_stepping_batches,
+            is_first=batch_idx % self.trainer.accumulate_grad_batches == 0,
+            parameters=self.stages.training,
+        )
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Hand over the metrics where Lightning will use them: it spends half a millisecond on each value."""
@@ -117,7 +135,8 @@ class TrainingModule(LightningModule):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """A new optimiser of all parameters; raises ConfigError for rules and numbers that cannot work."""
-        with refusals("optimizer"):
+        # the optimiser knows what any stage trains; what has no gradient it leaves alone
+        with refusals("optimizer"), self.stages.all_training():
             return self._build_optimizer(list(self.named_parameters()))
 
     def configure_optimizers(self) -> Any:
@@ -152,6 +171,21 @@ class TrainingModule(LightningModule):
             raise ConfigError(
                 "the ranks hold different configurations; start all of them from one saved config, one run at a time"
             )
+        self._require_gradients()
+
+    def _require_gradients(self) -> None:
+        """What takes single objectives' gradients, or freezes on the way, needs whole parameters and unscaled gradients."""
+        takes, strategy = self.balance.reads_gradients, self.trainer.strategy
+        if (takes or len(self.stages) > 1) and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+            raise ConfigError(
+                f"trainer.strategy: {type(strategy).__name__} splits parameters, so neither balancers that read gradients nor "
+                "stages can work; use trainer.strategy=ddp, or balance=fixed and stages=none"
+            )
+        if takes and self.trainer.precision == "16-mixed":
+            raise ConfigError(
+                "trainer.precision=16-mixed: single objectives' gradients are not scaled and may vanish in fp16; use bf16-mixed "
+                "or 32-true, or balance=fixed"
+            )
 
     def on_train_start(self) -> None:
         """Ask the loaders for their place again: Lightning did so before it had restored how far the run was."""
@@ -159,7 +193,21 @@ class TrainingModule(LightningModule):
         if self._is_resumed and fetcher is not None:
             iter(fetcher)
 
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """A step at the stage's share of the scheduled rates."""
+        with self.stages.scaled_rates(optimizer):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def _enter_stage(self) -> None:
+        """Freeze and unfreeze where a stage begins; DDP, which knows what trains from when it was made, is made again."""
+        if self.stages.enter(self.global_step) and isinstance(self.trainer.strategy.model, DistributedDataParallel):
+            self.trainer.strategy.model = self  # the old wrapper goes, and its hooks with it
+            self.trainer.strategy.configure_ddp()  # type: ignore[attr-defined]
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._enter_stage()
+        group = self.trainer.optimizers[0].param_groups[0]
+        self._rate = group["lr"] / group["lr_scale"] * self.stages.lr_scale  # what it is without rules
         seed_batch(self._seed, rank(), self.global_step, batch_idx)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -173,6 +221,7 @@ class TrainingModule(LightningModule):
         require_fit(self.state_dict(), checkpoint["state_dict"], "to resume from")
         self._seed, self._teacher_step = checkpoint["progress"]["seed"], checkpoint["progress"]["teacher_step"]
         self._is_resumed = True
+        self.stages.enter(checkpoint["global_step"])  # before DDP is made
 
     def _tasks_of(self, source: str) -> dict[str, Task[Any]]:
         return {name: self.tasks[name] for name in self.objectives.get(source, ())}  # type: ignore[misc]
@@ -191,11 +240,7 @@ class TrainingModule(LightningModule):
         self.model.freeze_unused(frozenset().union(*(self.tasks[name].needs for name in used)))  # type: ignore[arg-type]
 
     def _state_of_training(self) -> dict[str, Any]:
-        group = self.trainer.optimizers[0].param_groups[0]
-        return {
-            "train/temperature": self.model.temperature.detach().clone(),
-            "train/lr": group["lr"] / group["lr_scale"],
-        }
+        return {"train/temperature": self.model.temperature.detach().clone(), "train/lr": self._rate}
 
     def _require_finite(self, losses: Mapping[str, Tensor]) -> None:
         finite = torch.stack([loss.detach() for loss in losses.values()]).isfinite().tolist()

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,7 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Step, Uncertainty
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
+from fusionkit.negatives import AllRanks, Drawn, HardNegatives
+from fusionkit.tasks.itm import ITM
+from fusionkit.training.stages import Stage
+from tests.toys import choices, toy_batch, toy_dims, toy_model
 
 ROWS = 6
 
@@ -56,13 +63,13 @@ def collectives() -> dict:
     }
 
 
-def training(folder: Path, artifacts: dict) -> dict:
+def training(folder: Path, artifacts: dict, **options: Any) -> dict:
     """Three steps of plain DDP, and a validation in which both ranks see the first batch."""
     from lightning import Trainer
 
     from tests.training.fakes import FakeData, ListLoader, fake_batch, fake_module
 
-    module = fake_module(teacher=True, artifacts=artifacts)
+    module = fake_module(teacher=True, artifacts=artifacts, **options)
     data = FakeData()
     batches = [fake_batch("coco", 0), *([fake_batch("coco", 1)] if os.environ["RANK"] == "1" else [])]
     data.val_dataloader = lambda: [ListLoader(batches)]  # ragged, too: Lightning pads nothing itself
@@ -81,10 +88,121 @@ def training(folder: Path, artifacts: dict) -> dict:
     return {"state": module.state_dict(), "scores": scores, "updates": module.teacher.updates, "world": world_size()}
 
 
+BALANCERS = {
+    "fixed": partial(Fixed, gradients_every_n_steps=1),
+    "uncertainty": Uncertainty,
+    "gradnorm": GradNorm,
+    "pcgrad": PCGrad,
+    "dwa": partial(DWA, window=1),
+}
+OBJECTIVES = ("coco/a", "coco/b")
+
+
+class TwoObjectives(nn.Module):
+    """Two regressions on a shared layer that pull against each other, joined by a balancer."""
+
+    def __init__(self, balance: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Linear(5, 3)
+        self.tasks = nn.ModuleDict({"a": nn.Linear(3, 1), "b": nn.Linear(3, 1)})
+        self.balance = BALANCERS[balance]()
+        self.balance.start(OBJECTIVES)
+
+    def forward(self, x: torch.Tensor, number: int) -> torch.Tensor:
+        states = self.model(x).tanh()
+        losses = {
+            "coco/a": (self.tasks["a"](states) - 1).square().mean(),
+            "coco/b": self.tasks["b"](states).exp().mean(),
+        }
+        step = Step(number, total=4, is_first=True, parameters=dict(self.named_parameters()))
+        balanced = self.balance(losses, dict(zip(OBJECTIVES, (1.0, 2.0), strict=True)), step)
+        self.metrics = {name: float(value) for name, value in balanced.metrics.items()}
+        return balanced.loss
+
+
+def balance_in_steps(module: nn.Module, x: torch.Tensor) -> None:
+    """Four steps of gradient descent."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for number in range(4):
+        optimizer.zero_grad()
+        module(x, number).backward()
+        optimizer.step()
+
+
+def balancing() -> dict:
+    """Every balancer under DDP, each rank with its half of the rows."""
+    dist.init_process_group("gloo")
+    own = slice(rank() * ROWS // 2, (rank() + 1) * ROWS // 2)
+    found = {}
+    for name in BALANCERS:
+        module = TwoObjectives(name)
+        balance_in_steps(DistributedDataParallel(module), contrast_inputs()[0][own])
+        found[name] = {"state": module.state_dict(), "metrics": module.metrics}
+    return found
+
+
+class Hardest(HardNegatives):
+    """Takes the most similar partner: nothing is drawn, so that ranks and one process choose alike."""
+
+    def forward(self, similarity: torch.Tensor, is_excluded: torch.Tensor, listed: torch.Tensor | None = None) -> Drawn:
+        best = similarity.masked_fill(is_excluded, -torch.inf).topk(self.k, dim=1).indices
+        return Drawn(best, ~is_excluded.gather(1, best), torch.zeros(()))
+
+
+class Matching(nn.Module):
+    """Matching with two negatives a side from the whole joint batch, on the toy model."""
+
+    def __init__(self, fusion: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = toy_model(fusion)
+        self.itm = ITM(toy_dims(self.model), Hardest(AllRanks(), k=2))
+        self.model.freeze_unused(self.itm.needs)
+
+    def forward(self, batch: dict) -> torch.Tensor:
+        return self.itm(self.model, batch, self.model.encode(batch, ["captions"])).loss
+
+
+def matching_batch(rows: slice) -> dict:
+    """Some images of the joint batch with their two captions, cut to the longest, as a loader's ranks have them."""
+    torch.manual_seed(1)
+    batch = toy_batch(images=4, texts_per_image=2)
+    captions = batch["captions"]
+    captions["attention_mask"][:4, 6:] = 0  # the first rank's texts are short
+    texts = slice(2 * rows.start, 2 * rows.stop)
+    length = int(captions["attention_mask"][texts].sum(dim=1).max())
+    cut = {name: captions[name][texts, :length] for name in ("input_ids", "attention_mask", "word_index")}
+    return {
+        "image_keys": batch["image_keys"][rows],
+        "pixel_values": batch["pixel_values"][rows],
+        "captions": cut | {"image_index": captions["image_index"][texts] - rows.start},
+    }
+
+
+def matching() -> dict:
+    """DDP gradients of matching, by fusion."""
+    dist.init_process_group("gloo")
+    found = {}
+    for fusion in choices("fusion"):
+        module = Matching(fusion)
+        loss = DistributedDataParallel(module)(matching_batch(slice(2 * rank(), 2 * rank() + 2)))
+        loss.backward()
+        found[fusion] = {name: parameter.grad for name, parameter in module.named_parameters()}
+    return found
+
+
 if __name__ == "__main__":
     case, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
     number = os.environ["RANK"]
     config = {"config": f"lr: {number if case == 'unequal' else 1}"}
-    found = collectives() if case == "collectives" else training(folder, config)
+    stages = {"heads": Stage(2, ["^tasks"]), "all": Stage(None)}
+    cases = {
+        "collectives": collectives,
+        "balancing": balancing,
+        "matching": matching,
+        "stages": lambda: training(folder, config, stages=stages),
+    }
+    found = cases.get(case, lambda: training(folder, config))()
     torch.save(found, folder / f"{number}.pt")

@@ -15,7 +15,17 @@ from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather
 from fusionkit.errors import UserError
 from fusionkit.rank import train_in_ranks
 from fusionkit.training.ranks import is_rank, start_ranks
-from tests.distributed.ranks import Contrast, contrast_inputs
+from tests.distributed.ranks import (
+    BALANCERS,
+    Contrast,
+    Matching,
+    TwoObjectives,
+    balance_in_steps,
+    contrast_inputs,
+    matching_batch,
+)
+from tests.toys import choices
+from tests.training.fakes import fake_module
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +75,44 @@ def test_plain_ddp_keeps_the_ranks_alike_and_counts_each_sample_once(run):
     assert first["updates"] == second["updates"] == 3
     assert first["scores"] == second["scores"]
     assert first["scores"]["val/coco/records"] == 8
+
+
+@pytest.mark.slow
+def test_balancers_train_as_one_process_on_the_joint_batch(run):
+    first, second = run("balancing")
+    for name in BALANCERS:
+        alone = TwoObjectives(name)
+        balance_in_steps(alone, contrast_inputs()[0])
+        for key, value in first[name]["state"].items():
+            assert torch.equal(value, second[name]["state"][key]), (name, key)
+            torch.testing.assert_close(value, alone.state_dict()[key], atol=1e-5, rtol=1e-5, msg=f"{name} {key}")
+        shared = {key for key in alone.metrics if "gradient" in key}
+        assert name not in ("fixed", "pcgrad", "gradnorm") or len(shared) == 3
+        for key in shared:
+            assert first[name]["metrics"][key] == pytest.approx(alone.metrics[key], abs=1e-5), (name, key)
+
+
+@pytest.mark.slow
+def test_negatives_of_all_ranks_are_those_of_one_process_on_the_joint_batch(run):
+    found = run("matching")
+    for fusion in choices("fusion"):
+        alone = Matching(fusion)
+        alone(matching_batch(slice(0, 4))).backward()
+        for name, parameter in alone.named_parameters():
+            for ranked in found:
+                if parameter.grad is None:
+                    assert ranked[fusion][name] is None, name
+                else:
+                    torch.testing.assert_close(ranked[fusion][name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_stages_change_what_ddp_waits_for(run):
+    first, second = run("stages")
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+    start = fake_module(teacher=True).state_dict()
+    assert not torch.equal(first["state"]["model.image_encoder.0.weight"], start["model.image_encoder.0.weight"])
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from fusionkit.encoders.text import TextEncoder
 from fusionkit.fusion.cross_attention import BERT_LAYER, CrossAttention
 from fusionkit.model import assemble
 from fusionkit.momentum import MomentumTeacher
+from fusionkit.negatives import Drawn, HardNegatives
 from fusionkit.tasks.itc import ITC
 from fusionkit.tasks.itm import ITM
 from fusionkit.tasks.mlm import MLM
@@ -70,6 +71,18 @@ def scripted(*answers: tuple[Tensor, Tensor]):
     return lambda *_: queue.pop(0)
 
 
+class ScriptedNegatives(HardNegatives):
+    """The same for negatives: the images, then the texts, that the published code drew."""
+
+    def __init__(self, images: Tensor, texts: Tensor) -> None:
+        super().__init__()
+        self.answers = [images, texts]
+
+    def forward(self, *_) -> Drawn:
+        columns = self.answers.pop(0)[:, None]
+        return Drawn(columns, torch.ones_like(columns, dtype=torch.bool), torch.zeros(()))
+
+
 @pytest.fixture(scope="module")
 def step():
     torch.manual_seed(0)
@@ -99,10 +112,9 @@ def step():
         ids["pad"],
         ids["mask"],
     )
-    drawn = torch.ones(SIZES["batch"], dtype=torch.bool)
     tasks = {
         "itc": ITC(dims, queue_size=SIZES["queue_size"]),
-        "itm": ITM(dims, negatives=scripted((io["negative_image"], drawn), (io["negative_text"], drawn))),
+        "itm": ITM(dims, negatives=ScriptedNegatives(io["negative_image"], io["negative_text"])),
         "mlm": MLM(dims, masking=scripted((io["mlm_input_ids"], io["mlm_labels"]))),
     }
     teacher = MomentumTeacher(model, tasks, momentum=SIZES["momentum"], alpha=SIZES["alpha"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fusionkit.tasks.itm import ITM
+from fusionkit.tasks.itm import ITM, join_pairs
 from tests.toys import toy_batch, toy_dims, toy_model
 
 
@@ -40,13 +40,17 @@ def test_rows_without_a_valid_negative_are_dropped():
 
 
 def test_negatives_show_another_image():
-    itm = build()[1]
+    model, itm = build()
     batch = toy_batch(images=4, texts_per_image=2)
     batch["image_keys"][3] = batch["image_keys"][0]
-    index = batch["captions"]["image_index"]
-    (images, texts), targets = itm._pairs(batch["image_keys"], index, torch.arange(8), torch.randn(4, 8))
-    match = batch["image_keys"][images] == batch["image_keys"][index[texts]]
+    keys, index, rows = batch["image_keys"], batch["captions"]["image_index"], torch.arange(8)
+    encoded = model.encode(batch, ["captions"])
+    candidates = itm.negatives.pool(encoded, "captions", keys, keys[index])
+    drawn = itm._draw(model, batch, encoded, candidates, rows, None)
+    (images, texts), targets = join_pairs(index, rows, *drawn, candidates)
+    match = keys[images] == keys[index[texts]]
     assert torch.equal(match, targets.bool())
+    assert len(targets) == 24
 
 
 def test_a_head_that_knows_nothing_costs_the_entropy_of_one_to_two():

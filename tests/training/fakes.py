@@ -145,7 +145,14 @@ def count_records(records, samples) -> dict[str, float]:
 
 
 def fake_module(
-    objectives=None, *, teacher: bool = False, optimizer=None, scheduler=warmup_cosine, tasks=None, **options
+    objectives=None,
+    *,
+    teacher: bool = False,
+    optimizer=None,
+    scheduler=warmup_cosine,
+    tasks=None,
+    balance=None,
+    **options,
 ) -> TrainingModule:
     torch.manual_seed(0)
     model = FakeModel()
@@ -154,7 +161,7 @@ def fake_module(
         model,
         tasks,
         objectives or {"coco": {"a": 1.0}},
-        Fixed(),
+        balance or Fixed(),
         optimizer or partial(build_optimizer, lr=0.05),
         partial(scheduler, warmup_steps=2) if scheduler else None,
         FakeTeacher(model) if teacher else None,

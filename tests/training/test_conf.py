@@ -8,8 +8,10 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
+from fusionkit.balance import Step
 from fusionkit.training.callbacks import StopAfter
 from fusionkit.training.precision import resolve_precision
+from fusionkit.training.stages import Stages
 from tests.toys import CONF, choices
 
 
@@ -77,5 +79,19 @@ def test_loggers_are_chosen_together_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("choice", choices("balance"))
 def test_balance(choice):
-    total = instantiate(composed(f"+balance={choice}")["balance"])({"a/b": torch.tensor(2.0)}, {"a/b": 3.0})
-    assert total == 6
+    balancer = instantiate(composed(f"+balance={choice}")["balance"])
+    balancer.start(["a/b"])
+    point = torch.nn.Parameter(torch.tensor(2.0))
+    step = Step(number=0, total=10, is_first=True, parameters={"model.x": point})
+    assert balancer({"a/b": point * 1}, {"a/b": 3.0}, step).loss == 6
+
+
+@pytest.mark.parametrize("choice", [name for name in choices("stages") if name != "none"])
+def test_stages(choice):
+    names = ("tasks.a", "model.fusion.x", "model.image_projection.x", "model.temperature", "model.image_encoder.x")
+    parameters = [(name, torch.nn.Parameter(torch.ones(1))) for name in names]
+    stages = Stages(instantiate(composed(f"+stages={choice}")["stages"], _convert_="all"), parameters)
+    assert stages.enter(0)
+    assert set(stages.training) < set(names)
+    assert stages.enter(10**9)
+    assert set(stages.training) == set(names)

@@ -2,11 +2,14 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Schedule, Uncertainty
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.muon import build_muon
@@ -168,6 +171,70 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
     assert resumed.model.image_encoder[1].p > 0  # dropout was on
+
+
+BALANCERS = {
+    "uncertainty": Uncertainty,
+    "gradnorm": GradNorm,
+    "pcgrad": PCGrad,
+    "dwa": partial(DWA, window=2),
+    "schedule": partial(Schedule, {"coco": {"b": [[0, 0], [4, 1]]}}),
+}
+
+
+@pytest.mark.parametrize("name", BALANCERS)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_balances_bit_for_bit(tmp_path, name, accumulate):
+    def fake():
+        torch.manual_seed(0)
+        tasks = {"a": FakeTask(), "b": FakeTask(value=0.5)}
+        return fake_module({"coco": {"a": 1.0, "b": 2.0}}, tasks=tasks, balance=BALANCERS[name]())
+
+    options = {"max_epochs": 7, "limit_val_batches": 0, "enable_checkpointing": True}
+    options["accumulate_grad_batches"] = accumulate
+    run = lambda module, place, *more, **also: fit(  # noqa: E731
+        tmp_path,
+        module,
+        FakeData(batches=accumulate),
+        callbacks=[LastCheckpoint(str(tmp_path / place)), *more],
+        **options,
+        **also,
+    )
+    whole, resumed = fake(), fake()
+    run(whole, "whole")
+    with pytest.raises(KeyError, match="interrupted"):
+        run(fake(), "half", Interrupt(4))
+    run(resumed, "half", ckpt_path=tmp_path / "half" / "last.ckpt")
+    assert 0 < len(resumed.model.encoded) < len(whole.model.encoded)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    start, kept = fake().balance.state_dict(), whole.balance.state_dict()
+    assert not kept or any(not torch.equal(value, kept[key]) for key, value in start.items())
+    assert float(whole.step_metrics["train/coco/b_weight"]) > 0
+
+
+def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
+    for balance in (PCGrad(), GradNorm(), Fixed(gradients_every_n_steps=5)):
+        module = fake_module(balance=balance)
+        module.trainer = SimpleNamespace(precision="16-mixed", strategy=SingleDeviceStrategy())
+        with pytest.raises(ConfigError, match=r"use bf16-mixed or 32-true, or balance=fixed"):
+            module._require_gradients()
+        module.trainer.strategy = object()
+        with pytest.raises(ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed and stages=none"):
+            module._require_gradients()
+    fake = fake_module(balance=Uncertainty())
+    fake.trainer = SimpleNamespace(precision="16-mixed", strategy=object())
+    fake._require_gradients()
+
+
+def test_surgery_on_one_objective_is_plain_training(tmp_path):
+    """With accumulation, a schedule and clipping: what the optimiser sees is the objective's own gradient."""
+    options = {"max_steps": 4, "max_epochs": -1, "limit_val_batches": 0, "accumulate_grad_batches": 2}
+    plain, operated = fake_module(), fake_module(balance=PCGrad())
+    for module in (plain, operated):
+        fit(tmp_path, module, FakeData(batches=8), gradient_clip_val=0.1, **options)
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(operated.state_dict()[key], value)
 
 
 def test_without_a_schedule_the_rate_is_constant(tmp_path):

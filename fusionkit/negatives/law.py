@@ -1,0 +1,118 @@
+"""The law that wrong partners are drawn by. Imports torch only."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.negatives.pool import OwnBatch, Pool
+from fusionkit.types import Batch
+
+
+class Drawn(NamedTuple):
+    """``k`` wrong columns for each row, all different."""
+
+    columns: Tensor  # (R, k) int64
+    is_valid: Tensor  # (R, k) bool; a row with fewer than k allowed columns has invalid ones
+    entropy: (
+        Tensor  # scalar: mean over the rows that have a choice of the law's entropy in nats; 0 is one certain partner
+    )
+
+
+class Negatives(nn.Module):
+    """Base of all: draws ``k`` columns a row, without replacement, from ``law`` over the columns that are not excluded.
+
+    Excluded columns are -inf *before* the softmax, so they are never drawn and no floor distorts the law.
+    Vectorised: one multinomial draw, no host synchronisation.
+
+    ``pool``  where the partners come from (fusionkit.negatives.pool); None: the rank's own batch.
+    ``k``     wrong partners for each true pair and side; with few columns there may be fewer.
+    ``teacher_threshold`` also excludes columns whose cosine by the momentum teacher is at least this (false negatives).
+    """
+
+    def __init__(self, pool: Pool | None = None, k: int = 1, teacher_threshold: float | None = None) -> None:
+        super().__init__()
+        if k < 1:
+            raise ConfigError(f"negatives.k is {k}; a true pair needs at least 1 wrong partner")
+        self.pool = pool or OwnBatch()
+        if teacher_threshold is not None and not self.pool.has_teacher:
+            raise ConfigError(
+                f"negatives.teacher_threshold: {type(self.pool).__name__} keeps no states of the teacher; set it to null, "
+                "or use negatives=in_batch or all_rank"
+            )
+        self.k, self.teacher_threshold = k, teacher_threshold
+
+    def logits(self, similarity: Tensor, listed: Tensor | None) -> Tensor:
+        """Log of the law (R, C), up to a constant a row."""
+        raise NotImplementedError
+
+    def listed(self, batch: Batch) -> Tensor | None:
+        """Which image of a batch was named beforehand as a partner for which, (I, I) bool, where a law asks for it."""
+        return None
+
+    def forward(self, similarity: Tensor, is_excluded: Tensor, listed: Tensor | None = None) -> Drawn:
+        """similarity, is_excluded and listed (R, C): the columns drawn."""
+        has_any = ~is_excluded.all(dim=1)
+        if not similarity.numel():  # no text in the batch: nothing to draw from
+            columns = torch.zeros(len(has_any), min(self.k, 1), dtype=torch.int64, device=has_any.device)
+            return Drawn(columns, torch.zeros_like(columns, dtype=torch.bool), similarity.new_zeros(()))
+        logits = self.logits(similarity.float(), None if listed is None else listed & ~is_excluded)
+        logits = logits.masked_fill(is_excluded, float("-inf"))
+        logits = torch.where(has_any[:, None], logits, torch.zeros_like(logits))  # any law will do: the row is dropped
+        law = logits.softmax(dim=1)
+        columns = torch.multinomial(law, min(self.k, law.shape[1]))
+        return Drawn(columns, ~is_excluded.gather(1, columns), _entropy(law, has_any))
+
+
+class HardNegatives(Negatives):
+    """Draws column j of row i with probability softmax(similarity_ij) over the columns that show another image (ALBEF)."""
+
+    def logits(self, similarity: Tensor, listed: Tensor | None) -> Tensor:
+        return similarity
+
+
+class RandomNegatives(Negatives):
+    """Draws uniformly over the columns that show another image."""
+
+    def logits(self, similarity: Tensor, listed: Tensor | None) -> Tensor:
+        return torch.zeros_like(similarity)
+
+
+class OfflineNegatives(Negatives):
+    """Draws uniformly over the partners that a file names for the row's image; from HardNegatives' law where none is there.
+
+    ``file`` json, {image id: [ids of images that are hard to tell from it]}, as an earlier model mined them. It chooses among
+    the images of the batch, so it tells the more the larger the batch.
+    """
+
+    def __init__(self, file: str | None, k: int = 1, teacher_threshold: float | None = None) -> None:
+        super().__init__(None, k, teacher_threshold)
+        if not file:
+            raise ConfigError("negatives.file: name the json file of mined partners, negatives.file=PATH")
+        self.table = _read_table(Path(file))
+
+    def listed(self, batch: Batch) -> Tensor:
+        names = [str(image_id) for image_id in batch["image_ids"]]
+        partners = [self.table.get(name, frozenset()) for name in names]
+        return torch.tensor([[name in named for name in names] for named in partners])
+
+    def logits(self, similarity: Tensor, listed: Tensor | None) -> Tensor:
+        assert listed is not None
+        named = torch.zeros_like(similarity).masked_fill(~listed, float("-inf"))
+        return torch.where(listed.any(dim=1, keepdim=True), named, similarity)
+
+
+def _entropy(law: Tensor, has_any: Tensor) -> Tensor:
+    rows = torch.special.entr(law).sum(dim=1) * has_any
+    return rows.sum() / has_any.sum().clamp(min=1)
+
+
+def _read_table(path: Path) -> dict[str, frozenset[str]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return {str(image): frozenset(map(str, partners)) for image, partners in content.items()}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise DataError(f"negatives.file {path}: expected json {{image id: [image ids]}} ({error})") from error

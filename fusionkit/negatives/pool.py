@@ -1,0 +1,189 @@
+"""Where wrong partners come from: the own batch, the batches of all ranks, or a queue of what went before."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionkit.distributed import gather, gather_with_grad, largest_of_ranks, rank, world_size
+from fusionkit.errors import ConfigError
+from fusionkit.types import Encoded, Tokens
+
+EMPTY = torch.iinfo(torch.int64).min  # image key of a queue slot that was never filled
+
+
+class Candidates(NamedTuple):
+    """The images and texts that may be drawn; the batch's own stand among them, from ``first_image`` and ``first_text`` on."""
+
+    image: Tokens  # (C_i, N, D)
+    memory: Any  # the images as the fusion wants them, where the pool is the own batch; else None
+    image_feats: Tensor  # (C_i, E), constants
+    image_keys: Tensor  # (C_i,)
+    text: Tokens  # (C_t, L, D)
+    text_feats: Tensor  # (C_t, E), constants
+    text_keys: Tensor  # (C_t,) of the texts' images
+    first_image: int = 0
+    first_text: int = 0
+
+
+class Pool(nn.Module):
+    """Base of all: hands out the candidates of a step. ``has_teacher``: whether ``columns`` can give the teacher's features."""
+
+    has_teacher = True
+
+    def forward(self, encoded: Encoded, kind: str, image_keys: Tensor, text_keys: Tensor) -> Candidates:
+        """The candidates beside a batch's images (keys (I,)) and its texts of a kind (keys (T,) of their images)."""
+        raise NotImplementedError
+
+    def columns(self, feats: Tensor) -> Tensor:
+        """Features of the own images or texts -> those of all candidates."""
+        return feats
+
+
+class OwnBatch(Pool):
+    """The batch of this rank."""
+
+    def forward(self, encoded: Encoded, kind: str, image_keys: Tensor, text_keys: Tensor) -> Candidates:
+        return Candidates(
+            encoded.image,
+            encoded.memory,
+            encoded.image_feats.detach(),
+            image_keys,
+            encoded.text[kind],
+            encoded.text_feats[kind].detach(),
+            text_keys,
+        )
+
+
+class AllRanks(Pool):
+    """The batches of all ranks: as if one process had drawn from the joint batch, gradients included.
+
+    Costs gathering the token states of all images and texts (and their gradients), and preparing the foreign images that are
+    drawn. One process alone is OwnBatch.
+    """
+
+    def forward(self, encoded: Encoded, kind: str, image_keys: Tensor, text_keys: Tensor) -> Candidates:
+        if world_size() == 1:
+            return OwnBatch()(encoded, kind, image_keys, text_keys)
+        text = encoded.text[kind]
+        longest = largest_of_ranks(text.embeds.shape[1], text.embeds.device)
+        counts = gather(torch.tensor([[len(image_keys), len(text_keys)]], device=image_keys.device))
+        before = counts[: rank()].sum(dim=0).tolist()
+        return Candidates(
+            _gathered(encoded.image),
+            None,
+            gather(encoded.image_feats),
+            gather(image_keys),
+            _gathered(lengthen(text, longest)),
+            gather(encoded.text_feats[kind]),
+            gather(text_keys),
+            *before,
+        )
+
+    def columns(self, feats: Tensor) -> Tensor:
+        return gather(feats)
+
+
+class Queue(Pool):
+    """The own batch and the last ``size`` images and texts of all ranks, as constants.
+
+    Their token states were made by the weights of some steps ago. They are state (saved in checkpoints) of
+    size * (N * D + L * D_text) numbers; give ``image_shape`` (N, D) of the image tokens, ``text_shape`` (L, D) with the
+    longest text, and ``embed_size`` of the contrastive space: a run that has others says which.
+    """
+
+    has_teacher = False
+    names = ("image", "text")
+
+    def __init__(self, size: int, image_shape: Sequence[int], text_shape: Sequence[int], embed_size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise ConfigError(f"negatives.pool.size is {size}; give at least 1, or use negatives=in_batch")
+        self.shapes = {"image": tuple(image_shape), "text": tuple(text_shape)}
+        for name, shape in self.shapes.items():
+            self.register_buffer(f"{name}_embeds", torch.zeros(size, *shape))
+            self.register_buffer(f"{name}_mask", torch.zeros(size, shape[0], dtype=torch.int64))
+            self.register_buffer(f"{name}_pooled", torch.zeros(size, shape[1]))
+            self.register_buffer(f"{name}_feats", torch.zeros(size, embed_size))
+            self.register_buffer(f"{name}_keys", torch.full((size,), EMPTY, dtype=torch.int64))
+            self.register_buffer(f"{name}_pointer", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, encoded: Encoded, kind: str, image_keys: Tensor, text_keys: Tensor) -> Candidates:
+        text = lengthen(encoded.text[kind], self.shapes["text"][0])
+        parts = {
+            "image": (encoded.image, encoded.image_feats.detach(), image_keys),
+            "text": (text, encoded.text_feats[kind].detach(), text_keys),
+        }
+        joined: list[Any] = []
+        for name, (tokens, feats, keys) in parts.items():
+            self._require_shape(name, tokens, feats)
+            joined += [_joined(tokens, self._tokens(name)), *self._with_queue(name, feats, keys)]
+        if self.training:
+            for name, (tokens, feats, keys) in parts.items():
+                self._push(name, tokens, feats, keys)
+        image, image_feats, image_keys, text, text_feats, text_keys = joined
+        return Candidates(image, None, image_feats, image_keys, text, text_feats, text_keys)
+
+    def _tokens(self, name: str) -> Tokens:
+        get = self.get_buffer
+        return Tokens(get(f"{name}_embeds"), get(f"{name}_mask"), get(f"{name}_pooled"))
+
+    def _with_queue(self, name: str, feats: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([feats, self.get_buffer(f"{name}_feats")]), torch.cat([keys, self.get_buffer(f"{name}_keys")])
+
+    @torch.no_grad()
+    def _push(self, name: str, tokens: Tokens, feats: Tensor, keys: Tensor) -> None:
+        """Append the rows of all ranks, overwriting the oldest, so that the queue is the same on each."""
+        values = {"embeds": tokens.embeds, "mask": _mask(tokens), "pooled": tokens.pooled, "feats": feats, "keys": keys}
+        size, pointer = len(self.get_buffer(f"{name}_keys")), self.get_buffer(f"{name}_pointer")
+        count = 0
+        for key, value in values.items():
+            rows = gather(value)[-size:]
+            count = len(rows)
+            places = (pointer + torch.arange(count, device=rows.device)) % size
+            buffer = self.get_buffer(f"{name}_{key}")
+            buffer[places] = rows.to(buffer.dtype)
+        pointer.copy_((pointer + count) % size)
+
+    def _require_shape(self, name: str, tokens: Tokens, feats: Tensor) -> None:
+        found, expected = tuple(tokens.embeds.shape[1:]), self.shapes[name]
+        if found != expected:
+            raise ConfigError(
+                f"negatives.pool.{name}_shape is {list(expected)}, but the {name} states of this run are {list(found)}; "
+                f"set negatives.pool.{name}_shape=[{found[0]},{found[1]}]"
+            )
+        if feats.shape[1] != self.get_buffer(f"{name}_feats").shape[1]:
+            raise ConfigError(f"negatives.pool.embed_size: the model's is {feats.shape[1]}; set it to that")
+
+
+def take(tokens: Tokens, rows: Tensor) -> Tokens:
+    """The tokens of some rows."""
+    mask = None if tokens.mask is None else tokens.mask[rows]
+    return Tokens(tokens.embeds[rows], mask, tokens.pooled[rows])
+
+
+def lengthen(text: Tokens, length: int) -> Tokens:
+    """Text tokens padded to a length; those that are longer stay as they are."""
+    assert text.mask is not None
+    more = max(0, length - text.embeds.shape[1])
+    return Tokens(F.pad(text.embeds, (0, 0, 0, more)), F.pad(text.mask, (0, more)), text.pooled)
+
+
+def _mask(tokens: Tokens) -> Tensor:
+    return tokens.embeds.new_ones(tokens.embeds.shape[:2], dtype=torch.int64) if tokens.mask is None else tokens.mask
+
+
+def _joined(own: Tokens, others: Tokens) -> Tokens:
+    """Own rows, then constants, in new memory: the queue moves on before the backward pass."""
+    return Tokens(
+        torch.cat([own.embeds, others.embeds.to(own.embeds.dtype)]),
+        torch.cat([_mask(own), _mask(others).to(_mask(own).dtype)]),
+        torch.cat([own.pooled, others.pooled.to(own.pooled.dtype)]),
+    )
+
+
+def _gathered(tokens: Tokens) -> Tokens:
+    mask = None if tokens.mask is None else gather(tokens.mask)
+    return Tokens(gather_with_grad(tokens.embeds), mask, gather_with_grad(tokens.pooled))
