@@ -60,6 +60,24 @@ class VisionLanguageModel(nn.Module):
             return Fused(*(None if part is None else part[:0] for part in fused))
         return self.fusion(memory, text, image_index)
 
+    @property
+    def is_incremental(self) -> bool:
+        """Whether ``extend`` works, so that a text can grow without being encoded and fused anew."""
+        return self.text_encoder.is_incremental and hasattr(self.fusion, "extend")
+
+    def extend(
+        self, memory: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, image_index: Tensor, past: Any | None
+    ) -> tuple[Tensor, Any]:
+        """Fused states (T, L, hidden_size) of L ids (T, L) at positions (T, L), after P earlier tokens of each text.
+
+        The mask is (T, L, P + L). Also gives what to pass as ``past`` for the next ids: lists, tuples and tensors with one
+        row a text; None for the first ids.
+        """
+        text_past, fusion_past = past if past is not None else (None, None)
+        text, text_past = self.text_encoder.extend(input_ids, mask, positions, text_past)
+        states, fusion_past = self.fusion.extend(memory, text, image_index, fusion_past)
+        return states, (text_past, fusion_past)
+
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
         """Encode the images of a batch once, and its texts of the given kinds."""
         image = self.encode_image(batch["pixel_values"])

@@ -31,11 +31,14 @@ class TextRows(TypedDict, total=False):
     attention_mask: Tensor  # (T, L) int64, 1 = token
     word_index: Tensor  # (T, L) int64, number of the word a token belongs to; -1 for special tokens and padding
     image_index: Tensor  # (T,) int64, row of the text's image in pixel_values
+    other_index: Tensor  # (T,) int64, row of its second image; only where the texts of a source are about two
     ids: list[Any]  # (T,) the data set's own caption, question or sentence ids
 
 
 class Batch(TypedDict):
     """I images and the texts that go with them; each text kind that the source has is a further key.
+
+    Where samples have a second image, its row comes after the first ones of all samples.
 
     A task declares its own TypedDict with the kinds it reads, e.g. ``questions: QuestionRows``.
     """
@@ -83,3 +86,6 @@ class Dims:
     mask_token_id: int
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
+    answer_tokens: tuple[
+        tuple[int, ...], ...
+    ] = ()  # the tokens of each answer; none where the tokenizer cannot spell it

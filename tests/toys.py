@@ -14,6 +14,10 @@ from fusionkit.types import Dims
 CONF = Path(__file__).parents[1] / "conf"
 WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
+ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
+TOY_OPTIONS = {
+    name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")
+}  # so that a loss can reach 0
 
 
 def choices(group: str) -> list[str]:
@@ -32,11 +36,10 @@ def toy_fusion(name: str):
 
 
 def toy_task(name: str, dims: Dims):
-    """The task of conf/task/NAME.yaml, with the default choice of the groups it names."""
+    """The task of conf/task/NAME.yaml, without label smoothing and with the default choice of the groups it names."""
     groups = {"negatives": OmegaConf.load(CONF / "negatives" / "in_batch.yaml")}
-    return instantiate(OmegaConf.create({**groups, "task": OmegaConf.load(CONF / "task" / f"{name}.yaml")}).task)(
-        dims=dims
-    )
+    config = OmegaConf.create({**groups, "task": OmegaConf.load(CONF / "task" / f"{name}.yaml")})
+    return instantiate(config.task)(dims=dims, **TOY_OPTIONS.get(name, {}))
 
 
 def toy_model(fusion="cross_attention", **options) -> VisionLanguageModel:
@@ -67,6 +70,7 @@ def toy_dims(model: VisionLanguageModel) -> Dims:
         mask_token_id=MASK,
         tokens=tuple(f"t{i}" for i in range(VOCABULARY)),
         answers=ANSWERS,
+        answer_tokens=ANSWER_TOKENS,
     )
 
 
@@ -95,8 +99,21 @@ def toy_no_rows(kind: str) -> dict:
     return {**ids, "image_index": torch.zeros(0, dtype=torch.long), "ids": [], **facts.get(kind, {})}
 
 
+def toy_hypotheses(images: int, texts_per_image: int) -> dict:
+    """Texts with one of three labels each."""
+    rows = toy_rows(images, texts_per_image)
+    labels = torch.eye(3)[torch.randint(3, (len(rows["ids"]),))]
+    return rows | dict(zip(("contradiction", "neutral", "entailment"), labels.T, strict=True))
+
+
+def toy_statements(images: int, texts_per_image: int) -> dict:
+    """Texts about an image and the next one, true or false."""
+    rows = toy_rows(images, texts_per_image)
+    return rows | {"other_index": (rows["image_index"] + 1) % images, "label": torch.randint(2, (len(rows["ids"]),))}
+
+
 def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict:
-    """A batch with captions, questions with answers and expressions with boxes."""
+    """A batch with captions, questions with answers, expressions with boxes, hypotheses with labels and statements of two."""
     scores = torch.zeros(images * texts_per_image, len(ANSWERS))
     scores[torch.arange(len(scores)), torch.randint(len(ANSWERS), (len(scores),))] = 1.0
     boxes = torch.rand(images * texts_per_image, 4) * 0.3 + torch.tensor([0.3, 0.3, 0.1, 0.1])
@@ -109,4 +126,6 @@ def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict:
         "captions": toy_rows(images, texts_per_image),
         "questions": toy_rows(images, texts_per_image) | {"answer_scores": scores},
         "expressions": toy_rows(images, texts_per_image) | {"boxes": boxes},
+        "hypotheses": toy_hypotheses(images, texts_per_image),
+        "statements": toy_statements(images, texts_per_image),
     }

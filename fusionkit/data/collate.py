@@ -22,7 +22,8 @@ class Collate:
     Every kind of `kinds` is a key of every batch, with (0, L) rows where no image of the batch has such a text. Facts
     become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
     a vocabulary; any other number `x` -> `x` (T,). Which facts a kind has is read off the source's first text of it,
-    and all must have them.
+    and all must have them. Where samples have a second image, it is a row behind those of all samples, and `other_index`
+    (T,) of every kind names it.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Collate:
     ) -> None:
         self.source, self.tokenizer, self.max_length, self.answers = source, tokenizer, max_length, answers
         self.facts = {kind: first_facts(samples, kind) for kind in kinds}
+        self.has_others = any(sample.others for sample in samples)
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
         """The batch, or what is wrong with the items; see `Loader` for why errors are returned."""
@@ -45,13 +47,15 @@ class Collate:
             return error
 
     def _batch(self, items: Sequence[Item]) -> Batch:
+        images = [(item, 0, item.pixel_values) for item in items]
+        images += [(item, place, other) for item in items for place, other in enumerate(item.others, start=1)]
         batch: dict[str, Any] = {
             "source": self.source,
-            "image_ids": [item.sample.image_id for item in items],
-            "image_keys": torch.tensor([image_key(item.sample) for item in items]),
-            "image_sizes": torch.tensor([item.size for item in items], dtype=torch.float),
+            "image_ids": [item.sample.image_id for item, _, _ in images],
+            "image_keys": torch.tensor([image_key(item.sample, place) for item, place, _ in images]),
+            "image_sizes": torch.tensor([item.size for item, _, _ in images], dtype=torch.float),
             # numpy, because torch's threads wait for each other wherever the processors are busy training
-            "pixel_values": torch.from_numpy(np.stack([item.pixel_values.numpy() for item in items])),
+            "pixel_values": torch.from_numpy(np.stack([pixel_values.numpy() for _, _, pixel_values in images])),
         }
         for kind, facts in self.facts.items():
             batch[kind] = self._rows(kind, facts, items)
@@ -63,6 +67,8 @@ class Collate:
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )
+        if self.has_others:
+            rows["other_index"] = torch.tensor(second_rows(items, kind), dtype=torch.long)
         rows["ids"] = [text.id for text in texts]
         for name, example in facts.items():
             if name == "box":
@@ -93,6 +99,19 @@ class Collate:
             for index, score in self.answers.scores(fact(text, "answers", "questions")).items():
                 scores[row, index] = score
         return scores
+
+
+def second_rows(items: Sequence[Item], kind: str) -> list[int]:
+    """For each text of a kind, the row of its sample's second image."""
+    rows, free = [], len(items)
+    for item in items:
+        if not item.others:
+            raise DataError(
+                f"image {item.sample.image_id} has no second image, as others of its source have: add it in the reader"
+            )
+        rows += [free] * len(item.texts[kind])
+        free += len(item.others)
+    return rows
 
 
 def first_facts(samples: Sequence[Sample], kind: str) -> Mapping[str, Any]:

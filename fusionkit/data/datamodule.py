@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate
-from fusionkit.data.dataset import EvalData, Images, TrainData
+from fusionkit.data.dataset import EvalData, Images, TrainData, image_paths
 from fusionkit.data.images import CachedImages, ImageFiles
 from fusionkit.data.loader import Loader
 from fusionkit.data.sample import Sample
@@ -31,6 +32,7 @@ class DataModule(LightningDataModule):
     `tokenizer`        a folder, a hub name, a tokenizer, or None for one of the words of the training texts.
     `answers`          a vocabulary, the path of a published list, or the rule to build one from training answers.
     `steps_per_epoch`  None: as many as the longest source needs to show each of its images.
+    `spell_answers`    a tokenizer that is built here knows the words of the answers too, for tasks that say them.
     `allow_overlap`    sources that may train on images which held-out splits of the run show. Else these are dropped.
 
     Files are read when first asked for, so that evaluating one split needs only the files of this split.
@@ -50,13 +52,14 @@ class DataModule(LightningDataModule):
         steps_per_epoch: int | None = None,
         prepare: Callable[[], Any] | None = None,
         allow_overlap: Sequence[str] = (),
+        spell_answers: bool = False,
     ) -> None:
         super().__init__()
         self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
         self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
         self._splits = Splits(self.sources, allow_overlap)
         self.finish = Finish(image_size, mean, std)
-        self._tokenizer, self._answers = tokenizer, answers
+        self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
         self._cached: dict[tuple[str, str], Images] = {}
         self._training: dict[str, TrainData] = {}
         self._resumed: dict[str, Any] = {"batches": 0}
@@ -98,7 +101,8 @@ class DataModule(LightningDataModule):
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """What turns texts into token ids."""
         if self._tokenizer is None:
-            return word_tokenizer(text.text for text in self._splits.training_texts())
+            answers = self.answers.answers if self.spell_answers and self.answers else []
+            return word_tokenizer(chain((text.text for text in self._splits.training_texts()), answers))
         return load_tokenizer(self._tokenizer) if isinstance(self._tokenizer, str | Path) else self._tokenizer
 
     @cached_property
@@ -170,7 +174,7 @@ class DataModule(LightningDataModule):
         return Collate(source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers)
 
     def _images(self, source: str, role: str, side: int) -> Images:
-        paths = [sample.image for sample in self.samples(source, role)]
+        paths = image_paths(self.samples(source, role))
         if not self.sources[source].cache:
             return ImageFiles(paths, side)
         if (source, role) not in self._cached:

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -19,7 +21,7 @@ MAX_CORRUPT = 0.01  # the part of a source's images that may be corrupt in train
 
 
 class Images(Protocol):
-    """Where the pixels come from: files or a cache."""
+    """Where the pixels come from: files or a cache of those that `image_paths` lists."""
 
     def load(self, index: int) -> Decoded: ...
 
@@ -38,6 +40,18 @@ Finishing = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
 
 
 TextKey = tuple[str, int | str]  # kind and id
+NO_BOXES = torch.zeros(0, 4)
+
+
+def image_paths(samples: Sequence[Sample]) -> list[Path]:
+    """The images of the samples, in their order, and behind them all their other ones."""
+    return [sample.image for sample in samples] + [path for sample in samples for path in sample.others]
+
+
+def other_places(samples: Sequence[Sample]) -> list[range]:
+    """Where in `image_paths` the other images of each sample stand."""
+    ends = list(accumulate((len(sample.others) for sample in samples), initial=len(samples)))
+    return [range(*place) for place in pairwise(ends)]
 
 
 class Item(NamedTuple):
@@ -48,6 +62,7 @@ class Item(NamedTuple):
     texts: dict[str, Sequence[Text]]  # by kind
     size: tuple[int, int]  # width and height in pixels that the annotations' boxes refer to
     boxes: dict[TextKey, Tensor]  # of the texts that have one, (4,) cxcywh in 0..1
+    others: Sequence[Tensor] = ()  # the sample's other images, each (3, H, W)
 
 
 class EvalData(Dataset[Item]):
@@ -55,18 +70,20 @@ class EvalData(Dataset[Item]):
 
     def __init__(self, samples: Sequence[Sample], images: Images, kinds: Sequence[str], finish: Finishing) -> None:
         self.samples, self.images, self.kinds, self.finish = samples, images, kinds, finish
+        self.places = other_places(samples)
 
     def __getitem__(self, index: int) -> Item:
         sample = self.samples[index]
         try:
-            image, size = self.images.load(index)
+            (image, size), *others = (self.images.load(place) for place in (index, *self.places[index]))
         except CorruptImage as error:
             raise DataError(f"{error}; evaluation needs every image: download the file again") from error
         texts: dict[str, Sequence[Text]] = {kind: sample.texts.get(kind, ()) for kind in self.kinds}
         size = sample.size or size
         keys, boxes = boxes_on(image, size, texts)
         pixel_values, boxes = self.finish(image, boxes)
-        return Item(sample, pixel_values, texts, size, dict(zip(keys, boxes, strict=True)))
+        more = [self.finish(other.image, NO_BOXES)[0] for other in others]
+        return Item(sample, pixel_values, texts, size, dict(zip(keys, boxes, strict=True)), more)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item] | DataError:
         """A whole batch, as the loader asks for it; see `Loader` for why an error is returned."""
@@ -97,20 +114,25 @@ class TrainData(Dataset[Item]):
     ) -> None:
         self.source, self.samples, self.images, self.texts_per_image = source, samples, images, texts_per_image
         self.finish, self.side, self.augment = finish, side, augment
+        self.places = other_places(samples)
         self.corrupt = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
 
     def __getitem__(self, draw: Draw) -> Item:
         rng = random.Random(draw.seed)
-        index, (image, size) = self._load(draw.sample_index, rng)
+        index, ((image, size), *others) = self._load(draw.sample_index, rng)
         sample = self.samples[index]
         texts = {kind: choose(sample.texts.get(kind, ()), count, rng) for kind, count in self.texts_per_image.items()}
         size = sample.size or size
         keys, boxes = boxes_on(image, size, texts)
+        more = [other.image for other in others]
         if self.augment is not None:
+            words = list(words_of(texts))
             with torch_seeded(draw.seed):
-                image, boxes = self.augment(image, boxes, list(words_of(texts)), self.side, rng)
+                image, boxes = self.augment(image, boxes, words, self.side, rng)
+                more = [self.augment(other, NO_BOXES, words, self.side, rng)[0] for other in more]
         pixel_values, boxes = self.finish(image, boxes)
-        return Item(sample, pixel_values, texts, size, dict(zip(keys, boxes, strict=True)))
+        finished = [self.finish(other, NO_BOXES)[0] for other in more]
+        return Item(sample, pixel_values, texts, size, dict(zip(keys, boxes, strict=True)), finished)
 
     def __getitems__(self, draws: Sequence[Draw]) -> list[Item] | DataError:
         """A whole batch, as the loader asks for it; see `Loader` for why an error is returned."""
@@ -122,11 +144,12 @@ class TrainData(Dataset[Item]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def _load(self, index: int, rng: random.Random) -> tuple[int, Decoded]:
+    def _load(self, index: int, rng: random.Random) -> tuple[int, list[Decoded]]:
+        """A sample's own image and its others, all of them in one piece."""
         while True:
             if not self.corrupt[index]:
                 try:
-                    return index, self.images.load(index)
+                    return index, [self.images.load(place) for place in (index, *self.places[index])]
                 except CorruptImage as error:
                     self.corrupt[index] = 1
                     self._stop_at_too_many(error)

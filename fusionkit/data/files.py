@@ -37,6 +37,20 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not complete JSON ({error}); download it again") from error
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of a file with one JSON value a line; DataError where a line is none, or there is no line at all."""
+    rows = []
+    with path.open("rb") as lines, _collector_paused():
+        for number, line in enumerate(lines, start=1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise DataError(f"line {number} of {path} is no JSON ({error}); download it again") from error
+    if not rows:
+        raise DataError(f"{path} is empty; download it again")
+    return rows
+
+
 def read_pickle(path: Path) -> Any:
     """The lists, dicts, strings and numbers of a pickle of either Python; DataError where it asks for anything else.
 

@@ -27,9 +27,12 @@ class Decoded(NamedTuple):
     size: tuple[int, int]  # width and height of the file itself
 
 
-def image_key(sample: Sample) -> int:
-    """A 64-bit number that is equal where two samples show the same image, in every process and every run."""
-    name = f"{sample.collection}/{sample.image_id}".encode()
+def image_key(sample: Sample, place: int = 0) -> int:
+    """A 64-bit number that is equal where two samples show the same image, in every process and every run.
+
+    Of the sample's own image, or from a `place` of 1 on of its others.
+    """
+    name = (f"{sample.collection}/{sample.image_id}" + (f"/{place}" if place else "")).encode()
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
 
 

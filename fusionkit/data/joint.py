@@ -39,4 +39,5 @@ def _merge(first: Sample, second: Sample) -> Sample:
     texts: dict[str, tuple[Text, ...]] = dict(first.texts)
     for kind, more in second.texts.items():
         texts[kind] = texts.get(kind, ()) + more
-    return Sample(first.image_id, first.image, texts, first.size or second.size, first.collection)
+    size, others = first.size or second.size, first.others or second.others
+    return Sample(first.image_id, first.image, texts, size, first.collection, others)

@@ -27,6 +27,8 @@ class Sample:
     """Width and height that boxes refer to; None: the size of the image file itself."""
     collection: str = "coco"
     """Where image ids are unique: two samples with the same (collection, image_id) show the same photo."""
+    others: tuple[Path, ...] = ()
+    """Further images that all the texts are about, besides `image` (NLVR2: the right one of a pair)."""
 
 
 class Reader(Protocol):

@@ -1,5 +1,6 @@
 """Any BERT-like transformers encoder as a tower that gives text tokens."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
+
+KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
 
 
 class TextEncoder(nn.Module):
@@ -82,12 +85,38 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
-        mask = attention_mask
-        if mask.dim() == 3:  # transformers adds a 4-d mask to the scores as it is
-            mask = (1.0 - mask[:, None].to(self.word_embeddings.weight.dtype)) * torch.finfo(torch.float32).min
+        mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return Tokens(states, attention_mask, self._pool(states, attention_mask))
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether ``extend`` works: the backbone has to take earlier keys and values, and to be told positions."""
+        return {"past_key_values", "position_ids"} <= inspect.signature(self.backbone.forward).parameters.keys()
+
+    def extend(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
+    ) -> tuple[Tokens, KeysValues]:
+        """Tokens of L ids (T, L) at positions (T, L), after P earlier ones of each text, and the keys and values of all.
+
+        The mask is (T, L, P + L), over the earlier tokens too; ``past`` is what the earlier call returned, None for none.
+        """
+        embeddings: Any = self.backbone.get_submodule("embeddings")
+        first = getattr(embeddings, "padding_idx", -1) + 1  # RoBERTa counts from there
+        cache = DynamicCache(past)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+            states = self.backbone(
+                input_ids=input_ids,
+                attention_mask=self._added(mask),
+                position_ids=positions + first,
+                past_key_values=cache,
+            ).last_hidden_state
+        return Tokens(states, mask, states[:, 0]), [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _added(self, mask: Tensor) -> Tensor:
+        """A mask (T, L, N) as transformers takes a 4-d one: it adds it to the scores as it is."""
+        return (1.0 - mask[:, None].to(self.word_embeddings.weight.dtype)) * torch.finfo(torch.float32).min
 
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.pool == "cls":

@@ -14,12 +14,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.evaluation.captioning import score_captions
 from fusionkit.evaluation.grounding import boxed_expressions, score_grounding
+from fusionkit.evaluation.labels import (
+    Truth,
+    entailment_label,
+    labelled,
+    nlvr2_label,
+    score_entailment,
+    score_nlvr2,
+)
 from fusionkit.evaluation.masked import score_masked
 from fusionkit.evaluation.records import Record
 from fusionkit.evaluation.vqa import annotated_questions, score_vqa
 
 Tokenize = Callable[[str], list[str]]
+Score = Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
 CUTS = (1, 5, 10)
 QUESTION_PREFIXES = (3, 2, 1, 0)  # words
 MAX_WORDS = 2000  # of the bag of words
@@ -107,6 +117,49 @@ def masked_baselines(
     by_text = [{**record, "token": majority(contexts)} for record, contexts in zip(records, asked, strict=True)]
     by_chance = [{**record, "token": commonest} for record in records]
     return _named("baseline", score_masked(by_text, samples)) | _named("chance", score_masked(by_chance, samples))
+
+
+def caption_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """The commonest training caption, said of every image; there is no text to read, so the two guessers are one."""
+    counts = Counter(caption.text for caption in _captions(train))
+    if not counts:
+        return {}
+    commonest = min(counts, key=lambda text: (-counts[text], text))
+    told = [{"image_id": sample.image_id, "caption": commonest} for sample in samples if sample.texts.get("captions")]
+    scores = score_captions(told, samples)
+    return _named("baseline", scores) | _named("chance", scores)
+
+
+def entailment_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """The label that the words of the hypothesis alone suggest (ridge regression); and the commonest one."""
+    return _label_baselines(train, samples, "hypotheses", "pair_id", entailment_label, score_entailment)
+
+
+def nlvr2_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """The label that the words of the sentence alone suggest (ridge regression); and the commonest one."""
+    return _label_baselines(train, samples, "statements", "statement_id", nlvr2_label, score_nlvr2)
+
+
+def _label_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], kind: str, key: str, truth: Truth, score: Score
+) -> dict[str, float]:
+    known = labelled(train, kind, truth)
+    counts = Counter(map(truth, known))
+    if not counts:
+        return {}
+    labels = sorted(counts, key=str)
+    shares = np.array([[float(truth(text) == label) for label in labels] for text in known])
+    regress = _ridge([text.text for text in known], shares)
+    asked = labelled(samples, kind, truth)
+    by_text = [{key: text.id, "label": labels[int(regress(text.text).argmax())]} for text in asked]
+    by_chance = [{key: text.id, "label": counts.most_common(1)[0][0]} for text in asked]
+    return _named("baseline", score(by_text, samples)) | _named("chance", score(by_chance, samples))
 
 
 def retrieval_baselines(

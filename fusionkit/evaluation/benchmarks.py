@@ -9,14 +9,19 @@ from dataclasses import dataclass
 from fusionkit.data.sample import Sample
 from fusionkit.evaluation.baselines import (
     Baseline,
+    caption_baselines,
+    entailment_baselines,
     grounding_baselines,
     masked_baselines,
     matching_baselines,
+    nlvr2_baselines,
     retrieval_baselines,
     vqa_baselines,
 )
+from fusionkit.evaluation.captioning import score_captions
 from fusionkit.evaluation.gallery import Sheet
 from fusionkit.evaluation.grounding import score_grounding
+from fusionkit.evaluation.labels import score_entailment, score_nlvr2
 from fusionkit.evaluation.masked import score_masked
 from fusionkit.evaluation.matching import score_matching
 from fusionkit.evaluation.panels import grounding_sheet, retrieval_sheet, vqa_sheet
@@ -42,3 +47,6 @@ GROUNDING = Benchmark(score_grounding, grounding_baselines, grounding_sheet)
 RETRIEVAL = Benchmark(score_retrieval, retrieval_baselines, retrieval_sheet)
 MATCHING = Benchmark(score_matching, matching_baselines)
 MASKED = Benchmark(score_masked, masked_baselines)
+CAPTIONING = Benchmark(score_captions, caption_baselines)
+ENTAILMENT = Benchmark(score_entailment, entailment_baselines)
+NLVR2 = Benchmark(score_nlvr2, nlvr2_baselines)

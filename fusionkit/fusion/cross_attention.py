@@ -37,11 +37,8 @@ class CrossAttentionLayer(nn.Module):
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self, states: Tensor, mask: Tensor | None, memory: KeyValue, grouping: Grouping, packing: Packing
-    ) -> Tensor:
-        """Packed text states (M, D) that attend to themselves, then to their image."""
-        own = self.self_attention.project(states, mask, packing)
+    def forward(self, states: Tensor, own: KeyValue, memory: KeyValue, grouping: Grouping, packing: Packing) -> Tensor:
+        """Packed text states (M, D) that attend to their own text's keys and values, then to their image."""
         states = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
         seen = self.cross_attention(states, memory, grouping, packing)
         states = self.norm_cross(states + self.dropout(seen))
@@ -79,13 +76,20 @@ class CrossAttention(nn.Module):
         return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.layers]
 
     def forward(self, memory: list[KeyValue], text: Tokens, image_index: Tensor) -> Fused:
+        states, _ = self.extend(memory, text, image_index, None)
+        return Fused(pooled=states[:, 0], text=states)
+
+    def extend(
+        self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
+    ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
         grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
-        tokens = packing.pack(text.embeds)
-        for layer, keys_values in zip(self.layers, memory, strict=True):
-            tokens = layer(tokens, text.mask, keys_values, grouping, packing)
-        states = packing.unpack(tokens)
-        return Fused(pooled=states[:, 0], text=states)
+        tokens, kept = packing.pack(text.embeds), []
+        for layer, keys_values, earlier in zip(self.layers, memory, past or [None] * len(memory), strict=True):
+            own = layer.self_attention.project(tokens, text.mask, packing).after(earlier)
+            tokens = layer(tokens, own, keys_values, grouping, packing)
+            kept.append(own._replace(mask=None))
+        return packing.unpack(tokens), kept
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy self-attention and feed-forward from the BERT layers that the text encoder left over, as ALBEF does."""

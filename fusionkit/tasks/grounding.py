@@ -1,12 +1,14 @@
 """Visual grounding: the box of a referring expression (X-VLM)."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from fusionkit.losses import box_loss, to_corners
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens
 
 
 class ExpressionRows(TextRows):
@@ -17,14 +19,43 @@ class ExpressionBatch(Batch):
     expressions: ExpressionRows
 
 
+class ImagePooling(nn.Module):
+    """Adds to each fused vector the image tokens that it asks for: one attention over the tokens of its image."""
+
+    def __init__(self, dims: Dims) -> None:
+        super().__init__()
+        self.query = nn.Linear(dims.pooled_size, dims.pooled_size)
+        self.key = nn.Linear(dims.image_size, dims.pooled_size)
+        self.value = nn.Linear(dims.image_size, dims.pooled_size)
+
+    def forward(self, pooled: Tensor, image: Tokens, image_index: Tensor) -> Tensor:
+        """pooled (T, pooled_size), image tokens (I, N, image_size) and the row of each text's image -> pooled's shape."""
+        weights = self.weights(pooled, image, image_index)
+        return pooled + (weights[:, None] @ self.value(image.embeds)[image_index]).squeeze(1)
+
+    def weights(self, pooled: Tensor, image: Tokens, image_index: Tensor) -> Tensor:
+        """Where each text looks (T, N), sum 1."""
+        query = self.query(pooled) * pooled.shape[1] ** -0.5
+        scores = (self.key(image.embeds)[image_index] @ query[..., None]).squeeze(2).float()
+        if image.mask is not None:
+            scores = scores.masked_fill(~image.mask[image_index].bool(), float("-inf"))
+        return scores.softmax(dim=1).to(pooled.dtype)
+
+
 class Grounding(Task[ExpressionBatch]):
-    """A box from the fused state by a three-layer perceptron and a sigmoid; L1 + (1 - GIoU), weights 1 : 1."""
+    """A box from the fused state by a three-layer perceptron and a sigmoid; L1 + (1 - GIoU), weights 1 : 1.
+
+    ``pooling`` (such as ``ImagePooling``, built from the dims) adds to the fused state what it reads off the image tokens.
+    """
 
     needs = frozenset({"pooled"})
     reads = "expressions"
 
-    def __init__(self, dims: Dims, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, dims: Dims, pooling: Callable[[Dims], ImagePooling] | None = None, scorer: Scorer | None = None
+    ) -> None:
         super().__init__(scorer)
+        self.pooling = pooling(dims) if pooling is not None else None
         size = dims.pooled_size
         self.head = nn.Sequential(
             nn.Linear(size, 2 * size), nn.LayerNorm(2 * size), nn.GELU(), nn.Linear(2 * size, 4), nn.Sigmoid()
@@ -38,8 +69,10 @@ class Grounding(Task[ExpressionBatch]):
         return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
 
     def _boxes(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Tensor:
-        fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["expressions"]["image_index"])
-        return self.head(fused.pooled)  # (T, 4)
+        index = batch["expressions"]["image_index"]
+        pooled = model.fuse(encoded.memory, encoded.text[self.reads], index).pooled
+        assert pooled is not None
+        return self.head(pooled if self.pooling is None else self.pooling(pooled, encoded.image, index))  # (T, 4)
 
     def predict(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Records:
         """{"sent_id", "bbox"}: left, top, width, height in pixels of the annotation's image size."""

@@ -109,12 +109,19 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
         answers=tuple(answers),
+        answer_tokens=spell(tokenizer, answers),
         tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
         cls_token_id=tokenizer.cls_token_id,
         sep_token_id=tokenizer.sep_token_id,
         pad_token_id=tokenizer.pad_token_id,
         mask_token_id=tokenizer.mask_token_id,
     )
+
+
+def spell(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each answer, without special ones; none for an answer with a word that the tokenizer does not know."""
+    rows = tokenizer(list(answers), add_special_tokens=False)["input_ids"] if answers else []
+    return tuple(() if tokenizer.unk_token_id in row else tuple(row) for row in rows)
 
 
 def build_trainer(config: DictConfig) -> Trainer:

@@ -1,0 +1,98 @@
+"""Captioning: causal language modelling over the fusion (BLIP); what is causal is the mask of the text."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
+from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
+from fusionkit.tasks.generation import BeamSearch, Rules, Search
+from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.mlm import MaskedLMHead
+from fusionkit.tasks.words import Words
+from fusionkit.types import Dims, Encoded, TaskOutput
+
+
+class Spoken(NamedTuple):
+    """Texts as a causal model reads them, and the tokens that it is to say."""
+
+    text: Prompts
+    is_said: Tensor  # (R, L) bool, where the next token is to be predicted
+    targets: Tensor  # (M,) the tokens after those places
+
+
+class Captioning(Task[CaptionBatch]):
+    """Predict each token of a caption from those before it and the image; [SEP] ends it.
+
+    ``prompt``          words that every caption starts with, as "a picture of"; they are read and not scored.
+    ``label_smoothing`` share of the target probability that is spread over the vocabulary.
+    ``texts_per_image`` how many captions of an image are trained on; None: all in the batch.
+    ``search``          how a caption is found; ``max_length`` and the like say which may be (``Rules``).
+    """
+
+    needs = frozenset({"text", "causal"})
+    reads = "captions"
+    encodes = False
+
+    def __init__(
+        self,
+        dims: Dims,
+        prompt: str = "",
+        label_smoothing: float = 0.1,
+        texts_per_image: int | None = None,
+        search: Search | None = None,
+        max_length: int = 20,
+        min_length: int = 5,
+        no_repeat_ngram: int = 0,
+        scorer: Scorer | None = None,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__(scorer)
+        self.texts_per_image, self.label_smoothing = texts_per_image, label_smoothing
+        self.search: Search = search or BeamSearch()
+        special = (dims.cls_token_id, dims.pad_token_id, dims.mask_token_id)
+        self.rules = Rules(dims.sep_token_id, max_length, min_length, no_repeat_ngram, special)
+        self.words = Words(dims.tokens, (*special, dims.sep_token_id))
+        self.opening = [dims.cls_token_id, *self.words.spell(prompt, "task.captioning.prompt")]
+        self.head = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+
+    def forward(
+        self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        spoken = self._spoken(batch)
+        states = fuse_causal(model, encoded.memory, spoken.text)[spoken.is_said]
+        logits, targets = self.head(states, model.text_encoder.word_embeddings.weight), spoken.targets
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing)
+        accuracy = (logits.detach().argmax(dim=1) == targets).float().sum() / max(len(targets), 1)
+        return TaskOutput(loss / max(len(targets), 1), logits, targets, {"token_accuracy": accuracy})
+
+    def _spoken(self, batch: CaptionBatch) -> Spoken:
+        captions = batch["captions"]
+        rows = leading_rows(captions["image_index"], self.texts_per_image)
+        caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
+        opening = self._opening(len(rows), caption.device)
+        mask = torch.cat([torch.ones_like(opening), mask], dim=1)
+        text = Prompts(torch.cat([opening, caption], dim=1), mask, captions["image_index"][rows], torch.ones_like(rows))
+        is_said = torch.zeros_like(mask, dtype=torch.bool)
+        is_said[:, len(self.opening) - 1 : -1] = mask[
+            :, len(self.opening) :
+        ].bool()  # from the last token of the prompt on
+        return Spoken(text, is_said, text.input_ids[:, 1:][is_said[:, :-1]])
+
+    def _opening(self, rows: int, device: torch.device) -> Tensor:
+        return torch.tensor(self.opening, device=device).expand(rows, -1)  # (rows, P)
+
+    def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """COCO's own records, one an image: {"image_id", "caption"}."""
+        images = torch.arange(len(batch["image_ids"]), device=batch["pixel_values"].device)
+        opening = self._opening(len(images), images.device)
+        prompts = Prompts(opening, torch.ones_like(opening), images, torch.ones_like(images))
+        found = self.search(steps_of(ModelSteps(model, self.head, encoded.memory, prompts)), self.rules)
+        return [
+            {"image_id": image_id, "caption": self.words.text(tokens)}
+            for image_id, tokens in zip(batch["image_ids"], found.tokens.tolist(), strict=True)
+        ]

@@ -1,0 +1,128 @@
+"""A model with a prediction head as the steps of a generation: with a cache of keys and values, or by recomputation."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.model import VisionLanguageModel
+from fusionkit.tasks.generation import Steps
+
+
+def prefix_mask(attention_mask: Tensor, prefix: Tensor | None = None) -> Tensor:
+    """Causal mask (T, L, L) of texts with a mask (T, L): a token sees itself and those before it.
+
+    The first ``prefix`` (T,) tokens of a text, if given, also see one another (a prefix language model, T5 and UniLM).
+    """
+    places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    visible = places[None, None, :] <= places[None, :, None]
+    if prefix is not None:
+        visible = visible | ((places < prefix[:, None])[:, None] & (places < prefix[:, None])[:, :, None])
+    return visible.to(attention_mask.dtype) * attention_mask[:, None]
+
+
+class Prompts(NamedTuple):
+    """What R texts start with, padded on the right."""
+
+    input_ids: Tensor  # (R, P) int64
+    attention_mask: Tensor  # (R, P) int64, 1 = token
+    image_index: Tensor  # (R,) the image row of each
+    prefix: Tensor  # (R,) how many of the first tokens see one another; 1 for a plain causal text
+
+
+class ModelSteps(NamedTuple):
+    """What both ways share: the model, the head over its fused states, and the images."""
+
+    model: VisionLanguageModel
+    head: nn.Module
+    memory: Any
+    prompts: Prompts
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Fused states (R, D) -> (R, V)."""
+        return self.head(states, self.model.text_encoder.word_embeddings.weight)
+
+
+class CachedSteps:
+    """Each token is encoded and fused once; the state holds the keys and values of those before it, of all layers.
+
+    Padding between a prompt and what follows it is masked, and positions count without it.
+    """
+
+    def __init__(self, shared: ModelSteps) -> None:
+        self.shared = shared
+
+    def start(self) -> tuple[Tensor, Any]:
+        prompts = self.shared.prompts
+        lengths = prompts.attention_mask.sum(dim=1)
+        places = torch.arange(prompts.input_ids.shape[1], device=lengths.device).expand_as(prompts.input_ids)
+        mask = prefix_mask(prompts.attention_mask, prompts.prefix)
+        states, past = self.shared.model.extend(
+            self.shared.memory, prompts.input_ids, mask, places, prompts.image_index, None
+        )
+        last = states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        return self.shared.logits(last), (past, prompts.attention_mask, lengths, prompts.image_index)
+
+    def advance(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        past, seen, lengths, image_index = state
+        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1)
+        states, past = self.shared.model.extend(
+            self.shared.memory, tokens[:, None], seen[:, None], lengths[:, None], image_index, past
+        )
+        return self.shared.logits(states[:, 0]), (past, seen, lengths + 1, image_index)
+
+    def select(self, state: Any, rows: Tensor) -> Any:
+        return select(state, rows)
+
+
+class RecomputedSteps:
+    """The whole text is encoded and fused anew at each step, for fusions and encoders that keep no keys and values."""
+
+    def __init__(self, shared: ModelSteps) -> None:
+        self.shared = shared
+
+    def start(self) -> tuple[Tensor, Any]:
+        prompts = self.shared.prompts
+        return self._last_logits(prompts), prompts
+
+    def advance(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        lengths = state.attention_mask.sum(dim=1, keepdim=True)
+        room = torch.zeros_like(state.input_ids[:, :1])
+        grown = Prompts(
+            torch.cat([state.input_ids, room], dim=1).scatter(1, lengths, tokens[:, None]),
+            torch.cat([state.attention_mask, room], dim=1).scatter(1, lengths, 1),
+            state.image_index,
+            state.prefix,
+        )
+        return self._last_logits(grown), grown
+
+    def select(self, state: Any, rows: Tensor) -> Any:
+        return select(state, rows)
+
+    def _last_logits(self, text: Prompts) -> Tensor:
+        last = text.attention_mask.sum(dim=1) - 1
+        states = fuse_causal(self.shared.model, self.shared.memory, text)
+        return self.shared.logits(states[torch.arange(len(last), device=last.device), last])
+
+
+def steps_of(shared: ModelSteps) -> Steps:
+    """The quicker way that the model allows."""
+    return CachedSteps(shared) if shared.model.is_incremental else RecomputedSteps(shared)
+
+
+def fuse_causal(model: VisionLanguageModel, memory: Any, text: Prompts) -> Tensor:
+    """Fused states (R, P, D) of whole texts, each token of which has seen none after it but those of its prefix."""
+    mask = prefix_mask(text.attention_mask, text.prefix)
+    fused = model.fuse(memory, model.encode_text(text.input_ids, mask), text.image_index)
+    assert fused.text is not None
+    return fused.text
+
+
+def select(state: Any, rows: Tensor) -> Any:
+    """The given rows of all tensors in a state made of lists, tuples and tensors."""
+    if isinstance(state, Tensor):
+        return state[rows]
+    if isinstance(state, list | tuple):
+        parts = [select(part, rows) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state

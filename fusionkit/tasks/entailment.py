@@ -1,0 +1,53 @@
+"""Visual entailment: does the image entail the sentence, contradict it, or neither? (SNLI-VE)"""
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.losses import soft_cross_entropy
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+
+LABELS = ("contradiction", "neutral", "entailment")
+
+
+class HypothesisRows(TextRows):
+    contradiction: Tensor  # (T,) share of each label, together 1: a one for the gold one, or the annotators' shares
+    neutral: Tensor
+    entailment: Tensor
+
+
+class HypothesisBatch(Batch):
+    hypotheses: HypothesisRows
+
+
+class Entailment(Task[HypothesisBatch]):
+    """Cross entropy against the shares of the three labels, hard or soft as the reader gives them."""
+
+    needs = frozenset({"pooled"})
+    reads = "hypotheses"
+
+    def __init__(self, dims: Dims, scorer: Scorer | None = None) -> None:
+        super().__init__(scorer)
+        size = dims.pooled_size
+        self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size), nn.Linear(size, len(LABELS)))
+
+    def forward(
+        self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        rows = batch["hypotheses"]
+        targets = torch.stack([rows["contradiction"], rows["neutral"], rows["entailment"]], dim=1).float()
+        logits = self._logits(model, batch, encoded)
+        accuracy = (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).float().mean()
+        return TaskOutput(soft_cross_entropy(logits, targets), logits, targets, {"accuracy": accuracy})
+
+    def _logits(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
+        fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])
+        return self.head(fused.pooled)  # (T, 3)
+
+    def predict(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded) -> Records:
+        """{"pair_id", "label"}, the label in words."""
+        best = self._logits(model, batch, encoded).argmax(dim=1).tolist()
+        ids = batch["hypotheses"]["ids"]
+        return [{"pair_id": i, "label": LABELS[label]} for i, label in zip(ids, best, strict=True)]

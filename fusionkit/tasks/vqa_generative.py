@@ -1,0 +1,127 @@
+"""Question answering by a language model: the answer is said after the question (ALBEF, BLIP)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fusionkit.errors import ConfigError
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.answering import Answering, Answers, Ranking
+from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
+from fusionkit.tasks.mlm import MaskedLMHead
+from fusionkit.tasks.vqa import QuestionBatch
+from fusionkit.tasks.words import Words
+from fusionkit.types import Dims, Encoded, TaskOutput
+
+
+class Pairs(NamedTuple):
+    """R (question, answer) pairs, each answer with its share of its question's loss."""
+
+    questions: Tensor  # (R,) rows of the batch
+    answers: Tensor  # (R,) numbers of answers
+    weights: Tensor  # (R,), of a question they sum to 1
+
+
+class GenerativeVQA(Task[QuestionBatch]):
+    """The tokens of every good answer, from the question, the answer so far and the image; weighted by its soft score.
+
+    One text, [CLS] question [SEP] answer [SEP], through one fusion: the tokens of the question see one another, those of
+    the answer see what is before them (a prefix language model, where ALBEF and BLIP add a decoder).
+
+    ``answering`` says an answer, or ranks those that the run knows.
+    """
+
+    needs = frozenset({"text", "causal"})
+    reads = "questions"
+    encodes = False
+
+    def __init__(
+        self,
+        dims: Dims,
+        label_smoothing: float = 0.1,
+        answering: Answering | None = None,
+        scorer: Scorer | None = None,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__(scorer)
+        _check_spelling(dims)
+        self.label_smoothing, self.end = label_smoothing, dims.sep_token_id
+        self.answering: Answering = answering or Ranking()
+        self.texts = dims.answers
+        special = (dims.cls_token_id, dims.sep_token_id, dims.pad_token_id, dims.mask_token_id)
+        self.words = Words(dims.tokens, special)
+        rows = [torch.tensor([*tokens, self.end]) for tokens in dims.answer_tokens]
+        masks = [torch.ones_like(row) for row in rows]
+        self.register_buffer("answer_ids", pad_sequence(rows, batch_first=True), persistent=False)  # (A, L)
+        self.register_buffer("answer_mask", pad_sequence(masks, batch_first=True), persistent=False)
+        self.answer_ids: Tensor
+        self.answer_mask: Tensor
+        self.head = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+
+    def forward(
+        self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        pairs = good_pairs(batch["questions"]["answer_scores"])
+        questions = _take(self._prompts(batch), pairs.questions)
+        ids, mask = self.answer_ids[pairs.answers], self.answer_mask[pairs.answers]
+        states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask))
+        places = (
+            questions.prefix[:, None] - 1 + torch.arange(ids.shape[1], device=ids.device)
+        )  # where each token is said
+        said = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))[mask.bool()]
+        logits, targets = self.head(said, model.text_encoder.word_embeddings.weight), ids[mask.bool()]
+        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.label_smoothing)
+        weights = pairs.weights[:, None].expand_as(mask)[mask.bool()]
+        loss = (weights * losses).sum() / len(batch["questions"]["input_ids"])
+        accuracy = (logits.detach().argmax(dim=1) == targets).float().mean()
+        return TaskOutput(loss, logits, targets, {"token_accuracy": accuracy})
+
+    def _prompts(self, batch: QuestionBatch) -> Prompts:
+        rows = batch["questions"]
+        mask = rows["attention_mask"]
+        return Prompts(rows["input_ids"], mask, rows["image_index"], mask.sum(dim=1))
+
+    def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
+        """VQA v2's own records: {"question_id", "answer"}."""
+        steps = steps_of(ModelSteps(model, self.head, encoded.memory, self._prompts(batch)))
+        answers = Answers(self.texts, self.answer_ids, self.answer_mask)
+        said = self.answering(steps, answers, self.words, self.end)
+        return [{"question_id": i, "answer": answer} for i, answer in zip(batch["questions"]["ids"], said, strict=True)]
+
+
+def good_pairs(scores: Tensor) -> Pairs:
+    """The pairs of soft answer scores (T, A) above 0; where there is none at all, one of weight 0."""
+    questions, answers = scores.nonzero(as_tuple=True)
+    if not len(questions):
+        nothing = scores.new_zeros(1, dtype=torch.int64)
+        return Pairs(nothing, nothing, scores.new_zeros(1))
+    return Pairs(questions, answers, scores[questions, answers] / scores.sum(dim=1)[questions])
+
+
+def followed_by(questions: Prompts, ids: Tensor, mask: Tensor) -> Prompts:
+    """Each question with the tokens (R, L) of an answer directly after it."""
+    places = questions.prefix[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    return questions._replace(
+        input_ids=F.pad(questions.input_ids, (0, ids.shape[1])).scatter(1, places, ids),
+        attention_mask=F.pad(questions.attention_mask, (0, ids.shape[1])).scatter(1, places, mask),
+    )
+
+
+def _take(prompts: Prompts, rows: Tensor) -> Prompts:
+    return Prompts(*(part[rows] for part in prompts))
+
+
+def _check_spelling(dims: Dims) -> None:
+    if not dims.answers:
+        raise ConfigError("task.vqa_generative: the run has no answers; its data must hold questions with answers")
+    for answer, tokens in zip(dims.answers, dims.answer_tokens, strict=True):
+        if not tokens:
+            raise ConfigError(
+                f"task.vqa_generative: the tokenizer cannot spell the answer '{answer}'; set data.spell_answers=true, or give "
+                "a tokenizer that knows it"
+            )

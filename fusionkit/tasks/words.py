@@ -1,0 +1,52 @@
+"""Token ids to text and back, by the tokenizer's vocabulary alone: WordPiece, word-level and byte-level BPE."""
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+from fusionkit.errors import ConfigError
+
+_PIECE, _SPACE = "##", "\u0120"  # what marks the inner piece of a word (WordPiece), and a word's first piece (BPE)
+
+
+class Words:
+    """``tokens`` is the vocabulary by id; ``special`` ids are not part of a text."""
+
+    def __init__(self, tokens: Sequence[str], special: Iterable[int]) -> None:
+        self.tokens, self.special = tuple(tokens), frozenset(special)
+
+    @cached_property
+    def is_bpe(self) -> bool:
+        """Whether words start with a mark for the space before them."""
+        return any(token.startswith(_SPACE) for token in self.tokens)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of each token."""
+        return {token: number for number, token in enumerate(self.tokens)}
+
+    def text(self, ids: Iterable[int]) -> str:
+        """The text of some tokens, special ones left out; marks stand as they do in writing ("a dog's, a cat")."""
+        pieces = [self.tokens[number] for number in ids if number not in self.special and number < len(self.tokens)]
+        if self.is_bpe:
+            return _from_bytes("".join(pieces)).strip()
+        text = " ".join(pieces).replace(f" {_PIECE}", "")
+        return re.sub(r"(?<=\w) ' (?=\w)", "'", re.sub(r" (?=[.,!?;:%])", "", text))
+
+    def spell(self, text: str, key: str) -> list[int]:
+        """The ids of a text of whole words; ConfigError naming ``key`` where one of them is not one token."""
+        words = [_SPACE + word if self.is_bpe else word for word in text.split()]
+        for word in words:
+            if word not in self.ids:
+                raise ConfigError(
+                    f"{key}: '{word.removeprefix(_SPACE)}' is no token of the tokenizer; use whole words that it knows"
+                )
+        return [self.ids[word] for word in words]
+
+
+def _from_bytes(text: str) -> str:
+    """The text that byte-level BPE wrote with one printable character a byte (GPT-2's table)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
+    return bytes(byte_of[letter] for letter in text if letter in byte_of).decode("utf-8", errors="replace")

@@ -1,0 +1,79 @@
+"""What is scored, what is said, and that a model that has learnt captions says them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fusionkit.errors import ConfigError
+from fusionkit.tasks.captioning import Captioning
+from fusionkit.tasks.generation import Greedy
+from fusionkit.tasks.words import Words
+from tests.toys import CLS, SEP, toy_batch, toy_dims, toy_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return toy_model().eval()
+
+
+def test_every_token_but_the_opening_is_scored(model):
+    batch = toy_batch(images=3, texts_per_image=2)
+    captions = batch["captions"]
+    for prompt, opening in (("", [CLS]), ("t7 t9", [CLS, 7, 9])):
+        out = Captioning(toy_dims(model), prompt).eval()(model, batch, model.encode(batch, []))
+        wanted = [
+            token
+            for row, mask in zip(captions["input_ids"], captions["attention_mask"], strict=True)
+            for token in row[1 : int(mask.sum())].tolist()
+        ]
+        assert out.targets.tolist() == wanted
+        assert (out.targets == SEP).sum() == 6
+        assert Captioning(toy_dims(model), prompt).opening == opening
+
+
+def test_loss_is_smoothed_cross_entropy_per_token(model):
+    batch = toy_batch(images=3)
+    task = Captioning(toy_dims(model), label_smoothing=0.2).eval()
+    out = task(model, batch, model.encode(batch, []))
+    torch.testing.assert_close(out.loss, F.cross_entropy(out.logits, out.targets, label_smoothing=0.2))
+
+
+def test_a_prompt_of_unknown_words_is_one_sentence(model):
+    with pytest.raises(ConfigError, match=r"task\.captioning\.prompt: 'picture' is no token"):
+        Captioning(toy_dims(model), "t7 picture")
+
+
+@pytest.mark.parametrize("prompt", ["", "t7 t9"])
+def test_learnt_captions_are_said(prompt):
+    torch.manual_seed(0)
+    model, batch = toy_model(), toy_batch(images=4)
+    task = Captioning(toy_dims(model), prompt, label_smoothing=0.0, search=Greedy(), min_length=0)
+    optimizer = torch.optim.AdamW([*model.parameters(), *task.parameters()], lr=2e-3, weight_decay=0.0)
+    for _ in range(120):
+        loss = task(model, batch, model.encode(batch, [])).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    task.eval()
+    with torch.inference_mode():
+        records = task.predict(model, batch, model.encode(batch, []))
+    captions = batch["captions"]
+    said = [row[1 : int(m.sum()) - 1] for row, m in zip(captions["input_ids"], captions["attention_mask"], strict=True)]
+    assert [record["caption"] for record in records] == [" ".join(f"t{i}" for i in row.tolist()) for row in said]
+    assert [record["image_id"] for record in records] == batch["image_ids"]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["a", "dog", "##s", ",", "the", "cat", "'", "s", "ball", "."], "a dogs, the cat's ball."),
+        (["\u0120a", "\u0120caf", "\u00c3\u00a9", "."], "a caf\u00e9."),
+    ],
+)
+def test_tokens_become_text(tokens, text):
+    vocabulary = ["<s>", *tokens]
+    words = Words(vocabulary, special={0})
+    assert words.text([0, *range(1, len(vocabulary)), 99]) == text
+    assert words.spell("a", "key") == [1]

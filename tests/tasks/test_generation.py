@@ -1,0 +1,145 @@
+"""Decoding against transformers' own, for the scores of one small random language model."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, TopKLogitsWarper, TopPLogitsWarper
+
+from fusionkit.errors import ConfigError
+from fusionkit.tasks.generation import BeamSearch, Greedy, Rules, Sampling, keep_top_k, keep_top_p
+
+VOCABULARY, END = 14, 1
+BANNED = (0, 2, 3)  # the prompts: no n-gram that comes twice holds one, and transformers counts those of the prompt too
+PROMPTS = torch.tensor(BANNED)[:, None]
+
+
+def language_model(seed):
+    torch.manual_seed(seed)
+    sizes = {"vocab_size": VOCABULARY, "n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=END, pad_token_id=2)).eval()
+    model.transformer.wte.weight.data.mul_(25)  # scores that depend on what came before
+    return model
+
+
+class Reader:
+    """Steps over a language model; its state is all tokens so far."""
+
+    def __init__(self, model, prompts):
+        self.model, self.prompts = model, prompts
+
+    def start(self):
+        return self.model(self.prompts).logits[:, -1], self.prompts
+
+    def advance(self, tokens, state):
+        state = torch.cat([state, tokens[:, None]], dim=1)
+        return self.model(state).logits[:, -1], state
+
+    def select(self, state, rows):
+        return state[rows]
+
+
+def ours(tokens):
+    """Token lists up to and with the end."""
+    rows = [row.tolist() for row in tokens]
+    return [row[: row.index(END) + 1] if END in row else row for row in rows]
+
+
+def theirs(model, rules, **options):
+    output = model.generate(
+        PROMPTS,
+        attention_mask=torch.ones_like(PROMPTS),
+        max_new_tokens=rules.max_length,
+        min_new_tokens=rules.min_length,
+        no_repeat_ngram_size=rules.no_repeat_ngram,
+        suppress_tokens=list(rules.banned),
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    return ours(output.sequences[:, PROMPTS.shape[1] :]), output.get("sequences_scores")
+
+
+RULES = {
+    "plain": Rules(END, 9, banned=BANNED),
+    "long": Rules(END, 9, min_length=6, banned=BANNED),
+    "no_repeat": Rules(END, 12, no_repeat_ngram=2, banned=BANNED),
+    "all": Rules(END, 12, min_length=4, no_repeat_ngram=3, banned=BANNED),
+}
+
+
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("seed", range(2))
+@torch.inference_mode()
+def test_greedy_is_transformers(seed, rules):
+    model = language_model(seed)
+    assert ours(Greedy()(Reader(model, PROMPTS), rules).tokens) == theirs(model, rules)[0]
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"beams": 2, "length_penalty": 1.0},
+        {"beams": 4, "length_penalty": 2.0},
+        {"beams": 3, "length_penalty": 0.0, "early_stopping": True},
+        {"beams": 5, "length_penalty": -1.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@torch.inference_mode()
+def test_beam_search_is_transformers(rules, search):
+    for seed in range(2):
+        model = language_model(seed)
+        found = BeamSearch(**search)(Reader(model, PROMPTS), rules)
+        options = {key: value for key, value in search.items() if key != "beams"}
+        tokens, scores = theirs(model, rules, num_beams=search["beams"], **options)
+        assert ours(found.tokens) == tokens
+        torch.testing.assert_close(found.scores, scores, rtol=1e-5, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_beams_find_what_greedy_misses():
+    better = 0
+    for seed in range(8):
+        steps = Reader(language_model(seed), PROMPTS)
+        alone, found = (search(steps, RULES["plain"]) for search in (Greedy(), BeamSearch(6, length_penalty=0.0)))
+        assert (found.scores >= alone.scores - 1e-5).all()
+        better += int((found.scores > alone.scores + 1e-3).sum())
+    assert better > 0
+
+
+def test_truncated_distributions_are_transformers():
+    torch.manual_seed(0)
+    scores = torch.randn(50, VOCABULARY) * 3
+    for top_k in (1, 4, VOCABULARY):
+        assert torch.equal(keep_top_k(scores, top_k), TopKLogitsWarper(top_k)(None, scores))
+    for top_p in (0.1, 0.5, 0.9):
+        assert torch.equal(keep_top_p(scores, top_p), TopPLogitsWarper(top_p)(None, scores))
+
+
+@torch.inference_mode()
+def test_samples_follow_the_truncated_law():
+    model, count = language_model(0), 4000
+    steps, rules = Reader(model, PROMPTS[:1].repeat(count, 1)), Rules(END, 1, banned=BANNED)
+    torch.manual_seed(1)
+    drawn = torch.bincount(Sampling(20.0, top_k=5)(steps, rules).tokens[:, 0], minlength=VOCABULARY) / count
+    scores = model(PROMPTS[:1]).logits[:, -1].log_softmax(dim=1) / 20.0
+    scores[:, list(BANNED)] = float("-inf")
+    law = keep_top_k(scores, 5).softmax(dim=1)[0]
+    assert ((drawn > 0) == (law > 0)).all()
+    assert (drawn - law).abs().max() < 0.03
+    assert torch.equal(Sampling(top_k=1)(steps, rules).tokens, Greedy()(steps, rules).tokens)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: Rules(END, 5, min_length=5), "min_length is 5"),
+        (lambda: Rules(END, no_repeat_ngram=-1), "no_repeat_ngram is -1"),
+        (lambda: Sampling(top_p=0.0), "top_p 0.0"),
+        (lambda: BeamSearch(beams=0), "beams is 0"),
+    ],
+)
+def test_impossible_options_are_one_sentence(call, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        call()
