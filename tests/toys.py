@@ -24,9 +24,12 @@ def choices(group: str) -> list[str]:
 
 
 def toy_fusion(name: str):
-    """The factory of conf/fusion/NAME.yaml with two layers of four heads and no dropout."""
+    """The factory of conf/fusion/NAME.yaml with two layers of four heads and no dropout.
+
+    Gates that start closed are half open: behind a closed one nothing reaches the image, and a test of that would see nothing.
+    """
     config = OmegaConf.load(CONF / "fusion" / f"{name}.yaml")
-    toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0}
+    toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0, "gate": 0.5, "num_queries": 4, "image_layers": 1}
     config.update({key: value for key, value in toy_sizes.items() if key in config})
     return instantiate(config)
 

@@ -1,30 +1,35 @@
 """One stream: text and image tokens side by side in one transformer (UNITER, ViLT, VisualBERT)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from fusionkit.fusion.layers import PreNormBlock
+from fusionkit.fusion.layers import PreNormBlock, seen_by_image
 from fusionkit.types import Fused, Tokens
 
 
 def joint_mask(text: Tokens, image: Tokens) -> Tensor:
     """The mask over [text; image] tokens: (T, L + N), or (T, L + N, L + N) where the text mask is causal.
 
-    An image token sees the text that the first text token sees, and nothing more: a later caption token that it read
-    would reach the earlier ones through it.
+    An image token sees the text that the first text token sees, and nothing more (``seen_by_image``).
     """
     (rows, length), size, mask = text.embeds.shape[:2], image.embeds.shape[1], text.mask
     assert mask is not None
     image_mask = mask.new_ones(rows, size) if image.mask is None else image.mask.to(mask.dtype)
     if mask.dim() == 2:
         return torch.cat([mask, image_mask], dim=1)
-    text_rows = torch.cat([mask, mask[:, :1].expand(-1, size, -1)], dim=1)  # (T, L + N, L)
+    text_rows = torch.cat([mask, seen_by_image(mask)[:, None].expand(-1, size, -1)], dim=1)  # (T, L + N, L)
     image_columns = image_mask[:, None].expand(-1, length + size, -1)
     return torch.cat([text_rows, image_columns], dim=2)
 
 
 class MergedAttention(nn.Module):
-    """A pre-norm transformer over the concatenated tokens; each modality has a projection, a norm and a type embedding."""
+    """A transformer over the concatenated tokens; each modality has a projection, a norm and a type embedding.
+
+    ``block`` makes a layer of (hidden_size, num_heads, dropout): ``PreNormBlock`` as in ViLT, or as in UNITER and VisualBERT
+    ``fusionkit.fusion.bert.PostNormBlock``.
+    """
 
     provides = frozenset({"pooled", "text", "image", "causal"})
 
@@ -36,13 +41,14 @@ class MergedAttention(nn.Module):
         num_heads: int = 12,
         hidden_size: int | None = None,
         dropout: float = 0.1,
+        block: Callable[..., nn.Module] = PreNormBlock,
     ) -> None:
         super().__init__()
         self.hidden_size = self.pooled_size = hidden_size or text_size
         self.project_image = nn.Sequential(nn.Linear(image_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
         self.project_text = nn.Sequential(nn.Linear(text_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
         self.type_embeddings = nn.Parameter(torch.randn(2, self.hidden_size) * 0.02)
-        self.blocks = nn.ModuleList(PreNormBlock(self.hidden_size, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(block(self.hidden_size, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(self.hidden_size)
 
     def prepare(self, image: Tokens) -> Tokens:

@@ -20,7 +20,7 @@ class ExpressionBatch(Batch):
 class Grounding(Task[ExpressionBatch]):
     """A box from the fused state by a three-layer perceptron and a sigmoid; L1 + (1 - GIoU), weights 1 : 1."""
 
-    needs = frozenset({"pooled"})
+    needs = frozenset({"pooled", "text"})  # read from the pooled state, but no place is left in two pooled vectors
     reads = "expressions"
 
     def __init__(self, dims: Dims, scorer: Scorer | None = None) -> None:

@@ -187,10 +187,8 @@ class TrainingModule(LightningModule):
 
     def _state_of_training(self) -> dict[str, Any]:
         group = self.trainer.optimizers[0].param_groups[0]
-        return {
-            "train/temperature": self.model.temperature.detach().clone(),
-            "train/lr": group["lr"] / group["lr_scale"],
-        }
+        state = {f"train/{name}": value for name, value in self.model.metrics().items()}
+        return state | {"train/lr": group["lr"] / group["lr_scale"]}
 
     def _require_finite(self, losses: Mapping[str, Tensor]) -> None:
         finite = torch.stack([loss.detach() for loss in losses.values()]).isfinite().tolist()
