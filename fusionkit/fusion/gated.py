@@ -17,7 +17,7 @@ class ImageHalf(NamedTuple):
 
 
 class GatedUnit(nn.Module):
-    """z * tanh(V v) + (1 - z) * tanh(T t) with z = sigmoid(G [v; t]), one z a dimension (Arevalo et al. 2017, arXiv 1702.01992)."""
+    """z * tanh(V v) + (1 - z) * tanh(T t), z = sigmoid(G [v; t]) by dimension (Arevalo et al. 2017, arXiv 1702.01992)."""
 
     def __init__(self, image_size: int, hidden_size: int) -> None:
         super().__init__()
