@@ -38,3 +38,16 @@ class Fusion(Protocol):
         A text mask is (T, L) or, causal, (T, L, L). An image token may see only what the first text token sees.
         """
         ...
+
+
+class IncrementalFusion(Fusion, Protocol):
+    """A causal fusion that need not fuse a text anew for each token it grows by; the others are asked for the whole text."""
+
+    def extend(self, memory: Any, text: Tokens, image_index: Tensor, past: Any | None) -> tuple[Tensor, Any]:
+        """Text states (T, L, hidden_size) of L tokens after P earlier ones of each text, and what to pass as ``past`` next.
+
+        The text mask is (T, L, P + L), over the earlier tokens too. Without a ``past`` these are the first tokens, and their
+        mask says what an image token may see (the contract above), once and for all. A ``past`` is made of lists, tuples
+        and tensors that have one row a text, so that texts can be reordered, repeated and dropped.
+        """
+        ...

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
-from fusionkit.fusion.layers import Attention, FeedForward, Packing
+from fusionkit.fusion.layers import Attention, FeedForward, KeyValue, Packing
 
 # our name in a layer -> the name in a transformers BertLayer; cross-attention has no counterpart there
 BERT_LAYER = {
@@ -41,9 +41,15 @@ class PostNormBlock(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Tensor:
         """states (B, N, D), or packed (M, D); mask (B, N) or (B, N, N) -> the states' shape."""
-        own = self.self_attention.project(states, mask, packing)
+        return self.extend(states, mask, None, packing)[0]
+
+    def extend(
+        self, states: Tensor, mask: Tensor | None, past: KeyValue | None, packing: Packing | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        """States after those of P earlier tokens, mask (B, N, P + N), and the keys and values of all P + N."""
+        own = self.self_attention.project(states, mask, packing).after(past)
         states = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
-        return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
+        return self.norm_feed_forward(states + self.dropout(self.feed_forward(states))), own._replace(mask=None)
 
 
 def copy_bert_layers(layers: Sequence[nn.Module], text_layers: Sequence[nn.Module]) -> None:

@@ -52,11 +52,11 @@ class QFormerLayer(nn.Module):
     def forward(
         self, text: Tensor, queries: Tensor, mask: Tensor, memory: KeyValue | None, grouping: Grouping
     ) -> tuple[Tensor, Tensor]:
-        """Text (T, L, D), queries (T, Q, D), mask over [text; queries] -> both after the layer."""
-        states = torch.cat([text, queries], dim=1)
+        """Text (T, L, D), queries (T, Q, D), mask over [queries; text] -> both after the layer."""
+        states = torch.cat([queries, text], dim=1)
         own = self.self_attention.project(states, mask)
         states = self.norm_self(states + self.dropout(self.self_attention(states, own)))
-        text, queries = states.split([text.shape[1], queries.shape[1]], dim=1)
+        queries, text = states.split([queries.shape[1], text.shape[1]], dim=1)
         if self.cross_attention is not None:
             assert memory is not None
             seen = self.cross_attention(queries, memory, grouping)
@@ -116,7 +116,8 @@ class Bottleneck(nn.Module):
     def prepare(self, image: Tokens) -> Resampled:
         queries = self.norm_queries(self.queries).expand(len(image.embeds), -1, -1)
         for layer in self.image_layers:
-            queries = layer(queries, None, layer.cross_attention.project(image.embeds, image.mask))
+            own = layer.self_attention.project(queries, None)
+            queries = layer(queries, own, layer.cross_attention.project(image.embeds, image.mask))
         return Resampled(queries, [layer.read_image(image) for layer in self.layers])
 
     def forward(self, memory: Resampled, text: Tokens, image_index: Tensor) -> Fused:

@@ -30,15 +30,16 @@ class SelfThenCross(nn.Module):
 
     def read_image(self, image: Tensor, mask: Tensor | None) -> ImageSide:
         keys_values = self.text.cross_attention.project(image, mask)
-        return ImageSide(self.image.attend_self(image, mask), mask, keys_values)
+        own = self.image.self_attention.project(image, mask)
+        return ImageSide(self.image.attend_self(image, own), mask, keys_values)
 
     def forward(
         self, text: Tensor, mask: Tensor, image: ImageSide, grouping: Grouping | None = None
     ) -> tuple[Tensor, Tensor]:
         """Text (T, L, D) and image states (T, N, D) after the layer."""
         told = self.image.cross_attention.project(text, seen_by_image(mask))
-        text = self.text.attend_memory(self.text.attend_self(text, mask), image.keys_values, grouping)
-        return text, self.image.attend_memory(image.states, told)
+        own = self.text.self_attention.project(text, mask)
+        return self.text(text, own, image.keys_values, grouping), self.image.attend_memory(image.states, told)
 
 
 class CrossThenSelf(nn.Module):

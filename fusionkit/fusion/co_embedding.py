@@ -10,7 +10,7 @@ from fusionkit.types import Fused, Tokens
 
 
 class CoEmbedding(nn.Module):
-    """A pre-norm transformer over [text; CLS; image], each projected to ``hidden_size`` and given its type embedding.
+    """A pre-norm transformer over [CLS; image; text], each projected to ``hidden_size`` and given its type embedding.
 
     The pooled vector is the fusion's [CLS], which belongs to neither encoder. It counts as an image token: under a causal
     mask it sees what the first text token sees.
@@ -44,12 +44,12 @@ class CoEmbedding(nn.Module):
         return Tokens(states, mask, image.pooled)
 
     def forward(self, memory: Tokens, text: Tokens, image_index: Tensor) -> Fused:
-        length = text.embeds.shape[1]
+        size = memory.embeds.shape[1]
         image_mask = None if memory.mask is None else memory.mask[image_index]
         image = memory._replace(embeds=memory.embeds[image_index], mask=image_mask)
-        states = torch.cat([self.project_text(text.embeds) + self.type_embeddings[0], image.embeds], dim=1)
+        states = torch.cat([image.embeds, self.project_text(text.embeds) + self.type_embeddings[0]], dim=1)
         mask = joint_mask(text, image)
         for block in self.blocks:
             states = block(states, mask)
         states = self.norm(states)
-        return Fused(pooled=states[:, length], text=states[:, :length], image=states[:, length + 1 :])
+        return Fused(pooled=states[:, 0], text=states[:, size:], image=states[:, 1:size])

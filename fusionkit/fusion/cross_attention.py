@@ -28,17 +28,16 @@ class CrossAttentionLayer(nn.Module):
     def forward(
         self,
         states: Tensor,
-        mask: Tensor | None,
+        own: KeyValue,
         memory: KeyValue,
         grouping: Grouping | None = None,
         packing: Packing | None = None,
     ) -> Tensor:
-        """States (T, L, D), or packed (M, D), that attend to themselves, then to ``memory``."""
-        return self.attend_memory(self.attend_self(states, mask, packing), memory, grouping, packing)
+        """States (T, L, D), or packed (M, D), that attend to their own text's keys and values, then to ``memory``."""
+        return self.attend_memory(self.attend_self(states, own, packing), memory, grouping, packing)
 
-    def attend_self(self, states: Tensor, mask: Tensor | None, packing: Packing | None = None) -> Tensor:
+    def attend_self(self, states: Tensor, own: KeyValue, packing: Packing | None = None) -> Tensor:
         """The first part, self-attention: it needs no memory."""
-        own = self.self_attention.project(states, mask, packing)
         return self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
 
     def attend_memory(
@@ -79,13 +78,20 @@ class CrossAttention(nn.Module):
         return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.layers]
 
     def forward(self, memory: list[KeyValue], text: Tokens, image_index: Tensor) -> Fused:
+        states, _ = self.extend(memory, text, image_index, None)
+        return Fused(pooled=states[:, 0], text=states)
+
+    def extend(
+        self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
+    ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
         grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
-        tokens = packing.pack(text.embeds)
-        for layer, keys_values in zip(self.layers, memory, strict=True):
-            tokens = layer(tokens, text.mask, keys_values, grouping, packing)
-        states = packing.unpack(tokens)
-        return Fused(pooled=states[:, 0], text=states)
+        tokens, kept = packing.pack(text.embeds), []
+        for layer, keys_values, earlier in zip(self.layers, memory, past or [None] * len(memory), strict=True):
+            own = layer.self_attention.project(tokens, text.mask, packing).after(earlier)
+            tokens = layer(tokens, own, keys_values, grouping, packing)
+            kept.append(own._replace(mask=None))
+        return packing.unpack(tokens), kept
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy self-attention and feed-forward from the BERT layers that the text encoder left over, as ALBEF does."""

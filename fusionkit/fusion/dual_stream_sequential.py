@@ -26,10 +26,15 @@ class SequentialLayer(nn.Module):
         sizes = (hidden_size, hidden_size, num_heads, intermediate_size, dropout, eps)
         self.image, self.text = CrossAttentionLayer(*sizes), CrossAttentionLayer(*sizes)
 
+    def start_image(self, image: Tensor, mask: Tensor | None) -> Tensor:
+        """Image states (B, N, D) after their self-attention, as far as they come without the text."""
+        return self.image.attend_self(image, self.image.self_attention.project(image, mask))
+
     def forward(self, text: Tensor, mask: Tensor, image: Tensor, image_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Text (T, L, D) and image states (T, N, D), the image after its self-attention -> both after the layer."""
+        """Text (T, L, D) and started image states (T, N, D) -> both after the layer."""
         image = self.image.attend_memory(image, self.image.cross_attention.project(text, seen_by_image(mask)))
-        return self.text(text, mask, self.text.cross_attention.project(image, image_mask)), image
+        own = self.text.self_attention.project(text, mask)
+        return self.text(text, own, self.text.cross_attention.project(image, image_mask)), image
 
 
 class DualStreamSequential(nn.Module):
@@ -58,7 +63,7 @@ class DualStreamSequential(nn.Module):
 
     def prepare(self, image: Tokens) -> ImageStart:
         states = self.project_image(image.embeds) + self.type_embeddings[1]
-        return ImageStart(self.layers[0].image.attend_self(states, image.mask), image.mask)
+        return ImageStart(self.layers[0].start_image(states, image.mask), image.mask)
 
     def forward(self, memory: ImageStart, text: Tokens, image_index: Tensor) -> Fused:
         image = memory.states[image_index]
@@ -66,7 +71,7 @@ class DualStreamSequential(nn.Module):
         states = self.project_text(text.embeds) + self.type_embeddings[0]
         for number, layer in enumerate(self.layers):
             if number:
-                image = layer.image.attend_self(image, image_mask)
+                image = layer.start_image(image, image_mask)
             states, image = layer(states, text.mask, image, image_mask)
         return Fused(pooled=states[:, 0], text=states, image=image)
 

@@ -46,6 +46,12 @@ class KeyValue(NamedTuple):
     value: Tensor  # (I, H, N, d)
     mask: Tensor | None  # (I, N)
 
+    def after(self, past: "KeyValue | None") -> "KeyValue":
+        """These keys and values put after those of earlier tokens; the mask, of these, already covers both."""
+        if past is None:
+            return self
+        return KeyValue(torch.cat([past.key, self.key], dim=2), torch.cat([past.value, self.value], dim=2), self.mask)
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -89,8 +95,8 @@ class Packing:
 
     @classmethod
     def of(cls, mask: Tensor) -> "Packing":
-        """From a text mask (T, L), or (T, L, L), in which a real token attends at least to itself."""
-        real = mask if mask.dim() == 2 else mask.diagonal(dim1=1, dim2=2)
+        """From a text mask (T, L), or (T, L, P + L) with P earlier tokens, in which a real token attends at least to itself."""
+        real = mask if mask.dim() == 2 else mask.diagonal(mask.shape[2] - mask.shape[1], dim1=1, dim2=2)
         return cls(real.flatten().nonzero().squeeze(1), *real.shape)
 
     def pack(self, states: Tensor) -> Tensor:
@@ -173,6 +179,11 @@ class PreNormBlock(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         """states (B, N, D), mask (B, N) or (B, N, N) -> (B, N, D)."""
+        return self.extend(states, mask, None)[0]
+
+    def extend(self, states: Tensor, mask: Tensor | None, past: KeyValue | None) -> tuple[Tensor, KeyValue]:
+        """States (B, N, D) after those of P earlier tokens, mask (B, N, P + N), and the keys and values of all P + N."""
         normed = self.norm_attention(states)
-        states = states + self.dropout(self.attention(normed, self.attention.project(normed, mask)))
-        return states + self.dropout(self.feed_forward(self.norm_feed_forward(states)))
+        own = self.attention.project(normed, mask).after(past)
+        states = states + self.dropout(self.attention(normed, own))
+        return states + self.dropout(self.feed_forward(self.norm_feed_forward(states))), own._replace(mask=None)
