@@ -41,6 +41,7 @@ class GatedLayer(nn.Module):
         super().__init__()
         self.look, self.tell = GatedUnit(image_size, hidden_size), GatedUnit(hidden_size, hidden_size)
         self.weigh = nn.Linear(hidden_size, 1, bias=False)  # a bias would cancel in the softmax
+        self.norm_aligned = nn.LayerNorm(hidden_size)  # a mean of bounded values is small beside the text
         self.norm_gated = nn.LayerNorm(hidden_size)
         self.feed_forward = FeedForward(hidden_size, intermediate_size)
         self.norm_feed_forward = nn.LayerNorm(hidden_size)
@@ -54,8 +55,8 @@ class GatedLayer(nn.Module):
         if image_mask is not None:
             weights = weights.masked_fill(~image_mask.bool()[..., None], float("-inf"))
         aligned = (weights.softmax(dim=1) * seen).sum(dim=1, keepdim=True)
-        mixed, gate = self.tell(self.tell.read_image(aligned), states)
-        states = self.norm_gated(states + self.dropout(mixed))
+        mixed, gate = self.tell(self.tell.read_image(self.norm_aligned(aligned)), states)
+        states = self.norm_gated(self.dropout(mixed))  # no residual: the gate decides what of the text goes on
         return self.norm_feed_forward(states + self.dropout(self.feed_forward(states))), gate
 
 
