@@ -104,6 +104,11 @@ class VisionLanguageModel(nn.Module):
         """Keep the temperature within its range; called before each step."""
         self.temperature.clamp_(*self.temperature_range)
 
+    def metrics(self) -> dict[str, Tensor]:
+        """What a run logs of the model's state at each step, detached scalars by name."""
+        fusion = self.fusion.metrics() if hasattr(self.fusion, "metrics") else {}
+        return {"temperature": self.temperature.detach().clone()} | {f"fusion_{n}": v for n, v in fusion.items()}
+
     def freeze_unused(self, needs: frozenset[str]) -> None:
         """Freeze what no task reads: every trainable parameter then gets a gradient at each step, as plain DDP needs."""
         if "feats" not in needs:
@@ -112,6 +117,8 @@ class VisionLanguageModel(nn.Module):
             self.temperature.requires_grad_(False)
         if not needs - {"feats"}:
             self.fusion.requires_grad_(False)
+        elif hasattr(self.fusion, "freeze_unused"):
+            self.fusion.freeze_unused(needs)
 
 
 def _one_row(rows: Tensor) -> Tensor:
@@ -128,7 +135,7 @@ def assemble(
         if not hasattr(built, "start_from"):
             raise ConfigError(
                 f"text_encoder.give_upper_layers: fusion {type(built).__name__} cannot start from text layers; "
-                "set it to false, or choose fusion=cross_attention"
+                "set it to false, or choose fusion=cross_attention or fusion=gated_cross_attention"
             )
         built.start_from(text_encoder.upper_layers)
         text_encoder.upper_layers = ()

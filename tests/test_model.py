@@ -6,7 +6,8 @@ import torch
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.errors import ConfigError
-from fusionkit.fusion.cross_attention import BERT_LAYER, CrossAttention
+from fusionkit.fusion.bert import BERT_LAYER
+from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.fusion.merged_attention import MergedAttention
 from fusionkit.model import assemble
 from tests.toys import VOCABULARY, choices, toy_batch, toy_dims, toy_model, toy_task

@@ -13,6 +13,7 @@ from fusionkit.types import Dims
 
 CONF = Path(__file__).parents[1] / "conf"
 WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
+LABELS = ("contradiction", "neutral", "entailment")
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
 TOY_OPTIONS = {
@@ -28,9 +29,12 @@ def choices(group: str) -> list[str]:
 
 
 def toy_fusion(name: str):
-    """The factory of conf/fusion/NAME.yaml with two layers of four heads and no dropout."""
+    """The factory of conf/fusion/NAME.yaml with two layers of four heads and no dropout.
+
+    Gates that start closed are half open: behind a closed one nothing reaches the image, and a test of that would see nothing.
+    """
     config = OmegaConf.load(CONF / "fusion" / f"{name}.yaml")
-    toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0}
+    toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0, "gate": 0.5, "num_queries": 4, "image_layers": 1}
     config.update({key: value for key, value in toy_sizes.items() if key in config})
     return instantiate(config)
 
@@ -95,7 +99,12 @@ def toy_rows(images: int, texts_per_image: int, length: int = 9) -> dict:
 def toy_no_rows(kind: str) -> dict:
     """What the collate gives of a kind where no image of the batch has such a text."""
     ids = {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
-    facts = {"questions": {"answer_scores": torch.zeros(0, len(ANSWERS))}, "expressions": {"boxes": torch.zeros(0, 4)}}
+    facts = {
+        "questions": {"answer_scores": torch.zeros(0, len(ANSWERS))},
+        "expressions": {"boxes": torch.zeros(0, 4)},
+        "hypotheses": dict.fromkeys(LABELS, torch.zeros(0)),
+        "statements": {name: torch.zeros(0, dtype=torch.long) for name in ("other_index", "label")},
+    }
     return {**ids, "image_index": torch.zeros(0, dtype=torch.long), "ids": [], **facts.get(kind, {})}
 
 
@@ -103,7 +112,7 @@ def toy_hypotheses(images: int, texts_per_image: int) -> dict:
     """Texts with one of three labels each."""
     rows = toy_rows(images, texts_per_image)
     labels = torch.eye(3)[torch.randint(3, (len(rows["ids"]),))]
-    return rows | dict(zip(("contradiction", "neutral", "entailment"), labels.T, strict=True))
+    return rows | dict(zip(LABELS, labels.T, strict=True))
 
 
 def toy_statements(images: int, texts_per_image: int) -> dict:

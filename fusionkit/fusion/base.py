@@ -11,6 +11,11 @@ class Fusion(Protocol):
     """Brings the tokens of images and texts together.
 
     Built as ``fusion(image_size=..., text_size=...)`` with the widths of the two encoders; what else it takes is its config.
+
+    It may also have
+    ``freeze_unused(needs)``    freeze the parameters that get no gradient where tasks read only these parts, as plain DDP wants;
+    ``metrics()``               scalars by name, detached, that are logged at each step as ``train/fusion_<name>``;
+    ``start_from(text_layers)`` copy the upper layers that a text encoder left over.
     """
 
     pooled_size: int
@@ -18,7 +23,10 @@ class Fusion(Protocol):
     hidden_size: int
     """Width of ``Fused.text``."""
     provides: frozenset[str]
-    """Of {"pooled", "text", "image", "causal"}: the parts of ``Fused`` it fills, and whether it obeys a causal text mask."""
+    """Of {"pooled", "text", "image", "causal"}: the parts of ``Fused`` it fills, and whether it obeys a causal text mask.
+
+    "text" says that image and text met as tokens: a fusion of two pooled vectors provides "pooled" alone.
+    """
 
     def prepare(self, image: Tokens) -> Any:
         """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are."""

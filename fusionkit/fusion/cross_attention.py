@@ -6,20 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.bert import copy_bert_layers
 from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, Packing
 from fusionkit.types import Fused, Tokens
-
-# our name in a layer -> the name in a transformers BertLayer; cross-attention has no counterpart there
-BERT_LAYER = {
-    "self_attention.query": "attention.self.query",
-    "self_attention.key": "attention.self.key",
-    "self_attention.value": "attention.self.value",
-    "self_attention.output": "attention.output.dense",
-    "norm_self": "attention.output.LayerNorm",
-    "feed_forward.0": "intermediate.dense",
-    "feed_forward.2": "output.dense",
-    "norm_feed_forward": "output.LayerNorm",
-}
 
 
 class CrossAttentionLayer(nn.Module):
@@ -37,9 +26,25 @@ class CrossAttentionLayer(nn.Module):
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, states: Tensor, own: KeyValue, memory: KeyValue, grouping: Grouping, packing: Packing) -> Tensor:
-        """Packed text states (M, D) that attend to their own text's keys and values, then to their image."""
-        states = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
+    def forward(
+        self,
+        states: Tensor,
+        own: KeyValue,
+        memory: KeyValue,
+        grouping: Grouping | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """States (T, L, D), or packed (M, D), that attend to their own text's keys and values, then to ``memory``."""
+        return self.attend_memory(self.attend_self(states, own, packing), memory, grouping, packing)
+
+    def attend_self(self, states: Tensor, own: KeyValue, packing: Packing | None = None) -> Tensor:
+        """The first part, self-attention: it needs no memory."""
+        return self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
+
+    def attend_memory(
+        self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """The second part, cross-attention and feed-forward."""
         seen = self.cross_attention(states, memory, grouping, packing)
         states = self.norm_cross(states + self.dropout(seen))
         return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
@@ -93,18 +98,4 @@ class CrossAttention(nn.Module):
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy self-attention and feed-forward from the BERT layers that the text encoder left over, as ALBEF does."""
-        if len(text_layers) != len(self.layers):
-            raise ConfigError(
-                f"fusion.num_layers is {len(self.layers)}, but the text encoder leaves {len(text_layers)} upper layers to start "
-                f"from; set fusion.num_layers={len(text_layers)} or text_encoder.give_upper_layers=false"
-            )
-        for layer, source in zip(self.layers, text_layers, strict=True):
-            for ours, theirs in BERT_LAYER.items():
-                own: Any = layer.get_submodule(ours)
-                given: Any = source.get_submodule(theirs)
-                if own.weight.shape != given.weight.shape:
-                    raise ConfigError(
-                        f"fusion: {ours} is {tuple(own.weight.shape)}, but the text encoder's layers have "
-                        f"{tuple(given.weight.shape)}; set fusion.intermediate_size to theirs"
-                    )
-                own.load_state_dict(given.state_dict())
+        copy_bert_layers(self.layers, text_layers)

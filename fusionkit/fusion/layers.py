@@ -31,6 +31,14 @@ def key_mask(mask: Tensor | None) -> Tensor | None:
     return mask.bool()[:, None, None, :] if mask.dim() == 2 else mask.bool()[:, None]
 
 
+def seen_by_image(text_mask: Tensor) -> Tensor:
+    """The text that image tokens may see, (T, L): all of it, or under a causal mask (T, L, L) what the first token sees.
+
+    A later token that an image token read would reach the earlier ones through it.
+    """
+    return text_mask if text_mask.dim() == 2 else text_mask[:, 0]
+
+
 class KeyValue(NamedTuple):
     """The keys and values of I images in one layer, projected once for all their texts."""
 
@@ -107,7 +115,14 @@ class Attention(nn.Module):
     States may be padded (T, L, D), or packed (M, D) with the packing that unpacks them.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, context_size: int | None = None, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        context_size: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         if num_heads < 1 or hidden_size % num_heads:
             raise ConfigError(
@@ -115,10 +130,10 @@ class Attention(nn.Module):
                 f"give one of {', '.join(str(n) for n in range(1, min(hidden_size, 16) + 1) if hidden_size % n == 0)}"
             )
         self.num_heads, self.dropout = num_heads, dropout
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(context_size or hidden_size, hidden_size)
-        self.value = nn.Linear(context_size or hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.key = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
+        self.value = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=bias)
 
     def _heads(self, states: Tensor, packing: Packing | None) -> Tensor:
         padded = states if packing is None else packing.unpack(states)

@@ -1,5 +1,6 @@
 """One stream: text and image tokens side by side in one transformer (UNITER, ViLT, VisualBERT)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,7 +31,11 @@ def image_mask(like: Tensor, image: Tokens) -> Tensor:
 
 
 class MergedAttention(nn.Module):
-    """A pre-norm transformer over the concatenated tokens; each modality has a projection, a norm and a type embedding."""
+    """A transformer over the concatenated tokens; each modality has a projection, a norm and a type embedding.
+
+    ``block`` makes a layer of (hidden_size, num_heads, dropout): ``PreNormBlock`` as in ViLT, or as in UNITER and VisualBERT
+    ``fusionkit.fusion.bert.PostNormBlock``.
+    """
 
     provides = frozenset({"pooled", "text", "image", "causal"})
 
@@ -42,13 +47,14 @@ class MergedAttention(nn.Module):
         num_heads: int = 12,
         hidden_size: int | None = None,
         dropout: float = 0.1,
+        block: Callable[..., nn.Module] = PreNormBlock,
     ) -> None:
         super().__init__()
         self.hidden_size = self.pooled_size = hidden_size or text_size
         self.project_image = nn.Sequential(nn.Linear(image_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
         self.project_text = nn.Sequential(nn.Linear(text_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
         self.type_embeddings = nn.Parameter(torch.randn(2, self.hidden_size) * 0.02)
-        self.blocks: Any = nn.ModuleList(PreNormBlock(self.hidden_size, num_heads, dropout) for _ in range(num_layers))
+        self.blocks: Any = nn.ModuleList(block(self.hidden_size, num_heads, dropout) for _ in range(num_layers))
         self.norm = nn.LayerNorm(self.hidden_size)
 
     def prepare(self, image: Tokens) -> Tokens:

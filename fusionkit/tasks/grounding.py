@@ -48,7 +48,7 @@ class Grounding(Task[ExpressionBatch]):
     ``pooling`` (such as ``ImagePooling``, built from the dims) adds to the fused state what it reads off the image tokens.
     """
 
-    needs = frozenset({"pooled"})
+    needs = frozenset({"pooled", "text"})  # read from the pooled state, but no place is left in two pooled vectors
     reads = "expressions"
 
     def __init__(

@@ -94,7 +94,7 @@ def build_tasks(config: DictConfig, datamodule: DataModule, model: VisionLanguag
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
     for name, task in tasks.items():
-        _check_needs(name, task, model.fusion)
+        check_needs(name, task, model.fusion)
     return tasks
 
 
@@ -174,11 +174,21 @@ def _check_roles(config: DictConfig, known: set[str]) -> None:
         raise ConfigError(f"evaluation.checkpoint is '{config.evaluation.checkpoint}'; {hint}")
 
 
-def _check_needs(name: str, task: Task[Any], fusion: Any) -> None:
-    lacking = task.needs - {"feats"} - fusion.provides
+PARTS = {
+    "pooled": "a pooled vector of each pair",
+    "text": "text tokens that have seen the image's",
+    "image": "image tokens that have seen the text's",
+    "causal": "text that does not see what follows",
+}
+
+
+def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
+    """ConfigError where the fusion does not provide what the task needs."""
+    lacking = sorted(task.needs - {"feats"} - fusion.provides)
     if lacking:
+        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in lacking)
         raise ConfigError(
-            f"task '{name}' needs {', '.join(sorted(lacking))} from the fusion, but {type(fusion).__name__} provides "
+            f"task '{name}' needs {wanted} from the fusion, but {type(fusion).__name__} provides "
             f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
         )
 

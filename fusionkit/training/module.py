@@ -240,7 +240,8 @@ class TrainingModule(LightningModule):
         self.model.freeze_unused(frozenset().union(*(self.tasks[name].needs for name in used)))  # type: ignore[arg-type]
 
     def _state_of_training(self) -> dict[str, Any]:
-        return {"train/temperature": self.model.temperature.detach().clone(), "train/lr": self._rate}
+        state = {f"train/{name}": value for name, value in self.model.metrics().items()}
+        return state | {"train/lr": self._rate}
 
     def _require_finite(self, losses: Mapping[str, Tensor]) -> None:
         finite = torch.stack([loss.detach() for loss in losses.values()]).isfinite().tolist()

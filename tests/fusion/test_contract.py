@@ -93,11 +93,28 @@ def test_gradient_reaches_both_inputs_and_every_parameter(name):
     fusion, image, text = build(name).train(), images(2), texts(3)
     for tokens in (image, text):
         tokens.embeds.requires_grad_()
+    image, text = image._replace(pooled=image.embeds.mean(1)), text._replace(pooled=text.embeds[:, 0])
     fused = fusion(fusion.prepare(image), text, torch.tensor([0, 1, 1]))
     sum((part * torch.randn_like(part)).sum() for part in parts(fused)).backward()
     assert image.embeds.grad.abs().sum(dim=(1, 2)).min() > 0
     assert text.embeds.grad.abs().sum(dim=(1, 2)).min() > 0
     assert not [n for n, p in fusion.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("part", ["pooled", "text", "image"])
+@pytest.mark.parametrize("name", FUSIONS)
+def test_what_is_read_trains_all_that_is_not_frozen(name, part):
+    """Plain DDP wants a gradient for every trainable parameter, also where the tasks read one part alone."""
+    fusion = build(name)
+    if part not in fusion.provides:
+        pytest.skip(f"{name} provides no {part}")
+    if hasattr(fusion, "freeze_unused"):
+        fusion.freeze_unused(frozenset({part}))
+    value = getattr(fusion(fusion.prepare(images(2)), texts(3), torch.tensor([0, 1, 1])), part)
+    (value * torch.randn_like(value)).sum().backward()
+    trained = {n for n, p in fusion.named_parameters() if p.requires_grad}
+    assert trained == {n for n, p in fusion.named_parameters() if p.grad is not None}
+    assert trained
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -111,7 +128,7 @@ def test_no_leak_from_later_text_under_a_causal_mask(name):
         changed = text.embeds.clone()
         changed[:, token] = torch.randn(2, TEXT)
         before, after = (
-            fusion(fusion.prepare(image), text._replace(embeds=e, mask=causal), index).text[:, :token]
+            fusion(fusion.prepare(image), Tokens(e, causal, e.mean(1)), index).text[:, :token]
             for e in (text.embeds, changed)
         )
         assert torch.equal(before, after)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import TextEncoder
-from fusionkit.fusion.cross_attention import BERT_LAYER, CrossAttention
+from fusionkit.fusion.bert import BERT_LAYER
+from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.model import assemble
 from fusionkit.momentum import MomentumTeacher
 from fusionkit.negatives import Drawn, HardNegatives

@@ -36,6 +36,9 @@ class FakeModel(nn.Module):
     def clamp_temperature(self) -> None:
         self.temperature.data.clamp_(0.001, 0.5)
 
+    def metrics(self) -> dict[str, torch.Tensor]:
+        return {"temperature": self.temperature.detach().clone()}
+
     def freeze_unused(self, needs) -> None:
         if "feats" not in needs:
             self.projections.requires_grad_(False)

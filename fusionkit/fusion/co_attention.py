@@ -1,0 +1,132 @@
+"""Two streams that attend to each other's previous state (METER, LXMERT)."""
+
+from collections.abc import Callable, Set
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.fusion.bert import PostNormBlock
+from fusionkit.fusion.cross_attention import CrossAttentionLayer
+from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image
+from fusionkit.types import Fused, Tokens
+
+
+class ImageSide(NamedTuple):
+    """What a layer makes of its image states before it looks at the text; in the first layer it is made once an image."""
+
+    states: Tensor  # (B, N, D), as far as they come without the text
+    mask: Tensor | None  # (B, N)
+    keys_values: KeyValue  # of the previous image states, for the text
+
+
+class SelfThenCross(nn.Module):
+    """METER's layer: each stream attends to itself, then to the other's previous state, then feed-forward; post-norm."""
+
+    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        sizes = (hidden_size, hidden_size, num_heads, intermediate_size, dropout, eps)
+        self.text, self.image = CrossAttentionLayer(*sizes), CrossAttentionLayer(*sizes)
+
+    def read_image(self, image: Tensor, mask: Tensor | None) -> ImageSide:
+        keys_values = self.text.cross_attention.project(image, mask)
+        own = self.image.self_attention.project(image, mask)
+        return ImageSide(self.image.attend_self(image, own), mask, keys_values)
+
+    def forward(
+        self, text: Tensor, mask: Tensor, image: ImageSide, grouping: Grouping | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Text (T, L, D) and image states (T, N, D) after the layer."""
+        told = self.image.cross_attention.project(text, seen_by_image(mask))
+        own = self.text.self_attention.project(text, mask)
+        return self.text(text, own, image.keys_values, grouping), self.image.attend_memory(image.states, told)
+
+
+class CrossThenSelf(nn.Module):
+    """LXMERT's layer: one cross-attention, with the same weights for both directions, then self-attention and feed-forward."""
+
+    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.cross_attention = Attention(hidden_size, num_heads, dropout=dropout)
+        self.norm_cross = nn.LayerNorm(hidden_size, eps=eps)
+        self.text = PostNormBlock(hidden_size, num_heads, dropout, eps, intermediate_size)
+        self.image = PostNormBlock(hidden_size, num_heads, dropout, eps, intermediate_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def read_image(self, image: Tensor, mask: Tensor | None) -> ImageSide:
+        return ImageSide(image, mask, self.cross_attention.project(image, mask))
+
+    def forward(
+        self, text: Tensor, mask: Tensor, image: ImageSide, grouping: Grouping | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Text (T, L, D) and image states (T, N, D) after the layer."""
+        told = self.cross_attention.project(text, seen_by_image(mask))
+        text = self.norm_cross(text + self.dropout(self.cross_attention(text, image.keys_values, grouping)))
+        seen = self.norm_cross(image.states + self.dropout(self.cross_attention(image.states, told)))
+        return self.text(text, mask), self.image(seen, image.mask)
+
+
+class CoAttention(nn.Module):
+    """``num_layers`` layers over two streams, each projected to ``hidden_size`` and given its type embedding.
+
+    ``block`` makes a layer of (hidden_size, num_heads, intermediate_size, dropout, eps): ``SelfThenCross``, ``CrossThenSelf``.
+    The pooled vector is METER's: [first text state; mean image state], each through its own linear layer and tanh.
+    """
+
+    provides = frozenset({"pooled", "text", "image", "causal"})
+
+    def __init__(
+        self,
+        image_size: int,
+        text_size: int,
+        num_layers: int = 6,
+        num_heads: int = 12,
+        hidden_size: int | None = None,
+        intermediate_size: int | None = None,
+        dropout: float = 0.1,
+        eps: float = 1e-5,
+        block: Callable[..., nn.Module] = SelfThenCross,
+    ) -> None:
+        super().__init__()
+        self.hidden_size = size = hidden_size or text_size
+        self.pooled_size = 2 * size
+        self.project_image, self.project_text = nn.Linear(image_size, size), nn.Linear(text_size, size)
+        self.type_embeddings = nn.Parameter(torch.randn(2, size) * 0.02)
+        width = intermediate_size or 4 * size
+        layers = [block(size, num_heads, width, dropout, eps) for _ in range(num_layers)]
+        self.layers: Any = nn.ModuleList(layers)
+        self.pool_text = nn.Sequential(nn.Linear(size, size), nn.Tanh())
+        self.pool_image = nn.Sequential(nn.Linear(size, size), nn.Tanh())
+
+    def prepare(self, image: Tokens) -> ImageSide:
+        return self.layers[0].read_image(self.project_image(image.embeds) + self.type_embeddings[1], image.mask)
+
+    def forward(self, memory: ImageSide, text: Tokens, image_index: Tensor) -> Fused:
+        assert text.mask is not None
+        grouping: Grouping | None = Grouping.of(image_index, images=len(memory.states))
+        image_mask = None if memory.mask is None else memory.mask[image_index]
+        side = memory._replace(states=memory.states[image_index], mask=image_mask)
+        states = self.project_text(text.embeds) + self.type_embeddings[0]
+        seen = side.states
+        for number, layer in enumerate(self.layers):
+            if number:  # from here on the image states belong to a text, and so do their keys and values
+                side, grouping = layer.read_image(seen, image_mask), None
+            states, seen = layer(states, text.mask, side, grouping)
+        pooled = torch.cat([self.pool_text(states[:, 0]), self.pool_image(masked_mean(seen, image_mask))], dim=1)
+        return Fused(pooled=pooled, text=states, image=seen)
+
+    def freeze_unused(self, needs: Set[str]) -> None:
+        """The last layer's streams end in what is read of them."""
+        if "pooled" not in needs:
+            self.pool_text.requires_grad_(False)
+            self.pool_image.requires_grad_(False)
+            for stream in {"text", "image"} - needs:
+                getattr(self.layers[-1], stream).requires_grad_(False)
+
+
+def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens (B, N, D) that the mask (B, N) keeps -> (B, D)."""
+    if mask is None:
+        return states.mean(dim=1)
+    weights = mask.to(states.dtype)[..., None]
+    return (states * weights).sum(dim=1) / weights.sum(dim=1)

@@ -1,0 +1,119 @@
+"""Text layers with gated cross-attention between them, which starts as if it were not there (Flamingo, Idefics)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionkit.errors import ConfigError
+from fusionkit.fusion.bert import PostNormBlock, copy_bert_layers
+from fusionkit.fusion.layers import Attention, Grouping, KeyValue, Packing
+from fusionkit.types import Fused, Tokens
+
+
+class GatedLinearUnit(nn.Module):
+    """down(silu(gate(x)) * up(x)), no biases (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(states)) * self.up(states))
+
+
+class GatedCrossAttentionBlock(nn.Module):
+    """Cross-attention and feed-forward, pre-norm, each added times tanh of a learnt number (Flamingo, fig. 4; Idefics' parts).
+
+    ``gate`` is what these numbers start from: at 0 the block is the identity.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        image_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        dropout: float,
+        gate: float,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm_cross = nn.RMSNorm(hidden_size, eps=eps)
+        self.cross_attention = Attention(hidden_size, num_heads, context_size=image_size, dropout=dropout, bias=False)
+        self.norm_feed_forward = nn.RMSNorm(hidden_size, eps=eps)
+        self.feed_forward = GatedLinearUnit(hidden_size, intermediate_size)
+        self.cross_gate = nn.Parameter(torch.tensor([float(gate)]))
+        self.feed_forward_gate = nn.Parameter(torch.tensor([float(gate)]))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """Text states (T, L, D), or packed (M, D), that attend to the image."""
+        seen = self.cross_attention(self.norm_cross(states), memory, grouping, packing)
+        states = states + self.cross_gate.tanh() * self.dropout(seen)
+        thought = self.feed_forward(self.norm_feed_forward(states))
+        return states + self.feed_forward_gate.tanh() * self.dropout(thought)
+
+
+class GatedCrossAttention(nn.Module):
+    """``num_layers`` BERT layers; before each ``cross_every``-th, the first included, stands a gated block that sees the image.
+
+    With ``gate`` 0 an untrained fusion is its text layers alone: what they knew from a text encoder (``start_from``) is kept.
+    """
+
+    provides = frozenset({"pooled", "text", "causal"})
+
+    def __init__(
+        self,
+        image_size: int,
+        text_size: int,
+        num_layers: int = 6,
+        cross_every: int = 1,
+        num_heads: int = 12,
+        intermediate_size: int | None = None,
+        dropout: float = 0.1,
+        gate: float = 0.0,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if not 0 < cross_every <= num_layers:
+            raise ConfigError(f"fusion.cross_every is {cross_every}; give 1 to fusion.num_layers ({num_layers})")
+        self.hidden_size = self.pooled_size = text_size
+        self.cross_every = cross_every
+        width = intermediate_size or 4 * text_size
+        self.cross_layers: Any = nn.ModuleList(
+            GatedCrossAttentionBlock(text_size, image_size, num_heads, width, dropout, gate)
+            for _ in range(0, num_layers, cross_every)
+        )
+        self.layers: Any = nn.ModuleList(
+            PostNormBlock(text_size, num_heads, dropout, eps, width) for _ in range(num_layers)
+        )
+
+    def prepare(self, image: Tokens) -> list[KeyValue]:
+        return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.cross_layers]
+
+    def forward(self, memory: list[KeyValue], text: Tokens, image_index: Tensor) -> Fused:
+        assert text.mask is not None
+        grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
+        tokens = packing.pack(text.embeds)
+        for number, layer in enumerate(self.layers):
+            if number % self.cross_every == 0:
+                place = number // self.cross_every
+                tokens = self.cross_layers[place](tokens, memory[place], grouping, packing)
+            tokens = layer(tokens, text.mask, packing)
+        states = packing.unpack(tokens)
+        return Fused(pooled=states[:, 0], text=states)
+
+    def start_from(self, text_layers: Sequence[nn.Module]) -> None:
+        """Copy the BERT layers that the text encoder left over."""
+        copy_bert_layers(self.layers, text_layers)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """``gate``: how far the image is let in, the mean over the blocks of |tanh| of the cross-attention's gate, 0 to 1."""
+        return {"gate": torch.cat([layer.cross_gate for layer in self.cross_layers]).detach().tanh().abs().mean()}
