@@ -271,6 +271,7 @@ def test_progress_needs_an_end_and_gradnorm_parameters():
     with pytest.raises(ConfigError, match=r"set trainer.max_steps, or use balance.unit=step"):
         started(Schedule({"coco": {"itm": [[0, 1]]}}, "progress"))(losses, weights, step_of(total=math.inf))
     with pytest.raises(
-        ConfigError, match=r"balance.parameters: 'vision' matches nothing that trains; names begin with model.x"
+        ConfigError,
+        match=r"balance.parameters: 'vision' matches none of the parameters, whose names begin with model.x",
     ):
         started(GradNorm(parameters="vision"))(losses, weights, step_of(m_x=nn.Parameter(torch.ones(1))))
