@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue
+from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, stack
 from fusionkit.fusion.merged_attention import joint_mask
 from fusionkit.types import Fused, Tokens
 
@@ -108,9 +108,9 @@ class Bottleneck(nn.Module):
         self.queries = nn.Parameter(torch.randn(num_queries, text_size) * 0.02)
         self.norm_queries = nn.LayerNorm(text_size, eps=eps)
         self.image_layers: Any = nn.ModuleList(CrossAttentionLayer(*sizes) for _ in range(image_layers))
-        self.layers: Any = nn.ModuleList(
-            QFormerLayer(*sizes, reads_image=cross_every > 0 and number % cross_every == 0)
-            for number in range(num_layers)
+        self.layers = stack(
+            num_layers,
+            lambda number: QFormerLayer(*sizes, reads_image=cross_every > 0 and number % cross_every == 0),
         )
 
     def prepare(self, image: Tokens) -> Resampled:

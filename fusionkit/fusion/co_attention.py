@@ -1,14 +1,14 @@
 """Two streams that attend to each other's previous state (METER, LXMERT)."""
 
 from collections.abc import Callable, Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image
+from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -93,8 +93,7 @@ class CoAttention(nn.Module):
         self.project_image, self.project_text = nn.Linear(image_size, size), nn.Linear(text_size, size)
         self.type_embeddings = nn.Parameter(torch.randn(2, size) * 0.02)
         width = intermediate_size or 4 * size
-        layers = [block(size, num_heads, width, dropout, eps) for _ in range(num_layers)]
-        self.layers: Any = nn.ModuleList(layers)
+        self.layers = stack(num_layers, lambda _: block(size, num_heads, width, dropout, eps))
         self.pool_text = nn.Sequential(nn.Linear(size, size), nn.Tanh())
         self.pool_image = nn.Sequential(nn.Linear(size, size), nn.Tanh())
 

@@ -1,12 +1,11 @@
 """One stream: text and image tokens side by side in one transformer (UNITER, ViLT, VisualBERT)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusionkit.fusion.layers import KeyValue, PreNormBlock
+from fusionkit.fusion.layers import KeyValue, PreNormBlock, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -54,7 +53,7 @@ class MergedAttention(nn.Module):
         self.project_image = nn.Sequential(nn.Linear(image_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
         self.project_text = nn.Sequential(nn.Linear(text_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
         self.type_embeddings = nn.Parameter(torch.randn(2, self.hidden_size) * 0.02)
-        self.blocks: Any = nn.ModuleList(block(self.hidden_size, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = stack(num_layers, lambda _: block(self.hidden_size, num_heads, dropout))
         self.norm = nn.LayerNorm(self.hidden_size)
 
     def prepare(self, image: Tokens) -> Tokens:
