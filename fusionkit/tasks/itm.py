@@ -137,10 +137,13 @@ def join_pairs(
 
 
 def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[object, Tensor]:
-    """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once."""
+    """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once.
+
+    Without rows it is that of the first image, so that every parameter is part of the graph (``model.fuse``).
+    """
     if candidates.memory is not None:
         return candidates.memory, rows
-    used, places = rows.unique(return_inverse=True)
+    used, places = rows.unique(return_inverse=True) if len(rows) else (rows.new_zeros(1), rows)
     return model.fusion.prepare(take(candidates.image, used)), places
 
 
