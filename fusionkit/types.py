@@ -86,6 +86,4 @@ class Dims:
     mask_token_id: int
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
-    answer_tokens: tuple[
-        tuple[int, ...], ...
-    ] = ()  # the tokens of each answer; none where the tokenizer cannot spell it
+    answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it

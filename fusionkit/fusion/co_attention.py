@@ -70,7 +70,7 @@ class CoAttention(nn.Module):
     """``num_layers`` layers over two streams, each projected to ``hidden_size`` and given its type embedding.
 
     ``block`` makes a layer of (hidden_size, num_heads, intermediate_size, dropout, eps): ``SelfThenCross``, ``CrossThenSelf``.
-    The pooled vector is METER's: [first text state; mean image state], each through its own linear layer and tanh.
+    The pooled vector is METER's with Swin: [first text state; mean image state], each through a linear layer and tanh.
     """
 
     provides = frozenset({"pooled", "text", "image", "causal"})

@@ -35,7 +35,7 @@ class ITM(Task[CaptionBatch]):
         self.negatives = negatives or HardNegatives()
         self.texts_per_image = texts_per_image
         self.head = nn.Linear(dims.pooled_size, 2)
-        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]  # here a teacher is asked at all
+        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -90,7 +90,8 @@ class ITM(Task[CaptionBatch]):
         feats, text_feats = teacher.encoded.image_feats, teacher.encoded.text_feats[self.reads]
         columns, limit = self.negatives.pool.columns, self.negatives.teacher_threshold
         assert limit is not None
-        return text_feats[rows] @ columns(feats).T >= limit, feats[images] @ columns(text_feats).T >= limit
+        to_image, to_text = scaled_cosines(text_feats[rows], columns(feats)), scaled_cosines(feats, columns(text_feats))
+        return to_image >= limit, to_text[images] >= limit
 
     def _metrics(
         self, logits: Tensor, targets: Tensor, positives: int, wrong_image: Drawn, wrong_text: Drawn
@@ -147,7 +148,7 @@ def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -
     return model.fusion.prepare(take(candidates.image, used)), places
 
 
-def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
+def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """Cosines (R, C) of normalised features over the temperature, in fp32."""
     with torch.autocast(rows.device.type, enabled=False):
         return rows.float() @ columns.float().T / temperature
