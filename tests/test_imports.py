@@ -32,7 +32,9 @@ RULES = {
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
     "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
-    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")},
+    | {
+        f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")
+    },
 }
 HYDRA = {"hydra", "omegaconf"}
 ENTRY = {
