@@ -30,8 +30,11 @@ RULES = {
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
+    "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
-    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")},
+    | {
+        f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")
+    },
 }
 HYDRA = {"hydra", "omegaconf"}
 ENTRY = {
@@ -41,6 +44,7 @@ ENTRY = {
     "completion",
     "help",
     "datasets",
+    "matrix",
     "train",
     "evaluate",
     "predict",
