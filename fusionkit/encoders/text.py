@@ -22,7 +22,7 @@ class TextEncoder(nn.Module):
 
     ``pretrained``  a hub id or a local directory with config.json and weights; None builds from ``config``.
     ``config``      the transformers configuration, {"model_type": "bert", "hidden_size": ...}; with ``pretrained``: overrides.
-    ``num_layers``  keeps the lower layers only, as ALBEF does; None keeps all.
+    ``num_layers``  keeps the lower layers only, as ALBEF does, 0 the embeddings alone, as ViLT and UNITER do; None keeps all.
     ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
     ``pool``        "cls" reads the first token, "mean" averages the real tokens (sentence encoders).
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
@@ -67,9 +67,9 @@ class TextEncoder(nn.Module):
         total = self.config.num_hidden_layers
         if num_layers is None:
             return []
-        if not 0 < num_layers <= total:
+        if not 0 <= num_layers <= total:
             raise ConfigError(
-                f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 1 to {total}"
+                f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 0 to {total}"
             )
         layers = next(m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == total)
         upper = list(layers[num_layers:])
