@@ -8,7 +8,6 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.cli import COMMANDS, run
-from fusionkit.import_ import OWN
 from fusionkit.config import (
     TrainConfig,
     check_arguments,
@@ -19,6 +18,7 @@ from fusionkit.config import (
     register_resolvers,
 )
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.import_ import OWN
 from tests.toys import CONF, choices
 
 GROUPS = [(group, name) for group in primary_groups("train") for name in choices(group)]
