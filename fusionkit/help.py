@@ -23,6 +23,10 @@ def command_help(name: str, command: "Command") -> str:
         parts.append(
             f"data sets: {', '.join(group_choices('make'))} (fusionkit data make NAME --cfg job prints its keys)"
         )
+    if name == "import":
+        parts.append(
+            f"families: {', '.join(group_choices('import'))} (fusionkit import FAMILY=PATH --cfg job prints its keys)"
+        )
     if command.config_name:
         parts += [_groups(command.config_name), _keys(command.config_name), OPTIONS]
     parts.append("\n".join(["examples", *(f"  fusionkit {name} {example}" for example in command.examples)]))

@@ -104,7 +104,7 @@ class TextEncoder(nn.Module):
         """
         embeddings: Any = self.backbone.get_submodule("embeddings")
         first = getattr(embeddings, "padding_idx", -1) + 1  # RoBERTa counts from there
-        cache = DynamicCache(past)
+        cache: Any = DynamicCache(past)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = self.backbone(
                 input_ids=input_ids,

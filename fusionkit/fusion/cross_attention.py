@@ -90,7 +90,8 @@ class CrossAttention(nn.Module):
         assert text.mask is not None
         grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
         tokens, kept = packing.pack(text.embeds), []
-        for layer, keys_values, earlier in zip(self.layers, memory, past or [None] * len(memory), strict=True):
+        pasts: Sequence[KeyValue | None] = past or [None] * len(memory)
+        for layer, keys_values, earlier in zip(self.layers, memory, pasts, strict=True):
             own = layer.self_attention.project(tokens, text.mask, packing).after(earlier)
             tokens = layer(tokens, own, keys_values, grouping, packing)
             kept.append(own._replace(mask=None))

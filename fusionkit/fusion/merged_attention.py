@@ -1,6 +1,6 @@
 """One stream: text and image tokens side by side in one transformer (UNITER, ViLT, VisualBERT)."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
@@ -100,8 +100,9 @@ class MergedAttention(nn.Module):
 
     def _run(self, states: Tensor, mask: Tensor, past: list[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
         """States (T, M, D) after the blocks and the norm, and the keys and values of each block."""
-        kept = []
-        for block, earlier in zip(self.blocks, past or [None] * len(self.blocks), strict=True):
+        kept: list[KeyValue] = []
+        pasts: Sequence[KeyValue | None] = past or [None] * len(self.blocks)
+        for block, earlier in zip(self.blocks, pasts, strict=True):
             states, own = block.extend(states, mask, earlier)
             kept.append(own)
         return self.norm(states), kept

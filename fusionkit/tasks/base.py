@@ -50,6 +50,11 @@ class Task(nn.Module, Generic[B]):
         raise NotImplementedError
 
 
+def hit_rate(logits: Tensor, targets: Tensor, name: str = "accuracy") -> dict[str, Tensor]:
+    """{name: share of rows whose highest logit (R, C) is at the target (R,)}; nothing for no row at all."""
+    return {name: (logits.detach().argmax(dim=1) == targets).float().mean()} if len(targets) else {}
+
+
 def leading_rows(image_index: Tensor, count: int | None) -> Tensor:
     """Numbers of the first ``count`` rows of each image (all for None), for image_index (T,) with an image's rows together."""
     rows = torch.arange(len(image_index), device=image_index.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
+from fusionkit.tasks.base import Records, Scorer, Task, hit_rate, leading_rows
 from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
 from fusionkit.tasks.generation import BeamSearch, Rules, Search
 from fusionkit.tasks.itc import CaptionBatch
@@ -67,8 +67,7 @@ class Captioning(Task[CaptionBatch]):
         states = fuse_causal(model, encoded.memory, spoken.text)[spoken.is_said]
         logits, targets = self.head(states, model.text_encoder.word_embeddings.weight), spoken.targets
         loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing)
-        accuracy = (logits.detach().argmax(dim=1) == targets).float().sum() / max(len(targets), 1)
-        return TaskOutput(loss / max(len(targets), 1), logits, targets, {"token_accuracy": accuracy})
+        return TaskOutput(loss / max(len(targets), 1), logits, targets, hit_rate(logits, targets, "token_accuracy"))
 
     def _spoken(self, batch: CaptionBatch) -> Spoken:
         captions = batch["captions"]

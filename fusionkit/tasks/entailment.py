@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusionkit.losses import soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
@@ -46,8 +46,7 @@ class Entailment(Task[HypothesisBatch]):
         rows = batch["hypotheses"]
         targets = torch.stack([rows["contradiction"], rows["neutral"], rows["entailment"]], dim=1).float()
         logits = self._logits(model, batch, encoded)
-        accuracy = (logits.detach().argmax(dim=1) == targets.argmax(dim=1)).float().mean()
-        return TaskOutput(soft_cross_entropy(logits, targets), logits, targets, {"accuracy": accuracy})
+        return TaskOutput(soft_cross_entropy(logits, targets), logits, targets, hit_rate(logits, targets.argmax(dim=1)))
 
     def _logits(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])

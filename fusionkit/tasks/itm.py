@@ -89,6 +89,7 @@ class ITM(Task[CaptionBatch]):
             raise ConfigError("negatives.teacher_threshold needs a teacher; choose teacher=momentum, or set it to null")
         feats, text_feats = teacher.encoded.image_feats, teacher.encoded.text_feats[self.reads]
         columns, limit = self.negatives.pool.columns, self.negatives.teacher_threshold
+        assert limit is not None
         return text_feats[rows] @ columns(feats).T >= limit, feats[images] @ columns(text_feats).T >= limit
 
     def _metrics(

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
@@ -16,8 +16,7 @@ LABELS = ("False", "True")
 
 
 class StatementRows(TextRows):
-    other_index: Tensor  # (T,) int64, row of the second image in pixel_values
-    label: Tensor  # (T,) 1 = true
+    label: Tensor  # (T,) 1 = true; other_index names the row of the second image
 
 
 class StatementBatch(Batch):
@@ -51,8 +50,7 @@ class NLVR2(Task[StatementBatch]):
         self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         logits, targets = self._logits(model, batch, encoded), batch["statements"]["label"].long()
-        accuracy = (logits.detach().argmax(dim=1) == targets).float().mean()
-        return TaskOutput(F.cross_entropy(logits.float(), targets), logits, targets, {"accuracy": accuracy})
+        return TaskOutput(masked_cross_entropy(logits, targets), logits, targets, hit_rate(logits, targets))
 
     def _logits(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Tensor:
         rows, text = batch["statements"], encoded.text[self.reads]

@@ -11,7 +11,7 @@ from fusionkit.errors import ConfigError
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.answering import Answering, Answers, Ranking
-from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch
@@ -77,9 +77,8 @@ class GenerativeVQA(Task[QuestionBatch]):
         logits, targets = self.head(said, model.text_encoder.word_embeddings.weight), ids[mask.bool()]
         losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.label_smoothing)
         weights = pairs.weights[:, None].expand_as(mask)[mask.bool()]
-        loss = (weights * losses).sum() / len(batch["questions"]["input_ids"])
-        accuracy = (logits.detach().argmax(dim=1) == targets).float().mean()
-        return TaskOutput(loss, logits, targets, {"token_accuracy": accuracy})
+        loss = (weights * losses).sum() / max(len(batch["questions"]["input_ids"]), 1)
+        return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
 
     def _prompts(self, batch: QuestionBatch) -> Prompts:
         rows = batch["questions"]
@@ -88,6 +87,8 @@ class GenerativeVQA(Task[QuestionBatch]):
 
     def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
         """VQA v2's own records: {"question_id", "answer"}."""
+        if not batch["questions"]["ids"]:
+            return []
         steps = steps_of(ModelSteps(model, self.head, encoded.memory, self._prompts(batch)))
         answers = Answers(self.texts, self.answer_ids, self.answer_mask)
         said = self.answering(steps, answers, self.words, self.end)
@@ -95,11 +96,8 @@ class GenerativeVQA(Task[QuestionBatch]):
 
 
 def good_pairs(scores: Tensor) -> Pairs:
-    """The pairs of soft answer scores (T, A) above 0; where there is none at all, one of weight 0."""
+    """The pairs of soft answer scores (T, A) above 0."""
     questions, answers = scores.nonzero(as_tuple=True)
-    if not len(questions):
-        nothing = scores.new_zeros(1, dtype=torch.int64)
-        return Pairs(nothing, nothing, scores.new_zeros(1))
     return Pairs(questions, answers, scores[questions, answers] / scores.sum(dim=1)[questions])
 
 

@@ -28,6 +28,7 @@ class FakeModel(nn.Module):
         super().__init__()
         self.encoded_images, self.modes = 0, []
         self.fusion = SimpleNamespace(prepare=lambda image: image)
+        self.temperature = torch.tensor(0.05)
 
     def encode_image(self, pixel_values):
         self.encoded_images += len(pixel_values)

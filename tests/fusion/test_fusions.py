@@ -112,5 +112,5 @@ def test_queries_that_could_read_nothing_are_refused(options, message):
 
 def test_heads_that_do_not_divide_the_width_are_refused():
     for fusion in (Bottleneck, CoAttention, GatedCrossAttention):
-        with pytest.raises(ConfigError, match="hidden_size 32 is not divisible by num_heads 5"):
+        with pytest.raises(ConfigError, match="num_heads is 5, which does not divide the width 32"):
             fusion(IMAGE, TEXT, num_heads=5)

@@ -44,7 +44,7 @@ def test_loss_weighs_the_answers_of_a_question(model):
     losses = whole_text_losses(model, task, batch, encoded, 0.1)
     weights = torch.tensor([[0.75, 0.25, 0, 0], [0, 0, 0, 0], [0, 0, 0.5, 0.5]])
     torch.testing.assert_close(task(model, batch, encoded).loss, (weights * losses).sum() / 3, rtol=1e-5, atol=1e-4)
-    assert good_pairs(torch.zeros(2, 4)).weights.tolist() == [0.0]
+    assert not len(good_pairs(torch.zeros(2, 4)).weights)
 
 
 @pytest.mark.parametrize("score", ["albef", "blip"])
