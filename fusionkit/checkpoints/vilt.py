@@ -40,7 +40,7 @@ NAMES = {  # theirs: ours
     "vqa_classifier.": "tasks.vqa.head.",
     "nlvr2_classifier.": "tasks.nlvr2.head.",
 }
-BLOCK = {
+BLOCK: dict[str, str | tuple[str, ...]] = {
     "norm1.": "norm_attention.",
     "attn.qkv.": ("attention.query.", "attention.key.", "attention.value."),
     "attn.proj.": "attention.output.",

@@ -87,8 +87,8 @@ class CoAttention(nn.Module):
         dropout: float = 0.1,
         eps: float = 1e-5,
         block: Callable[..., nn.Module] = SelfThenCross,
-        entry: Callable[..., nn.Module] = Typed,
-        pool: Callable[..., nn.Module] = DenseBoth,
+        entry: Callable[..., Any] = Typed,
+        pool: Callable[..., Any] = DenseBoth,
     ) -> None:
         super().__init__()
         self.hidden_size = size = hidden_size or text_size

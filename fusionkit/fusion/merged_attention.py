@@ -52,8 +52,8 @@ class MergedAttention(nn.Module):
         dropout: float = 0.1,
         block: Callable[..., nn.Module] = PreNormBlock,
         norm_eps: float | None = 1e-5,
-        entry: Callable[..., nn.Module] = NORMED,
-        pool: Callable[..., nn.Module] = FirstText,
+        entry: Callable[..., Any] = NORMED,
+        pool: Callable[..., Any] = FirstText,
     ) -> None:
         super().__init__()
         self.hidden_size = size = hidden_size or text_size
