@@ -1,10 +1,12 @@
 """Any timm model as a tower that gives image tokens."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -12,7 +14,7 @@ from fusionkit.types import Tokens
 
 
 class TimmEncoder(nn.Module):
-    """Image tokens from a timm model: transformer tokens as they are, feature maps flattened row by row.
+    """Image tokens of pixels (I, 3, H, W) from a timm model: transformer tokens as they are, feature maps flattened row by row.
 
     ``name``       the timm architecture.
     ``pretrained`` True loads timm's weights for that name from the hub.
@@ -25,6 +27,9 @@ class TimmEncoder(nn.Module):
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
     Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
     """
+
+    reads = "pixel_values"
+    hiding_size = 3  # a colour
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class TimmEncoder(nn.Module):
         self.has_stage, self.pool, self.is_frozen = stage is not None, pool, frozen
         info: Any = self.backbone
         self.hidden_size: int = info.feature_info.channels()[-1] if self.has_stage else info.num_features
+        self.feature_size = self.hidden_size
         self.num_prefix_tokens = getattr(self.backbone, "num_prefix_tokens", 0)
         if pool not in ("cls", "mean", "max") or (pool == "cls" and not self.num_prefix_tokens):
             raise ConfigError(f"image_encoder.pool is '{pool}', which {name} cannot give; set image_encoder.pool=mean")
@@ -88,11 +94,36 @@ class TimmEncoder(nn.Module):
         )
         return Tokens(states, None, pooled)
 
+    def hide(self, pixel_values: Tensor, chosen: Tensor, filling: Tensor) -> Tensor:
+        """The pixels below the chosen tokens, bool (I, N), painted with the colour ``filling`` (3,)."""
+        grid = as_grid(chosen[:, self.num_prefix_tokens :].float())[:, None]  # (I, 1, side, side)
+        hidden = F.interpolate(grid, size=pixel_values.shape[2:]).bool()
+        return torch.where(hidden, filling[:, None, None].to(pixel_values.dtype), pixel_values)
+
+    def features(self, pixel_values: Tensor, tokens: Tokens) -> Tensor:
+        """What is to be told of a hidden token (I, N, feature_size): its own state where nothing is hidden, normalised.
+
+        A constant, and normalised so that states which shrink are told no better (data2vec, arXiv 2202.03555).
+        """
+        return F.layer_norm(tokens.embeds.detach().float(), (self.hidden_size,))
+
+    def decode(self, states: Tensor) -> Tensor:
+        """States (M, hidden_size) -> features (M, feature_size)."""
+        return states
+
     def _features(self, pixel_values: Tensor) -> Tensor:
         states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)
         if states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
             states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)
         return states
+
+
+def as_grid(tokens: Tensor) -> Tensor:
+    """(I, side * side, ...) -> (I, side, side, ...), read row by row; ConfigError where the tokens are no square."""
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        raise ConfigError(f"image_encoder gives {tokens.shape[1]} tokens, which are no square; give it square images")
+    return tokens.unflatten(1, (side, side))
 
 
 def sine_positions(side: int, size: int) -> Tensor:
