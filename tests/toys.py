@@ -67,6 +67,8 @@ def toy_dims(model: VisionLanguageModel) -> Dims:
         image_size=model.image_encoder.hidden_size,
         text_size=model.text_encoder.hidden_size,
         embed_size=model.embed_size,
+        feature_size=model.image_encoder.feature_size,
+        hiding_size=model.image_encoder.hiding_size,
         vocab_size=VOCABULARY,
         cls_token_id=CLS,
         sep_token_id=SEP,

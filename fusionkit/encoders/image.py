@@ -1,18 +1,51 @@
 """Any timm model as a tower that gives image tokens."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
 
 
-class TimmEncoder(nn.Module):
-    """Image tokens from a timm model: transformer tokens as they are, feature maps flattened row by row.
+class PixelEncoder(nn.Module):
+    """What encoders of pixels have in common: what it is to hide an image token, and what is to be told of it (task mrm)."""
+
+    reads = "pixel_values"
+    hiding_size = 3  # a colour
+    hidden_size: int
+    num_prefix_tokens: int
+
+    @property
+    def feature_size(self) -> int:
+        """Width of what is to be told."""
+        return self.hidden_size
+
+    def hide(self, pixel_values: Tensor, chosen: Tensor, filling: Tensor) -> Tensor:
+        """The pixels below the chosen tokens, bool (I, N), painted with the colour ``filling`` (3,)."""
+        grid = as_grid(chosen[:, self.num_prefix_tokens :].float())[:, None]  # (I, 1, side, side)
+        hidden = F.interpolate(grid, size=pixel_values.shape[2:]).bool()
+        return torch.where(hidden, filling[:, None, None].to(pixel_values.dtype), pixel_values)
+
+    def features(self, pixel_values: Tensor, tokens: Tokens) -> Tensor:
+        """What is to be told of a hidden token (I, N, feature_size): its own state where nothing is hidden, normalised.
+
+        A constant, and normalised so that states which shrink are told no better (data2vec, arXiv 2202.03555).
+        """
+        return F.layer_norm(tokens.embeds.detach().float(), (self.hidden_size,))
+
+    def decode(self, states: Tensor) -> Tensor:
+        """States (M, hidden_size) -> features (M, feature_size)."""
+        return states
+
+
+class TimmEncoder(PixelEncoder):
+    """Image tokens of pixels (I, 3, H, W) from a timm model: transformer tokens as they are, feature maps flattened row by row.
 
     ``name``       the timm architecture.
     ``pretrained`` True loads timm's weights for that name from the hub.
@@ -93,6 +126,14 @@ class TimmEncoder(nn.Module):
         if states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
             states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)
         return states
+
+
+def as_grid(tokens: Tensor) -> Tensor:
+    """(I, side * side, ...) -> (I, side, side, ...), read row by row; ConfigError where the tokens are no square."""
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        raise ConfigError(f"image_encoder gives {tokens.shape[1]} tokens, which are no square; give it square images")
+    return tokens.unflatten(1, (side, side))
 
 
 def sine_positions(side: int, size: int) -> Tensor:

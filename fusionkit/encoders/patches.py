@@ -4,11 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.encoders.image import PixelEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.types import Tokens
 
 
-class PatchEncoder(nn.Module):
+class PatchEncoder(PixelEncoder):
     """A class token and linearly embedded patches with their positions; images of any shape, side by side on padded canvases.
 
     ``image_size``  what the position grid is for; an image of other rows and columns gets the grid resized to its own,
@@ -17,6 +18,8 @@ class PatchEncoder(nn.Module):
 
     A patch is padding, and masked, where all channels of its first pixel sum to 0: what padding on the right and below leaves.
     """
+
+    num_prefix_tokens = 1
 
     def __init__(self, hidden_size: int, patch_size: int, image_size: int, max_patches: int | None = None) -> None:
         super().__init__()

@@ -87,7 +87,7 @@ class Captioning(Task[CaptionBatch]):
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
-        images = torch.arange(len(batch["image_ids"]), device=batch["pixel_values"].device)
+        images = torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device)
         opening = self._opening(len(images), images.device)
         prompts = Prompts(opening, torch.ones_like(opening), images, torch.ones_like(images))
         found = self.search(steps_of(ModelSteps(model, self.head, encoded.memory, prompts)), self.rules)
