@@ -34,7 +34,8 @@ RULES = {
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
     "tasks": TENSORS
-    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")},
+    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")}
+    | {"fusionkit.fusion.layers"},
 }
 HYDRA = {"hydra", "omegaconf"}
 ENTRY = {

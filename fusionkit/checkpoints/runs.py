@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+import yaml
 from torch import Tensor
 
 from fusionkit.checkpoints.base import Key
@@ -23,8 +23,9 @@ SOURCES = {  # by task: the file in conf/data, and its source
     "mrm": ("coco_captions", "coco"),
     "vqa": ("vqa_v2", "vqa"),
     "nlvr2": ("nlvr2", "nlvr2"),
+    "nlvr2_paired": ("nlvr2", "nlvr2"),
     "entailment": ("snli_ve", "snli_ve"),
-    "grounding": ("refcoco", "refcoco"),
+    "grounding_regions": ("refcoco", "refcoco"),
 }
 
 
@@ -33,14 +34,20 @@ def groups_of(tasks: Sequence[str]) -> list[str]:
     return [f"data={SOURCES[tasks[0]][0]}", "objectives=none", f"task=[{','.join(tasks)}]"]
 
 
-def run_of(tasks: Sequence[str], **data: Any) -> dict[str, Any]:
-    """What lies over these choices: each task's objective and source, the sources in one data.root; ``data`` as given."""
+def run_of(tasks: Sequence[str], is_of_regions: bool = False, **data: Any) -> dict[str, Any]:
+    """What lies over these choices: each task's objective and source, the sources in one data.root; ``data`` as given.
+
+    Images of regions lie in data.root/regions.
+    """
     objectives: dict[str, Any] = {}
     for task in tasks:
         file, source = SOURCES[task]
-        config = OmegaConf.to_container(OmegaConf.load(conf_dir() / "data" / f"{file}.yaml"), resolve=False)
-        assert isinstance(config, dict)
-        data["sources"] = data.get("sources", {}) | config["sources"]
+        config = yaml.safe_load((conf_dir() / "data" / f"{file}.yaml").read_text())
+        sources = config["sources"]
+        for own in sources.values() if is_of_regions else ():
+            own |= {"augment": None, "regions": {"_target_": "fusionkit.data.regions.Detections"}}
+            own["reader"]["images"] = "${data.root}/regions"
+        data["sources"] = data.get("sources", {}) | sources
         data |= {"answers": config["answers"]} if "answers" in config else {}
         objectives.setdefault(source, {})[task] = 1.0
     return {"objectives": objectives, "data": data}

@@ -39,6 +39,14 @@ class PixelEncoder(nn.Module):
         """
         return F.layer_norm(tokens.embeds.detach().float(), (self.hidden_size,))
 
+    def corners(self, pixel_values: Tensor, tokens: Tokens) -> Tensor:
+        """Where the tokens lie, (I, N, 4): left, top, right, bottom in parts of the image; zeros for one that has no place."""
+        side = math.isqrt(tokens.embeds.shape[1] - self.num_prefix_tokens)
+        place = torch.arange(side, device=tokens.embeds.device) / side
+        top_left = torch.stack(torch.meshgrid(place, place, indexing="ij")[::-1], dim=2).flatten(0, 1)
+        cells = F.pad(torch.cat([top_left, top_left + 1 / side], dim=1), (0, 0, self.num_prefix_tokens, 0))
+        return cells.expand(len(tokens.embeds), -1, -1)
+
     def decode(self, states: Tensor) -> Tensor:
         """States (M, hidden_size) -> features (M, feature_size)."""
         return states

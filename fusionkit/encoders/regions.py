@@ -17,7 +17,7 @@ class RegionEncoder(nn.Module):
     ``feature_size``  width of the detector's features: 2,048 of bottom-up attention.
     ``position_size`` how many of the seven numbers of a box are read; LXMERT reads the first four.
     ``is_finished``   false: without type embedding and last norm, which the fusion's entry gives then (TypedImage), or nobody.
-    ``layers``        layers over the regions of an image, such as LXMERT's: made of hidden_size, each called with states and mask.
+    ``layers``        layers over an image's regions, such as LXMERT's: made of hidden_size, each called with states and mask.
     The pooled vector is the mean over an image's regions.
     """
 
@@ -68,6 +68,10 @@ class RegionEncoder(nn.Module):
     def features(self, regions: Regions, tokens: Tokens) -> Tensor:
         """What is to be told of a hidden region (I, N, feature_size): the detector's features."""
         return regions.features
+
+    def corners(self, regions: Regions, tokens: Tokens) -> Tensor:
+        """Where the regions lie, (I, N, 4): left, top, right, bottom in parts of the image; zeros for padding."""
+        return regions.positions[..., :4] * regions.mask[..., None]
 
     def decode(self, states: Tensor) -> Tensor:
         """States (M, hidden_size) -> features (M, feature_size), by the weights that read them (UNITER)."""

@@ -2,6 +2,7 @@
 
 An entry is built as ``entry(image_size, text_size, hidden_size)`` and has two methods: ``text(embeds)``, and
 ``image(tokens, place)`` with place 1 for the second of two images (NLVR2), which ``image_types=2`` gives an embedding of its own.
+``own_tokens`` is how many tokens it puts before an image's.
 """
 
 from collections.abc import Callable
@@ -32,6 +33,8 @@ def normed_linear(size: int, hidden_size: int) -> nn.Module:
 class Typed(nn.Module):
     """A map of each modality, ``project(size, hidden_size)``, and its type embedding; METER maps linearly, ViLT not at all."""
 
+    own_tokens = 0
+
     def __init__(
         self,
         image_size: int,
@@ -58,27 +61,36 @@ NORMED = partial(Typed, project=normed_linear)  # our own merged attention's
 class TypedImage(nn.Module):
     """Text as it comes, with all its embeddings; images with their type embedding, then a norm (UNITER, VisualBERT)."""
 
+    own_tokens = 0
+
     def __init__(
-        self, image_size: int, text_size: int, hidden_size: int, image_types: int = 1, eps: float = 1e-12
+        self,
+        image_size: int,
+        text_size: int,
+        hidden_size: int,
+        image_types: int = 1,
+        eps: float = 1e-12,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.image_types = image_types
         unchanged(image_size, hidden_size)
         unchanged(text_size, hidden_size)
         self.types = nn.Parameter(torch.randn(image_types, hidden_size) * 0.02)
-        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+        self.norm, self.dropout = nn.LayerNorm(hidden_size, eps=eps), nn.Dropout(dropout)
 
     def text(self, embeds: Tensor) -> Tensor:
         return embeds
 
     def image(self, tokens: Tokens, place: int = 0) -> Tokens:
-        return tokens._replace(embeds=self.norm(tokens.embeds + self.types[place]))
+        return tokens._replace(embeds=self.dropout(self.norm(tokens.embeds + self.types[place])))
 
 
 class Untyped(nn.Module):
     """A map of each modality and nothing else: LXMERT's with ``unchanged``."""
 
     image_types = 1
+    own_tokens = 0
 
     def __init__(
         self, image_size: int, text_size: int, hidden_size: int, project: Callable[[int, int], nn.Module] = unchanged
@@ -95,6 +107,8 @@ class Untyped(nn.Module):
 
 class ClassToken(Untyped):
     """A linear map of each modality, and before the image tokens one of the fusion's own, which its pooling reads (FLAVA)."""
+
+    own_tokens = 1
 
     def __init__(self, image_size: int, text_size: int, hidden_size: int) -> None:
         super().__init__(image_size, text_size, hidden_size, nn.Linear)

@@ -71,7 +71,7 @@ class MergedAttention(nn.Module):
         states, _ = self._run_both(memory, text, image_index)
         seen, told = states.tensor_split([memory.embeds.shape[1]], dim=1)
         mask = None if memory.mask is None else memory.mask[image_index]
-        return Fused(pooled=self.pool(told, seen, mask), text=told, image=seen)
+        return Fused(pooled=self.pool(told, seen, mask), text=told, image=seen[:, self.entry.own_tokens :])
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The pooling serves the pooled vector alone."""
