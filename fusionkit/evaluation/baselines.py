@@ -119,6 +119,13 @@ def masked_baselines(
     return _named("baseline", score_masked(by_text, samples)) | _named("chance", score_masked(by_chance, samples))
 
 
+def hidden_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """What the score calls 0: guessing the mean of the image's other tokens."""
+    return {"mrm_explained_baseline": 0.0, "mrm_explained_chance": 0.0}
+
+
 def caption_baselines(
     train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
 ) -> dict[str, float]:

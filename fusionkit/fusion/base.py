@@ -23,7 +23,8 @@ class Fusion(Protocol):
     hidden_size: int
     """Width of ``Fused.text``."""
     provides: frozenset[str]
-    """Of {"pooled", "text", "image", "causal"}: the parts of ``Fused`` it fills, and whether it obeys a causal text mask.
+    """Of {"pooled", "text", "image", "causal", "attention"}: the parts of ``Fused`` it fills, whether it obeys a causal text
+    mask, and whether text tokens attend to image tokens in cross-attention layers, which ``cross_attentions()`` then lists.
 
     "text" says that image and text met as tokens: a fusion of two pooled vectors provides "pooled" alone.
     """

@@ -29,6 +29,11 @@ class SelfThenCross(nn.Module):
         sizes = (hidden_size, hidden_size, num_heads, intermediate_size, dropout, eps)
         self.text, self.image = CrossAttentionLayer(*sizes), CrossAttentionLayer(*sizes)
 
+    @property
+    def text_attention(self) -> Attention:
+        """The attention of the text to the image."""
+        return self.text.cross_attention
+
     def read_image(self, image: Tensor, mask: Tensor | None) -> ImageSide:
         keys_values = self.text.cross_attention.project(image, mask)
         own = self.image.self_attention.project(image, mask)
@@ -54,6 +59,11 @@ class CrossThenSelf(nn.Module):
         self.image = PostNormBlock(hidden_size, num_heads, dropout, eps, intermediate_size)
         self.dropout = nn.Dropout(dropout)
 
+    @property
+    def text_attention(self) -> Attention:
+        """The attention of the text to the image; it serves the image afterwards."""
+        return self.cross_attention
+
     def read_image(self, image: Tensor, mask: Tensor | None) -> ImageSide:
         return ImageSide(image, mask, self.cross_attention.project(image, mask))
 
@@ -74,7 +84,7 @@ class CoAttention(nn.Module):
     ``entry`` (fusionkit.fusion.entry) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off: METER's.
     """
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -115,6 +125,9 @@ class CoAttention(nn.Module):
                 side, grouping = layer.read_image(seen, image_mask), None
             states, seen = layer(states, text.mask, side, grouping)
         return Fused(pooled=self.pool(states, seen, image_mask), text=states, image=seen)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.text_attention for layer in self.layers]
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last layer's streams end in what is read of them."""

@@ -57,7 +57,7 @@ class CrossAttention(nn.Module):
     ``eps`` 1e-12 and the order of the norms are BERT's, so that the layers can start from a text encoder's upper layers.
     """
 
-    provides = frozenset({"pooled", "text", "causal"})
+    provides = frozenset({"pooled", "text", "causal", "attention"})
 
     def __init__(
         self,
@@ -96,6 +96,9 @@ class CrossAttention(nn.Module):
             tokens = layer(tokens, own, keys_values, grouping, packing)
             kept.append(own._replace(mask=None))
         return packing.unpack(tokens), kept
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.cross_attention for layer in self.layers]
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy self-attention and feed-forward from the BERT layers that the text encoder left over, as ALBEF does."""

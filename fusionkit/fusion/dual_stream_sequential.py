@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.layers import seen_by_image
+from fusionkit.fusion.layers import Attention, seen_by_image
 from fusionkit.types import Fused, Tokens
 
 
@@ -40,7 +40,7 @@ class SequentialLayer(nn.Module):
 class DualStreamSequential(nn.Module):
     """``num_layers`` sequential layers over two streams, each projected to ``hidden_size`` and given its type embedding."""
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -74,6 +74,9 @@ class DualStreamSequential(nn.Module):
                 image = layer.start_image(image, image_mask)
             states, image = layer(states, text.mask, image, image_mask)
         return Fused(pooled=states[:, 0], text=states, image=image)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.text.cross_attention for layer in self.layers]
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last text layer serves nobody who reads the image states alone."""

@@ -67,7 +67,7 @@ class GatedCrossAttention(nn.Module):
     With ``gate`` 0 an untrained fusion is its text layers alone: what they knew from a text encoder (``start_from``) is kept.
     """
 
-    provides = frozenset({"pooled", "text", "causal"})
+    provides = frozenset({"pooled", "text", "causal", "attention"})
 
     def __init__(
         self,
@@ -109,6 +109,9 @@ class GatedCrossAttention(nn.Module):
             tokens = layer(tokens, text.mask, packing)
         states = packing.unpack(tokens)
         return Fused(pooled=states[:, 0], text=states)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.cross_attention for layer in self.cross_layers]
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy the BERT layers that the text encoder left over."""

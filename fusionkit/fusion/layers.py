@@ -17,11 +17,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     times in bf16, and at text lengths in fp32 too).
     """
     if query.device.type == "cpu" and torch.is_grad_enabled():
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return F.dropout(scores.softmax(dim=-1), dropout).to(value.dtype) @ value
+        return F.dropout(attention_weights(query, key, mask), dropout).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """What each query gives to each key, (B, H, L, N), sum 1; arguments as in ``attend``."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
 
 
 def key_mask(mask: Tensor | None) -> Tensor | None:
@@ -130,6 +135,7 @@ class Attention(nn.Module):
                 f"give one of {', '.join(str(n) for n in range(1, min(hidden_size, 16) + 1) if hidden_size % n == 0)}"
             )
         self.num_heads, self.dropout = num_heads, dropout
+        self.attend = attend  # fusionkit.saliency takes its place to see the weights
         self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.key = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
         self.value = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
@@ -151,7 +157,7 @@ class Attention(nn.Module):
         if grouping is not None:
             query = grouping.gather(query)
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, memory.key, memory.value, key_mask(memory.mask), dropout)
+        mixed = self.attend(query, memory.key, memory.value, key_mask(memory.mask), dropout)
         if grouping is not None:
             mixed = grouping.scatter(mixed)
         mixed = mixed.transpose(1, 2).flatten(2)

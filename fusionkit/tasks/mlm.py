@@ -128,7 +128,7 @@ class MLM(Task[CaptionBatch]):
         """One record a masked token; the choice hangs on caption id and place only, so that every run asks the same."""
         captions = batch["captions"]
         input_ids = captions["input_ids"]
-        is_masked = _fixed_choice(captions["ids"], input_ids.shape[1], self.probability).to(input_ids.device)
+        is_masked = fixed_choice(captions["ids"], input_ids.shape[1], self.probability).to(input_ids.device)
         is_masked &= captions["word_index"] >= 0
         corrupted = input_ids.masked_fill(is_masked, self.dims.mask_token_id)
         masked = (corrupted, captions["attention_mask"], captions["image_index"], is_masked)
@@ -143,7 +143,7 @@ class MLM(Task[CaptionBatch]):
         ]
 
 
-def _fixed_choice(ids: list[Any], length: int, probability: float) -> Tensor:
+def fixed_choice(ids: list[Any], length: int, probability: float) -> Tensor:
     """Bool (T, length): a pseudo-random choice that is a function of caption id and place."""
     limit = int(probability * 2**32)
     chosen = [zlib.crc32(f"{i}/{place}".encode()) < limit for i in ids for place in range(length)]

@@ -203,6 +203,7 @@ PARTS = {
     "text": "text tokens that have seen the image's",
     "image": "image tokens that have seen the text's",
     "causal": "text that does not see what follows",
+    "attention": "cross-attention of the text to the image",
 }
 
 
