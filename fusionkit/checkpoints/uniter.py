@@ -50,7 +50,7 @@ NAMES: dict[str, str | tuple[str, ...]] = {  # theirs: ours
     "nlvr2_output.": "tasks.nlvr2_paired.head.classify.",
 }
 LAYER = {f"{theirs}.": f"{ours}." for ours, theirs in BERT_LAYER.items()}
-PAIRED = {  # torch's packed attention, by the side that looks
+PAIRED: dict[str, str | tuple[str, ...]] = {  # torch's packed attention, by the side that looks
     "in_proj_weight": ("query.weight", "key.weight", "value.weight"),
     "in_proj_bias": ("query.bias", "key.bias", "value.bias"),
     "out_proj.": "output.",
