@@ -6,11 +6,15 @@ Checkpoints of github.com/dandelin/ViLT, and the folders that transformers' Vilt
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.bert import POSITION_IDS, text_config
 from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
+    NO_HEAD,
     WORDS,
     answers_of,
     classifier,
@@ -78,11 +82,13 @@ TRANSFORMERS_HEADS = {  # by class: the task, and the names of its head
     "ViltForMaskedLM": ("mlm", TIED_MLM),
     "ViltForQuestionAnswering": ("vqa", {"classifier.": "tasks.vqa.head."}),
     "ViltForImagesAndTextClassification": ("nlvr2", {"classifier.": "tasks.nlvr2.head."}),
+    "ViltForImageAndTextRetrieval": ("itm", {}),
+    "ViltModel": ("itm", {}),
 }
 LEFT_OUT = POSITION_IDS | {
     r"mpp_score\..*": "masked patch prediction, which no published recipe uses",
-    r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs",
 }
+RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
 
 
 def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
@@ -110,8 +116,8 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
             "task": tasks,
         },
         keys=keys,
-        left_out=LEFT_OUT,
-        added=NO_CONTRAST,
+        left_out=LEFT_OUT if is_saved else LEFT_OUT | RANKING,
+        added=NO_CONTRAST if source.has("vilt.") or not is_saved else {**NO_CONTRAST, **NO_HEAD},
         ids=ids,
         answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight")) if "vqa" in heads else (),
     )
@@ -126,8 +132,16 @@ def keys_of(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[s
 def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
     """The same for a folder that transformers saved."""
     task, head = of_class(source, TRANSFORMERS_HEADS)
-    blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], "vilt.encoder.layer.{}.", "model.fusion.blocks.{}.")
-    return renamed(TRANSFORMERS_NAMES, "vilt.") + blocks + renamed(head), {task: next(iter(head))}
+    prefix = "vilt." if source.has("vilt.") else ""
+    places = f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."
+    blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
+    ranking = [Key("rank_output.", "tasks.itm.head.", change=as_match)]
+    return renamed(TRANSFORMERS_NAMES, prefix) + blocks + renamed(head) + ranking, {task: next(iter(head), "")}
+
+
+def as_match(row: Tensor, shape: torch.Size) -> Tensor:
+    """The one logit of a ranking as that of a match beside a constant 0."""
+    return torch.cat([torch.zeros_like(row), row])
 
 
 def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:

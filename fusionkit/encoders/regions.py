@@ -15,7 +15,8 @@ class RegionEncoder(nn.Module):
     """UNITER's image embedder: norm(norm(linear(features)) + norm(linear(positions)) + type embedding), one token a region.
 
     ``feature_size``  width of the detector's features: 2,048 of bottom-up attention.
-    ``position_size`` how many of the seven numbers of a box are read; LXMERT reads the first four.
+    ``position_size`` how many of the seven numbers of a box are read; LXMERT reads the first four, VisualBERT none (0): its
+                      features are not normalised either.
     ``is_finished``   false: without type embedding and last norm, which the fusion's entry gives then (TypedImage), or nobody.
     ``layers``        layers over an image's regions, such as LXMERT's: made of hidden_size, each called with states and mask.
     The pooled vector is the mean over an image's regions.
@@ -38,9 +39,10 @@ class RegionEncoder(nn.Module):
         self.feature_size = self.hiding_size = feature_size
         self.hidden_size, self.position_size, self.is_finished = hidden_size, position_size, is_finished
         self.project = nn.Linear(feature_size, hidden_size)
-        self.norm_features = nn.LayerNorm(hidden_size, eps=eps)
-        self.place = nn.Linear(position_size, hidden_size)
-        self.norm_positions = nn.LayerNorm(hidden_size, eps=eps)
+        if position_size:
+            self.norm_features = nn.LayerNorm(hidden_size, eps=eps)
+            self.place = nn.Linear(position_size, hidden_size)
+            self.norm_positions = nn.LayerNorm(hidden_size, eps=eps)
         if is_finished:
             self.type_embedding = nn.Parameter(torch.randn(hidden_size) * 0.02)
             self.norm = nn.LayerNorm(hidden_size, eps=eps)
@@ -50,8 +52,10 @@ class RegionEncoder(nn.Module):
     def forward(self, regions: Regions) -> Tokens:
         """Tokens (I, N, hidden_size), with the regions' mask."""
         require_width(regions.features.shape[2], self.feature_size)
-        features = self.norm_features(self.project(regions.features))
-        states = features + self.norm_positions(self.place(regions.positions[..., : self.position_size]))
+        states = self.project(regions.features)
+        if self.position_size:
+            places = self.place(regions.positions[..., : self.position_size])
+            states = self.norm_features(states) + self.norm_positions(places)
         if self.is_finished:
             states = self.norm(states + self.type_embedding)
         states = self.dropout(states)

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
 
+POOLS = ("cls", "last", "mean")
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
 
 
@@ -24,7 +25,7 @@ class TextEncoder(nn.Module):
     ``config``      the transformers configuration, {"model_type": "bert", "hidden_size": ...}; with ``pretrained``: overrides.
     ``num_layers``  keeps the lower layers only, as ALBEF does, 0 the embeddings alone, as ViLT and UNITER do; None keeps all.
     ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
-    ``pool``        "cls" reads the first token, "mean" averages the real tokens (sentence encoders).
+    ``pool``        "cls" reads the first token, "last" the last real one (CLIP), "mean" averages the real ones.
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
     """
 
@@ -39,8 +40,8 @@ class TextEncoder(nn.Module):
         frozen: bool = False,
     ) -> None:
         super().__init__()
-        if pool not in ("cls", "mean"):
-            raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, ['cls', 'mean'])}")
+        if pool not in POOLS:
+            raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, POOLS)}")
         self.backbone = _load(pretrained, config or {}) if pretrained else _from_config(config or {}, vocab_size)
         self.config = self.backbone.config
         self.hidden_size: int = self.config.hidden_size
@@ -121,7 +122,10 @@ class TextEncoder(nn.Module):
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.pool == "cls":
             return states[:, 0]
-        weights = (mask if mask.dim() == 2 else mask[:, -1]).to(states.dtype)[..., None]
+        real = mask if mask.dim() == 2 else mask[:, -1]
+        if self.pool == "last":
+            return states[torch.arange(len(real), device=real.device), (real.sum(dim=1) - 1).clamp(min=0)]
+        weights = real.to(states.dtype)[..., None]
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 

@@ -9,7 +9,7 @@ from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
 from fusionkit.fusion.entry import Typed
 from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image
-from fusionkit.fusion.pooling import DenseBoth
+from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
 
 
@@ -124,7 +124,7 @@ class CoAttention(nn.Module):
             if number:  # from here on the image states belong to a text, and so do their keys and values
                 side, grouping = layer.read_image(seen, image_mask), None
             states, seen = layer(states, text.mask, side, grouping)
-        return Fused(pooled=self.pool(states, seen, image_mask), text=states, image=seen)
+        return Fused(pooled=self.pool(Streams(states, seen, text.mask, image_mask)), text=states, image=seen)
 
     def cross_attentions(self) -> list[Attention]:
         return [layer.text_attention for layer in self.layers]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusionkit.fusion.entry import NORMED
 from fusionkit.fusion.layers import KeyValue, PreNormBlock
-from fusionkit.fusion.pooling import FirstText
+from fusionkit.fusion.pooling import FirstText, Streams
 from fusionkit.types import Fused, Tokens
 
 
@@ -68,10 +68,12 @@ class MergedAttention(nn.Module):
         return self.entry.image(image, place)
 
     def forward(self, memory: Tokens, text: Tokens, image_index: Tensor) -> Fused:
+        assert text.mask is not None
         states, _ = self._run_both(memory, text, image_index)
         seen, told = states.tensor_split([memory.embeds.shape[1]], dim=1)
         mask = None if memory.mask is None else memory.mask[image_index]
-        return Fused(pooled=self.pool(told, seen, mask), text=told, image=seen[:, self.entry.own_tokens :])
+        pooled = self.pool(Streams(told, seen, text.mask, mask))
+        return Fused(pooled=pooled, text=told, image=seen[:, self.entry.own_tokens :])
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The pooling serves the pooled vector alone."""

@@ -1,5 +1,7 @@
 """One vector for a fused pair: a pooling is built as ``pool(hidden_size)``, has a ``size`` and names the streams it ``reads``."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,15 @@ def dense_tanh(hidden_size: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh())
 
 
+class Streams(NamedTuple):
+    """The fused states of P pairs, and what is real of them."""
+
+    text: Tensor  # (P, L, D)
+    image: Tensor  # (P, N, D)
+    text_mask: Tensor  # (P, L) or (P, L, L)
+    image_mask: Tensor | None  # (P, N)
+
+
 class FirstText(nn.Module):
     """The first text state, as it is."""
 
@@ -20,9 +31,18 @@ class FirstText(nn.Module):
         super().__init__()
         self.size = hidden_size
 
-    def forward(self, text: Tensor, image: Tensor, image_mask: Tensor | None) -> Tensor:
-        """Text (P, L, D) and image states (P, N, D), image mask (P, N) -> (P, size)."""
-        return text[:, 0]
+    def forward(self, fused: Streams) -> Tensor:
+        """(P, size)."""
+        return fused.text[:, 0]
+
+
+class LastWord(FirstText):
+    """The text state before the closing [SEP] (VisualBERT's VQA, whose questions end in [MASK] [SEP])."""
+
+    def forward(self, fused: Streams) -> Tensor:
+        real = fused.text_mask if fused.text_mask.dim() == 2 else fused.text_mask.diagonal(dim1=1, dim2=2)
+        rows = torch.arange(len(real), device=real.device)
+        return fused.text[rows, (real.sum(dim=1) - 2).clamp(min=0)]
 
 
 class DenseText(FirstText):
@@ -32,8 +52,8 @@ class DenseText(FirstText):
         super().__init__(hidden_size)
         self.dense = dense_tanh(hidden_size)
 
-    def forward(self, text: Tensor, image: Tensor, image_mask: Tensor | None) -> Tensor:
-        return self.dense(text[:, 0])
+    def forward(self, fused: Streams) -> Tensor:
+        return self.dense(fused.text[:, 0])
 
 
 class DenseImage(nn.Module):
@@ -46,8 +66,8 @@ class DenseImage(nn.Module):
         self.size = hidden_size
         self.dense = dense_tanh(hidden_size)
 
-    def forward(self, text: Tensor, image: Tensor, image_mask: Tensor | None) -> Tensor:
-        return self.dense(image[:, 0])
+    def forward(self, fused: Streams) -> Tensor:
+        return self.dense(fused.image[:, 0])
 
 
 class DenseBoth(nn.Module):
@@ -65,9 +85,9 @@ class DenseBoth(nn.Module):
         self.size, self.is_first = 2 * hidden_size, image == "first"
         self.dense_text, self.dense_image = dense_tanh(hidden_size), dense_tanh(hidden_size)
 
-    def forward(self, text: Tensor, image: Tensor, image_mask: Tensor | None) -> Tensor:
-        seen = image[:, 0] if self.is_first else masked_mean(image, image_mask)
-        return torch.cat([self.dense_text(text[:, 0]), self.dense_image(seen)], dim=1)
+    def forward(self, fused: Streams) -> Tensor:
+        seen = fused.image[:, 0] if self.is_first else masked_mean(fused.image, fused.image_mask)
+        return torch.cat([self.dense_text(fused.text[:, 0]), self.dense_image(seen)], dim=1)
 
 
 def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
