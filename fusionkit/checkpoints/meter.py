@@ -6,11 +6,9 @@ Checkpoints of github.com/zdou0830/METER with a CLIP tower.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from fusionkit.checkpoints.base import Key, Plan, reshaped, resize_positions
+from fusionkit.checkpoints.base import Key, Plan, reshaped
 from fusionkit.checkpoints.bert import CROSS_ATTENTION, POSITION_IDS, text_config, text_encoder
+from fusionkit.checkpoints.clip import image_tower, resize_table
 from fusionkit.checkpoints.runs import NO_CONTRAST, answers_of, classifier, groups_of, layers, renamed, rows, run_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.fusion.bert import BERT_LAYER
@@ -80,7 +78,7 @@ def plan(
         config=run_of(list(heads), image_size=image_size)
         | {
             "name": "meter",
-            "image_encoder": clip_tower(image, image_size),
+            "image_encoder": image_tower({**image, "image_size": image_size}),
             "text_encoder": words,
             "fusion": fusion_config(fusion, image_types=rows(source, "token_type_embeddings.weight") - 1),
             "task": tasks,
@@ -122,25 +120,6 @@ def clip_keys(image: Mapping[str, Any], theirs: str, ours: str) -> list[Key]:
         *renamed(CLIP_TOWER, theirs, ours),
         *layers(CLIP_BLOCK, image["num_hidden_layers"], f"{theirs}transformer.resblocks.{{}}.", f"{ours}blocks.{{}}."),
     ]
-
-
-def resize_table(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Positions (1 + N, D), resized as in ``resize_positions``."""
-    return resize_positions(tensor[None], shape)
-
-
-def clip_tower(image: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """CLIP's vision tower: a norm before the blocks too, and its quick GELU."""
-    return {
-        "_target_": "fusionkit.encoders.image.TimmEncoder",
-        "name": "vit_base_patch16_clip_quickgelu_224",
-        "img_size": image_size,
-        "patch_size": image["patch_size"],
-        "embed_dim": image["hidden_size"],
-        "depth": image["num_hidden_layers"],
-        "num_heads": image["num_attention_heads"],
-        "mlp_ratio": image["intermediate_size"] / image["hidden_size"],
-    }
 
 
 def fusion_config(fusion: Mapping[str, Any], image_types: int) -> dict[str, Any]:

@@ -53,9 +53,14 @@ def run_of(tasks: Sequence[str], is_of_regions: bool = False, **data: Any) -> di
     return {"objectives": objectives, "data": data}
 
 
-def sizes_of(options: Mapping[str, Any], source: Source) -> dict[str, Any]:
-    """The sizes as given, or those that a folder brings that transformers saved: the names are transformers'."""
-    return {name: (source.config or {}).get(name, value) for name, value in options.items()}
+def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None) -> dict[str, Any]:
+    """The sizes as given, or those that a folder brings that transformers saved: the names are transformers'.
+
+    ``part`` is the section of its configuration that they stand in, such as text_config.
+    """
+    config = source.config or {}
+    given = config if part is None else config.get(part, {})
+    return {name: given.get(name, value) for name, value in options.items()}
 
 
 def renamed(table: Mapping[str, str | tuple[str, ...]], theirs: str = "", ours: str = "") -> list[Key]:
@@ -114,6 +119,11 @@ def answers_of(source: Source, path: str | None, count: int) -> tuple[str, ...]:
 def started(shape: torch.Size) -> Tensor:
     """A new matrix, the same at each import: normal, of BERT's spread."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+def inverse(scale: Tensor, shape: torch.Size) -> Tensor:
+    """The temperature that divides, from the logarithm of a scale that multiplies."""
+    return (-scale).exp().reshape(shape)
 
 
 NO_CONTRAST: Mapping[

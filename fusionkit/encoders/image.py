@@ -63,6 +63,7 @@ class TimmEncoder(PixelEncoder):
                    what a small thing shows is not drowned by its background.
     ``grid_size``  for a feature map, which knows no places: normalises its tokens and adds learnt position embeddings for a
                    grid of this side, started from sines and cosines.
+    ``before_norm`` tokens of a transformer as they are before its last norm, pooled after it (FLAVA).
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
     Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
     """
@@ -77,6 +78,7 @@ class TimmEncoder(PixelEncoder):
         pool: str = "cls",
         grid_size: int | None = None,
         frozen: bool = False,
+        before_norm: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -101,6 +103,9 @@ class TimmEncoder(PixelEncoder):
             load_by_order(self.backbone, weights)
         self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
         self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
+        self.last_norm = nn.Identity()
+        if before_norm:
+            self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
         if frozen:
             self.backbone.requires_grad_(False)
         self.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so, on CPU and GPU
@@ -127,7 +132,7 @@ class TimmEncoder(PixelEncoder):
         pooled = (
             states[:, 0] if self.pool == "cls" else patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
         )
-        return Tokens(states, None, pooled)
+        return Tokens(states, None, self.last_norm(pooled))
 
     def _features(self, pixel_values: Tensor) -> Tensor:
         states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)

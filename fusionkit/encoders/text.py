@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, DynamicCache, FlavaTextModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
 
+UNLISTED = {"flava_text_model": FlavaTextModel}  # towers that AutoModel does not know
 POOLS = ("cls", "last", "mean")
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
 
@@ -26,6 +27,7 @@ class TextEncoder(nn.Module):
     ``num_layers``  keeps the lower layers only, as ALBEF does, 0 the embeddings alone, as ViLT and UNITER do; None keeps all.
     ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
     ``pool``        "cls" reads the first token, "last" the last real one (CLIP), "mean" averages the real ones.
+    ``before_norm`` tokens as they are before the tower's last norm, pooled after it (FLAVA).
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
     """
 
@@ -38,6 +40,7 @@ class TextEncoder(nn.Module):
         give_upper_layers: bool = False,
         pool: str = "cls",
         frozen: bool = False,
+        before_norm: bool = False,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
@@ -45,7 +48,7 @@ class TextEncoder(nn.Module):
         self.backbone = _load(pretrained, config or {}) if pretrained else _from_config(config or {}, vocab_size)
         self.config = self.backbone.config
         self.hidden_size: int = self.config.hidden_size
-        self.pool, self.is_frozen = pool, frozen
+        self.pool, self.is_frozen, self.before_norm = pool, frozen, before_norm
         size = self.word_embeddings.num_embeddings
         if size < vocab_size:
             raise ConfigError(
@@ -88,8 +91,10 @@ class TextEncoder(nn.Module):
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            states = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return Tokens(states, attention_mask, self._pool(states, attention_mask))
+            given = {"output_hidden_states": True} if self.before_norm else {}
+            out = self.backbone(input_ids=input_ids, attention_mask=mask, **given)
+        states = out.hidden_states[-1] if self.before_norm else out.last_hidden_state
+        return Tokens(states, attention_mask, self._pool(out.last_hidden_state, attention_mask))
 
     @property
     def is_incremental(self) -> bool:
@@ -132,7 +137,7 @@ class TextEncoder(nn.Module):
 def _plain_tower(config: Any) -> dict[str, Any]:
     """What makes the tower a plain encoder: no pooler, and plain attention where it trains faster (CPU, see benchmarks)."""
     options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
-    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert"):
+    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert", *UNLISTED):
         options["add_pooling_layer"] = False
     return options
 
@@ -146,6 +151,8 @@ def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
             f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})"
         ) from error
     try:
+        if built.model_type in UNLISTED:
+            return UNLISTED[built.model_type]._from_config(built, **_plain_tower(built))
         return AutoModel.from_config(built, **_plain_tower(built))
     except ValueError as error:
         raise ConfigError(f"text_encoder.config: {str(error).splitlines()[0]}") from error

@@ -157,3 +157,32 @@ def test_visualbert(name, tmp_path):
         close(network.tasks["itm"].head(fused.pooled), out.seq_relationship_logits)
     else:
         close(network.tasks["vqa"].head(fused.pooled), out.logits)
+
+
+@pytest.fixture
+def pixels():
+    torch.manual_seed(3)
+    return torch.randn(3, 3, 32, 32)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@torch.no_grad()
+def test_clip(activation, tmp_path, pixels):
+    sizes = {n: SIZES[n] for n in ("hidden_size", "num_attention_heads", "intermediate_size")} | LAYERS
+    sizes |= {"hidden_act": activation}
+    config = transformers.CLIPConfig(
+        text_config=sizes | {"vocab_size": VOCABULARY, "eos_token_id": VOCABULARY - 1, "bos_token_id": 0},
+        vision_config=sizes | {"image_size": 32, "patch_size": 8, "hidden_size": 24},
+        projection_dim=16,
+    )
+    theirs = saved(transformers.CLIPModel(config), tmp_path)
+    network, *_ = imported("clip", tmp_path, {})
+    rows, last = texts(), VOCABULARY - 1
+    ids, mask = rows["input_ids"].clamp(max=last - 1), rows["attention_mask"]
+    ids[ROWS, mask.sum(dim=1) - 1] = last  # the end of a text, where it is pooled
+    _, encoded, _ = fuse(network, pixels, rows | {"input_ids": ids})
+    out = theirs(ids, pixels, mask)
+    close(encoded.image_feats, out.image_embeds)
+    close(encoded.text_feats["captions"], out.text_embeds)
+    cosines = encoded.image_feats @ encoded.text_feats["captions"].T
+    close(cosines / network.model.temperature, out.logits_per_image)
