@@ -63,6 +63,7 @@ class TimmEncoder(PixelEncoder):
                    what a small thing shows is not drowned by its background.
     ``grid_size``  for a feature map, which knows no places: normalises its tokens and adds learnt position embeddings for a
                    grid of this side, started from sines and cosines.
+    ``top_layers`` the states of so many last layers of a transformer, each normalised, side by side in the width (BridgeTower).
     ``before_norm`` tokens of a transformer as they are before its last norm, pooled after it (FLAVA).
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
     Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
@@ -79,6 +80,7 @@ class TimmEncoder(PixelEncoder):
         grid_size: int | None = None,
         frozen: bool = False,
         before_norm: bool = False,
+        top_layers: int = 1,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -103,6 +105,7 @@ class TimmEncoder(PixelEncoder):
             load_by_order(self.backbone, weights)
         self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
         self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
+        self.top_layers, self.hidden_size = top_layers, top_layers * self.hidden_size
         self.last_norm = nn.Identity()
         if before_norm:
             self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
@@ -135,6 +138,16 @@ class TimmEncoder(PixelEncoder):
         return Tokens(states, None, self.last_norm(pooled))
 
     def _features(self, pixel_values: Tensor) -> Tensor:
+        if self.top_layers > 1:
+            kept = self.backbone.forward_intermediates(
+                pixel_values,
+                indices=self.top_layers,
+                return_prefix_tokens=True,
+                norm=True,
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
+            return torch.cat([torch.cat([prefix, patches], dim=1) for patches, prefix in kept], dim=2)
         states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)
         if states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
             states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)

@@ -27,6 +27,7 @@ class TextEncoder(nn.Module):
     ``num_layers``  keeps the lower layers only, as ALBEF does, 0 the embeddings alone, as ViLT and UNITER do; None keeps all.
     ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
     ``pool``        "cls" reads the first token, "last" the last real one (CLIP), "mean" averages the real ones.
+    ``top_layers``  the states of so many last layers, side by side in the width, for a fusion that reads them all (BridgeTower).
     ``before_norm`` tokens as they are before the tower's last norm, pooled after it (FLAVA).
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
     """
@@ -41,14 +42,15 @@ class TextEncoder(nn.Module):
         pool: str = "cls",
         frozen: bool = False,
         before_norm: bool = False,
+        top_layers: int = 1,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, POOLS)}")
         self.backbone = _load(pretrained, config or {}) if pretrained else _from_config(config or {}, vocab_size)
         self.config = self.backbone.config
-        self.hidden_size: int = self.config.hidden_size
-        self.pool, self.is_frozen, self.before_norm = pool, frozen, before_norm
+        self.hidden_size: int = top_layers * self.config.hidden_size
+        self.pool, self.is_frozen, self.before_norm, self.top_layers = pool, frozen, before_norm, top_layers
         size = self.word_embeddings.num_embeddings
         if size < vocab_size:
             raise ConfigError(
@@ -91,14 +93,19 @@ class TextEncoder(nn.Module):
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            given = {"output_hidden_states": True} if self.before_norm else {}
+            given = {"output_hidden_states": True} if self.before_norm or self.top_layers > 1 else {}
             out = self.backbone(input_ids=input_ids, attention_mask=mask, **given)
-        states = out.hidden_states[-1] if self.before_norm else out.last_hidden_state
-        return Tokens(states, attention_mask, self._pool(out.last_hidden_state, attention_mask))
+        last = out.last_hidden_state
+        if self.top_layers > 1:
+            last = torch.cat(out.hidden_states[-self.top_layers :], dim=2)
+        states = out.hidden_states[-1] if self.before_norm else last
+        return Tokens(states, attention_mask, self._pool(last, attention_mask))
 
     @property
     def is_incremental(self) -> bool:
         """Whether ``extend`` works: the backbone has to take earlier keys and values, and to be told positions."""
+        if self.before_norm or self.top_layers > 1:
+            return False
         return {"past_key_values", "position_ids"} <= inspect.signature(self.backbone.forward).parameters.keys()
 
     def extend(

@@ -186,3 +186,61 @@ def test_clip(activation, tmp_path, pixels):
     close(encoded.text_feats["captions"], out.text_embeds)
     cosines = encoded.image_feats @ encoded.text_feats["captions"].T
     close(cosines / network.model.temperature, out.logits_per_image)
+
+
+@pytest.mark.parametrize("name", ["FlavaModel", "FlavaForPreTraining"])
+@torch.no_grad()
+def test_flava(name, tmp_path, pixels):
+    sizes = {n: v for n, v in SIZES.items() if n not in ("vocab_size", "attn_implementation")} | LAYERS
+    config = transformers.FlavaConfig(
+        image_config=sizes | {"image_size": 32, "patch_size": 8, "hidden_size": 24, "vocab_size": 9},
+        text_config=sizes | {"vocab_size": VOCABULARY},
+        multimodal_config=sizes,
+        hidden_size=WIDTH,
+        projection_dim=16,
+        init_codebook=False,
+    )
+    theirs = saved(getattr(transformers, name)(config), tmp_path)
+    network, *_ = imported("flava", tmp_path, {})
+    rows = texts()
+    _, encoded, fused = fuse(network, pixels, rows)
+    base = theirs if name == "FlavaModel" else theirs.flava
+    out = base(rows["input_ids"], pixels, rows["attention_mask"])
+    close(fused.text, out.multimodal_embeddings[:, -6:])
+    close(fused.image, out.multimodal_embeddings[:, 1:-6])
+    close(encoded.image_feats, nn.functional.normalize(base.image_projection(out.image_embeddings[:, 0]), dim=1))
+    close(
+        encoded.text_feats["captions"], nn.functional.normalize(base.text_projection(out.text_embeddings[:, 0]), dim=1)
+    )
+    close(network.model.temperature.log(), -base.logit_scale)
+    if name == "FlavaModel":
+        close(fused.pooled, out.multimodal_output.pooler_output)
+        return
+    close(network.tasks["itm"].head(fused.pooled), theirs.itm_head(out.multimodal_embeddings))
+    close(words(network, fused), theirs.mmm_text_head(out.multimodal_embeddings[:, -6:]))
+
+
+@pytest.mark.parametrize("name", ["BridgeTowerForMaskedLM", "BridgeTowerForImageAndTextRetrieval", "BridgeTowerModel"])
+@torch.no_grad()
+def test_bridgetower(name, tmp_path, pixels):
+    config = transformers.BridgeTowerConfig(
+        text_config={n: v for n, v in SIZES.items() if n != "attn_implementation"} | {"num_hidden_layers": 3},
+        vision_config={"hidden_size": 64, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8},
+        hidden_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    theirs = saved(getattr(transformers, name)(config), tmp_path)
+    network, *_ = imported("bridgetower", tmp_path, {})
+    rows = texts()
+    rows["input_ids"] = rows["input_ids"].where(rows["attention_mask"].bool(), torch.tensor(1))  # RoBERTa's padding
+    _, _, fused = fuse(network, pixels, rows)
+    out = theirs(rows["input_ids"], rows["attention_mask"], pixel_values=pixels)
+    if name == "BridgeTowerModel":
+        close(fused.text, out.text_features)
+        close(fused.image, out.image_features)
+        close(fused.pooled, out.pooler_output)
+    elif name == "BridgeTowerForMaskedLM":
+        close(words(network, fused), out.logits)
+    else:
+        close(network.tasks["itm"].head(fused.pooled), out.logits)
