@@ -174,4 +174,6 @@ def task_config(task: str, source: Source, beginning: str, is_tied: bool) -> dic
     """What lies over the configuration of a task."""
     if task in ("vqa", "nlvr2"):
         return classifier("norm_gelu", source, beginning)
+    if task == "itm" and not is_tied:  # word-patch alignment, of the original release's pre-training
+        return {"alignment": {"_target_": "fusionkit.tasks.alignment.Alignment", "weight": 0.1, "image_prefix": 1}}
     return {"tied": is_tied} if task == "mlm" else {}

@@ -1,6 +1,6 @@
 """A published checkpoint as a network of ours, and comparisons with what the published code computed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fusionkit.checkpoints.base import Plan, convert
@@ -19,17 +19,16 @@ from fusionkit.config import conf_dir
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def plan_of(family: str, path: Path, options: Mapping[str, Any]) -> tuple[Source, Plan]:
-    """What ``fusionkit import FAMILY=PATH`` with these options finds there."""
+def planned(family: str, options: Mapping[str, Any]) -> Callable[[Source], Plan]:
+    """What ``fusionkit import`` with these options makes of a checkpoint of the family."""
     config = OmegaConf.merge(OmegaConf.load(conf_dir() / "import" / f"{family}.yaml"), options)
-    assert isinstance(config, DictConfig)
-    source = read_source(path)
-    return source, instantiate(config)(source)
+    return instantiate(config)
 
 
 def imported(family: str, path: Path, options: Mapping[str, Any]) -> tuple[Network, Source, Plan]:
     """The network with the weights of a checkpoint, in evaluation mode."""
-    source, plan = plan_of(family, path, options)
+    source = read_source(path)
+    plan = planned(family, options)(source)
     network = build_network(compose_plan(plan, plan.tokenizer), plan.ids, plan.answers)
     module = network.module
     module.load_state_dict(convert(source, plan, module.state_dict()), strict=True)

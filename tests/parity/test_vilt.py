@@ -103,6 +103,17 @@ def test_matching(vilt):
     compare_losses(vilt, "itm", masked_cross_entropy(logits, labels))
 
 
+def test_word_patch_alignment(vilt):
+    network, _, _, io = vilt
+    model, labels = network.model, io["itm_labels"]
+    shown = torch.where(labels.bool()[:, None, None, None], io["image"], io["false_image_0"])
+    _, encoded = encode(model, io, shown, captions=text_rows(io["text_ids"], io["text_masks"]))
+    fused = model.fuse(encoded.memory, encoded.text["captions"], torch.arange(len(labels)))
+    alignment = network.tasks["itm"].alignment
+    loss = alignment(fused, io["text_masks"], encoded.image.mask, labels)
+    compare_losses(vilt, "itm_wpa", loss)
+
+
 def test_question_answering(vilt):
     network, _, _, io = vilt
     questions = text_rows(io["text_ids"], io["text_masks"], answer_scores=io["vqa_targets"])
