@@ -33,8 +33,9 @@ RULES = {
     "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
+    "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
-    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")}
+    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")}
     | {"fusionkit.fusion.layers"},
 }
 HYDRA = {"hydra", "omegaconf"}
@@ -46,6 +47,7 @@ ENTRY = {
     "help",
     "datasets",
     "import_",
+    "matrix",
     "train",
     "evaluate",
     "predict",

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from fusionkit.data.files import expecting
 from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
 from fusionkit.errors import ConfigError, DataError
 
@@ -36,8 +35,7 @@ def convert_bottom_up(tsv: str, root: str, name: str = "%012d", limit: int | Non
     for row in _rows(path):
         if limit is not None and count == limit:
             break
-        with expecting(path, LAYOUT):
-            _save(folder, name, row, path)
+        _save(folder, name, row, path)
         count += 1
     if not count:
         raise DataError(f"{path} is empty; expected the {LAYOUT} layout")
@@ -75,8 +73,8 @@ def _rows(path: Path) -> Iterator[Mapping[str, str]]:
 
 
 def _save(folder: Path, name: str, row: Mapping[str, str], path: Path) -> None:
-    count, size = int(row["num_boxes"]), (int(row["image_w"]), int(row["image_h"]))
-    boxes = _array(row, "boxes", count, path) / np.array([*size, *size], dtype=np.float32)
+    count, *size = (_whole(row, column, path) for column in ("num_boxes", "image_w", "image_h"))
+    boxes = _array(row, "boxes", count, path) / np.array(size * 2, dtype=np.float32)
     arrays: dict[str, Any] = {
         "features": _array(row, "features", count, path).astype(np.float16),
         "norm_bb": np.concatenate([boxes, boxes[:, 2:] - boxes[:, :2]], axis=1),
@@ -85,6 +83,12 @@ def _save(folder: Path, name: str, row: Mapping[str, str], path: Path) -> None:
     if "conf" in row:
         arrays["conf"] = _array(row, "conf", count, path)[:, 0]
     np.savez(folder / f"{_file_name(name, row['image_id'])}.npz", **arrays)
+
+
+def _whole(row: Mapping[str, str], column: str, path: Path) -> int:
+    if not row[column].isdigit():
+        raise DataError(f"the {column} of image {row['image_id']} in {path} is '{row[column]}', but has to be a number")
+    return int(row[column])
 
 
 def _array(row: Mapping[str, str], column: str, count: int, path: Path) -> np.ndarray[Any, Any]:

@@ -207,11 +207,15 @@ PARTS = {
 }
 
 
+def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
+    """The parts that a task needs and a fusion does not provide; "feats" are the model's own."""
+    return sorted(needs - {"feats"} - provides)
+
+
 def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
     """ConfigError where the fusion does not provide what the task needs."""
-    lacking = sorted(task.needs - {"feats"} - fusion.provides)
-    if lacking:
-        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in lacking)
+    if missing := lacking(task.needs, fusion.provides):
+        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in missing)
         raise ConfigError(
             f"task '{name}' needs {wanted} from the fusion, but {type(fusion).__name__} provides "
             f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
