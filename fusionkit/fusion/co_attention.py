@@ -129,9 +129,6 @@ class CoAttention(nn.Module):
     def cross_attentions(self) -> list[Attention]:
         return [layer.text_attention for layer in self.layers]
 
-    def cross_attentions(self) -> list[Attention]:
-        return [layer.text_attention for layer in self.layers]
-
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last layer's streams end in what is read of them."""
         if "pooled" not in needs:
