@@ -52,6 +52,11 @@ COMMANDS = {
         "predict",
         STORED,
     ),
+    "import": Command(
+        "bring a published checkpoint over: import FAMILY=PATH",
+        "fusionkit.import_:run",
+        ("albef=ALBEF.pth", "albef=refcoco.pth output=outputs/albef_384 image_size=384"),
+    ),
     "data": Command(
         "make a data set: data make NAME; or convert one: data convert NAME",
         "fusionkit.datasets:run",

@@ -23,6 +23,10 @@ def command_help(name: str, command: "Command") -> str:
     if name == "data":
         parts.append("\n".join(f"{verb}: {', '.join(group_choices(verb))}" for verb in DATA_VERBS))
         parts.append("fusionkit data VERB NAME --cfg job prints the keys")
+    if name == "import":
+        parts.append(
+            f"families: {', '.join(group_choices('import'))} (fusionkit import FAMILY=PATH --cfg job prints its keys)"
+        )
     if command.config_name:
         parts += [_groups(command.config_name), _keys(command.config_name), OPTIONS]
     parts.append("\n".join(["examples", *(f"  fusionkit {name} {example}" for example in command.examples)]))

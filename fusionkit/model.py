@@ -18,6 +18,7 @@ class VisionLanguageModel(nn.Module):
     """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
 
     ``embed_size``   width of the contrastive space.
+    ``projection_bias`` whether its projections have a bias; CLIP's have none.
     ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
     """
 
@@ -29,12 +30,13 @@ class VisionLanguageModel(nn.Module):
         embed_size: int = 256,
         temperature: float = 0.07,
         temperature_range: tuple[float, float] = (0.001, 0.5),
+        projection_bias: bool = True,
     ) -> None:
         super().__init__()
         self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
         self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
-        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size)
-        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size)
+        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size, bias=projection_bias)
+        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
     def encode_image(self, images: Tensor | Regions) -> Tokens:

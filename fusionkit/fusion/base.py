@@ -30,7 +30,10 @@ class Fusion(Protocol):
     """
 
     def prepare(self, image: Tokens) -> Any:
-        """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are."""
+        """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are.
+
+        A fusion that tells the second of two images apart has ``image_types`` 2, and prepares it with ``place=1``.
+        """
         ...
 
     def __call__(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:

@@ -184,12 +184,19 @@ class FeedForward(nn.Sequential):
 class PreNormBlock(nn.Module):
     """Self-attention and feed-forward, each on normalised states and added to the residual stream (ViT, ViLT)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        eps: float = 1e-6,
+        intermediate_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = Attention(hidden_size, num_heads, dropout=dropout)
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = FeedForward(hidden_size, 4 * hidden_size)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size or 4 * hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,12 +16,14 @@ FAR = 1e4  # added to a denominator, so that padding has next to no mass (UNITER
 class Alignment:
     """``weight`` times the cost of transporting the words of a pair to its image tokens, less for true pairs, more for false.
 
-    (sum over true pairs - sum over false pairs) / pairs, by cosine distances between fused states; [CLS] and [SEP] take part.
+    (sum over true pairs - sum over false pairs) / pairs, by cosine distances between fused states.
+    ``image_prefix``  null: every token takes part (UNITER); else [CLS], [SEP] and so many first image tokens do not (ViLT: 1).
     """
 
     weight: float = 0.1
     beta: float = 0.5
     iterations: int = 50
+    image_prefix: int | None = None
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.iterations < 1:
@@ -35,10 +37,21 @@ class Alignment:
         assert fused.image is not None
         if image_mask is None:
             image_mask = torch.ones_like(fused.image[..., 0])
+        if self.image_prefix is not None:
+            text_mask, image_mask = words_alone(text_mask), image_mask.clone()
+            image_mask[:, : self.image_prefix] = 0
         cost = cosine_cost(fused.text.float(), fused.image.float(), text_mask.bool(), image_mask.bool())
         plan = transport_plan(cost.detach(), text_mask.bool(), image_mask.bool(), self.beta, self.iterations)
         distances = (cost * plan).sum(dim=(1, 2))
         return self.weight * (distances * (2 * targets - 1)).sum() / max(len(targets), 1)
+
+
+def words_alone(mask: Tensor) -> Tensor:
+    """A text mask (P, L) without the first and the last real token."""
+    inner = mask.clone()
+    inner[:, 0] = 0
+    inner[torch.arange(len(mask), device=mask.device), mask.sum(dim=1) - 1] = 0
+    return inner
 
 
 def cosine_cost(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor) -> Tensor:

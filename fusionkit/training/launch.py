@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.utils import instantiate
@@ -15,6 +15,7 @@ from fusionkit.encoders.regions import require_width
 from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
 from fusionkit.training.artifacts import collect_artifacts
 from fusionkit.training.loggers import log_config
@@ -60,7 +61,7 @@ def build_module(parts: Parts) -> TrainingModule:
         balance=instantiate(config.balance),
         optimizer=instantiate(config.optimizer),
         scheduler=instantiate(config.scheduler),
-        teacher=instantiate(config.teacher)(parts.model, parts.tasks) if config.teacher else None,
+        teacher=build_teacher(config, parts.model, parts.tasks),
         artifacts=collect_artifacts(config, parts.datamodule, parts.model),
         stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
     )
@@ -73,39 +74,56 @@ def build_parts(config: DictConfig, **data: Any) -> Parts:
     _check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
     datamodule.prepare_data()
     datamodule.setup()
-    model = build_model(config, datamodule)
+    model = build_model(config, len(datamodule.tokenizer))
     for source in config.objectives:
         _check_images(str(source), datamodule, model.image_encoder)
-    tasks = build_tasks(config, datamodule, model)
+    dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
+    tasks = build_tasks(config, dims, model.fusion)
     for source, weights in config.objectives.items():
         for name in weights:
             _check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
     return Parts(config, datamodule, model, tasks)
 
 
-def build_model(config: DictConfig, datamodule: DataModule) -> VisionLanguageModel:
-    """Encoders, fusion and model; the vocabulary is the data's."""
+def build_model(config: DictConfig, vocab_size: int) -> VisionLanguageModel:
+    """Encoders, fusion and model; the vocabulary is the tokenizer's."""
     with refusals("image_encoder"):
         image_encoder = instantiate(config.image_encoder)
     with refusals("text_encoder"):
-        text_encoder = instantiate(config.text_encoder, vocab_size=len(datamodule.tokenizer))
+        text_encoder = instantiate(config.text_encoder, vocab_size=vocab_size)
     with refusals("model or fusion"):
         return instantiate(config.model)(
             image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
         )
 
 
-def build_tasks(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Task[Any]]:
+def build_tasks(config: DictConfig, dims: Dims, fusion: Any) -> dict[str, Task[Any]]:
     """The configured tasks, each built from the plain values of the run."""
-    dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
     for name, task in tasks.items():
-        check_needs(name, task, model.fusion)
+        check_needs(name, task, fusion)
     return tasks
+
+
+def build_teacher(
+    config: DictConfig, model: VisionLanguageModel, tasks: Mapping[str, Task[Any]]
+) -> MomentumTeacher | None:
+    """The momentum teacher, if the run has one."""
+    return instantiate(config.teacher)(model, tasks) if config.teacher else None
 
 
 def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:
     """The plain values of a model, its tokenizer and the answers."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask")}
+    return replace(
+        plain_dims(model, ids, answers),
+        answer_tokens=spell(tokenizer, answers),
+        tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
+    )
+
+
+def plain_dims(model: VisionLanguageModel, ids: Mapping[str, int], answers: Sequence[str]) -> Dims:
+    """The plain values of a model without a tokenizer, from the ids of the special tokens: no task can spell with them."""
     words = model.text_encoder.word_embeddings
     return Dims(
         hidden_size=model.fusion.hidden_size,
@@ -117,12 +135,10 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
         answers=tuple(answers),
-        answer_tokens=spell(tokenizer, answers),
-        tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        mask_token_id=tokenizer.mask_token_id,
+        cls_token_id=ids["cls"],
+        sep_token_id=ids["sep"],
+        pad_token_id=ids["pad"],
+        mask_token_id=ids["mask"],
     )
 
 
