@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.co_attention import ImageSide, SelfThenCross
 from fusionkit.fusion.entry import Typed
-from fusionkit.fusion.layers import Grouping
+from fusionkit.fusion.layers import Grouping, stack
 from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
 
@@ -52,7 +52,7 @@ class Bridge(nn.Module):
         self.entry: Any = entry(image_size // bridged, text_size // bridged, size)
         self.image_types: int = self.entry.image_types
         width = intermediate_size or 4 * size
-        self.layers: Any = nn.ModuleList(SelfThenCross(size, num_heads, width, dropout, eps) for _ in range(num_layers))
+        self.layers = stack(num_layers, lambda _: SelfThenCross(size, num_heads, width, dropout, eps))
         self.text_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
         self.image_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
         self.pool: Any = pool(size)
