@@ -185,7 +185,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         raise ConfigError(f"image_encoder.name '{name}' is no timm model; {suggest(name, near[:40])}")
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:  # timm asserts, for one, that the heads divide the width
         raise ConfigError(f"image_encoder: timm's {name} does not take one of {sorted(options)} ({error})") from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
