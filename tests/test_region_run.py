@@ -10,7 +10,7 @@ from fusionkit.cli import run
 
 SPLITS = ["train"] * 8 + ["restval"] * 4 + ["val"] * 4 + ["test"] * 4
 LINE = (
-    "data=coco_regions data.num_workers=0 data.sources.coco.batch_size=6 data.sources.coco.regions.min_regions=2 "
+    "data=coco_regions data.num_workers=0 data.sources.coco.batch_size=3 data.sources.coco.regions.min_regions=2 "
     "image_encoder=regions image_encoder.feature_size=12 image_encoder.hidden_size=32 text_encoder.config.hidden_size=32 "
     "text_encoder.config.num_hidden_layers=1 fusion=merged_attention fusion.num_layers=1 fusion.num_heads=4 "
     "objectives=captions +objectives.coco.mrm=1 task=[itc,itm,mlm,mrm] task.mrm.num_classes=6 "
