@@ -106,7 +106,7 @@ class TimmEncoder(PixelEncoder):
         self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
         self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
         self.top_layers, self.hidden_size = top_layers, top_layers * self.hidden_size
-        self.last_norm = nn.Identity()
+        self.last_norm: Any = nn.Identity()
         if before_norm:
             self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
         if frozen:
