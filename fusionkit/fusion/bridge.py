@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.co_attention import ImageSide, SelfThenCross
 from fusionkit.fusion.entry import Typed
-from fusionkit.fusion.layers import Grouping, stack
+from fusionkit.fusion.layers import Attention, Grouping, stack
 from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
 
@@ -27,7 +27,7 @@ class Bridge(nn.Module):
                  as there are layers, of which each is led its own, or 1, led to all.
     """
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -85,6 +85,9 @@ class Bridge(nn.Module):
     def _each(self, led: list[Tensor]) -> list[Tensor]:
         """What each layer is led."""
         return led if self.bridged > 1 else led * len(self.layers)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.text_attention for layer in self.layers]
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last layer's streams end in what is read of them."""
