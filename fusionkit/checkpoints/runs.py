@@ -135,7 +135,8 @@ NO_CONTRAST: Mapping[
     "model.text_projection.bias": torch.zeros,
     "model.temperature": lambda shape: torch.full(shape, 0.07),
 }
-NO_HEAD: Mapping[str, Callable[[torch.Size], Tensor]] = {  # of a bare network, which is given a matching head to train
+NO_HEAD: Mapping[str, Callable[[torch.Size], Tensor]] = {  # a bare network is given a matching head to train
     "tasks.itm.head.weight": started,
     "tasks.itm.head.bias": torch.zeros,
+    **NO_CONTRAST,
 }
