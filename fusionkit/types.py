@@ -100,6 +100,4 @@ class Dims:
     hiding_size: int = 0  # width of what stands in its place
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
-    answer_tokens: tuple[
-        tuple[int, ...], ...
-    ] = ()  # the tokens of each answer; none where the tokenizer cannot spell it
+    answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it

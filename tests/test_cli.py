@@ -94,7 +94,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train experimnt=quickstart", "did you mean 'experiment'?"),
         ("train trainer.max_epoch=2", "unknown key 'max_epoch' in trainer; did you mean 'max_epochs'?"),
         ("train objectives.shape.itc=2", "unknown key 'shape' in objectives; did you mean 'shapes'?"),
-        ("train seed.x=2", "'seed' is a single value, so it has no key 'x'"),
+        ("train seed.x=2", "'seed' is a single value or an empty section, so it has no key 'x'"),
+        ("train balance=schedule balance.points.shapes.itm=[[0,1]]", "add it with +balance.points.shapes=VALUE"),
         (
             "train fusion=cros_attention",
             "did you mean 'cross_attention'? known: bottleneck, co_attention, co_embedding, cross_attention",

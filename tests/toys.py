@@ -18,9 +18,8 @@ LABELS = ("contradiction", "neutral", "entailment")
 FEATURES, CLASSES = 12, 5  # of regions
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
-TOY_OPTIONS = {
-    name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")
-}  # so that a loss can reach 0
+# so that a loss can reach 0
+TOY_OPTIONS = {name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")}
 
 
 def choices(group: str) -> list[str]:

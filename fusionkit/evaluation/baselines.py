@@ -249,7 +249,7 @@ def _box_record(sample: Sample, text: Text, relative: NDArray[np.float64]) -> Re
 
 
 def _ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[str], NDArray[np.float64]]:
-    """Regression from the set of a text's words to targets (N, 4), by normal equations over the commonest words."""
+    """Regression from the set of a text's words to targets (N, K), by normal equations over the commonest words."""
     frequent = Counter(word for text in texts for word in set(text.lower().split())).most_common(MAX_WORDS)
     column = {word: at for at, (word, _) in enumerate(frequent)}
     mean, size = targets.mean(axis=0), len(column)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
 from fusionkit.fusion.entry import Typed
-from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image
+from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image, stack
 from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
 
@@ -81,7 +81,8 @@ class CoAttention(nn.Module):
     """``num_layers`` layers over two streams of width ``hidden_size``.
 
     ``block`` makes a layer of (hidden_size, num_heads, intermediate_size, dropout, eps): ``SelfThenCross``, ``CrossThenSelf``.
-    ``entry`` (fusionkit.fusion.entry) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off: METER's.
+    ``entry`` (fusionkit.fusion.entry) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off: METER's
+    with Swin by default, [first text state; mean image state], each through a linear layer and tanh.
     """
 
     provides = frozenset({"pooled", "text", "image", "causal", "attention"})
@@ -105,8 +106,7 @@ class CoAttention(nn.Module):
         self.entry: Any = entry(image_size, text_size, size)
         self.image_types: int = self.entry.image_types
         width = intermediate_size or 4 * size
-        layers = [block(size, num_heads, width, dropout, eps) for _ in range(num_layers)]
-        self.layers: Any = nn.ModuleList(layers)
+        self.layers = stack(num_layers, lambda _: block(size, num_heads, width, dropout, eps))
         self.pool: Any = pool(size)
         self.pooled_size: int = self.pool.size
 

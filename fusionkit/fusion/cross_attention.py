@@ -1,13 +1,11 @@
 """Text layers that attend to the image (ALBEF, X-VLM, BLIP)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from fusionkit.errors import ConfigError
 from fusionkit.fusion.bert import copy_bert_layers
-from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, Packing
+from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, Packing, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -71,11 +69,8 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_size = self.pooled_size = text_size
-        if num_layers < 1:
-            raise ConfigError(f"fusion.num_layers is {num_layers}, but has to be at least 1")
-        width = intermediate_size or 4 * text_size
-        layers = [CrossAttentionLayer(text_size, image_size, num_heads, width, dropout, eps) for _ in range(num_layers)]
-        self.layers: Any = nn.ModuleList(layers)
+        sizes = (text_size, image_size, num_heads, intermediate_size or 4 * text_size, dropout, eps)
+        self.layers = stack(num_layers, lambda _: CrossAttentionLayer(*sizes))
 
     def prepare(self, image: Tokens) -> list[KeyValue]:
         return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.layers]

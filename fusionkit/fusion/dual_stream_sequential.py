@@ -1,13 +1,13 @@
 """Two streams in turn: the image attends to the text, then the text to the image that has seen it."""
 
 from collections.abc import Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.layers import Attention, seen_by_image
+from fusionkit.fusion.layers import Attention, seen_by_image, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -58,8 +58,7 @@ class DualStreamSequential(nn.Module):
         self.project_image, self.project_text = nn.Linear(image_size, size), nn.Linear(text_size, size)
         self.type_embeddings = nn.Parameter(torch.randn(2, size) * 0.02)
         width = intermediate_size or 4 * size
-        layers = [SequentialLayer(size, num_heads, width, dropout, eps) for _ in range(num_layers)]
-        self.layers: Any = nn.ModuleList(layers)
+        self.layers = stack(num_layers, lambda _: SequentialLayer(size, num_heads, width, dropout, eps))
 
     def prepare(self, image: Tokens) -> ImageStart:
         states = self.project_image(image.embeds) + self.type_embeddings[1]

@@ -1,7 +1,8 @@
 """Attention and the blocks that fusions share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,13 @@ def seen_by_image(text_mask: Tensor) -> Tensor:
     A later token that an image token read would reach the earlier ones through it.
     """
     return text_mask if text_mask.dim() == 2 else text_mask[:, 0]
+
+
+def stack(count: int, make: Callable[[int], nn.Module]) -> Any:
+    """The ``num_layers`` layers of a fusion, made from their numbers (a ModuleList; untyped, as each has its own methods)."""
+    if count < 1:
+        raise ConfigError(f"fusion.num_layers is {count}, but has to be at least 1")
+    return nn.ModuleList(make(number) for number in range(count))
 
 
 class KeyValue(NamedTuple):

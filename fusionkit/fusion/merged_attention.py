@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.entry import NORMED
-from fusionkit.fusion.layers import KeyValue, PreNormBlock
+from fusionkit.fusion.layers import KeyValue, PreNormBlock, stack
 from fusionkit.fusion.pooling import FirstText, Streams
 from fusionkit.types import Fused, Tokens
 
@@ -59,7 +59,7 @@ class MergedAttention(nn.Module):
         self.hidden_size = size = hidden_size or text_size
         self.entry: Any = entry(image_size, text_size, size)
         self.image_types: int = self.entry.image_types
-        self.blocks: Any = nn.ModuleList(block(size, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = stack(num_layers, lambda _: block(size, num_heads, dropout))
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(size, eps=norm_eps)
         self.pool: Any = pool(size)
         self.pooled_size: int = self.pool.size

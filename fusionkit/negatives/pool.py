@@ -97,7 +97,6 @@ class Queue(Pool):
     """
 
     has_teacher = False
-    names = ("image", "text")
 
     def __init__(self, size: int, image_shape: Sequence[int], text_shape: Sequence[int], embed_size: int) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class ITM(Task[CaptionBatch]):
         if alignment is not None:
             self.needs = self.needs | {"text", "image"}  # type: ignore[misc]
         self.head = nn.Linear(dims.pooled_size, 2)
-        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]  # here a teacher is asked at all
+        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -105,7 +105,8 @@ class ITM(Task[CaptionBatch]):
         feats, text_feats = teacher.encoded.image_feats, teacher.encoded.text_feats[self.reads]
         columns, limit = self.negatives.pool.columns, self.negatives.teacher_threshold
         assert limit is not None
-        return text_feats[rows] @ columns(feats).T >= limit, feats[images] @ columns(text_feats).T >= limit
+        to_image, to_text = scaled_cosines(text_feats[rows], columns(feats)), scaled_cosines(feats, columns(text_feats))
+        return to_image >= limit, to_text[images] >= limit
 
     def _metrics(
         self, logits: Tensor, targets: Tensor, positives: int, wrong_image: Drawn, wrong_text: Drawn
@@ -152,14 +153,17 @@ def join_pairs(
 
 
 def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[object, Tensor]:
-    """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once."""
+    """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once.
+
+    Without rows it is that of the first image, so that every parameter is part of the graph (``model.fuse``).
+    """
     if candidates.memory is not None:
         return candidates.memory, rows
-    used, places = rows.unique(return_inverse=True)
+    used, places = rows.unique(return_inverse=True) if len(rows) else (rows.new_zeros(1), rows)
     return model.fusion.prepare(take(candidates.image, used)), places
 
 
-def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
+def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """Cosines (R, C) of normalised features over the temperature, in fp32."""
     with torch.autocast(rows.device.type, enabled=False):
         return rows.float() @ columns.float().T / temperature
