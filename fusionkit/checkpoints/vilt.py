@@ -85,18 +85,14 @@ TRANSFORMERS_HEADS = {  # by class: the task, and the names of its head
     "ViltForImageAndTextRetrieval": ("itm", {}),
     "ViltModel": ("itm", {}),
 }
-LEFT_OUT = POSITION_IDS | {
-    r"mpp_score\..*": "masked patch prediction, which no published recipe uses",
-}
+LEFT_OUT = POSITION_IDS | {r"mpp_score\..*": "masked patch prediction, which no published recipe uses"}
 RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
 
 
 def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
     """What a checkpoint of ViLT is; ``sizes`` by transformers' names, ``answers`` a json file with its answer list."""
     sizes = sizes_of(sizes, source)
-    is_saved = (
-        source.config is not None
-    )  # by transformers, which has one epsilon for all norms, and ties the MLM decoder
+    is_saved = source.config is not None  # by transformers: one epsilon for all norms, and a tied MLM decoder
     keys, heads = saved_keys(source, sizes) if is_saved else keys_of(source, sizes)
     text_eps = sizes["layer_norm_eps"] if is_saved else sizes["text_layer_norm_eps"]
     tasks = {name: task_config(name, source, beginning, is_tied=is_saved) for name, beginning in heads.items()}
