@@ -106,6 +106,7 @@ def check_top_level(config: DictConfig, schema: type) -> None:
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???":
             raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
+    OmegaConf.to_container(config, resolve=True)  # a reference to nothing is told before any data are read
 
 
 def check_objectives(config: DictConfig) -> None:

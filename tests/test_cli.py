@@ -98,7 +98,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train balance=schedule balance.points.shapes.itm=[[0,1]]", "add it with +balance.points.shapes=VALUE"),
         (
             "train fusion=cros_attention",
-            "did you mean 'cross_attention'? known: bottleneck, co_attention, co_embedding, cross_attention",
+            "did you mean 'cross_attention'? known: bottleneck, bridge, co_attention, co_embedding, cross_attention",
         ),
         ("train task=[itc,itn]", "task has no choice 'itn'; did you mean"),
         ("train fusion=cross_attention,merged_attention", "add -m to run each in turn"),
