@@ -30,4 +30,5 @@ def write(config: DictConfig) -> Any:
             raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
     check_arguments(config)
     count: int | None = instantiate(config)
-    print(f"wrote {'' if count is None else f'{count} files to '}{config.root!s}")
+    root: Any = config.root
+    print(f"wrote {'' if count is None else f'{count} files to '}{root}")
