@@ -51,6 +51,15 @@ COMMANDS = {
         "predict",
         STORED,
     ),
+    "score": Command(
+        "score a file of predictions against a benchmark's annotations, without a model",
+        "fusionkit.score:score",
+        (
+            "benchmark=vqav2 predictions=P.json annotations=v2_mscoco_val2014_annotations.json output=scores",
+            "benchmark=refcoco predictions=P.jsonl annotations='refs(unc).p' split=testA output=scores",
+        ),
+        "score",
+    ),
     "data": Command(
         "make a data set: data make NAME",
         "fusionkit.datasets:run",

@@ -57,6 +57,27 @@ class EvaluateConfig:
     data: Any = MISSING
     evaluation: Any = MISSING
     trainer: Any = MISSING
+    benchmark: Any = None
+    root: str | None = None  # the folder that the benchmarks' data lie in
+    resamples: int = 1000
+    seed: int = 0
+
+
+@dataclass
+class ScoreConfig:
+    """The top level of ``fusionkit score``."""
+
+    predictions: str = MISSING
+    annotations: str = MISSING
+    output: str = MISSING
+    questions: str | None = None
+    instances: str | None = None
+    split: str | None = None
+    allow_missing: bool = False
+    resamples: int = 1000
+    seed: int = 0
+    root: str | None = None
+    benchmark: Any = MISSING
 
 
 def conf_dir() -> Path:

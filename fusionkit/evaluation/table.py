@@ -1,6 +1,7 @@
 """The scores as a table, each beside what a guesser scores that reads only the text, and one that sees nothing."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -31,3 +32,24 @@ def score_table(metrics: Mapping[str, float]) -> Table:
 def print_scores(metrics: Mapping[str, float], console: Console | None = None) -> None:
     """Print the table."""
     (console or Console()).print(score_table(metrics))
+
+
+def details_table(label: str, details: Mapping[str, Any]) -> Table:
+    """The scores of one benchmark with their intervals; metrics more than one level down are only in the files."""
+    table = Table(title=f"{label} · {details['split']} · {details['samples']:,} samples", title_justify="left")
+    for title in ("metric", "score", "95% interval"):
+        table.add_column(title, justify="left" if title == "metric" else "right")
+    for name, value in details["scores"].items():
+        if name.count("/") < 2:
+            low, high = details["intervals"][name]
+            table.add_row(name, f"[bold]{value:.2f}[/bold]", f"{low:.2f} to {high:.2f}")
+    return table
+
+
+def print_details(details: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
+    """Print the table of every label, and below it what has to be said about it."""
+    console = console or Console()
+    for label, about in details.items():
+        console.print(details_table(label, about))
+        for name, note in about["notes"].items():
+            console.print(f"{name}: {note}", highlight=False, markup=False)
