@@ -42,4 +42,6 @@ def chosen_benchmark(config: DictConfig) -> Published:
 
 def _beside(block: DictConfig, given: dict[str, str]) -> dict[str, Any]:
     """RefCOCO's boxes lie beside its expressions."""
-    return {"instances": str(Path(given["annotations"]).with_name("instances.json"))} if "instances" in block.files else {}
+    return (
+        {"instances": str(Path(given["annotations"]).with_name("instances.json"))} if "instances" in block.files else {}
+    )

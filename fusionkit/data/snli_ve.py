@@ -21,7 +21,9 @@ class SnliVE:
     left out. The paths may contain `{split}`: train, dev, test.
     """
 
-    def __init__(self, annotations: str, images: str | None, labels: str = "hard", collection: str = "flickr30k") -> None:
+    def __init__(
+        self, annotations: str, images: str | None, labels: str = "hard", collection: str = "flickr30k"
+    ) -> None:
         if labels not in ("hard", "soft"):
             raise ConfigError(f"reader.labels of SNLI-VE is '{labels}'; {suggest(labels, ['hard', 'soft'])}")
         self.annotations, self.images = str(annotations), images

@@ -73,9 +73,7 @@ def score_predictions(
     return Scored(label, split, benchmark.protocol, judged)
 
 
-def judge(
-    measure: Measure, records: Sequence[Record], samples: Sequence[Sample], name: str, split: str
-) -> Judged:
+def judge(measure: Measure, records: Sequence[Record], samples: Sequence[Sample], name: str, split: str) -> Judged:
     """What the measure says; DataError where the annotations of the split say nothing."""
     judged = measure(records, samples)
     if not judged.rows:
