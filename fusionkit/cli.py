@@ -14,7 +14,8 @@ class Command(NamedTuple):
     """One word of the command line.
 
     ``target`` is "module:function": a job on a composed configuration where there is a ``config_name``, else a function of
-    the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows.
+    the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows,
+    ``paths`` the keys whose values are files.
     """
 
     summary: str
@@ -22,6 +23,7 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
     config_name: str | None = None
     sections: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 STORED = ("data", "evaluation", "trainer")
@@ -59,6 +61,16 @@ COMMANDS = {
             "benchmark=refcoco predictions=P.jsonl annotations='refs(unc).p' split=testA output=scores",
         ),
         "score",
+        paths=("predictions", "annotations", "questions", "instances", "output"),
+    ),
+    "submit": Command(
+        "check a file of predictions and write what the benchmark's server takes",
+        "fusionkit.submit:submit",
+        (
+            "benchmark=vqav2 predictions=P.jsonl questions=v2_OpenEnded_mscoco_test2015_questions.json output=submission",
+        ),
+        "submit",
+        paths=("predictions", "questions", "output"),
     ),
     "data": Command(
         "make a data set: data make NAME",

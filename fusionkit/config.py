@@ -58,26 +58,39 @@ class EvaluateConfig:
     evaluation: Any = MISSING
     trainer: Any = MISSING
     benchmark: Any = None
-    root: str | None = None  # the folder that the benchmarks' data lie in
-    resamples: int = 1000
-    seed: int = 0
+    root: str = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
 
 
 @dataclass
 class ScoreConfig:
     """The top level of ``fusionkit score``."""
 
+    benchmark: Any = MISSING
     predictions: str = MISSING
     annotations: str = MISSING
-    output: str = MISSING
     questions: str | None = None
     instances: str | None = None
     split: str | None = None
-    allow_missing: bool = False
-    resamples: int = 1000
-    seed: int = 0
+    output: str = MISSING
+    allow_missing: bool = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
     root: str | None = None
+
+
+@dataclass
+class SubmitConfig:
+    """The top level of ``fusionkit submit``."""
+
     benchmark: Any = MISSING
+    predictions: str = MISSING
+    questions: str = MISSING
+    output: str = MISSING
+    split: str | None = None
+    method: str = MISSING
+    root: str | None = None
 
 
 def conf_dir() -> Path:

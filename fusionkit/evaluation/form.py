@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,31 +87,40 @@ def read_predictions(path: Path) -> list[Record]:
 
 
 def check_predictions(
-    records: Sequence[Any], forms: Sequence[Form], samples: Sequence[Sample], path: Path, allow_missing: bool = False
+    records: Sequence[Any],
+    forms: Sequence[Form],
+    wanted: Mapping[str, Iterable[Any]],
+    path: Path,
+    missing_hint: str | None = None,
 ) -> None:
-    """Raise DataError, with the first record that is wrong, unless each id that is asked about has one record of its form."""
+    """Raise DataError, with the first record that is wrong, unless each wanted id has one record of its form.
+
+    ``wanted`` has the ids by the key of their form. What is missing is told with ``missing_hint``; without one it may be.
+    """
+    asked = {form.key: dict.fromkeys(wanted[form.key]) for form in forms}
     seen: dict[str, set[Any]] = {form.key: set() for form in forms}
-    wanted = {form.key: dict.fromkeys(form.wanted(samples)) for form in forms}
     for number, record in enumerate(records):
         form = _form_of(record, forms, f"{path} record {number}")
         given = record[form.key]
-        _check_id(given, form, wanted[form.key], records, path)
+        _check_id(given, form, asked[form.key], records, path)
         if given in seen[form.key]:
             raise DataError(f"{path} has two records for {form.key} {given!r}; keep one record for each")
         seen[form.key].add(given)
         if form.value not in record:
-            raise DataError(f"{path}: the record for {form.key} {given!r} has no '{form.value}'")
+            raise DataError(
+                f"{path}: the record for {form.key} {given!r} has no '{form.value}'; expected {_example(form)}"
+            )
         if not form.is_valid(record[form.value]):
             raise DataError(
                 f"{path}: the {form.value} for {form.key} {given!r} is {_shown(record[form.value])}, "
                 f"but has to be {form.expected}"
             )
     for form in forms:
-        missing = [key for key in wanted[form.key] if key not in seen[form.key]]
-        if missing and not allow_missing:
+        missing = [key for key in asked[form.key] if key not in seen[form.key]]
+        if missing and missing_hint:
             raise DataError(
-                f"{path} has no record for {len(missing):,} of {len(wanted[form.key]):,} {form.key}s, first {missing[0]!r}; "
-                "add them, or count them as wrong with allow_missing=true"
+                f"{path} has no record for {len(missing):,} of {len(asked[form.key]):,} {form.key}s, first {missing[0]!r}; "
+                f"{missing_hint}"
             )
 
 

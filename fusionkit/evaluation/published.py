@@ -11,6 +11,7 @@ from fusionkit.errors import DataError
 from fusionkit.evaluation.form import check_predictions
 from fusionkit.evaluation.judging import Judged, Measure, scores_of
 from fusionkit.evaluation.records import Record, merge_metrics, write_metrics, write_records, write_text
+from fusionkit.evaluation.submission import Submission
 from fusionkit.evaluation.uncertainty import LEVEL, intervals
 
 
@@ -23,6 +24,8 @@ class Published:
     `reader`    of its annotations; `files` are the paths that it reads, by the names that the command line uses.
     `splits`    that are scored; the first is the default of a file of predictions.
     `measures`  by the task that answers: most benchmarks have one.
+    `submission`  the file that its server takes, where it has one.
+    `instead`   the task that answers for one that a checkpoint has not learnt.
     """
 
     name: str
@@ -31,13 +34,10 @@ class Published:
     splits: Sequence[str]
     measures: Mapping[str, Measure]
     files: Mapping[str, str | None] = field(default_factory=dict)
+    submission: Submission | None = None
+    instead: Mapping[str, str] = field(default_factory=dict)
     batch_size: int = 32
     max_length: int = 40
-
-    @property
-    def kinds(self) -> list[str]:
-        """The kinds of texts that are asked about."""
-        return list(dict.fromkeys(form.kind for measure in self.measures.values() for form in measure.forms))
 
     def label(self, split: str, task: str) -> str:
         """What the metrics begin with: the name, and as much as tells several scores of the benchmark apart."""
@@ -67,7 +67,9 @@ def score_predictions(
     samples = benchmark.reader.read(split)
     task = benchmark.answered_by(records)
     measure = benchmark.measures[task]
-    check_predictions(records, measure.forms, samples, path, allow_missing)
+    wanted = {form.key: form.wanted(samples) for form in measure.forms}
+    hint = None if allow_missing else "add them, or count them as wrong with allow_missing=true"
+    check_predictions(records, measure.forms, wanted, path, hint)
     judged = judge(measure, records, samples, benchmark.name, split)
     label = "/".join([benchmark.name, *[task] * (len(benchmark.measures) > 1)])
     return Scored(label, split, benchmark.protocol, judged)
