@@ -19,7 +19,8 @@ from fusionkit.evaluation.records import Record, index_records
 
 STATISTICS = 23  # numbers that METEOR says of a sentence
 NO_JAVA = "no java on the PATH"
-Said, Wanted = Sequence[str], Sequence[Sequence[str]]  # of each image, the caption and the references, as words
+Said = Sequence[str]  # of each image, the caption
+Wanted = Sequence[Sequence[str]]  # and those of people
 
 
 def score_captions(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
