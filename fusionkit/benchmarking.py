@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
@@ -11,6 +12,7 @@ from fusionkit.config import check_arguments
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
+from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.prediction import RERANKED, predict_source
 from fusionkit.evaluation.published import Published, Scored, judge, write_scores
@@ -18,7 +20,7 @@ from fusionkit.evaluation.records import Records, write_records
 from fusionkit.evaluation.run import draw_gallery
 from fusionkit.evaluation.table import print_details
 from fusionkit.tasks.base import Task
-from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
+from fusionkit.training.launch import Parts, evaluation_options
 
 
 class Answers(NamedTuple):
@@ -31,10 +33,10 @@ class Answers(NamedTuple):
     records: Mapping[str, Records]
 
 
-def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path) -> None:
+def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device) -> None:
     """Write predictions, scores, their intervals and pictures below ``folder``, and print the scores."""
     scored = []
-    for each in answer(config, parts):
+    for each in answer(config, parts, device):
         for name in each.tasks:
             label = each.benchmark.label(each.split, name)
             write_predictions(folder, label, each.records[name])
@@ -48,13 +50,14 @@ def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path) -> None:
                 folder / "gallery" / f"{each.benchmark.name}_{each.split}",
             )
             draw_gallery(each.tasks, each.records, each.samples, title, stem)
-    print_details(write_scores(folder, scored, config.resamples, config.seed))
-    print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
+    if scored:  # of several processes rank 0 has them all
+        print_details(write_scores(folder, scored, config.resamples, config.seed))
+        print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
 
 
-def predict_benchmarks(config: DictConfig, parts: Parts, folder: Path) -> None:
+def predict_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device) -> None:
     """Write the predictions alone, as for a split whose answers are secret."""
-    for each in answer(config, parts):
+    for each in answer(config, parts, device):
         for name, records in each.records.items():
             path = write_predictions(folder, each.benchmark.label(each.split, name), records)
             print(f"{len(records):,} predictions: {path}")
@@ -67,15 +70,17 @@ def write_predictions(folder: Path, label: str, records: Records) -> Path:
     return path
 
 
-def answer(config: DictConfig, parts: Parts) -> Iterator[Answers]:
-    """The records of every split of the configuration's benchmarks, as read at once, and predicted one after the other."""
+def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[Answers]:
+    """The records of every split of the configuration's benchmarks: all are read first, then predicted one after the other.
+
+    Of several processes rank 0 gets them; the others help to predict.
+    """
     check_arguments(config)
     benchmarks: list[Published] = [instantiate(block, _convert_="all") for block in config.benchmark.values()]
     tasks = {benchmark.name: tasks_for(benchmark, parts.tasks) for benchmark in benchmarks}
     datamodule = data_of(parts, benchmarks, tasks)
     read_all(datamodule, benchmarks)
-    trainer, options = bare_trainer(parts.config, devices=1, strategy="auto"), evaluation_options(parts.config)
-    device = trainer.strategy.root_device
+    options = evaluation_options(parts.config)
     for module in (parts.model, *parts.tasks.values()):
         module.to(device)
     for benchmark in benchmarks:
@@ -83,6 +88,8 @@ def answer(config: DictConfig, parts: Parts) -> Iterator[Answers]:
         helpers = {"itm": parts.tasks["itm"]} if "itc" in chosen and "itm" in parts.tasks else {}
         for split in benchmark.splits:
             found = predict_source(parts.model, chosen | helpers, datamodule, benchmark.name, split, device, options)
+            if rank() > 0:
+                continue
             records = {name: found.get(name + RERANKED, found[name]) for name in chosen}
             yield Answers(benchmark, split, datamodule.samples(benchmark.name, split), chosen, records)
 

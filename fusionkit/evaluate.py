@@ -23,7 +23,7 @@ def evaluate(config: DictConfig) -> None:
     """Score a checkpoint."""
     parts, folder = restore(config)
     if config.get("benchmark"):
-        return evaluate_benchmarks(config, parts, folder)
+        return evaluate_benchmarks(config, parts, folder, device_of(parts))
     objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
     roles, active = chosen_roles(config, parts), active_objectives(objectives, parts.tasks)
     check_files(parts, active, roles)

@@ -15,7 +15,7 @@ def predict(config: DictConfig) -> None:
     """Write ``predictions/<source>_<role>_<task>.jsonl`` for the chosen sources and roles."""
     parts, folder = restore(config)
     if config.get("benchmark"):
-        return predict_benchmarks(config, parts, folder)
+        return predict_benchmarks(config, parts, folder, device_of(parts))
     device, options = device_of(parts), evaluation_options(parts.config)
     objectives = active_objectives(
         {name: parts.objectives[name] for name in chosen_sources(config, parts)}, parts.tasks

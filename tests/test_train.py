@@ -129,6 +129,50 @@ def test_other_splits_are_scored_beside_the_run(world: Path) -> None:
     assert (world / "first/metrics.json").read_text() == before
 
 
+def shapes_of(world: Path) -> list[str]:
+    return [
+        f"benchmark.shapes.files.annotations={world}/shapes",
+        f"benchmark.shapes.files.images={world}/shapes/images",
+    ]
+
+
+def test_a_sweep_scores_benchmarks_with_intervals(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = world / "first/checkpoints"
+    sweep = [
+        "-m",
+        f"checkpoint={folder}/best.ckpt,{folder}/last.ckpt",
+        "benchmark=shapes",
+        "benchmark.shapes.splits=[test]",
+    ]
+    assert run(["evaluate", *sweep, *shapes_of(world), "resamples=20"]) == 0
+    assert "job 1: checkpoint=" in capsys.readouterr().out
+    run_metrics = json.loads((world / "first/metrics.json").read_text())
+    metrics, details = (
+        json.loads((tmp_path / f"multirun/fusionkit/0/{name}.json").read_text()) for name in ("metrics", "details")
+    )
+    assert metrics["shapes/vqa/accuracy"] == pytest.approx(run_metrics["shapes/vqa_accuracy"])
+    assert metrics["shapes/itc/text_to_image_r1"] == pytest.approx(run_metrics["shapes/text_to_image_r1"])  # re-ranked
+    low, high = details["shapes/grounding"]["intervals"]["mean_iou"]
+    assert low <= metrics["shapes/grounding/mean_iou"] <= high
+    assert (tmp_path / "multirun/fusionkit/1/samples/shapes_vqa.jsonl").is_file()
+
+
+def test_a_benchmark_is_predicted_without_scores(world: Path, tmp_path: Path, capsys: Capture) -> None:
+    overrides = ["benchmark=shapes", *shapes_of(world), f"output_dir={tmp_path}", "benchmark.shapes.splits=[test]"]
+    assert evaluate(world, *overrides, command="predict") == 0
+    assert {path.name for path in tmp_path.rglob("*.jsonl")} == {
+        f"shapes_{name}.jsonl" for name in ("itc", "vqa", "grounding")
+    }
+    assert not (tmp_path / "metrics.json").exists()
+    assert evaluate(world, "benchmark=[nlvr2]", "root=nowhere") == 2
+    assert "benchmark nlvr2 is answered by the task 'nlvr2', which the checkpoint has not learnt" in sentence(capsys)
+    assert evaluate(world, "benchmark=[vqav2]", "root=nowhere") == 1
+    assert "its files lie below root=FOLDER" in sentence(capsys)
+
+
 def test_predict_writes_records_without_scores(world: Path, tmp_path: Path) -> None:
     assert evaluate(world, "split=val", f"output_dir={tmp_path}", command="predict") == 0
     lines = (tmp_path / "predictions/shapes_val_vqa.jsonl").read_text().splitlines()
