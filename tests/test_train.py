@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fusionkit.cli import run
+from fusionkit.evaluation.judging import scores_of
 
 SMALL = [
     "trainer=cpu",
@@ -58,12 +59,20 @@ def sentence(capsys: Capture) -> str:
 
 def test_a_run_leaves_its_files(world: Path) -> None:
     made = {path.name for path in (world / "first").iterdir()}
-    assert made == {"checkpoints", "config.yaml", "gallery", "logs", "metrics.json", "predictions"}
+    assert made == {"checkpoints", "config.yaml", "gallery", "logs", "metrics.json", "predictions", "samples"}
     metrics = json.loads((world / "first/metrics.json").read_text())
     for task in ("vqa_accuracy", "grounding_acc50", "itm_accuracy", "mlm_accuracy", "text_to_image_r1"):
         assert 0 <= metrics[f"shapes/{task}"] <= 100
         assert f"shapes/{task}_baseline" in metrics
     assert "shapes_compositional/vqa_accuracy" in metrics
+    for task in ("vqa", "grounding", "itc"):
+        rows = [json.loads(line) for line in (world / f"first/samples/shapes_{task}.jsonl").read_text().splitlines()]
+        scores = scores_of(rows)
+        names = [name for name in scores if f"shapes/{name}" in metrics]
+        assert len(names) >= 2
+        assert {name: scores[name] for name in names} == pytest.approx(
+            {name: metrics[f"shapes/{name}"] for name in names}
+        )
 
 
 def test_the_run_is_summed_up_before_it_starts(world: Path, capsys: Capture) -> None:

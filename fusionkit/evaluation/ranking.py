@@ -59,7 +59,7 @@ class RetrievalMeasure:
                 notes[name] = f"left out: {len(asked):,} images do not make folds of {size:,}"
                 continue
             for start in range(0, len(asked), size):
-                _add_fold(rows, queries, asked[start : start + size], name, share=size / len(asked))
+                _add_fold(rows, queries, asked[start : start + size], name, len(asked))
         return Judged(rows, notes)
 
 
@@ -118,8 +118,8 @@ def _row(query: Query) -> Row:
     }
 
 
-def _add_fold(rows: Sequence[Row], queries: Sequence[Query], fold: Sequence[Sample], name: str, share: float) -> None:
-    """Add what the fold's queries reach within it, weighted so that the mean over all queries is the mean over the folds."""
+def _add_fold(rows: Sequence[Row], queries: Sequence[Query], fold: Sequence[Sample], name: str, count: int) -> None:
+    """Add what the fold's queries reach within it, weighted so that their mean is that of the folds; ``count`` images in all."""
     images = {sample.image_id for sample in fold}
     captions = {text.id for sample in fold for text in sample.texts["captions"]}
     for way in dict.fromkeys(query.way for query in queries):
@@ -129,7 +129,7 @@ def _add_fold(rows: Sequence[Row], queries: Sequence[Query], fold: Sequence[Samp
             for row, query in zip(rows, queries, strict=True)
             if query.way == way and query.image_id in images
         ]
-        weight = share * total / len(inside)  # 1 where all folds have as many captions
+        weight = len(fold) * total / (count * len(inside))  # 1 where all folds have as many captions
         for row, query in inside:
             among = images if query.key == "image_ids" else captions
             rank = list_rank(query.record, query.key, query.right, len(among), among)

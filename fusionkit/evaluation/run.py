@@ -10,6 +10,7 @@ from rich.console import Console
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.gallery import draw_sheet
+from fusionkit.evaluation.judging import Row
 from fusionkit.evaluation.prediction import RERANKED, EvaluationData, EvaluationOptions, predict_source
 from fusionkit.evaluation.records import Record, Records, merge_metrics, write_metrics, write_records
 from fusionkit.tasks.base import Task
@@ -27,8 +28,8 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Evaluate the tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
 
-    Writes ``metrics.json``, ``predictions/*.jsonl`` and ``gallery/*.png`` below ``output_dir`` and returns the metrics:
-    ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others.
+    Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl`` and ``gallery/*.png`` below ``output_dir`` and returns
+    the metrics: ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others.
     """
     parts = {}
     for role, source in splits_of(datamodule, objectives, roles):
@@ -37,8 +38,10 @@ def evaluate_run(
         parts[label], predictions = evaluate_source(model, chosen, datamodule, source, role, device, options)
         for name, records in predictions.items():
             write_records(output_dir / "predictions" / f"{label}_{name}.jsonl", records)
+        samples = datamodule.samples(source, role)
+        for name, rows in sample_rows(chosen, predictions, samples).items():
+            write_records(output_dir / "samples" / f"{label}_{name}.jsonl", rows)
         if options.gallery:
-            samples = datamodule.samples(source, role)
             draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
     metrics = merge_metrics(parts)
     write_metrics(output_dir / "metrics.json", metrics)
@@ -81,6 +84,18 @@ def score_task(
         return first
     beside = {f"{metric}_{name}": value for metric, value in first.items()}
     return task.scorer(predictions[name + RERANKED], samples) | beside
+
+
+def sample_rows(
+    tasks: Mapping[str, Task[Any]], predictions: Mapping[str, Records], samples: Sequence[Sample]
+) -> dict[str, list[Row]]:
+    """What each sample scores, by task; intervals and comparisons are computed from it (``judging``)."""
+    found = {}
+    for name, task in tasks.items():
+        rows = getattr(task.scorer, "rows", None)
+        if rows is not None and name in predictions:
+            found[name] = rows(predictions.get(name + RERANKED, predictions[name]), samples)
+    return {name: judged for name, judged in found.items() if judged}
 
 
 def draw_gallery(
