@@ -63,7 +63,8 @@ class Table:
         self._means = np.zeros((self.size, 2, len(self.metrics)))  # sum and number of an image's values
         column = {name: number for number, name in enumerate(self.metrics)}
         cells = [(i, column[name], value) for i, row in zip(at, rows, strict=True) for name, value in _values(row)]
-        place, metric, values = (np.array(part) for part in zip(*cells, strict=True)) if cells else ([], [], [])
+        place, metric = (np.array([cell[part] for cell in cells], dtype=np.int64) for part in (0, 1))
+        values = np.array([value for _, _, value in cells], dtype=float)
         np.add.at(self._means, (place, 0, metric), values)
         np.add.at(self._means, (place, 1, metric), 1)
         self._sums = {name: self._summed(name, at, rows) for name in _names(rows, "sums")}

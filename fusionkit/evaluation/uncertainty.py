@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.judging import Floats, Row, Table
 
 RESAMPLES, LEVEL = 1000, 0.95
@@ -66,6 +66,10 @@ def _in_order_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
 
 def _drawn(tables: Sequence[Table], resamples: int, seed: int) -> list[dict[str, Floats]]:
     """Every metric (resamples,) of each table; draw number n is the same for all tables."""
+    if resamples < 1:
+        raise ConfigError(
+            f"resamples is {resamples}, but an interval needs at least 1 draw; the default is {RESAMPLES:,}"
+        )
     parts: list[list[dict[str, Floats]]] = [[] for _ in tables]
     for weights in _weights(tables[0].size, resamples, seed):
         for table, found in zip(tables, parts, strict=True):

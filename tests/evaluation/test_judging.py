@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.captioning import bleu_counts
 from fusionkit.evaluation.judging import Table, scores_of
 from fusionkit.evaluation.uncertainty import compare, intervals
@@ -72,6 +72,11 @@ def test_seeded_and_in_bounded_memory(monkeypatch):
     assert whole != intervals(rows, resamples=50, seed=4)
     monkeypatch.setattr("fusionkit.evaluation.uncertainty.CELLS", 60)  # three draws at a time
     assert whole == intervals(rows, resamples=50, seed=3)
+
+
+def test_no_draws_are_no_interval():
+    with pytest.raises(ConfigError, match="resamples is 0"):
+        intervals(rows_of([1.0], [1]), resamples=0)
 
 
 def test_a_metric_that_few_images_have_is_estimated_from_the_draws_that_have_it():
