@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from fusionkit.config import check_arguments
 from fusionkit.data.datamodule import DataModule
+from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
 from fusionkit.distributed import rank
@@ -44,7 +45,7 @@ def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: 
                 each.benchmark.measures[name], each.records[name], each.samples, each.benchmark.name, each.split
             )
             scored.append(Scored(label, each.split, each.benchmark.protocol, judged))
-        if evaluation_options(parts.config).gallery:
+        if evaluation_options(parts.config).gallery and has_pixels(each.samples[0].image):
             title, stem = (
                 f"{each.benchmark.name} · {each.split}",
                 folder / "gallery" / f"{each.benchmark.name}_{each.split}",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.gallery import draw_sheet
@@ -41,7 +42,7 @@ def evaluate_run(
         samples = datamodule.samples(source, role)
         for name, rows in sample_rows(chosen, predictions, samples).items():
             write_records(output_dir / "samples" / f"{label}_{name}.jsonl", rows)
-        if options.gallery:
+        if options.gallery and has_pixels(samples[0].image):
             draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
     metrics = merge_metrics(parts)
     write_metrics(output_dir / "metrics.json", metrics)
