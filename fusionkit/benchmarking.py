@@ -126,7 +126,7 @@ def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, M
     answers = parts.datamodule.answers
     restored = {"answers": answers} if answers is not None else {}
     build = instantiate(parts.config.data, _partial_=True)
-    return build(sources=sources, tokenizer=parts.datamodule.tokenizer, prepare=None, **restored)
+    return build(sources=sources, tokenizer=parts.datamodule.tokenizer, prepare=None, allow_overlap=(), **restored)
 
 
 def read_all(datamodule: DataModule, benchmarks: Sequence[Published]) -> None:
