@@ -44,6 +44,15 @@ def open_sections(overrides: Sequence[str], sections: Sequence[str]) -> list[str
     return [f"++{text}" if text.split(".")[0] in sections else text for text in overrides]
 
 
+def quote_paths(overrides: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Quote a path that has parentheses, such as the published refs(unc).p, which Hydra would take for a function call."""
+    parts = [text.partition("=") for text in overrides]
+    return [
+        f"{key}='{value}'" if key in paths and "(" in value and value[0] not in "'\"" else f"{key}{equals}{value}"
+        for key, equals, value in parts
+    ]
+
+
 def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     """Compose the command's configuration with the arguments and do its job on it, or on each of a sweep; gives the exit code.
 
@@ -67,7 +76,8 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
 
     try:
         options, overrides = parse(name, arguments)
-        sys.argv = [f"fusionkit {name}", *options, *open_sections(overrides, command.sections)]
+        overrides = quote_paths(open_sections(overrides, command.sections), command.paths)
+        sys.argv = [f"fusionkit {name}", *options, *overrides]
         conf = str(conf_dir().resolve())
         hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()
     except Exception as error:

@@ -14,7 +14,8 @@ class Command(NamedTuple):
     """One word of the command line.
 
     ``target`` is "module:function": a job on a composed configuration where there is a ``config_name``, else a function of
-    the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows.
+    the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows,
+    ``paths`` the keys whose values are files.
     """
 
     summary: str
@@ -22,6 +23,7 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
     config_name: str | None = None
     sections: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
 
 
 DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
@@ -51,6 +53,25 @@ COMMANDS = {
         ("checkpoint=PATH split=test sources=[shapes]",),
         "predict",
         STORED,
+    ),
+    "score": Command(
+        "score a file of predictions against a benchmark's annotations, without a model",
+        "fusionkit.score:score",
+        (
+            "benchmark=vqav2 predictions=P.json annotations=v2_mscoco_val2014_annotations.json output=scores",
+            "benchmark=refcoco predictions=P.jsonl annotations='refs(unc).p' split=testA output=scores",
+        ),
+        "score",
+        paths=("predictions", "annotations", "questions", "instances", "output"),
+    ),
+    "submit": Command(
+        "check a file of predictions and write what the benchmark's server takes",
+        "fusionkit.submit:submit",
+        (
+            "benchmark=vqav2 predictions=P.jsonl questions=v2_OpenEnded_mscoco_test2015_questions.json output=submission",
+        ),
+        "submit",
+        paths=("predictions", "questions", "output"),
     ),
     "import": Command(
         "bring a published checkpoint over: import FAMILY=PATH",

@@ -57,6 +57,40 @@ class EvaluateConfig:
     data: Any = MISSING
     evaluation: Any = MISSING
     trainer: Any = MISSING
+    benchmark: Any = None
+    root: str = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class ScoreConfig:
+    """The top level of ``fusionkit score``."""
+
+    benchmark: Any = MISSING
+    predictions: str = MISSING
+    annotations: str = MISSING
+    questions: str | None = None
+    instances: str | None = None
+    split: str | None = None
+    output: str = MISSING
+    allow_missing: bool = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
+    root: str | None = None
+
+
+@dataclass
+class SubmitConfig:
+    """The top level of ``fusionkit submit``."""
+
+    benchmark: Any = MISSING
+    predictions: str = MISSING
+    questions: str = MISSING
+    output: str = MISSING
+    split: str | None = None
+    method: str = MISSING
+    root: str | None = None
 
 
 def conf_dir() -> Path:

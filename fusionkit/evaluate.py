@@ -7,6 +7,7 @@ import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
+from fusionkit.benchmarking import evaluate_benchmarks
 from fusionkit.cli import STORED
 from fusionkit.config import EvaluateConfig, check_top_level
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -21,6 +22,8 @@ from fusionkit.training.restore import load_parts
 def evaluate(config: DictConfig) -> None:
     """Score a checkpoint."""
     parts, folder = restore(config)
+    if config.get("benchmark"):
+        return evaluate_benchmarks(config, parts, folder, device_of(parts))
     objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
     roles, active = chosen_roles(config, parts), active_objectives(objectives, parts.tasks)
     check_files(parts, active, roles)
@@ -34,11 +37,13 @@ def restore(config: DictConfig) -> tuple[Parts, Path]:
     """
     check_top_level(config, EvaluateConfig)
     overrides = {name: config[name] for name in STORED}
+    if config.get("benchmark"):
+        overrides["data"] = {"root": "."} | dict(config.data)  # nothing of the run's own data is read
     parts = load_parts(config.checkpoint, overrides)
     seed_everything(parts.config.seed, workers=True, verbose=False)
     checkpoint = Path(config.checkpoint)
     home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    is_own = config.split is None and config.sources is None and not config.data
+    is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
     folder = Path(config.output_dir or (home if is_own else home / "evaluation"))
     require_writable(folder)
     return parts, folder

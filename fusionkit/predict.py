@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig
 
+from fusionkit.benchmarking import predict_benchmarks
 from fusionkit.evaluate import check_files, chosen_roles, chosen_sources, device_of, restore
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.records import write_records
@@ -13,6 +14,8 @@ from fusionkit.training.module import active_objectives
 def predict(config: DictConfig) -> None:
     """Write ``predictions/<source>_<role>_<task>.jsonl`` for the chosen sources and roles."""
     parts, folder = restore(config)
+    if config.get("benchmark"):
+        return predict_benchmarks(config, parts, folder, device_of(parts))
     device, options = device_of(parts), evaluation_options(parts.config)
     objectives = active_objectives(
         {name: parts.objectives[name] for name in chosen_sources(config, parts)}, parts.tasks

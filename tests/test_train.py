@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fusionkit.cli import run
+from fusionkit.evaluation.judging import scores_of
 
 SMALL = [
     "trainer=cpu",
@@ -58,12 +59,20 @@ def sentence(capsys: Capture) -> str:
 
 def test_a_run_leaves_its_files(world: Path) -> None:
     made = {path.name for path in (world / "first").iterdir()}
-    assert made == {"checkpoints", "config.yaml", "gallery", "logs", "metrics.json", "predictions"}
+    assert made == {"checkpoints", "config.yaml", "gallery", "logs", "metrics.json", "predictions", "samples"}
     metrics = json.loads((world / "first/metrics.json").read_text())
     for task in ("vqa_accuracy", "grounding_acc50", "itm_accuracy", "mlm_accuracy", "text_to_image_r1"):
         assert 0 <= metrics[f"shapes/{task}"] <= 100
         assert f"shapes/{task}_baseline" in metrics
     assert "shapes_compositional/vqa_accuracy" in metrics
+    for task in ("vqa", "grounding", "itc"):
+        rows = [json.loads(line) for line in (world / f"first/samples/shapes_{task}.jsonl").read_text().splitlines()]
+        scores = scores_of(rows)
+        names = [name for name in scores if f"shapes/{name}" in metrics]
+        assert len(names) >= 2
+        assert {name: scores[name] for name in names} == pytest.approx(
+            {name: metrics[f"shapes/{name}"] for name in names}
+        )
 
 
 def test_the_run_is_summed_up_before_it_starts(world: Path, capsys: Capture) -> None:
@@ -127,6 +136,50 @@ def test_other_splits_are_scored_beside_the_run(world: Path) -> None:
     assert evaluate(world, "split=val", "evaluation.options.gallery=false", f"data.root={world}/shapes") == 0
     assert "shapes/vqa_accuracy" in json.loads((world / "first/evaluation/metrics.json").read_text())
     assert (world / "first/metrics.json").read_text() == before
+
+
+def shapes_of(world: Path) -> list[str]:
+    return [
+        f"benchmark.shapes.files.annotations={world}/shapes",
+        f"benchmark.shapes.files.images={world}/shapes/images",
+    ]
+
+
+def test_a_sweep_scores_benchmarks_with_intervals(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = world / "first/checkpoints"
+    sweep = [
+        "-m",
+        f"checkpoint={folder}/best.ckpt,{folder}/last.ckpt",
+        "benchmark=shapes",
+        "benchmark.shapes.splits=[test]",
+    ]
+    assert run(["evaluate", *sweep, *shapes_of(world), "resamples=20"]) == 0
+    assert "job 1: checkpoint=" in capsys.readouterr().out
+    run_metrics = json.loads((world / "first/metrics.json").read_text())
+    metrics, details = (
+        json.loads((tmp_path / f"multirun/fusionkit/0/{name}.json").read_text()) for name in ("metrics", "details")
+    )
+    assert metrics["shapes/vqa/accuracy"] == pytest.approx(run_metrics["shapes/vqa_accuracy"])
+    assert metrics["shapes/itc/text_to_image_r1"] == pytest.approx(run_metrics["shapes/text_to_image_r1"])  # re-ranked
+    low, high = details["shapes/grounding"]["intervals"]["mean_iou"]
+    assert low <= metrics["shapes/grounding/mean_iou"] <= high
+    assert (tmp_path / "multirun/fusionkit/1/samples/shapes_vqa.jsonl").is_file()
+
+
+def test_a_benchmark_is_predicted_without_scores(world: Path, tmp_path: Path, capsys: Capture) -> None:
+    overrides = ["benchmark=shapes", *shapes_of(world), f"output_dir={tmp_path}", "benchmark.shapes.splits=[test]"]
+    assert evaluate(world, *overrides, command="predict") == 0
+    assert {path.name for path in tmp_path.rglob("*.jsonl")} == {
+        f"shapes_{name}.jsonl" for name in ("itc", "vqa", "grounding")
+    }
+    assert not (tmp_path / "metrics.json").exists()
+    assert evaluate(world, "benchmark=[nlvr2]", "root=nowhere") == 2
+    assert "benchmark nlvr2 is answered by the task 'nlvr2', which the checkpoint has not learnt" in sentence(capsys)
+    assert evaluate(world, "benchmark=[vqav2]", "root=nowhere") == 1
+    assert "its files lie below root=FOLDER" in sentence(capsys)
 
 
 def test_predict_writes_records_without_scores(world: Path, tmp_path: Path) -> None:

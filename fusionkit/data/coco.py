@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json, require_split, table
-from fusionkit.data.images import coco_names, find_images
+from fusionkit.data.images import coco_names, find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 
@@ -19,8 +19,8 @@ class CocoCaptions:
     `annotations` and `images` may contain `{split}`. Karpathy's file has splits of its own: train, restval, val, test.
     """
 
-    def __init__(self, annotations: str, images: str, collection: str = "coco") -> None:
-        self.annotations, self.images, self.collection = str(annotations), str(images), collection
+    def __init__(self, annotations: str, images: str | None, collection: str = "coco") -> None:
+        self.annotations, self.images, self.collection = str(annotations), images, collection
 
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have captions. Raises DataError."""
@@ -31,7 +31,7 @@ class CocoCaptions:
             names, captions = _read_karpathy(rows, split, path)
         else:
             names, captions = _read_official(rows, table(content, "annotations", path, OFFICIAL), split, path)
-        files = find_images(Path(self.images.replace("{split}", split)), names, path)
+        files = find_images(folder_of(self.images, split), names, path)
         return [
             Sample(image_id, files[image_id], {"captions": tuple(texts)}, collection=self.collection)
             for image_id, texts in captions.items()

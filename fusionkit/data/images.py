@@ -53,14 +53,22 @@ def coco_names(image_id: int | str, file_name: str = "", subtype: str = "") -> l
     return first + [folder + name for folder in folders for name in names]
 
 
-def find_images(folder: Path, wanted: Mapping[int | str, list[str]], annotations: Path) -> dict[int | str, Path]:
+def folder_of(template: str | None, split: str) -> Path | None:
+    """The image folder of a split: `{split}`, if any, is filled in."""
+    return None if template is None else Path(str(template).replace("{split}", split))
+
+
+def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], annotations: Path) -> dict[int | str, Path]:
     """The file of each image, by image id; `wanted` gives the names to try, relative to `folder`.
 
+    Without a folder none is looked for, and the paths are empty: scoring needs the annotations alone.
     Where a folder, or an lmdb in its place, has region features, an npz file of the same name, in small letters or not, is
     the image's.
 
     Raises DataError with the number of images that are missing and the first of them.
     """
+    if folder is None:
+        return dict.fromkeys(wanted, Path())
     if not folder.is_dir():
         raise DataError(
             f"the image folder {folder} of {annotations} does not exist; check data.root and the reader's 'images'"

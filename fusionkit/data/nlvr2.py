@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json_lines
-from fusionkit.data.images import find_images
+from fusionkit.data.images import find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError, suggest
 
@@ -19,8 +19,8 @@ class NLVR2:
     split, or without the directory.
     """
 
-    def __init__(self, annotations: str, images: str, collection: str = "nlvr2") -> None:
-        self.annotations, self.images, self.collection = str(annotations), str(images), collection
+    def __init__(self, annotations: str, images: str | None, collection: str = "nlvr2") -> None:
+        self.annotations, self.images, self.collection = str(annotations), images, collection
 
     def read(self, split: str) -> list[Sample]:
         """The image pairs of a split. Raises DataError."""
@@ -36,7 +36,7 @@ class NLVR2:
                 for side in ("img0", "img1"):
                     file = f"{pair}-{side}.png"
                     names[f"{pair}-{side}"] = [f"{row['directory']}/{file}", file] if "directory" in row else [file]
-        files = find_images(Path(self.images.replace("{split}", split)), names, path)
+        files = find_images(folder_of(self.images, split), names, path)
         return [
             Sample(
                 pair,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json, read_pickle, require_split, table
-from fusionkit.data.images import coco_names, find_images
+from fusionkit.data.images import coco_names, find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 
@@ -22,8 +22,8 @@ class RefCOCO:
     Splits are the file's own: train, val, testA, testB (RefCOCOg: test). The paths may contain `{split}`.
     """
 
-    def __init__(self, refs: str, instances: str, images: str, collection: str = "coco") -> None:
-        self.refs, self.instances, self.images = str(refs), str(instances), str(images)
+    def __init__(self, refs: str, instances: str, images: str | None, collection: str = "coco") -> None:
+        self.refs, self.instances, self.images = str(refs), str(instances), images
         self.collection = collection
 
     def read(self, split: str) -> list[Sample]:
@@ -40,7 +40,7 @@ class RefCOCO:
         with expecting(boxes_path, INSTANCES):
             boxes = {ref["ann_id"]: _box(objects[ref["ann_id"]], images[ref["image_id"]], boxes_path) for ref in refs}
             names = {key: coco_names(key, images[key]["file_name"]) for key in expressions}
-            files = find_images(Path(self.images.replace("{split}", split)), names, boxes_path)
+            files = find_images(folder_of(self.images, split), names, boxes_path)
             return [
                 Sample(
                     key,

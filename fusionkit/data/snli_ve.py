@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json_lines
-from fusionkit.data.images import find_images
+from fusionkit.data.images import find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
 
@@ -21,10 +21,12 @@ class SnliVE:
     left out. The paths may contain `{split}`: train, dev, test.
     """
 
-    def __init__(self, annotations: str, images: str, labels: str = "hard", collection: str = "flickr30k") -> None:
+    def __init__(
+        self, annotations: str, images: str | None, labels: str = "hard", collection: str = "flickr30k"
+    ) -> None:
         if labels not in ("hard", "soft"):
             raise ConfigError(f"reader.labels of SNLI-VE is '{labels}'; {suggest(labels, ['hard', 'soft'])}")
-        self.annotations, self.images = str(annotations), str(images)
+        self.annotations, self.images = str(annotations), images
         self.labels, self.collection = labels, collection
 
     def read(self, split: str) -> list[Sample]:
@@ -40,7 +42,7 @@ class SnliVE:
                         Text(row["pairID"], row["sentence2"], self._facts(row, path))
                     )
         names = {image_id: [f"{image_id}.jpg"] for image_id in texts}
-        files = find_images(Path(self.images.replace("{split}", split)), names, path)
+        files = find_images(folder_of(self.images, split), names, path)
         return [
             Sample(image_id, files[image_id], {"hypotheses": tuple(said)}, collection=self.collection)
             for image_id, said in texts.items()

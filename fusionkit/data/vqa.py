@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json, table
-from fusionkit.data.images import coco_names, find_images
+from fusionkit.data.images import coco_names, find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 
@@ -17,32 +17,41 @@ class VQAv2:
     """Reader of "questions", with the facts `answers` (ten), `answer_type`, `question_type`, `multiple_choice_answer`.
 
     The paths may contain `{split}`, e.g. "train2014". Where the answers are secret, `annotations` is None or the split
-    one of `unanswered`, and questions have no facts.
+    one of `unanswered`, and questions have no facts. Where `questions` is None the annotations alone are read, for scoring:
+    the questions are then empty texts.
     """
 
     def __init__(
         self,
-        questions: str,
+        questions: str | None,
         annotations: str | None,
-        images: str,
+        images: str | None,
         collection: str = "coco",
         unanswered: Sequence[str] = ("test2015", "test-dev2015"),
     ) -> None:
-        self.questions, self.annotations = str(questions), annotations
-        self.images, self.collection, self.unanswered = str(images), collection, tuple(unanswered)
+        self.questions, self.annotations = questions, annotations
+        self.images, self.collection, self.unanswered = images, collection, tuple(unanswered)
 
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have questions. Raises DataError."""
-        path = annotation_file(self.questions, split)
-        content = read_json(path)
-        rows = table(content, "questions", path, QUESTIONS)
+        if self.questions is None:
+            path = annotation_file(str(self.annotations), split)
+            content = read_json(path)
+            rows = [{"question": "", **row} for row in table(content, "annotations", path, ANNOTATIONS)]
+        else:
+            path = annotation_file(self.questions, split)
+            content = read_json(path)
+            rows = table(content, "questions", path, QUESTIONS)
         with expecting(path, QUESTIONS):
-            facts = self._read_facts(split, path, {row["question_id"]: row["image_id"] for row in rows})
+            if self.questions is None:
+                facts = {row["question_id"]: _facts(row) for row in rows}
+            else:
+                facts = self._read_facts(split, path, {row["question_id"]: row["image_id"] for row in rows})
             questions = _group(rows, facts, path)
             names = {
                 image_id: coco_names(image_id, subtype=content.get("data_subtype", split)) for image_id in questions
             }
-        files = find_images(Path(self.images.replace("{split}", split)), names, path)
+        files = find_images(folder_of(self.images, split), names, path)
         return [
             Sample(image_id, files[image_id], {"questions": tuple(texts)}, collection=self.collection)
             for image_id, texts in questions.items()
@@ -70,12 +79,9 @@ class VQAv2:
 
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "answers": [sys.intern(said["answer"]) for said in row["answers"]],
-        "answer_type": sys.intern(row["answer_type"]),
-        "question_type": sys.intern(row["question_type"]),
-        "multiple_choice_answer": sys.intern(row["multiple_choice_answer"]),
-    }
+    types = ("answer_type", "question_type", "multiple_choice_answer")
+    facts: dict[str, Any] = {name: sys.intern(row[name]) for name in types if name in row}
+    return {"answers": [sys.intern(said["answer"]) for said in row["answers"]]} | facts
 
 
 def _group(rows: list[Any], facts: dict[Any, dict[str, Any]], path: Path) -> dict[Any, list[Text]]:

@@ -22,26 +22,40 @@ from fusionkit.evaluation.baselines import (
 )
 from fusionkit.evaluation.captioning import score_captions
 from fusionkit.evaluation.gallery import Sheet
-from fusionkit.evaluation.grounding import score_grounding
-from fusionkit.evaluation.labels import score_entailment, score_nlvr2
+from fusionkit.evaluation.grounding import GroundingMeasure, score_grounding
+from fusionkit.evaluation.judging import Measure, Row
+from fusionkit.evaluation.labels import EntailmentMeasure, NLVR2Measure, score_entailment, score_nlvr2
 from fusionkit.evaluation.masked import score_hidden, score_masked
 from fusionkit.evaluation.matching import score_matching
 from fusionkit.evaluation.panels import grounding_sheet, retrieval_sheet, vqa_sheet
+from fusionkit.evaluation.ranking import RetrievalMeasure
 from fusionkit.evaluation.records import Record
 from fusionkit.evaluation.retrieval import score_retrieval
-from fusionkit.evaluation.vqa import score_vqa
+from fusionkit.evaluation.vqa import VQAMeasure, score_vqa
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Calling it scores records: ``(records, samples) -> metrics``, percentages 0..100."""
+    """Calling it scores records: ``(records, samples) -> metrics``, percentages 0..100.
+
+    ``measure`` says what each sample scores; its metrics are here called ``prefix`` and their name.
+    """
 
     score: Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
     baseline: Baseline | None = None
     sheet: Callable[[Sequence[Record], Sequence[Sample]], Sheet] | None = None
+    measure: Measure | None = None
+    prefix: str = ""
 
     def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
         return self.score(records, samples)
+
+    def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> list[Row]:
+        """What each sample scores (``judging``), under the names of the metrics; nothing without a measure."""
+        judged = self.measure(records, samples).rows if self.measure else []
+        for row in judged:
+            row["values"] = {self.prefix + name.replace("/", "_"): value for name, value in row["values"].items()}
+        return judged
 
 
 def named(prefix: str, score: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
@@ -53,13 +67,19 @@ def named(prefix: str, score: Callable[..., dict[str, float]]) -> Callable[..., 
     return renamed
 
 
-VQA = Benchmark(score_vqa, vqa_baselines, vqa_sheet)
-GROUNDING = Benchmark(score_grounding, grounding_baselines, grounding_sheet)
-WEAK_GROUNDING = Benchmark(named("weak", score_grounding), named("weak", grounding_baselines), grounding_sheet)
-RETRIEVAL = Benchmark(score_retrieval, retrieval_baselines, retrieval_sheet)
+VQA = Benchmark(score_vqa, vqa_baselines, vqa_sheet, VQAMeasure(), "vqa_")
+GROUNDING = Benchmark(score_grounding, grounding_baselines, grounding_sheet, GroundingMeasure(), "grounding_")
+WEAK_GROUNDING = Benchmark(
+    named("weak", score_grounding),
+    named("weak", grounding_baselines),
+    grounding_sheet,
+    GroundingMeasure(),
+    "weak_grounding_",
+)
+RETRIEVAL = Benchmark(score_retrieval, retrieval_baselines, retrieval_sheet, RetrievalMeasure())
 MATCHING = Benchmark(score_matching, matching_baselines)
 MASKED = Benchmark(score_masked, masked_baselines)
 HIDDEN = Benchmark(score_hidden, hidden_baselines)
 CAPTIONING = Benchmark(score_captions, caption_baselines)
-ENTAILMENT = Benchmark(score_entailment, entailment_baselines)
-NLVR2 = Benchmark(score_nlvr2, nlvr2_baselines)
+ENTAILMENT = Benchmark(score_entailment, entailment_baselines, measure=EntailmentMeasure(), prefix="entailment_")
+NLVR2 = Benchmark(score_nlvr2, nlvr2_baselines, measure=NLVR2Measure(), prefix="nlvr2_")

@@ -1,65 +1,168 @@
-"""Captions: how much of a generated one stands in those that people wrote? Corpus BLEU, without Java.
+"""Captions: how near is a generated one to those that people wrote? By the scorers of pycocoevalcap, one by one.
 
-The words are the lower-cased letters and digits between everything else. The official script splits them by the Penn
-Treebank's rules, so that its numbers differ a little; it is the one to report.
+Its own entry point downloads models for SPICE and writes into its own folder; its scorers need neither. Without Java
+there is no METEOR, and the words come from our tokenizer instead of Stanford's (``penn``).
 """
 
-import math
-import re
-from collections import Counter
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from fusionkit.data.sample import Sample
+from fusionkit.errors import DataError
+from fusionkit.evaluation.form import Form, is_text
+from fusionkit.evaluation.judging import Judged, scores_of
+from fusionkit.evaluation.penn import tokenize
 from fusionkit.evaluation.records import Record, index_records
 
-ORDERS = (1, 2, 3, 4)
-_WORD = re.compile(r"\w+(?:'\w+)?")
-
-
-def words_of(caption: str) -> list[str]:
-    """The words of a caption, without punctuation."""
-    return _WORD.findall(caption.lower())
+STATISTICS = 23  # numbers that METEOR says of a sentence
+NO_JAVA = "no java on the PATH"
+Said = Sequence[str]  # of each image, the caption
+Wanted = Sequence[Sequence[str]]  # and those of people
 
 
 def score_captions(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
     """BLEU-4 and BLEU-1 in percent over all images with captions, from ``{"image_id", "caption"}`` records.
 
-    An image without a record counts as an empty caption.
+    An image without a record counts as an empty caption. For use while training: Java is not asked.
     """
-    given = index_records(records, "image_id", {sample.image_id for sample in samples})
-    told = [sample for sample in samples if sample.texts.get("captions")]
-    if not told:
+    said, wanted = _paired(records, samples)
+    if not said:
         return {}
-    candidates = [words_of(given[sample.image_id]["caption"]) if sample.image_id in given else [] for sample in told]
-    references = [[words_of(text.text) for text in sample.texts["captions"]] for sample in told]
-    scores = bleu(candidates, references)
-    return {"caption_bleu4": 100 * scores[3], "caption_bleu1": 100 * scores[0]}
+    rows = [{"image_id": at, "sums": {"bleu": counts}} for at, counts in enumerate(bleu_counts(*_words(said, wanted)))]
+    scores = scores_of(rows)
+    return {"caption_bleu4": scores["bleu_4"], "caption_bleu1": scores["bleu_1"]}
 
 
-def bleu(candidates: Sequence[list[str]], references: Sequence[list[list[str]]]) -> list[float]:
-    """BLEU-1 to BLEU-4 in 0..1 of a corpus (Papineni et al. 2002): clipped n-gram precision with a brevity penalty.
+@dataclass(frozen=True)
+class CaptionMeasure:
+    """Judges captions by BLEU-1 to 4, METEOR, ROUGE-L and CIDEr-D, in percent, and by SPICE where its models are there.
 
-    The reference length of a candidate is that of its reference of nearest length, the shorter one of two.
+    A caption's own score is its ROUGE-L. With ``java`` null METEOR and Stanford's tokenizer run where there is a Java.
     """
-    matches, totals = Counter[int](), Counter[int]()
-    for candidate, others in zip(candidates, references, strict=True):
-        for order in ORDERS:
-            counts = ngrams(candidate, order)
-            highest: Counter[tuple[str, ...]] = Counter()
-            for other in others:
-                highest |= ngrams(other, order)
-            matches[order] += (counts & highest).total()
-            totals[order] += counts.total()
-    length = sum(map(len, candidates))
-    wanted = sum(
-        min((abs(len(other) - len(candidate)), len(other)) for other in others)[1]
-        for candidate, others in zip(candidates, references, strict=True)
-    )
-    brevity = min(1.0, math.exp(1 - wanted / length)) if length else 0.0
-    precisions = [matches[order] / totals[order] if totals[order] else 0.0 for order in ORDERS]
-    return [brevity * math.prod(precisions[:order]) ** (1 / order) for order in ORDERS]
+
+    java: bool | None = None
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        return (Form("captions", "image_id", "caption", "a text", is_text, of_images=True),)
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged:
+        asked = [sample for sample in samples if sample.texts.get("captions")]
+        java = None if self.java is False else shutil.which("java")
+        if self.java and not java:
+            raise DataError(f"java=true, but there is {NO_JAVA}; install Java 8 or newer, or score without METEOR")
+        said, wanted = _words(*_paired(records, samples), java)
+        values = {"rouge_l": rouge(said, wanted), "cider": cider(said, wanted)}
+        sums = {"bleu": bleu_counts(said, wanted)}
+        lack = NO_JAVA if self.java is None else "java=false"
+        notes = {"tokenizer": "Stanford's PTB tokenizer" if java else f"ours, which stands in for Stanford's ({lack})"}
+        if java:
+            sums["meteor"] = meteor_counts(said, wanted)
+        else:
+            notes["meteor"] = f"missing: METEOR is a Java program ({lack})"
+        if reason := _lack_of_spice(java):
+            notes["spice"] = f"missing: {reason}"
+        else:
+            values["spice"] = spice(said, wanted)
+        rows = [
+            {
+                "id": sample.image_id,
+                "score": values["rouge_l"][at],
+                "image_id": sample.image_id,
+                "values": {name: numbers[at] for name, numbers in values.items()},
+                "sums": {name: numbers[at] for name, numbers in sums.items()},
+            }
+            for at, sample in enumerate(asked)
+        ]
+        return Judged(rows, notes)
 
 
-def ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
-    """How often each n-gram occurs."""
-    return Counter(zip(*(words[start:] for start in range(order)), strict=False))
+def bleu_counts(said: Said, wanted: Wanted) -> list[list[float]]:
+    """Of each image the ten numbers that ``corpus.bleu`` reads."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=4)
+    for caption, references in zip(said, wanted, strict=True):
+        scorer += (caption, list(references))
+    return [
+        [each["testlen"], min((abs(length - each["testlen"]), length) for length in each["reflen"])[1]]
+        + each["guess"]
+        + each["correct"]
+        for each in scorer.ctest
+    ]
+
+
+def rouge(said: Said, wanted: Wanted) -> list[float]:
+    """ROUGE-L of each image in percent."""
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    scorer = Rouge()
+    return [100 * scorer.calc_score([caption], references) for caption, references in zip(said, wanted, strict=True)]
+
+
+def cider(said: Said, wanted: Wanted) -> list[float]:
+    """CIDEr-D of each image in percent. What a word counts depends on all the references; of one image it is 0."""
+    from pycocoevalcap.cider.cider import Cider
+
+    return [100 * float(score) for score in Cider().compute_score(*_by_image(said, wanted))[1]] if said else []
+
+
+def meteor_counts(said: Said, wanted: Wanted) -> list[list[float]]:
+    """Of each image the numbers that ``corpus.meteor`` reads. Raises DataError where Java cannot run METEOR."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    scorer = Meteor()
+    counts = []
+    for caption, references in zip(said, wanted, strict=True):
+        try:
+            line = scorer._stat(caption, [reference.replace("|||", "") for reference in references])
+        except BrokenPipeError:
+            line = ""
+        counts.append([float(number) for number in line.split()])
+        if len(counts[-1]) != STATISTICS:
+            reason = scorer.meteor_p.stderr.read().decode(errors="replace").strip().splitlines()[:1]
+            raise DataError(
+                f"METEOR's Java program has failed ({reason[0] if reason else line}); take java off the PATH to score without it"
+            )
+    return counts
+
+
+def spice(said: Said, wanted: Wanted) -> list[float]:
+    """SPICE of each image in percent."""
+    from pycocoevalcap.spice.spice import Spice
+
+    return [100 * float(score["All"]["f"]) for score in Spice().compute_score(*_by_image(said, wanted))[1]]
+
+
+def _lack_of_spice(java: str | None) -> str | None:
+    """Why there is no SPICE: the package would download its models, 400 MB, when it is first asked."""
+    spec = find_spec("pycocoevalcap.spice")
+    folder = Path(next(iter(spec.submodule_search_locations or [])) if spec else "") / "lib"
+    if not java:
+        return "SPICE is a Java program"
+    if not all((folder / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models")):
+        return f"its models stanford-corenlp-3.6.0.jar and -models.jar are not in {folder}"
+    return None
+
+
+def _paired(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:
+    """Of each image with captions, the one given and those of people."""
+    given = index_records(records, "image_id", {sample.image_id for sample in samples})
+    asked = [sample for sample in samples if sample.texts.get("captions")]
+    nothing = {"caption": ""}
+    said = [given.get(sample.image_id, nothing)["caption"] for sample in asked]
+    return said, [[text.text for text in sample.texts["captions"]] for sample in asked]
+
+
+def _words(said: Said, wanted: Wanted, java: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """The same in words; captions and references are tokenized apart, as officially."""
+    flat = iter(tokenize([text for references in wanted for text in references], java))
+    return tokenize(said, java), [[next(flat) for _ in references] for references in wanted]
+
+
+def _by_image(said: Said, wanted: Wanted) -> tuple[Mapping[int, list[str]], Mapping[int, list[str]]]:
+    """The references and the captions as pycocoevalcap takes them."""
+    return {at: list(texts) for at, texts in enumerate(wanted)}, {at: [text] for at, text in enumerate(said)}

@@ -1,12 +1,18 @@
 """Referring expressions: does the predicted box cover the true one? Boxes are (x, y, w, h) in pixels of the image."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.evaluation.form import Form, is_box
+from fusionkit.evaluation.judging import Judged, scores_of
 from fusionkit.evaluation.records import Record, index_records
+
+BOXES = ("regressed", "ground-truth", "detected")
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
@@ -24,14 +30,37 @@ def score_grounding(records: Sequence[Record], samples: Sequence[Sample]) -> dic
 
     An expression without a prediction counts as IoU 0; expressions without a true box are left out.
     """
-    overlaps = np.array(list(expression_overlaps(records, samples).values()))
-    if not len(overlaps):
-        return {}
-    return {
-        "grounding_acc50": 100 * float((overlaps >= 0.5).mean()),
-        "grounding_acc75": 100 * float((overlaps >= 0.75).mean()),
-        "grounding_mean_iou": 100 * float(overlaps.mean()),
-    }
+    scores = scores_of(GroundingMeasure()(records, samples).rows)
+    return {f"grounding_{name}": value for name, value in scores.items()}
+
+
+@dataclass(frozen=True)
+class GroundingMeasure:
+    """Judges boxes; ``boxes`` says where they come from, since scores of the three protocols are not comparable.
+
+    "regressed": the model's own. "ground-truth": chosen among the annotated boxes of the image. "detected": chosen among
+    those of a detector.
+    """
+
+    boxes: str = "regressed"
+
+    def __post_init__(self) -> None:
+        if self.boxes not in BOXES:
+            raise ConfigError(f"there is no box protocol '{self.boxes}'; {suggest(self.boxes, BOXES)}")
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        return (Form("expressions", "sent_id", "bbox", "four numbers [x, y, width, height] in pixels", is_box),)
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged:
+        overlaps = expression_overlaps(records, samples)
+        rows = []
+        for sample, expression in boxed_expressions(samples):
+            overlap = overlaps[expression.id]
+            values = {f"acc{percent}": 100.0 * (overlap >= percent / 100) for percent in (50, 75)}
+            values["mean_iou"] = 100 * overlap
+            rows.append({"id": expression.id, "score": values["acc50"], "image_id": sample.image_id, "values": values})
+        return Judged(rows, {"boxes": self.boxes})
 
 
 def expression_overlaps(records: Sequence[Record], samples: Sequence[Sample]) -> dict[int | str, float]:

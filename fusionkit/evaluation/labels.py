@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.evaluation.form import Form, one_of
+from fusionkit.evaluation.judging import Judged, Row, scores_of
 from fusionkit.evaluation.records import Record, index_records
 
 Truth = Callable[[Text], str | None]  # the right label of a text, None where it is not known
@@ -23,11 +25,8 @@ def score_entailment(records: Sequence[Record], samples: Sequence[Sample]) -> di
 
     A hypothesis without a record counts as wrong, one without a gold label is left out.
     """
-    by_metric: dict[str, list[bool]] = {}
-    for text, is_right in _judged(records, "pair_id", samples, "hypotheses", entailment_label):
-        by_metric.setdefault("entailment_accuracy", []).append(is_right)
-        by_metric.setdefault(f"entailment_accuracy_{entailment_label(text)}", []).append(is_right)
-    return {name: 100 * sum(values) / len(values) for name, values in by_metric.items()}
+    scores = scores_of(EntailmentMeasure()(records, samples).rows)
+    return {f"entailment_{name.replace('/', '_')}": value for name, value in scores.items()}
 
 
 def score_nlvr2(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
@@ -36,18 +35,46 @@ def score_nlvr2(records: Sequence[Record], samples: Sequence[Sample]) -> dict[st
     From ``{"statement_id", "label"}`` records. The identifiers are the published ones, split-set-pair-sentence; those that
     differ in the pair alone are one sentence (lil-lab/nlvr, nlvr2/eval/metrics.py).
     """
-    judged = _judged(records, "statement_id", samples, "statements", nlvr2_label)
-    if not judged:
-        return {}
-    by_sentence: dict[tuple[str, ...], bool] = {}
-    for text, is_right in judged:
-        parts = str(text.id).split("-")
-        sentence = (*parts[:2], *parts[3:])
-        by_sentence[sentence] = by_sentence.get(sentence, True) and is_right
-    return {
-        "nlvr2_accuracy": 100 * sum(is_right for _, is_right in judged) / len(judged),
-        "nlvr2_consistency": 100 * sum(by_sentence.values()) / len(by_sentence),
-    }
+    return {f"nlvr2_{name}": value for name, value in scores_of(NLVR2Measure()(records, samples).rows).items()}
+
+
+class EntailmentMeasure:
+    """Judges SNLI-VE labels."""
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        labels = ("contradiction", "neutral", "entailment")
+        return (Form("hypotheses", "pair_id", "label", f"one of {', '.join(labels)}", one_of(*labels)),)
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged:
+        rows = []
+        for sample, text, is_right in _judged(records, "pair_id", samples, "hypotheses", entailment_label):
+            score = 100.0 * is_right
+            values = {"accuracy": score, f"accuracy/{entailment_label(text)}": score}
+            rows.append({"id": text.id, "score": score, "image_id": sample.image_id, "values": values})
+        return Judged(rows)
+
+
+class NLVR2Measure:
+    """Judges NLVR2 labels. A sentence's consistency stands with the first of its image pairs.
+
+    What is resampled for an interval is a set of image pairs, which share their sentences.
+    """
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        return (Form("statements", "statement_id", "label", '"True" or "False"', one_of("True", "False")),)
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged:
+        rows = []
+        by_sentence: dict[tuple[str, ...], Row] = {}
+        for _, text, is_right in _judged(records, "statement_id", samples, "statements", nlvr2_label):
+            score, parts = 100.0 * is_right, str(text.id).split("-")
+            row = {"id": text.id, "score": score, "image_id": "-".join(parts[:2]), "values": {"accuracy": score}}
+            first = by_sentence.setdefault((*parts[:2], *parts[3:]), row)
+            first["values"]["consistency"] = min(score, first["values"].get("consistency", score))
+            rows.append(row)
+        return Judged(rows)
 
 
 def labelled(samples: Sequence[Sample], kind: str, truth: Truth) -> list[Text]:
@@ -57,8 +84,11 @@ def labelled(samples: Sequence[Sample], kind: str, truth: Truth) -> list[Text]:
 
 def _judged(
     records: Sequence[Record], key: str, samples: Sequence[Sample], kind: str, truth: Truth
-) -> list[tuple[Text, bool]]:
+) -> list[tuple[Sample, Text, bool]]:
     known = {text.id for sample in samples for text in sample.texts.get(kind, ())}
     given = index_records(records, key, known)
-    texts = labelled(samples, kind, truth)
-    return [(text, text.id in given and given[text.id]["label"] == truth(text)) for text in texts]
+    return [
+        (sample, text, text.id in given and given[text.id]["label"] == truth(text))
+        for sample in samples
+        for text in labelled([sample], kind, truth)
+    ]

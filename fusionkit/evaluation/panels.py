@@ -7,8 +7,8 @@ from typing import Any
 from fusionkit.data.sample import Sample
 from fusionkit.evaluation.gallery import GREEN, GREY, RED, Mark, Note, Panel, Picture, Sheet
 from fusionkit.evaluation.grounding import boxed_expressions, expression_overlaps
+from fusionkit.evaluation.ranking import list_rank
 from fusionkit.evaluation.records import Record
-from fusionkit.evaluation.retrieval import list_rank
 from fusionkit.evaluation.vqa import question_accuracies
 
 TOP = 5  # images shown for a caption

@@ -1,8 +1,4 @@
-"""Image-text retrieval: R@1, R@5 and R@10 both ways, by contrastive similarity or after re-ranking its best candidates.
-
-The rank of a query is the number of wrong items that score at least as high as its best right one: ties count against
-us, and so does NaN. A caption has one right image; an image has all its captions, of which the best counts.
-"""
+"""Image-text retrieval by contrastive similarity, or after re-ranking its best candidates; what ranks mean: ``ranking``."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fusionkit.data.sample import Sample
+from fusionkit.evaluation.ranking import MISS, recalls, score_ranking
 from fusionkit.evaluation.records import Record, Records, index_records
 
-CUTS = (1, 5, 10)
-MISS = 2**31  # the rank of a query that has no prediction
 Match = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,12 +31,6 @@ class Pairing:
             for caption in sample.texts.get("captions", ()):
                 owner[caption.id] = rows.setdefault(sample.image_id, len(rows))
         return cls(list(rows), list(owner), torch.tensor(list(owner.values()), dtype=torch.int64))
-
-
-def recalls(ranks: Iterable[int]) -> dict[str, float]:
-    """Percentages ``r1``, ``r5``, ``r10`` of the queries whose rank (0 = first) is below 1, 5, 10."""
-    ranks = list(ranks)
-    return {f"r{cut}": 100 * sum(rank < cut for rank in ranks) / len(ranks) for cut in CUTS} if ranks else {}
 
 
 def score_retrieval(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
@@ -120,32 +109,6 @@ def ranking_records(text_to_image: Tensor, image_to_text: Tensor, pairing: Pairi
         {"image_id": query, "caption_ids": ids, "scores": scores}
         for query, ids, scores in _best(image_to_text, pairing.image_ids, pairing.caption_ids, depth)
     ]
-
-
-def score_ranking(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """R@k from the records of ``ranking_records``, the same as from the whole matrix if ``depth`` is above 10."""
-    pairing = Pairing.of(samples)
-    owner = dict(zip(pairing.caption_ids, (pairing.image_ids[row] for row in pairing.owner.tolist()), strict=True))
-    captions: dict[Any, set[Any]] = {}
-    for caption_id, image_id in owner.items():
-        captions.setdefault(image_id, set()).add(caption_id)
-    by_text = index_records([record for record in records if "caption_id" in record], "caption_id", owner)
-    by_image = index_records([record for record in records if "caption_id" not in record], "image_id", captions)
-    text_ranks = [list_rank(by_text.get(query), "image_ids", {image}, len(captions)) for query, image in owner.items()]
-    image_ranks = [list_rank(by_image.get(query), "caption_ids", own, len(owner)) for query, own in captions.items()]
-    return _both_ways(text_ranks, image_ranks)
-
-
-def list_rank(record: Record | None, key: str, right: set[Any], total: int) -> int:
-    """Rank of the best ``right`` id in a record that lists the best of ``total`` items; unlisted, the last rank."""
-    if record is None:
-        return MISS
-    listed = list(zip(record[key], record["scores"], strict=True))
-    own = [score for item, score in listed if item in right]
-    last = total - len(right)
-    if not own or (len(listed) < total and not max(own) > listed[-1][1]):  # equal scores may go on beyond the list
-        return last
-    return sum(item not in right and not score < max(own) for item, score in listed)
 
 
 def _ranks(text_to_image: Tensor, image_to_text: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:

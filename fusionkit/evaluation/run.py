@@ -11,6 +11,7 @@ from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.gallery import draw_sheet
+from fusionkit.evaluation.judging import Row
 from fusionkit.evaluation.prediction import RERANKED, EvaluationData, EvaluationOptions, predict_source
 from fusionkit.evaluation.records import Record, Records, merge_metrics, write_metrics, write_records
 from fusionkit.tasks.base import Task
@@ -28,8 +29,8 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Evaluate the tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
 
-    Writes ``metrics.json``, ``predictions/*.jsonl`` and ``gallery/*.png`` below ``output_dir`` and returns the metrics:
-    ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others.
+    Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl`` and ``gallery/*.png`` below ``output_dir`` and returns
+    the metrics: ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others.
     """
     parts = {}
     for role, source in splits_of(datamodule, objectives, roles):
@@ -39,6 +40,8 @@ def evaluate_run(
         for name, records in predictions.items():
             write_records(output_dir / "predictions" / f"{label}_{name}.jsonl", records)
         samples = datamodule.samples(source, role)
+        for name, rows in sample_rows(chosen, predictions, samples).items():
+            write_records(output_dir / "samples" / f"{label}_{name}.jsonl", rows)
         if options.gallery and has_pixels(samples[0].image):
             draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
     metrics = merge_metrics(parts)
@@ -82,6 +85,18 @@ def score_task(
         return first
     beside = {f"{metric}_{name}": value for metric, value in first.items()}
     return task.scorer(predictions[name + RERANKED], samples) | beside
+
+
+def sample_rows(
+    tasks: Mapping[str, Task[Any]], predictions: Mapping[str, Records], samples: Sequence[Sample]
+) -> dict[str, list[Row]]:
+    """What each sample scores, by task; intervals and comparisons are computed from it (``judging``)."""
+    found = {}
+    for name, task in tasks.items():
+        rows = getattr(task.scorer, "rows", None)
+        if rows is not None and name in predictions:
+            found[name] = rows(predictions.get(name + RERANKED, predictions[name]), samples)
+    return {name: judged for name, judged in found.items() if judged}
 
 
 def draw_gallery(

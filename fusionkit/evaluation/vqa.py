@@ -2,11 +2,16 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.evaluation.form import Form, is_text
+from fusionkit.evaluation.judging import Judged, scores_of
 from fusionkit.evaluation.records import Record, index_records
 
 AnswerRule = Callable[[str, Sequence[str]], float]
+QUESTION_TYPE = "question_type/"
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
@@ -53,28 +58,47 @@ def always_normalized_accuracy(answer: str, answers: Sequence[str]) -> float:
     return _agreement(normalize_answer(answer), [normalize_answer(human) for human in answers])
 
 
-def score_vqa(
-    records: Sequence[Record], samples: Sequence[Sample], rule: AnswerRule = official_accuracy
-) -> dict[str, float]:
-    """Percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
+RULES: dict[str, AnswerRule] = {"official": official_accuracy, "evalai": always_normalized_accuracy}
+
+
+def score_vqa(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+    """Official percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
 
     An unanswered question scores 0; questions without human answers (a test split) are left out.
     The official script rounds to two decimals, this does not.
     """
-    accuracies = question_accuracies(records, samples, rule)
-    by_metric: dict[str, list[float]] = {}
-    for question in annotated_questions(samples):
-        accuracy = 100 * accuracies[question.id]
-        by_metric.setdefault("vqa_accuracy", []).append(accuracy)
-        if kind := question.facts.get("answer_type"):
-            by_metric.setdefault(f"vqa_accuracy_{re.sub(r'[^a-z0-9]+', '_', kind.lower())}", []).append(accuracy)
-    return {name: sum(values) / len(values) for name, values in by_metric.items()}
+    scores = scores_of(VQAMeasure()(records, samples).rows)
+    return {f"vqa_{name.replace('/', '_')}": value for name, value in scores.items() if QUESTION_TYPE not in name}
 
 
-def score_vqa_normalized(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """``score_vqa`` with both sides always normalised; the metrics say so, lest one is taken for the official score."""
-    scores = score_vqa(records, samples, always_normalized_accuracy)
-    return {name.replace("vqa_accuracy", "vqa_normalized_accuracy"): value for name, value in scores.items()}
+@dataclass(frozen=True)
+class VQAMeasure:
+    """Judges answers by the ``official`` script's rule, or by ``evalai``'s, which always normalises both sides.
+
+    Every question counts for ``accuracy``, ``accuracy/<answer type>`` and ``accuracy/question_type/<question type>``; under
+    the other rule these are ``evalai_accuracy``, lest one is taken for the official score.
+    """
+
+    rule: str = "official"
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(f"there is no VQA rule '{self.rule}'; {suggest(self.rule, RULES)}")
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        return (Form("questions", "question_id", "answer", "a text", is_text),)
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged:
+        accuracies = question_accuracies(records, samples, RULES[self.rule])
+        name = "accuracy" if self.rule == "official" else f"{self.rule}_accuracy"
+        rows = []
+        for sample in samples:
+            for question in annotated_questions([sample]):
+                score = 100 * accuracies[question.id]
+                values = dict.fromkeys([name, *(f"{name}/{part}" for part in _types(question))], score)
+                rows.append({"id": question.id, "score": score, "image_id": sample.image_id, "values": values})
+        return Judged(rows, {"rule": self.rule})
 
 
 def question_accuracies(
@@ -93,6 +117,13 @@ def annotated_questions(samples: Sequence[Sample]) -> Iterator[Text]:
     """The questions that have human answers."""
     for sample in samples:
         yield from (question for question in sample.texts.get("questions", ()) if question.facts.get("answers"))
+
+
+def _types(question: Text) -> Iterator[str]:
+    """ "yes_no", "question_type/is_this_a"."""
+    for fact, before in (("answer_type", ""), ("question_type", QUESTION_TYPE)):
+        if kind := question.facts.get(fact):
+            yield before + re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")
 
 
 def _agreement(answer: str, answers: Sequence[str]) -> float:

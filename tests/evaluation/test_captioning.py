@@ -1,13 +1,21 @@
-import math
+import json
+import os
+import shutil
+import stat
+import sys
 from pathlib import Path
 
+import pycocoevalcap.tokenizer.ptbtokenizer as ptb
 import pytest
 from torchmetrics.functional.text import bleu_score
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.evaluation import captioning
 from fusionkit.evaluation.baselines import caption_baselines
-from fusionkit.evaluation.captioning import bleu, score_captions, words_of
+from fusionkit.evaluation.captioning import CaptionMeasure, score_captions
+from fusionkit.evaluation.judging import scores_of
+from fusionkit.evaluation.penn import tokenize
 
 CAPTIONS = {
     1: ("A man rides a brown horse.", "The man's horse is running on the beach"),
@@ -15,36 +23,34 @@ CAPTIONS = {
     3: ("A red bus on a street.", "A red bus drives down the busy street"),
 }
 SAID = {1: "a man rides a horse on the beach", 2: "two dogs in the snow", 3: "a red red bus"}
+RECORDS = [{"image_id": image, "caption": caption} for image, caption in SAID.items()]
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on the PATH")
 
 
-def samples():
+def samples_of(captions):
     return [
-        Sample(image, Path("x.jpg"), {"captions": tuple(Text(10 * image + k, text) for k, text in enumerate(texts))})
-        for image, texts in CAPTIONS.items()
+        Sample(image, Path("x.jpg"), {"captions": tuple(Text(f"{image}/{k}", text) for k, text in enumerate(texts))})
+        for image, texts in captions.items()
     ]
 
 
+def samples():
+    return samples_of(CAPTIONS)
+
+
 def test_bleu_is_torchmetrics():
-    candidates = [words_of(SAID[image]) for image in CAPTIONS]
-    references = [[words_of(text) for text in texts] for texts in CAPTIONS.values()]
-    ours = bleu(candidates, references)
-    for order in (1, 2, 3, 4):
+    scores = score_captions(RECORDS, samples())
+    for order in (1, 4):
         theirs = bleu_score(
-            [" ".join(words) for words in candidates], [[" ".join(r) for r in rs] for rs in references], n_gram=order
+            tokenize(list(SAID.values())), [tokenize(texts) for texts in CAPTIONS.values()], n_gram=order
         )
-        assert ours[order - 1] == pytest.approx(theirs.item(), abs=1e-6)
-
-
-def test_clipping_and_brevity():
-    assert bleu([["the"] * 7], [[["the", "cat", "is", "on", "the", "mat"]]])[0] == pytest.approx(2 / 7)
-    assert bleu([["a", "b"]], [[["a", "b", "c", "d"]]])[0] == pytest.approx(math.exp(-1))
+        assert scores[f"caption_bleu{order}"] == pytest.approx(100 * theirs.item(), abs=1e-4)
 
 
 def test_scores_are_over_all_images():
-    records = [{"image_id": image, "caption": caption} for image, caption in SAID.items()]
-    scores = score_captions(records, samples())
+    scores = score_captions(RECORDS, samples())
     assert 0 < scores["caption_bleu4"] < scores["caption_bleu1"] < 100
-    assert score_captions(records[:2], samples())["caption_bleu1"] < scores["caption_bleu1"]
+    assert score_captions(RECORDS[:2], samples())["caption_bleu1"] < scores["caption_bleu1"]
     perfect = [{"image_id": image, "caption": texts[0]} for image, texts in CAPTIONS.items()]
     assert score_captions(perfect, samples()) == pytest.approx({"caption_bleu4": 100.0, "caption_bleu1": 100.0})
     with pytest.raises(DataError, match="unknown image_id 9"):
@@ -57,3 +63,82 @@ def test_the_guesser_says_one_caption_of_all():
     told = [{"image_id": image, "caption": "Dogs in snow"} for image in CAPTIONS]
     assert scores["caption_bleu1_baseline"] == scores["caption_bleu1_chance"]
     assert scores["caption_bleu1_baseline"] == score_captions(told, samples())["caption_bleu1"]
+
+
+def test_without_java_meteor_is_missing_and_says_why(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    judged = CaptionMeasure()(RECORDS, samples())
+    scores = scores_of(judged.rows)
+    assert scores.keys() == {"rouge_l", "cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4"}
+    assert judged.notes["meteor"] == "missing: METEOR is a Java program (no java on the PATH)"
+    assert [row["id"] for row in judged.rows] == [1, 2, 3]
+    assert all(0 <= row["score"] <= 100 for row in judged.rows)
+    with pytest.raises(DataError, match="java=true, but there is no java on the PATH"):
+        CaptionMeasure(java=True)(RECORDS, samples())
+
+
+def test_spice_runs_where_its_models_are(monkeypatch):
+    said = []
+    monkeypatch.setattr(captioning, "_lack_of_spice", lambda java: None)
+    monkeypatch.setattr(captioning, "spice", lambda captions, wanted: said.append(captions) or [10.0, 20.0, 30.0])
+    assert scores_of(CaptionMeasure(java=False)(RECORDS, samples()).rows)["spice"] == 20.0
+    assert len(said) == 1
+
+
+AWKWARD = ["a\rb", "a\vb", "\f", "\u2028", "", "\U0001f600", "((", "word " * 1000, "|||", "a ||| b", "..."]
+
+
+@pytest.mark.parametrize("java", [False, pytest.param(True, marks=[needs_java, pytest.mark.slow])])
+def test_awkward_captions_shift_nothing(java):
+    plain = {100 + n: ("a cat sits on the mat", "a cat on a mat") for n in range(len(AWKWARD))}
+    odd = {n: (text, "a dog") for n, text in enumerate(AWKWARD)}
+    asked = samples_of({key: texts for n in odd for key, texts in ((n, odd[n]), (100 + n, plain[100 + n]))})
+    records = [{"image_id": n, "caption": texts[0]} for n, texts in (odd | plain).items()]
+    rows = {row["id"]: row for row in CaptionMeasure(java)(records, asked).rows}
+    for n in plain:
+        assert rows[n]["score"] == 100
+        assert rows[n]["sums"]["bleu"] == rows[100]["sums"]["bleu"]
+        if java:
+            assert scores_of([rows[n]])["meteor"] == pytest.approx(100)
+
+
+@needs_java
+@pytest.mark.slow
+def test_a_read_only_install_works(tmp_path, monkeypatch):
+    """With the package's folders not writable, as far as this user can be stopped from writing, and then unchanged."""
+    package = Path(ptb.__file__).parents[1]
+    copy = tmp_path / "pycocoevalcap"
+    copy.mkdir()
+    for part in ("tokenizer", "meteor", "bleu", "cider", "rouge"):
+        shutil.copytree(package / part, copy / part, copy_function=os.link)
+    for name in [name for name in sys.modules if name.startswith("pycocoevalcap")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    folders = [copy, *(path for path in copy.rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    before = {folder: folder.stat().st_mtime_ns for folder in folders}
+    try:
+        scores = scores_of(CaptionMeasure(java=True)(RECORDS, samples()).rows)
+        assert sys.modules["pycocoevalcap.meteor.meteor"].__file__.startswith(str(copy))
+        assert scores["meteor"] > 0
+        assert {folder: folder.stat().st_mtime_ns for folder in folders} == before
+    finally:
+        for folder in folders:
+            folder.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("java", [False, pytest.param(True, marks=[needs_java, pytest.mark.slow])])
+def test_the_golden_file(java, reference):
+    golden = json.loads((reference / "data" / "golden" / "caption_metrics_golden.json").read_text())
+    images = golden["images"]
+    program = shutil.which("java") if java else None
+    assert tokenize([image["candidate"] for image in images], program) == [image["candidate_tok"] for image in images]
+    flat = [text for image in images for text in image["references"]]
+    assert tokenize(flat, program) == [text for image in images for text in image["references_tok"]]
+    records = [{"image_id": image["image_id"], "caption": image["candidate"]} for image in images]
+    asked = samples_of({image["image_id"]: image["references"] for image in images})
+    scores = scores_of(CaptionMeasure(java)(records, asked).rows)
+    expected = {name.lower(): 100 * value for name, value in golden["scores"].items() if java or name != "METEOR"}
+    assert scores == pytest.approx(expected, abs=1e-4)

@@ -5,12 +5,11 @@ import torch
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.evaluation.ranking import recalls, score_ranking
 from fusionkit.evaluation.retrieval import (
     Pairing,
     ranking_records,
-    recalls,
     rerank,
-    score_ranking,
     score_retrieval,
     similarities,
 )

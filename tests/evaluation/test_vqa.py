@@ -7,12 +7,13 @@ import pytest
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.evaluation.judging import scores_of
 from fusionkit.evaluation.vqa import (
+    VQAMeasure,
     always_normalized_accuracy,
     normalize_answer,
     official_accuracy,
     score_vqa,
-    score_vqa_normalized,
 )
 
 CASES = json.loads((Path(__file__).parent / "data" / "vqa_official_cases.json").read_text())
@@ -76,10 +77,9 @@ def test_score_by_answer_type_and_missing_prediction():
 
 
 def test_normalized_scores_have_their_own_names():
-    assert score_vqa_normalized([{"question_id": 1, "answer": "A b"}], [sample(question(1, ["b"] * 10))]) == {
-        "vqa_normalized_accuracy": 100,
-        "vqa_normalized_accuracy_other": 100,
-    }
+    judged = VQAMeasure("evalai")([{"question_id": 1, "answer": "A b"}], [sample(question(1, ["b"] * 10))])
+    assert scores_of(judged.rows) == {"evalai_accuracy": 100, "evalai_accuracy/other": 100}
+    assert judged.notes == {"rule": "evalai"}
 
 
 def test_questions_without_answers_are_left_out():

@@ -1,0 +1,139 @@
+"""Published benchmarks on a checkpoint: ``fusionkit evaluate`` and ``predict`` with ``benchmark=[...]``."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from fusionkit.config import check_arguments
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.images import has_pixels
+from fusionkit.data.sample import Sample
+from fusionkit.data.source import Source
+from fusionkit.distributed import rank
+from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.prediction import RERANKED, predict_source
+from fusionkit.evaluation.published import Published, Scored, judge, write_scores
+from fusionkit.evaluation.records import Records, write_records
+from fusionkit.evaluation.run import draw_gallery
+from fusionkit.evaluation.table import print_details
+from fusionkit.tasks.base import Task
+from fusionkit.training.launch import Parts, evaluation_options
+
+
+class Answers(NamedTuple):
+    """What a checkpoint says to one split: the records of each task, by the name that the benchmark calls it."""
+
+    benchmark: Published
+    split: str
+    samples: Sequence[Sample]
+    tasks: Mapping[str, Task[Any]]
+    records: Mapping[str, Records]
+
+
+def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device) -> None:
+    """Write predictions, scores, their intervals and pictures below ``folder``, and print the scores."""
+    scored = []
+    for each in answer(config, parts, device):
+        for name in each.tasks:
+            label = each.benchmark.label(each.split, name)
+            write_predictions(folder, label, each.records[name])
+            judged = judge(
+                each.benchmark.measures[name], each.records[name], each.samples, each.benchmark.name, each.split
+            )
+            scored.append(Scored(label, each.split, each.benchmark.protocol, judged))
+        if evaluation_options(parts.config).gallery and has_pixels(each.samples[0].image):
+            title, stem = (
+                f"{each.benchmark.name} · {each.split}",
+                folder / "gallery" / f"{each.benchmark.name}_{each.split}",
+            )
+            draw_gallery(each.tasks, each.records, each.samples, title, stem)
+    if scored:  # of several processes rank 0 has them all
+        print_details(write_scores(folder, scored, config.resamples, config.seed))
+        print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
+
+
+def predict_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device) -> None:
+    """Write the predictions alone, as for a split whose answers are secret."""
+    for each in answer(config, parts, device):
+        for name, records in each.records.items():
+            path = write_predictions(folder, each.benchmark.label(each.split, name), records)
+            print(f"{len(records):,} predictions: {path}")
+
+
+def write_predictions(folder: Path, label: str, records: Records) -> Path:
+    """Write ``predictions/<label>.jsonl``, its slashes replaced."""
+    path = folder / "predictions" / f"{label.replace('/', '_')}.jsonl"
+    write_records(path, records)
+    return path
+
+
+def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[Answers]:
+    """The records of every split of the configuration's benchmarks: all are read first, then predicted one after the other.
+
+    Of several processes rank 0 gets them; the others help to predict.
+    """
+    check_arguments(config)
+    benchmarks: list[Published] = [instantiate(block, _convert_="all") for block in config.benchmark.values()]
+    tasks = {benchmark.name: tasks_for(benchmark, parts.tasks) for benchmark in benchmarks}
+    datamodule = data_of(parts, benchmarks, tasks)
+    read_all(datamodule, benchmarks)
+    options = evaluation_options(parts.config)
+    for module in (parts.model, *parts.tasks.values()):
+        module.to(device)
+    for benchmark in benchmarks:
+        chosen = tasks[benchmark.name]
+        helpers = {"itm": parts.tasks["itm"]} if "itc" in chosen and "itm" in parts.tasks else {}
+        for split in benchmark.splits:
+            found = predict_source(parts.model, chosen | helpers, datamodule, benchmark.name, split, device, options)
+            if rank() > 0:
+                continue
+            records = {name: found.get(name + RERANKED, found[name]) for name in chosen}
+            yield Answers(benchmark, split, datamodule.samples(benchmark.name, split), chosen, records)
+
+
+def tasks_for(benchmark: Published, tasks: Mapping[str, Task[Any]]) -> dict[str, Task[Any]]:
+    """The checkpoint's tasks that answer the benchmark, by the benchmark's names; ConfigError where there is none."""
+    places = {
+        name: next((own for own in (name, benchmark.instead.get(name)) if own in tasks), None)
+        for name in benchmark.measures
+    }
+    found = {name: tasks[own] for name, own in places.items() if own is not None}
+    if not found:
+        wanted = " or ".join(f"'{name}'" for name in benchmark.measures)
+        raise ConfigError(
+            f"benchmark {benchmark.name} is answered by the task {wanted}, which the checkpoint has not learnt; "
+            f"{suggest(next(iter(benchmark.measures)), tasks)}"
+        )
+    return found
+
+
+def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, Mapping[str, Task[Any]]]) -> DataModule:
+    """The benchmarks as sources, their splits as roles, with the checkpoint's image size, tokenizer and answers."""
+    sources = {
+        benchmark.name: Source(
+            benchmark.reader,
+            {split: [split] for split in benchmark.splits},
+            benchmark.batch_size,
+            {task.reads: 1 for task in tasks[benchmark.name].values()},
+            benchmark.max_length,
+        )
+        for benchmark in benchmarks
+    }
+    answers = parts.datamodule.answers
+    restored = {"answers": answers} if answers is not None else {}
+    build = instantiate(parts.config.data, _partial_=True)
+    return build(sources=sources, tokenizer=parts.datamodule.tokenizer, prepare=None, allow_overlap=(), **restored)
+
+
+def read_all(datamodule: DataModule, benchmarks: Sequence[Published]) -> None:
+    """Read all annotations before the first prediction, so that a missing file is told at once."""
+    for benchmark in benchmarks:
+        for split in benchmark.splits:
+            try:
+                datamodule.samples(benchmark.name, split)
+            except DataError as error:
+                raise DataError(f"benchmark {benchmark.name}: {error}; its files lie below root=FOLDER") from error

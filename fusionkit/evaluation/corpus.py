@@ -1,0 +1,48 @@
+"""Metrics of a whole corpus as formulas of summed counts, for many weightings of its images at once: BLEU and METEOR."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+ORDERS = (1, 2, 3, 4)
+SMALL, TINY = 1e-9, 1e-15  # as in pycocoevalcap, whose numbers these are
+
+# METEOR 1.5's parameters for ranking English (Denkowski and Lavie 2014)
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
+
+
+def bleu(sums: Floats) -> dict[str, Floats]:
+    """BLEU-1 to BLEU-4 (R,) in percent from sums (R, 10): candidate and reference length, 4 totals, 4 matches.
+
+    Papineni et al. 2002 with the constants of pycocoevalcap's ``bleu_scorer.py``.
+    """
+    length, wanted, totals, matches = sums[:, 0], sums[:, 1], sums[:, 2:6], sums[:, 6:10]
+    precision = ((matches + TINY) / (totals + SMALL)).cumprod(axis=1)  # (R, 4)
+    ratio = (length + TINY) / (wanted + SMALL)
+    brevity = np.exp(np.minimum(0.0, 1 - 1 / ratio))
+    return {f"bleu_{order}": 100 * brevity * precision[:, order - 1] ** (1 / order) for order in ORDERS}
+
+
+def meteor(sums: Floats) -> dict[str, Floats]:
+    """METEOR (R,) in percent from sums (R, 23) of what METEOR 1.5 says of each sentence.
+
+    In its order: length of candidate and reference, function words of both; for each of four stages the matched content
+    words of both and function words of both; chunks, matched words of both (``MeteorScorer.computeMetrics``).
+    """
+    lengths, functions = sums[:, 0:2], sums[:, 2:4]  # (R, 2): candidate, reference
+    stages = sums[:, 4:20].reshape(-1, 4, 2, 2)  # (R, stage, content or function, candidate or reference)
+    chunks, words = sums[:, 20], sums[:, 21:23]
+    matches = np.tensordot(DELTA * stages[:, :, 0] + (1 - DELTA) * stages[:, :, 1], STAGE_WEIGHTS, axes=([1], [0]))
+    weighted = DELTA * (lengths - functions) + (1 - DELTA) * functions
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = np.nan_to_num(matches / weighted).T
+        mean = np.nan_to_num(1 / ((1 - ALPHA) / precision + ALPHA / recall))
+        fragments = np.nan_to_num(chunks / (words.sum(axis=1) / 2))
+    is_whole = (words == lengths).all(axis=1) & (chunks == 1)
+    return {"meteor": 100 * mean * (1 - np.where(is_whole, 0.0, GAMMA * fragments**BETA))}
+
+
+FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {"bleu": bleu, "meteor": meteor}

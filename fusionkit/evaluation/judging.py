@@ -1,0 +1,110 @@
+"""What a scorer says of each sample, and every score computed from that. Imports numpy only.
+
+A row is a plain dictionary, one JSON line:
+
+    id, score   of the sample; the score is 0..100
+    image_id    what is resampled as a whole when an interval is estimated
+    values      {metric: number}: the metric is the mean over the rows that have it
+    sums        {formula: numbers}: the metrics are a formula (``corpus.FORMULAS``) of their sums, as for BLEU
+    ranks       {metric: rank from 1}: the metric is the median
+
+So a file of rows is enough to compute the scores, their intervals and whether another run differs.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionkit.data.sample import Sample
+from fusionkit.evaluation.corpus import FORMULAS
+from fusionkit.evaluation.form import Form
+from fusionkit.evaluation.records import Record
+
+Row = dict[str, Any]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The rows, and what has to be said beside their scores: the rule, the boxes, why a metric is missing."""
+
+    rows: list[Row]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class Measure(Protocol):
+    """Judges records. Samples whose truth is not known are left out; a missing prediction scores 0."""
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """The kinds of records it reads."""
+        ...
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged: ...
+
+
+def scores_of(rows: Sequence[Row]) -> dict[str, float]:
+    """Every metric of the rows, in the order of their first appearance."""
+    table = Table(rows)
+    return {name: float(value[0]) for name, value in table(np.ones((1, table.size))).items()}
+
+
+class Table:
+    """The rows of one file by image, ready to be weighted; ``size`` is the number I of images."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        images: dict[Any, int] = {}
+        at = np.array([images.setdefault(row["image_id"], len(images)) for row in rows], dtype=np.int64)
+        self.size = len(images)
+        self.metrics = list(dict.fromkeys(name for row in rows for name, _ in _values(row)))
+        self._means = np.zeros((self.size, 2, len(self.metrics)))  # sum and number of an image's values
+        column = {name: number for number, name in enumerate(self.metrics)}
+        cells = [(i, column[name], value) for i, row in zip(at, rows, strict=True) for name, value in _values(row)]
+        place, metric = (np.array([cell[part] for cell in cells], dtype=np.int64) for part in (0, 1))
+        values = np.array([value for _, _, value in cells], dtype=float)
+        np.add.at(self._means, (place, 0, metric), values)
+        np.add.at(self._means, (place, 1, metric), 1)
+        self._sums = {name: self._summed(name, at, rows) for name in _names(rows, "sums")}
+        self._ranks = {name: _sorted(name, at, rows) for name in _names(rows, "ranks")}
+
+    def __call__(self, weights: Floats) -> dict[str, Floats]:
+        """Every metric (R,) under each of R weightings (R, I) of the images; NaN where all that it is about weighs 0."""
+        totals, counts = np.tensordot(weights, self._means, axes=1).transpose(1, 2, 0)  # (M, R) each
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = dict(zip(self.metrics, totals / counts, strict=True))
+            for name, sums in self._sums.items():
+                found |= FORMULAS[name](weights @ sums)
+        return found | {name: _median(*order, weights) for name, order in self._ranks.items()}
+
+    def _summed(self, name: str, at: NDArray[np.int64], rows: Sequence[Row]) -> Floats:
+        of_rows = np.array([row["sums"][name] for row in rows], dtype=float)
+        summed = np.zeros((self.size, of_rows.shape[1]))
+        np.add.at(summed, at, of_rows)
+        return summed
+
+
+def _values(row: Row) -> Iterable[tuple[str, float]]:
+    return row.get("values", {}).items()
+
+
+def _names(rows: Sequence[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row.get(key, ())))
+
+
+def _sorted(name: str, at: NDArray[np.int64], rows: Sequence[Row]) -> tuple[Floats, NDArray[np.int64]]:
+    """The ranks, ascending, and the image of each."""
+    has = [number for number, row in enumerate(rows) if name in row.get("ranks", ())]
+    ranks = np.array([rows[number]["ranks"][name] for number in has], dtype=float)
+    order = ranks.argsort(kind="stable")
+    return ranks[order], at[has][order]
+
+
+def _median(ranks: Floats, images: NDArray[np.int64], weights: Floats) -> Floats:
+    """Weighted medians (R,); between two ranks of equal weight it is their mean, as usual."""
+    below = weights[:, images].cumsum(axis=1)
+    half = below[:, -1:] / 2
+    lower, upper = (below >= half).argmax(axis=1), (below > half).argmax(axis=1)
+    return (ranks[lower] + ranks[upper]) / 2

@@ -1,0 +1,28 @@
+"""``fusionkit submit``: check a file of predictions and write what the benchmark's server takes, without torch."""
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from fusionkit.config import SubmitConfig, check_arguments, check_top_level
+from fusionkit.errors import ConfigError
+from fusionkit.evaluation.form import read_predictions
+
+
+def submit(config: DictConfig) -> None:
+    """Write the file below ``config.output``."""
+    check_top_level(config, SubmitConfig)
+    check_arguments(config)
+    block = next(iter(config.benchmark.values()))
+    if block.get("submission") is None or len(config.benchmark) != 1:
+        raise ConfigError(
+            f"there is no server that takes files for {', '.join(config.benchmark)}; for their scores: fusionkit score"
+        )
+    (form,) = instantiate(next(iter(block.measures.values()))).forms
+    predictions = Path(config.predictions)
+    records = read_predictions(predictions)
+    path = instantiate(block.submission).write(
+        records, form, predictions, Path(config.questions), Path(config.output), config.split, config.method
+    )
+    print(f"{len(records):,} records, every id once: {path}")

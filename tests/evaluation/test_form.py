@@ -1,0 +1,78 @@
+"""Files of predictions: what is wrong with one is a sentence."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fusionkit.errors import DataError
+from fusionkit.evaluation.form import check_predictions, read_predictions
+from fusionkit.evaluation.grounding import GroundingMeasure
+from fusionkit.evaluation.ranking import FORMS
+from fusionkit.evaluation.vqa import VQAMeasure
+
+GOOD = [{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": ""}]
+VQA = VQAMeasure().forms
+
+
+def check(records, forms=VQA, wanted=(1, 2), hint="add them"):
+    check_predictions(records, forms, {form.key: wanted for form in forms}, Path("p.json"), hint)
+
+
+def test_good_records_pass():
+    check(GOOD)
+    check(GOOD[:1], hint=None)
+    check([{"sent_id": "a", "bbox": [0, 1.5, -2, 3]}], GroundingMeasure().forms, ["a"])
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [
+        (GOOD[:1], "p.json has no record for 1 of 2 question_ids, first 2; add them"),
+        ([*GOOD, GOOD[0]], "two records for question_id 1"),
+        ([{"question_id": "1", "answer": "a"}], 'the question_id "1" (a text) has to be a whole number'),
+        ([{"question_id": True, "answer": "a"}], "the question_id true (a truth value) has to be a whole number"),
+        ([{"question_id": 1.0, "answer": "a"}], "the question_id 1.0 (a number) has to be a whole number"),
+        ([{"question_id": [1], "answer": "a"}], "the question_id [1] (a list) has to be a whole number"),
+        ([{"question_id": 1, "answer": 2}], "the answer for question_id 1 is 2 (a whole number), but has to be a text"),
+        ([{"question_id": 1, "answer": None}], "is null (null), but has to be a text"),
+        ([{"question_id": 1}], "the record for question_id 1 has no 'answer'"),
+        ([{"id": 1, "answer": "a"}], "p.json record 0 has no 'question_id' (it has id, answer)"),
+        ([["a"]], "p.json record 0 is a list, but has to be an object"),
+        ([GOOD[0], {"question_id": 7, "answer": "a"}], "question_id 7, which the annotations do not ask about (1 of 2"),
+    ],
+)
+def test_bad_records_are_told(records, sentence):
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        check(records)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 1], [0, 0, 1, "2"], [0, 0, 1, float("nan")], [0, 0, 1, True], "0 0 1 1", None])
+def test_bad_boxes_are_told(box):
+    with pytest.raises(DataError, match="but has to be four numbers"):
+        check([{"sent_id": 1, "bbox": box}], GroundingMeasure().forms)
+
+
+def test_the_two_kinds_of_ranked_lists_are_told_apart():
+    lists = [{"caption_id": 1, "image_ids": [1]}, {"image_id": 1, "caption_ids": [1]}]
+    check(lists, FORMS, [1])
+    with pytest.raises(DataError, match="no record for 1 of 1 image_ids"):
+        check(lists[:1], FORMS, [1])
+
+
+def test_a_list_and_lines_are_read_alike(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps(GOOD))
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, GOOD)))
+    assert read_predictions(tmp_path / "p.json") == read_predictions(tmp_path / "p.jsonl") == GOOD
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{}", "holds an object, but has to be a list"), ("[1,", "not complete JSON")]
+)
+def test_other_files_are_told(tmp_path, text, words):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_predictions(tmp_path / "p.json")
+    with pytest.raises(DataError, match=r"missing\.json do not exist"):
+        read_predictions(tmp_path / "missing.json")

@@ -1,0 +1,111 @@
+"""Scores, intervals and comparisons from the rows of samples."""
+
+import numpy as np
+import pytest
+from pycocoevalcap.bleu.bleu import Bleu
+
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.evaluation.captioning import bleu_counts
+from fusionkit.evaluation.judging import Table, scores_of
+from fusionkit.evaluation.uncertainty import compare, intervals
+
+
+def rows_of(scores, images, **more):
+    return [
+        {"id": at, "score": score, "image_id": image, "values": {"accuracy": score}} | more
+        for at, (score, image) in enumerate(zip(scores, images, strict=True))
+    ]
+
+
+def test_a_metric_is_the_mean_over_the_rows_that_have_it():
+    rows = rows_of([100.0, 0.0, 50.0], [1, 1, 2])
+    rows[1]["values"]["rare"] = 20.0
+    assert scores_of(rows) == {"accuracy": 50.0, "rare": 20.0}
+
+
+def test_a_median_rank_is_numpys():
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 8):
+        ranks = rng.integers(1, 20, count)
+        rows = [{"id": at, "image_id": at % 3, "ranks": {"median": int(rank)}} for at, rank in enumerate(ranks)]
+        assert scores_of(rows) == {"median": np.median(ranks)}
+        doubled = Table(rows)(np.full((1, min(3, count)), 2.0))
+        assert doubled["median"][0] == np.median(ranks)
+
+
+def test_bleu_of_summed_counts_is_pycocoevalcaps():
+    said = ["a man rides a horse", "", "two dogs", "a red bus on the road in rain"]
+    wanted = [
+        ["a man on a horse", "man rides horse"],
+        ["a cat"],
+        ["two dogs run", "dogs"],
+        ["a red bus on the road in rain"],
+    ]
+    rows = [{"id": at, "image_id": at, "sums": {"bleu": counts}} for at, counts in enumerate(bleu_counts(said, wanted))]
+    theirs, _ = Bleu(4).compute_score(dict(enumerate(wanted)), {at: [text] for at, text in enumerate(said)}, verbose=0)
+    assert scores_of(rows) == pytest.approx({f"bleu_{n + 1}": 100 * score for n, score in enumerate(theirs)}, abs=1e-9)
+
+
+def test_an_interval_draws_images_with_all_their_rows():
+    rng = np.random.default_rng(1)
+    images = np.repeat(np.arange(40), 5)
+    of_image = rng.uniform(0, 100, 40)  # the five rows of an image are equal: as good as 40 samples, not 200
+    low, high = intervals(rows_of(of_image[images].tolist(), images.tolist()), resamples=2000)["accuracy"]
+    error = of_image.std() / np.sqrt(40)
+    assert low == pytest.approx(of_image.mean() - 1.96 * error, abs=0.3 * error)
+    assert high == pytest.approx(of_image.mean() + 1.96 * error, abs=0.3 * error)
+
+
+def test_an_interval_covers_95_of_100_truths():
+    rng = np.random.default_rng(2)
+    covered = 0
+    for _ in range(100):
+        low, high = intervals(rows_of(rng.normal(10, 5, 60).tolist(), range(60)), resamples=200)["accuracy"]
+        covered += low <= 10 <= high
+    assert 88 <= covered <= 99
+
+
+def test_seeded_and_in_bounded_memory(monkeypatch):
+    rows = rows_of([float(score) for score in range(20)], range(20))
+    whole = intervals(rows, resamples=50, seed=3)
+    assert whole == intervals(rows, resamples=50, seed=3)
+    assert whole != intervals(rows, resamples=50, seed=4)
+    monkeypatch.setattr("fusionkit.evaluation.uncertainty.CELLS", 60)  # three draws at a time
+    assert whole == intervals(rows, resamples=50, seed=3)
+
+
+def test_no_draws_are_no_interval():
+    with pytest.raises(ConfigError, match="resamples is 0"):
+        intervals(rows_of([1.0], [1]), resamples=0)
+
+
+def test_a_metric_that_few_images_have_is_estimated_from_the_draws_that_have_it():
+    rows = rows_of([1.0, 2.0, 3.0], [1, 2, 3])
+    rows[0]["values"]["rare"] = 7.0
+    assert intervals(rows)["rare"] == (7.0, 7.0)
+
+
+def test_a_paired_comparison_sees_what_intervals_hide():
+    rng = np.random.default_rng(4)
+    scores = rng.uniform(0, 90, 100)
+    worse, better = (
+        rows_of(scores.tolist(), range(100)),
+        rows_of((scores + rng.uniform(0, 4, 100)).tolist(), range(100)),
+    )
+    assert intervals(better)["accuracy"][0] < intervals(worse)["accuracy"][1]  # the intervals overlap
+    found = compare(better, worse[::-1])["accuracy"]  # the order of the rows is no matter
+    assert found.low > 0
+    assert found.low < found.value < found.high
+    assert found.p < 0.01
+    assert compare(worse, better)["accuracy"].value == pytest.approx(-found.value)
+
+
+def test_equal_runs_do_not_differ():
+    rows = rows_of([0.0, 100.0, 50.0], [1, 2, 3])
+    assert compare(rows, rows)["accuracy"] == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("others", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0]])
+def test_runs_on_other_samples_are_not_compared(others):
+    with pytest.raises(DataError, match=r"different samples: only one has [23]; score both alike"):
+        compare(rows_of([1.0, 2.0, 3.0], [1, 2, 3]), rows_of(others, range(len(others))))
