@@ -10,35 +10,16 @@ from torch import Tensor, nn
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.types import Batch, Encoded, Fused, Tokens
 
 
-class VisionLanguageModel(nn.Module):
-    """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
+class Reader(nn.Module):
+    """The text half of a model: an encoder, and a fusion of its tokens with a memory, of images or of other texts."""
 
-    ``embed_size``   width of the contrastive space.
-    ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
-    """
-
-    def __init__(
-        self,
-        image_encoder: TimmEncoder,
-        text_encoder: TextEncoder,
-        fusion: Any,
-        embed_size: int = 256,
-        temperature: float = 0.07,
-        temperature_range: tuple[float, float] = (0.001, 0.5),
-    ) -> None:
+    def __init__(self, text_encoder: TextEncoder, fusion: Any) -> None:
         super().__init__()
-        self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
-        self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
-        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size)
-        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size)
-        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
-
-    def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """(I, 3, H, W) -> image tokens."""
-        return self.image_encoder(pixel_values)
+        self.text_encoder, self.fusion = text_encoder, fusion
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """(T, L), mask (T, L) or (T, L, L) -> text tokens; T may be 0."""
@@ -56,7 +37,7 @@ class VisionLanguageModel(nn.Module):
         if not len(image_index):
             assert text.mask is not None
             blank = Tokens(_one_row(text.embeds), _one_row(text.mask), _one_row(text.pooled))
-            fused = self.fuse(memory, blank, image_index.new_zeros(1))
+            fused = self.fuse(memory, blank, image_index.new_zeros(1, *image_index.shape[1:]))
             return Fused(*(None if part is None else part[:0] for part in fused))
         return self.fusion(memory, text, image_index)
 
@@ -78,6 +59,34 @@ class VisionLanguageModel(nn.Module):
         states, fusion_past = self.fusion.extend(memory, text, image_index, fusion_past)
         return states, (text_past, fusion_past)
 
+
+class VisionLanguageModel(Reader):
+    """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
+
+    ``embed_size``   width of the contrastive space.
+    ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
+    """
+
+    def __init__(
+        self,
+        image_encoder: TimmEncoder,
+        text_encoder: TextEncoder,
+        fusion: Any,
+        embed_size: int = 256,
+        temperature: float = 0.07,
+        temperature_range: tuple[float, float] = (0.001, 0.5),
+    ) -> None:
+        nn.Module.__init__(self)  # in this order the parameters stand in the optimisers of checkpoints
+        self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
+        self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
+        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size)
+        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size)
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def encode_image(self, pixel_values: Tensor) -> Tokens:
+        """(I, 3, H, W) -> image tokens."""
+        return self.image_encoder(pixel_values)
+
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
         """Encode the images of a batch once, and its texts of the given kinds."""
         image = self.encode_image(batch["pixel_values"])
@@ -97,7 +106,8 @@ class VisionLanguageModel(nn.Module):
 
     def project_text(self, text: Tokens) -> Tensor:
         """Text tokens -> (T, E), L2-normalised, fp32."""
-        return F.normalize(self.text_projection(text.pooled).float(), dim=-1)
+        pooled = self.fusion.alone(text) if hasattr(self.fusion, "alone") else text.pooled
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -124,6 +134,38 @@ class VisionLanguageModel(nn.Module):
 def _one_row(rows: Tensor) -> Tensor:
     """(0, ...) -> (1, ...) ones: a blank text, of which every token may be attended; gradients still reach the rows."""
     return torch.cat([rows, rows.new_ones(1, *rows.shape[1:])])
+
+
+def text_decoder(
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int = 6,
+    num_heads: int = 12,
+    intermediate_size: int | None = None,
+    max_position_embeddings: int = 512,
+    type_vocab_size: int = 2,
+    first_token_id: int | None = None,
+    dropout: float = 0.1,
+    eps: float = 1e-12,
+) -> Reader:
+    """A language model of BERT's layers that attends to states of its own width (ALBEF's and BLIP's answer decoders).
+
+    ``type_vocab_size`` 0 leaves the token types out; ``first_token_id`` is read in place of a text's first token.
+    """
+    config = {
+        "model_type": "bert",
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 0,
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": max_position_embeddings,
+        "type_vocab_size": type_vocab_size or 1,
+        "layer_norm_eps": eps,
+        "hidden_dropout_prob": dropout,
+    }
+    words = TextEncoder(vocab_size, config=config, token_types=type_vocab_size > 0, first_token_id=first_token_id)
+    return Reader(
+        words, CrossAttention(hidden_size, hidden_size, num_layers, num_heads, intermediate_size, dropout, eps)
+    )
 
 
 def assemble(

@@ -26,6 +26,10 @@ class TextEncoder(nn.Module):
     ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
     ``pool``        "cls" reads the first token, "mean" averages the real tokens (sentence encoders).
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
+    ``token_types`` False leaves BERT's token type embeddings out (BLIP).
+    ``first_token_id`` is read in place of the first token of each text (BLIP's [ENC] and [DEC] for [CLS]).
+
+    A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers.
     """
 
     def __init__(
@@ -37,6 +41,8 @@ class TextEncoder(nn.Module):
         give_upper_layers: bool = False,
         pool: str = "cls",
         frozen: bool = False,
+        token_types: bool = True,
+        first_token_id: int | None = None,
     ) -> None:
         super().__init__()
         if pool not in ("cls", "mean"):
@@ -44,7 +50,10 @@ class TextEncoder(nn.Module):
         self.backbone = _load(pretrained, config or {}) if pretrained else _from_config(config or {}, vocab_size)
         self.config = self.backbone.config
         self.hidden_size: int = self.config.hidden_size
-        self.pool, self.is_frozen = pool, frozen
+        self.pool, self.is_frozen, self.first_token_id = pool, frozen, first_token_id
+        if not token_types:
+            embeddings: Any = self.backbone.get_submodule("embeddings")
+            embeddings.token_type_embeddings = NoTokenTypes()
         size = self.word_embeddings.num_embeddings
         if size < vocab_size:
             raise ConfigError(
@@ -87,7 +96,7 @@ class TextEncoder(nn.Module):
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            states = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
+            states = self.backbone(input_ids=self._opened(input_ids), attention_mask=mask).last_hidden_state
         return Tokens(states, attention_mask, self._pool(states, attention_mask))
 
     @property
@@ -107,12 +116,19 @@ class TextEncoder(nn.Module):
         cache: Any = DynamicCache(past)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = self.backbone(
-                input_ids=input_ids,
+                input_ids=self._opened(input_ids, positions),
                 attention_mask=self._added(mask),
                 position_ids=positions + first,
                 past_key_values=cache,
             ).last_hidden_state
         return Tokens(states, mask, states[:, 0]), [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _opened(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The ids (T, L), at positions (T, L) or from 0 on, with the first token of each text replaced if so configured."""
+        if self.first_token_id is None:
+            return input_ids
+        places = torch.arange(input_ids.shape[1], device=input_ids.device) if positions is None else positions
+        return input_ids.masked_fill(places == 0, self.first_token_id)
 
     def _added(self, mask: Tensor) -> Tensor:
         """A mask (T, L, N) as transformers takes a 4-d one: it adds it to the scores as it is."""
@@ -123,6 +139,13 @@ class TextEncoder(nn.Module):
             return states[:, 0]
         weights = (mask if mask.dim() == 2 else mask[:, -1]).to(states.dtype)[..., None]
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+class NoTokenTypes(nn.Module):
+    """Stands for a table of token types where there is none."""
+
+    def forward(self, token_type_ids: Tensor) -> Tensor:
+        return torch.zeros((), device=token_type_ids.device)
 
 
 def _plain_tower(config: Any) -> dict[str, Any]:

@@ -97,6 +97,10 @@ class CrossAttention(nn.Module):
             kept.append(own._replace(mask=None))
         return packing.unpack(tokens), kept
 
+    def groupings(self, image_index: Tensor, images: int) -> list[Grouping]:
+        """Which image each text reads, layer by layer."""
+        return [Grouping.of(image_index, images)] * len(self.layers)
+
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy self-attention and feed-forward from the BERT layers that the text encoder left over, as ALBEF does."""
         copy_bert_layers(self.layers, text_layers)

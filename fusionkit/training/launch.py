@@ -195,6 +195,7 @@ PARTS = {
     "text": "text tokens that have seen the image's",
     "image": "image tokens that have seen the text's",
     "causal": "text that does not see what follows",
+    "pair": "a text fused with two images at once",
 }
 
 
