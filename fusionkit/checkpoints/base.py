@@ -27,8 +27,8 @@ class Key:
     ``ours``   several names: the tensor is cut into as many equal parts along its first dimension (a packed qkv).
     ``part``   ours is the concatenation of several published tensors, in the order of their parts (a separate q, k, v).
     ``change`` what else is done to the tensor.
-    One published name may stand in several keys: each of ours that the model has then gets it. Several published names of one of ours, without
-    a part, are tensors that the published model ties: they have to be equal.
+    One published name may stand in several keys: each of ours that the model has then gets it. Several published names of
+    one of ours, without a part, are tensors that the published model ties: they have to be equal.
     """
 
     theirs: str

@@ -88,10 +88,10 @@ class CrossAttention(nn.Module):
         self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
-        grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
+        packing, groupings = Packing.of(text.mask), self.groupings(image_index, images=len(memory[0].key))
         tokens, kept = packing.pack(text.embeds), []
         pasts: Sequence[KeyValue | None] = past or [None] * len(memory)
-        for layer, keys_values, earlier in zip(self.layers, memory, pasts, strict=True):
+        for layer, keys_values, grouping, earlier in zip(self.layers, memory, groupings, pasts, strict=True):
             own = layer.self_attention.project(tokens, text.mask, packing).after(earlier)
             tokens = layer(tokens, own, keys_values, grouping, packing)
             kept.append(own._replace(mask=None))

@@ -35,7 +35,8 @@ class ITM(Task[CaptionBatch]):
         self.negatives = negatives or HardNegatives()
         self.texts_per_image = texts_per_image
         self.head = nn.Linear(dims.pooled_size, 2)
-        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]  # here a teacher is asked at all
+        asks = self.negatives.by_teacher or self.negatives.teacher_threshold is not None
+        self.distils = asks  # type: ignore[misc]  # only to draw the negatives is a teacher asked at all
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -68,8 +69,12 @@ class ITM(Task[CaptionBatch]):
         index = batch["captions"]["image_index"]
         images, keys = index[rows], batch["image_keys"][index[rows]]
         feats, text_feats = encoded.image_feats, encoded.text_feats[self.reads]
-        to_image = scaled_cosines(text_feats[rows], candidates.image_feats, model.temperature)  # (R, C_i)
-        to_text = scaled_cosines(feats, candidates.text_feats, model.temperature)[images]  # (R, C_t)
+        image_columns, text_columns = candidates.image_feats, candidates.text_feats
+        if self.negatives.by_teacher and teacher is not None:
+            image_columns = self.negatives.pool.columns(teacher.encoded.image_feats)
+            text_columns = self.negatives.pool.columns(teacher.encoded.text_feats[self.reads])
+        to_image = scaled_cosines(text_feats[rows], image_columns, model.temperature)  # (R, C_i)
+        to_text = scaled_cosines(feats, text_columns, model.temperature)[images]  # (R, C_t)
         no_image, no_text = (
             (keys[:, None] == others[None, :]) | (others == EMPTY)
             for others in (candidates.image_keys, candidates.text_keys)
