@@ -106,7 +106,7 @@ class VisionLanguageModel(Reader):
 
     def project_text(self, text: Tokens) -> Tensor:
         """Text tokens -> (T, E), L2-normalised, fp32."""
-        pooled = self.fusion.alone(text) if hasattr(self.fusion, "alone") else text.pooled
+        pooled = self.fusion.alone(text)[:, 0] if hasattr(self.fusion, "alone") else text.pooled
         return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     @torch.no_grad()
@@ -125,7 +125,7 @@ class VisionLanguageModel(Reader):
             for part in (self.image_projection, self.text_projection):
                 part.requires_grad_(False)
             self.temperature.requires_grad_(False)
-        if not needs - {"feats"}:
+        if not needs - {"feats"} and not hasattr(self.fusion, "alone"):
             self.fusion.requires_grad_(False)
         elif hasattr(self.fusion, "freeze_unused"):
             self.fusion.freeze_unused(needs)

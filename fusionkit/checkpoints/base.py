@@ -87,7 +87,7 @@ def _renamed(
 ) -> tuple[dict[str, list[tuple[Key, Tensor]]], list[str]]:
     """By our name, the published tensors it is made of with the keys that say how; and the names that nothing covers."""
     by_name: dict[str, list[Key]] = {}
-    for key in plan.keys:
+    for key in dict.fromkeys(plan.keys):
         by_name.setdefault(key.theirs, []).append(key)
     named: dict[str, list[tuple[Key, Tensor]]] = {}
     unknown = []

@@ -16,9 +16,12 @@ CROSS_ATTENTION = {
 POSITION_IDS = {r".*\.position_ids": "the numbers from 0 up, which are not learnt"}
 
 
-def fusion_layers(theirs: str, ours: str, count: int, first: int = 0) -> list[Key]:
-    """``count`` layers with cross-attention: theirs ``first``, ``first + 1``, ... are ours 0, 1, ..."""
-    names = BERT_LAYER | CROSS_ATTENTION
+LAYER = BERT_LAYER | CROSS_ATTENTION
+"""Our name in a layer with cross-attention -> the published one."""
+
+
+def fusion_layers(theirs: str, ours: str, count: int, first: int = 0, names: Mapping[str, str] = LAYER) -> list[Key]:
+    """``count`` layers with cross-attention: theirs ``first``, ``first + 1``, ... are ours 0, 1, ...; ``names`` of parts."""
     return [
         Key(f"{theirs}layer.{first + number}.{their_part}.", f"{ours}layers.{number}.{our_part}.")
         for number in range(count)

@@ -29,7 +29,8 @@ class TextEncoder(nn.Module):
     ``token_types`` False leaves BERT's token type embeddings out (BLIP).
     ``first_token_id`` is read in place of the first token of each text (BLIP's [ENC] and [DEC] for [CLS]).
 
-    A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers.
+    A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers; its pooled vector is
+    that of the first token as it is written.
     """
 
     def __init__(
@@ -97,6 +98,8 @@ class TextEncoder(nn.Module):
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = self.backbone(input_ids=self._opened(input_ids), attention_mask=mask).last_hidden_state
+            if self.first_token_id is not None and not self.config.num_hidden_layers:
+                return Tokens(states, attention_mask, self.backbone(input_ids=input_ids[:, :1]).last_hidden_state[:, 0])
         return Tokens(states, attention_mask, self._pool(states, attention_mask))
 
     @property

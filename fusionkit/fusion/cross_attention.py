@@ -46,7 +46,10 @@ class CrossAttentionLayer(nn.Module):
     ) -> Tensor:
         """The second part, cross-attention and feed-forward."""
         seen = self.cross_attention(states, memory, grouping, packing)
-        states = self.norm_cross(states + self.dropout(seen))
+        return self.think(self.norm_cross(states + self.dropout(seen)))
+
+    def think(self, states: Tensor) -> Tensor:
+        """The last part, feed-forward: alone it follows self-attention in a text that sees no image."""
         return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
 
 

@@ -178,3 +178,22 @@ def rows(
         "ids": count.tolist(),
         **facts,
     }
+
+
+def step(published: Published, batch: dict, kind: str, *names: str):
+    """A training step of tasks, as the published forward does it: the averages move first, then all is encoded."""
+    network = published.network
+    network.teacher.update(network.model, network.tasks)
+    encoded, seen = network.model.encode(batch, [kind]), network.teacher.encode(batch, [kind])
+    alpha = network.teacher.alpha(0)
+    outputs = {
+        name: network.tasks[name](network.model, batch, encoded, network.teacher.view(name, seen, alpha))
+        for name in names
+    }
+    return encoded, seen, outputs
+
+
+def known(ids: Tensor, mask: Tensor) -> tuple[list[str], list[list[int]]]:
+    """Answers without the start and the end token, each by a name of its own."""
+    answers = [row[1 : int(count) - 1].tolist() for row, count in zip(ids, mask.sum(dim=1), strict=True)]
+    return [str(number) for number in range(len(answers))], answers

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fusionkit.tasks.answering import Answers, Ranking
 from fusionkit.tasks.entailment import LABELS
@@ -17,7 +16,9 @@ from tests.parity.published import (
     close_where,
     fixtures,
     imported,
+    known,
     rows,
+    step,
     taken,
 )
 
@@ -40,19 +41,6 @@ def load(tmp_path_factory):
         return imported(path, tmp_path_factory.mktemp("albef"), options)
 
     return of
-
-
-def step(published: Published, batch: dict, kind: str, *names: str):
-    """A training step of tasks, as the published forward does it: the averages move first, then all is encoded."""
-    network = published.network
-    network.teacher.update(network.model, network.tasks)
-    encoded, seen = network.model.encode(batch, [kind]), network.teacher.encode(batch, [kind])
-    alpha = network.teacher.alpha(0)
-    outputs = {
-        name: network.tasks[name](network.model, batch, encoded, network.teacher.view(name, seen, alpha))
-        for name in names
-    }
-    return encoded, seen, outputs
 
 
 @pytest.mark.parametrize("path", fixtures("albef_", but=OTHERS))
@@ -148,12 +136,6 @@ def test_classes(load, path, kind, name):
     outputs[name].loss.backward()
     check_gradients(published)
     check_averages(published)
-
-
-def known(ids: Tensor, mask: Tensor) -> tuple[list[str], list[list[int]]]:
-    """Answers without the start and the end token, each by a name of its own."""
-    answers = [row[1 : int(count) - 1].tolist() for row, count in zip(ids, mask.sum(dim=1), strict=True)]
-    return [str(number) for number in range(len(answers))], answers
 
 
 @pytest.mark.parametrize("path", fixtures("albef_vqa"))
