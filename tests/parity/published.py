@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fusionkit.checkpoints.base import Plan, longest
 from fusionkit.checkpoints.pretrained import Pretrained, from_pretrained
-from fusionkit.checkpoints.source import read_source
+from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.checkpoints.write import import_into
 from fusionkit.negatives import Drawn, HardNegatives
 from tests.conftest import REFERENCE
@@ -64,26 +64,32 @@ class Published:
         return dict(self.network.module.named_parameters())
 
 
-def imported(path: Path, folder: Path, options: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Published:
-    """Import a fixture with the sizes that ``options`` takes from its json, over those of conf/import; dropout is off."""
-    sizes = json.loads(path.with_suffix(".json").read_text())
-    family = path.name.partition("_")[0]
-    config = OmegaConf.merge(OmegaConf.load(CONF / f"import/{family}.yaml"), dict(options(sizes)))
+class Imported(NamedTuple):
+    """Our network with the weights of a published checkpoint."""
+
+    source: Source
+    plan: Plan
+    network: Pretrained
+
+
+def import_network(family: str, path: Path, folder: Path, options: Mapping[str, Any]) -> Imported:
+    """Import a checkpoint as the command line does, with options over those of conf/import, and load what is written."""
+    config = OmegaConf.merge(OmegaConf.load(CONF / f"import/{family}.yaml"), dict(options))
     config.bert.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     plain: Any = OmegaConf.to_container(config)
-    arguments = {key: value for key, value in plain.items() if not key.startswith("_")}
-    planner = partial(get_object(plain["_target_"]), **arguments)
-    file = path.with_suffix(".pth")
-    import_into(folder / path.name, str(file), planner)
-    network = from_pretrained(folder / path.name)
+    planner = partial(get_object(plain["_target_"]), **{k: v for k, v in plain.items() if not k.startswith("_")})
+    import_into(folder, str(path), planner)
+    source = read_source(path)
+    return Imported(source, planner(source), from_pretrained(folder))
+
+
+def imported(path: Path, folder: Path, options: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Published:
+    """Import a fixture with the sizes that ``options`` takes from its json; in training mode, without dropout."""
+    sizes = json.loads(path.with_suffix(".json").read_text())
+    family = path.name.partition("_")[0]
+    source, plan, network = import_network(family, path.with_suffix(".pth"), folder / path.name, options(sizes))
     network.module.train()
-    return Published(
-        sizes,
-        load_file(path.with_suffix(".io.safetensors")),
-        dict(read_source(file).state),
-        planner(read_source(file)),
-        network,
-    )
+    return Published(sizes, load_file(path.with_suffix(".io.safetensors")), dict(source.state), plan, network)
 
 
 def taken(sizes: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], *plain: str) -> dict[str, Any]:

@@ -3,6 +3,12 @@
 import pytest
 import torch
 from torch import Tensor
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
+    BlipForQuestionAnswering,
+)
 
 from fusionkit.tasks.answering import Answers, Ranking
 from fusionkit.tasks.classic_beams import ClassicBeamSearch
@@ -17,6 +23,7 @@ from tests.parity.published import (
     close_laws,
     close_where,
     fixtures,
+    import_network,
     imported,
     known,
     rows,
@@ -126,12 +133,8 @@ def test_captions(load, path):
     close(output.loss, io["loss.lm"])
     output.loss.backward()
     check_gradients(published)
-    whole = Prompts(
-        io["in.input_ids"],
-        io["in.attention_mask"],
-        texts["image_index"],
-        torch.ones(len(texts["ids"]), dtype=torch.long),
-    )
+    ones = torch.ones_like(texts["image_index"])
+    whole = Prompts(io["in.input_ids"], io["in.attention_mask"], texts["image_index"], ones)
     states = fuse_causal(network.model, encoded.memory, whole)
     words = network.model.text_encoder.word_embeddings.weight
     close_where(io["in.attention_mask"], task.head(states, words), io["out.lm_logits"], 2e-5)
@@ -193,8 +196,91 @@ def test_answers(load, path):
         # the published generation attends to the padding of the questions too
         memory = task.head.reader.fusion.prepare(Tokens(io["out.question_states"], None, states[:, 0]))
         start = torch.full((len(states), 1), published.sizes["ids"]["cls"])
-        prompts = Prompts(start, torch.ones_like(start), texts["image_index"], torch.ones(len(start), dtype=torch.long))
+        prompts = Prompts(start, torch.ones_like(start), texts["image_index"], torch.ones_like(start[:, 0]))
         steps = steps_of(ModelSteps(task.head.reader, task.head.words, memory, prompts))
         ids = published.sizes["ids"]
         said = ClassicBeamSearch(3)(steps, Rules(ids["sep"], 9, prompt=(ids["bos_DEC"],))).tokens
     assert padded(said, ids["sep"], 9).equal(io["out.generate_ids"][:, 1:])
+
+
+TEXT = {
+    "vocab_size": 60, "hidden_size": 24, "encoder_hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 20, "bos_token_id": 58, "eos_token_id": 3, "sep_token_id": 3,
+    "attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 32,
+    "patch_size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture
+def transformed(tmp_path):
+    """A small random BLIP of transformers, of a class, and what we make of the folder that it saves."""
+
+    def of(kind: type) -> tuple:
+        torch.manual_seed(0)
+        config = BlipConfig(text_config=TEXT, vision_config=VISION, image_text_hidden_size=16)
+        theirs = kind(config).eval()
+        for parameter in theirs.parameters():
+            parameter.data.normal_(std=0.1)
+        theirs.save_pretrained(tmp_path / "theirs")
+        ids = {"cls": 2, "sep": 3, "pad": 0, "mask": 4}
+        return theirs, import_network("blip", tmp_path / "theirs", tmp_path / "ours", {"ids": ids}).network
+
+    return of
+
+
+def texts_of_three() -> tuple[Tensor, dict]:
+    ids = torch.randint(5, 58, (3, 9), generator=torch.Generator().manual_seed(1))
+    ids[:, 0] = 2
+    mask = (torch.arange(9) < torch.tensor([[9], [5], [7]])).long()
+    texts = rows(ids, mask, answer_scores=torch.eye(3))
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(2)), texts
+
+
+@torch.no_grad()
+def test_retrieval_of_transformers(transformed):
+    theirs, ours = transformed(BlipForImageTextRetrieval)
+    pixels, texts = texts_of_three()
+    encoded = ours.model.encode({"pixel_values": pixels, "captions": texts}, ["captions"])
+    inputs = {"input_ids": texts["input_ids"], "attention_mask": texts["attention_mask"], "pixel_values": pixels}
+    close(encoded.image_feats @ encoded.text_feats["captions"].T, theirs(**inputs, use_itm_head=False).itm_score)
+    matched = ours.tasks["itm"].score_pairs(ours.model, encoded.memory, encoded.text["captions"], texts["image_index"])
+    close(matched, theirs(**inputs).itm_score)
+
+
+@torch.no_grad()
+def test_captions_of_transformers(transformed):
+    theirs, ours = transformed(BlipForConditionalGeneration)
+    pixels, texts = texts_of_three()
+    ids = texts["input_ids"].index_fill(1, torch.tensor([0]), 58)  # as their processor begins a caption
+    logits = theirs(pixel_values=pixels, input_ids=ids, attention_mask=texts["attention_mask"]).logits
+    encoded = ours.model.encode({"pixel_values": pixels}, [])
+    whole = Prompts(ids, texts["attention_mask"], texts["image_index"], torch.ones(3, dtype=torch.long))
+    states = fuse_causal(ours.model, encoded.memory, whole)
+    found = ours.tasks["captioning"].head(states, ours.model.text_encoder.word_embeddings.weight)
+    close_where(texts["attention_mask"], found, logits)
+
+
+@torch.no_grad()
+def test_answers_of_transformers(transformed):
+    theirs, ours = transformed(BlipForQuestionAnswering)
+    pixels, texts = texts_of_three()
+    task = ours.tasks["vqa_decoder"]
+    task.set_answers("abc", [[7, 8], [9, 10], [11, 12]])
+    batch = {"pixel_values": pixels, "questions": texts}
+    encoded = ours.model.encode(batch, ["questions"])
+    output = task(ours.model, batch, encoded)
+    questions = theirs.text_encoder(
+        input_ids=texts["input_ids"],
+        attention_mask=texts["attention_mask"],
+        encoder_hidden_states=theirs.vision_model(pixels).last_hidden_state,
+    ).last_hidden_state
+    answers = torch.tensor([[58, 7, 8], [58, 9, 10], [58, 11, 12]])
+    logits = theirs.text_decoder(
+        input_ids=answers,
+        encoder_hidden_states=questions,
+        encoder_attention_mask=texts["attention_mask"],
+    ).logits
+    close(output.logits, logits.flatten(0, 1))
