@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.views import ViewEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.types import Batch, Encoded, Fused, Tokens
+from fusionkit.types import Batch, Encoded, Fused, Tokens, Whole
 
 
 class Reader(nn.Module):
@@ -89,7 +90,7 @@ class VisionLanguageModel(Reader):
 
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
         """Encode the images of a batch once, and its texts of the given kinds."""
-        image = self.encode_image(batch["pixel_values"])
+        image, whole = self._images(batch)
         rows = {kind: batch[kind] for kind in kinds}  # type: ignore[literal-required]
         text = {kind: self.encode_text(r["input_ids"], r["attention_mask"]) for kind, r in rows.items()}
         return Encoded(
@@ -98,7 +99,17 @@ class VisionLanguageModel(Reader):
             image_feats=self.project_image(image),
             text=text,
             text_feats={kind: self.project_text(tokens) for kind, tokens in text.items()},
+            whole=whole,
         )
+
+    def _images(self, batch: Batch) -> tuple[Tokens, Whole | None]:
+        """The images of a batch, or its regions and the whole images."""
+        if "regions" not in batch:
+            return self.encode_image(batch["pixel_values"]), None
+        if not isinstance(self.image_encoder, ViewEncoder):
+            raise ConfigError("image_encoder cannot give regions; choose fusionkit.encoders.views.ViewEncoder")
+        whole, views = self.image_encoder.views(batch["pixel_values"], **batch["regions"])
+        return views, Whole(whole, self.fusion.prepare(whole))
 
     def project_image(self, image: Tokens) -> Tensor:
         """Image tokens -> (I, E), L2-normalised, fp32."""

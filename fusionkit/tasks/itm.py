@@ -10,6 +10,7 @@ from fusionkit.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
 from fusionkit.negatives.pool import EMPTY, take
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
+from fusionkit.tasks.heads import Head
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
 
@@ -19,6 +20,7 @@ class ITM(Task[CaptionBatch]):
 
     ``negatives``      draws the k wrong partners of each side from the contrastive similarities (fusionkit.negatives).
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
+    ``head``           builds the classifier from (size, 2).
     """
 
     needs = frozenset({"pooled"})  # the contrastive features only draw the negatives: matching does not train them
@@ -29,12 +31,13 @@ class ITM(Task[CaptionBatch]):
         dims: Dims,
         negatives: Negatives | None = None,
         texts_per_image: int | None = None,
+        head: Head = nn.Linear,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
         self.negatives = negatives or HardNegatives()
         self.texts_per_image = texts_per_image
-        self.head = nn.Linear(dims.pooled_size, 2)
+        self.head = head(dims.pooled_size, 2)
         asks = self.negatives.by_teacher or self.negatives.teacher_threshold is not None
         self.distils = asks  # type: ignore[misc]  # only to draw the negatives is a teacher asked at all
 
