@@ -86,9 +86,8 @@ def plan(
 
 def swin_config(swin: Sizes, image_size: int) -> dict[str, Any]:
     """A Swin whose first token is the mean of the others."""
-    sizes = {"embed_dim": swin["embed_dim"], "depths": swin["depths"], "num_heads": swin["num_heads"]}
-    window = {"img_size": image_size, "window_size": swin["window_size"]}
-    return VIEW_ENCODER | {"name": "swin_base_patch4_window7_224", "mean_token": True} | window | sizes
+    name = {"_convert_": "all", "name": "swin_base_patch4_window7_224", "mean_token": True, "img_size": image_size}
+    return VIEW_ENCODER | name | dict(swin)
 
 
 def clip_config(clip: Sizes, image_size: int, patch_size: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tests.parity.published import (
 )
 
 GROUPS = {
-    "swin": ("embed_dim", "depths", "num_heads", "window_size"),
+    "swin": ("embed_dim", "depths", "num_heads", "window_size", "drop_path_rate"),
     "clip": (
         "vision_width", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
         "local_attn_depth",
@@ -33,7 +33,7 @@ GROUPS = {
 
 
 def options(sizes: dict) -> dict:
-    named = {**sizes, sizes["vision_kind"]: sizes["vision"]}
+    named = {**sizes, sizes["vision_kind"]: sizes["vision"] | {"drop_path_rate": 0.0}}
     return taken(named, GROUPS, "image_size", "embed_dim", "ids", *(["patch_size"] if "clip" in named else []))
 
 
