@@ -45,6 +45,7 @@ ENTRY = {
     "help",
     "datasets",
     "import_",
+    "export",
     "train",
     "evaluate",
     "predict",
@@ -62,8 +63,8 @@ FORBIDDEN = {  # rooms that may import much, but not this
 }
 # a run is built from its configuration, written with it and read back
 HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "folder", "artifacts", "restore")} | ENTRY
-HYDRA_ROOMS |= {"checkpoints/build", "checkpoints/pretrained"}
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core"}
+HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "pretrained", "write")}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusionkit.checkpoints.base import Key, Plan, constant, fresh_weight, reshaped, transposed
+from fusionkit.checkpoints.base import Key, Plan, constant, fresh_weight, invert, reshaped, transposed
 from fusionkit.checkpoints.bert import (
     POSITION_IDS,
     cross_attention_config,
@@ -21,6 +21,7 @@ from fusionkit.checkpoints.bert import (
 )
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, vit_keys
+from fusionkit.errors import ConfigError
 
 Sizes = Mapping[str, Any]
 RELU_HEAD = {"_target_": "hydra.utils.get_object", "path": "fusionkit.tasks.heads.relu_head"}
@@ -31,24 +32,24 @@ class Kind(NamedTuple):
     """One of the published models."""
 
     sign: str  # how a name begins that only it has
-    groups: tuple[str, ...]
-    task: Mapping[str, Any]  # settings over those of conf/task
+    source: str  # of the choice of data
+    data: str
+    tasks: tuple[str, ...]
+    options: Mapping[str, Any]  # of the tasks, over those of conf/task
 
 
 KINDS = {
-    "vqa": Kind("text_decoder.", ("data=vqa_v2", "task=vqa_decoder", "+objectives.vqa.vqa_decoder=1"), {}),
+    "vqa": Kind("text_decoder.", "vqa", "vqa_v2", ("vqa_decoder",), {}),
     "nlvr": Kind(
         "text_encoder.encoder.layer.17.",
-        ("data=nlvr2", "task=nlvr2", "+objectives.nlvr2.nlvr2=1"),
+        "nlvr2",
+        "nlvr2",
+        ("nlvr2",),
         {"nlvr2": {"_target_": "fusionkit.tasks.nlvr2.JointNLVR2", "_partial_": True, "head": RELU_HEAD}},
     ),
-    "ve": Kind(
-        "cls_head.",
-        ("data=snli_ve", "task=entailment", "+objectives.snli_ve.entailment=1"),
-        {"entailment": {"head": RELU_HEAD}},
-    ),
-    "retrieval": Kind("idx_queue", ("data=coco_captions", "task=[itc,itm]", "+objectives.coco={itc:1,itm:1}"), {}),
-    "pretrain": Kind("", ("data=coco_captions", "task=[itc,itm,mlm]", "+objectives.coco={itc:1,itm:1,mlm:1}"), {}),
+    "ve": Kind("cls_head.", "snli_ve", "snli_ve", ("entailment",), {"entailment": {"head": RELU_HEAD}}),
+    "retrieval": Kind("idx_queue", "coco", "coco_captions", ("itc", "itm"), {}),
+    "pretrain": Kind("", "coco", "coco_captions", ("itc", "itm", "mlm"), {}),
 }
 
 
@@ -70,7 +71,7 @@ def plan(
     fusion = cross_attention_config(bert, bert["num_hidden_layers"] - bert["fusion_layer"])
     if name == "nlvr":
         fusion["_target_"] = "fusionkit.fusion.alternating_cross_attention.AlternatingCrossAttention"
-    task = dict(kind.task)
+    task = dict(kind.options)
     if name == "vqa":
         task["vqa_decoder"] = {"decoder": decoder_config(bert, decoder["num_layers"])}
     if name in ("pretrain", "retrieval"):
@@ -78,77 +79,83 @@ def plan(
     return Plan(
         family="albef",
         release="github.com/salesforce/ALBEF",
-        groups=["objectives=none", *kind.groups],
+        groups=[f"data={kind.data}", "objectives=none", f"task=[{','.join(kind.tasks)}]"],
         config={
             "name": f"albef_{name}",
             "data": {"image_size": image_size},
+            "objectives": {kind.source: dict.fromkeys(kind.tasks, 1.0)},
             "image_encoder": timm_vit(vit, image_size, patch_size),
             "text_encoder": text_config(bert, bert["fusion_layer"]),
             "fusion": fusion,
             "model": {"embed_size": embed_dim},
             "teacher": TEACHER | {"momentum": momentum, "alpha": alpha},
+            "negatives": {"by_teacher": name in ("pretrain", "retrieval")},
             "task": task,
         },
-        keys=keys(bert, decoder),
+        keys=keys(name, bert["fusion_layer"], fusion["num_layers"], decoder["num_layers"]),
         left_out=POSITION_IDS,
         added=added(name),
         ids=ids,
     )
 
 
-def keys(bert: Sizes, decoder: Sizes) -> list[Key]:
-    """All names of all kinds: student, moving averages and queues."""
+def keys(name: str, lower: int, upper: int, decoder: int) -> list[Key]:
+    """All names of a kind: student, moving averages and queues; the student first, which an export takes what is one from.
+
+    ``lower`` text layers, ``upper`` fusion layers, ``decoder`` layers of an answer decoder.
+    """
+    text = "text_encoder{}.bert." if name == "pretrain" else "text_encoder{}."  # with and without an LM head
     return [
-        *network("", "model.", bert),
-        *network("_m", "teacher.model.", bert),
-        *heads("", "tasks.{}.head.", "model.", decoder),
-        *heads("_m", "teacher.heads.{}.", "teacher.model.", decoder),
         Key("itm_head.", "tasks.itm.head."),
+        Key("temp", "model.temperature"),
+        *network("", text, "model.", lower, upper),
+        *heads(name, "", "tasks.{}.head.", "model.", decoder),
+        *network("_m", text, "teacher.model.", lower, upper),
+        *heads(name, "_m", "teacher.heads.{}.", "teacher.model.", decoder),
         Key(
             "itm_head.", "teacher.heads.itm."
         ),  # matching does not listen to the teacher, which has no copy of its head
-        Key("temp", "model.temperature"),
         Key("temp", "teacher.model.temperature"),  # one for both
-        *queue("image"),
-        *queue("text"),
+        *queue("image", name),
+        *queue("text", name),
     ]
 
 
-def network(m: str, ours: str, bert: Sizes) -> list[Key]:
+def network(m: str, text: str, ours: str, lower: int, upper: int) -> list[Key]:
     """Towers, fusion and projections; ``m`` is "_m" for the moving averages."""
-    found = vit_keys(f"visual_encoder{m}.", ours)
-    upper = bert["num_hidden_layers"] - bert["fusion_layer"]
-    for text in (f"text_encoder{m}.", f"text_encoder{m}.bert."):  # without and with an LM head
-        found += text_encoder(text, f"{ours}text_encoder.", bert["fusion_layer"])
-        found += fusion_layers(f"{text}encoder.", f"{ours}fusion.", upper, first=bert["fusion_layer"])
     return [
-        *found,
+        *vit_keys(f"visual_encoder{m}.", ours),
+        *text_encoder(text.format(m), f"{ours}text_encoder.", lower),
+        *fusion_layers(f"{text.format(m)}encoder.", f"{ours}fusion.", upper, first=lower),
         Key(f"vision_proj{m}.", f"{ours}image_projection."),
         Key(f"text_proj{m}.", f"{ours}text_projection."),
     ]
 
 
-def heads(m: str, ours: str, model: str, decoder: Sizes) -> list[Key]:
+def heads(name: str, m: str, ours: str, model: str, decoder: int) -> list[Key]:
     """What the tasks have; ``ours`` is the place of a task's head, by its name."""
-    answers = f"{ours.format('vqa_decoder')}reader."
+    if name == "pretrain":
+        return lm_head(f"text_encoder{m}.cls.", ours.format("mlm"), f"{model}text_encoder.")
+    if name in ("ve", "nlvr"):
+        return [Key(f"cls_head{m}.", ours.format("entailment" if name == "ve" else "nlvr2"))]
+    if name == "retrieval":
+        return []
+    head, theirs = ours.format("vqa_decoder"), f"text_decoder{m}."
     return [
-        *lm_head(f"text_encoder{m}.cls.", ours.format("mlm"), f"{model}text_encoder."),
-        Key(f"cls_head{m}.", ours.format("entailment")),
-        Key(f"cls_head{m}.", ours.format("nlvr2")),
-        *text_encoder(f"text_decoder{m}.bert.", f"{answers}text_encoder.", 0),
-        *fusion_layers(f"text_decoder{m}.bert.encoder.", f"{answers}fusion.", decoder["num_layers"]),
-        *lm_head(f"text_decoder{m}.cls.", f"{ours.format('vqa_decoder')}words.", f"{answers}text_encoder."),
+        *text_encoder(f"{theirs}bert.", f"{head}reader.text_encoder.", 0),
+        *fusion_layers(f"{theirs}bert.encoder.", f"{head}reader.fusion.", decoder),
+        *lm_head(f"{theirs}cls.", f"{head}words.", f"{head}reader.text_encoder."),
     ]
 
 
-def queue(side: str) -> list[Key]:
+def queue(side: str, name: str) -> list[Key]:
     """The features of past batches, with the numbers of their images where there are such (retrieval)."""
     ours = f"tasks.itc.{side}_queue."
-    return [
+    found = [
         Key(f"{side}_queue", f"{ours}feats", change=transposed),
-        Key("idx_queue", f"{ours}keys", change=reshaped),
         Key("queue_ptr", f"{ours}pointer", change=reshaped),
     ]
+    return [*found, Key("idx_queue", f"{ours}keys", change=reshaped)] if name == "retrieval" else found
 
 
 def added(name: str) -> dict[str, Callable[[torch.Size], Tensor]]:
@@ -169,3 +176,29 @@ def no_contrast(*models: str) -> dict[str, Callable[[torch.Size], Tensor]]:
 def foreign_keys(shape: torch.Size) -> Tensor:
     """Image numbers of a queue that has none: each its own, and none that a data set of ours gives."""
     return -1 - torch.arange(shape.numel())
+
+
+def to_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict that ALBEF's own code loads, from the state and the configuration of a checkpoint of ours.
+
+    Raises ConfigError where the checkpoint is no ALBEF: other parts, or another choice of tasks.
+    """
+    tasks = config["task"]
+    signs = {"vqa_decoder": "vqa", "nlvr2": "nlvr", "entailment": "ve", "mlm": "pretrain", "itc": "retrieval"}
+    name = next((kind for task, kind in signs.items() if task in tasks), None)
+    if name is None:
+        raise ConfigError(f"layout=albef: ALBEF has no model for {', '.join(tasks)}; its tasks are {', '.join(signs)}")
+    decoder = tasks["vqa_decoder"]["decoder"]["num_layers"] if name == "vqa" else 0
+    lower, upper = config["text_encoder"]["config"]["num_hidden_layers"], config["fusion"].get("num_layers", 0)
+    published, foreign = invert(state, keys(name, lower, upper, decoder))
+    ours_alone = added(name).keys() | {f"tasks.itc.{side}_queue.keys" for side in ("image", "text")}
+    if more := [part for part in foreign if part not in ours_alone]:
+        raise ConfigError(
+            f"layout=albef: ALBEF has nothing like {', '.join(more[:3])}; only its own architecture fits it"
+        )
+    tables = [part for part in published if part.endswith("embeddings.position_embeddings.weight")]
+    for table in tables:
+        published[table.replace("position_embeddings.weight", "position_ids")] = torch.arange(len(published[table]))[
+            None
+        ]
+    return published

@@ -112,6 +112,38 @@ def _cut(key: Key, tensor: Tensor) -> list[tuple[str, Tensor]]:
     return list(zip(key.ours, tensor.chunk(len(key.ours)), strict=True))
 
 
+def invert(state: Mapping[str, Tensor], keys: Sequence[Key]) -> tuple[dict[str, Tensor], list[str]]:
+    """Published tensors from ours by the same table, and our names that it does not have.
+
+    Where a published tensor is several of ours (one temperature for student and teacher), the first key says which.
+    """
+    table: dict[str, list[Key]] = {}
+    for key in keys:
+        table.setdefault(key.theirs, []).append(key)
+    found: dict[str, tuple[int, Tensor]] = {}
+    foreign = []
+    for ours, tensor in state.items():
+        named = [
+            (number, key) for number, key in enumerate(keys) if isinstance(key.ours, str) and _fits(ours, key.ours)
+        ]
+        theirs = [(number, key, key.theirs + ours[len(str(key.ours)) :]) for number, key in named]
+        theirs = [place for place in theirs if longest(place[2], table) == place[1].theirs]
+        if not theirs:
+            foreign.append(ours)
+        for number, key, name in theirs:
+            if name not in found or number < found[name][0]:
+                found[name] = (number, INVERSES.get(key.change, _same)(tensor))
+    return {name: tensor for name, (_, tensor) in found.items()}, foreign
+
+
+def _fits(name: str, entry: str) -> bool:
+    return name.startswith(entry) if entry.endswith(".") else name == entry
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def longest(name: str, table: Mapping[str, Any]) -> str | None:
     """The longest entry of a table of names, and beginnings that end in ".", that fits a name."""
     ends = [len(name), *(dot.end() for dot in reversed(list(re.finditer(r"\.", name))))]
@@ -188,3 +220,11 @@ def transposed(tensor: Tensor, shape: torch.Size) -> Tensor:
 def reshaped(tensor: Tensor, shape: torch.Size) -> Tensor:
     """The same numbers in our shape, where there are as many (a scalar that is stored as one row)."""
     return tensor.reshape(shape) if tensor.numel() == shape.numel() else tensor
+
+
+def as_row(tensor: Tensor) -> Tensor:
+    """The inverse of ``reshaped`` for scalars and vectors that are published as one row."""
+    return tensor.reshape(1, -1) if tensor.dim() else tensor.reshape(1)
+
+
+INVERSES: dict[Change | None, Callable[[Tensor], Tensor]] = {transposed: torch.t, reshaped: as_row}

@@ -27,11 +27,11 @@ from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
 
 Sizes = Mapping[str, Any]
 MIXED = "fusionkit.fusion.mixed_cross_attention"
-GROUPS = {
-    "pretrain": ("data=coco_captions", "task=[itc,itm,captioning]", "+objectives.coco={itc:1,itm:1,captioning:1}"),
-    "retrieval": ("data=coco_captions", "task=[itc,itm]", "+objectives.coco={itc:1,itm:1}"),
-    "vqa": ("data=vqa_v2", "task=vqa_decoder", "+objectives.vqa.vqa_decoder=1"),
-    "caption": ("data=coco_captions", "task=captioning", "+objectives.coco.captioning=1"),
+TASKS = {  # by kind: the choice of data, its source, and the tasks
+    "pretrain": ("coco_captions", "coco", ("itc", "itm", "captioning")),
+    "retrieval": ("coco_captions", "coco", ("itc", "itm")),
+    "vqa": ("vqa_v2", "vqa", ("vqa_decoder",)),
+    "caption": ("coco_captions", "coco", ("captioning",)),
 }
 SHARED = {
     ours: theirs for ours, theirs in LAYER.items() if ours.startswith(("cross", "norm_cross", "feed", "norm_feed"))
@@ -57,6 +57,7 @@ def plan(
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
         vit, bert, ids = sizes["vit"], bert | sizes["bert"], dict(ids) | sizes["ids"]
     name, is_taught = kind_of(source), source.has("visual_encoder_m.")
+    data, own, named = TASKS[name]
     fusion = cross_attention_config(bert, bert["num_hidden_layers"])
     if name in ("pretrain", "retrieval"):
         fusion["_target_"] = f"{MIXED}.MixedCrossAttention"
@@ -64,6 +65,7 @@ def plan(
     config: dict[str, Any] = {
         "name": f"blip_{name}",
         "data": {"image_size": image_size},
+        "objectives": {own: dict.fromkeys(named, 1.0)},
         "image_encoder": timm_vit(vit, image_size, patch_size),
         "text_encoder": text_config(bert, 0) | {"token_types": False, "first_token_id": first_token_id},
         "fusion": fusion,
@@ -76,7 +78,7 @@ def plan(
     return Plan(
         family="blip",
         release="transformers' BLIP" if source.config is not None else "github.com/salesforce/BLIP",
-        groups=["objectives=none", *GROUPS[name]],
+        groups=[f"data={data}", "objectives=none", f"task=[{','.join(named)}]"],
         config=config,
         keys=keys(name, bert["num_hidden_layers"]),
         left_out=POSITION_IDS,
@@ -152,8 +154,8 @@ def keys(name: str, layers: int) -> list[Key]:
         Key("itm_head.", "teacher.heads.itm."),  # neither matching nor captioning listens to the teacher
         Key("temp", "model.temperature"),
         Key("temp", "teacher.model.temperature"),
-        *queue("image"),
-        *queue("text"),
+        *queue("image", name),
+        *queue("text", name),
         *(Key("ptr_queue", f"tasks.itc.{side}_queue.pointer", change=reshaped) for side in ("image", "text")),
     ]
 
