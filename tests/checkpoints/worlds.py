@@ -13,11 +13,12 @@ def coco_world(root: Path) -> Path:
     images, texts = [], []
     for split in ("train", "val", "test"):
         content = json.loads((root / f"annotations/captions_{split}.json").read_text())
-        for image in content["images"]:
+        for number, image in enumerate(content["images"]):
             captions = [c for c in content["annotations"] if c["image_id"] == image["id"]]
             texts += [c["caption"] for c in captions]
             sentences = [{"raw": c["caption"], "sentid": c["id"], "imgid": image["id"]} for c in captions]
-            place = {"filename": image["file_name"], "filepath": "images", "split": split}
+            place = {"filename": image["file_name"], "filepath": "images"}
+            place["split"] = "restval" if split == "train" and number % 2 else split
             numbers = {"cocoid": image["id"], "imgid": image["id"], "sentids": [c["id"] for c in captions]}
             images.append(place | numbers | {"sentences": sentences})
     (root / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
