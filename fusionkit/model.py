@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.encoders.views import ViewEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.types import Batch, Encoded, Fused, Tokens, Whole
+from fusionkit.types import Batch, Encoded, Fused, Regions, Tokens, Whole
 
 
 class Reader(nn.Module):
@@ -65,28 +66,34 @@ class VisionLanguageModel(Reader):
     """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
 
     ``embed_size``   width of the contrastive space.
+    ``projection_bias`` whether its projections have a bias; CLIP's have none.
     ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
     """
 
     def __init__(
         self,
-        image_encoder: TimmEncoder,
+        image_encoder: TimmEncoder | RegionEncoder,
         text_encoder: TextEncoder,
         fusion: Any,
         embed_size: int = 256,
         temperature: float = 0.07,
         temperature_range: tuple[float, float] = (0.001, 0.5),
+        projection_bias: bool = True,
     ) -> None:
         nn.Module.__init__(self)  # in this order the parameters stand in the optimisers of checkpoints
         self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
         self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
-        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size)
-        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size)
+        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size, bias=projection_bias)
+        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
-    def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """(I, 3, H, W) -> image tokens."""
-        return self.image_encoder(pixel_values)
+    def encode_image(self, images: Tensor | Regions) -> Tokens:
+        """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
+        return self.image_encoder(images)
+
+    def images_of(self, batch: Batch) -> Any:
+        """What the image encoder reads of a batch."""
+        return batch[self.image_encoder.reads]  # type: ignore[literal-required]
 
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
         """Encode the images of a batch once, and its texts of the given kinds."""
@@ -103,12 +110,12 @@ class VisionLanguageModel(Reader):
         )
 
     def _images(self, batch: Batch) -> tuple[Tokens, Whole | None]:
-        """The images of a batch, or its regions and the whole images."""
-        if "regions" not in batch:
-            return self.encode_image(batch["pixel_values"]), None
+        """The images of a batch, or its views and the whole images."""
+        if "views" not in batch:
+            return self.encode_image(self.images_of(batch)), None
         if not isinstance(self.image_encoder, ViewEncoder):
-            raise ConfigError("image_encoder cannot give regions; choose fusionkit.encoders.views.ViewEncoder")
-        whole, views = self.image_encoder.views(batch["pixel_values"], **batch["regions"])
+            raise ConfigError("image_encoder cannot give views; choose fusionkit.encoders.views.ViewEncoder")
+        whole, views = self.image_encoder.views(batch["pixel_values"], **batch["views"])
         return views, Whole(whole, self.fusion.prepare(whole))
 
     def project_image(self, image: Tokens) -> Tensor:
@@ -180,7 +187,10 @@ def text_decoder(
 
 
 def assemble(
-    image_encoder: TimmEncoder, text_encoder: TextEncoder, fusion: Callable[..., Any], **options: Any
+    image_encoder: TimmEncoder | RegionEncoder,
+    text_encoder: TextEncoder,
+    fusion: Callable[..., Any],
+    **options: Any,
 ) -> VisionLanguageModel:
     """Build the fusion for the widths of the encoders, start it from the text encoder's upper layers if given, then join."""
     built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)

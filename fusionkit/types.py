@@ -16,6 +16,17 @@ class Tokens(NamedTuple):
     pooled: Tensor  # (B, D), one vector a row, by the encoder's own rule ([CLS] or mean)
 
 
+class Regions(NamedTuple):
+    """What a detector found in I images, given in place of their pixels; the rows behind an image's own are zeros."""
+
+    features: Tensor  # (I, N, F)
+    positions: (
+        Tensor  # (I, N, 7): left, top, right, bottom, width, height in parts of the image, and width * height (UNITER)
+    )
+    mask: Tensor  # (I, N) int64, 1 = a region
+    class_scores: Tensor | None = None  # (I, N, C), the detector's probability of each class, the background's first
+
+
 class Fused(NamedTuple):
     """What a fusion returns for P (image, text) pairs; a part the fusion does not provide is None."""
 
@@ -30,12 +41,12 @@ class TextRows(TypedDict, total=False):
     input_ids: Tensor  # (T, L) int64
     attention_mask: Tensor  # (T, L) int64, 1 = token
     word_index: Tensor  # (T, L) int64, number of the word a token belongs to; -1 for special tokens and padding
-    image_index: Tensor  # (T,) int64, row of the text's image in pixel_values
+    image_index: Tensor  # (T,) int64, row of the text's image
     other_index: Tensor  # (T,) int64, row of its second image; only where the texts of a source are about two
     ids: list[Any]  # (T,) the data set's own caption, question or sentence ids
 
 
-class RegionRows(TypedDict):
+class ViewRows(TypedDict):
     """V views of the images of a batch: regions that are treated as if each were an image."""
 
     image_index: Tensor  # (V,) int64, row of the view's image in pixel_values
@@ -45,7 +56,7 @@ class RegionRows(TypedDict):
 class Batch(TypedDict):
     """I images and the texts that go with them; each text kind that the source has is a further key.
 
-    Where samples have a second image, its row comes after the first ones of all samples. Where a batch has regions, these
+    Where samples have a second image, its row comes after the first ones of all samples. Where a batch has views, these
     are its images: image keys, ids and sizes have a row for each of them, and texts point at them.
 
     A task declares its own TypedDict with the kinds it reads, e.g. ``questions: QuestionRows``.
@@ -55,12 +66,13 @@ class Batch(TypedDict):
     image_ids: list[Any]  # (I,) the data set's own image ids
     image_keys: Tensor  # (I,) int64, equal where two rows show the same image, within a source and across ranks
     image_sizes: Tensor  # (I, 2) float, width and height in pixels that the annotations' boxes refer to
-    pixel_values: Tensor  # (I, 3, H, W)
-    regions: NotRequired[RegionRows]
+    pixel_values: NotRequired[Tensor]  # (I, 3, H, W)
+    regions: NotRequired[Regions]  # of I images, where the source has them in place of pixels
+    views: NotRequired[ViewRows]
 
 
 class Whole(NamedTuple):
-    """The whole images of a batch whose images are regions."""
+    """The whole images of a batch whose images are views."""
 
     image: Tokens  # (I, N, Dv)
     memory: Any
@@ -75,7 +87,7 @@ class Encoded:
     image_feats: Tensor  # (I, E), projected and L2-normalised
     text: dict[str, Tokens]  # by text kind
     text_feats: dict[str, Tensor]  # by text kind, (T, E)
-    whole: Whole | None = None  # where the images are regions
+    whole: Whole | None = None  # where the images are views
 
 
 class TaskOutput(NamedTuple):
@@ -101,8 +113,8 @@ class Dims:
     sep_token_id: int
     pad_token_id: int
     mask_token_id: int
+    feature_size: int = 0  # width of what is to be told of a hidden image token (task mrm)
+    hiding_size: int = 0  # width of what stands in its place
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
-    answer_tokens: tuple[
-        tuple[int, ...], ...
-    ] = ()  # the tokens of each answer; none where the tokenizer cannot spell it
+    answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it

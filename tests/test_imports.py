@@ -33,8 +33,10 @@ RULES = {
     "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
+    "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
-    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")},
+    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")}
+    | {"fusionkit.fusion.layers"},
 }
 HYDRA = {"hydra", "omegaconf"}
 ENTRY = {
@@ -46,6 +48,7 @@ ENTRY = {
     "datasets",
     "import_",
     "export",
+    "matrix",
     "train",
     "evaluate",
     "predict",

@@ -24,7 +24,7 @@ from fusionkit.checkpoints.vit import timm_vit, vit_keys
 from fusionkit.errors import ConfigError
 
 Sizes = Mapping[str, Any]
-RELU_HEAD = {"_target_": "hydra.utils.get_object", "path": "fusionkit.tasks.heads.relu_head"}
+RELU_HEAD = {"_target_": "fusionkit.tasks.heads.relu", "_partial_": True}
 TEACHER = {"_target_": "fusionkit.momentum.MomentumTeacher", "_partial_": True}
 
 

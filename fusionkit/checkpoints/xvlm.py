@@ -27,8 +27,8 @@ SWIN_BUFFERS = {
     r"vision_encoder\..*\.relative_position_index": "follows from the window size",
     r"vision_encoder\..*\.attn_mask": "follows from the window and image sizes",
 }
+NORM_GELU = {"_target_": "fusionkit.tasks.heads.norm_gelu", "_partial_": True}
 VIEW_ENCODER = {"_target_": "fusionkit.encoders.views.ViewEncoder"}
-WIDE_HEAD = {"_target_": "hydra.utils.get_object", "path": "fusionkit.tasks.heads.wide_head"}
 
 
 def plan(
@@ -64,7 +64,7 @@ def plan(
             "text_encoder": text_config(bert, lower),
             "fusion": cross_attention_config(bert, bert["num_hidden_layers"] - lower),
             "model": {"embed_size": embed_dim},
-            "task": {"itm": {"head": WIDE_HEAD}},
+            "task": {"itm": {"head": NORM_GELU | {"hidden_size": 2 * bert["hidden_size"]}}},
         },
         keys=[
             *(clip_keys(clip["num_hidden_layers"]) if is_clip else swin_keys(swin["depths"])),

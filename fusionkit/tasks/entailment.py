@@ -1,5 +1,7 @@
 """Visual entailment: does the image entail the sentence, contradict it, or neither? (SNLI-VE)"""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from fusionkit.losses import soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
-from fusionkit.tasks.heads import Head, gelu_head
+from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -26,14 +28,17 @@ class HypothesisBatch(Batch):
 class Entailment(Task[HypothesisBatch]):
     """Cross entropy against the shares of the three labels, hard or soft as the reader gives them.
 
-    With a teacher, partly against its shares (ALBEF). ``head`` builds the classifier from (size, labels).
+    ``head`` makes the classifier of (pooled_size, labels), fusionkit.tasks.heads. With a teacher, partly against its shares
+    (ALBEF).
     """
 
     needs = frozenset({"pooled"})
     reads = "hypotheses"
     distils = True
 
-    def __init__(self, dims: Dims, head: Head = gelu_head, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
+    ) -> None:
         super().__init__(scorer)
         self.head = head(dims.pooled_size, len(LABELS))
 

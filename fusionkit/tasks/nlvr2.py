@@ -1,5 +1,7 @@
 """NLVR2: is a sentence true of two images?"""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -7,8 +9,8 @@ from fusionkit.losses import masked_cross_entropy, soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
-from fusionkit.tasks.heads import Head, gelu_head
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens
+from fusionkit.tasks.heads import gelu_norm
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
 LABELS = ("False", "True")
 
@@ -21,11 +23,19 @@ class StatementBatch(Batch):
     statements: StatementRows
 
 
+def second_memory(model: VisionLanguageModel, encoded: Encoded) -> object:
+    """The images prepared as second ones, where the fusion tells first and second apart; else as they are."""
+    if getattr(model.fusion, "image_types", 1) == 1:
+        return encoded.memory
+    return model.fusion.prepare(encoded.image, place=1)
+
+
 class NLVR2(Task[StatementBatch]):
     """The sentence is fused with each of its images; the head reads both vectors, the left image's first (UNITER's "pair").
 
-    Neither image sees the other before the head, which ``head`` builds from (size, labels). With a teacher, partly against
-    its distribution (ALBEF).
+    Neither image sees the other before the head. Where the fusion has an embedding for the second of two images, it gets it.
+    ``head`` makes the classifier of (2 * pooled_size, 2), fusionkit.tasks.heads. With a teacher, partly against its
+    distribution (ALBEF).
     """
 
     needs = frozenset({"pooled"})
@@ -33,7 +43,9 @@ class NLVR2(Task[StatementBatch]):
     distils = True
     vectors = 2  # that the head reads of a statement
 
-    def __init__(self, dims: Dims, head: Head = gelu_head, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
+    ) -> None:
         super().__init__(scorer)
         self.head = head(self.vectors * dims.pooled_size, len(LABELS))
 
@@ -57,11 +69,11 @@ class NLVR2(Task[StatementBatch]):
     def _vectors(self, model: VisionLanguageModel, rows: StatementRows, encoded: Encoded) -> Tensor:
         """What the head reads, (T, vectors * pooled_size)."""
         text = encoded.text[self.reads]
-        assert text.mask is not None
-        twice = Tokens(text.embeds.repeat(2, 1, 1), text.mask.repeat(2, 1), text.pooled.repeat(2, 1))
-        fused = model.fuse(encoded.memory, twice, torch.cat([rows["image_index"], rows["other_index"]]))
-        assert fused.pooled is not None
-        return torch.cat(fused.pooled.chunk(2), dim=1)
+        left = model.fuse(encoded.memory, text, rows["image_index"])
+        right = model.fuse(second_memory(model, encoded), text, rows["other_index"])
+        assert left.pooled is not None
+        assert right.pooled is not None
+        return torch.cat([left.pooled, right.pooled], dim=1)
 
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}: the identifier and "True" or "False", the two columns of the official file."""

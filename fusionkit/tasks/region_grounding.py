@@ -33,8 +33,8 @@ class RegionGrounding(Grounding):
         return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
 
     def _boxes(self, model: VisionLanguageModel, batch: RegionTextBatch, encoded: Encoded) -> Tensor:  # type: ignore[override]
-        assert encoded.whole is not None, "a batch without regions"
-        index = batch["regions"]["image_index"][batch["captions"]["image_index"]]
+        assert encoded.whole is not None, "a batch without views"
+        index = batch["views"]["image_index"][batch["captions"]["image_index"]]
         pooled = model.fuse(encoded.whole.memory, encoded.text[self.reads], index).pooled
         assert pooled is not None
         return self.head(pooled if self.pooling is None else self.pooling(pooled, encoded.whole.image, index))

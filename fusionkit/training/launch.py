@@ -11,6 +11,7 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.data.datamodule import DataModule
+from fusionkit.encoders.regions import require_width
 from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.model import VisionLanguageModel
@@ -50,6 +51,9 @@ class Parts:
 def build_module(parts: Parts) -> TrainingModule:
     """The Lightning module that trains the parts; raises ConfigError or DataError where it cannot work."""
     config = parts.config
+    for source in parts.objectives:
+        if (width := parts.datamodule.feature_size(source, "train")) is not None:
+            require_width(width, parts.model.image_encoder.feature_size)
     return TrainingModule(
         parts.model,
         parts.tasks,
@@ -71,6 +75,8 @@ def build_parts(config: DictConfig, **data: Any) -> Parts:
     datamodule.prepare_data()
     datamodule.setup()
     model = build_model(config, len(datamodule.tokenizer))
+    for source in config.objectives:
+        _check_images(str(source), datamodule, model.image_encoder)
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = build_tasks(config, dims, model.fusion)
     for source, weights in config.objectives.items():
@@ -123,6 +129,8 @@ def plain_dims(model: VisionLanguageModel, ids: Mapping[str, int], answers: Sequ
         hidden_size=model.fusion.hidden_size,
         pooled_size=model.fusion.pooled_size,
         image_size=model.image_encoder.hidden_size,
+        feature_size=model.image_encoder.feature_size,
+        hiding_size=model.image_encoder.hiding_size,
         text_size=words.embedding_dim,
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
@@ -195,18 +203,33 @@ PARTS = {
     "text": "text tokens that have seen the image's",
     "image": "image tokens that have seen the text's",
     "causal": "text that does not see what follows",
+    "attention": "cross-attention of the text to the image",
     "pair": "a text fused with two images at once",
 }
 
 
+def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
+    """The parts that a task needs and a fusion does not provide; "feats" are the model's own."""
+    return sorted(needs - {"feats"} - provides)
+
+
 def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
     """ConfigError where the fusion does not provide what the task needs."""
-    lacking = sorted(task.needs - {"feats"} - fusion.provides)
-    if lacking:
-        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in lacking)
+    if missing := lacking(task.needs, fusion.provides):
+        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in missing)
         raise ConfigError(
             f"task '{name}' needs {wanted} from the fusion, but {type(fusion).__name__} provides "
             f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
+        )
+
+
+def _check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
+    """ConfigError where the image encoder does not read what the source has of its images."""
+    has = datamodule.sources[source].images
+    if encoder.reads != has:
+        raise ConfigError(
+            f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
+            f"another image_encoder=NAME, or data with {encoder.reads}"
         )
 
 

@@ -57,9 +57,8 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
     config = OmegaConf.merge(config, overrides)
     assert isinstance(config, DictConfig)
     if "root" in overrides.get("data", {}):
-        OmegaConf.update(
-            config, "data.prepare", None, force_add=True
-        )  # a folder that the user names is there, or the name is wrong
+        # a folder that the user names is there, or the name is wrong
+        OmegaConf.update(config, "data.prepare", None, force_add=True)
     check_objectives(config)
     check_arguments(config)
     forget_weights(config, json.loads(artifacts["text_encoder"]))

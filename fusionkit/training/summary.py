@@ -1,6 +1,7 @@
 """The composed run as a short tree: what is trained, on what, for how long, where."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from lightning import Trainer
 from rich.console import Console
@@ -16,7 +17,10 @@ def print_run(parts: Parts, trainer: Trainer, console: Console | None = None) ->
     tree = Tree(f"[bold]{config.name}[/bold]  seed {config.seed}  ->  {config.output_dir}", highlight=True)
     tree.add(_model(parts))
     tree.add(_objectives(parts))
+    tree.add(f"balance    {config.balance._target_.rpartition('.')[2]}")
     tree.add(f"steps      {_length(parts, trainer)}")
+    if config.get("stages"):
+        tree.add("stages     " + ", then ".join(f"{name} ({_span(stage)})" for name, stage in config.stages.items()))
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
     tree.add(f"device     {trainer.strategy.root_device}{ranks}, precision {trainer.precision}")
     (console or Console(soft_wrap=True)).print(tree)
@@ -58,6 +62,10 @@ def _objectives(parts: Parts) -> Tree:
         row = branch.add(f"{source}: {images:,} images, {data.sources[source].batch_size} a step{note}")
         row.add("  ".join(f"{task} x {weight:g}" for task, weight in weights.items()))
     return branch
+
+
+def _span(stage: Any) -> str:
+    return "to the end" if stage.steps is None else f"{stage.steps} steps"
 
 
 def _length(parts: Parts, trainer: Trainer) -> str:

@@ -111,7 +111,7 @@ def test_regions(load, path):
         "image_keys": captions["image_index"],
         "pixel_values": io["pixel_values"],
         "captions": captions,
-        "regions": {"image_index": io["idx_to_group_img"], "mask": io["image_atts"]},
+        "views": {"image_index": io["idx_to_group_img"], "mask": io["image_atts"]},
     }
     encoded, outputs = outputs_of(published, io, batch)
     close(encoded.whole.image.embeds[io["idx_to_group_img"]], io["image_embeds_fullatts"])
