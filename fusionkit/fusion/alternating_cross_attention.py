@@ -15,7 +15,7 @@ class AlternatingCrossAttention(CrossAttention):
     a pair are one projection, so that an image is projected once for each pair, left or right.
     """
 
-    provides = frozenset({"pooled", "text", "causal", "pair"})
+    provides = CrossAttention.provides | {"pair"}
 
     def __init__(
         self,
