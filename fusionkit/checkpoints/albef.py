@@ -108,22 +108,31 @@ def keys(name: str, lower: int, upper: int, decoder: int) -> list[Key]:
     return [
         Key("itm_head.", "tasks.itm.head."),
         Key("temp", "model.temperature"),
-        *network("", text, "model.", lower, upper),
+        *network("", text, "model.", lower, upper, name == "nlvr"),
         *heads(name, "", "tasks.{}.head.", "model.", decoder),
-        *network("_m", text, "teacher.model.", lower, upper),
+        *network("_m", text, "teacher.model.", lower, upper, name == "nlvr"),
         *heads(name, "_m", "teacher.heads.{}.", "teacher.model.", decoder),
-        Key(
-            "itm_head.", "teacher.heads.itm."
-        ),  # matching does not listen to the teacher, which has no copy of its head
+        Key("itm_head.", "teacher.heads.itm."),  # matching does not listen to the teacher: there is no copy of its head
         Key("temp", "teacher.model.temperature"),  # one for both
         *queue("image", name),
         *queue("text", name),
     ]
 
 
-def network(m: str, text: str, ours: str, lower: int, upper: int) -> list[Key]:
-    """Towers, fusion and projections; ``m`` is "_m" for the moving averages."""
+def network(m: str, text: str, ours: str, lower: int, upper: int, is_paired: bool) -> list[Key]:
+    """Towers, fusion and projections; ``m`` is "_m" for the moving averages.
+
+    ``is_paired`` fusion layers share their keys and values two by two (NLVR2): the published ones have to be equal.
+    """
+    pairs = [(number, part) for number in range(1, upper, 2) for part in ("key.", "value.")] if is_paired else []
     return [
+        *(
+            Key(
+                f"{text.format(m)}encoder.layer.{lower + number}.crossattention.self.{part}",
+                f"{ours}fusion.layers.{number - 1}.cross_attention.{part}",
+            )
+            for number, part in pairs
+        ),
         *vit_keys(f"visual_encoder{m}.", ours),
         *text_encoder(text.format(m), f"{ours}text_encoder.", lower),
         *fusion_layers(f"{text.format(m)}encoder.", f"{ours}fusion.", upper, first=lower),
@@ -196,9 +205,9 @@ def to_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict
         raise ConfigError(
             f"layout=albef: ALBEF has nothing like {', '.join(more[:3])}; only its own architecture fits it"
         )
-    tables = [part for part in published if part.endswith("embeddings.position_embeddings.weight")]
-    for table in tables:
-        published[table.replace("position_embeddings.weight", "position_ids")] = torch.arange(len(published[table]))[
-            None
-        ]
-    return published
+    tables = {part: tensor for part, tensor in published.items() if part.endswith("position_embeddings.weight")}
+    counters = {
+        part.replace("position_embeddings.weight", "position_ids"): torch.arange(len(tensor))[None]
+        for part, tensor in tables.items()
+    }
+    return published | counters

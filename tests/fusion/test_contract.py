@@ -41,7 +41,7 @@ def close(ours, theirs):
 def test_shapes_and_provisions(name):
     fusion, text = build(name), texts(7)
     fused = fusion(fusion.prepare(images()), text, torch.tensor([0, 0, 1, 2, 2, 2, 0]))
-    assert fusion.provides <= {"pooled", "text", "image", "causal", "pair"}
+    assert fusion.provides <= {"pooled", "text", "image", "causal", "attention", "pair"}
     expected = {"pooled": (7, fusion.pooled_size), "text": (7, LENGTH, fusion.hidden_size), "image": (7, TOKENS)}
     for part, shape in expected.items():
         value = getattr(fused, part)
