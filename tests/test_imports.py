@@ -30,7 +30,7 @@ RULES = {
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
     "checkpoints/directory": TENSORS | {"safetensors"},
-    "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory"},
+    "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory", "huggingface_hub"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
     "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},

@@ -50,6 +50,15 @@ def test_a_folder_is_uploaded_if_asked(imported, tmp_path, monkeypatch, capsys):
     assert "uploaded to https://hub/me/mine" in capsys.readouterr().out
 
 
+def test_a_model_of_the_hub_is_loaded_by_its_name(imported, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda name, allow_patterns: asked.append(name) or imported
+    )
+    assert from_pretrained("me/mine").origin["family"] == "albef"
+    assert asked == ["me/mine"]
+
+
 @pytest.mark.parametrize(
     ("line", "words", "code"),
     [
