@@ -126,7 +126,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_of_the_published_model_has_its_place(name: str) -> None:
     build, options, config = CASES[name]
-    state: dict[str, Tensor] = {n: torch.zeros(1).expand(shape) for n, shape in build().items()}
+    state: dict[str, Tensor] = {n: torch.zeros(()).expand(shape) for n, shape in build().items()}
     source = Source(Path(name), state, None if config is None else config().to_dict(), "")
     defaults = OmegaConf.load(CONF / f"import/{name.partition('_')[0]}.yaml")
     plain: Any = OmegaConf.to_container(OmegaConf.merge(defaults, options))
