@@ -78,6 +78,15 @@ COMMANDS = {
         "fusionkit.import_:run",
         ("albef=ALBEF.pth", "albef=refcoco.pth output=outputs/albef_384 image_size=384"),
     ),
+    "export": Command(
+        "write a checkpoint as config.json and model.safetensors, or in ALBEF's own layout",
+        "fusionkit.export:export",
+        (
+            "checkpoint=outputs/quickstart/checkpoints/best.ckpt output=outputs/quickstart_export",
+            "checkpoint=outputs/albef layout=albef output=ALBEF_again.pth",
+        ),
+        "export",
+    ),
     "data": Command(
         "make a data set: data make NAME; or convert one: data convert NAME",
         "fusionkit.datasets:run",

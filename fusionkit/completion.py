@@ -60,6 +60,10 @@ def query(line: str) -> None:
         _offer(name, COMMANDS)
     elif name not in COMMANDS:
         return
+    elif name == "import" and len(rest) == 1:
+        print("\n".join(f"{family}=" for family in group_choices("import") if family.startswith(rest[0])))
+    elif name == "import":
+        _hydra("import", [f"import={rest[0].partition('=')[0]}", *rest[1:]])
     elif len(rest) <= len(fixed):
         _offer(rest[-1], fixed[len(rest) - 1])
     elif config_name := f"data_{verb}" if name == "data" else COMMANDS[name].config_name:

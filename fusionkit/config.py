@@ -93,6 +93,16 @@ class SubmitConfig:
     root: str | None = None
 
 
+@dataclass
+class ExportConfig:
+    """The top level of ``fusionkit export``."""
+
+    checkpoint: str = MISSING
+    output: str = MISSING
+    layout: str | None = None
+    hub: str | None = None
+
+
 def conf_dir() -> Path:
     """The folder of configuration files: inside the installed package, else at the top of the repository."""
     package = Path(__file__).parent

@@ -25,10 +25,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def write(config: DictConfig) -> Any:
     """Call the maker or converter that the configuration names, and say where its files are."""
-    for key in config:
+    for key in map(str, config):
         if OmegaConf.is_missing(config, key):
             raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
     check_arguments(config)
     count: int | None = instantiate(config)
-    root: Any = config.root
-    print(f"wrote {'' if count is None else f'{count} files to '}{root}")
+    print(f"wrote {'' if count is None else f'{count} files to '}{config.root}")

@@ -10,42 +10,18 @@ from torch import Tensor, nn
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.views import ViewEncoder
 from fusionkit.errors import ConfigError
-from fusionkit.types import Batch, Encoded, Fused, Regions, Tokens
+from fusionkit.fusion.cross_attention import CrossAttention
+from fusionkit.types import Batch, Encoded, Fused, Regions, Tokens, Whole
 
 
-class VisionLanguageModel(nn.Module):
-    """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
+class Reader(nn.Module):
+    """The text half of a model: an encoder, and a fusion of its tokens with a memory, of images or of other texts."""
 
-    ``embed_size``   width of the contrastive space.
-    ``projection_bias`` whether its projections have a bias; CLIP's have none.
-    ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
-    """
-
-    def __init__(
-        self,
-        image_encoder: TimmEncoder | RegionEncoder,
-        text_encoder: TextEncoder,
-        fusion: Any,
-        embed_size: int = 256,
-        temperature: float = 0.07,
-        temperature_range: tuple[float, float] = (0.001, 0.5),
-        projection_bias: bool = True,
-    ) -> None:
+    def __init__(self, text_encoder: TextEncoder, fusion: Any) -> None:
         super().__init__()
-        self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
-        self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
-        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size, bias=projection_bias)
-        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
-        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
-
-    def encode_image(self, images: Tensor | Regions) -> Tokens:
-        """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
-        return self.image_encoder(images)
-
-    def images_of(self, batch: Batch) -> Any:
-        """What the image encoder reads of a batch."""
-        return batch[self.image_encoder.reads]  # type: ignore[literal-required]
+        self.text_encoder, self.fusion = text_encoder, fusion
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """(T, L), mask (T, L) or (T, L, L) -> text tokens; T may be 0."""
@@ -63,7 +39,7 @@ class VisionLanguageModel(nn.Module):
         if not len(image_index):
             assert text.mask is not None
             blank = Tokens(_one_row(text.embeds), _one_row(text.mask), _one_row(text.pooled))
-            fused = self.fuse(memory, blank, image_index.new_zeros(1))
+            fused = self.fuse(memory, blank, image_index.new_zeros(1, *image_index.shape[1:]))
             return Fused(*(None if part is None else part[:0] for part in fused))
         return self.fusion(memory, text, image_index)
 
@@ -85,9 +61,43 @@ class VisionLanguageModel(nn.Module):
         states, fusion_past = self.fusion.extend(memory, text, image_index, fusion_past)
         return states, (text_past, fusion_past)
 
+
+class VisionLanguageModel(Reader):
+    """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
+
+    ``embed_size``   width of the contrastive space.
+    ``projection_bias`` whether its projections have a bias; CLIP's have none.
+    ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
+    """
+
+    def __init__(
+        self,
+        image_encoder: TimmEncoder | RegionEncoder,
+        text_encoder: TextEncoder,
+        fusion: Any,
+        embed_size: int = 256,
+        temperature: float = 0.07,
+        temperature_range: tuple[float, float] = (0.001, 0.5),
+        projection_bias: bool = True,
+    ) -> None:
+        nn.Module.__init__(self)  # in this order the parameters stand in the optimisers of checkpoints
+        self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
+        self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
+        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size, bias=projection_bias)
+        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def encode_image(self, images: Tensor | Regions) -> Tokens:
+        """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
+        return self.image_encoder(images)
+
+    def images_of(self, batch: Batch) -> Any:
+        """What the image encoder reads of a batch."""
+        return batch[self.image_encoder.reads]  # type: ignore[literal-required]
+
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
         """Encode the images of a batch once, and its texts of the given kinds."""
-        image = self.encode_image(self.images_of(batch))
+        image, whole = self._images(batch)
         rows = {kind: batch[kind] for kind in kinds}  # type: ignore[literal-required]
         text = {kind: self.encode_text(r["input_ids"], r["attention_mask"]) for kind, r in rows.items()}
         return Encoded(
@@ -96,7 +106,17 @@ class VisionLanguageModel(nn.Module):
             image_feats=self.project_image(image),
             text=text,
             text_feats={kind: self.project_text(tokens) for kind, tokens in text.items()},
+            whole=whole,
         )
+
+    def _images(self, batch: Batch) -> tuple[Tokens, Whole | None]:
+        """The images of a batch, or its views and the whole images."""
+        if "views" not in batch:
+            return self.encode_image(self.images_of(batch)), None
+        if not isinstance(self.image_encoder, ViewEncoder):
+            raise ConfigError("image_encoder cannot give views; choose fusionkit.encoders.views.ViewEncoder")
+        whole, views = self.image_encoder.views(batch["pixel_values"], **batch["views"])
+        return views, Whole(whole, self.fusion.prepare(whole))
 
     def project_image(self, image: Tokens) -> Tensor:
         """Image tokens -> (I, E), L2-normalised, fp32."""
@@ -104,7 +124,8 @@ class VisionLanguageModel(nn.Module):
 
     def project_text(self, text: Tokens) -> Tensor:
         """Text tokens -> (T, E), L2-normalised, fp32."""
-        return F.normalize(self.text_projection(text.pooled).float(), dim=-1)
+        pooled = self.fusion.alone(text)[:, 0] if hasattr(self.fusion, "alone") else text.pooled
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:
@@ -122,7 +143,7 @@ class VisionLanguageModel(nn.Module):
             for part in (self.image_projection, self.text_projection):
                 part.requires_grad_(False)
             self.temperature.requires_grad_(False)
-        if not needs - {"feats"}:
+        if not needs - {"feats"} and not hasattr(self.fusion, "alone"):
             self.fusion.requires_grad_(False)
         elif hasattr(self.fusion, "freeze_unused"):
             self.fusion.freeze_unused(needs)
@@ -131,6 +152,38 @@ class VisionLanguageModel(nn.Module):
 def _one_row(rows: Tensor) -> Tensor:
     """(0, ...) -> (1, ...) ones: a blank text, of which every token may be attended; gradients still reach the rows."""
     return torch.cat([rows, rows.new_ones(1, *rows.shape[1:])])
+
+
+def text_decoder(
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int = 6,
+    num_heads: int = 12,
+    intermediate_size: int | None = None,
+    max_position_embeddings: int = 512,
+    type_vocab_size: int = 2,
+    first_token_id: int | None = None,
+    dropout: float = 0.1,
+    eps: float = 1e-12,
+) -> Reader:
+    """A language model of BERT's layers that attends to states of its own width (ALBEF's and BLIP's answer decoders).
+
+    ``type_vocab_size`` 0 leaves the token types out; ``first_token_id`` is read in place of a text's first token.
+    """
+    config = {
+        "model_type": "bert",
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 0,
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": max_position_embeddings,
+        "type_vocab_size": type_vocab_size or 1,
+        "layer_norm_eps": eps,
+        "hidden_dropout_prob": dropout,
+    }
+    words = TextEncoder(vocab_size, config=config, token_types=type_vocab_size > 0, first_token_id=first_token_id)
+    return Reader(
+        words, CrossAttention(hidden_size, hidden_size, num_layers, num_heads, intermediate_size, dropout, eps)
+    )
 
 
 def assemble(

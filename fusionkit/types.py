@@ -50,10 +50,18 @@ class TextRows(TypedDict, total=False):
     ids: list[Any]  # (T,) the data set's own caption, question or sentence ids
 
 
+class ViewRows(TypedDict):
+    """V views of the images of a batch: regions that are treated as if each were an image."""
+
+    image_index: Tensor  # (V,) int64, row of the view's image in pixel_values
+    mask: Tensor  # (V, 1 + N) int64, 1 = first token, and patch in the region
+
+
 class Batch(TypedDict):
     """I images and the texts that go with them; each text kind that the source has is a further key.
 
-    Where samples have a second image, its row comes after the first ones of all samples.
+    Where samples have a second image, its row comes after the first ones of all samples. Where a batch has views, these
+    are its images: image keys, ids and sizes have a row for each of them, and texts point at them.
 
     A task declares its own TypedDict with the kinds it reads, e.g. ``questions: QuestionRows``.
     """
@@ -64,6 +72,14 @@ class Batch(TypedDict):
     image_sizes: Tensor  # (I, 2) float, width and height in pixels that the annotations' boxes refer to
     pixel_values: NotRequired[Tensor]  # (I, 3, H, W)
     regions: NotRequired[Regions]  # of I images, where the source has them in place of pixels
+    views: NotRequired[ViewRows]
+
+
+class Whole(NamedTuple):
+    """The whole images of a batch whose images are views."""
+
+    image: Tokens  # (I, N, Dv)
+    memory: Any
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,7 @@ class Encoded:
     image_feats: Tensor  # (I, E), projected and L2-normalised
     text: dict[str, Tokens]  # by text kind
     text_feats: dict[str, Tensor]  # by text kind, (T, E)
+    whole: Whole | None = None  # where the images are views
 
 
 class TaskOutput(NamedTuple):

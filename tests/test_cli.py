@@ -206,6 +206,8 @@ jobs_append = jobs.append
         ("fusionkit train seed=1 objectives.shapes.it", ["objectives.shapes.itc=", "objectives.shapes.itm="]),
         ("fusionkit train experiment=q", ["experiment=quickstart"]),
         ("fusionkit data make shapes sc", ["scenes="]),
+        ("fusionkit import albe", ["albef="]),
+        ("fusionkit import albef=ALBEF.pth bert.fus", ["bert.fusion_layer="]),
     ],
 )
 def test_completion_offers(line: str, expected: list[str], capsys: pytest.CaptureFixture[str]) -> None:

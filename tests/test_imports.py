@@ -30,7 +30,7 @@ RULES = {
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
     "checkpoints/directory": TENSORS | {"safetensors"},
-    "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory"},
+    "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory", "huggingface_hub"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
     "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
@@ -47,6 +47,7 @@ ENTRY = {
     "help",
     "datasets",
     "import_",
+    "export",
     "matrix",
     "train",
     "evaluate",
@@ -68,8 +69,8 @@ FORBIDDEN = {  # rooms that may import much, but not this
 }
 # a run is built from its configuration, written with it and read back
 HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "folder", "artifacts", "restore")} | ENTRY
-HYDRA_ROOMS |= {"checkpoints/build", "checkpoints/pretrained"}
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core"}
+HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "pretrained", "write")}
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

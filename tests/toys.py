@@ -44,6 +44,8 @@ def toy_task(name: str, dims: Dims):
     """The task of conf/task/NAME.yaml, without label smoothing and with the default choice of the groups it names."""
     groups = {"negatives": OmegaConf.load(CONF / "negatives" / "in_batch.yaml")}
     config = OmegaConf.create({**groups, "task": OmegaConf.load(CONF / "task" / f"{name}.yaml")})
+    if "decoder" in config.task:
+        config.task.decoder.update(num_layers=1, num_heads=4, dropout=0.0)
     return instantiate(config.task)(dims=dims, **TOY_OPTIONS.get(name, {}))
 
 

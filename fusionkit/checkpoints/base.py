@@ -27,8 +27,8 @@ class Key:
     ``ours``   several names: the tensor is cut into as many equal parts along its first dimension (a packed qkv).
     ``part``   ours is the concatenation of several published tensors, in the order of their parts (a separate q, k, v).
     ``change`` what else is done to the tensor.
-    One published name may stand in several keys: each of ours then gets it. Several published names of one of ours, without
-    a part, are tensors that the published model ties: they have to be equal.
+    One published name may stand in several keys: each of ours that the model has then gets it. Several published names of
+    one of ours, without a part, are tensors that the published model ties: they have to be equal.
     """
 
     theirs: str
@@ -70,7 +70,7 @@ def convert(source: Source, plan: Plan, expected: Mapping[str, Tensor]) -> dict[
     Raises DataError with the first names where a published tensor is neither used nor declared as left out, where one of
     ours gets none, and where shapes differ.
     """
-    named, unknown = _renamed(source.state, plan)
+    named, unknown = _renamed(source.state, plan, expected)
     if unknown:
         raise DataError(
             f"{source.path}: {_some(unknown)} {'is' if len(unknown) == 1 else 'are'} no part of such a checkpoint; is it of "
@@ -82,10 +82,12 @@ def convert(source: Source, plan: Plan, expected: Mapping[str, Tensor]) -> dict[
     return {name: joined[name].to(expected[name].dtype) for name in expected}
 
 
-def _renamed(state: Mapping[str, Tensor], plan: Plan) -> tuple[dict[str, list[tuple[Key, Tensor]]], list[str]]:
+def _renamed(
+    state: Mapping[str, Tensor], plan: Plan, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, list[tuple[Key, Tensor]]], list[str]]:
     """By our name, the published tensors it is made of with the keys that say how; and the names that nothing covers."""
     by_name: dict[str, list[Key]] = {}
-    for key in plan.keys:
+    for key in dict.fromkeys(plan.keys):
         by_name.setdefault(key.theirs, []).append(key)
     named: dict[str, list[tuple[Key, Tensor]]] = {}
     unknown = []
@@ -96,11 +98,50 @@ def _renamed(state: Mapping[str, Tensor], plan: Plan) -> tuple[dict[str, list[tu
         if start is None:
             unknown.append(name)
             continue
-        for key in by_name[start]:
-            targets = (key.ours,) if isinstance(key.ours, str) else key.ours
-            for ours, part in zip(targets, tensor.chunk(len(targets)) if len(targets) > 1 else [tensor], strict=True):
-                named.setdefault(ours + name[len(start) :], []).append((key, part))
+        found = [(ours + name[len(start) :], key, part) for key in by_name[start] for ours, part in _cut(key, tensor)]
+        used = [item for item in found if item[0] in expected]
+        for ours, key, part in used or found:  # a name of several kinds of checkpoint is used where this one has it
+            named.setdefault(ours, []).append((key, part))
     return named, unknown
+
+
+def _cut(key: Key, tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """Our names of a key with the part of the tensor that each gets."""
+    if isinstance(key.ours, str):
+        return [(key.ours, tensor)]
+    return list(zip(key.ours, tensor.chunk(len(key.ours)), strict=True))
+
+
+def invert(state: Mapping[str, Tensor], keys: Sequence[Key]) -> tuple[dict[str, Tensor], list[str]]:
+    """Published tensors from ours by the same table, and our names that it does not have.
+
+    Where a published tensor is several of ours (one temperature for student and teacher), the first key says which.
+    """
+    table: dict[str, list[Key]] = {}
+    for key in keys:
+        table.setdefault(key.theirs, []).append(key)
+    found: dict[str, tuple[int, Tensor]] = {}
+    foreign = []
+    for ours, tensor in state.items():
+        named = [
+            (number, key) for number, key in enumerate(keys) if isinstance(key.ours, str) and _fits(ours, key.ours)
+        ]
+        theirs = [(number, key, key.theirs + ours[len(str(key.ours)) :]) for number, key in named]
+        theirs = [place for place in theirs if longest(place[2], table) == place[1].theirs]
+        if not theirs:
+            foreign.append(ours)
+        for number, key, name in theirs:
+            if name not in found or number < found[name][0]:
+                found[name] = (number, INVERSES.get(key.change, _same)(tensor))
+    return {name: tensor for name, (_, tensor) in found.items()}, foreign
+
+
+def _fits(name: str, entry: str) -> bool:
+    return name.startswith(entry) if entry.endswith(".") else name == entry
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def longest(name: str, table: Mapping[str, Any]) -> str | None:
@@ -160,6 +201,17 @@ def resize_positions(tensor: Tensor, shape: torch.Size, num_prefix_tokens: int =
     return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2).to(prefix.dtype)], dim=1)
 
 
+def fresh_weight(shape: torch.Size) -> Tensor:
+    """A projection that the published model does not have and no task of it reads: drawn as torch draws one, always the same."""
+    bound = shape[-1] ** -0.5
+    return torch.empty(shape).uniform_(-bound, bound, generator=torch.Generator().manual_seed(0))
+
+
+def constant(value: float) -> Callable[[torch.Size], Tensor]:
+    """A tensor of our shape that holds one number."""
+    return lambda shape: torch.full(shape, value)
+
+
 def transposed(tensor: Tensor, shape: torch.Size) -> Tensor:
     """A matrix with rows and columns exchanged (ALBEF's queues are (E, Q), ours (Q, E))."""
     return tensor.T
@@ -168,3 +220,11 @@ def transposed(tensor: Tensor, shape: torch.Size) -> Tensor:
 def reshaped(tensor: Tensor, shape: torch.Size) -> Tensor:
     """The same numbers in our shape, where there are as many (a scalar that is stored as one row)."""
     return tensor.reshape(shape) if tensor.numel() == shape.numel() else tensor
+
+
+def as_row(tensor: Tensor) -> Tensor:
+    """The inverse of ``reshaped`` for scalars and vectors that are published as one row."""
+    return tensor.reshape(1, -1) if tensor.dim() else tensor.reshape(1)
+
+
+INVERSES: dict[Change | None, Callable[[Tensor], Tensor]] = {transposed: torch.t, reshaped: as_row}

@@ -16,9 +16,12 @@ CROSS_ATTENTION = {
 POSITION_IDS = {r".*\.position_ids": "the numbers from 0 up, which are not learnt"}
 
 
-def fusion_layers(theirs: str, ours: str, count: int, first: int = 0) -> list[Key]:
-    """``count`` layers with cross-attention: theirs ``first``, ``first + 1``, ... are ours 0, 1, ..."""
-    names = BERT_LAYER | CROSS_ATTENTION
+LAYER = BERT_LAYER | CROSS_ATTENTION
+"""Our name in a layer with cross-attention -> the published one."""
+
+
+def fusion_layers(theirs: str, ours: str, count: int, first: int = 0, names: Mapping[str, str] = LAYER) -> list[Key]:
+    """``count`` layers with cross-attention: theirs ``first``, ``first + 1``, ... are ours 0, 1, ...; ``names`` of parts."""
     return [
         Key(f"{theirs}layer.{first + number}.{their_part}.", f"{ours}layers.{number}.{our_part}.")
         for number in range(count)
@@ -28,20 +31,18 @@ def fusion_layers(theirs: str, ours: str, count: int, first: int = 0) -> list[Ke
 
 def text_encoder(theirs: str, ours: str, num_layers: int) -> list[Key]:
     """Embeddings and the first ``num_layers`` layers of a BertModel, as transformers names them."""
-    lower = [
-        Key(f"{theirs}encoder.layer.{n}.", f"{ours}text_encoder.backbone.encoder.layer.{n}.") for n in range(num_layers)
-    ]
-    return [Key(f"{theirs}embeddings.", f"{ours}text_encoder.backbone.embeddings."), *lower]
+    lower = [Key(f"{theirs}encoder.layer.{n}.", f"{ours}backbone.encoder.layer.{n}.") for n in range(num_layers)]
+    return [Key(f"{theirs}embeddings.", f"{ours}backbone.embeddings."), *lower]
 
 
-def lm_head(theirs: str, ours: str, word_embeddings: str) -> list[Key]:
-    """A masked or causal LM head (``cls.``) whose decoder is tied to the table of that (our) name."""
+def lm_head(theirs: str, ours: str, text: str) -> list[Key]:
+    """A masked or causal LM head (``cls.``) whose decoder is tied to the word embeddings of our text encoder ``text``."""
     return [
         Key(f"{theirs}predictions.transform.dense.", f"{ours}dense."),
         Key(f"{theirs}predictions.transform.LayerNorm.", f"{ours}norm."),
         Key(f"{theirs}predictions.bias", f"{ours}bias"),
         Key(f"{theirs}predictions.decoder.bias", f"{ours}bias"),
-        Key(f"{theirs}predictions.decoder.weight", word_embeddings),
+        Key(f"{theirs}predictions.decoder.weight", f"{text}backbone.embeddings.word_embeddings.weight"),
     ]
 
 
@@ -61,6 +62,21 @@ def cross_attention_config(bert: Mapping[str, Any], num_layers: int) -> dict[str
         "num_layers": num_layers,
         "num_heads": bert["num_attention_heads"],
         "intermediate_size": bert["intermediate_size"],
+        "dropout": bert["hidden_dropout_prob"],
+        "eps": bert["layer_norm_eps"],
+    }
+
+
+def decoder_config(bert: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
+    """The configuration of an answer decoder of a published BERT's size."""
+    return {
+        "_target_": "fusionkit.model.text_decoder",
+        "_partial_": True,
+        "num_layers": num_layers,
+        "num_heads": bert["num_attention_heads"],
+        "intermediate_size": bert["intermediate_size"],
+        "max_position_embeddings": bert["max_position_embeddings"],
+        "type_vocab_size": bert["type_vocab_size"],
         "dropout": bert["hidden_dropout_prob"],
         "eps": bert["layer_norm_eps"],
     }

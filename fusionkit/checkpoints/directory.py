@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
@@ -21,10 +22,15 @@ def is_directory(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
-def write_directory(folder: Path, state: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def write_directory(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write a checkpoint, whole or not at all; raises ConfigError where the folder holds something already.
 
-    Tensors that share memory are written once each. The hash of the weights stands in the configuration.
+    The hash of the weights stands in the configuration. ``texts`` are further files by their path in the folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output={folder} is there already; choose another output=FOLDER")
@@ -35,6 +41,9 @@ def write_directory(folder: Path, state: Mapping[str, Tensor], config: Mapping[s
             save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, weights)
             content["sha256"] = {WEIGHTS: sha256(weights)}
             (Path(half_made) / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            for name, text in texts.items():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_text(text, encoding="utf-8")
             folder.mkdir(exist_ok=True)
             for name in (WEIGHTS, CONFIG):  # the configuration last: without it the folder is no checkpoint
                 (Path(half_made) / name).replace(folder / name)

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.checkpoints.build import Network, build_network
+from fusionkit.checkpoints.source import local
 from fusionkit.errors import DataError
 from fusionkit.training.artifacts import tokenizer_from
 from fusionkit.training.restore import forget_files, load_weights, read_checkpoint
@@ -19,11 +20,20 @@ class Pretrained(Network):
 
     config: DictConfig
     tokenizer: Any | None  # None: the configuration names one on the hub
-    origin: dict[str, Any] | None  # of an imported checkpoint
+    artifacts: dict[str, Any]  # what the checkpoint carries beside its weights
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """Where an imported checkpoint came from."""
+        return self.artifacts.get("origin")
 
 
 def from_pretrained(path: str | Path) -> Pretrained:
-    """Load what ``fusionkit import`` or ``export`` wrote, or a checkpoint of a run; weights load strictly, no code is run."""
+    """Load what ``fusionkit import`` or ``export`` wrote, or a checkpoint of a run; weights load strictly, no code is run.
+
+    ``path`` may also name a model on the Hugging Face hub that ``export`` uploaded, OWNER/NAME.
+    """
+    path = local(path)
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
     config = OmegaConf.create(artifacts["config"])
@@ -36,4 +46,4 @@ def from_pretrained(path: str | Path) -> Pretrained:
         raise DataError(f"checkpoint {path} has neither a tokenizer nor the ids of its special tokens; export it again")
     network = build_network(config, words, artifacts["answers"] or ())
     load_weights(network.module.eval(), checkpoint, path)
-    return Pretrained(network.model, network.tasks, network.teacher, config, tokenizer, artifacts.get("origin"))
+    return Pretrained(network.model, network.tasks, network.teacher, config, tokenizer, artifacts)

@@ -1,5 +1,6 @@
 """A checkpoint that others wrote: its tensors by name, without running code of it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,11 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read a file (.pth, .ckpt, .bin, .safetensors), or a folder with config.json and model.safetensors.
+    """Read a file (.pth, .ckpt, .bin, .safetensors), or a folder with config.json and model.safetensors, here or on the hub.
 
     Raises DataError for what is truncated, no checkpoint at all, or a pickle of more than tensors and plain values.
     """
-    path = Path(path).expanduser()
+    path = local(path)
     if is_directory(path):
         weights = path / WEIGHTS
         return Source(path, read_safetensors(weights), read_json(path / CONFIG), sha256(weights))
@@ -41,6 +42,23 @@ def read_source(path: str | Path) -> Source:
         raise DataError(f"{path} is no checkpoint: give a file, or a folder with {CONFIG} and {WEIGHTS}")
     content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
     return Source(path, _state_dict(path, content), None, sha256(path))
+
+
+def local(path: str | Path) -> Path:
+    """The path; or, where nothing is there and it is OWNER/NAME, the folder of that model of the Hugging Face hub."""
+    found = Path(path).expanduser()
+    if found.exists() or found.suffix or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)):
+        return found
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=[CONFIG, WEIGHTS]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"{path} is no checkpoint here, and the hub does not give one of that name ({reason})"
+        ) from error
 
 
 def _unpickled(path: Path) -> Any:

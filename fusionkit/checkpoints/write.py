@@ -1,14 +1,21 @@
-"""From a published file to a folder of ours; nothing is written unless all of it fits."""
+"""Checkpoints are written: from a published file, for others to load, in a published layout; whole or not at all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from torch import Tensor
 
 from fusionkit.checkpoints.base import Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.directory import write_directory
+from fusionkit.checkpoints.pretrained import Pretrained
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.data.tokenizer import load_tokenizer
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.artifacts import artifacts_of
 
 Planner = Callable[[Source], Plan]
@@ -27,8 +34,63 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
             f"tokenizer={tokenizer} has {len(words)} tokens, but the checkpoint embeds {rows}; give its own"
         )
     state = convert(source, plan, network.module.state_dict())
-    origin = {"family": plan.family, "release": plan.release, "file": source.path.name, "sha256": source.sha256}
+    origin: dict[str, Any] = {
+        "family": plan.family,
+        "release": plan.release,
+        "file": source.path.name,
+        "sha256": source.sha256,
+    }
     content = artifacts_of(config, network.model, words, plan.answers or None) | {"ids": dict(plan.ids)}
-    write_directory(folder, state, {"fusionkit": content | {"origin": origin | {"left_out": dict(plan.left_out)}}})
+    name = config.name
+    origin["left_out"] = dict(plan.left_out)
+    experiment = {f"experiment/{name}.yaml": experiment_file(plan, folder, config.tokenizer)}
+    write_directory(folder, state, {"fusionkit": content | {"origin": origin}}, experiment)
     numbers = sum(tensor.numel() for tensor in state.values())
-    return f"{folder}: {len(state):,} tensors, {numbers:,} numbers, of {plan.release}; every published tensor is accounted for"
+    return (
+        f"{folder}: {len(state):,} tensors, {numbers:,} numbers, of {plan.release}; every published tensor is accounted for\n"
+        f"score it: fusionkit evaluate checkpoint={folder} data.root=FOLDER\n"
+        f"train on: fusionkit train --config-dir {folder} experiment={name} data.root=FOLDER"
+    )
+
+
+def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
+    """An experiment that goes on from the checkpoint, for ``fusionkit train --config-dir FOLDER experiment=NAME``."""
+    replaced = [key for key, value in plan.config.items() if isinstance(value, Mapping) and "_target_" in value]
+    choices = dict(text.split("=", 1) for text in plan.groups) | dict.fromkeys(replaced, "null")
+    defaults = "".join(f"  - override /{group}: {choice}\n" for group, choice in choices.items())
+    content = yaml.safe_dump({**plan.config, "tokenizer": tokenizer, "checkpoint": str(folder)}, sort_keys=False)
+    return f"# @package _global_\n# {plan.release}, from {folder}.\ndefaults:\n{defaults}\n{content}"
+
+
+def export_into(folder: Path, pretrained: Pretrained) -> None:
+    """Write a network to a new folder that ``from_pretrained``, ``train`` and ``evaluate`` load, bit for bit the same."""
+    write_directory(folder, pretrained.module.state_dict(), {"fusionkit": pretrained.artifacts})
+
+
+def write_published(path: Path, pretrained: Pretrained, layout: Callable[..., dict[str, Tensor]]) -> None:
+    """Write a new .pth file, ``{"model": state_dict}``, in the layout of a published release."""
+    if path.exists():
+        raise ConfigError(f"output={path} is there already; choose another output=FILE")
+    config: Any = OmegaConf.to_container(pretrained.config)
+    state: Mapping[str, Tensor] = layout(pretrained.module.state_dict(), config)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": dict(state)}, path)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"output={path} cannot be written ({str(error).splitlines()[0]}); choose another output=FILE"
+        ) from error
+
+
+def upload(folder: Path, repository: str) -> str:
+    """Upload a folder to the Hugging Face hub, as a model of that name; gives its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"hub={repository}: {folder} is written, but the hub did not take it ({reason})") from error

@@ -30,6 +30,11 @@ class TextEncoder(nn.Module):
     ``top_layers``  the states of so many last layers, side by side in the width, for a fusion that reads them all (BridgeTower).
     ``before_norm`` tokens as they are before the tower's last norm, pooled after it (FLAVA).
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
+    ``token_types`` False leaves BERT's token type embeddings out (BLIP).
+    ``first_token_id`` is read in place of the first token of each text (BLIP's [ENC] and [DEC] for [CLS]).
+
+    A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers; its pooled vector is
+    that of the first token as it is written.
     """
 
     def __init__(
@@ -41,6 +46,8 @@ class TextEncoder(nn.Module):
         give_upper_layers: bool = False,
         pool: str = "cls",
         frozen: bool = False,
+        token_types: bool = True,
+        first_token_id: int | None = None,
         before_norm: bool = False,
         top_layers: int = 1,
     ) -> None:
@@ -51,6 +58,10 @@ class TextEncoder(nn.Module):
         self.config = self.backbone.config
         self.hidden_size: int = top_layers * self.config.hidden_size
         self.pool, self.is_frozen, self.before_norm, self.top_layers = pool, frozen, before_norm, top_layers
+        self.first_token_id = first_token_id
+        if not token_types:
+            embeddings: Any = self.backbone.get_submodule("embeddings")
+            embeddings.token_type_embeddings = NoTokenTypes()
         size = self.word_embeddings.num_embeddings
         if size < vocab_size:
             raise ConfigError(
@@ -94,7 +105,10 @@ class TextEncoder(nn.Module):
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             given = {"output_hidden_states": True} if self.before_norm or self.top_layers > 1 else {}
-            out = self.backbone(input_ids=input_ids, attention_mask=mask, **given)
+            out = self.backbone(input_ids=self._opened(input_ids), attention_mask=mask, **given)
+            if self.first_token_id is not None and not self.config.num_hidden_layers:
+                first = self.backbone(input_ids=input_ids[:, :1]).last_hidden_state[:, 0]
+                return Tokens(out.last_hidden_state, attention_mask, first)
         last = out.last_hidden_state
         if self.top_layers > 1:
             last = torch.cat(out.hidden_states[-self.top_layers :], dim=2)
@@ -120,12 +134,19 @@ class TextEncoder(nn.Module):
         cache: Any = DynamicCache(past)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = self.backbone(
-                input_ids=input_ids,
+                input_ids=self._opened(input_ids, positions),
                 attention_mask=self._added(mask),
                 position_ids=positions + first,
                 past_key_values=cache,
             ).last_hidden_state
         return Tokens(states, mask, states[:, 0]), [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _opened(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The ids (T, L), at positions (T, L) or from 0 on, with the first token of each text replaced if so configured."""
+        if self.first_token_id is None:
+            return input_ids
+        places = torch.arange(input_ids.shape[1], device=input_ids.device) if positions is None else positions
+        return input_ids.masked_fill(places == 0, self.first_token_id)
 
     def _added(self, mask: Tensor) -> Tensor:
         """A mask (T, L, N) as transformers takes a 4-d one: it adds it to the scores as it is."""
@@ -139,6 +160,13 @@ class TextEncoder(nn.Module):
             return states[torch.arange(len(real), device=real.device), (real.sum(dim=1) - 1).clamp(min=0)]
         weights = real.to(states.dtype)[..., None]
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+class NoTokenTypes(nn.Module):
+    """Stands for a table of token types where there is none."""
+
+    def forward(self, token_type_ids: Tensor) -> Tensor:
+        return torch.zeros((), device=token_type_ids.device)
 
 
 def _plain_tower(config: Any) -> dict[str, Any]:

@@ -65,8 +65,10 @@ class Table:
         cells = [(i, column[name], value) for i, row in zip(at, rows, strict=True) for name, value in _values(row)]
         place, metric = (np.array([cell[part] for cell in cells], dtype=np.int64) for part in (0, 1))
         values = np.array([value for _, _, value in cells], dtype=float)
-        np.add.at(self._means, (place, 0, metric), values)
-        np.add.at(self._means, (place, 1, metric), 1)
+        sums, counts = self._means[:, 0], self._means[:, 1]
+        at_cells: Any = (place, metric)
+        np.add.at(sums, at_cells, values)
+        np.add.at(counts, at_cells, 1)
         self._sums = {name: self._summed(name, at, rows) for name in _names(rows, "sums")}
         self._ranks = {name: _sorted(name, at, rows) for name in _names(rows, "ranks")}
 

@@ -14,6 +14,8 @@ class Fusion(Protocol):
 
     It may also have
     ``freeze_unused(needs)``    freeze the parameters that get no gradient where tasks read only these parts, as plain DDP wants;
+    ``alone(text)``             the states (T, L, D) of texts that see no image, whose first ones the model projects for
+                                contrast in place of the text encoder's pooled vectors;
     ``metrics()``               scalars by name, detached, that are logged at each step as ``train/fusion_<name>``;
     ``start_from(text_layers)`` copy the upper layers that a text encoder left over.
     """
@@ -23,8 +25,9 @@ class Fusion(Protocol):
     hidden_size: int
     """Width of ``Fused.text``."""
     provides: frozenset[str]
-    """Of {"pooled", "text", "image", "causal", "attention"}: the parts of ``Fused`` it fills, whether it obeys a causal text
-    mask, and whether text tokens attend to image tokens in cross-attention layers, which ``cross_attentions()`` then lists.
+    """Of {"pooled", "text", "image", "causal", "attention", "pair"}: the parts of ``Fused`` it fills, whether it obeys a causal
+    text mask, whether text tokens attend to image tokens in cross-attention layers, which ``cross_attentions()`` then lists,
+    and whether ``image_index`` may be (T, 2), naming two images a text.
 
     "text" says that image and text met as tokens: a fusion of two pooled vectors provides "pooled" alone.
     """

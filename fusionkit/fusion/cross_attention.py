@@ -44,7 +44,10 @@ class CrossAttentionLayer(nn.Module):
     ) -> Tensor:
         """The second part, cross-attention and feed-forward."""
         seen = self.cross_attention(states, memory, grouping, packing)
-        states = self.norm_cross(states + self.dropout(seen))
+        return self.think(self.norm_cross(states + self.dropout(seen)))
+
+    def think(self, states: Tensor) -> Tensor:
+        """The last part, feed-forward: alone it follows self-attention in a text that sees no image."""
         return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
 
 
@@ -83,14 +86,18 @@ class CrossAttention(nn.Module):
         self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
-        grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
+        packing, groupings = Packing.of(text.mask), self.groupings(image_index, images=len(memory[0].key))
         tokens, kept = packing.pack(text.embeds), []
         pasts: Sequence[KeyValue | None] = past or [None] * len(memory)
-        for layer, keys_values, earlier in zip(self.layers, memory, pasts, strict=True):
+        for layer, keys_values, grouping, earlier in zip(self.layers, memory, groupings, pasts, strict=True):
             own = layer.self_attention.project(tokens, text.mask, packing).after(earlier)
             tokens = layer(tokens, own, keys_values, grouping, packing)
             kept.append(own._replace(mask=None))
         return packing.unpack(tokens), kept
+
+    def groupings(self, image_index: Tensor, images: int) -> list[Grouping]:
+        """Which image each text reads, layer by layer."""
+        return [Grouping.of(image_index, images)] * len(self.layers)
 
     def cross_attentions(self) -> list[Attention]:
         return [layer.cross_attention for layer in self.layers]

@@ -29,9 +29,17 @@ class Negatives(nn.Module):
     ``pool``  where the partners come from (fusionkit.negatives.pool); None: the rank's own batch.
     ``k``     wrong partners for each true pair and side; with few columns there may be fewer.
     ``teacher_threshold`` also excludes columns whose cosine by the momentum teacher is at least this (false negatives).
+    ``by_teacher`` compares each row with the teacher's features of the columns, where there is a teacher (as ALBEF and BLIP
+                  do when they pre-train); False: with the student's.
     """
 
-    def __init__(self, pool: Pool | None = None, k: int = 1, teacher_threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool | None = None,
+        k: int = 1,
+        teacher_threshold: float | None = None,
+        by_teacher: bool = False,
+    ) -> None:
         super().__init__()
         if k < 1:
             raise ConfigError(f"negatives.k is {k}; a true pair needs at least 1 wrong partner")
@@ -41,7 +49,12 @@ class Negatives(nn.Module):
                 f"negatives.teacher_threshold: {type(self.pool).__name__} keeps no states of the teacher; set it to null, "
                 "or use negatives=in_batch or all_rank"
             )
-        self.k, self.teacher_threshold = k, teacher_threshold
+        if by_teacher and not self.pool.has_teacher:
+            raise ConfigError(
+                f"negatives.by_teacher: {type(self.pool).__name__} keeps no states of the teacher; set it to false, or use "
+                "negatives=in_batch or all_rank"
+            )
+        self.k, self.teacher_threshold, self.by_teacher = k, teacher_threshold, by_teacher
 
     def logits(self, similarity: Tensor, listed: Tensor | None) -> Tensor:
         """Log of the law (R, C), up to a constant a row."""
@@ -53,23 +66,41 @@ class Negatives(nn.Module):
 
     def forward(self, similarity: Tensor, is_excluded: Tensor, listed: Tensor | None = None) -> Drawn:
         """similarity, is_excluded and listed (R, C): the columns drawn."""
-        has_any = ~is_excluded.all(dim=1)
         if not similarity.numel():  # no text in the batch: nothing to draw from
-            columns = torch.zeros(len(has_any), min(self.k, 1), dtype=torch.int64, device=has_any.device)
+            columns = torch.zeros(len(is_excluded), min(self.k, 1), dtype=torch.int64, device=is_excluded.device)
             return Drawn(columns, torch.zeros_like(columns, dtype=torch.bool), similarity.new_zeros(()))
+        law = self.law(similarity, is_excluded, listed)
+        columns = torch.multinomial(law, min(self.k, law.shape[1]))
+        return Drawn(columns, ~is_excluded.gather(1, columns), _entropy(law, ~is_excluded.all(dim=1)))
+
+    def law(self, similarity: Tensor, is_excluded: Tensor, listed: Tensor | None = None) -> Tensor:
+        """The probabilities (R, C); of a row with no column to draw any, for it is dropped."""
         logits = self.logits(similarity.float(), None if listed is None else listed & ~is_excluded)
         logits = logits.masked_fill(is_excluded, float("-inf"))
-        logits = torch.where(has_any[:, None], logits, torch.zeros_like(logits))  # any law will do: the row is dropped
-        law = logits.softmax(dim=1)
-        columns = torch.multinomial(law, min(self.k, law.shape[1]))
-        return Drawn(columns, ~is_excluded.gather(1, columns), _entropy(law, has_any))
+        has_any = ~is_excluded.all(dim=1, keepdim=True)
+        return torch.where(has_any, logits, torch.zeros_like(logits)).softmax(dim=1)
 
 
 class HardNegatives(Negatives):
-    """Draws column j of row i with probability softmax(similarity_ij) over the columns that show another image (ALBEF)."""
+    """Draws column j of row i with probability softmax(similarity_ij) over the columns that show another image (ALBEF).
+
+    ``floor`` is what BLIP (1e-4) and X-VLM (1e-5) add to every softmax value, to keep torch.multinomial from failing: in a
+    large batch most draws are then uniform. It is here to reproduce them; the law needs none.
+    """
+
+    def __init__(
+        self,
+        pool: Pool | None = None,
+        k: int = 1,
+        teacher_threshold: float | None = None,
+        by_teacher: bool = False,
+        floor: float = 0.0,
+    ) -> None:
+        super().__init__(pool, k, teacher_threshold, by_teacher)
+        self.floor = floor
 
     def logits(self, similarity: Tensor, listed: Tensor | None) -> Tensor:
-        return similarity
+        return (similarity.softmax(dim=1) + self.floor).log() if self.floor else similarity
 
 
 class RandomNegatives(Negatives):

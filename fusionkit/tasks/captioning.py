@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from fusionkit.model import VisionLanguageModel
+from fusionkit.model import Reader, VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate, leading_rows
 from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
@@ -55,17 +55,26 @@ class Captioning(Task[CaptionBatch]):
         self.texts_per_image, self.label_smoothing = texts_per_image, label_smoothing
         self.search: Search = search or BeamSearch()
         special = (dims.cls_token_id, dims.pad_token_id, dims.mask_token_id)
-        self.rules = Rules(dims.sep_token_id, max_length, min_length, no_repeat_ngram, special)
         self.words = Words(dims.tokens, (*special, dims.sep_token_id))
         self.opening = [dims.cls_token_id, *self.words.spell(prompt, "task.captioning.prompt")]
-        self.head = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+        self.rules = Rules(dims.sep_token_id, max_length, min_length, no_repeat_ngram, special, tuple(self.opening))
+        self.head: nn.Module = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+
+    def reader(self, model: VisionLanguageModel) -> Reader:
+        """What reads a caption as far as it goes."""
+        return model
+
+    @property
+    def predictor(self) -> nn.Module:
+        """What predicts the next token from a state."""
+        return self.head
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        spoken = self._spoken(batch)
-        states = fuse_causal(model, encoded.memory, spoken.text)[spoken.is_said]
-        logits, targets = self.head(states, model.text_encoder.word_embeddings.weight), spoken.targets
+        spoken, reader = self._spoken(batch), self.reader(model)
+        states = fuse_causal(reader, encoded.memory, spoken.text)[spoken.is_said]
+        logits, targets = self.predictor(states, reader.text_encoder.word_embeddings.weight), spoken.targets
         loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing)
         return TaskOutput(loss / max(len(targets), 1), logits, targets, hit_rate(logits, targets, "token_accuracy"))
 
@@ -89,7 +98,9 @@ class Captioning(Task[CaptionBatch]):
         images = torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device)
         opening = self._opening(len(images), images.device)
         prompts = Prompts(opening, torch.ones_like(opening), images, torch.ones_like(images))
-        found = self.search(steps_of(ModelSteps(model, self.head, encoded.memory, prompts)), self.rules)
+        found = self.search(
+            steps_of(ModelSteps(self.reader(model), self.predictor, encoded.memory, prompts)), self.rules
+        )
         return [
             {"image_id": image_id, "caption": self.words.text(tokens)}
             for image_id, tokens in zip(batch["image_ids"], found.tokens.tolist(), strict=True)

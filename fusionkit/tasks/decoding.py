@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fusionkit.model import VisionLanguageModel
+from fusionkit.model import Reader
 from fusionkit.tasks.generation import Steps
 
 
@@ -33,7 +33,7 @@ class Prompts(NamedTuple):
 class ModelSteps(NamedTuple):
     """What both ways share: the model, the head over its fused states, and the images."""
 
-    model: VisionLanguageModel
+    model: Reader
     head: nn.Module
     memory: Any
     prompts: Prompts
@@ -110,7 +110,7 @@ def steps_of(shared: ModelSteps) -> Steps:
     return CachedSteps(shared) if shared.model.is_incremental else RecomputedSteps(shared)
 
 
-def fuse_causal(model: VisionLanguageModel, memory: Any, text: Prompts) -> Tensor:
+def fuse_causal(model: Reader, memory: Any, text: Prompts) -> Tensor:
     """Fused states (R, P, D) of whole texts, each token of which has seen none after it but those of its prefix."""
     mask = prefix_mask(text.attention_mask, text.prefix)
     fused = model.fuse(memory, model.encode_text(text.input_ids, mask), text.image_index)

@@ -28,11 +28,13 @@ class HypothesisBatch(Batch):
 class Entailment(Task[HypothesisBatch]):
     """Cross entropy against the shares of the three labels, hard or soft as the reader gives them.
 
-    ``head`` makes the classifier of (pooled_size, labels), fusionkit.tasks.heads.
+    ``head`` makes the classifier of (pooled_size, labels), fusionkit.tasks.heads. With a teacher, partly against its shares
+    (ALBEF).
     """
 
     needs = frozenset({"pooled"})
     reads = "hypotheses"
+    distils = True
 
     def __init__(
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
@@ -45,15 +47,23 @@ class Entailment(Task[HypothesisBatch]):
     ) -> TaskOutput:
         rows = batch["hypotheses"]
         targets = torch.stack([rows["contradiction"], rows["neutral"], rows["entailment"]], dim=1).float()
-        logits = self._logits(model, batch, encoded)
-        return TaskOutput(soft_cross_entropy(logits, targets), logits, targets, hit_rate(logits, targets.argmax(dim=1)))
+        logits = self._logits(model, self.head, batch, encoded)
+        loss = soft_cross_entropy(logits, targets)
+        if teacher is not None and teacher.alpha > 0:
+            with torch.no_grad():
+                soft = self._logits(teacher.model, teacher.head, batch, teacher.encoded).float().softmax(dim=1)
+            loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
+        return TaskOutput(loss, logits, targets, hit_rate(logits, targets.argmax(dim=1)))
 
-    def _logits(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
+    def _logits(
+        self, model: VisionLanguageModel, head: nn.Module | None, batch: HypothesisBatch, encoded: Encoded
+    ) -> Tensor:
+        assert head is not None
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])
-        return self.head(fused.pooled)  # (T, 3)
+        return head(fused.pooled)  # (T, 3)
 
     def predict(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded) -> Records:
         """{"pair_id", "label"}, the label in words."""
-        best = self._logits(model, batch, encoded).argmax(dim=1).tolist()
+        best = self._logits(model, self.head, batch, encoded).argmax(dim=1).tolist()
         ids = batch["hypotheses"]["ids"]
         return [{"pair_id": i, "label": LABELS[label]} for i, label in zip(ids, best, strict=True)]

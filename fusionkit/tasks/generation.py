@@ -48,6 +48,7 @@ class Rules:
     ``min_length``      fewest tokens before the end.
     ``no_repeat_ngram`` length of the token sequences that may come only once in a text; 0: all may repeat.
     ``banned``          tokens that are never generated.
+    ``prompt``          what every text starts with; of the searches only ``ClassicBeamSearch`` counts it.
     """
 
     end: int
@@ -55,6 +56,7 @@ class Rules:
     min_length: int = 0
     no_repeat_ngram: int = 0
     banned: tuple[int, ...] = ()
+    prompt: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_length < self.max_length:

@@ -1,5 +1,7 @@
 """Image-text matching with hard negatives (ALBEF)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ class ITM(Task[CaptionBatch]):
     ``negatives``      draws the k wrong partners of each side from the contrastive similarities (fusionkit.negatives).
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
     ``alignment``      also aligns words with image tokens (fusionkit.tasks.alignment); it needs a fusion that gives both.
+    ``head``           builds the classifier from (size, 2).
     """
 
     needs = frozenset({"pooled"})  # the contrastive features only draw the negatives: matching does not train them
@@ -32,6 +35,7 @@ class ITM(Task[CaptionBatch]):
         negatives: Negatives | None = None,
         texts_per_image: int | None = None,
         alignment: Alignment | None = None,
+        head: Callable[[int, int], nn.Module] = nn.Linear,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
@@ -39,8 +43,9 @@ class ITM(Task[CaptionBatch]):
         self.texts_per_image, self.alignment = texts_per_image, alignment
         if alignment is not None:
             self.needs = self.needs | {"text", "image"}  # type: ignore[misc]
-        self.head = nn.Linear(dims.pooled_size, 2)
-        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]
+        self.head = head(dims.pooled_size, 2)
+        asks = self.negatives.by_teacher or self.negatives.teacher_threshold is not None
+        self.distils = asks  # type: ignore[misc]  # only to draw the negatives is a teacher asked at all
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -83,8 +88,12 @@ class ITM(Task[CaptionBatch]):
         index = self._rows(batch)["image_index"]
         images, keys = index[rows], batch["image_keys"][index[rows]]
         feats, text_feats = encoded.image_feats, encoded.text_feats[self.reads]
-        to_image = scaled_cosines(text_feats[rows], candidates.image_feats, model.temperature)  # (R, C_i)
-        to_text = scaled_cosines(feats, candidates.text_feats, model.temperature)[images]  # (R, C_t)
+        image_columns, text_columns = candidates.image_feats, candidates.text_feats
+        if self.negatives.by_teacher and teacher is not None:
+            image_columns = self.negatives.pool.columns(teacher.encoded.image_feats)
+            text_columns = self.negatives.pool.columns(teacher.encoded.text_feats[self.reads])
+        to_image = scaled_cosines(text_feats[rows], image_columns, model.temperature)  # (R, C_i)
+        to_text = scaled_cosines(feats, text_columns, model.temperature)[images]  # (R, C_t)
         no_image, no_text = (
             (keys[:, None] == others[None, :]) | (others == EMPTY)
             for others in (candidates.image_keys, candidates.text_keys)

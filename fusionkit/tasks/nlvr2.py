@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fusionkit.losses import masked_cross_entropy
+from fusionkit.losses import masked_cross_entropy, soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
@@ -34,34 +34,62 @@ class NLVR2(Task[StatementBatch]):
     """The sentence is fused with each of its images; the head reads both vectors, the left image's first (UNITER's "pair").
 
     Neither image sees the other before the head. Where the fusion has an embedding for the second of two images, it gets it.
-    ``head`` makes the classifier of (2 * pooled_size, 2), fusionkit.tasks.heads.
+    ``head`` makes the classifier of (2 * pooled_size, 2), fusionkit.tasks.heads. With a teacher, partly against its
+    distribution (ALBEF).
     """
 
     needs = frozenset({"pooled"})
     reads = "statements"
+    distils = True
+    vectors = 2  # that the head reads of a statement
 
     def __init__(
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
     ) -> None:
         super().__init__(scorer)
-        self.head = head(2 * dims.pooled_size, len(LABELS))
+        self.head = head(self.vectors * dims.pooled_size, len(LABELS))
 
     def forward(
         self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        logits, targets = self._logits(model, batch, encoded), batch["statements"]["label"].long()
-        return TaskOutput(masked_cross_entropy(logits, targets), logits, targets, hit_rate(logits, targets))
+        logits, targets = self._logits(model, self.head, batch, encoded), batch["statements"]["label"].long()
+        loss = masked_cross_entropy(logits, targets)
+        if teacher is not None and teacher.alpha > 0:
+            with torch.no_grad():
+                soft = self._logits(teacher.model, teacher.head, batch, teacher.encoded).float().softmax(dim=1)
+            loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
+        return TaskOutput(loss, logits, targets, hit_rate(logits, targets))
 
-    def _logits(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Tensor:
-        rows, text = batch["statements"], encoded.text[self.reads]
+    def _logits(
+        self, model: VisionLanguageModel, head: nn.Module | None, batch: StatementBatch, encoded: Encoded
+    ) -> Tensor:
+        assert head is not None
+        return head(self._vectors(model, batch["statements"], encoded))  # (T, 2)
+
+    def _vectors(self, model: VisionLanguageModel, rows: StatementRows, encoded: Encoded) -> Tensor:
+        """What the head reads, (T, vectors * pooled_size)."""
+        text = encoded.text[self.reads]
         left = model.fuse(encoded.memory, text, rows["image_index"])
         right = model.fuse(second_memory(model, encoded), text, rows["other_index"])
         assert left.pooled is not None
         assert right.pooled is not None
-        return self.head(torch.cat([left.pooled, right.pooled], dim=1))  # (T, 2)
+        return torch.cat([left.pooled, right.pooled], dim=1)
 
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}: the identifier and "True" or "False", the two columns of the official file."""
-        best = self._logits(model, batch, encoded).argmax(dim=1).tolist()
+        best = self._logits(model, self.head, batch, encoded).argmax(dim=1).tolist()
         ids = batch["statements"]["ids"]
         return [{"statement_id": i, "label": LABELS[label]} for i, label in zip(ids, best, strict=True)]
+
+
+class JointNLVR2(NLVR2):
+    """The sentence is fused with both images at once, in a fusion that provides "pair" (ALBEF)."""
+
+    needs = frozenset({"pooled", "pair"})
+    vectors = 1
+
+    def _vectors(self, model: VisionLanguageModel, rows: StatementRows, encoded: Encoded) -> Tensor:
+        both = torch.stack([rows["image_index"], rows["other_index"]], dim=1)
+        pooled = model.fuse(encoded.memory, encoded.text[self.reads], both).pooled
+        assert pooled is not None
+        return pooled

@@ -1,10 +1,11 @@
 """Question answering by a language model: the answer is said after the question (ALBEF, BLIP)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fusionkit.errors import ConfigError
@@ -13,6 +14,7 @@ from fusionkit.momentum import Teacher
 from fusionkit.tasks.answering import Answering, Answers, Ranking
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
+from fusionkit.tasks.generation import Steps
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch
 from fusionkit.tasks.words import Words
@@ -49,19 +51,24 @@ class GenerativeVQA(Task[QuestionBatch]):
         eps: float = 1e-12,
     ) -> None:
         super().__init__(scorer)
-        _check_spelling(dims)
-        self.label_smoothing, self.end = label_smoothing, dims.sep_token_id
+        self.label_smoothing, self.start, self.end = label_smoothing, dims.cls_token_id, dims.sep_token_id
         self.answering: Answering = answering or Ranking()
-        self.texts = dims.answers
         special = (dims.cls_token_id, dims.sep_token_id, dims.pad_token_id, dims.mask_token_id)
         self.words = Words(dims.tokens, special)
-        rows = [torch.tensor([*tokens, self.end]) for tokens in dims.answer_tokens]
+        self.answer_ids: Tensor
+        self.answer_mask: Tensor
+        if dims.tokens:  # else weights alone are wanted: without a tokenizer nothing can be said
+            _check_spelling(dims)
+        self.set_answers(dims.answers, dims.answer_tokens)
+        self.head: nn.Module = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+
+    def set_answers(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+        """The answers that are trained and ranked, with the tokens of each (without special ones)."""
+        self.texts = tuple(texts)
+        rows = [torch.tensor([*answer, self.end]) for answer in tokens] or [torch.zeros(0, dtype=torch.int64)]
         masks = [torch.ones_like(row) for row in rows]
         self.register_buffer("answer_ids", pad_sequence(rows, batch_first=True), persistent=False)  # (A, L)
         self.register_buffer("answer_mask", pad_sequence(masks, batch_first=True), persistent=False)
-        self.answer_ids: Tensor
-        self.answer_mask: Tensor
-        self.head = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
 
     def forward(
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -87,10 +94,14 @@ class GenerativeVQA(Task[QuestionBatch]):
         """VQA v2's own records: {"question_id", "answer"}."""
         if not batch["questions"]["ids"]:
             return []
-        steps = steps_of(ModelSteps(model, self.head, encoded.memory, self._prompts(batch)))
+        steps = self.steps(model, batch, encoded)
         answers = Answers(self.texts, self.answer_ids, self.answer_mask)
         said = self.answering(steps, answers, self.words, self.end)
         return [{"question_id": i, "answer": answer} for i, answer in zip(batch["questions"]["ids"], said, strict=True)]
+
+    def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Steps:
+        """What is said after each question, token by token."""
+        return steps_of(ModelSteps(model, self.head, encoded.memory, self._prompts(batch)))
 
 
 def good_pairs(scores: Tensor) -> Pairs:

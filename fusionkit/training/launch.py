@@ -204,6 +204,7 @@ PARTS = {
     "image": "image tokens that have seen the text's",
     "causal": "text that does not see what follows",
     "attention": "cross-attention of the text to the image",
+    "pair": "a text fused with two images at once",
 }
 
 

@@ -1,0 +1,227 @@
+"""BLIP (Li et al. 2022): ViT, and BERT layers with cross-attention that read texts alone, with an image, and as a decoder.
+
+Checkpoints of github.com/salesforce/BLIP (pretrain, retrieval, vqa, caption), and folders that transformers' BLIP models for
+retrieval, question answering and captioning saved; which one it is shows in its parts.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionkit.checkpoints.albef import TEACHER, foreign_keys, no_contrast, queue
+from fusionkit.checkpoints.base import Key, Plan, constant, reshaped
+from fusionkit.checkpoints.bert import (
+    LAYER,
+    POSITION_IDS,
+    cross_attention_config,
+    decoder_config,
+    fusion_layers,
+    lm_head,
+    text_config,
+    text_encoder,
+)
+from fusionkit.checkpoints.source import Source
+from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
+
+Sizes = Mapping[str, Any]
+MIXED = "fusionkit.fusion.mixed_cross_attention"
+TASKS = {  # by kind: the choice of data, its source, and the tasks
+    "pretrain": ("coco_captions", "coco", ("itc", "itm", "captioning")),
+    "retrieval": ("coco_captions", "coco", ("itc", "itm")),
+    "vqa": ("vqa_v2", "vqa", ("vqa_decoder",)),
+    "caption": ("coco_captions", "coco", ("captioning",)),
+}
+SHARED = {
+    ours: theirs for ours, theirs in LAYER.items() if ours.startswith(("cross", "norm_cross", "feed", "norm_feed"))
+}
+
+
+def plan(
+    source: Source,
+    image_size: int,
+    patch_size: int,
+    vit: Sizes,
+    bert: Sizes,
+    embed_dim: int,
+    queue_size: int,
+    momentum: float,
+    alpha: float,
+    ids: Mapping[str, int | None],
+) -> Plan:
+    """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width."""
+    bert = dict(bert) | {"vocab_size": bert["vocab_size"] + 2, "type_vocab_size": 0}  # with [DEC] and [ENC]
+    if source.config is not None:
+        sizes = sizes_of(source.config)
+        image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
+        vit, bert, ids = sizes["vit"], bert | sizes["bert"], dict(ids) | sizes["ids"]
+    name, is_taught = kind_of(source), source.has("visual_encoder_m.")
+    data, own, named = TASKS[name]
+    fusion = cross_attention_config(bert, bert["num_hidden_layers"])
+    if name in ("pretrain", "retrieval"):
+        fusion["_target_"] = f"{MIXED}.MixedCrossAttention"
+    first_token_id = ids["bos_DEC" if name == "caption" else "ENC"]
+    config: dict[str, Any] = {
+        "name": f"blip_{name}",
+        "data": {"image_size": image_size},
+        "objectives": {own: dict.fromkeys(named, 1.0)},
+        "image_encoder": timm_vit(vit, image_size, patch_size),
+        "text_encoder": text_config(bert, 0) | {"token_types": False, "first_token_id": first_token_id},
+        "fusion": fusion,
+        "model": {"embed_size": embed_dim},
+        "task": tasks(name, bert, ids["bos_DEC"], queue_size if is_taught else 0),
+    }
+    if is_taught:
+        config["teacher"] = TEACHER | {"momentum": momentum, "alpha": alpha}
+        config["negatives"] = {"by_teacher": name == "pretrain"}
+    return Plan(
+        family="blip",
+        release="transformers' BLIP" if source.config is not None else "github.com/salesforce/BLIP",
+        groups=[f"data={data}", "objectives=none", f"task=[{','.join(named)}]"],
+        config=config,
+        keys=keys(name, bert["num_hidden_layers"]),
+        left_out=POSITION_IDS,
+        added=added(name, is_taught),
+        ids={token: number for token, number in ids.items() if number is not None},
+    )
+
+
+def kind_of(source: Source) -> str:
+    """Which of the published models it is."""
+    if not source.has("text_encoder."):
+        return "caption"
+    if not source.has("text_decoder."):
+        return "retrieval"
+    return "pretrain" if source.has("itm_head.") else "vqa"
+
+
+def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes in a configuration of transformers; its models give [ENC] no place: a text begins as it is written."""
+    vision, text = config["vision_config"], config["text_config"]
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+    more = ("max_position_embeddings", "layer_norm_eps", "hidden_act")
+    return {
+        "image_size": vision["image_size"],
+        "patch_size": vision["patch_size"],
+        "embed_dim": config["image_text_hidden_size"],
+        "vit": {
+            "embed_dim": vision["hidden_size"],
+            "depth": vision["num_hidden_layers"],
+            "num_heads": vision["num_attention_heads"],
+            "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
+            "qkv_bias": True,
+            "layer_norm_eps": vision["layer_norm_eps"],
+        },
+        "bert": {name: text[name] for name in (*names, *more)},
+        "ids": {"bos_DEC": text["bos_token_id"], "ENC": None},
+    }
+
+
+def tasks(name: str, bert: Sizes, start: int | None, queue_size: int) -> dict[str, Any]:
+    """Settings of the tasks, over those of conf/task; ``start`` begins what a decoder says."""
+    if name == "vqa":
+        decoder = decoder_config(bert, bert["num_hidden_layers"]) | {"first_token_id": start}
+        answering = {"_target_": "fusionkit.tasks.answering.Ranking", "score": "blip", "label_smoothing": 0.1}
+        return {"vqa_decoder": {"decoder": decoder, "label_smoothing": 0.1, "answering": answering}}
+    if name == "caption":
+        return {"captioning": {"prompt": ""}}
+    settings: dict[str, Any] = {"itc": {"queue_size": queue_size}}
+    if name == "pretrain":
+        settings["captioning"] = {
+            "_target_": "fusionkit.tasks.captioning_shared.SharedCaptioning",
+            "_partial_": True,
+            "first_token_id": start,
+            "decoder": {
+                "_target_": f"{MIXED}.SelfAttentionLayers",
+                "_partial_": True,
+                "num_layers": bert["num_hidden_layers"],
+                "num_heads": bert["num_attention_heads"],
+                "dropout": bert["hidden_dropout_prob"],
+                "eps": bert["layer_norm_eps"],
+            },
+        }
+    return settings
+
+
+def keys(name: str, layers: int) -> list[Key]:
+    """All names of a kind."""
+    return [
+        *network("", "model.", layers),
+        *network("_m", "teacher.model.", layers),
+        *DECODERS[name](layers),
+        Key("itm_head.", "tasks.itm.head."),
+        Key("itm_head.", "teacher.heads.itm."),  # neither matching nor captioning listens to the teacher
+        Key("temp", "model.temperature"),
+        Key("temp", "teacher.model.temperature"),
+        *queue("image", name),
+        *queue("text", name),
+        *(Key("ptr_queue", f"tasks.itc.{side}_queue.pointer", change=reshaped) for side in ("image", "text")),
+    ]
+
+
+def network(m: str, ours: str, layers: int) -> list[Key]:
+    """Towers and projections; ``m`` is "_m" for the moving averages."""
+    return [
+        *vit_keys(f"visual_encoder{m}.", ours),
+        *(transformers_vit_keys("vision_model.", ours, layers) if not m else []),
+        *text_layers(f"text_encoder{m}.", ours, layers),
+        Key(f"vision_proj{m}.", f"{ours}image_projection."),
+        Key(f"text_proj{m}.", f"{ours}text_projection."),
+    ]
+
+
+def text_layers(theirs: str, ours: str, layers: int, names: Mapping[str, str] = LAYER) -> list[Key]:
+    """Embeddings and all layers, which are the fusion's."""
+    return [
+        *text_encoder(theirs, f"{ours}text_encoder.", 0),
+        *fusion_layers(f"{theirs}encoder.", f"{ours}fusion.", layers, names=names),
+    ]
+
+
+def caption_decoder(layers: int) -> list[Key]:
+    """The decoder is the model's own fusion."""
+    return [
+        *text_layers("text_decoder.bert.", "model.", layers),
+        *lm_head("text_decoder.cls.", "tasks.captioning.head.", "model.text_encoder."),
+    ]
+
+
+def answer_decoder(layers: int) -> list[Key]:
+    """The decoder is all its own."""
+    ours = "tasks.vqa_decoder.head."
+    return [
+        *text_layers("text_decoder.bert.", f"{ours}reader.", layers),
+        *lm_head("text_decoder.cls.", f"{ours}words.", f"{ours}reader.text_encoder."),
+    ]
+
+
+def shared_decoder(layers: int) -> list[Key]:
+    """The decoder shares all but self-attention and prediction with the fusion; the teacher's copy of it is not published."""
+    found = text_layers("text_decoder.bert.", "model.", layers, SHARED)
+    for ours in ("tasks.captioning.head.", "teacher.heads.captioning."):
+        for number in range(layers):
+            theirs = f"text_decoder.bert.encoder.layer.{number}.attention."
+            place = f"{ours}layers.attentions.{number}."
+            found += [Key(f"{theirs}self.{part}.", f"{place}{part}.") for part in ("query", "key", "value")]
+            found += [Key(f"{theirs}output.dense.", f"{place}output.")]
+            found += [Key(f"{theirs}output.LayerNorm.", f"{ours}layers.norms.{number}.")]
+        found += lm_head("text_decoder.cls.", f"{ours}words.", "model.text_encoder.")
+    return found
+
+
+DECODERS: dict[str, Callable[[int], list[Key]]] = {
+    "pretrain": shared_decoder,
+    "retrieval": lambda layers: [],
+    "vqa": answer_decoder,
+    "caption": caption_decoder,
+}
+
+
+def added(name: str, is_taught: bool) -> dict[str, Callable[[torch.Size], Tensor]]:
+    """What the published model does not have: image numbers in the queue of pre-training, a contrastive space, a temperature."""
+    if name == "pretrain":
+        return {f"tasks.itc.{side}_queue.keys": foreign_keys for side in ("image", "text")}
+    if name == "retrieval":
+        return {} if is_taught else {"model.temperature": constant(0.07)}
+    return no_contrast("model")

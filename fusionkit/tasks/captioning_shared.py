@@ -1,0 +1,63 @@
+"""Captioning by a decoder that is the model's own fusion but for its self-attention (BLIP's pre-training)."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fusionkit.model import Reader, VisionLanguageModel
+from fusionkit.tasks.base import Scorer
+from fusionkit.tasks.captioning import Captioning
+from fusionkit.tasks.generation import Search
+from fusionkit.tasks.mlm import MaskedLMHead
+from fusionkit.types import Dims
+
+
+class SharedDecoder(nn.Module):
+    """What the decoder has for itself: self-attention and prediction head."""
+
+    def __init__(self, layers: Any, words: MaskedLMHead) -> None:
+        super().__init__()
+        self.layers, self.words = layers, words
+
+
+class SharedCaptioning(Captioning):
+    """Captioning in which embeddings, cross-attention and feed-forward are the model's; its memory of the images is shared.
+
+    ``decoder``        builds the self-attentions from (hidden_size=), such as ``SelfAttentionLayers`` of the fusion's number.
+    ``first_token_id`` begins each text in place of [CLS] (BLIP's [DEC]).
+    """
+
+    head: SharedDecoder
+
+    def __init__(
+        self,
+        dims: Dims,
+        decoder: Callable[..., Any],
+        first_token_id: int | None = None,
+        prompt: str = "",
+        label_smoothing: float = 0.1,
+        texts_per_image: int | None = None,
+        search: Search | None = None,
+        max_length: int = 20,
+        min_length: int = 5,
+        no_repeat_ngram: int = 0,
+        scorer: Scorer | None = None,
+        eps: float = 1e-12,
+    ) -> None:
+        generation = (search, max_length, min_length, no_repeat_ngram)
+        super().__init__(dims, prompt, label_smoothing, texts_per_image, *generation, scorer, eps)
+        self.first_token_id = first_token_id
+        self.head = SharedDecoder(
+            decoder(hidden_size=dims.hidden_size), MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+        )
+
+    def reader(self, model: VisionLanguageModel) -> Reader:
+        text_encoder = copy.copy(model.text_encoder)  # the same parameters, but another first token
+        text_encoder.first_token_id = self.first_token_id
+        return Reader(text_encoder, self.head.layers.within(model.fusion))
+
+    @property
+    def predictor(self) -> MaskedLMHead:
+        return self.head.words

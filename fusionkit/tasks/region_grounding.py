@@ -1,0 +1,40 @@
+"""The boxes of regions from their own captions, in the whole image (X-VLM's pre-training)."""
+
+from torch import Tensor
+
+from fusionkit.losses import box_loss
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.grounding import Grounding
+from fusionkit.types import Batch, Encoded, TaskOutput, TextRows
+
+
+class RegionTextRows(TextRows):
+    boxes: Tensor  # (T, 4), cxcywh in 0..1
+    is_image: Tensor  # (T,) 1 = the text is about the whole image, and has no box
+
+
+class RegionTextBatch(Batch):
+    captions: RegionTextRows
+
+
+class RegionGrounding(Grounding):
+    """Grounding of the texts of views: each is fused with the whole image that its view is of."""
+
+    reads = "captions"
+
+    def forward(  # type: ignore[override]  # its batch has the boxes beside the captions
+        self, model: VisionLanguageModel, batch: RegionTextBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        rows = batch["captions"]
+        boxes = self._boxes(model, batch, encoded)[rows["is_image"] == 0]
+        targets = rows["boxes"][rows["is_image"] == 0]
+        l1, giou = box_loss(boxes, targets, self.giou_all_or_nothing)
+        return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
+
+    def _boxes(self, model: VisionLanguageModel, batch: RegionTextBatch, encoded: Encoded) -> Tensor:  # type: ignore[override]
+        assert encoded.whole is not None, "a batch without views"
+        index = batch["views"]["image_index"][batch["captions"]["image_index"]]
+        pooled = model.fuse(encoded.whole.memory, encoded.text[self.reads], index).pooled
+        assert pooled is not None
+        return self.head(pooled if self.pooling is None else self.pooling(pooled, encoded.whole.image, index))

@@ -1,0 +1,102 @@
+"""Question answering by a decoder of its own, which reads the fused question and says the answer (ALBEF, BLIP)."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionkit.model import Reader, VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.tasks.answering import Answering
+from fusionkit.tasks.base import Scorer, hit_rate
+from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
+from fusionkit.tasks.generation import Steps
+from fusionkit.tasks.mlm import MaskedLMHead
+from fusionkit.tasks.vqa import QuestionBatch
+from fusionkit.tasks.vqa_generative import GenerativeVQA, good_pairs
+from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
+
+
+class Decoder(nn.Module):
+    """A language model that attends to fused questions, and the prediction head over its states."""
+
+    def __init__(self, reader: Reader, words: MaskedLMHead) -> None:
+        super().__init__()
+        self.reader, self.words = reader, words
+
+    def prepare(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> object:
+        """The memory that answers are read from: keys and values of the fused questions, one row each (a blank for none)."""
+        text = encoded.text["questions"]
+        states = model.fuse(encoded.memory, text, batch["questions"]["image_index"]).text
+        mask = batch["questions"]["attention_mask"]
+        assert states is not None
+        if not len(states):
+            states, mask = torch.cat([states, states.new_ones(1, *states.shape[1:])]), mask.new_ones(1, *mask.shape[1:])
+        return self.reader.fusion.prepare(Tokens(states, mask, states[:, 0]))
+
+    def forward(self, memory: object, text: Prompts) -> Tensor:
+        """Logits (R, L, V) of what follows each token of the texts; ``image_index`` names the question of each."""
+        return self.words(fuse_causal(self.reader, memory, text), self.reader.text_encoder.word_embeddings.weight)
+
+
+class DecoderVQA(GenerativeVQA):
+    """The tokens of every good answer from the answer so far and the question that has seen the image; weighted by its score.
+
+    ``decoder``  builds the language model from (vocab_size=, hidden_size=).
+    ``share``    the answers of a question share a weight of 1 by their scores; False: their scores are the weights (answers
+                 of a second data set, counted half).
+    With a teacher, each token partly against its distribution (ALBEF).
+    """
+
+    needs = frozenset({"text"})
+    encodes = True
+    distils = True
+    head: Decoder
+
+    def __init__(
+        self,
+        dims: Dims,
+        decoder: Callable[..., Reader],
+        label_smoothing: float = 0.0,
+        share: bool = True,
+        answering: Answering | None = None,
+        scorer: Scorer | None = None,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__(dims, label_smoothing, answering, scorer, eps)
+        self.share = share
+        reader = decoder(vocab_size=dims.vocab_size, hidden_size=dims.hidden_size)
+        self.head = Decoder(reader, MaskedLMHead(dims.hidden_size, dims.hidden_size, dims.vocab_size, eps))
+
+    def forward(
+        self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        scores = batch["questions"]["answer_scores"]
+        pairs = good_pairs(scores)
+        weights = pairs.weights if self.share else scores[pairs.questions, pairs.answers]
+        ids, mask = self.answer_ids[pairs.answers], self.answer_mask[pairs.answers].bool()
+        text = self._said_before(ids, pairs.questions)
+        logits = self.head(self.head.prepare(model, batch, encoded), text)[mask]
+        targets = ids[mask]
+        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.label_smoothing)
+        if teacher is not None and teacher.alpha > 0:
+            assert isinstance(teacher.head, Decoder)
+            with torch.no_grad():
+                memory = teacher.head.prepare(teacher.model, batch, teacher.encoded)
+                soft = teacher.head(memory, text)[mask].float().softmax(dim=-1)
+            distilled = -(soft * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+            losses = (1 - teacher.alpha) * losses + teacher.alpha * distilled
+        loss = (weights[:, None].expand_as(mask)[mask] * losses).sum() / max(len(scores), 1)
+        return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
+
+    def _said_before(self, ids: Tensor, questions: Tensor) -> Prompts:
+        """Answers (R, L) as the decoder reads them: behind the start token, and without their last one."""
+        start = ids.new_full((len(ids), 1), self.start)
+        said = torch.cat([start, ids[:, :-1]], dim=1)
+        return Prompts(said, torch.ones_like(said), questions, torch.ones_like(questions))
+
+    def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Steps:
+        ids = batch["questions"]["input_ids"]
+        start = self._said_before(ids[:, :1], torch.arange(len(ids), device=ids.device))
+        return steps_of(ModelSteps(self.head.reader, self.head.words, self.head.prepare(model, batch, encoded), start))
