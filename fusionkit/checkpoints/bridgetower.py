@@ -127,6 +127,6 @@ def keys_of(prefix: str, image: Mapping[str, Any], text: Mapping[str, Any], both
         Key(f"{tower}embeddings.class_embedding", f"{IMAGE}cls_token", change=reshaped),
         Key(f"{tower}embeddings.position_embedding.weight", f"{IMAGE}pos_embed", change=resize_table),
         *layers(CLIP_BLOCK, image["num_hidden_layers"], f"{tower}transformer.resblocks.{{}}.", f"{IMAGE}blocks.{{}}."),
-        *text_encoder(f"{prefix}text_model.", "model.", text["num_hidden_layers"]),
+        *text_encoder(f"{prefix}text_model.", "model.text_encoder.", text["num_hidden_layers"]),
         *streams,
     ]

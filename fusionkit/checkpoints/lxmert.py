@@ -14,7 +14,6 @@ from fusionkit.checkpoints.bert import POSITION_IDS, lm_head, text_config, text_
 from fusionkit.checkpoints.runs import (
     NO_CONTRAST,
     NO_HEAD,
-    WORDS,
     answers_of,
     classifier,
     groups_of,
@@ -92,14 +91,14 @@ def keys_of(sizes: Mapping[str, Any], prefix: str) -> list[Key]:
     features = {"visn_fc.": f"{image}project.", "box_fc.": f"{image}place."}
     heads = {"cls.seq_relationship.": "tasks.itm.head.", "answer_head.logit_fc.": "tasks.vqa.head."}
     return [
-        *text_encoder(prefix, "model.", sizes["l_layers"]),
+        *text_encoder(prefix, "model.text_encoder.", sizes["l_layers"]),
         *renamed(features, f"{encoder}visn_fc."),
         Key(f"{encoder}visn_fc.visn_layer_norm.", f"{image}norm_features.", change=halved),
         Key(f"{encoder}visn_fc.box_layer_norm.", f"{image}norm_positions.", change=halved),
         *layers(LAYER, sizes["r_layers"], f"{encoder}r_layers.{{}}.", f"{image}layers.{{}}."),
         *layers(CROSS_LAYER, sizes["x_layers"], f"{encoder}x_layers.{{}}.", "model.fusion.layers.{}."),
         Key(f"{prefix}pooler.dense.", "model.fusion.pool.dense.0."),
-        *lm_head("cls.", "tasks.mlm.head.", WORDS),
+        *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder."),
         *renamed(heads),
     ]
 

@@ -118,7 +118,7 @@ def keys_of(image: Mapping[str, Any], text: Mapping[str, Any], fusion: Mapping[s
     return [
         *renamed(NAMES),
         *clip_keys(image, "vit_model.visual.", "model.image_encoder.backbone."),
-        *text_encoder("text_transformer.", "model.", text["num_hidden_layers"]),
+        *text_encoder("text_transformer.", "model.text_encoder.", text["num_hidden_layers"]),
         *streams,
     ]
 

@@ -16,7 +16,6 @@ from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
     NO_HEAD,
-    WORDS,
     answers_of,
     classifier,
     groups_of,
@@ -78,7 +77,7 @@ def plan(
 ) -> Plan:
     """What a checkpoint of UNITER is, by its heads; ``bert`` its own config, ``img_dim`` the width of the detector's features."""
     tasks = {task: task_config(task, source, bert, itm_ot_lambda) for task, name in HEADS.items() if source.has(name)}
-    keys = [*renamed(NAMES), *network_keys(bert), *lm_head("cls.", "tasks.mlm.head.", WORDS)]
+    keys = [*renamed(NAMES), *network_keys(bert), *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")]
     if source.has("vqa_output."):
         outputs = rows(source, "vqa_output.3.weight")
         task = "entailment" if outputs == ENTAILMENT_LABELS else "vqa"

@@ -17,7 +17,6 @@ from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
     NO_HEAD,
-    WORDS,
     answers_of,
     groups_of,
     layers,
@@ -88,7 +87,7 @@ def keys_of(sizes: Mapping[str, Any], prefix: str, is_vqa: bool) -> list[Key]:
         Key(f"{embeddings}visual_projection.", "model.image_encoder.project."),
         *layers(LAYER, sizes["num_hidden_layers"], f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."),
         Key(f"{prefix}pooler.dense.", "model.fusion.pool.dense.0."),
-        *([] if is_vqa else lm_head("cls.", "tasks.mlm.head.", WORDS)),
+        *([] if is_vqa else lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")),
         *renamed(heads),
     ]
 

@@ -85,7 +85,19 @@ def test_spice_runs_where_its_models_are(monkeypatch):
     assert len(said) == 1
 
 
-AWKWARD = ["a\rb", "a\vb", "\f", "\u2028", "", "\U0001f600", "((", "word " * 1000, "|||", "a ||| b", "..."]
+AWKWARD = [
+    "a\rb",
+    "a\vb",
+    "\f",
+    "\u2028",
+    "",
+    "\U0001f600",
+    "((",
+    " ".join(f"w{n}" for n in range(1000)),
+    "|||",
+    "a ||| b",
+    "...",
+]
 
 
 @pytest.mark.parametrize("java", [False, pytest.param(True, marks=[needs_java, pytest.mark.slow])])
