@@ -49,8 +49,14 @@ def generalized_iou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> Tensor:
     return overlap / union.clamp(min=eps) - (hull - union) / hull.clamp(min=eps)
 
 
-def box_loss(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(L1, 1 - GIoU), each summed over a box and averaged over the R boxes, for cxcywh in 0..1 (X-VLM)."""
+def box_loss(boxes: Tensor, targets: Tensor, all_or_none: bool = False) -> tuple[Tensor, Tensor]:
+    """(L1, 1 - GIoU), each summed over a box and averaged over the R boxes, for cxcywh in 0..1 (X-VLM).
+
+    ``all_or_none``  for parity with X-VLM: one box of negative size, and the second loss is 0 for all boxes.
+    """
     count = max(len(targets), 1)
     l1 = F.l1_loss(boxes.float(), targets.float(), reduction="sum") / count
-    return l1, (1 - generalized_iou(boxes, targets)).sum() / count
+    giou = (1 - generalized_iou(boxes, targets)).sum() / count
+    if all_or_none:
+        giou = giou * (torch.cat([boxes, targets])[:, 2:] >= 0).all()
+    return l1, giou

@@ -74,6 +74,25 @@ class HardNegatives(Negatives):
         return similarity
 
 
+class FlooredNegatives(Negatives):
+    """As published in BLIP (``floor`` 1e-4) and X-VLM (1e-5): softmax(similarity)_ij + floor, *then* the exclusions.
+
+    For parity. The floor keeps a row from underflowing to nothing, which HardNegatives prevents without it; in a large
+    batch of low temperature it makes the draw nearly uniform.
+    """
+
+    def __init__(
+        self, floor: float = 1e-4, pool: Pool | None = None, k: int = 1, teacher_threshold: float | None = None
+    ) -> None:
+        super().__init__(pool, k, teacher_threshold)
+        if floor <= 0:
+            raise ConfigError(f"negatives.floor is {floor}; give a number above 0, or use negatives=in_batch")
+        self.floor = floor
+
+    def logits(self, similarity: Tensor, listed: Tensor | None) -> Tensor:
+        return (similarity.softmax(dim=1) + self.floor).log()
+
+
 class RandomNegatives(Negatives):
     """Draws uniformly over the columns that show another image."""
 

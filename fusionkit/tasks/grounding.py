@@ -46,15 +46,21 @@ class Grounding(Task[ExpressionBatch]):
     """A box from the fused state by a three-layer perceptron and a sigmoid; L1 + (1 - GIoU), weights 1 : 1.
 
     ``pooling`` (such as ``ImagePooling``, built from the dims) adds to the fused state what it reads off the image tokens.
+    ``all_or_none``  for parity with X-VLM: a degenerate box takes the GIoU loss from its whole batch (``box_loss``).
     """
 
     needs = frozenset({"pooled", "text"})  # read from the pooled state, but no place is left in two pooled vectors
     reads = "expressions"
 
     def __init__(
-        self, dims: Dims, pooling: Callable[[Dims], ImagePooling] | None = None, scorer: Scorer | None = None
+        self,
+        dims: Dims,
+        pooling: Callable[[Dims], ImagePooling] | None = None,
+        all_or_none: bool = False,
+        scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        self.all_or_none = all_or_none
         self.pooling = pooling(dims) if pooling is not None else None
         size = dims.pooled_size
         self.head = nn.Sequential(
@@ -65,7 +71,7 @@ class Grounding(Task[ExpressionBatch]):
         self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         boxes, targets = self._boxes(model, batch, encoded), batch["expressions"]["boxes"]
-        l1, giou = box_loss(boxes, targets)
+        l1, giou = box_loss(boxes, targets, self.all_or_none)
         return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
 
     def _boxes(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Tensor:
