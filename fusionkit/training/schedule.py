@@ -50,9 +50,7 @@ def warmup_linear(
     return LambdaLR(optimizer, factor)
 
 
-def counted_linear(
-    optimizer: Optimizer, total_steps: float, warmup_steps: float = 0.1, first: int = 0
-) -> LambdaLR:
+def counted_linear(optimizer: Optimizer, total_steps: float, warmup_steps: float = 0.1, first: int = 0) -> LambdaLR:
     """transformers' ``get_linear_schedule_with_warmup``: min(n / W, (S - n) / (S - W)) of base in the step with number n.
 
     ``first`` is the number of the first step: 0 (transformers, ViLT, METER, X-VLM), which then learns nothing, or 1 (UNITER).

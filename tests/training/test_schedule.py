@@ -54,7 +54,9 @@ def test_counted_linear_is_transformers():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
     theirs = get_linear_schedule_with_warmup(optimizer, 3, 12).lr_lambdas[0]
     assert rates(counted_linear, 12, warmup_steps=3) == pytest.approx([BASE * theirs(n) for n in range(12)])
-    assert rates(counted_linear, 12, warmup_steps=3, first=1) == pytest.approx([BASE * theirs(n + 1) for n in range(12)])
+    assert rates(counted_linear, 12, warmup_steps=3, first=1) == pytest.approx(
+        [BASE * theirs(n + 1) for n in range(12)]
+    )
 
 
 def test_albefs_cosine_stands_still_within_an_epoch_after_stairs():
