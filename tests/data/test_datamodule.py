@@ -118,7 +118,7 @@ def test_held_out_images_of_any_source_are_dropped_from_training(tmp_path):
             (0, 3),
             (5, 8),
             (6, 9),
-            r"^b/val and b/test share 2 of their images, .*: correct data.sources.b.splits, or allow this pair",
+            r"^b/val and b/test share 2 of their images, .*; correct data.sources.b.splits, or allow this pair",
         ),
     ],
 )
