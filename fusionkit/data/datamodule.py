@@ -47,6 +47,7 @@ class DataModule(LightningDataModule):
         image_size: int = 224,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
+        fit: str = "squash",
         answers: AnswerVocabulary | str | BuildAnswers = AnswerVocabulary.build,
         num_workers: int = 0,
         seed: int = 0,
@@ -60,7 +61,7 @@ class DataModule(LightningDataModule):
         self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
         self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
         self._splits = Splits(self.sources, drop_overlap, allow_overlap)
-        self.finish = Finish(image_size, mean, std)
+        self.finish = Finish(image_size, mean, std, fit)
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
         self._cached: dict[tuple[str, str], Images] = {}
         self._training: dict[str, TrainData] = {}
@@ -177,7 +178,9 @@ class DataModule(LightningDataModule):
 
     def _collate(self, source: str, samples: Sequence[Sample]) -> Collate:
         settings = self.sources[source]
-        return Collate(source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers)
+        return Collate(
+            source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers, settings.clean
+        )
 
     def _images(self, source: str, role: str, side: int) -> Images:
         paths = image_paths(self.samples(source, role))

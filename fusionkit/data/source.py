@@ -1,6 +1,6 @@
 """What a source is made of, and the splits of all sources of a run: read once, when first needed, and kept apart."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,7 @@ class Source:
     `batch_size`        images a step and rank.
     `texts_per_image`   by kind, texts of an image that are drawn a step; a kind that is not here, or 0, is left out.
     `max_length`        tokens of a text, special ones included; longer texts are cut.
+    `clean`             changes a text before it is tokenised (`cleaning.Clean`); None: read as it is.
     `augment`           of training images, or None for none.
     `cache`             keep all images in memory, decoded and resized: for small data sets of small images.
     """
@@ -28,6 +29,7 @@ class Source:
     batch_size: int
     texts_per_image: Mapping[str, int]
     max_length: int = 40
+    clean: Callable[[str], str] | None = None
     augment: Augmentation | None = None
     cache: bool = False
 

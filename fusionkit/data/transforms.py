@@ -17,6 +17,7 @@ from fusionkit.data.randaugment import STYLES, rand_augment
 from fusionkit.errors import ConfigError, suggest
 
 BICUBIC = InterpolationMode.BICUBIC
+FITS = ("squash", "crop")
 SIDES = ("left", "right")
 """A mirror image makes these words false. Looked for inside words too ("leftmost", "rowleft"); "bright" is no loss."""
 
@@ -24,19 +25,23 @@ SIDES = ("left", "right")
 class Finish:
     """The last step of training and evaluation: a square of `size` pixels (bicubic, antialiased), normalised.
 
-    `mean` and `std` are those that the image encoder was trained with, for values in 0..1.
+    `mean` and `std` are those that the image encoder was trained with, for values in 0..1. `fit` "squash" shows all of the
+    image (ALBEF), "crop" its middle in true proportions (CLIP, METER), which boxes would not survive.
     """
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.size = size
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], fit: str = "squash") -> None:
+        if fit not in FITS:
+            raise ConfigError(f"data.fit is '{fit}'; {suggest(fit, FITS)}")
+        self.size, self.fit = size, fit
         deviation = np.asarray(std, dtype=np.float32).reshape(3, 1, 1)
         self.scale: np.ndarray = 1 / (255 * deviation)
         self.shift: np.ndarray = -np.asarray(mean, dtype=np.float32).reshape(3, 1, 1) / deviation
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """(3, size, size) float32, and boxes (N, 4) from xyxy in pixels of `image` to cxcywh in 0..1 of it."""
-        boxes = boxes / torch.tensor([*image.size, *image.size])
-        boxes = F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
+        if self.fit == "crop":
+            image = _middle(image, boxes)
+        boxes = relative_boxes(boxes, image.size)
         square = F.resize(image, [self.size, self.size], interpolation=BICUBIC, antialias=True)
         # numpy, because torch would start threads for each single image
         pixel_values = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1), dtype=np.float32)
@@ -45,13 +50,28 @@ class Finish:
         return torch.from_numpy(pixel_values), boxes
 
 
+def _middle(image: Image.Image, boxes: Tensor) -> Image.Image:
+    """The largest square in the middle of an image."""
+    if len(boxes):
+        raise ConfigError("data.fit=crop would cut off what boxes are about; set data.fit=squash")
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def relative_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) from xyxy on an image of that width and height to cxcywh in 0..1 of it."""
+    boxes = boxes / torch.tensor([*size, *size])
+    return F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
+
+
 @dataclass(frozen=True)
 class Augment:
     """Random crop, mirror image and RandAugment, as ALBEF and X-VLM train with.
 
     `crop_scale`, `crop_ratio`   area of the crop in parts of the image, and its width to height; a crop holds every box
-                                 of the drawn texts (as in X-VLM), and there is none where ten draws find no such crop,
-                                 or where `crop_scale` is None.
+                                 of the drawn texts (as in X-VLM), and there is none where ten draws find no such crop.
+                                 With a `crop_scale` of None the image stays whole, and is fitted after all else.
     `flip`                       probability of a mirror image; 0 wherever a text or an answer says "left" or "right".
     `num_ops`, `magnitude`       RandAugment: so many operations of a `style` (`randaugment.STYLES`), of this strength.
                                  With boxes, of those on colours only: a turned box is no box, and the box around it no
@@ -79,14 +99,13 @@ class Augment:
     def __call__(
         self, image: Image.Image, boxes: Tensor, words: Sequence[str], size: int, rng: random.Random
     ) -> tuple[Image.Image, Tensor]:
-        """A square of `size` pixels and the boxes (N, 4) in it, xyxy in pixels; `words` are all texts and answers."""
-        left, top, width, height = (0, 0, *image.size)
+        """A square of `size` pixels, or the whole image, and the boxes (N, 4) in it, xyxy in pixels; `words` are all texts and answers."""
+        boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
         if self.crop_scale is not None:
             left, top, width, height = choose_crop(image.size, enclose(boxes), self.crop_scale, self.crop_ratio, rng)
-        boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
-        crop = {"top": top, "left": left, "height": height, "width": width, "size": [size, size], "antialias": True}
-        image = F.resized_crop(image, **crop, interpolation=BICUBIC)
-        boxes = F.resized_crop(boxes, **crop)
+            crop = {"top": top, "left": left, "height": height, "width": width, "size": [size, size], "antialias": True}
+            image = F.resized_crop(image, **crop, interpolation=BICUBIC)
+            boxes = F.resized_crop(boxes, **crop)
         if rng.random() < self.flip and not names_side(words):
             image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
         image = rand_augment(image, STYLES[self.style], self.num_ops, self.magnitude, not len(boxes), rng)

@@ -1,5 +1,7 @@
 """Image-text matching with hard negatives (ALBEF)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -14,11 +16,15 @@ from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
 
 
+Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
+
+
 class ITM(Task[CaptionBatch]):
     """Does the caption describe the image? One true pair to 2k false ones: (wrong image, caption) and (image, wrong caption).
 
     ``negatives``      draws the k wrong partners of each side from the contrastive similarities (fusionkit.negatives).
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
+    ``join``           makes the pairs of true and wrong partners: ``join_pairs``, or ``tossed_pairs``.
     """
 
     needs = frozenset({"pooled"})  # the contrastive features only draw the negatives: matching does not train them
@@ -29,11 +35,12 @@ class ITM(Task[CaptionBatch]):
         dims: Dims,
         negatives: Negatives | None = None,
         texts_per_image: int | None = None,
+        join: Join | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
         self.negatives = negatives or HardNegatives()
-        self.texts_per_image = texts_per_image
+        self.texts_per_image, self.join = texts_per_image, join or join_pairs
         self.head = nn.Linear(dims.pooled_size, 2)
         self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]  # here a teacher is asked at all
 
@@ -44,11 +51,11 @@ class ITM(Task[CaptionBatch]):
         rows = leading_rows(index, self.texts_per_image)
         candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
         wrong_image, wrong_text = self._draw(model, batch, encoded, candidates, rows, teacher)
-        (images, texts), targets = join_pairs(index[rows], rows, wrong_image, wrong_text, candidates)
+        (images, texts), targets = self.join(index[rows], rows, wrong_image, wrong_text, candidates)
         memory, images = prepared(model, candidates, images)
         logits = self.score_pairs(model, memory, take(candidates.text, texts), images)
         loss = masked_cross_entropy(logits, targets)
-        return TaskOutput(loss, logits, targets, self._metrics(logits, targets, len(rows), wrong_image, wrong_text))
+        return TaskOutput(loss, logits, targets, self._metrics(logits, targets, wrong_image, wrong_text))
 
     def score_pairs(self, model: VisionLanguageModel, memory: object, text: Tokens, image_index: Tensor) -> Tensor:
         """Logits (P, 2), [:, 1] for a match, of P captions with the image rows that image_index (P,) names."""
@@ -93,14 +100,14 @@ class ITM(Task[CaptionBatch]):
         return text_feats[rows] @ columns(feats).T >= limit, feats[images] @ columns(text_feats).T >= limit
 
     def _metrics(
-        self, logits: Tensor, targets: Tensor, positives: int, wrong_image: Drawn, wrong_text: Drawn
+        self, logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn
     ) -> dict[str, Tensor]:
         gap = logits.detach().diff(dim=1).squeeze(1).float()
         metrics = {"negatives_entropy": (wrong_image.entropy + wrong_text.entropy) / 2}
-        if positives:
-            metrics |= {"accuracy": ((gap > 0) == targets).float().mean(), "positive_logit": gap[:positives].mean()}
-        if len(gap) > positives:
-            metrics["negative_logit"] = gap[positives:].mean()
+        if len(gap):
+            metrics["accuracy"] = ((gap > 0) == targets).float().mean()
+            for name, chosen in (("positive_logit", targets), ("negative_logit", 1 - targets)):
+                metrics[name] = (gap * chosen).sum() / chosen.sum().clamp(min=1)
         return metrics
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
@@ -134,6 +141,15 @@ def join_pairs(
     targets = torch.zeros_like(image_rows)
     targets[: len(images)] = 1
     return (image_rows, text_rows), targets
+
+
+def tossed_pairs(
+    images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Each caption once, by a fair coin with its own image or with a wrong one (UNITER, ViLT, METER); as ``join_pairs``."""
+    is_wrong = (torch.rand(len(images), device=images.device) < 0.5) & wrong_image.is_valid.any(dim=1)
+    image_rows = torch.where(is_wrong, wrong_image.columns[:, 0], images + candidates.first_image)
+    return (image_rows, texts + candidates.first_text), (~is_wrong).long()
 
 
 def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[object, Tensor]:

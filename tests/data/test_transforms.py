@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from fusionkit.data.cleaning import Clean
 from fusionkit.data.transforms import Augment, Finish, choose_crop, names_side
 from fusionkit.errors import ConfigError
 
@@ -112,3 +113,27 @@ def test_without_a_crop_the_whole_image_is_seen():
 def test_an_unknown_style_is_told():
     with pytest.raises(ConfigError, match=r"augment.style: there is no RandAugment 'vlit'; did you mean 'vilt'\?"):
         Augment(style="vlit")
+
+
+def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
+    image = Image.new("RGB", (120, 90))
+    ImageDraw.Draw(image).rectangle((15, 0, 104, 89), fill="white")  # the middle 90 x 90
+    finish = Finish(30, (0, 0, 0), (1, 1, 1), fit="crop")
+    assert finish(image, torch.zeros(0, 4))[0].mean() == pytest.approx(1)
+    with pytest.raises(ConfigError, match=r"data.fit=crop would cut off what boxes are about; set data.fit=squash"):
+        finish(*painted())
+    with pytest.raises(ConfigError, match=r"data.fit is 'corp'; did you mean 'crop'\?"):
+        Finish(30, (0, 0, 0), (1, 1, 1), fit="corp")
+
+
+@pytest.mark.parametrize(
+    ("clean", "read"),
+    [
+        (Clean(), "a <unk> mans t shirt says hi 5 or so"),
+        (Clean(words=3), "a <unk> mans"),
+        (Clean(removed="", spaced='.!"()*#:;~'), "a <unk> man's t-shirt, says/ hi? 5, or so"),
+    ],
+    ids=["ALBEF", "ALBEF, 3 words", "BLIP"],
+)
+def test_texts_are_cleaned_as_published(clean, read):
+    assert clean("A  <unk> man's T-shirt, says/ (hi?) #5, or so! ") == read
