@@ -13,7 +13,7 @@ from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
 from fusionkit.negatives.pool import EMPTY, take
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
+from fusionkit.types import Dims, Encoded, TaskOutput, TextRows, Tokens
 
 
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
