@@ -1,6 +1,7 @@
 """Every file under conf/ makes its part: towers, data sets and teachers here, the rest in the contract and training tests.
 
-Experiments run two batches from the command line, at toy size, on a small drawn world in the folders that they expect.
+Experiments run two batches from the command line, at toy size, on a small drawn world in the folders that they expect;
+published recipes in tests/recipes.
 """
 
 import importlib.util
@@ -121,7 +122,10 @@ TOY = {
 }
 
 
-@pytest.mark.parametrize("name", choices("experiment"))
+OWN = [name for name in choices("experiment") if name.split("_")[0] not in choices("recipe")]
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_experiments_run(name, world, tmp_path, capsys):
     needs_pretrained(name)
     sources = list(composed(f"experiment={name}", "data.root=x").data.sources)

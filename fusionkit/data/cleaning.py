@@ -17,4 +17,6 @@ class Clean:
 
     def __call__(self, text: str) -> str:
         changed = {**dict.fromkeys(self.removed), **dict.fromkeys(self.spaced, " ")}
-        return " ".join(text.lower().translate(str.maketrans(changed)).replace("<person>", "person").split()[: self.words])
+        return " ".join(
+            text.lower().translate(str.maketrans(changed)).replace("<person>", "person").split()[: self.words]
+        )

@@ -29,9 +29,9 @@ def require_apart(streams: Mapping[str, Sequence[Sample]], allowed: Sequence[Seq
     """
     images = {stream: {image_key(sample): sample.image_id for sample in found} for stream, found in streams.items()}
     for one, other in combinations(sorted(images, key=_side), 2):
-        if _side(one) != _side(other) and not any(_names(pair, one, other) for pair in allowed):
-            if both := images[one].keys() & images[other].keys():
-                raise DataError(_describe(one, other, len(both), images[one][min(both)]))
+        both = images[one].keys() & images[other].keys() if _side(one) != _side(other) else set()
+        if both and not any(_names(pair, one, other) for pair in allowed):
+            raise DataError(_describe(one, other, len(both), images[one][min(both)]))
 
 
 def check_allowed(allowed: Sequence[Sequence[str]], streams: Sequence[str]) -> None:

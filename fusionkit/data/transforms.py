@@ -99,7 +99,10 @@ class Augment:
     def __call__(
         self, image: Image.Image, boxes: Tensor, words: Sequence[str], size: int, rng: random.Random
     ) -> tuple[Image.Image, Tensor]:
-        """A square of `size` pixels, or the whole image, and the boxes (N, 4) in it, xyxy in pixels; `words` are all texts and answers."""
+        """A square of `size` pixels, or the whole image, and the boxes (N, 4) in it, xyxy in pixels.
+
+        `words` are all texts and answers.
+        """
         boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
         if self.crop_scale is not None:
             left, top, width, height = choose_crop(image.size, enclose(boxes), self.crop_scale, self.crop_ratio, rng)

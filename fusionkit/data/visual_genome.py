@@ -11,7 +11,9 @@ from fusionkit.data.images import find_images
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 
-IMAGES, QUESTIONS, REGIONS = (f"Visual Genome {name}" for name in ("image_data", "question_answers", "region_descriptions"))
+IMAGES, QUESTIONS, REGIONS = (
+    f"Visual Genome {name}" for name in ("image_data", "question_answers", "region_descriptions")
+)
 ALL = "train"  # Visual Genome has no splits
 
 
@@ -22,7 +24,12 @@ class VisualGenome:
     """
 
     def __init__(
-        self, images: str, image_data: str, questions: str | None = None, regions: str | None = None, as_captions: bool = False
+        self,
+        images: str,
+        image_data: str,
+        questions: str | None = None,
+        regions: str | None = None,
+        as_captions: bool = False,
     ) -> None:
         self.images, self.image_data = images, image_data
         self.questions, self.regions, self.kind = questions, regions, "captions" if as_captions else "expressions"
@@ -43,7 +50,9 @@ class VisualGenome:
                     for image_id, found in (pair for image in read_json(path) for pair in rows(image)):
                         _require_known(image_id, known, path, self.image_data)
                         texts.setdefault(image_id, {}).setdefault(kind, []).append(found)
-        files = find_images(Path(self.images), {image_id: [f"{image_id}.jpg"] for image_id in texts}, Path(self.image_data))
+        files = find_images(
+            Path(self.images), {image_id: [f"{image_id}.jpg"] for image_id in texts}, Path(self.image_data)
+        )
         return [
             self._sample(known[image_id], files[image_id], {kind: tuple(said) for kind, said in kinds.items()})
             for image_id, kinds in texts.items()

@@ -13,8 +13,7 @@ from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
 from fusionkit.negatives.pool import EMPTY, take
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput, TextRows, Tokens
-
+from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
 
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
 
@@ -99,9 +98,7 @@ class ITM(Task[CaptionBatch]):
         assert limit is not None
         return text_feats[rows] @ columns(feats).T >= limit, feats[images] @ columns(text_feats).T >= limit
 
-    def _metrics(
-        self, logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn
-    ) -> dict[str, Tensor]:
+    def _metrics(self, logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn) -> dict[str, Tensor]:
         gap = logits.detach().diff(dim=1).squeeze(1).float()
         metrics = {"negatives_entropy": (wrong_image.entropy + wrong_text.entropy) / 2}
         if len(gap):

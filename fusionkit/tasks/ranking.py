@@ -54,7 +54,7 @@ class Ranking(ITM):
 
 
 def triplet_loss(logits: Tensor, margin: float) -> Tensor:
-    """Mean of max(0, margin + sigmoid(wrong) - sigmoid(true)) over the wrong ones, the true one first (R, 1 + k); -inf is none."""
+    """Mean of max(0, margin + sigmoid(wrong) - sigmoid(true)), for logits (R, 1 + k), the true one's first; -inf is none."""
     scores, is_there = logits.float().sigmoid(), ~logits[:, 1:].isneginf()
     apart = (margin + scores[:, 1:] - scores[:, :1]).clamp(min=0) * is_there
     return apart.sum() / is_there.sum().clamp(min=1)

@@ -94,9 +94,9 @@ def test_held_out_images_of_any_source_are_dropped_from_training(tmp_path):
     assert set(itertools.chain(*(batch["b"]["image_ids"] for batch in train_batches(module, 2)))) == set(range(6, 20))
     with pytest.raises(ConfigError, match=r"data.drop_overlap names 'c', which is no source; known: a, b"):
         make_module(tmp_path, sources, drop_overlap=["c"])
+    alone = make_module(tmp_path, {"a": make_source(tmp_path, range(3), range(5))}, drop_overlap=["a"])
     with pytest.raises(DataError, match="all 3 training images of source 'a' are in held-out splits"):
-        alone = {"a": make_source(tmp_path, range(3), range(5))}
-        make_module(tmp_path, alone, drop_overlap=["a"]).train_dataloader()
+        alone.train_dataloader()
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,13 @@ def test_empty_boxes_are_left_out_and_mistakes_are_one_sentence(vg, tmp_path):
     assert [text.id for text in sample.texts["expressions"]] == ["vg1011"]
     rows[0]["regions"][1]["image_id"] = 9
     (tmp_path / "regions.json").write_text(json.dumps(rows))
-    with pytest.raises(DataError, match=r"regions.json is about image 9, which .*image_data.json lacks; take both from"):
+    with pytest.raises(
+        DataError, match=r"regions.json is about image 9, which .*image_data.json lacks; take both from"
+    ):
         reader(vg, regions=str(tmp_path / "regions.json")[:-5]).read("train")
     with pytest.raises(DataError, match=r"Visual Genome has no split 'val'; all of it is 'train'"):
         reader(vg, questions="question_answers").read("val")
-    with pytest.raises(DataError, match=r"an entry of .*image_data.json .*; expected the Visual Genome question_answers"):
+    with pytest.raises(
+        DataError, match=r"an entry of .*image_data.json .*; expected the Visual Genome question_answers"
+    ):
         reader(vg, questions="image_data").read("train")

@@ -33,6 +33,7 @@ TASKS = {  # what is too large, or has no words, in a task's own settings
         "task.vqa_decoder.decoder.num_heads=2",
     ],
     "grounding_gradcam": ["task.grounding_gradcam.layer=0"],
+    "nlvr2_paired": ["task.nlvr2_paired.num_heads=2"],
     "itc": ["task.itc.queue_size=8"],
 }
 TRAINER = ["accelerator=cpu", "devices=1", "strategy=auto", "precision=32-true", "fast_dev_run=2"]
@@ -49,15 +50,19 @@ def overrides(name: str, world: Path) -> list[str]:
 
     config = composed("train", [f"experiment={name}", "data.root=x"])
     small = [f"data.sources.{source}.batch_size=4" for source in config.data.sources]
-    small += ["data.num_workers=0", "fusion.num_heads=2", f"fusion.num_layers={2 if 'alternating' in str(config.fusion) else 1}"]
+    small += [
+        "data.num_workers=0",
+        "fusion.num_heads=2",
+        f"fusion.num_layers={2 if 'alternating' in str(config.fusion) else 1}",
+    ]
     small += [text for task, texts in TASKS.items() if task in config.task for text in texts]
     small += ["data.answers.min_count=1"] if "answers" in config.data else []
     return [*FAMILIES[name.split("_")[0]], *small, f"data.root={world}", "tokenizer=null"]
 
 
 def test_every_family_has_its_recipes():
-    assert len(RECIPES) == 29
-    assert {name.split("_")[0] for name in RECIPES} == set(FAMILIES) == set(choices("recipe"))
+    assert len(RECIPES) == 9
+    assert {name.split("_")[0] for name in RECIPES} == set(choices("recipe")) <= set(FAMILIES)
 
 
 @pytest.mark.parametrize("name", RECIPES)

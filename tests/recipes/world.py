@@ -140,7 +140,12 @@ def _visual_genome(root: Path) -> None:
     ]
     place = {"x": 4, "y": 6, "width": 8, "height": 12}
     regions = [
-        {"id": n, "regions": [{"region_id": 10 * n + k, "image_id": n, "phrase": text, **place} for k, text in enumerate(SAID)]}
+        {
+            "id": n,
+            "regions": [
+                {"region_id": 10 * n + k, "image_id": n, "phrase": text, **place} for k, text in enumerate(SAID)
+            ],
+        }
         for n in numbers
     ]
     for name, content in {"image_data": known, "question_answers": asked, "region_descriptions": regions}.items():
