@@ -16,7 +16,7 @@ from fusionkit.evaluation.records import Records
 from fusionkit.evaluation.reranking import Reranker, Reranking
 from fusionkit.evaluation.retrieval import Pairing, has_features, nearest, ranking_records, similarities
 from fusionkit.tasks.base import Task
-from fusionkit.types import Batch, Tokens
+from fusionkit.types import Batch, Regions, Tokens
 
 PRECISIONS = {
     **dict.fromkeys(("32-true", "32", "64-true"), None),
@@ -111,6 +111,8 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
+    if isinstance(value, Regions):
+        return Regions(*(_moved(part, device) for part in value))
     return {key: _moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
 
 
@@ -134,7 +136,7 @@ def _predict_batch(
 def _image_tokens(model: Any, loader: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Tokens]]:
     """Encode all images a second time, when they are asked for."""
     for batch in to_device(loader, device):
-        yield batch, model.encode_image(batch["pixel_values"])
+        yield batch, model.encode_image(model.images_of(batch))
 
 
 @contextmanager

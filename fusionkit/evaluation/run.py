@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.gallery import draw_sheet
@@ -37,8 +38,8 @@ def evaluate_run(
         parts[label], predictions = evaluate_source(model, chosen, datamodule, source, role, device, options)
         for name, records in predictions.items():
             write_records(output_dir / "predictions" / f"{label}_{name}.jsonl", records)
-        if options.gallery:
-            samples = datamodule.samples(source, role)
+        samples = datamodule.samples(source, role)
+        if options.gallery and has_pixels(samples[0].image):
             draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
     metrics = merge_metrics(parts)
     write_metrics(output_dir / "metrics.json", metrics)

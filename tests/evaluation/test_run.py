@@ -30,6 +30,9 @@ class FakeModel(nn.Module):
         self.fusion = SimpleNamespace(prepare=lambda image: image)
         self.temperature = torch.tensor(0.05)
 
+    def images_of(self, batch):
+        return batch["pixel_values"]
+
     def encode_image(self, pixel_values):
         self.encoded_images += len(pixel_values)
         return Tokens(pixel_values[:, None, None], None, pixel_values[:, None])
