@@ -85,5 +85,6 @@ def score(
     options = evaluation_options(parts.config)
     metrics = evaluate_run(parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles)
     print_scores(metrics)
-    print(f"scores: {folder}/metrics.json   answers: {folder}/predictions   pictures: {folder}/gallery")
+    pictures = f"   pictures: {folder}/gallery" if (folder / "gallery").exists() else ""
+    print(f"scores: {folder}/metrics.json   answers: {folder}/predictions{pictures}")
     return metrics

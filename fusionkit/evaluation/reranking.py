@@ -68,7 +68,7 @@ class ImageWindow:
         if self.joined is None or len(parts) != len(self.parts) or parts[0] is not self.parts[0]:
             self.parts = parts
             self.joined = Rows(torch.cat([part.rows for part in parts]), _join([part.tokens for part in parts]))
-        return _take(self.joined.tokens, torch.searchsorted(self.joined.rows, wanted))
+        return self.joined.tokens.take(torch.searchsorted(self.joined.rows, wanted))
 
 
 class Reranker:
@@ -110,14 +110,14 @@ class Reranker:
         were not kept; ``advance`` is told how many pairs were scored.
         """
         order = torch.cat([part.rows for part in self.texts]).argsort()
-        texts = _take(_join([part.tokens for part in self.texts]), order)
+        texts = _join([part.tokens for part in self.texts]).take(order)
         again = (_known(self.image_row, batch["image_ids"], tokens) for batch, tokens in image_tokens)
         window = ImageWindow(self.images if self.holds_images else again)
 
         def match(image_rows: Tensor, text_rows: Tensor) -> Tensor:
             distinct, index = image_rows.unique(return_inverse=True)
             memory = self.model.fusion.prepare(_to(window.take(distinct), self.device))
-            text = _to(_trim(_take(texts, text_rows)), self.device)
+            text = _to(_trim(texts.take(text_rows)), self.device)
             logits = self.matcher.score_pairs(self.model, memory, text, index.to(self.device)).float().cpu()
             advance(len(logits))
             return self._combine(logits, sim[text_rows, image_rows])
@@ -139,13 +139,7 @@ def _known(rows: dict[Any, int], ids: list[Any], tokens: Tokens) -> Rows:
     """The tokens whose ids have rows, by ascending row, on the CPU."""
     places = sorted((rows[item], at) for at, item in enumerate(ids) if item in rows)
     at = torch.tensor([place for _, place in places], dtype=torch.int64, device=tokens.embeds.device)
-    return Rows(
-        torch.tensor([row for row, _ in places], dtype=torch.int64), _to(_take(tokens, at), torch.device("cpu"))
-    )
-
-
-def _take(tokens: Tokens, at: Tensor) -> Tokens:
-    return Tokens(tokens.embeds[at], None if tokens.mask is None else tokens.mask[at], tokens.pooled[at])
+    return Rows(torch.tensor([row for row, _ in places], dtype=torch.int64), _to(tokens.take(at), torch.device("cpu")))
 
 
 def _to(tokens: Tokens, device: torch.device) -> Tokens:

@@ -7,7 +7,6 @@ from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.negatives import Negatives
-from fusionkit.negatives.pool import take
 from fusionkit.tasks.base import Scorer, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.itm import ITM, prepared, scaled_cosines
@@ -44,7 +43,7 @@ class Ranking(ITM):
         texts = torch.cat([(rows + candidates.first_text)[:, None], wrong.columns], dim=1)  # (R, 1 + k)
         images = (index[rows] + candidates.first_image)[:, None].expand_as(texts)
         memory, places = prepared(model, candidates, images.flatten())
-        scores = self.score_pairs(model, memory, take(candidates.text, texts.flatten()), places)[:, 1].view(texts.shape)
+        scores = self.score_pairs(model, memory, candidates.text.take(texts.flatten()), places)[:, 1].view(texts.shape)
         targets = torch.zeros_like(rows)
         logits = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(~wrong.is_valid, float("-inf"))], dim=1)
         loss = masked_cross_entropy(logits, targets) if self.margin is None else triplet_loss(logits, self.margin)
