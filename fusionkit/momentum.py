@@ -1,6 +1,7 @@
 """Momentum distillation (ALBEF): a teacher that is the exponential moving average of the student."""
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,7 +28,8 @@ class Teacher:
 class MomentumTeacher(nn.Module):
     """The moving average of the model and of the tasks' heads: theta_m <- momentum * theta_m + (1 - momentum) * theta.
 
-    ``alpha`` weighs the soft targets and rises linearly from 0 over ``ramp_steps`` optimiser steps (0: no ramp).
+    ``alpha`` weighs the soft targets and rises linearly from 0 over ``ramp_steps`` optimiser steps (0: no ramp), or over a
+    fraction of the run where ``ramp_steps`` is below 1 (ALBEF: its first epoch).
     Buffers (batch-norm statistics) are copied. Built from the student, so that both start equal.
     """
 
@@ -37,7 +39,7 @@ class MomentumTeacher(nn.Module):
         tasks: Mapping[str, nn.Module],
         momentum: float = 0.995,
         alpha: float = 0.4,
-        ramp_steps: int = 0,
+        ramp_steps: float = 0,
     ) -> None:
         super().__init__()
         self.momentum, self.final_alpha, self.ramp_steps = momentum, alpha, ramp_steps
@@ -63,9 +65,10 @@ class MomentumTeacher(nn.Module):
         for ours, theirs in zip(mean.buffers(), student.buffers(), strict=True):
             ours.copy_(theirs)
 
-    def alpha(self, step: int) -> float:
-        """Weight of the soft targets at an optimiser step."""
-        return self.final_alpha * min(1.0, step / self.ramp_steps if self.ramp_steps else 1.0)
+    def alpha(self, step: int, total_steps: float = math.inf) -> float:
+        """Weight of the soft targets at an optimiser step of a run of so many."""
+        ramp = self.ramp_steps if self.ramp_steps >= 1 else self.ramp_steps * total_steps
+        return self.final_alpha * min(1.0, step / ramp if ramp else 1.0)
 
     @torch.no_grad()
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:

@@ -38,6 +38,7 @@ def train(config: DictConfig) -> float | None:
         return None
     seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config)
+    parts.datamodule.require_apart()
     module = build_module(parts)
     if config.checkpoint:
         fresh = initialise(module, config.checkpoint)

@@ -36,3 +36,5 @@ def test_alpha_ramps_over_optimiser_steps(parts):
     teacher = MomentumTeacher(*parts, alpha=0.4, ramp_steps=10)
     assert [teacher.alpha(step) for step in (0, 5, 10, 99)] == pytest.approx([0.0, 0.2, 0.4, 0.4])
     assert MomentumTeacher(*parts, alpha=0.4).alpha(0) == 0.4
+    first_epoch = MomentumTeacher(*parts, alpha=0.4, ramp_steps=0.1)
+    assert [first_epoch.alpha(step, 1000) for step in (0, 50, 100, 500)] == pytest.approx([0.0, 0.2, 0.4, 0.4])

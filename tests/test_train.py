@@ -256,6 +256,9 @@ def test_training_starts_from_the_weights_of_a_checkpoint(world: Path, capsys: C
         (["seed=-1"], 2, "seed is -1"),
         (["evaluation.roles=[tset]"], 2, "did you mean 'test'?"),
         (["evaluation.checkpoint=bets"], 2, "did you mean 'best'?"),
+        (["callbacks.best.monitor=test/shapes/vqa_accuracy"], 2, "chosen by a validation score: val/mean or"),
+        (["data.sources.shapes.splits.val=[test]"], 1, "shapes/val and shapes/test share 4 of their images"),
+        (["data.sources.shapes.splits.train=[train,val]"], 1, "with ++data.drop_overlap=[shapes], or allow this pair"),
     ],
 )
 def test_a_run_that_cannot_work_leaves_nothing(

@@ -52,7 +52,7 @@ def _read_karpathy(rows: list[Any], split: str, path: Path) -> tuple[Names, Capt
         for row in rows:
             if row["split"] != split:
                 continue
-            image_id = row["cocoid"] if "cocoid" in row else row["imgid"]
+            image_id = _image_id(row)
             add_new(image_ids, image_id, "the image", path)
             file_name = "/".join(part for part in (row.get("filepath"), row["filename"]) if part)
             names[image_id] = coco_names(image_id, file_name)
@@ -60,6 +60,12 @@ def _read_karpathy(rows: list[Any], split: str, path: Path) -> tuple[Names, Capt
             for text in captions[image_id]:
                 add_new(ids, text.id, "the sentence", path)
     return names, captions
+
+
+def _image_id(row: dict[str, Any]) -> int | str:
+    """COCO's id; of Flickr30k the number that its files are called by, as in SNLI-VE; else the json's own."""
+    stem = Path(row["filename"]).stem
+    return row["cocoid"] if "cocoid" in row else int(stem) if stem.isdigit() else row["imgid"]
 
 
 def _read_official(rows: list[Any], annotations: list[Any], split: str, path: Path) -> tuple[Names, Captions]:

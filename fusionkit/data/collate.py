@@ -1,6 +1,6 @@
 """Items to a batch: pixels stacked or regions padded, the texts of each kind tokenised into rows that point at their image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class Collate:
     become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
     a vocabulary; any other number `x` -> `x` (T,). Which facts a kind has is read off the source's first text of it,
     and all must have them. Where samples have a second image, it is a row behind those of all samples, and `other_index`
-    (T,) of every kind names it.
+    (T,) of every kind names it. Texts are tokenised as `clean` gives them.
     """
 
     def __init__(
@@ -35,9 +35,11 @@ class Collate:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         answers: AnswerVocabulary | None,
+        clean: Callable[[str], str] | None = None,
     ) -> None:
         self.source, self.tokenizer, self.max_length, self.answers = source, tokenizer, max_length, answers
         self.facts = {kind: first_facts(samples, kind) for kind in kinds}
+        self.clean = clean or str  # which leaves a text as it is
         self.has_others = any(sample.others for sample in samples)
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
@@ -67,7 +69,7 @@ class Collate:
 
     def _rows(self, kind: str, facts: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
         texts = [text for item in items for text in item.texts[kind]]
-        rows = self._tokenize([text.text for text in texts])
+        rows = self._tokenize([self.clean(text.text) for text in texts])
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )

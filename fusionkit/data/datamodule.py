@@ -34,7 +34,8 @@ class DataModule(LightningDataModule):
     `answers`          a vocabulary, the path of a published list, or the rule to build one from training answers.
     `steps_per_epoch`  None: as many as the longest source needs to show each of its images.
     `spell_answers`    a tokenizer that is built here knows the words of the answers too, for tasks that say them.
-    `allow_overlap`    sources that may train on images which held-out splits of the run show. Else these are dropped.
+    `drop_overlap`     sources that do not train on images which held-out splits of the run show.
+    `allow_overlap`    pairs of "source/role" that may share images, * for any; all others must not.
 
     Files are read when first asked for, so that evaluating one split needs only the files of this split.
     """
@@ -47,19 +48,21 @@ class DataModule(LightningDataModule):
         image_size: int = 224,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
+        fit: str = "squash",
         answers: AnswerVocabulary | str | BuildAnswers = AnswerVocabulary.build,
         num_workers: int = 0,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         prepare: Callable[[], Any] | None = None,
-        allow_overlap: Sequence[str] = (),
+        drop_overlap: Sequence[str] = (),
+        allow_overlap: Sequence[Sequence[str]] = (),
         spell_answers: bool = False,
     ) -> None:
         super().__init__()
         self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
         self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
-        self._splits = Splits(self.sources, allow_overlap)
-        self.finish = Finish(image_size, mean, std)
+        self._splits = Splits(self.sources, drop_overlap, allow_overlap)
+        self.finish = Finish(image_size, mean, std, fit)
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
         self._cached: dict[tuple[str, str], Images] = {}
         self._training: dict[str, TrainData] = {}
@@ -86,8 +89,12 @@ class DataModule(LightningDataModule):
             )
 
     def samples(self, source: str, role: str) -> list[Sample]:
-        """The images of a role; of "train" without those that any held-out role of any source shows."""
+        """The images of a role; of "train" those that are trained on (``Splits.training``)."""
         return self._splits.samples(source, role)
+
+    def require_apart(self) -> None:
+        """Raise DataError where training, validation and test share an image that they must not share."""
+        _ = self._splits.training
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -184,7 +191,9 @@ class DataModule(LightningDataModule):
 
     def _collate(self, source: str, samples: Sequence[Sample]) -> Collate:
         settings = self.sources[source]
-        return Collate(source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers)
+        return Collate(
+            source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers, settings.clean
+        )
 
     def _images(self, source: str, role: str, side: int) -> Images:
         paths, settings = image_paths(self.samples(source, role)), self.sources[source]

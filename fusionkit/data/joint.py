@@ -1,10 +1,10 @@
 """Several readers about the same images, read as one source."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from fusionkit.data.images import image_key
 from fusionkit.data.sample import Reader, Sample, Text
-from fusionkit.errors import DataError
+from fusionkit.errors import DataError, suggest
 
 
 class Joint:
@@ -16,6 +16,20 @@ class Joint:
     def read(self, split: str) -> list[Sample]:
         """All images of any of the readers. Raises DataError."""
         return merge_samples(sample for reader in self.readers for sample in reader.read(split))
+
+
+class Named:
+    """Several readers whose splits are asked for as "name/split": of some, one source may train, of others be validated."""
+
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self.readers = dict(readers)
+
+    def read(self, split: str) -> list[Sample]:
+        """One split of one reader. Raises DataError."""
+        name, _, part = split.partition("/")
+        if name not in self.readers or not part:
+            raise DataError(f"the split '{split}' is no reader/split; {suggest(name, self.readers)}")
+        return self.readers[name].read(part)
 
 
 def merge_samples(samples: Iterable[Sample]) -> list[Sample]:

@@ -19,12 +19,15 @@ Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 class RefCOCO:
     """Reader of "expressions", with the facts `box` (xywh in pixels of `Sample.size`), `ref_id` and `ann_id`.
 
-    Splits are the file's own: train, val, testA, testB (RefCOCOg: test). The paths may contain `{split}`.
+    Splits are the file's own: train, val, testA, testB (RefCOCOg: test). The paths may contain `{split}`. `also_captions`
+    gives them a second time, as "captions", for tasks that read these.
     """
 
-    def __init__(self, refs: str, instances: str, images: str | None, collection: str = "coco") -> None:
+    def __init__(
+        self, refs: str, instances: str, images: str | None, collection: str = "coco", also_captions: bool = False
+    ) -> None:
         self.refs, self.instances, self.images = str(refs), str(instances), images
-        self.collection = collection
+        self.collection, self.also_captions = collection, also_captions
 
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have expressions. Raises DataError."""
@@ -45,12 +48,16 @@ class RefCOCO:
                 Sample(
                     key,
                     files[key],
-                    {"expressions": tuple(_texts(group, boxes))},
+                    self._kinds(_texts(group, boxes)),
                     (images[key]["width"], images[key]["height"]),
                     self.collection,
                 )
                 for key, group in expressions.items()
             ]
+
+    def _kinds(self, texts: list[Text]) -> dict[str, tuple[Text, ...]]:
+        kinds = {"expressions": tuple(texts)}
+        return kinds | {"captions": tuple(Text(text.id, text.text) for text in texts)} if self.also_captions else kinds
 
 
 def _select(refs: Any, split: str, path: Path) -> list[dict[str, Any]]:

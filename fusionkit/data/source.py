@@ -1,12 +1,12 @@
 """What a source is made of, and the splits of all sources of a run: read once, when first needed, and kept apart."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from fusionkit.data.dataset import Augmentation
 from fusionkit.data.joint import merge_samples
-from fusionkit.data.leakage import held_out_keys, without
+from fusionkit.data.leakage import check_allowed, held_out_keys, require_apart, without
 from fusionkit.data.regions import Detections
 from fusionkit.data.sample import Reader, Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -20,6 +20,7 @@ class Source:
     `batch_size`        images a step and rank.
     `texts_per_image`   by kind, texts of an image that are drawn a step; a kind that is not here, or 0, is left out.
     `max_length`        tokens of a text, special ones included; longer texts are cut.
+    `clean`             changes a text before it is tokenised (`cleaning.Clean`); None: read as it is.
     `augment`           of training images, or None for none.
     `regions`           which region features are read, where the reader's images are such (npz files); None: they have pixels.
     `cache`             keep all images in memory, decoded and resized: for small data sets of small images.
@@ -30,6 +31,7 @@ class Source:
     batch_size: int
     texts_per_image: Mapping[str, int]
     max_length: int = 40
+    clean: Callable[[str], str] | None = None
     augment: Augmentation | None = None
     cache: bool = False
     regions: Detections | None = None
@@ -63,14 +65,24 @@ class Source:
 
 
 class Splits:
-    """The samples of every source by role; of "train" without the images that a held-out role of any source shows."""
+    """The samples of every source by role; training, validation and test show different images (``leakage``).
 
-    def __init__(self, sources: Mapping[str, Source], allow_overlap: Sequence[str] = ()) -> None:
-        self.sources, self.allow_overlap = sources, list(allow_overlap)
+    `drop_overlap`   sources that do not train on images which a held-out role of any source shows.
+    `allow_overlap`  pairs of "source/role" that may share images.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        drop_overlap: Sequence[str] = (),
+        allow_overlap: Sequence[Sequence[str]] = (),
+    ) -> None:
+        self.sources, self.drop_overlap, self.allow_overlap = sources, list(drop_overlap), list(allow_overlap)
         self._read: dict[tuple[str, str], list[Sample]] = {}
-        for name in self.allow_overlap:
+        for name in self.drop_overlap:
             if name not in sources:
-                raise ConfigError(f"data.allow_overlap names '{name}', which is no source; {suggest(name, sources)}")
+                raise ConfigError(f"data.drop_overlap names '{name}', which is no source; {suggest(name, sources)}")
+        check_allowed(self.allow_overlap, [f"{name}/{role}" for name, role in self._places])
 
     def samples(self, source: str, role: str) -> list[Sample]:
         """Raises ConfigError where there is no such source or role, DataError where its files are wrong."""
@@ -83,20 +95,28 @@ class Splits:
 
     @cached_property
     def training(self) -> dict[str, list[Sample]]:
-        """By source that trains, its training images less the held-out ones of all sources."""
-        held_out = held_out_keys(
-            self._all(name, role) for name, source in self.sources.items() for role in source.splits if role != "train"
-        )
-        kept = {}
-        for name in (name for name, source in self.sources.items() if "train" in source.splits):
+        """By source that trains, its training images, once it is sure that no held-out split of any source shows them.
+
+        Raises DataError where one does, and where validation and test share an image.
+        """
+        held_out = {place: self._all(*place) for place in self._places if place[1] != "train"}
+        keys, kept = held_out_keys(held_out.values()), {}
+        for name in (name for name, role in self._places if role == "train"):
             samples = self._all(name, "train")
-            kept[name] = samples if name in self.allow_overlap else without(samples, held_out)
-            if not kept[name]:
+            kept[name] = without(samples, keys) if name in self.drop_overlap else samples
+            if samples and not kept[name]:
                 raise DataError(
                     f"all {len(samples)} training images of source '{name}' are in held-out splits of the run too; "
-                    f"correct data.sources.{name}.splits, or name it in data.allow_overlap"
+                    f"correct data.sources.{name}.splits"
                 )
+        streams = {f"{name}/train": samples for name, samples in kept.items()}
+        require_apart(streams | {"/".join(place): found for place, found in held_out.items()}, self.allow_overlap)
         return kept
+
+    @property
+    def _places(self) -> list[tuple[str, str]]:
+        """Every source with each of its roles."""
+        return [(name, role) for name, source in self.sources.items() for role in source.splits]
 
     @property
     def dropped(self) -> dict[str, int]:

@@ -16,12 +16,15 @@ from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.types import Dims, Encoded, TaskOutput, TextRows, Tokens
 
+Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
+
 
 class ITM(Task[CaptionBatch]):
     """Does the caption describe the image? One true pair to 2k false ones: (wrong image, caption) and (image, wrong caption).
 
     ``negatives``      draws the k wrong partners of each side from the contrastive similarities (fusionkit.negatives).
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
+    ``join``           makes the pairs of true and wrong partners: ``join_pairs``, or ``tossed_pairs``.
     ``alignment``      also aligns words with image tokens (fusionkit.tasks.alignment); it needs a fusion that gives both.
     ``head``           builds the classifier from (size, 2).
     """
@@ -34,13 +37,14 @@ class ITM(Task[CaptionBatch]):
         dims: Dims,
         negatives: Negatives | None = None,
         texts_per_image: int | None = None,
+        join: Join | None = None,
         alignment: Alignment | None = None,
         head: Callable[[int, int], nn.Module] = nn.Linear,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
         self.negatives = negatives or HardNegatives()
-        self.texts_per_image, self.alignment = texts_per_image, alignment
+        self.texts_per_image, self.join, self.alignment = texts_per_image, join or join_pairs, alignment
         if alignment is not None:
             self.needs = self.needs | {"text", "image"}  # type: ignore[misc]
         self.head = head(dims.pooled_size, 2)
@@ -54,12 +58,12 @@ class ITM(Task[CaptionBatch]):
         rows = leading_rows(index, self.texts_per_image)
         candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
         wrong_image, wrong_text = self._draw(model, batch, encoded, candidates, rows, teacher)
-        (images, texts), targets = join_pairs(index[rows], rows, wrong_image, wrong_text, candidates)
+        (images, texts), targets = self.join(index[rows], rows, wrong_image, wrong_text, candidates)
         text, (memory, places) = candidates.text.take(texts), prepared(model, candidates, images)
         fused = model.fuse(memory, text, places)
         logits = self.head(fused.pooled)
         loss = masked_cross_entropy(logits, targets)
-        metrics = self._metrics(logits, targets, len(rows), wrong_image, wrong_text)
+        metrics = self._metrics(logits, targets, wrong_image, wrong_text)
         if self.alignment is not None:
             assert text.mask is not None
             image_mask = None if candidates.image.mask is None else candidates.image.mask[images]
@@ -117,15 +121,13 @@ class ITM(Task[CaptionBatch]):
         to_image, to_text = scaled_cosines(text_feats[rows], columns(feats)), scaled_cosines(feats, columns(text_feats))
         return to_image >= limit, to_text[images] >= limit
 
-    def _metrics(
-        self, logits: Tensor, targets: Tensor, positives: int, wrong_image: Drawn, wrong_text: Drawn
-    ) -> dict[str, Tensor]:
+    def _metrics(self, logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn) -> dict[str, Tensor]:
         gap = logits.detach().diff(dim=1).squeeze(1).float()
         metrics = {"negatives_entropy": (wrong_image.entropy + wrong_text.entropy) / 2}
-        if positives:
-            metrics |= {"accuracy": ((gap > 0) == targets).float().mean(), "positive_logit": gap[:positives].mean()}
-        if len(gap) > positives:
-            metrics["negative_logit"] = gap[positives:].mean()
+        if len(gap):
+            metrics["accuracy"] = ((gap > 0) == targets).float().mean()
+            for name, chosen in (("positive_logit", targets), ("negative_logit", 1 - targets)):
+                metrics[name] = (gap * chosen).sum() / chosen.sum().clamp(min=1)
         return metrics
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
@@ -159,6 +161,15 @@ def join_pairs(
     targets = torch.zeros_like(image_rows)
     targets[: len(images)] = 1
     return (image_rows, text_rows), targets
+
+
+def tossed_pairs(
+    images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Each caption once, by a fair coin with its own image or with a wrong one (UNITER, ViLT, METER); as ``join_pairs``."""
+    is_wrong = (torch.rand(len(images), device=images.device) < 0.5) & wrong_image.is_valid.any(dim=1)
+    image_rows = torch.where(is_wrong, wrong_image.columns[:, 0], images + candidates.first_image)
+    return (image_rows, texts + candidates.first_text), (~is_wrong).long()
 
 
 def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[object, Tensor]:

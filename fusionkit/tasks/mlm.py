@@ -1,6 +1,7 @@
 """Masked language modelling with the image in view (BERT, ALBEF, UNITER)."""
 
 import zlib
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,25 +26,46 @@ class Masking(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class RandomMasking:
     """BERT's rule: a token is chosen with ``probability``; of the chosen 80% become [MASK], 10% a random token, 10% stay.
 
-    ``whole_word`` chooses words, and with a word all its pieces. Special tokens are never chosen.
+    ``whole_word``    chooses words, and with a word all its pieces. [CLS] and padding are never chosen.
+    ``at_least_one``  where chance would choose none, the one with the lowest draw is (UNITER; there it is the first one).
+    ``mask_sep``      [SEP] may be chosen too, as in ALBEF's published code.
+    ``most``          exactly round(probability * (1 + tokens)) tokens are chosen, from 1 to this many (X-VLM, 8 at .25).
     """
 
-    def __init__(self, dims: Dims, probability: float = 0.15, whole_word: bool = False) -> None:
-        self.dims, self.probability, self.whole_word = dims, probability, whole_word
+    dims: Dims
+    probability: float = 0.15
+    whole_word: bool = False
+    at_least_one: bool = False
+    mask_sep: bool = False
+    most: int | None = None
 
     def __call__(self, input_ids: Tensor, word_index: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mask_sep:  # a word of its own, behind the last one
+            is_sep = input_ids == self.dims.sep_token_id
+            word_index = torch.where(is_sep, word_index.amax(dim=1, keepdim=True) + 1, word_index)
         draw = torch.rand(input_ids.shape, device=input_ids.device)
         if self.whole_word:
             draw = draw.gather(1, word_index.clamp(min=0))  # every piece of a word reads its word's draw
-        chosen = (draw < self.probability) & (word_index >= 0)
+        chosen = self._choose(draw.masked_fill(word_index < 0, 1.0), word_index >= 0)
         targets = input_ids.masked_fill(~chosen, IGNORE)
         fate = torch.rand(input_ids.shape, device=input_ids.device)
         noise = torch.randint_like(input_ids, self.dims.vocab_size)
         corrupted = input_ids.masked_fill(chosen & (fate < 0.8), self.dims.mask_token_id)
         return torch.where(chosen & (fate >= 0.9), noise, corrupted), targets
+
+    def _choose(self, draw: Tensor, is_word: Tensor) -> Tensor:
+        """Which tokens (T, L) are chosen, from a draw in 0..1 each."""
+        if self.most is not None:
+            count = ((1 + is_word.sum(dim=1, keepdim=True)) * self.probability).round().clamp(1, self.most)
+            return (draw.argsort(dim=1).argsort(dim=1) < count) & is_word
+        chosen = draw < self.probability
+        if self.at_least_one:
+            chosen = chosen | ((draw == draw.amin(dim=1, keepdim=True)) & is_word)
+        return chosen
 
 
 class MaskedLMHead(nn.Module):
@@ -67,7 +89,8 @@ class MaskedLMHead(nn.Module):
 class MLM(Task[CaptionBatch]):
     """Predict masked caption tokens from the rest of the caption and the image; only masked positions reach the decoder.
 
-    ``tied`` shares the decoder with the word embeddings; ViLT and METER have one of its own, of the fusion's width.
+    ``masking`` says which, by default ``RandomMasking`` with the options of the same names. ``tied`` shares the decoder with
+    the word embeddings; ViLT and METER have one of its own, of the fusion's width.
     With a teacher: (1 - alpha) * cross entropy + alpha * cross entropy to its distribution for the same masked text.
     """
 
@@ -83,13 +106,16 @@ class MLM(Task[CaptionBatch]):
         whole_word: bool = False,
         texts_per_image: int | None = None,
         masking: Masking | None = None,
+        at_least_one: bool = False,
+        mask_sep: bool = False,
+        most: int | None = None,
         scorer: Scorer | None = None,
         eps: float = 1e-12,
         tied: bool = True,
     ) -> None:
         super().__init__(scorer)
         self.dims, self.texts_per_image, self.probability = dims, texts_per_image, probability
-        self.masking = masking or RandomMasking(dims, probability, whole_word)
+        self.masking = masking or RandomMasking(dims, probability, whole_word, at_least_one, mask_sep, most)
         width = dims.text_size if tied else dims.hidden_size
         self.head = MaskedLMHead(dims.hidden_size, width, dims.vocab_size, eps, tied)
 

@@ -10,6 +10,14 @@ from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, suggest
 
 
+def require_validation(key: str, monitor: str) -> None:
+    """Raise ConfigError for a score that is not of a validation: one that chooses checkpoints tests nothing any more."""
+    if not monitor.startswith(("val/", "train/")):
+        raise ConfigError(
+            f"{key} is '{monitor}', but checkpoints are chosen by a validation score: val/mean or val/<source>/<metric>"
+        )
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``: the best value of one validation metric, "val/<source>/<metric>" or "val/mean"."""
 

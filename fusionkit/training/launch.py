@@ -18,6 +18,7 @@ from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
 from fusionkit.training.artifacts import collect_artifacts
+from fusionkit.training.callbacks import require_validation
 from fusionkit.training.loggers import log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
@@ -158,7 +159,11 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 def build_callbacks(config: DictConfig) -> list[Callback]:
     """What happens around the steps; without a side effect, so that a mistake in one can be told early."""
-    return _instances(config.callbacks)
+    built = {name: instantiate(block) for name, block in (config.callbacks or {}).items() if block is not None}
+    for name, callback in built.items():
+        if monitor := getattr(callback, "monitor", None):
+            require_validation(f"callbacks.{name}.monitor", monitor)
+    return list(built.values())
 
 
 def bare_trainer(config: DictConfig, **options: Any) -> Trainer:

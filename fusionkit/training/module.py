@@ -105,7 +105,7 @@ class TrainingModule(LightningModule):
         listening = {name: task for name, task in tasks.items() if task.distils}
         if self.teacher is not None and listening:
             taught = self.teacher.encode(batch, text_kinds(listening.values()))
-            alpha = self.teacher.alpha(self.global_step)
+            alpha = self.teacher.alpha(self.global_step, self.trainer.estimated_stepping_batches)
             views = {name: self.teacher.view(name, taught, alpha) for name in listening}
         return {name: task(self.model, batch, encoded, views.get(name)) for name, task in tasks.items()}
 

@@ -50,6 +50,65 @@ def warmup_linear(
     return LambdaLR(optimizer, factor)
 
 
+def counted_linear(optimizer: Optimizer, total_steps: float, warmup_steps: float = 0.1, first: int = 0) -> LambdaLR:
+    """transformers' ``get_linear_schedule_with_warmup``: min(n / W, (S - n) / (S - W)) of base in the step with number n.
+
+    ``first`` is the number of the first step: 0 (transformers, ViLT, METER, X-VLM), which then learns nothing, or 1 (UNITER).
+    """
+    total, warm = _lengths(total_steps, warmup_steps)
+
+    def factor(step: float) -> float:
+        number = step + first
+        return number / warm if number < warm else max(0.0, (total - number) / max(1, total - warm))
+
+    return LambdaLR(optimizer, factor)
+
+
+def epoch_cosine(
+    optimizer: Optimizer,
+    total_steps: float,
+    epochs: int,
+    min_lr_ratio: float = 0.0,
+    warmup_steps: int = 0,
+    warmup_lr_ratio: float = 1.0,
+    warmup_every: int = 100,
+) -> LambdaLR:
+    """ALBEF's, whose rate stands still within an epoch e of E: base * (f + (1 - f) (1 + cos(pi e / E)) / 2) (``Pretrain.py``).
+
+    In the first epoch it rises from warmup_lr_ratio * base by equal steps, one every ``warmup_every`` optimiser steps, told
+    after the step; it ends with the epoch even if it is not done.
+    """
+    epoch_of = _epochs(total_steps, epochs)
+
+    def factor(step: float) -> float:
+        epoch, stair = epoch_of(step), max(0, int(step) - 1) // warmup_every
+        if epoch == 0 and stair * warmup_every < warmup_steps:
+            return warmup_lr_ratio + (1 - warmup_lr_ratio) * stair * warmup_every / warmup_steps
+        return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+    return LambdaLR(optimizer, factor)
+
+
+def epoch_decay(
+    optimizer: Optimizer,
+    total_steps: float,
+    epochs: int,
+    decay: float = 0.9,
+    min_lr_ratio: float = 0.0,
+    warmup_steps: int = 0,
+    warmup_lr_ratio: float = 0.0,
+) -> LambdaLR:
+    """BLIP's pre-training: base * max(f, decay ** e) in epoch e, in the first one min(1, w + (1 - w) s / W) (``pretrain.py``)."""
+    epoch_of = _epochs(total_steps, epochs)
+
+    def factor(step: float) -> float:
+        if (epoch := epoch_of(step)) == 0 and warmup_steps:
+            return min(1.0, warmup_lr_ratio + (1 - warmup_lr_ratio) * step / warmup_steps)
+        return max(min_lr_ratio, decay**epoch)
+
+    return LambdaLR(optimizer, factor)
+
+
 def constant(optimizer: Optimizer, total_steps: float, warmup_steps: float = 0) -> LambdaLR:
     """After the warm-up, the base rate."""
     warm = _lengths(total_steps, warmup_steps)[1]
@@ -76,6 +135,14 @@ class TimedFactor:
             self.spent = from_rank_zero(self.spent + now - self._seen)
             self._seen, self._step = now, step
         return self._factor(max(step, self._total * min(1.0, self.spent / self._budget)))
+
+
+def _epochs(total_steps: float, epochs: int) -> Callable[[float], int]:
+    """Which of so many epochs of equal length a step is in, from 0."""
+    total = _lengths(total_steps, 0)[0]
+    if epochs < 1:
+        raise ConfigError(f"scheduler.epochs is {epochs}, but has to be at least 1; give the run trainer.max_epochs")
+    return lambda step: min(epochs - 1, int(step * epochs / total))
 
 
 def _warm(step: float, warm: int, after: float) -> float:

@@ -88,22 +88,75 @@ def test_held_out_images_of_any_source_are_dropped_from_training(tmp_path):
         "a": make_source(tmp_path, range(10), range(20, 22)),
         "b": make_source(tmp_path, range(6, 22), range(3)),
     }
-    module = make_module(tmp_path, sources)
+    module = make_module(tmp_path, sources, drop_overlap=["a", "b"])
     assert module.dropped == {"a": 3, "b": 2}
     assert [sample.image_id for sample in module.samples("a", "train")] == list(range(3, 10))
     assert set(itertools.chain(*(batch["b"]["image_ids"] for batch in train_batches(module, 2)))) == set(range(6, 20))
-    assert make_module(tmp_path, sources, allow_overlap=["b"]).dropped == {"a": 3, "b": 0}
-    with pytest.raises(ConfigError, match=r"data.allow_overlap names 'c', which is no source; known: a, b"):
-        make_module(tmp_path, sources, allow_overlap=["c"])
+    with pytest.raises(ConfigError, match=r"data.drop_overlap names 'c', which is no source; known: a, b"):
+        make_module(tmp_path, sources, drop_overlap=["c"])
+    alone = make_module(tmp_path, {"a": make_source(tmp_path, range(3), range(5))}, drop_overlap=["a"])
     with pytest.raises(DataError, match="all 3 training images of source 'a' are in held-out splits"):
-        make_module(tmp_path, {"a": make_source(tmp_path, range(3), range(5))}).train_dataloader()
+        alone.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test", "sentence"),
+    [
+        (
+            (0, 5),
+            (4, 7),
+            (8, 9),
+            r"^a/train and b/val share 1 of their images, such as image 4: .* with \+\+data.drop_overlap=\[a\]",
+        ),
+        (
+            (0, 5),
+            (20, 22),
+            (3, 9),
+            r"^a/train and b/test share 2 of their images, .* \+\+data.allow_overlap=\[\[a/train,b/test\]\]$",
+        ),
+        (
+            (0, 3),
+            (5, 8),
+            (6, 9),
+            r"^b/val and b/test share 2 of their images, .*; correct data.sources.b.splits, or allow this pair",
+        ),
+    ],
+)
+def test_images_shared_by_training_validation_and_test_are_an_error_unless_the_pair_is_named(
+    tmp_path, train, val, test, sentence
+):
+    splits = {name: make_samples(tmp_path, range(*ids)) for name, ids in (("x", train), ("y", val), ("z", test))}
+    captions = {"captions": 1}
+    sources = {
+        "a": Source(Listed(**splits), {"train": ["x"]}, 1, captions),
+        "b": Source(Listed(**splits), {"val": ["y"], "test": ["z"]}, 1, captions),
+    }
+    with pytest.raises(DataError, match=sentence) as told:
+        make_module(tmp_path, sources).require_apart()
+    one, _, other = str(told.value).split()[:3]
+    for pair in ([one, other], [other, one], [one, "*"]):
+        make_module(tmp_path, sources, allow_overlap=[pair]).require_apart()
+    with pytest.raises(DataError):
+        make_module(tmp_path, sources, allow_overlap=[[one, one]]).require_apart()
+
+
+def test_tests_may_share_images_and_names_of_pairs_are_checked(tmp_path):
+    source = make_source(tmp_path)
+    source = dataclasses.replace(source, splits={"train": ["train"], "test": ["val"], "test_b": ["val"]})
+    make_module(tmp_path, {"a": source}).require_apart()
+    with pytest.raises(
+        ConfigError, match=r"data.allow_overlap names 'a/tets', which is no source/role; did you mean 'a/test'"
+    ):
+        make_module(tmp_path, {"a": source}, allow_overlap=[["a/train", "a/tets"]])
+    with pytest.raises(ConfigError, match=r"expected pairs such as \[a/train, b/test\], got 'a'"):
+        make_module(tmp_path, {"a": source}, allow_overlap=["a"])
 
 
 def test_equal_ids_of_different_collections_are_different_images(tmp_path):
     one = [Sample(1, write_photo(tmp_path / "1.png"), {"captions": (Text(1, "x"),)})]
     two = [Sample(1, tmp_path / "1.png", {"captions": (Text(1, "x"),)}, collection="flickr30k")]
     source = Source(Listed(train=one, val=two), {"train": ["train"], "val": ["val"]}, 1, {"captions": 1})
-    assert make_module(tmp_path, {"a": source}).dropped == {"a": 0}
+    assert make_module(tmp_path, {"a": source}, drop_overlap=["a"]).dropped == {"a": 0}
 
 
 def test_splits_of_one_role_are_joined_by_image(tmp_path):
@@ -129,10 +182,10 @@ def test_answers_come_from_training_questions_that_are_kept(tmp_path):
     train = [ask(number, tmp_path, "yes" if number < 4 else "no") for number in range(6)]
     reader = Listed(train=train, val=[ask(number, tmp_path, "maybe") for number in (5, 6, 7)])
     source = Source(reader, {"train": ["train"], "val": ["val"]}, 2, {"questions": 1})
-    rule = functools.partial(AnswerVocabulary.build, min_count=1)
-    assert make_module(tmp_path, {"a": source}, answers=rule).answers.answers == ["yes", "no"]
+    rule, drop = functools.partial(AnswerVocabulary.build, min_count=1), {"drop_overlap": ["a"]}
+    assert make_module(tmp_path, {"a": source}, answers=rule, **drop).answers.answers == ["yes", "no"]
     with pytest.raises(ConfigError, match=r"data.answers.min_count=9 leaves no answer"):
-        make_module(tmp_path, {"a": source}).train_dataloader()
+        make_module(tmp_path, {"a": source}, **drop).train_dataloader()
     assert make_module(tmp_path).answers is None
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from fusionkit.data.transforms import COLOR_OPS, GEOMETRIC_OPS, Augment, Finish, choose_crop, names_side
+from fusionkit.data.cleaning import Clean
+from fusionkit.data.transforms import Augment, Finish, choose_crop, names_side
+from fusionkit.errors import ConfigError
 
 BOX = (30, 20, 60, 75)  # xyxy in an image of 120 x 90
 PLAIN = {"num_ops": 0}
@@ -91,15 +93,6 @@ def test_an_augmentation_is_a_function_of_its_seed():
     assert made[0] == made[1] != made[2]
 
 
-@pytest.mark.parametrize("op", COLOR_OPS + GEOMETRIC_OPS, ids=lambda op: op.__name__)
-def test_every_operation_keeps_the_size_and_all_but_the_identity_change_something(op):
-    image = painted()[0].convert("L").point(lambda value: value // 2 + 20).convert("RGB")
-    image.putpixel((5, 5), (9, 200, 30))
-    changed = op(image, 7, random.Random(0))
-    assert changed.size == image.size
-    assert (changed.tobytes() == image.tobytes()) == (op.__name__ == "_identity")
-
-
 def test_with_boxes_only_colours_change():
     augment = Augment(crop_scale=(1, 1), crop_ratio=(4 / 3, 4 / 3), flip=0, num_ops=8, magnitude=10)
     for seed in range(10):
@@ -109,3 +102,38 @@ def test_with_boxes_only_colours_change():
 
 def test_decoding_is_large_enough_for_the_smallest_crop():
     assert Augment(crop_scale=(0.25, 1.0), crop_ratio=(1, 1)).decode_side(100) == 200
+
+
+def test_without_a_crop_the_whole_image_is_seen():
+    augment = Augment(crop_scale=None, flip=0, num_ops=0)
+    assert augment.decode_side(100) == 100
+    assert torch.allclose(apply(augment, 0)[1], torch.tensor([[45 / 120, 47.5 / 90, 30 / 120, 55 / 90]]))
+
+
+def test_an_unknown_style_is_told():
+    with pytest.raises(ConfigError, match=r"augment.style: there is no RandAugment 'vlit'; did you mean 'vilt'\?"):
+        Augment(style="vlit")
+
+
+def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
+    image = Image.new("RGB", (120, 90))
+    ImageDraw.Draw(image).rectangle((15, 0, 104, 89), fill="white")  # the middle 90 x 90
+    finish = Finish(30, (0, 0, 0), (1, 1, 1), fit="crop")
+    assert finish(image, torch.zeros(0, 4))[0].mean() == pytest.approx(1)
+    with pytest.raises(ConfigError, match=r"data.fit=crop would cut off what boxes are about; set data.fit=squash"):
+        finish(*painted())
+    with pytest.raises(ConfigError, match=r"data.fit is 'corp'; did you mean 'crop'\?"):
+        Finish(30, (0, 0, 0), (1, 1, 1), fit="corp")
+
+
+@pytest.mark.parametrize(
+    ("clean", "read"),
+    [
+        (Clean(), "a <unk> mans t shirt says hi 5 or so"),
+        (Clean(words=3), "a <unk> mans"),
+        (Clean(removed="", spaced='.!"()*#:;~'), "a <unk> man's t-shirt, says/ hi? 5, or so"),
+    ],
+    ids=["ALBEF", "ALBEF, 3 words", "BLIP"],
+)
+def test_texts_are_cleaned_as_published(clean, read):
+    assert clean("A  <unk> man's T-shirt, says/ (hi?) #5, or so! ") == read

@@ -37,6 +37,26 @@ def test_whole_words_are_masked_with_all_their_pieces(model):
     assert not torch.equal(chosen[:, 1], chosen[:, 4])
 
 
+def test_published_variants_of_the_choice(model):
+    """X-VLM: min(8, max(1, round(.25 n))) with n counting [CLS]; UNITER: never none; ALBEF: [SEP] like any other."""
+    torch.manual_seed(0)
+    dims, rows = toy_dims(model), toy_rows(images=3000, texts_per_image=1)
+    words = (rows["word_index"] >= 0).sum(dim=1)
+
+    def chosen(**options):
+        return RandomMasking(dims, **options)(rows["input_ids"], rows["word_index"])[1] != IGNORE
+
+    counts = chosen(probability=0.25, most=2, whole_word=True).sum(dim=1)
+    assert torch.equal(counts, ((1 + words) * 0.25).round().clamp(1, 2).long())
+    never_none = chosen(probability=0.05, at_least_one=True)
+    assert never_none.any(dim=1).all()
+    none = (1 - 0.05) ** words.float()
+    assert never_none.sum() / len(words) == pytest.approx((0.05 * words + none).mean().item(), abs=0.02)
+    with_sep = chosen(probability=0.15, mask_sep=True)
+    assert with_sep[rows["input_ids"] == SEP].float().mean() == pytest.approx(0.15, abs=0.02)
+    assert not with_sep[torch.isin(rows["input_ids"], torch.tensor([CLS, PAD]))].any()
+
+
 def test_decoder_is_tied_to_the_word_embeddings(model):
     task, batch = MLM(toy_dims(model), probability=0.5), toy_batch(images=4)
     assert not [n for n, p in task.named_parameters() if p.shape == model.text_encoder.word_embeddings.weight.shape]

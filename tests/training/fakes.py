@@ -80,7 +80,7 @@ class FakeTeacher(nn.Module):
         self.encoded += 1
         return "taught"
 
-    def alpha(self, step: int) -> float:
+    def alpha(self, step: int, total_steps: float) -> float:
         return float(step)
 
     def view(self, task, encoded, alpha):

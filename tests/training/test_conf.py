@@ -36,7 +36,9 @@ def test_trainer(choice, tmp_path):
 @pytest.mark.parametrize("choice", choices("optimizer"))
 @pytest.mark.parametrize("schedule", choices("scheduler"))
 def test_optimizer_and_scheduler(choice, schedule):
-    config = composed(f"+optimizer={choice}", f"+scheduler={schedule}", "optimizer.rules=[['x',2,null]]")
+    config = composed(
+        "+trainer=cpu", f"+optimizer={choice}", f"+scheduler={schedule}", "optimizer.rules=[['x',2,null]]"
+    )
     optimizer = instantiate(config["optimizer"])([("layers.0.x", torch.nn.Parameter(torch.ones(2, 2)))])
     scheduler = instantiate(config["scheduler"])(optimizer, total_steps=100)
     first = scheduler.get_last_lr()[0]
@@ -45,7 +47,7 @@ def test_optimizer_and_scheduler(choice, schedule):
         scheduler.step()
     assert optimizer.param_groups[0]["lr_scale"] == 2 * config["optimizer"].get("matrix_scale", 1)
     assert 0 < scheduler.get_last_lr()[0] <= 4 * config["optimizer"]["lr"]
-    assert first > 0
+    assert first > 0 or schedule == "counted_linear"  # whose first step learns nothing
 
 
 @pytest.mark.parametrize("choice", [name for name in choices("callbacks") if name != "none"])

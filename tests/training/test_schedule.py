@@ -4,9 +4,18 @@ import math
 
 import pytest
 import torch
+from transformers import get_linear_schedule_with_warmup
 
 from fusionkit.errors import ConfigError
-from fusionkit.training.schedule import TimedFactor, constant, warmup_cosine, warmup_linear
+from fusionkit.training.schedule import (
+    TimedFactor,
+    constant,
+    counted_linear,
+    epoch_cosine,
+    epoch_decay,
+    warmup_cosine,
+    warmup_linear,
+)
 
 BASE = 0.2
 
@@ -39,6 +48,36 @@ def test_linear_and_constant():
     assert rates(warmup_linear, 10, warmup_steps=2) == pytest.approx(line)
     assert rates(constant, 5, warmup_steps=2) == pytest.approx([BASE / 2, *[BASE] * 4])
     assert rates(constant, 3) == pytest.approx([BASE] * 3)
+
+
+def test_counted_linear_is_transformers():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=BASE)
+    theirs = get_linear_schedule_with_warmup(optimizer, 3, 12).lr_lambdas[0]
+    assert rates(counted_linear, 12, warmup_steps=3) == pytest.approx([BASE * theirs(n) for n in range(12)])
+    assert rates(counted_linear, 12, warmup_steps=3, first=1) == pytest.approx(
+        [BASE * theirs(n + 1) for n in range(12)]
+    )
+
+
+def test_albefs_cosine_stands_still_within_an_epoch_after_stairs():
+    """`Pretrain.py` with a step_size of 2: lr 1e-4 -> 1e-5 over 3 epochs of 10, warm-up 4 iterations from 1e-5."""
+    found = rates(epoch_cosine, 30, epochs=3, min_lr_ratio=0.1, warmup_steps=4, warmup_lr_ratio=0.1, warmup_every=2)
+    stairs = [0.1] * 3 + [0.55] * 2 + [1.0] * 5  # told after iterations 0, 2 and 4
+    later = [0.1 + 0.9 * (1 + math.cos(math.pi * e / 3)) / 2 for e in (1, 2) for _ in range(10)]
+    assert found == pytest.approx([BASE * factor for factor in stairs + later])
+
+
+def test_a_warm_up_longer_than_the_first_epoch_ends_with_it():
+    assert rates(epoch_cosine, 4, epochs=2, warmup_steps=40, warmup_lr_ratio=0.1)[:3] == pytest.approx(
+        [BASE * 0.1, BASE * 0.1, BASE * 0.5]
+    )
+
+
+def test_blips_decay():
+    found = rates(epoch_decay, 12, epochs=4, decay=0.5, min_lr_ratio=0.2, warmup_steps=2, warmup_lr_ratio=0.1)
+    assert found == pytest.approx([BASE * f for f in [0.1, 0.55, 1.0] + [0.5] * 3 + [0.25] * 3 + [0.2] * 3])
+    with pytest.raises(ConfigError, match=r"scheduler.epochs is -1, .* give the run trainer.max_epochs"):
+        rates(epoch_decay, 12, epochs=-1)
 
 
 def test_a_slow_machine_reaches_the_floor_when_the_time_is_over():

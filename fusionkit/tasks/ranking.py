@@ -1,0 +1,59 @@
+"""Retrieval trained through the fusion: an image's caption has to score above wrong ones (UNITER, ViLT, METER)."""
+
+import torch
+from torch import Tensor
+
+from fusionkit.losses import masked_cross_entropy
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import Teacher
+from fusionkit.negatives import Negatives
+from fusionkit.tasks.base import Scorer, leading_rows
+from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.itm import ITM, prepared, scaled_cosines
+from fusionkit.types import Dims, Encoded, TaskOutput
+
+
+class Ranking(ITM):
+    """Each true pair beside its image with the k wrong captions of ``negatives``, scored by the logit of a match.
+
+    ``margin`` None  cross entropy of the true one among 1 + k (ViLT, METER: k = 15).
+    ``margin`` m     mean of max(0, m + sigmoid(wrong) - sigmoid(true)) (UNITER: 0.2, k = 31 hard ones).
+    """
+
+    def __init__(
+        self,
+        dims: Dims,
+        negatives: Negatives | None = None,
+        texts_per_image: int | None = None,
+        margin: float | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        super().__init__(dims, negatives, texts_per_image, scorer=scorer)
+        self.margin = margin
+
+    def forward(
+        self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        keys, index = batch["image_keys"], batch["captions"]["image_index"]
+        rows = leading_rows(index, self.texts_per_image)
+        candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
+        with torch.no_grad():
+            cosines = scaled_cosines(encoded.image_feats, candidates.text_feats, model.temperature)[index[rows]]
+            wrong = self.negatives(cosines, keys[index[rows]][:, None] == candidates.text_keys)
+        texts = torch.cat([(rows + candidates.first_text)[:, None], wrong.columns], dim=1)  # (R, 1 + k)
+        images = (index[rows] + candidates.first_image)[:, None].expand_as(texts)
+        memory, places = prepared(model, candidates, images.flatten())
+        scores = self.score_pairs(model, memory, candidates.text.take(texts.flatten()), places)[:, 1].view(texts.shape)
+        targets = torch.zeros_like(rows)
+        logits = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(~wrong.is_valid, float("-inf"))], dim=1)
+        loss = masked_cross_entropy(logits, targets) if self.margin is None else triplet_loss(logits, self.margin)
+        is_first = (logits.detach().argmax(dim=1) == 0).float()
+        metrics = {"accuracy": is_first.mean(), "negatives_entropy": wrong.entropy} if len(rows) else {}
+        return TaskOutput(loss, logits, targets, metrics)
+
+
+def triplet_loss(logits: Tensor, margin: float) -> Tensor:
+    """Mean of max(0, margin + sigmoid(wrong) - sigmoid(true)), for logits (R, 1 + k), the true one's first; -inf is none."""
+    scores, is_there = logits.float().sigmoid(), ~logits[:, 1:].isneginf()
+    apart = (margin + scores[:, 1:] - scores[:, :1]).clamp(min=0) * is_there
+    return apart.sum() / is_there.sum().clamp(min=1)
