@@ -41,6 +41,7 @@ THEORY = {  # of a layer, for N image tokens, T texts of L tokens each, Q querie
     "co_embedding": "T·((N + L)²·D + (N + L)·D²)",
     "co_attention": "T·((N² + N·L + L²)·D + (N + L)·D²)",
     "dual_stream_sequential": "T·((N² + N·L + L²)·D + (N + L)·D²)",
+    "bridge": "T·((N² + N·L + L²)·D + (N + L)·D²)",
 }
 
 
