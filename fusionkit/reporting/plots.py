@@ -46,7 +46,12 @@ def plot_quality(runs: Sequence[Run], path: Path) -> None:
 
 def _draw_estimate(panel: Axes, values: Sequence[float], row: int) -> None:
     if not values:
-        place = {"transform": panel.get_yaxis_transform(), "ha": "center", "va": "center", "backgroundcolor": "white"}
+        place: dict[str, Any] = {
+            "transform": panel.get_yaxis_transform(),
+            "ha": "center",
+            "va": "center",
+            "backgroundcolor": "white",
+        }
         panel.text(0.5, row, "refused", color="0.4", fontsize=8, **place)
         return
     mean, margin = estimate(values)
