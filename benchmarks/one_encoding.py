@@ -9,11 +9,12 @@ from functools import partial
 
 import torch
 
-from benchmarks.timing import race, report
+from benchmarks.timing import report
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.model import VisionLanguageModel, assemble
+from fusionkit.reporting.timing import race
 
 
 def build(hidden_size: int, layers: int, image_size: int) -> VisionLanguageModel:

@@ -1,20 +1,6 @@
-"""Side-by-side timing: the rivals take turns in one process, so that whatever else the machine does meets all of them."""
+"""What a benchmark prints of rivals that took turns (fusionkit.reporting.timing)."""
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
-
-
-def race(rivals: Mapping[str, Callable[[], object]], rounds: int = 15) -> dict[str, float]:
-    """Median seconds of each rival over ``rounds`` rounds in which each runs once, after one round that does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for number in range(rounds + 1):
-        for name, run in rivals.items():
-            start = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+from collections.abc import Mapping
 
 
 def report(title: str, medians: Mapping[str, float], base: str) -> None:

@@ -23,7 +23,9 @@ class TrainConfig:
     name: str = MISSING
     seed: int = MISSING
     output_dir: str = MISSING
-    resume: bool = False  # go on from output_dir/checkpoints/last.ckpt
+    resume: bool | str = (
+        False  # go on from output_dir/checkpoints/last.ckpt; "auto": where there is something to go on with
+    )
     overwrite: bool = False  # replace a finished run of the same output_dir
     checkpoint: str | None = None  # start from the weights of this one
     tokenizer: Any = None  # a directory or a hub id; null builds one from the texts of the training data
@@ -118,7 +120,7 @@ def primary_groups(config_name: str) -> dict[str, Any]:
     """The groups of an entry point's defaults list, with their default choice (a name, a list of names, or None)."""
     entries = yaml.safe_load((conf_dir() / f"{config_name}.yaml").read_text())["defaults"]
     pairs = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
-    return {group: choice for group, choice in pairs if group != "hydra"}
+    return {group: choice for group, choice in pairs if group != "hydra" and "${" not in str(choice)}
 
 
 def package_file(package: str, relative: str) -> str:

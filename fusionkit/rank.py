@@ -1,4 +1,7 @@
-"""``python -m fusionkit.rank CONFIG.yaml``: one rank of a training on several devices, on the configuration of rank 0."""
+"""``python -m fusionkit.rank CONFIG.yaml``: train on a saved configuration.
+
+As one rank of a training on several devices, on the configuration of rank 0, or as one run of a sweep.
+"""
 
 import os
 import sys
@@ -55,7 +58,7 @@ def main(path: str) -> int:
         train(config)
     except Exception as error:
         mistake = translate(error)
-        if mistake is None or os.environ.get("FUSIONKIT_TRACE") == "1":
+        if mistake is None or os.environ.get("FUSIONKIT_TRACE") == "1" or "RANK" not in os.environ:
             return report(error)
         place = Path(path).with_name(f"mistake_{int(os.environ['RANK']):05}")
         place.write_text(str(mistake), encoding="utf-8")

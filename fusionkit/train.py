@@ -12,7 +12,14 @@ from fusionkit.config import TrainConfig, check_arguments, check_objectives, che
 from fusionkit.errors import ConfigError
 from fusionkit.evaluate import score
 from fusionkit.rank import train_in_ranks
-from fusionkit.training.folder import check_folder, checkpoints, last_checkpoint, prepare_folder, resume_from
+from fusionkit.training.folder import (
+    check_folder,
+    checkpoints,
+    is_finished,
+    last_checkpoint,
+    prepare_folder,
+    resume_from,
+)
 from fusionkit.training.launch import Parts, bare_trainer, build_callbacks, build_module, build_parts, build_trainer
 from fusionkit.training.loggers import finish
 from fusionkit.training.module import TrainingModule
@@ -32,6 +39,9 @@ def train(config: DictConfig) -> float | None:
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
         check_folder(config)
+        if config.resume == "auto" and is_finished(config):
+            print(f"{config.output_dir} is finished")
+            return None
     ranks = bare_trainer(config, callbacks=build_callbacks(config)).world_size
     if ranks > 1 and not is_rank():
         train_in_ranks(config, ranks)

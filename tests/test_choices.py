@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from fusionkit.cli import run
-from fusionkit.config import register_resolvers
+from fusionkit.config import check_arguments, register_resolvers
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.shapes import make_shapes
 from tests.toys import CONF, FEATURES, choices, toy_dims, toy_model, toy_regions, toy_task
@@ -118,6 +118,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
     (real / "coco/dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     return root
+
+
+@pytest.mark.parametrize("fusion", choices("fusion"))
+def test_the_quickstart_and_the_study_give_every_fusion_its_size(fusion):
+    for chosen in ("experiment=quickstart", "sweep=fusion_study"):
+        config = composed(chosen, f"fusion={fusion}")
+        check_arguments(config)
+        assert config.fusion.get("num_layers", 0) <= 3
+        assert config.fusion.get("dropout", 0.0) == 0
 
 
 TOY = {

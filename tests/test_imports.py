@@ -63,6 +63,9 @@ FORBIDDEN = {  # rooms that may import much, but not this
     "data": {"fusionkit.model", "fusionkit.tasks", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"}
     | HYDRA,
     "evaluation": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
+    # what reads runs, counts and draws needs neither model nor trainer
+    "reporting": {"torch", "lightning", "fusionkit.training", "fusionkit.model", "fusionkit.tasks", "fusionkit.data"},
+    "reporting/cost": set(),
     "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
     "training/launch": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
     "checkpoints": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
@@ -70,6 +73,7 @@ FORBIDDEN = {  # rooms that may import much, but not this
 # a run is built from its configuration, written with it and read back
 HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "folder", "artifacts", "restore")} | ENTRY
 HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "pretrained", "write")}
+HYDRA_ROOMS |= {"reporting/cost", "reporting/callback"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -133,7 +137,7 @@ def test_the_wheel_carries_the_package_and_its_configuration(tmp_path: Path) -> 
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
     conf = {f"fusionkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    package = {path.relative_to(ROOT).as_posix() for path in FILES}
+    package = {path.relative_to(ROOT).as_posix() for path in [*FILES, *(ROOT / "hydra_plugins").glob("*.py")]}
     assert len(conf) > 10
     assert conf | package <= names
     assert not any(name.startswith("tests/") for name in names)

@@ -92,6 +92,17 @@ def test_a_finished_run_is_not_replaced_unasked(world: Path, capsys: Capture) ->
     assert "contradict each other" in sentence(capsys)
 
 
+def test_resume_auto_leaves_a_finished_run_alone_and_refuses_another(world: Path, capsys: Capture) -> None:
+    before = (world / "first/checkpoints/last.ckpt").stat().st_mtime_ns
+    assert train(world, "resume=auto") == 0
+    assert f"{world}/first is finished" in capsys.readouterr().out
+    assert (world / "first/checkpoints/last.ckpt").stat().st_mtime_ns == before
+    assert train(world, "resume=auto", "seed=2") == 2
+    assert "is of another run (seed was 1, is 2)" in sentence(capsys)
+    assert train(world, "resume=perhaps", name="new") == 2
+    assert "resume is 'perhaps'; give true, false or auto" in sentence(capsys)
+
+
 @pytest.mark.slow
 def test_resume_goes_on_and_overwrite_starts_anew(world: Path) -> None:
     last = world / "again/checkpoints/last.ckpt"

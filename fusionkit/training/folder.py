@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.restore import read_checkpoint
 
@@ -15,9 +17,13 @@ CONTENT = ("checkpoints", "logs", "predictions", "gallery", "metrics.json", "con
 def check_folder(config: DictConfig) -> None:
     """Raise where the run would replace another one, or where there is nothing to resume."""
     folder, earlier = Path(config.output_dir), checkpoints(config)
+    if config.resume not in (True, False, "auto"):
+        raise ConfigError(f"resume is '{config.resume}'; give true, false or auto")
     if config.resume and config.overwrite:
         raise ConfigError("resume=true and overwrite=true contradict each other; give one of them")
-    if config.resume:
+    if config.resume == "auto":
+        _require_same_run(config)
+    elif config.resume:
         if last_checkpoint(config) is None:
             raise DataError(
                 f"{folder}/checkpoints holds no last.ckpt to resume from; leave resume=true out to start anew"
@@ -43,6 +49,31 @@ def prepare_folder(config: DictConfig) -> None:
             else:
                 path.unlink(missing_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+
+
+def is_finished(config: DictConfig) -> bool:
+    """Whether the folder holds this very run, evaluated; raises ConfigError where it holds another one."""
+    _require_same_run(config)
+    return (Path(config.output_dir) / "metrics.json").exists()
+
+
+def _require_same_run(config: DictConfig) -> None:
+    path = Path(config.output_dir) / "config.yaml"
+    if not path.exists():
+        return
+    here, there = (_choices(run) for run in (config, OmegaConf.load(path)))
+    for key in sorted(here.keys() | there.keys()):
+        if here.get(key) != there.get(key):
+            raise ConfigError(
+                f"resume=auto: {path} is of another run ({key} was {there.get(key)}, is {here.get(key)}); choose another "
+                "output_dir=FOLDER, or remove the folder"
+            )
+
+
+def _choices(config: Any) -> dict[str, Any]:
+    """All values of a run by key, but for how it is begun."""
+    values = leaves(OmegaConf.to_container(config, resolve=False))
+    return {key: value for key, value in values if key not in ("resume", "overwrite")}
 
 
 def require_writable(folder: Path) -> None:

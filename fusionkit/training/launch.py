@@ -99,10 +99,11 @@ def build_model(config: DictConfig, vocab_size: int) -> VisionLanguageModel:
 
 
 def build_tasks(config: DictConfig, dims: Dims, fusion: Any) -> dict[str, Task[Any]]:
-    """The configured tasks, each built from the plain values of the run."""
+    """The configured tasks, each built from the plain values of the run; those of weight 0 need nothing of the fusion."""
     tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
-    for name, task in tasks.items():
-        check_needs(name, task, fusion)
+    weights = [(name, weight) for row in config.objectives.values() for name, weight in row.items()]
+    for name in dict.fromkeys(name for name, weight in weights if weight > 0):
+        check_needs(name, tasks[name], fusion)
     return tasks
 
 

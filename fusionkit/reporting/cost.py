@@ -1,0 +1,200 @@
+"""What the variants of a sweep cost: FLOPs, time and memory of one training step, and how a fusion's grow with its input.
+
+Apart from the training and in processor time of one thread, so that nothing it competes with is measured: the variants
+take turns, and the medians count.
+"""
+
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from time import process_time
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fusionkit.balance import Step
+from fusionkit.config import register_resolvers
+from fusionkit.reporting.timing import race
+from fusionkit.training.launch import build_module, build_parts
+from fusionkit.training.module import text_kinds
+from fusionkit.training.precision import resolve_precision
+from fusionkit.types import Encoded, Tokens
+
+ROUNDS = 5
+TEXT_TOKENS, IMAGE_TOKENS, TEXTS = 16, 64, 6  # where they do not vary
+SIZES = {"image_tokens": (64, 128, 256, 512, 1024, 2048, 4096), "texts_per_image": (1, 4, 16, 64, 128, 256)}
+WIDTH = 128
+THEORY = {  # of a layer, for N image tokens, T texts of L tokens each, Q queries, width D
+    "late": "D²·(1 + T)",  # not a layer but all of it
+    "gated": "N·D² + T·(N·D + L·D²)",
+    "cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
+    "gated_cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
+    "bottleneck": "N·D² + T·(Q·N·D + (Q + L)²·D + (Q + L)·D²)",
+    "merged_attention": "T·((N + L)²·D + (N + L)·D²)",
+    "co_embedding": "T·((N + L)²·D + (N + L)·D²)",
+    "co_attention": "T·((N² + N·L + L²)·D + (N + L)·D²)",
+    "dual_stream_sequential": "T·((N² + N·L + L²)·D + (N + L)·D²)",
+    "bridge": "T·((N² + N·L + L²)·D + (N + L)·D²)",
+}
+
+
+class TrainingStep:
+    """One step of a run on one fixed batch: forward, balance, backward, optimiser; of the named tasks, or of all it trains."""
+
+    def __init__(self, config: DictConfig, tasks: Sequence[str] | None = None) -> None:
+        (source, weights), *_ = config.objectives.items()  # the studies train on one source
+        config = OmegaConf.merge(
+            config, {"objectives": {source: {t: 0 for t in weights if t not in (tasks or weights)}}}
+        )
+        torch.manual_seed(config.seed)
+        parts = build_parts(config)
+        self.module = build_module(parts)
+        self.tasks = {name: self.module.tasks[name] for name in self.module.objectives[source]}
+        self.optimizer = self.module.build_optimizer()
+        batch, *_ = next(iter(parts.datamodule.train_dataloader()))
+        self.source, self.batch = source, batch[source]
+        self.is_mixed = resolve_precision(config.trainer.precision, "cpu") == "bf16-mixed"
+        self.samples = sum(len(self.batch[task.reads]["image_index"]) for task in self.tasks.values())
+
+    def __call__(self) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.is_mixed):
+            losses = self.losses(self.encode())
+            step = Step(number=0, total=1, is_first=True, parameters=self.module.stages.training)
+            loss = self.module.balance(losses, self.module.weights, step).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def encode(self) -> Encoded:
+        return self.module.model.encode(self.batch, text_kinds(self.tasks.values()))
+
+    def losses(self, encoded: Encoded) -> dict[str, Tensor]:
+        """By objective."""
+        model = self.module.model
+        return {f"{self.source}/{n}": task(model, self.batch, encoded, None).loss for n, task in self.tasks.items()}
+
+    def flops(self) -> float:
+        """Multiplications and additions of the forward pass, matrix products and convolutions alone, per text row."""
+        with FlopCounterMode(display=False) as counter:
+            self.losses(self.encode())
+        return counter.get_total_flops() / self.samples
+
+
+def measure_steps(configs: Mapping[str, DictConfig], tasks: Sequence[str] | None) -> dict[str, dict[str, float]]:
+    """Costs by variant: parameters of the fusion, FLOPs a sample, training samples a second, peak memory in MB.
+
+    A sample is a text with its image. The memory is the resident peak of a process that trains, libraries included.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:  # first: a peak is inherited
+        peaks = {name: pool.submit(peak_memory, config, tasks) for name, config in configs.items()}
+    steps = {name: TrainingStep(config, tasks) for name, config in configs.items()}
+    seconds = race(steps, ROUNDS, process_time)
+    return {
+        name: {
+            "parameters": sum(parameter.numel() for parameter in step.module.model.fusion.parameters()),
+            "flops_per_sample": step.flops(),
+            "step_seconds": seconds[name],
+            "samples_per_s": step.samples / seconds[name],
+            "peak_mb": peaks[name].result(),
+        }
+        for name, step in steps.items()
+    }
+
+
+def peak_memory(config: DictConfig, tasks: Sequence[str] | None) -> float:
+    """MB that a process has held at most after some steps; call it in a fresh one."""
+    torch.set_num_threads(1)
+    register_resolvers()
+    step = TrainingStep(config, tasks)
+    for _ in range(3):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_growth(fusions: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By fusion and by what grows (SIZES): the sizes, seconds of forward and backward, MB kept for the backward pass."""
+    growth: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in fusions}
+    for axis, sizes in SIZES.items():
+        for row in growth.values():
+            row[axis] = {"sizes": [float(size) for size in sizes], "seconds": [], "megabytes": []}
+        for size in sizes:
+            tokens, texts = (size, 1) if axis == "image_tokens" else (IMAGE_TOKENS, size)
+            passes = {name: Pass(fusion, tokens, texts) for name, fusion in fusions.items()}
+            for name, seconds in race(passes, ROUNDS, process_time).items():
+                growth[name][axis]["seconds"].append(seconds)
+                growth[name][axis]["megabytes"].append(passes[name].kept() / 2**20)
+    return growth
+
+
+class Pass:
+    """Forward and backward through a fusion alone: one image of random tokens, and texts about it; fp32."""
+
+    def __init__(self, fusion: nn.Module, image_tokens: int, texts: int) -> None:
+        self.fusion, self.index = fusion, torch.zeros(texts, dtype=torch.int64)
+        image, text = torch.randn(1, image_tokens, WIDTH), torch.randn(texts, TEXT_TOKENS, WIDTH)
+        self.image = Tokens(image.requires_grad_(), None, image.mean(dim=1))
+        self.text = Tokens(text.requires_grad_(), torch.ones(texts, TEXT_TOKENS, dtype=torch.int64), text[:, 0])
+
+    def __call__(self) -> None:
+        self.loss().backward()
+
+    def loss(self) -> Tensor:
+        fused = self.fusion(self.fusion.prepare(self.image), self.text, self.index)
+        return torch.stack([part.square().mean() for part in fused if part is not None]).sum()
+
+    def flops(self) -> float:
+        """Of the forward pass, matrix products alone."""
+        with FlopCounterMode(display=False) as counter:
+            self.loss()
+        return counter.get_total_flops()
+
+    def kept(self) -> int:
+        """Bytes that the forward pass keeps for the backward pass, the parameters not counted."""
+        known = {parameter.untyped_storage().data_ptr() for parameter in self.fusion.parameters()}
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in known:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = self.loss()
+        del loss  # until here the graph holds what was counted, so that no address is used twice
+        return sum(kept.values())
+
+
+def measure(sweep: Path, tasks: Sequence[str] | None, growth: bool) -> dict[str, Any]:
+    """All costs of a sweep's variants, built from the configuration of the first run of each."""
+    register_resolvers()
+    configs = {
+        path.parent.parent.name: OmegaConf.load(path) for path in sorted(sweep.glob("*/*/config.yaml"), reverse=True)
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        costs: dict[str, Any] = {"steps": measure_steps(configs, tasks)}  # type: ignore[arg-type]
+        if growth:
+            built = {
+                name: instantiate(config.fusion)(image_size=WIDTH, text_size=WIDTH) for name, config in configs.items()
+            }
+            costs |= {"growth": measure_growth(built), "theory": THEORY}
+            for name, fusion in built.items():
+                costs["steps"][name]["fusion_flops_per_sample"] = Pass(fusion, IMAGE_TOKENS, TEXTS).flops() / TEXTS
+    finally:
+        torch.set_num_threads(threads)
+    return costs
+
+
+def write_costs(path: Path, costs: Mapping[str, Any]) -> None:
+    """Write the json file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(costs, indent=1), encoding="utf-8")

@@ -1,0 +1,73 @@
+"""``hydra/launcher=parallel``: the runs of a sweep in processes of their own, some at a time (Hydra looks for plugins here)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+class ParallelLauncher(Launcher):
+    """Starts ``jobs`` runs at a time, each with its share of the processors; what a run prints goes to log.txt in its folder.
+
+    A run that fails stops no other; all of them are named at the end. For training runs alone: their score is not returned,
+    so a sweeper that searches for the best one needs the basic launcher.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.load, self.config = hydra_context.config_loader.load_sweep_config, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from fusionkit.errors import UserError
+
+        runs = [self._compose(initial_job_idx + number, list(o)) for number, o in enumerate(job_overrides)]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            try:
+                codes = list(pool.map(self._train, runs))
+            except KeyboardInterrupt:  # a Ctrl-C reaches the running ones as well
+                pool.shutdown(cancel_futures=True)
+                raise
+        if failed := [run.output_dir for run, code in zip(runs, codes, strict=True) if code]:
+            raise UserError(
+                f"{len(failed)} of {len(runs)} runs failed; see log.txt in {', '.join(failed)} (resume=auto: the same command "
+                "runs only what is not finished)"
+            )
+        return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for o in job_overrides]
+
+    def _compose(self, number: int, overrides: list[str]) -> DictConfig:
+        """The configuration of one run, in its own folder of the sweep."""
+        config = self.load(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.num = config.hydra.job.id = number
+            folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+            del config["hydra"]
+            config.output_dir = os.path.relpath(folder)
+        return config
+
+    def _train(self, config: DictConfig) -> int:
+        """Train in a process of its own; gives the exit code."""
+        from fusionkit.training.folder import is_finished
+
+        folder = Path(config.output_dir)
+        if config.resume == "auto" and is_finished(config):
+            print(f"{folder}: finished before", flush=True)
+            return 0
+        print(f"{folder}: begins", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "job.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+        share = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        command = [sys.executable, "-m", "fusionkit.rank", str(folder / "job.yaml")]
+        with open(folder / "log.txt", "a", encoding="utf-8") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": share}
+            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+        print(f"{folder}: {f'failed, exit code {code}' if code else 'done'}", flush=True)
+        return code
