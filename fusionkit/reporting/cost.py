@@ -35,6 +35,8 @@ THEORY = {  # of a layer, for N image tokens, T texts of L tokens each, Q querie
     "late": "D²·(1 + T)",  # not a layer but all of it
     "gated": "N·D² + T·(N·D + L·D²)",
     "cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
+    "alternating_cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
+    "mixed_cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
     "gated_cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
     "bottleneck": "N·D² + T·(Q·N·D + (Q + L)²·D + (Q + L)·D²)",
     "merged_attention": "T·((N + L)²·D + (N + L)·D²)",
@@ -50,13 +52,12 @@ class TrainingStep:
 
     def __init__(self, config: DictConfig, tasks: Sequence[str] | None = None) -> None:
         (source, weights), *_ = config.objectives.items()  # the studies train on one source
-        config = OmegaConf.merge(
-            config, {"objectives": {source: {t: 0 for t in weights if t not in (tasks or weights)}}}
-        )
+        off = {source: {task: 0 for task in weights if task not in (tasks or weights)}}
+        chosen: Any = OmegaConf.merge(config, {"objectives": off})
         torch.manual_seed(config.seed)
-        parts = build_parts(config)
+        parts = build_parts(chosen)
         self.module = build_module(parts)
-        self.tasks = {name: self.module.tasks[name] for name in self.module.objectives[source]}
+        self.tasks: dict[str, Any] = {name: self.module.tasks[name] for name in self.module.objectives[source]}
         self.optimizer = self.module.build_optimizer()
         batch, *_ = next(iter(parts.datamodule.train_dataloader()))
         self.source, self.batch = source, batch[source]
@@ -137,7 +138,8 @@ class Pass:
     """Forward and backward through a fusion alone: one image of random tokens, and texts about it; fp32."""
 
     def __init__(self, fusion: nn.Module, image_tokens: int, texts: int) -> None:
-        self.fusion, self.index = fusion, torch.zeros(texts, dtype=torch.int64)
+        self.fusion: Any = fusion
+        self.index = torch.zeros(texts, dtype=torch.int64)
         image, text = torch.randn(1, image_tokens, WIDTH), torch.randn(texts, TEXT_TOKENS, WIDTH)
         self.image = Tokens(image.requires_grad_(), None, image.mean(dim=1))
         self.text = Tokens(text.requires_grad_(), torch.ones(texts, TEXT_TOKENS, dtype=torch.int64), text[:, 0])

@@ -98,14 +98,14 @@ def test_overfits_eight_samples(name, fusion):
         torch.manual_seed(1)  # the same masks and negatives at each step: nothing but the weights changes
         loss = task(model, batch, encode(model, task, batch)).loss
         losses.append(loss.item())
-        if losses[-1] < 0.2 * losses[0]:
+        if losses[-1] < 0.35 * losses[0]:
             break
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         model.clamp_temperature()
-    assert losses[-1] < 0.2 * losses[0], losses[::25]
+    assert losses[-1] < 0.35 * losses[0], losses[::25]
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
