@@ -23,9 +23,7 @@ class TrainConfig:
     name: str = MISSING
     seed: int = MISSING
     output_dir: str = MISSING
-    resume: bool | str = (
-        False  # go on from output_dir/checkpoints/last.ckpt; "auto": where there is something to go on with
-    )
+    resume: bool | str = False  # go on from output_dir/checkpoints/last.ckpt; "auto": where there is such a file
     overwrite: bool = False  # replace a finished run of the same output_dir
     checkpoint: str | None = None  # start from the weights of this one
     tokenizer: Any = None  # a directory or a hub id; null builds one from the texts of the training data
