@@ -2,7 +2,8 @@
 
 from omegaconf import DictConfig
 
-from fusionkit.evaluate import check_files, chosen_roles, chosen_sources, device_of, restore
+from fusionkit.distributed import rank
+from fusionkit.evaluate import check_files, chosen_roles, chosen_sources, device_of, restore, share
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.records import write_records
 from fusionkit.evaluation.run import splits_of
@@ -11,6 +12,11 @@ from fusionkit.training.module import active_objectives
 
 
 def predict(config: DictConfig) -> None:
+    """Predict, in as many processes as ``config.devices``."""
+    share("fusionkit.predict:predict_share", config)
+
+
+def predict_share(config: DictConfig) -> None:
     """Write ``predictions/<source>_<role>_<task>.jsonl`` for the chosen sources and roles."""
     parts, folder = restore(config)
     device, options = device_of(parts), evaluation_options(parts.config)
@@ -25,6 +31,8 @@ def predict(config: DictConfig) -> None:
         tasks = {name: parts.tasks[name] for name in objectives[source]}
         predictions = predict_source(parts.model, tasks, parts.datamodule, source, role, device, options)
         for name, records in predictions.items():
+            if rank() > 0:
+                break
             path = folder / "predictions" / f"{source}_{role}_{name}.jsonl"
             write_records(path, records)
             print(f"{len(records):,} predictions: {path}")

@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fusionkit.config import TrainConfig, check_arguments, check_objectives, check_top_level
+from fusionkit.distributed import leave
 from fusionkit.errors import ConfigError
 from fusionkit.evaluate import score
-from fusionkit.rank import train_in_ranks
+from fusionkit.rank import run_in_ranks
 from fusionkit.training.folder import check_folder, checkpoints, last_checkpoint, prepare_folder, resume_from
 from fusionkit.training.launch import Parts, bare_trainer, build_callbacks, build_module, build_parts, build_trainer
 from fusionkit.training.loggers import finish
@@ -34,7 +35,7 @@ def train(config: DictConfig) -> float | None:
         check_folder(config)
     ranks = bare_trainer(config, callbacks=build_callbacks(config)).world_size
     if ranks > 1 and not is_rank():
-        train_in_ranks(config, ranks)
+        run_in_ranks("fusionkit.train:train", config, ranks)
         return None
     seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config)
@@ -52,6 +53,7 @@ def train(config: DictConfig) -> float | None:
         if is_main:
             print_run(parts, trainer)
         fit(trainer, module, parts)
+        leave()
         if trainer.is_global_zero and not config.trainer.fast_dev_run:
             evaluate(trainer, module, parts)
         mean = trainer.callback_metrics.get("val/mean")

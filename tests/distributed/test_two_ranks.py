@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
 from fusionkit.errors import UserError
-from fusionkit.rank import train_in_ranks
+from fusionkit.rank import run_in_ranks
 from fusionkit.training.ranks import is_rank, start_ranks
 from tests.distributed.ranks import (
     BALANCERS,
@@ -159,7 +159,7 @@ def test_interrupted_ranks_may_end_by_themselves(tmp_path):
     ("code", "mistakes", "sentence", "exit_code"),
     [
         (2, {"mistake_00001": "no such file", "mistake_00000": "no such key"}, "^no such key$", 2),
-        (1, {}, "a rank of the training failed; its message stands above", 1),
+        (1, {}, "one of the processes failed; its message stands above", 1),
         (-signal.SIGKILL, {}, "was killed, as the system does where memory runs out", 9),
     ],
 )
@@ -171,5 +171,5 @@ def test_what_ranks_fail_of_is_told_once(monkeypatch, code, mistakes, sentence, 
 
     monkeypatch.setattr("fusionkit.rank.start_ranks", fail)
     with pytest.raises(UserError, match=sentence) as caught:
-        train_in_ranks(OmegaConf.create({"seed": 1}), 2)
+        run_in_ranks("fusionkit.train:train", OmegaConf.create({"seed": 1}), 2)
     assert caught.value.exit_code == exit_code

@@ -105,7 +105,7 @@ class FakeData:
             "toy": SimpleNamespace(splits={"train": [], "test": [], "odd": []}),
             "other": SimpleNamespace(splits={"test": []}),
         }
-        self.folder = folder
+        self.folder, self.version = folder, 1
 
     def samples(self, source, role):
         made = []
@@ -120,9 +120,13 @@ class FakeData:
             made.append(Sample(number, path, texts, size=(16, 16)))
         return made
 
-    def eval_loader(self, source, role):
+    def eval_loader(self, source, role, numbers=None):
         samples = self.samples(source, role)
-        return [self.batch(samples[at : at + 5]) for at in range(0, NUM_IMAGES, 5)]
+        starts = range(0, NUM_IMAGES, 5)
+        return [self.batch(samples[at : at + 5]) for at in (starts if numbers is None else [5 * n for n in numbers])]
+
+    def identity(self, source, role):
+        return [f"{source} {role} {self.version}"]
 
     def batch(self, samples):
         batch = {
