@@ -164,8 +164,8 @@ def quieten_libraries() -> None:
 def evaluation_options(config: DictConfig) -> EvaluationOptions:
     """The options of ``evaluation.options``, with a precision that the device computes in, and the recipe of the model."""
     precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
-    recipe = OmegaConf.to_yaml(OmegaConf.masked_copy(config, RECIPE), resolve=True)
-    return instantiate(config.evaluation.options, precision=precision, recipe=recipe)
+    recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE}
+    return instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))
 
 
 def _instances(blocks: DictConfig | None) -> list[Any]:
