@@ -119,9 +119,8 @@ def main() -> None:
 
         rivals = {RIVAL: lambda: alone(matcher.padded), PACKED: lambda: alone(matcher.packed), OURS: together}
         logits = torch.stack([run() for run in rivals.values()])
-        print(
-            f"logits from {logits.min():.3f} to {logits.max():.3f}, the ways differ by {(logits - logits[0]).abs().max():.1e} at most"
-        )
+        difference = (logits - logits[0]).abs().max()
+        print(f"logits from {logits.min():.3f} to {logits.max():.3f}; the ways differ by {difference:.1e} at most")
         medians = race(rivals, options.rounds)
     title = (
         f"{options.images} images x {options.texts} captions, {options.tokens} image tokens, {options.dtype}, {device}"
