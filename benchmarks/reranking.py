@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,10 +71,9 @@ def reranker(matcher: Matcher, image: Tokens, text: Tokens, folder: Path, chunk:
         Sample(number, Path(), {"captions": captions if number == 0 else ()}) for number in range(len(image.embeds))
     ]
     pairing = Pairing(list(range(len(samples))), [caption.id for caption in captions], torch.zeros(len(captions)))
-    batch = {"image_ids": pairing.image_ids, "pixel_values": torch.zeros(len(samples), 3, 0, 0)}
-    batch["captions"] = {"ids": pairing.caption_ids}
+    batch: Any = {"image_ids": pairing.image_ids, "captions": {"ids": pairing.caption_ids}}
     encodings = Encodings(folder)
-    encodings.save(0, batch, Encoded(image, None, image.pooled, {"captions": text}, {"captions": text.pooled}))  # type: ignore[arg-type]
+    encodings.save(0, batch, Encoded(image, None, image.pooled, {"captions": text}, {"captions": text.pooled}))
     sim = torch.zeros(len(captions), len(samples))
     candidates = Candidates.of(best(sim, len(samples)), best(sim.T, len(captions)), len(captions))
     settings, device = Reranking(chunk=chunk), next(matcher.parameters()).device

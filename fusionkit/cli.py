@@ -24,6 +24,7 @@ class Command(NamedTuple):
     sections: tuple[str, ...] = ()
 
 
+DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
 STORED = ("data", "evaluation", "trainer")
 COMMANDS = {
     "train": Command(
@@ -51,10 +52,20 @@ COMMANDS = {
         "predict",
         STORED,
     ),
+    "import": Command(
+        "bring a published checkpoint over: import FAMILY=PATH",
+        "fusionkit.import_:run",
+        ("albef=ALBEF.pth", "albef=refcoco.pth output=outputs/albef_384 image_size=384"),
+    ),
     "data": Command(
-        "make a data set: data make NAME",
+        "make a data set: data make NAME; or convert one: data convert NAME",
         "fusionkit.datasets:run",
-        ("make shapes", "make shapes root=data/shapes scenes=1000"),
+        (
+            "make shapes",
+            "make shapes root=data/shapes scenes=1000",
+            "convert bottom_up tsv=trainval_36.tsv root=data/coco/regions",
+            "convert uniter lmdb=coco_train2014/feat_th0.2_max100_min10_compressed root=data/coco/regions",
+        ),
     ),
     "completion": Command(
         "print the shell completion: bash, zsh or fish",

@@ -48,12 +48,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def query(line: str) -> None:
     """Print the candidates for the last word of a command line, one a line."""
-    from fusionkit.cli import COMMANDS
+    from fusionkit.cli import COMMANDS, DATA_VERBS
     from fusionkit.config import group_choices
 
     words = line.split()[1:] + ([""] if line.endswith(" ") else [])
     name, *rest = words or [""]
-    known: dict[str, list[list[str]]] = {"completion": [list(SCRIPTS)], "data": [["make"], group_choices("make")]}
+    verb = rest[0] if rest and rest[0] in DATA_VERBS else DATA_VERBS[0]
+    known = {"completion": [list(SCRIPTS)], "data": [list(DATA_VERBS), group_choices(verb)]}
     fixed = known.get(name, [])
     if not rest:
         _offer(name, COMMANDS)
@@ -61,7 +62,7 @@ def query(line: str) -> None:
         return
     elif len(rest) <= len(fixed):
         _offer(rest[-1], fixed[len(rest) - 1])
-    elif config_name := "data_make" if name == "data" else COMMANDS[name].config_name:
+    elif config_name := f"data_{verb}" if name == "data" else COMMANDS[name].config_name:
         _hydra(config_name, rest[len(fixed) :])
 
 

@@ -1,13 +1,13 @@
-"""``fusionkit data make NAME [key=value ...]``: write a data set in the public formats."""
+"""``fusionkit data make|convert NAME [key=value ...]``: write a data set in the public formats, or convert a published one."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.app import run_app
-from fusionkit.cli import Command
+from fusionkit.cli import DATA_VERBS, Command
 from fusionkit.config import check_arguments, group_choices
 from fusionkit.errors import ConfigError, suggest
 
@@ -15,16 +15,19 @@ from fusionkit.errors import ConfigError, suggest
 def run(arguments: Sequence[str]) -> int:
     """The ``data`` command."""
     verb, name, *overrides = [*arguments, "", ""][: max(len(arguments), 2)]
-    if verb != "make":
-        raise ConfigError(f"fusionkit data cannot '{verb}'; {suggest(verb, ['make'])}")
-    if name not in group_choices("make"):
-        raise ConfigError(f"fusionkit data make knows no data set '{name}'; {suggest(name, group_choices('make'))}")
-    command = Command("make a data set", "fusionkit.datasets:make", (), "data_make")
-    return run_app("data make", command, [f"make={name}", *overrides])
+    if verb not in DATA_VERBS:
+        raise ConfigError(f"fusionkit data cannot '{verb}'; {suggest(verb, DATA_VERBS)}")
+    if name not in group_choices(verb):
+        raise ConfigError(f"fusionkit data {verb} knows no data set '{name}'; {suggest(name, group_choices(verb))}")
+    command = Command(f"{verb} a data set", "fusionkit.datasets:write", (), f"data_{verb}")
+    return run_app(f"data {verb}", command, [f"{verb}={name}", *overrides])
 
 
-def make(config: DictConfig) -> Any:
-    """Call the maker that the configuration names, and say where its files are."""
+def write(config: DictConfig) -> Any:
+    """Call the maker or converter that the configuration names, and say where its files are."""
+    for key in config:
+        if OmegaConf.is_missing(config, key):
+            raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
     check_arguments(config)
-    instantiate(config)
-    print(f"wrote {config.root}")
+    count: int | None = instantiate(config)
+    print(f"wrote {config.root}" if count is None else f"wrote {count} files to {config.root}")

@@ -86,7 +86,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
         return x.detach()
     total = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
-    return total / world_size()
+    return total.div_(world_size())
 
 
 def largest_of_ranks(value: int, device: torch.device) -> int:
@@ -121,8 +121,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].clone(
-            memory_format=torch.contiguous_format
-        )  # reduced in place, and the argument is autograd's
+        # a copy, as it is reduced in place and the argument is autograd's
+        total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[ctx.own]

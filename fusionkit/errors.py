@@ -4,6 +4,7 @@ The command line prints the sentence without a stack trace; anything else that i
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -41,3 +42,18 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"{hint}known: {', '.join(known) if known else '(none)'}"
+
+
+def find_names(key: str, pattern: str, names: Iterable[str]) -> list[str]:
+    """The parameter names that a regex is found in; ConfigError for ``key`` where it is none, or is found in none."""
+    known = list(names)
+    try:
+        found = [name for name in known if re.search(pattern, name)]
+    except re.error as error:
+        raise ConfigError(f"{key}: '{pattern}' is no regular expression ({error})") from error
+    if not found:
+        parts = sorted({".".join(name.split(".")[:2]) for name in known})
+        raise ConfigError(
+            f"{key}: '{pattern}' matches none of the parameters, whose names begin with {', '.join(parts)}"
+        )
+    return found

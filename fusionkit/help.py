@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from fusionkit.cli import DATA_VERBS
 from fusionkit.config import conf_dir, group_choices, primary_groups
 
 if TYPE_CHECKING:
@@ -20,8 +21,11 @@ def command_help(name: str, command: "Command") -> str:
     """The help page of one command."""
     parts = [f"usage: fusionkit {name} [options] [key=value ...]", command.summary]
     if name == "data":
+        parts.append("\n".join(f"{verb}: {', '.join(group_choices(verb))}" for verb in DATA_VERBS))
+        parts.append("fusionkit data VERB NAME --cfg job prints the keys")
+    if name == "import":
         parts.append(
-            f"data sets: {', '.join(group_choices('make'))} (fusionkit data make NAME --cfg job prints its keys)"
+            f"families: {', '.join(group_choices('import'))} (fusionkit import FAMILY=PATH --cfg job prints its keys)"
         )
     if command.config_name:
         parts += [_groups(command.config_name), _keys(command.config_name), OPTIONS]

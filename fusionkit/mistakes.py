@@ -80,8 +80,11 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError, groups: Iterable[
     parent, _, key = str(error.full_key or error.key).rpartition(".")
     if not parent:
         known += [group for group in groups if group not in known]
-    if not known:
-        return ConfigError(f"'{parent}' is a single value, so it has no key '{key}'")
+    if not known:  # Hydra has made an empty section of a single value before it looks for the key
+        return ConfigError(
+            f"'{parent}' is a single value or an empty section, so it has no key '{key}'; to a section, add it with "
+            f"+{parent}.{key}=VALUE"
+        )
     return ConfigError(f"unknown key '{key}' in {parent or 'the configuration'}; {suggest(key, known)}")
 
 

@@ -8,37 +8,44 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.errors import ConfigError
-from fusionkit.types import Batch, Encoded, Fused, Tokens
+from fusionkit.types import Batch, Encoded, Fused, Regions, Tokens
 
 
 class VisionLanguageModel(nn.Module):
     """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
 
     ``embed_size``   width of the contrastive space.
+    ``projection_bias`` whether its projections have a bias; CLIP's have none.
     ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
     """
 
     def __init__(
         self,
-        image_encoder: TimmEncoder,
+        image_encoder: TimmEncoder | RegionEncoder,
         text_encoder: TextEncoder,
         fusion: Any,
         embed_size: int = 256,
         temperature: float = 0.07,
         temperature_range: tuple[float, float] = (0.001, 0.5),
+        projection_bias: bool = True,
     ) -> None:
         super().__init__()
         self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
         self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
-        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size)
-        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size)
+        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size, bias=projection_bias)
+        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
-    def encode_image(self, pixel_values: Tensor) -> Tokens:
-        """(I, 3, H, W) -> image tokens."""
-        return self.image_encoder(pixel_values)
+    def encode_image(self, images: Tensor | Regions) -> Tokens:
+        """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
+        return self.image_encoder(images)
+
+    def images_of(self, batch: Batch) -> Any:
+        """What the image encoder reads of a batch."""
+        return batch[self.image_encoder.reads]  # type: ignore[literal-required]
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """(T, L), mask (T, L) or (T, L, L) -> text tokens; T may be 0."""
@@ -80,7 +87,7 @@ class VisionLanguageModel(nn.Module):
 
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
         """Encode the images of a batch once, and its texts of the given kinds."""
-        image = self.encode_image(batch["pixel_values"])
+        image = self.encode_image(self.images_of(batch))
         rows = {kind: batch[kind] for kind in kinds}  # type: ignore[literal-required]
         text = {kind: self.encode_text(r["input_ids"], r["attention_mask"]) for kind, r in rows.items()}
         return Encoded(
@@ -127,7 +134,10 @@ def _one_row(rows: Tensor) -> Tensor:
 
 
 def assemble(
-    image_encoder: TimmEncoder, text_encoder: TextEncoder, fusion: Callable[..., Any], **options: Any
+    image_encoder: TimmEncoder | RegionEncoder,
+    text_encoder: TextEncoder,
+    fusion: Callable[..., Any],
+    **options: Any,
 ) -> VisionLanguageModel:
     """Build the fusion for the widths of the encoders, start it from the text encoder's upper layers if given, then join."""
     built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)

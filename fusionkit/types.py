@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
 
@@ -14,6 +14,17 @@ class Tokens(NamedTuple):
     embeds: Tensor  # (B, N, D)
     mask: Tensor | None  # (B, N) or, for text that must be causal, (B, N, N); 1 = may be attended; None: all may
     pooled: Tensor  # (B, D), one vector a row, by the encoder's own rule ([CLS] or mean)
+
+
+class Regions(NamedTuple):
+    """What a detector found in I images, given in place of their pixels; the rows behind an image's own are zeros."""
+
+    features: Tensor  # (I, N, F)
+    positions: (
+        Tensor  # (I, N, 7): left, top, right, bottom, width, height in parts of the image, and width * height (UNITER)
+    )
+    mask: Tensor  # (I, N) int64, 1 = a region
+    class_scores: Tensor | None = None  # (I, N, C), the detector's probability of each class, the background's first
 
 
 class Fused(NamedTuple):
@@ -30,7 +41,7 @@ class TextRows(TypedDict, total=False):
     input_ids: Tensor  # (T, L) int64
     attention_mask: Tensor  # (T, L) int64, 1 = token
     word_index: Tensor  # (T, L) int64, number of the word a token belongs to; -1 for special tokens and padding
-    image_index: Tensor  # (T,) int64, row of the text's image in pixel_values
+    image_index: Tensor  # (T,) int64, row of the text's image
     other_index: Tensor  # (T,) int64, row of its second image; only where the texts of a source are about two
     ids: list[Any]  # (T,) the data set's own caption, question or sentence ids
 
@@ -47,7 +58,8 @@ class Batch(TypedDict):
     image_ids: list[Any]  # (I,) the data set's own image ids
     image_keys: Tensor  # (I,) int64, equal where two rows show the same image, within a source and across ranks
     image_sizes: Tensor  # (I, 2) float, width and height in pixels that the annotations' boxes refer to
-    pixel_values: Tensor  # (I, 3, H, W)
+    pixel_values: NotRequired[Tensor]  # (I, 3, H, W)
+    regions: NotRequired[Regions]  # of I images, where the source has them in place of pixels
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,8 @@ class Dims:
     sep_token_id: int
     pad_token_id: int
     mask_token_id: int
+    feature_size: int = 0  # width of what is to be told of a hidden image token (task mrm)
+    hiding_size: int = 0  # width of what stands in its place
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
-    answer_tokens: tuple[
-        tuple[int, ...], ...
-    ] = ()  # the tokens of each answer; none where the tokenizer cannot spell it
+    answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.cli import COMMANDS, run
+from fusionkit.cli import COMMANDS, DATA_VERBS, run
 from fusionkit.config import (
     TrainConfig,
     check_arguments,
@@ -18,6 +18,7 @@ from fusionkit.config import (
     register_resolvers,
 )
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.import_ import OWN
 from tests.toys import CONF, choices
 
 GROUPS = [(group, name) for group in primary_groups("train") for name in choices(group)]
@@ -43,15 +44,22 @@ def test_every_experiment_passes_the_checks(name: str) -> None:
 
 
 def test_every_file_is_covered_by_an_entry_point() -> None:
-    primary = {command.config_name for command in COMMANDS.values()} - {None} | {"data_make"}
+    primary = {command.config_name for command in COMMANDS.values()} - {None} | {"import"}
+    primary |= {f"data_{verb}" for verb in DATA_VERBS}
     assert primary == {path.stem for path in CONF.glob("*.yaml")}
     groups = set().union(*(primary_groups(name) for name in primary)) | {"hydra"}
     assert groups == {path.name for path in CONF.iterdir() if path.is_dir()}
 
 
-@pytest.mark.parametrize("name", choices("make"))
-def test_every_maker_fits_its_signature(name: str) -> None:
-    check_arguments(composed("data_make", [f"make={name}"]))
+@pytest.mark.parametrize(("verb", "name"), [(verb, name) for verb in DATA_VERBS for name in choices(verb)])
+def test_every_maker_and_converter_fits_its_signature(verb: str, name: str) -> None:
+    check_arguments(composed(f"data_{verb}", [f"{verb}={name}"]))
+
+
+@pytest.mark.parametrize("name", choices("import"))
+def test_the_options_of_every_family_fit_its_plan(name: str) -> None:
+    config = composed("import", [f"import={name}"])
+    check_arguments(OmegaConf.masked_copy(config, [key for key in config if key not in OWN]))
 
 
 @pytest.mark.parametrize(

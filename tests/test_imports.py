@@ -29,9 +29,14 @@ RULES = {
     "distributed": TENSORS,
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
+    "checkpoints/directory": TENSORS | {"safetensors"},
+    "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory"},
+    "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
+    "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
-    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed")},
+    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")}
+    | {"fusionkit.fusion.layers"},
 }
 HYDRA = {"hydra", "omegaconf"}
 ENTRY = {
@@ -41,6 +46,8 @@ ENTRY = {
     "completion",
     "help",
     "datasets",
+    "import_",
+    "matrix",
     "train",
     "evaluate",
     "predict",
@@ -54,9 +61,11 @@ FORBIDDEN = {  # rooms that may import much, but not this
     "evaluation": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
     "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
     "training/launch": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
+    "checkpoints": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
 }
 # a run is built from its configuration, written with it and read back
 HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "folder", "artifacts", "restore")} | ENTRY
+HYDRA_ROOMS |= {"checkpoints/build", "checkpoints/pretrained"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

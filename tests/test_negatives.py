@@ -13,7 +13,7 @@ from fusionkit.momentum import Teacher
 from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
-from tests.toys import CONF, choices, toy_batch, toy_dims, toy_model
+from tests.toys import CONF, choices, toy_batch, toy_dims, toy_model, toy_no_rows
 
 OFFLINE = {"100": [101, 103], "101": [100]}
 
@@ -131,6 +131,12 @@ def test_every_choice_trains_matching(name, tmp_path):
     assert 0 < out.metrics["negatives_entropy"] < math.log(8 + 256)
     out.loss.backward()
     assert all(p.grad is not None for p in [*itm.parameters(), *model.image_encoder.parameters()])
+    model.zero_grad()
+    batch["captions"] = toy_no_rows("captions")
+    out = itm(model, batch, model.encode(batch, ["captions"]))
+    out.loss.backward()
+    assert out.loss == 0
+    assert not [n for n, p in [*model.fusion.named_parameters(), *itm.named_parameters()] if p.grad is None]
 
 
 def test_what_the_teacher_takes_for_a_match_is_no_negative():

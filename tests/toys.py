@@ -7,18 +7,19 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.model import VisionLanguageModel, assemble
-from fusionkit.types import Dims
+from fusionkit.types import Dims, Regions
 
 CONF = Path(__file__).parents[1] / "conf"
 WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
 LABELS = ("contradiction", "neutral", "entailment")
+FEATURES, CLASSES = 12, 5  # of regions
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
-TOY_OPTIONS = {
-    name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")
-}  # so that a loss can reach 0
+# so that a loss can reach 0
+TOY_OPTIONS = {name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")}
 
 
 def choices(group: str) -> list[str]:
@@ -46,14 +47,16 @@ def toy_task(name: str, dims: Dims):
     return instantiate(config.task)(dims=dims, **TOY_OPTIONS.get(name, {}))
 
 
-def toy_model(fusion="cross_attention", **options) -> VisionLanguageModel:
+def toy_model(fusion="cross_attention", regions=False, **options) -> VisionLanguageModel:
+    """A model of pixels, 32 x 32 in patches of 8, or of regions with features of width 12."""
     text_config = {
         "model_type": "bert", "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4,
         "intermediate_size": 64, "max_position_embeddings": 32,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
+    pixels = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 1, "num_heads": 4}
     return assemble(
-        TimmEncoder("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=WIDTH, depth=1, num_heads=4),
+        RegionEncoder(FEATURES, WIDTH, dropout=0.0) if regions else TimmEncoder("vit_tiny_patch16_224", **pixels),
         TextEncoder(VOCABULARY, config=text_config),
         toy_fusion(fusion) if isinstance(fusion, str) else fusion,
         **{"embed_size": 16} | options,
@@ -67,6 +70,8 @@ def toy_dims(model: VisionLanguageModel) -> Dims:
         image_size=model.image_encoder.hidden_size,
         text_size=model.text_encoder.hidden_size,
         embed_size=model.embed_size,
+        feature_size=model.image_encoder.feature_size,
+        hiding_size=model.image_encoder.hiding_size,
         vocab_size=VOCABULARY,
         cls_token_id=CLS,
         sep_token_id=SEP,
@@ -121,6 +126,18 @@ def toy_statements(images: int, texts_per_image: int) -> dict:
     return rows | {"other_index": (rows["image_index"] + 1) % images, "label": torch.randint(2, (len(rows["ids"]),))}
 
 
+def toy_regions(images: int, longest: int = 6) -> Regions:
+    """3 to ``longest`` regions an image, zeros behind them; the first image has most."""
+    counts = torch.randint(3, longest + 1, (images, 1))
+    counts[0] = longest
+    mask = (torch.arange(longest) < counts).long()
+    corner, size = torch.rand(images, longest, 2) * 0.5, torch.rand(images, longest, 2) * 0.4 + 0.1
+    positions = torch.cat([corner, corner + size, size, size.prod(dim=2, keepdim=True)], dim=2)
+    scores = torch.randn(images, longest, CLASSES).softmax(dim=2)
+    parts = (torch.randn(images, longest, FEATURES), positions, mask, scores)
+    return Regions(*(part * mask[..., None] if part.dim() == 3 else part for part in parts))
+
+
 def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict:
     """A batch with captions, questions with answers, expressions with boxes, hypotheses with labels and statements of two."""
     scores = torch.zeros(images * texts_per_image, len(ANSWERS))
@@ -132,6 +149,7 @@ def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict:
         "image_keys": torch.arange(images) + 7,
         "image_sizes": torch.tensor([[64.0, 48.0]]).repeat(images, 1),
         "pixel_values": torch.randn(images, 3, 32, 32),
+        "regions": toy_regions(images),
         "captions": toy_rows(images, texts_per_image),
         "questions": toy_rows(images, texts_per_image) | {"answer_scores": scores},
         "expressions": toy_rows(images, texts_per_image) | {"boxes": boxes},

@@ -22,9 +22,7 @@ class Step(NamedTuple):
     number: int  # optimiser steps made so far; the micro-batches of one step share it
     total: float  # optimiser steps of the whole run, inf where it has no end
     is_first: bool  # of the micro-batches of its step
-    parameters: Mapping[
-        str, nn.Parameter
-    ]  # what trains, by name: "model." is shared by objectives, "tasks." is a head's
+    parameters: Mapping[str, nn.Parameter]  # what trains: "model." is shared by objectives, "tasks." is a head's
 
     def shared(self) -> list[nn.Parameter]:
         """The parameters that objectives may compete for."""

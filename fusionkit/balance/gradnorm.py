@@ -1,6 +1,5 @@
 """Weighting by gradient norms."""
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from fusionkit.balance.base import Balancer, Step, relation_metrics
 from fusionkit.balance.gradients import gradient_matrix, inner_products, is_on_cadence
 from fusionkit.distributed import mean_over_ranks
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, find_names
 
 LEAST = 1e-3  # a factor stays above 0, where its objective could not come back
 
@@ -45,7 +44,7 @@ class GradNorm(Balancer):
         if lr <= 0 or every_n_steps < 1:
             raise ConfigError(f"balance: lr must be above 0 and every_n_steps at least 1, got {lr} and {every_n_steps}")
         self.alpha, self.lr, self.every_n_steps = alpha, lr, every_n_steps
-        self.pattern = re.compile(parameters)
+        self.pattern = parameters
 
     @property
     def reads_gradients(self) -> bool:
@@ -71,13 +70,7 @@ class GradNorm(Balancer):
         return relation_metrics(self.objectives, gram)
 
     def _chosen(self, step: Step) -> list[nn.Parameter]:
-        chosen = [parameter for name, parameter in step.parameters.items() if self.pattern.search(name)]
-        if not chosen:
-            parts = sorted({".".join(name.split(".")[:2]) for name in step.parameters})
-            raise ConfigError(
-                f"balance.parameters: '{self.pattern.pattern}' matches nothing that trains; names begin with {', '.join(parts)}"
-            )
-        return chosen
+        return [step.parameters[name] for name in find_names("balance.parameters", self.pattern, step.parameters)]
 
     @torch.no_grad()
     def _move(self, losses: Tensor, norms: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Items to a batch: pixel values stacked, the texts of each kind tokenised into rows that point at their image."""
+"""Items to a batch: pixels stacked or regions padded, the texts of each kind tokenised into rows that point at their image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
+from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.types import Batch
@@ -47,16 +48,19 @@ class Collate:
             return error
 
     def _batch(self, items: Sequence[Item]) -> Batch:
-        images = [(item, 0, item.pixel_values) for item in items]
-        images += [(item, place, other) for item in items for place, other in enumerate(item.others, start=1)]
+        images = [(item, 0) for item in items]
+        images += [(item, place) for item in items for place, _ in enumerate(item.others, start=1)]
+        shown = [item.others[place - 1] if place else item.pixel_values for item, place in images]
         batch: dict[str, Any] = {
             "source": self.source,
-            "image_ids": [item.sample.image_id for item, _, _ in images],
-            "image_keys": torch.tensor([image_key(item.sample, place) for item, place, _ in images]),
-            "image_sizes": torch.tensor([item.size for item, _, _ in images], dtype=torch.float),
-            # numpy, because torch's threads wait for each other wherever the processors are busy training
-            "pixel_values": torch.from_numpy(np.stack([pixel_values.numpy() for _, _, pixel_values in images])),
+            "image_ids": [item.sample.image_id for item, _ in images],
+            "image_keys": torch.tensor([image_key(item.sample, place) for item, place in images]),
+            "image_sizes": torch.tensor([item.size for item, _ in images], dtype=torch.float),
         }
+        if isinstance(shown[0], Found):
+            batch["regions"] = pad_regions(shown)
+        else:  # numpy, because torch's threads wait for each other wherever the processors are busy training
+            batch["pixel_values"] = torch.from_numpy(np.stack([pixel_values.numpy() for pixel_values in shown]))
         for kind, facts in self.facts.items():
             batch[kind] = self._rows(kind, facts, items)
         return batch  # type: ignore[return-value]  # a Batch has further keys, one a kind

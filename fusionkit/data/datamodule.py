@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate
-from fusionkit.data.dataset import EvalData, Images, TrainData, image_paths
-from fusionkit.data.images import CachedImages, ImageFiles
+from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData, image_paths
+from fusionkit.data.images import CachedImages, ImageFiles, has_pixels
 from fusionkit.data.loader import Loader
+from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
@@ -135,7 +136,8 @@ class DataModule(LightningDataModule):
         """Every text of every image of a role once over all ranks, in order, not augmented; or its batches of these numbers."""
         samples = self.samples(source, role)
         settings = self.sources[source]
-        data = EvalData(samples, self._images(source, role, self.finish.size), settings.kinds, self.finish)
+        images = self._images(source, role, self.finish.size)
+        data = EvalData(samples, images, settings.kinds, self._finishing(source))
         batches: Any = ShardBatches(len(samples), settings.batch_size, *self._place)
         if numbers is not None:
             every = list(batches)
@@ -174,20 +176,36 @@ class DataModule(LightningDataModule):
         source, samples = self.sources[name], self._splits.training[name]
         side = self.finish.size if source.augment is None else source.augment.decode_side(self.finish.size)
         counts = {kind: source.texts_per_image[kind] for kind in source.kinds}
-        data = TrainData(
-            name, samples, self._images(name, "train", side), counts, self.finish, self.finish.size, source.augment
-        )
+        images, finish = self._images(name, "train", side), self._finishing(name)
+        data = TrainData(name, samples, images, counts, finish, self.finish.size, source.augment)
         self._training[name] = data
         stream = Stream(len(samples), self.seed, name)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
         return Loader(data, batches, self._collate(name, samples), self.num_workers, persistent=True)
+
+    def _finishing(self, source: str) -> Finishing:
+        return self.finish if self.sources[source].regions is None else as_found
+
+    def feature_size(self, source: str, role: str) -> int | None:
+        """The width of a role's region features, read off its first image; None for a source of pixels."""
+        if self.sources[source].regions is None:
+            return None
+        return self._images(source, role, 0).load(0).image.features.shape[1]
 
     def _collate(self, source: str, samples: Sequence[Sample]) -> Collate:
         settings = self.sources[source]
         return Collate(source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers)
 
     def _images(self, source: str, role: str, side: int) -> Images:
-        paths = image_paths(self.samples(source, role))
+        paths, settings = image_paths(self.samples(source, role)), self.sources[source]
+        if has_pixels(paths[0]) == (settings.images == "regions"):
+            raise DataError(
+                f"the images of source '{source}' are {'files' if has_pixels(paths[0]) else 'region features'} such as "
+                f"{paths[0]}, but data.sources.{source}.regions is {'set' if settings.regions else 'not set'}; "
+                "point the reader's 'images' at the others, or change it"
+            )
+        if settings.regions is not None:
+            return RegionFiles(paths, settings.regions)
         if not self.sources[source].cache:
             return ImageFiles(paths, side)
         if (source, role) not in self._cached:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fusionkit.data.images import CorruptImage, Decoded
+from fusionkit.data.regions import UNKNOWN, Found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.sampler import Draw
 from fusionkit.errors import DataError
@@ -36,7 +37,7 @@ class Augmentation(Protocol):
     ) -> tuple[Image.Image, Tensor]: ...
 
 
-Finishing = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
+Finishing = Callable[[Any, Tensor], tuple[Any, Tensor]]
 
 
 TextKey = tuple[str, int | str]  # kind and id
@@ -58,11 +59,11 @@ class Item(NamedTuple):
     """One image of a batch with the texts that were chosen."""
 
     sample: Sample
-    pixel_values: Tensor  # (3, H, W)
+    pixel_values: Any  # (3, H, W), or the regions in their place (Found)
     texts: dict[str, Sequence[Text]]  # by kind
     size: tuple[int, int]  # width and height in pixels that the annotations' boxes refer to
     boxes: dict[TextKey, Tensor]  # of the texts that have one, (4,) cxcywh in 0..1
-    others: Sequence[Tensor] = ()  # the sample's other images, each (3, H, W)
+    others: Sequence[Any] = ()  # the sample's other images
 
 
 class EvalData(Dataset[Item]):
@@ -179,7 +180,7 @@ def words_of(texts: Mapping[str, Sequence[Text]]) -> Iterator[str]:
 
 
 def boxes_on(
-    image: Image.Image, size: tuple[int, int], texts: Mapping[str, Sequence[Text]]
+    image: Image.Image | Found, size: tuple[int, int], texts: Mapping[str, Sequence[Text]]
 ) -> tuple[list[TextKey], Tensor]:
     """The kinds and ids of the texts with a box, and their boxes (N, 4) as xyxy in pixels of `image`, inside it.
 
@@ -187,10 +188,15 @@ def boxes_on(
     """
     keys: list[TextKey] = []
     boxes: list[list[float]] = []
-    across, down = image.width / size[0], image.height / size[1]
+    across, down = (0.0, 0.0) if size == UNKNOWN else (image.width / size[0], image.height / size[1])
     for kind, rows in texts.items():
         for row in rows:
             if "box" in row.facts:
+                if size == UNKNOWN:
+                    raise DataError(
+                        f"the {kind} {row.id} have a box, but the size of its image is not known; have the reader give "
+                        "Sample.size, or put the image's `size` into its npz file"
+                    )
                 x, y, width, height = row.facts["box"]
                 keys.append((kind, row.id))
                 boxes.append([x * across, y * down, (x + width) * across, (y + height) * down])

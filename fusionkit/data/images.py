@@ -7,12 +7,13 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fusionkit.data.sample import Sample
+from fusionkit.data.stores import is_lmdb, lmdb_keys
 from fusionkit.errors import DataError
 
 
@@ -21,9 +22,9 @@ class CorruptImage(Exception):
 
 
 class Decoded(NamedTuple):
-    """An RGB image, perhaps smaller than its file."""
+    """An RGB image, perhaps smaller than its file, or what a detector found in it."""
 
-    image: Image.Image
+    image: Any  # a PIL image, or regions.Found
     size: tuple[int, int]  # width and height of the file itself
 
 
@@ -55,21 +56,25 @@ def coco_names(image_id: int | str, file_name: str = "", subtype: str = "") -> l
 def find_images(folder: Path, wanted: Mapping[int | str, list[str]], annotations: Path) -> dict[int | str, Path]:
     """The file of each image, by image id; `wanted` gives the names to try, relative to `folder`.
 
+    Where a folder, or an lmdb in its place, has region features, an npz file of the same name, in small letters or not, is
+    the image's.
+
     Raises DataError with the number of images that are missing and the first of them.
     """
     if not folder.is_dir():
         raise DataError(
             f"the image folder {folder} of {annotations} does not exist; check data.root and the reader's 'images'"
         )
-    listed: dict[str, set[str]] = {}  # one listing a folder, not one look a file
+    listed: dict[str, dict[str, str]] = {}  # one listing a folder, not one look a file
     found: dict[int | str, Path] = {}
     for image_id, names in wanted.items():
         for name in names:
             below, _, base = name.rpartition("/")
             if below not in listed:
                 listed[below] = _list(folder / below)
-            if base in listed[below]:
-                found[image_id] = Path(f"{folder}/{name}")
+            file = listed[below].get(base) or listed[below].get(Path(base).stem.lower())
+            if file is not None:
+                found[image_id] = folder / below / file
                 break
     if len(found) < len(wanted):
         missing = next(names for image_id, names in wanted.items() if image_id not in found)
@@ -80,12 +85,18 @@ def find_images(folder: Path, wanted: Mapping[int | str, list[str]], annotations
     return found
 
 
-def _list(folder: Path) -> set[str]:
+def _list(folder: Path) -> dict[str, str]:
+    """The files of a folder by name; those of regions by their name in small letters, without its ending."""
     try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
+        names = lmdb_keys(folder) if is_lmdb(folder) else os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return {}
+    return {name if has_pixels(name) else Path(name).stem.lower(): name for name in names}
+
+
+def has_pixels(path: str | Path) -> bool:
+    """Whether a file has an image's pixels, and not region features in their place."""
+    return not str(path).endswith(".npz")
 
 
 def decode(path: Path, min_side: int) -> Decoded:

@@ -7,6 +7,7 @@ from functools import cached_property
 from fusionkit.data.dataset import Augmentation
 from fusionkit.data.joint import merge_samples
 from fusionkit.data.leakage import held_out_keys, without
+from fusionkit.data.regions import Detections
 from fusionkit.data.sample import Reader, Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
 
@@ -20,6 +21,7 @@ class Source:
     `texts_per_image`   by kind, texts of an image that are drawn a step; a kind that is not here, or 0, is left out.
     `max_length`        tokens of a text, special ones included; longer texts are cut.
     `augment`           of training images, or None for none.
+    `regions`           which region features are read, where the reader's images are such (npz files); None: they have pixels.
     `cache`             keep all images in memory, decoded and resized: for small data sets of small images.
     """
 
@@ -30,6 +32,7 @@ class Source:
     max_length: int = 40
     augment: Augmentation | None = None
     cache: bool = False
+    regions: Detections | None = None
 
     def check(self, key: str) -> None:
         """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
@@ -37,11 +40,21 @@ class Source:
             raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
         if self.max_length < 3:
             raise ConfigError(f"{key}.max_length is {self.max_length}, but has to be at least 3: [CLS], a token, [SEP]")
+        if self.regions is not None and (self.augment is not None or self.cache):
+            setting = "cache" if self.cache else "augment"
+            raise ConfigError(
+                f"{key}.{setting} is for pixels, but {key}.regions reads features; set {key}.{setting}=null"
+            )
         for role, names in self.splits.items():
             if isinstance(names, str):
                 raise ConfigError(f"{key}.splits.{role} is '{names}', but has to be a list: [{names}]")
         if not self.kinds:
             raise ConfigError(f"{key}.texts_per_image asks for no texts; give e.g. {key}.texts_per_image.captions=1")
+
+    @property
+    def images(self) -> str:
+        """What batches hold of the images: "pixel_values" or "regions"."""
+        return "pixel_values" if self.regions is None else "regions"
 
     @property
     def kinds(self) -> list[str]:

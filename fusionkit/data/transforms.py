@@ -32,14 +32,19 @@ class Finish:
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """(3, size, size) float32, and boxes (N, 4) from xyxy in pixels of `image` to cxcywh in 0..1 of it."""
-        boxes = boxes / torch.tensor([*image.size, *image.size])
-        boxes = F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
+        boxes = relative_boxes(boxes, image.size)
         square = F.resize(image, [self.size, self.size], interpolation=BICUBIC, antialias=True)
         # numpy, because torch would start threads for each single image
         pixel_values = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1), dtype=np.float32)
         pixel_values *= self.scale
         pixel_values += self.shift
         return torch.from_numpy(pixel_values), boxes
+
+
+def relative_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (N, 4) from xyxy on an image of that width and height to cxcywh in 0..1 of it."""
+    boxes = boxes / torch.tensor([*size, *size])
+    return F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
 
 
 @dataclass(frozen=True)

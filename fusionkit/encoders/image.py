@@ -1,18 +1,59 @@
 """Any timm model as a tower that gives image tokens."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
 
 
-class TimmEncoder(nn.Module):
-    """Image tokens from a timm model: transformer tokens as they are, feature maps flattened row by row.
+class PixelEncoder(nn.Module):
+    """What encoders of pixels have in common: what it is to hide an image token, and what is to be told of it (task mrm)."""
+
+    reads = "pixel_values"
+    hiding_size = 3  # a colour
+    hidden_size: int
+    num_prefix_tokens: int
+
+    @property
+    def feature_size(self) -> int:
+        """Width of what is to be told."""
+        return self.hidden_size
+
+    def hide(self, pixel_values: Tensor, chosen: Tensor, filling: Tensor) -> Tensor:
+        """The pixels below the chosen tokens, bool (I, N), painted with the colour ``filling`` (3,)."""
+        grid = as_grid(chosen[:, self.num_prefix_tokens :].float())[:, None]  # (I, 1, side, side)
+        hidden = F.interpolate(grid, size=pixel_values.shape[2:]).bool()
+        return torch.where(hidden, filling[:, None, None].to(pixel_values.dtype), pixel_values)
+
+    def features(self, pixel_values: Tensor, tokens: Tokens) -> Tensor:
+        """What is to be told of a hidden token (I, N, feature_size): its own state where nothing is hidden, normalised.
+
+        A constant, and normalised so that states which shrink are told no better (data2vec, arXiv 2202.03555).
+        """
+        return F.layer_norm(tokens.embeds.detach().float(), (self.hidden_size,))
+
+    def corners(self, pixel_values: Tensor, tokens: Tokens) -> Tensor:
+        """Where the tokens lie, (I, N, 4): left, top, right, bottom in parts of the image; zeros for one that has no place."""
+        side = math.isqrt(tokens.embeds.shape[1] - self.num_prefix_tokens)
+        place = torch.arange(side, device=tokens.embeds.device) / side
+        top_left = torch.stack(torch.meshgrid(place, place, indexing="ij")[::-1], dim=2).flatten(0, 1)
+        cells = F.pad(torch.cat([top_left, top_left + 1 / side], dim=1), (0, 0, self.num_prefix_tokens, 0))
+        return cells.expand(len(tokens.embeds), -1, -1)
+
+    def decode(self, states: Tensor) -> Tensor:
+        """States (M, hidden_size) -> features (M, feature_size)."""
+        return states
+
+
+class TimmEncoder(PixelEncoder):
+    """Image tokens of pixels (I, 3, H, W) from a timm model: transformer tokens as they are, feature maps flattened row by row.
 
     ``name``       the timm architecture.
     ``pretrained`` True loads timm's weights for that name from the hub.
@@ -22,6 +63,8 @@ class TimmEncoder(nn.Module):
                    what a small thing shows is not drowned by its background.
     ``grid_size``  for a feature map, which knows no places: normalises its tokens and adds learnt position embeddings for a
                    grid of this side, started from sines and cosines.
+    ``top_layers`` the states of so many last layers of a transformer, each normalised, side by side in the width (BridgeTower).
+    ``before_norm`` tokens of a transformer as they are before its last norm, pooled after it (FLAVA).
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
     Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
     """
@@ -36,6 +79,8 @@ class TimmEncoder(nn.Module):
         pool: str = "cls",
         grid_size: int | None = None,
         frozen: bool = False,
+        before_norm: bool = False,
+        top_layers: int = 1,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -60,6 +105,10 @@ class TimmEncoder(nn.Module):
             load_by_order(self.backbone, weights)
         self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
         self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
+        self.top_layers, self.hidden_size = top_layers, top_layers * self.hidden_size
+        self.last_norm = nn.Identity()
+        if before_norm:
+            self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
         if frozen:
             self.backbone.requires_grad_(False)
         self.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so, on CPU and GPU
@@ -86,13 +135,31 @@ class TimmEncoder(nn.Module):
         pooled = (
             states[:, 0] if self.pool == "cls" else patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
         )
-        return Tokens(states, None, pooled)
+        return Tokens(states, None, self.last_norm(pooled))
 
     def _features(self, pixel_values: Tensor) -> Tensor:
+        if self.top_layers > 1:
+            kept = self.backbone.forward_intermediates(
+                pixel_values,
+                indices=self.top_layers,
+                return_prefix_tokens=True,
+                norm=True,
+                output_fmt="NLC",
+                intermediates_only=True,
+            )
+            return torch.cat([torch.cat([prefix, patches], dim=1) for patches, prefix in kept], dim=2)
         states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)
         if states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
             states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)
         return states
+
+
+def as_grid(tokens: Tensor) -> Tensor:
+    """(I, side * side, ...) -> (I, side, side, ...), read row by row; ConfigError where the tokens are no square."""
+    side = math.isqrt(tokens.shape[1])
+    if side * side != tokens.shape[1]:
+        raise ConfigError(f"image_encoder gives {tokens.shape[1]} tokens, which are no square; give it square images")
+    return tokens.unflatten(1, (side, side))
 
 
 def sine_positions(side: int, size: int) -> Tensor:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModel, DynamicCache, FlavaTextModel, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
 
+UNLISTED = {"flava_text_model": FlavaTextModel}  # towers that AutoModel does not know
+POOLS = ("cls", "last", "mean")
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
 
 
@@ -22,9 +24,11 @@ class TextEncoder(nn.Module):
 
     ``pretrained``  a hub id or a local directory with config.json and weights; None builds from ``config``.
     ``config``      the transformers configuration, {"model_type": "bert", "hidden_size": ...}; with ``pretrained``: overrides.
-    ``num_layers``  keeps the lower layers only, as ALBEF does; None keeps all.
+    ``num_layers``  keeps the lower layers only, as ALBEF does, 0 the embeddings alone, as ViLT and UNITER do; None keeps all.
     ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
-    ``pool``        "cls" reads the first token, "mean" averages the real tokens (sentence encoders).
+    ``pool``        "cls" reads the first token, "last" the last real one (CLIP), "mean" averages the real ones.
+    ``top_layers``  the states of so many last layers, side by side in the width, for a fusion that reads them all (BridgeTower).
+    ``before_norm`` tokens as they are before the tower's last norm, pooled after it (FLAVA).
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
     """
 
@@ -37,14 +41,16 @@ class TextEncoder(nn.Module):
         give_upper_layers: bool = False,
         pool: str = "cls",
         frozen: bool = False,
+        before_norm: bool = False,
+        top_layers: int = 1,
     ) -> None:
         super().__init__()
-        if pool not in ("cls", "mean"):
-            raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, ['cls', 'mean'])}")
+        if pool not in POOLS:
+            raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, POOLS)}")
         self.backbone = _load(pretrained, config or {}) if pretrained else _from_config(config or {}, vocab_size)
         self.config = self.backbone.config
-        self.hidden_size: int = self.config.hidden_size
-        self.pool, self.is_frozen = pool, frozen
+        self.hidden_size: int = top_layers * self.config.hidden_size
+        self.pool, self.is_frozen, self.before_norm, self.top_layers = pool, frozen, before_norm, top_layers
         size = self.word_embeddings.num_embeddings
         if size < vocab_size:
             raise ConfigError(
@@ -67,9 +73,9 @@ class TextEncoder(nn.Module):
         total = self.config.num_hidden_layers
         if num_layers is None:
             return []
-        if not 0 < num_layers <= total:
+        if not 0 <= num_layers <= total:
             raise ConfigError(
-                f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 1 to {total}"
+                f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 0 to {total}"
             )
         layers = next(m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == total)
         upper = list(layers[num_layers:])
@@ -87,12 +93,19 @@ class TextEncoder(nn.Module):
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            states = self.backbone(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return Tokens(states, attention_mask, self._pool(states, attention_mask))
+            given = {"output_hidden_states": True} if self.before_norm or self.top_layers > 1 else {}
+            out = self.backbone(input_ids=input_ids, attention_mask=mask, **given)
+        last = out.last_hidden_state
+        if self.top_layers > 1:
+            last = torch.cat(out.hidden_states[-self.top_layers :], dim=2)
+        states = out.hidden_states[-1] if self.before_norm else last
+        return Tokens(states, attention_mask, self._pool(last, attention_mask))
 
     @property
     def is_incremental(self) -> bool:
         """Whether ``extend`` works: the backbone has to take earlier keys and values, and to be told positions."""
+        if self.before_norm or self.top_layers > 1:
+            return False
         return {"past_key_values", "position_ids"} <= inspect.signature(self.backbone.forward).parameters.keys()
 
     def extend(
@@ -121,14 +134,17 @@ class TextEncoder(nn.Module):
     def _pool(self, states: Tensor, mask: Tensor) -> Tensor:
         if self.pool == "cls":
             return states[:, 0]
-        weights = (mask if mask.dim() == 2 else mask[:, -1]).to(states.dtype)[..., None]
+        real = mask if mask.dim() == 2 else mask[:, -1]
+        if self.pool == "last":
+            return states[torch.arange(len(real), device=real.device), (real.sum(dim=1) - 1).clamp(min=0)]
+        weights = real.to(states.dtype)[..., None]
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
 def _plain_tower(config: Any) -> dict[str, Any]:
     """What makes the tower a plain encoder: no pooler, and plain attention where it trains faster (CPU, see benchmarks)."""
     options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
-    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert"):
+    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert", *UNLISTED):
         options["add_pooling_layer"] = False
     return options
 
@@ -142,6 +158,8 @@ def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
             f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})"
         ) from error
     try:
+        if built.model_type in UNLISTED:
+            return UNLISTED[built.model_type]._from_config(built, **_plain_tower(built))
         return AutoModel.from_config(built, **_plain_tower(built))
     except ValueError as error:
         raise ConfigError(f"text_encoder.config: {str(error).splitlines()[0]}") from error

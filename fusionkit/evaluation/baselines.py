@@ -119,6 +119,13 @@ def masked_baselines(
     return _named("baseline", score_masked(by_text, samples)) | _named("chance", score_masked(by_chance, samples))
 
 
+def hidden_baselines(
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+) -> dict[str, float]:
+    """What the score calls 0: guessing the mean of the image's other tokens."""
+    return {"mrm_explained_baseline": 0.0, "mrm_explained_chance": 0.0}
+
+
 def caption_baselines(
     train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
 ) -> dict[str, float]:
@@ -242,7 +249,7 @@ def _box_record(sample: Sample, text: Text, relative: NDArray[np.float64]) -> Re
 
 
 def _ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[str], NDArray[np.float64]]:
-    """Regression from the set of a text's words to targets (N, 4), by normal equations over the commonest words."""
+    """Regression from the set of a text's words to targets (N, K), by normal equations over the commonest words."""
     frequent = Counter(word for text in texts for word in set(text.lower().split())).most_common(MAX_WORDS)
     column = {word: at for at, (word, _) in enumerate(frequent)}
     mean, size = targets.mean(axis=0), len(column)

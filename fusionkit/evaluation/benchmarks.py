@@ -5,6 +5,7 @@ A task of one's own needs no entry here: a plain function is a scorer too, witho
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fusionkit.data.sample import Sample
 from fusionkit.evaluation.baselines import (
@@ -12,6 +13,7 @@ from fusionkit.evaluation.baselines import (
     caption_baselines,
     entailment_baselines,
     grounding_baselines,
+    hidden_baselines,
     masked_baselines,
     matching_baselines,
     nlvr2_baselines,
@@ -22,7 +24,7 @@ from fusionkit.evaluation.captioning import score_captions
 from fusionkit.evaluation.gallery import Sheet
 from fusionkit.evaluation.grounding import score_grounding
 from fusionkit.evaluation.labels import score_entailment, score_nlvr2
-from fusionkit.evaluation.masked import score_masked
+from fusionkit.evaluation.masked import score_hidden, score_masked
 from fusionkit.evaluation.matching import score_matching
 from fusionkit.evaluation.panels import grounding_sheet, retrieval_sheet, vqa_sheet
 from fusionkit.evaluation.records import Record
@@ -42,11 +44,22 @@ class Benchmark:
         return self.score(records, samples)
 
 
+def named(prefix: str, score: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    """The same scores under other names, where two tasks of a run share a benchmark."""
+
+    def renamed(*arguments: Any) -> dict[str, float]:
+        return {f"{prefix}_{name}": value for name, value in score(*arguments).items()}
+
+    return renamed
+
+
 VQA = Benchmark(score_vqa, vqa_baselines, vqa_sheet)
 GROUNDING = Benchmark(score_grounding, grounding_baselines, grounding_sheet)
+WEAK_GROUNDING = Benchmark(named("weak", score_grounding), named("weak", grounding_baselines), grounding_sheet)
 RETRIEVAL = Benchmark(score_retrieval, retrieval_baselines, retrieval_sheet)
 MATCHING = Benchmark(score_matching, matching_baselines)
 MASKED = Benchmark(score_masked, masked_baselines)
+HIDDEN = Benchmark(score_hidden, hidden_baselines)
 CAPTIONING = Benchmark(score_captions, caption_baselines)
 ENTAILMENT = Benchmark(score_entailment, entailment_baselines)
 NLVR2 = Benchmark(score_nlvr2, nlvr2_baselines)

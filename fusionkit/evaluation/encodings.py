@@ -21,7 +21,7 @@ from fusionkit.types import Batch, Encoded, Tokens
 class Encodings:
     """The batches of a split by number, with what the encoders made of them.
 
-    Images' ``memory`` is not kept: it is prepared anew, and many times as large. Nor are the pixels, which no task reads.
+    Of a batch only the ids are kept; of an image not its ``memory``, which is many times as large, and prepared anew.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,9 +36,9 @@ class Encodings:
 
     def save(self, number: int, batch: Batch, encoded: Encoded) -> None:
         """Keep a batch on any device; raises DataError where the disk is full."""
-        pixels = batch["pixel_values"]
+        kinds = {kind: {"ids": batch[kind]["ids"]} for kind in encoded.text}  # type: ignore[literal-required]
         content = {
-            "batch": {**batch, "pixel_values": pixels.new_zeros(len(pixels), 3, 0, 0)},
+            "ids": {"image_ids": batch["image_ids"], **kinds},
             "image": tuple(encoded.image),
             "image_feats": encoded.image_feats,
             "text": {kind: tuple(tokens) for kind, tokens in encoded.text.items()},
@@ -52,15 +52,18 @@ class Encodings:
                 "name another folder as evaluation.options.cache=FOLDER"
             ) from error
 
-    def load(self, number: int) -> tuple[Batch, Encoded]:
-        """A batch on the CPU, its tensors mapped from the file: only what is read of them takes memory."""
+    def load(self, number: int) -> tuple[dict[str, Any], Encoded]:
+        """A batch's ``image_ids`` and each kind's ``ids``, and its encodings, mapped from the file into the CPU's memory.
+
+        Only what is read of them takes memory.
+        """
         try:
             content = torch.load(self.path(number), mmap=True, weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise DataError(f"{self.path(number)} cannot be read; remove it, and it is made anew") from error
         text = {kind: Tokens(*tokens) for kind, tokens in content["text"].items()}
         image = Tokens(*content["image"])
-        return content["batch"], Encoded(image, None, content["image_feats"], text, content["text_feats"])
+        return content["ids"], Encoded(image, None, content["image_feats"], text, content["text_feats"])
 
 
 def _copied(value: Any) -> Any:

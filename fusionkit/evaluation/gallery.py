@@ -15,10 +15,7 @@ from fusionkit.evaluation.records import write_atomically
 
 GREEN, RED, GREY, BLACK, PAPER, MOUNT = "#1a7f37", "#c62828", "#57606a", "#1f2328", "#ffffff", "#eef0f2"
 COLUMNS, ROWS = 6, 4  # cells of a sheet
-CELL, HEIGHT = (
-    244,
-    200,
-)  # pixels of a picture with its mount, so that a drawing of 64 pixels is shown three times as large
+CELL, HEIGHT = 244, 200  # pixels of a picture with its mount: a drawing of 64 pixels is shown three times as large
 DASH = 9  # pixels
 FRAME = 4  # pixels, inside the mount
 GAP, MARGIN, LINE = 14, 24, 19  # pixels between cells, around the sheet, from line to line

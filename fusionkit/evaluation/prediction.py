@@ -22,7 +22,7 @@ from fusionkit.evaluation.records import Records
 from fusionkit.evaluation.reranking import Reranker, Reranking
 from fusionkit.evaluation.retrieval import Pairing, has_features, list_records, similarities
 from fusionkit.tasks.base import Task
-from fusionkit.types import Batch, Encoded, Tokens
+from fusionkit.types import Batch, Encoded, Regions, Tokens
 
 PRECISIONS = {
     **dict.fromkeys(("32-true", "32", "64-true"), None),
@@ -156,18 +156,12 @@ def _predict_all(
     bar = Bar(progress, f"{source} {role}")
     bar.begin(len(own), 0)
     found: list[tuple[int, dict[str, Records]]] = []
-    kept = {number for number in own if encodings is not None and encodings.has(number)}
-    fresh = iter(to_device(datamodule.eval_loader(source, role, [n for n in own if n not in kept]), device))
-    for number in own:
-        if encodings is not None and number in kept:
-            batch, encoded = _restored(model, encodings.load(number), device)
-        else:
-            batch = next(fresh)
-            present = _present(tasks, batch).values()
-            encoded = model.encode(batch, sorted({task.reads for task in present if task.encodes}))
-            if encodings is not None:
-                encodings.save(number, batch, encoded)
-        records = {name: task.predict(model, batch, encoded) for name, task in _present(tasks, batch).items()}
+    batches = to_device(datamodule.eval_loader(source, role, own), device)
+    for number, batch in zip(own, batches, strict=True):
+        present = _present(tasks, batch)
+        kinds = sorted({task.reads for task in present.values() if task.encodes})
+        encoded = _encode(model, batch, kinds, number, encodings)
+        records = {name: task.predict(model, batch, encoded) for name, task in present.items()}
         found.append((number, {name: [_unshared(record) for record in new] for name, new in records.items()}))
         bar.advance(1)
     every = sorted(gather_objects(found), key=lambda part: part[0])
@@ -175,13 +169,19 @@ def _predict_all(
     return {name: [record for _, part in every for record in part.get(name, ())] for name in tasks}
 
 
-def _restored(model: Any, kept: tuple[Batch, Encoded], device: torch.device) -> tuple[Batch, Encoded]:
-    """A batch and its encodings on the device, its images prepared anew."""
-    batch, encoded = kept
-    image = Tokens(*_moved(tuple(encoded.image), device))
-    text = {kind: Tokens(*_moved(tuple(tokens), device)) for kind, tokens in encoded.text.items()}
-    feats, text_feats = _moved((encoded.image_feats, encoded.text_feats), device)
-    return _moved(batch, device), Encoded(image, model.fusion.prepare(image), feats, text, text_feats)
+def _encode(model: Any, batch: Batch, kinds: Sequence[str], number: int, encodings: Encodings | None) -> Encoded:
+    """The batch as the encoders see it, read where it was kept, and kept where it is to be."""
+    if encodings is None:
+        return model.encode(batch, kinds)
+    if not encodings.has(number):
+        encoded = model.encode(batch, kinds)
+        encodings.save(number, batch, encoded)
+        return encoded
+    _, kept = encodings.load(number)
+    image, feats, text, text_feats = (
+        _moved(part, batch["image_keys"].device) for part in (kept.image, kept.image_feats, kept.text, kept.text_feats)
+    )
+    return Encoded(image, model.fusion.prepare(image), feats, text, text_feats)
 
 
 def _present(tasks: Mapping[str, Task[Any]], batch: Batch) -> dict[str, Task[Any]]:
@@ -204,8 +204,8 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, tuple):
-        return tuple(_moved(part, device) for part in value)
+    if isinstance(value, Regions | Tokens):
+        return type(value)(*(_moved(part, device) for part in value))
     return {key: _moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
 
 

@@ -90,9 +90,8 @@ def read_records(path: Path) -> Records:
     if not path.is_file():
         raise DataError(f"no predictions at {path}: run the evaluation that writes them first")
     records = []
-    for number, line in enumerate(
-        path.read_text(encoding="utf-8").split("\n"), start=1
-    ):  # splitlines would cut at U+2028
+    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028
+    for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:

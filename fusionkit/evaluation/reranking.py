@@ -126,8 +126,8 @@ class Reranker:
         kept = [encodings.load(number) for number in range(batches)]
         images = {image_id: row for row, image_id in enumerate(pairing.image_ids)}
         captions = {caption_id: row for row, caption_id in enumerate(pairing.caption_ids)}
-        self.images = Images([(batch["image_ids"], encoded.image) for batch, encoded in kept], images)
-        texts = [(batch[kind]["ids"], encoded.text[kind]) for batch, encoded in kept if kind in encoded.text]  # type: ignore[literal-required]
+        self.images = Images([(ids["image_ids"], encoded.image) for ids, encoded in kept], images)
+        texts = [(ids[kind]["ids"], encoded.text[kind]) for ids, encoded in kept if kind in encoded.text]
         self.texts = Texts(texts, captions)
         if self.texts.embeds.nbytes <= settings.memory_bytes:
             self.texts.to(device)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -44,7 +45,7 @@ def evaluate_run(
         for name in [name for name in chosen if name + RERANKED in predictions]:
             curve = recall_curve(predictions[name], predictions[name + RERANKED], samples, options.reranking.k)
             write_curve(curve, f"{source} · {role}", output_dir / "curves" / f"{label}_{name}")
-        if options.gallery:
+        if options.gallery and has_pixels(samples[0].image):
             draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
     metrics = merge_metrics(parts)
     if rank() == 0:

@@ -23,13 +23,17 @@ class Fusion(Protocol):
     hidden_size: int
     """Width of ``Fused.text``."""
     provides: frozenset[str]
-    """Of {"pooled", "text", "image", "causal"}: the parts of ``Fused`` it fills, and whether it obeys a causal text mask.
+    """Of {"pooled", "text", "image", "causal", "attention"}: the parts of ``Fused`` it fills, whether it obeys a causal text
+    mask, and whether text tokens attend to image tokens in cross-attention layers, which ``cross_attentions()`` then lists.
 
     "text" says that image and text met as tokens: a fusion of two pooled vectors provides "pooled" alone.
     """
 
     def prepare(self, image: Tokens) -> Any:
-        """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are."""
+        """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are.
+
+        A fusion that tells the second of two images apart has ``image_types`` 2, and prepares it with ``place=1``.
+        """
         ...
 
     def __call__(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:

@@ -1,4 +1,4 @@
-"""A few learnt queries read the image and take it to the text (BLIP-2's Q-Former, Perceiver resampler)."""
+"""A few learnt queries read the image and take it to the text, in the layers of BLIP-2's Q-Former."""
 
 from collections.abc import Set
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue
+from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, stack
 from fusionkit.fusion.merged_attention import joint_mask
 from fusionkit.types import Fused, Tokens
 
@@ -76,7 +76,8 @@ class Bottleneck(nn.Module):
     ``image_layers``  layers in which the queries attend to themselves and to the image, before any text (``prepare``).
     ``num_layers``    layers over text and queries together.
     ``cross_every``   of these, each so many-th, the first included, lets the queries read the image again, now that they know
-                      the text: 2 is BLIP-2's; 0: none does, and the fusion's cost no longer hangs on the image tokens.
+                      the text: 2 is BLIP-2's; 0: none does, as after a Perceiver resampler, and a text costs the same with
+                      any number of image tokens.
     The pooled vector is [first text state; mean query].
     """
 
@@ -108,9 +109,9 @@ class Bottleneck(nn.Module):
         self.queries = nn.Parameter(torch.randn(num_queries, text_size) * 0.02)
         self.norm_queries = nn.LayerNorm(text_size, eps=eps)
         self.image_layers: Any = nn.ModuleList(CrossAttentionLayer(*sizes) for _ in range(image_layers))
-        self.layers: Any = nn.ModuleList(
-            QFormerLayer(*sizes, reads_image=cross_every > 0 and number % cross_every == 0)
-            for number in range(num_layers)
+        self.layers = stack(
+            num_layers,
+            lambda number: QFormerLayer(*sizes, reads_image=cross_every > 0 and number % cross_every == 0),
         )
 
     def prepare(self, image: Tokens) -> Resampled:

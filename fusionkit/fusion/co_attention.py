@@ -3,12 +3,13 @@
 from collections.abc import Callable, Set
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image
+from fusionkit.fusion.entry import Typed
+from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image, stack
+from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
 
 
@@ -27,6 +28,11 @@ class SelfThenCross(nn.Module):
         super().__init__()
         sizes = (hidden_size, hidden_size, num_heads, intermediate_size, dropout, eps)
         self.text, self.image = CrossAttentionLayer(*sizes), CrossAttentionLayer(*sizes)
+
+    @property
+    def text_attention(self) -> Attention:
+        """The attention of the text to the image."""
+        return self.text.cross_attention
 
     def read_image(self, image: Tensor, mask: Tensor | None) -> ImageSide:
         keys_values = self.text.cross_attention.project(image, mask)
@@ -53,6 +59,11 @@ class CrossThenSelf(nn.Module):
         self.image = PostNormBlock(hidden_size, num_heads, dropout, eps, intermediate_size)
         self.dropout = nn.Dropout(dropout)
 
+    @property
+    def text_attention(self) -> Attention:
+        """The attention of the text to the image; it serves the image afterwards."""
+        return self.cross_attention
+
     def read_image(self, image: Tensor, mask: Tensor | None) -> ImageSide:
         return ImageSide(image, mask, self.cross_attention.project(image, mask))
 
@@ -67,13 +78,14 @@ class CrossThenSelf(nn.Module):
 
 
 class CoAttention(nn.Module):
-    """``num_layers`` layers over two streams, each projected to ``hidden_size`` and given its type embedding.
+    """``num_layers`` layers over two streams of width ``hidden_size``.
 
     ``block`` makes a layer of (hidden_size, num_heads, intermediate_size, dropout, eps): ``SelfThenCross``, ``CrossThenSelf``.
-    The pooled vector is METER's: [first text state; mean image state], each through its own linear layer and tanh.
+    ``entry`` (fusionkit.fusion.entry) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off: METER's
+    with Swin by default, [first text state; mean image state], each through a linear layer and tanh.
     """
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -86,47 +98,40 @@ class CoAttention(nn.Module):
         dropout: float = 0.1,
         eps: float = 1e-5,
         block: Callable[..., nn.Module] = SelfThenCross,
+        entry: Callable[..., Any] = Typed,
+        pool: Callable[..., Any] = DenseBoth,
     ) -> None:
         super().__init__()
         self.hidden_size = size = hidden_size or text_size
-        self.pooled_size = 2 * size
-        self.project_image, self.project_text = nn.Linear(image_size, size), nn.Linear(text_size, size)
-        self.type_embeddings = nn.Parameter(torch.randn(2, size) * 0.02)
+        self.entry: Any = entry(image_size, text_size, size)
+        self.image_types: int = self.entry.image_types
         width = intermediate_size or 4 * size
-        layers = [block(size, num_heads, width, dropout, eps) for _ in range(num_layers)]
-        self.layers: Any = nn.ModuleList(layers)
-        self.pool_text = nn.Sequential(nn.Linear(size, size), nn.Tanh())
-        self.pool_image = nn.Sequential(nn.Linear(size, size), nn.Tanh())
+        self.layers = stack(num_layers, lambda _: block(size, num_heads, width, dropout, eps))
+        self.pool: Any = pool(size)
+        self.pooled_size: int = self.pool.size
 
-    def prepare(self, image: Tokens) -> ImageSide:
-        return self.layers[0].read_image(self.project_image(image.embeds) + self.type_embeddings[1], image.mask)
+    def prepare(self, image: Tokens, place: int = 0) -> ImageSide:
+        entered = self.entry.image(image, place)
+        return self.layers[0].read_image(entered.embeds, entered.mask)
 
     def forward(self, memory: ImageSide, text: Tokens, image_index: Tensor) -> Fused:
         assert text.mask is not None
         grouping: Grouping | None = Grouping.of(image_index, images=len(memory.states))
         image_mask = None if memory.mask is None else memory.mask[image_index]
         side = memory._replace(states=memory.states[image_index], mask=image_mask)
-        states = self.project_text(text.embeds) + self.type_embeddings[0]
-        seen = side.states
+        states, seen = self.entry.text(text.embeds), side.states
         for number, layer in enumerate(self.layers):
             if number:  # from here on the image states belong to a text, and so do their keys and values
                 side, grouping = layer.read_image(seen, image_mask), None
             states, seen = layer(states, text.mask, side, grouping)
-        pooled = torch.cat([self.pool_text(states[:, 0]), self.pool_image(masked_mean(seen, image_mask))], dim=1)
-        return Fused(pooled=pooled, text=states, image=seen)
+        return Fused(pooled=self.pool(Streams(states, seen, text.mask, image_mask)), text=states, image=seen)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.text_attention for layer in self.layers]
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last layer's streams end in what is read of them."""
         if "pooled" not in needs:
-            self.pool_text.requires_grad_(False)
-            self.pool_image.requires_grad_(False)
-            for stream in {"text", "image"} - needs:
-                getattr(self.layers[-1], stream).requires_grad_(False)
-
-
-def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over the tokens (B, N, D) that the mask (B, N) keeps -> (B, D)."""
-    if mask is None:
-        return states.mean(dim=1)
-    weights = mask.to(states.dtype)[..., None]
-    return (states * weights).sum(dim=1) / weights.sum(dim=1)
+            self.pool.requires_grad_(False)
+        for stream in {"text", "image"} - needs - (self.pool.reads if "pooled" in needs else set()):
+            getattr(self.layers[-1], stream).requires_grad_(False)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionkit.fusion.layers import PreNormBlock
+from fusionkit.fusion.layers import PreNormBlock, stack
 from fusionkit.fusion.merged_attention import joint_mask
 from fusionkit.types import Fused, Tokens
 
@@ -33,7 +33,7 @@ class CoEmbedding(nn.Module):
         self.project_text = nn.Linear(text_size, self.hidden_size)
         self.cls_embedding = nn.Parameter(torch.randn(self.hidden_size) * 0.02)
         self.type_embeddings = nn.Parameter(torch.randn(2, self.hidden_size) * 0.02)
-        self.blocks = nn.ModuleList(PreNormBlock(self.hidden_size, num_heads, dropout) for _ in range(num_layers))
+        self.blocks = stack(num_layers, lambda _: PreNormBlock(self.hidden_size, num_heads, dropout))
         self.norm = nn.LayerNorm(self.hidden_size)
 
     def prepare(self, image: Tokens) -> Tokens:

@@ -1,13 +1,11 @@
 """Text layers that attend to the image (ALBEF, X-VLM, BLIP)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
-from fusionkit.errors import ConfigError
 from fusionkit.fusion.bert import copy_bert_layers
-from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, Packing
+from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, Packing, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -57,7 +55,7 @@ class CrossAttention(nn.Module):
     ``eps`` 1e-12 and the order of the norms are BERT's, so that the layers can start from a text encoder's upper layers.
     """
 
-    provides = frozenset({"pooled", "text", "causal"})
+    provides = frozenset({"pooled", "text", "causal", "attention"})
 
     def __init__(
         self,
@@ -71,11 +69,8 @@ class CrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_size = self.pooled_size = text_size
-        if num_layers < 1:
-            raise ConfigError(f"fusion.num_layers is {num_layers}, but has to be at least 1")
-        width = intermediate_size or 4 * text_size
-        layers = [CrossAttentionLayer(text_size, image_size, num_heads, width, dropout, eps) for _ in range(num_layers)]
-        self.layers: Any = nn.ModuleList(layers)
+        sizes = (text_size, image_size, num_heads, intermediate_size or 4 * text_size, dropout, eps)
+        self.layers = stack(num_layers, lambda _: CrossAttentionLayer(*sizes))
 
     def prepare(self, image: Tokens) -> list[KeyValue]:
         return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.layers]
@@ -96,6 +91,9 @@ class CrossAttention(nn.Module):
             tokens = layer(tokens, own, keys_values, grouping, packing)
             kept.append(own._replace(mask=None))
         return packing.unpack(tokens), kept
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.cross_attention for layer in self.layers]
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy self-attention and feed-forward from the BERT layers that the text encoder left over, as ALBEF does."""

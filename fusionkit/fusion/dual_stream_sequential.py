@@ -1,13 +1,13 @@
 """Two streams in turn: the image attends to the text, then the text to the image that has seen it."""
 
 from collections.abc import Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.layers import seen_by_image
+from fusionkit.fusion.layers import Attention, seen_by_image, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -40,7 +40,7 @@ class SequentialLayer(nn.Module):
 class DualStreamSequential(nn.Module):
     """``num_layers`` sequential layers over two streams, each projected to ``hidden_size`` and given its type embedding."""
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -58,8 +58,7 @@ class DualStreamSequential(nn.Module):
         self.project_image, self.project_text = nn.Linear(image_size, size), nn.Linear(text_size, size)
         self.type_embeddings = nn.Parameter(torch.randn(2, size) * 0.02)
         width = intermediate_size or 4 * size
-        layers = [SequentialLayer(size, num_heads, width, dropout, eps) for _ in range(num_layers)]
-        self.layers: Any = nn.ModuleList(layers)
+        self.layers = stack(num_layers, lambda _: SequentialLayer(size, num_heads, width, dropout, eps))
 
     def prepare(self, image: Tokens) -> ImageStart:
         states = self.project_image(image.embeds) + self.type_embeddings[1]
@@ -74,6 +73,9 @@ class DualStreamSequential(nn.Module):
                 image = layer.start_image(image, image_mask)
             states, image = layer(states, text.mask, image, image_mask)
         return Fused(pooled=states[:, 0], text=states, image=image)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.text.cross_attention for layer in self.layers]
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last text layer serves nobody who reads the image states alone."""

@@ -1,11 +1,11 @@
 """Gates in place of attention: each dimension is mixed from image and text, at a cost linear in their tokens."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from fusionkit.fusion.layers import FeedForward
+from fusionkit.fusion.layers import FeedForward, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -76,7 +76,7 @@ class Gated(nn.Module):
         super().__init__()
         self.hidden_size = self.pooled_size = text_size
         width = intermediate_size or 4 * text_size
-        self.layers: Any = nn.ModuleList(GatedLayer(text_size, image_size, width, dropout) for _ in range(num_layers))
+        self.layers = stack(num_layers, lambda _: GatedLayer(text_size, image_size, width, dropout))
         self._gate: Tensor | None = None
 
     def prepare(self, image: Tokens) -> tuple[list[ImageHalf], Tensor | None]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.bert import PostNormBlock, copy_bert_layers
-from fusionkit.fusion.layers import Attention, Grouping, KeyValue, Packing
+from fusionkit.fusion.layers import Attention, Grouping, KeyValue, Packing, stack
 from fusionkit.types import Fused, Tokens
 
 
@@ -67,7 +67,7 @@ class GatedCrossAttention(nn.Module):
     With ``gate`` 0 an untrained fusion is its text layers alone: what they knew from a text encoder (``start_from``) is kept.
     """
 
-    provides = frozenset({"pooled", "text", "causal"})
+    provides = frozenset({"pooled", "text", "causal", "attention"})
 
     def __init__(
         self,
@@ -82,17 +82,15 @@ class GatedCrossAttention(nn.Module):
         eps: float = 1e-12,
     ) -> None:
         super().__init__()
+        width = intermediate_size or 4 * text_size
+        self.layers = stack(num_layers, lambda _: PostNormBlock(text_size, num_heads, dropout, eps, width))
         if not 0 < cross_every <= num_layers:
             raise ConfigError(f"fusion.cross_every is {cross_every}; give 1 to fusion.num_layers ({num_layers})")
         self.hidden_size = self.pooled_size = text_size
         self.cross_every = cross_every
-        width = intermediate_size or 4 * text_size
         self.cross_layers: Any = nn.ModuleList(
             GatedCrossAttentionBlock(text_size, image_size, num_heads, width, dropout, gate)
             for _ in range(0, num_layers, cross_every)
-        )
-        self.layers: Any = nn.ModuleList(
-            PostNormBlock(text_size, num_heads, dropout, eps, width) for _ in range(num_layers)
         )
 
     def prepare(self, image: Tokens) -> list[KeyValue]:
@@ -109,6 +107,9 @@ class GatedCrossAttention(nn.Module):
             tokens = layer(tokens, text.mask, packing)
         states = packing.unpack(tokens)
         return Fused(pooled=states[:, 0], text=states)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.cross_attention for layer in self.cross_layers]
 
     def start_from(self, text_layers: Sequence[nn.Module]) -> None:
         """Copy the BERT layers that the text encoder left over."""

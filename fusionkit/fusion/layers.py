@@ -1,7 +1,8 @@
 """Attention and the blocks that fusions share."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropo
     times in bf16, and at text lengths in fp32 too).
     """
     if query.device.type == "cpu" and torch.is_grad_enabled():
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        return F.dropout(scores.softmax(dim=-1), dropout).to(value.dtype) @ value
+        return F.dropout(attention_weights(query, key, mask), dropout).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """What each query gives to each key, (B, H, L, N), sum 1; arguments as in ``attend``."""
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(dim=-1)
 
 
 def key_mask(mask: Tensor | None) -> Tensor | None:
@@ -37,6 +43,13 @@ def seen_by_image(text_mask: Tensor) -> Tensor:
     A later token that an image token read would reach the earlier ones through it.
     """
     return text_mask if text_mask.dim() == 2 else text_mask[:, 0]
+
+
+def stack(count: int, make: Callable[[int], nn.Module]) -> Any:
+    """The ``num_layers`` layers of a fusion, made from their numbers (a ModuleList; untyped, as each has its own methods)."""
+    if count < 1:
+        raise ConfigError(f"fusion.num_layers is {count}, but has to be at least 1")
+    return nn.ModuleList(make(number) for number in range(count))
 
 
 class KeyValue(NamedTuple):
@@ -130,6 +143,7 @@ class Attention(nn.Module):
                 f"give one of {', '.join(str(n) for n in range(1, min(hidden_size, 16) + 1) if hidden_size % n == 0)}"
             )
         self.num_heads, self.dropout = num_heads, dropout
+        self.attend = attend  # fusionkit.saliency takes its place to see the weights
         self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.key = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
         self.value = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
@@ -151,7 +165,7 @@ class Attention(nn.Module):
         if grouping is not None:
             query = grouping.gather(query)
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(query, memory.key, memory.value, key_mask(memory.mask), dropout)
+        mixed = self.attend(query, memory.key, memory.value, key_mask(memory.mask), dropout)
         if grouping is not None:
             mixed = grouping.scatter(mixed)
         mixed = mixed.transpose(1, 2).flatten(2)
@@ -170,12 +184,19 @@ class FeedForward(nn.Sequential):
 class PreNormBlock(nn.Module):
     """Self-attention and feed-forward, each on normalised states and added to the residual stream (ViT, ViLT)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        eps: float = 1e-6,
+        intermediate_size: int | None = None,
+    ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = Attention(hidden_size, num_heads, dropout=dropout)
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = FeedForward(hidden_size, 4 * hidden_size)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size or 4 * hidden_size)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,12 +1,14 @@
 """One stream: text and image tokens side by side in one transformer (UNITER, ViLT, VisualBERT)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusionkit.fusion.layers import KeyValue, PreNormBlock
+from fusionkit.fusion.entry import NORMED
+from fusionkit.fusion.layers import KeyValue, PreNormBlock, stack
+from fusionkit.fusion.pooling import FirstText, Streams
 from fusionkit.types import Fused, Tokens
 
 
@@ -31,10 +33,11 @@ def image_mask(like: Tensor, image: Tokens) -> Tensor:
 
 
 class MergedAttention(nn.Module):
-    """A transformer over the concatenated tokens; each modality has a projection, a norm and a type embedding.
+    """A transformer over the concatenated tokens.
 
+    ``entry`` (fusionkit.fusion.entry) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off.
     ``block`` makes a layer of (hidden_size, num_heads, dropout): ``PreNormBlock`` as in ViLT, or as in UNITER and VisualBERT
-    ``fusionkit.fusion.bert.PostNormBlock``.
+    ``fusionkit.fusion.bert.PostNormBlock``, which ends normalised and needs no further norm (``norm_eps`` null).
     """
 
     provides = frozenset({"pooled", "text", "image", "causal"})
@@ -48,22 +51,34 @@ class MergedAttention(nn.Module):
         hidden_size: int | None = None,
         dropout: float = 0.1,
         block: Callable[..., nn.Module] = PreNormBlock,
+        norm_eps: float | None = 1e-5,
+        entry: Callable[..., Any] = NORMED,
+        pool: Callable[..., Any] = FirstText,
     ) -> None:
         super().__init__()
-        self.hidden_size = self.pooled_size = hidden_size or text_size
-        self.project_image = nn.Sequential(nn.Linear(image_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
-        self.project_text = nn.Sequential(nn.Linear(text_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
-        self.type_embeddings = nn.Parameter(torch.randn(2, self.hidden_size) * 0.02)
-        self.blocks: Any = nn.ModuleList(block(self.hidden_size, num_heads, dropout) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(self.hidden_size)
+        self.hidden_size = size = hidden_size or text_size
+        self.entry: Any = entry(image_size, text_size, size)
+        self.image_types: int = self.entry.image_types
+        self.blocks = stack(num_layers, lambda _: block(size, num_heads, dropout))
+        self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(size, eps=norm_eps)
+        self.pool: Any = pool(size)
+        self.pooled_size: int = self.pool.size
 
-    def prepare(self, image: Tokens) -> Tokens:
-        return image._replace(embeds=self.project_image(image.embeds) + self.type_embeddings[1])
+    def prepare(self, image: Tokens, place: int = 0) -> Tokens:
+        return self.entry.image(image, place)
 
     def forward(self, memory: Tokens, text: Tokens, image_index: Tensor) -> Fused:
+        assert text.mask is not None
         states, _ = self._run_both(memory, text, image_index)
-        size = memory.embeds.shape[1]
-        return Fused(pooled=states[:, size], text=states[:, size:], image=states[:, :size])
+        seen, told = states.tensor_split([memory.embeds.shape[1]], dim=1)
+        mask = None if memory.mask is None else memory.mask[image_index]
+        pooled = self.pool(Streams(told, seen, text.mask, mask))
+        return Fused(pooled=pooled, text=told, image=seen[:, self.entry.own_tokens :])
+
+    def freeze_unused(self, needs: Set[str]) -> None:
+        """The pooling serves the pooled vector alone."""
+        if "pooled" not in needs:
+            self.pool.requires_grad_(False)
 
     def extend(
         self, memory: Tokens, text: Tokens, image_index: Tensor, past: list[KeyValue] | None
@@ -75,18 +90,15 @@ class MergedAttention(nn.Module):
         assert text.mask is not None
         image = self._take(memory, image_index)
         image_columns = image_mask(text.mask, image)[:, None].expand(-1, text.embeds.shape[1], -1)
-        return self._run(self._embed(text), torch.cat([image_columns, text.mask], dim=2), past)
+        return self._run(self.entry.text(text.embeds), torch.cat([image_columns, text.mask], dim=2), past)
 
     def _run_both(self, memory: Tokens, text: Tokens, image_index: Tensor) -> tuple[Tensor, list[KeyValue]]:
         image = self._take(memory, image_index)
-        return self._run(torch.cat([image.embeds, self._embed(text)], dim=1), joint_mask(text, image), None)
+        return self._run(torch.cat([image.embeds, self.entry.text(text.embeds)], dim=1), joint_mask(text, image), None)
 
     def _take(self, memory: Tokens, image_index: Tensor) -> Tokens:
         mask = None if memory.mask is None else memory.mask[image_index]
         return memory._replace(embeds=memory.embeds[image_index], mask=mask)
-
-    def _embed(self, text: Tokens) -> Tensor:
-        return self.project_text(text.embeds) + self.type_embeddings[0]
 
     def _run(self, states: Tensor, mask: Tensor, past: list[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
         """States (T, M, D) after the blocks and the norm, and the keys and values of each block."""

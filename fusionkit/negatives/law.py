@@ -17,13 +17,11 @@ class Drawn(NamedTuple):
 
     columns: Tensor  # (R, k) int64
     is_valid: Tensor  # (R, k) bool; a row with fewer than k allowed columns has invalid ones
-    entropy: (
-        Tensor  # scalar: mean over the rows that have a choice of the law's entropy in nats; 0 is one certain partner
-    )
+    entropy: Tensor  # scalar: the law's entropy in nats, mean over the rows with a partner; 0 is one certain partner
 
 
 class Negatives(nn.Module):
-    """Base of all: draws ``k`` columns a row, without replacement, from ``law`` over the columns that are not excluded.
+    """Base of all: draws ``k`` columns a row, without replacement, by softmax(``logits``) over those not excluded.
 
     Excluded columns are -inf *before* the softmax, so they are never drawn and no floor distorts the law.
     Vectorised: one multinomial draw, no host synchronisation.

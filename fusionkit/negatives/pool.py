@@ -68,11 +68,13 @@ class AllRanks(Pool):
         if world_size() == 1:
             return OwnBatch()(encoded, kind, image_keys, text_keys)
         text = encoded.text[kind]
-        longest = largest_of_ranks(text.embeds.shape[1], text.embeds.device)
+        image, longest = encoded.image, largest_of_ranks(text.embeds.shape[1], text.embeds.device)
+        if image.mask is not None:  # regions, of which every image has its own number
+            image = lengthen(image, largest_of_ranks(image.embeds.shape[1], image.embeds.device))
         counts = gather(torch.tensor([[len(image_keys), len(text_keys)]], device=image_keys.device))
         before = counts[: rank()].sum(dim=0).tolist()
         return Candidates(
-            _gathered(encoded.image),
+            _gathered(image),
             None,
             gather(encoded.image_feats),
             gather(image_keys),
@@ -95,7 +97,6 @@ class Queue(Pool):
     """
 
     has_teacher = False
-    names = ("image", "text")
 
     def __init__(self, size: int, image_shape: Sequence[int], text_shape: Sequence[int], embed_size: int) -> None:
         super().__init__()
@@ -111,9 +112,11 @@ class Queue(Pool):
             self.register_buffer(f"{name}_pointer", torch.zeros((), dtype=torch.int64))
 
     def forward(self, encoded: Encoded, kind: str, image_keys: Tensor, text_keys: Tensor) -> Candidates:
-        text = lengthen(encoded.text[kind], self.shapes["text"][0])
+        image, text = encoded.image, lengthen(encoded.text[kind], self.shapes["text"][0])
+        if image.mask is not None:
+            image = lengthen(image, self.shapes["image"][0])
         parts = {
-            "image": (encoded.image, encoded.image_feats.detach(), image_keys),
+            "image": (image, encoded.image_feats.detach(), image_keys),
             "text": (text, encoded.text_feats[kind].detach(), text_keys),
         }
         joined: list[Any] = []
@@ -164,11 +167,11 @@ def take(tokens: Tokens, rows: Tensor) -> Tokens:
     return Tokens(tokens.embeds[rows], mask, tokens.pooled[rows])
 
 
-def lengthen(text: Tokens, length: int) -> Tokens:
-    """Text tokens padded to a length; those that are longer stay as they are."""
-    assert text.mask is not None
-    more = max(0, length - text.embeds.shape[1])
-    return Tokens(F.pad(text.embeds, (0, 0, 0, more)), F.pad(text.mask, (0, more)), text.pooled)
+def lengthen(tokens: Tokens, length: int) -> Tokens:
+    """Tokens with a mask padded to a length; those that are longer stay as they are."""
+    assert tokens.mask is not None
+    more = max(0, length - tokens.embeds.shape[1])
+    return Tokens(F.pad(tokens.embeds, (0, 0, 0, more)), F.pad(tokens.mask, (0, more)), tokens.pooled)
 
 
 def _mask(tokens: Tokens) -> Tensor:

@@ -20,8 +20,8 @@ Scorer = Callable[[Records, Sequence[Any]], dict[str, float]]
 class Task(nn.Module, Generic[B]):
     """One objective: a head, a loss and a prediction, over a model it is handed at each call.
 
-    ``needs``   what it reads, of {"pooled", "text", "image", "causal"} (the fusion must provide them) and "feats" (the
-                contrastive projections of the model); checked when the run is built. "text" beside "pooled" asks for a
+    ``needs``   what it reads, of {"pooled", "text", "image", "causal", "attention"} (the fusion must provide them) and "feats"
+                (the contrastive projections of the model); checked when the run is built. "text" beside "pooled" asks for a
                 fusion in which the tokens of both have met, even if only the pooled vector is read.
     ``reads``   the text kind of a batch it is about: "captions", "questions", "expressions" or a kind of one's own.
     ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.

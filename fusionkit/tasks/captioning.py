@@ -77,9 +77,8 @@ class Captioning(Task[CaptionBatch]):
         mask = torch.cat([torch.ones_like(opening), mask], dim=1)
         text = Prompts(torch.cat([opening, caption], dim=1), mask, captions["image_index"][rows], torch.ones_like(rows))
         is_said = torch.zeros_like(mask, dtype=torch.bool)
-        is_said[:, len(self.opening) - 1 : -1] = mask[
-            :, len(self.opening) :
-        ].bool()  # from the last token of the prompt on
+        first = len(self.opening)
+        is_said[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
         return Spoken(text, is_said, text.input_ids[:, 1:][is_said[:, :-1]])
 
     def _opening(self, rows: int, device: torch.device) -> Tensor:
@@ -87,7 +86,7 @@ class Captioning(Task[CaptionBatch]):
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
-        images = torch.arange(len(batch["image_ids"]), device=batch["pixel_values"].device)
+        images = torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device)
         opening = self._opening(len(images), images.device)
         prompts = Prompts(opening, torch.ones_like(opening), images, torch.ones_like(images))
         found = self.search(steps_of(ModelSteps(model, self.head, encoded.memory, prompts)), self.rules)

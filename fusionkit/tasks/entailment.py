@@ -1,5 +1,7 @@
 """Visual entailment: does the image entail the sentence, contradict it, or neither? (SNLI-VE)"""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,7 @@ from fusionkit.losses import soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
+from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -23,15 +26,19 @@ class HypothesisBatch(Batch):
 
 
 class Entailment(Task[HypothesisBatch]):
-    """Cross entropy against the shares of the three labels, hard or soft as the reader gives them."""
+    """Cross entropy against the shares of the three labels, hard or soft as the reader gives them.
+
+    ``head`` makes the classifier of (pooled_size, labels), fusionkit.tasks.heads.
+    """
 
     needs = frozenset({"pooled"})
     reads = "hypotheses"
 
-    def __init__(self, dims: Dims, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
+    ) -> None:
         super().__init__(scorer)
-        size = dims.pooled_size
-        self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size), nn.Linear(size, len(LABELS)))
+        self.head = head(dims.pooled_size, len(LABELS))
 
     def forward(
         self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded, teacher: Teacher | None = None

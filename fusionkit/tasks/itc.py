@@ -97,9 +97,8 @@ class ITC(Task[CaptionBatch]):
         feats, keys = (gather if teacher else gather_with_grad)(feats), gather(keys)
         if queue is None:
             return feats, keys
-        return torch.cat([feats, queue.feats.clone()]), torch.cat(
-            [keys, queue.keys]
-        )  # cloned: enqueued before the backward pass
+        # copies: the queue moves on before the backward pass
+        return torch.cat([feats, queue.feats]), torch.cat([keys, queue.keys])
 
     def _enqueue(self, view: Encoded, image_keys: Tensor, text_keys: Tensor) -> None:
         if self.image_queue is not None and self.text_queue is not None:

@@ -9,9 +9,10 @@ from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
 from fusionkit.negatives.pool import EMPTY, take
+from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
+from fusionkit.types import Dims, Encoded, TaskOutput, TextRows, Tokens
 
 
 class ITM(Task[CaptionBatch]):
@@ -19,6 +20,7 @@ class ITM(Task[CaptionBatch]):
 
     ``negatives``      draws the k wrong partners of each side from the contrastive similarities (fusionkit.negatives).
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
+    ``alignment``      also aligns words with image tokens (fusionkit.tasks.alignment); it needs a fusion that gives both.
     """
 
     needs = frozenset({"pooled"})  # the contrastive features only draw the negatives: matching does not train them
@@ -29,26 +31,39 @@ class ITM(Task[CaptionBatch]):
         dims: Dims,
         negatives: Negatives | None = None,
         texts_per_image: int | None = None,
+        alignment: Alignment | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
         self.negatives = negatives or HardNegatives()
-        self.texts_per_image = texts_per_image
+        self.texts_per_image, self.alignment = texts_per_image, alignment
+        if alignment is not None:
+            self.needs = self.needs | {"text", "image"}  # type: ignore[misc]
         self.head = nn.Linear(dims.pooled_size, 2)
-        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]  # here a teacher is asked at all
+        self.distils = self.negatives.teacher_threshold is not None  # type: ignore[misc]
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        keys, index = batch["image_keys"], batch["captions"]["image_index"]
+        keys, index = batch["image_keys"], self._rows(batch)["image_index"]
         rows = leading_rows(index, self.texts_per_image)
         candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
         wrong_image, wrong_text = self._draw(model, batch, encoded, candidates, rows, teacher)
         (images, texts), targets = join_pairs(index[rows], rows, wrong_image, wrong_text, candidates)
-        memory, images = prepared(model, candidates, images)
-        logits = self.score_pairs(model, memory, take(candidates.text, texts), images)
+        text, (memory, places) = take(candidates.text, texts), prepared(model, candidates, images)
+        fused = model.fuse(memory, text, places)
+        logits = self.head(fused.pooled)
         loss = masked_cross_entropy(logits, targets)
-        return TaskOutput(loss, logits, targets, self._metrics(logits, targets, len(rows), wrong_image, wrong_text))
+        metrics = self._metrics(logits, targets, len(rows), wrong_image, wrong_text)
+        if self.alignment is not None:
+            assert text.mask is not None
+            image_mask = None if candidates.image.mask is None else candidates.image.mask[images]
+            aligned = self.alignment(fused, text.mask, image_mask, targets)
+            loss, metrics["alignment_loss"] = loss + aligned, aligned.detach()
+        return TaskOutput(loss, logits, targets, metrics)
+
+    def _rows(self, batch: CaptionBatch) -> TextRows:
+        return batch[self.reads]  # type: ignore[literal-required]
 
     def score_pairs(self, model: VisionLanguageModel, memory: object, text: Tokens, image_index: Tensor) -> Tensor:
         """Logits (P, 2), [:, 1] for a match, of P captions with the image rows that image_index (P,) names."""
@@ -65,7 +80,7 @@ class ITM(Task[CaptionBatch]):
         teacher: Teacher | None,
     ) -> tuple[Drawn, Drawn]:
         """Wrong images and wrong texts, as candidates' rows, for the true pairs of text rows (R,)."""
-        index = batch["captions"]["image_index"]
+        index = self._rows(batch)["image_index"]
         images, keys = index[rows], batch["image_keys"][index[rows]]
         feats, text_feats = encoded.image_feats, encoded.text_feats[self.reads]
         to_image = scaled_cosines(text_feats[rows], candidates.image_feats, model.temperature)  # (R, C_i)
@@ -90,7 +105,8 @@ class ITM(Task[CaptionBatch]):
         feats, text_feats = teacher.encoded.image_feats, teacher.encoded.text_feats[self.reads]
         columns, limit = self.negatives.pool.columns, self.negatives.teacher_threshold
         assert limit is not None
-        return text_feats[rows] @ columns(feats).T >= limit, feats[images] @ columns(text_feats).T >= limit
+        to_image, to_text = scaled_cosines(text_feats[rows], columns(feats)), scaled_cosines(feats, columns(text_feats))
+        return to_image >= limit, to_text[images] >= limit
 
     def _metrics(
         self, logits: Tensor, targets: Tensor, positives: int, wrong_image: Drawn, wrong_text: Drawn
@@ -105,7 +121,7 @@ class ITM(Task[CaptionBatch]):
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """Each caption with its own image (label 1) and with the next other image of the batch (label 0)."""
-        captions, keys = batch["captions"], batch["image_keys"]
+        captions, keys = self._rows(batch), batch["image_keys"]
         index, text = captions["image_index"], encoded.text[self.reads]
         shifted = (index + 1) % len(keys)
         records = []
@@ -137,14 +153,17 @@ def join_pairs(
 
 
 def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[object, Tensor]:
-    """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once."""
+    """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once.
+
+    Without rows it is that of the first image, so that every parameter is part of the graph (``model.fuse``).
+    """
     if candidates.memory is not None:
         return candidates.memory, rows
-    used, places = rows.unique(return_inverse=True)
+    used, places = rows.unique(return_inverse=True) if len(rows) else (rows.new_zeros(1), rows)
     return model.fusion.prepare(take(candidates.image, used)), places
 
 
-def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor) -> Tensor:
+def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """Cosines (R, C) of normalised features over the temperature, in fp32."""
     with torch.autocast(rows.device.type, enabled=False):
         return rows.float() @ columns.float().T / temperature

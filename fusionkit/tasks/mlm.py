@@ -47,22 +47,27 @@ class RandomMasking:
 
 
 class MaskedLMHead(nn.Module):
-    """BERT's prediction head: dense, GELU, norm, and a decoder tied to the word embeddings it is handed."""
+    """BERT's prediction head: dense, GELU, norm, and a decoder: the word embeddings it is handed, or where not tied its own."""
 
-    def __init__(self, hidden_size: int, embed_size: int, vocab_size: int, eps: float = 1e-12) -> None:
+    def __init__(
+        self, hidden_size: int, embed_size: int, vocab_size: int, eps: float = 1e-12, tied: bool = True
+    ) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, embed_size)
         self.norm = nn.LayerNorm(embed_size, eps=eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.decoder = None if tied else nn.Parameter(torch.randn(vocab_size, embed_size) * 0.02)
 
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
         """states (M, hidden_size), word_embeddings (V, embed_size) -> logits (M, V)."""
-        return F.linear(self.norm(F.gelu(self.dense(states))), word_embeddings, self.bias)
+        decoder = word_embeddings if self.decoder is None else self.decoder
+        return F.linear(self.norm(F.gelu(self.dense(states))), decoder, self.bias)
 
 
 class MLM(Task[CaptionBatch]):
     """Predict masked caption tokens from the rest of the caption and the image; only masked positions reach the decoder.
 
+    ``tied`` shares the decoder with the word embeddings; ViLT and METER have one of its own, of the fusion's width.
     With a teacher: (1 - alpha) * cross entropy + alpha * cross entropy to its distribution for the same masked text.
     """
 
@@ -80,11 +85,13 @@ class MLM(Task[CaptionBatch]):
         masking: Masking | None = None,
         scorer: Scorer | None = None,
         eps: float = 1e-12,
+        tied: bool = True,
     ) -> None:
         super().__init__(scorer)
         self.dims, self.texts_per_image, self.probability = dims, texts_per_image, probability
         self.masking = masking or RandomMasking(dims, probability, whole_word)
-        self.head = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+        width = dims.text_size if tied else dims.hidden_size
+        self.head = MaskedLMHead(dims.hidden_size, width, dims.vocab_size, eps, tied)
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -121,7 +128,7 @@ class MLM(Task[CaptionBatch]):
         """One record a masked token; the choice hangs on caption id and place only, so that every run asks the same."""
         captions = batch["captions"]
         input_ids = captions["input_ids"]
-        is_masked = _fixed_choice(captions["ids"], input_ids.shape[1], self.probability).to(input_ids.device)
+        is_masked = fixed_choice(captions["ids"], input_ids.shape[1], self.probability).to(input_ids.device)
         is_masked &= captions["word_index"] >= 0
         corrupted = input_ids.masked_fill(is_masked, self.dims.mask_token_id)
         masked = (corrupted, captions["attention_mask"], captions["image_index"], is_masked)
@@ -136,7 +143,7 @@ class MLM(Task[CaptionBatch]):
         ]
 
 
-def _fixed_choice(ids: list[Any], length: int, probability: float) -> Tensor:
+def fixed_choice(ids: list[Any], length: int, probability: float) -> Tensor:
     """Bool (T, length): a pseudo-random choice that is a function of caption id and place."""
     limit = int(probability * 2**32)
     chosen = [zlib.crc32(f"{i}/{place}".encode()) < limit for i in ids for place in range(length)]

@@ -1,5 +1,7 @@
 """NLVR2: is a sentence true of two images?"""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,8 @@ from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens
+from fusionkit.tasks.heads import gelu_norm
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
 LABELS = ("False", "True")
 
@@ -20,19 +23,28 @@ class StatementBatch(Batch):
     statements: StatementRows
 
 
+def second_memory(model: VisionLanguageModel, encoded: Encoded) -> object:
+    """The images prepared as second ones, where the fusion tells first and second apart; else as they are."""
+    if getattr(model.fusion, "image_types", 1) == 1:
+        return encoded.memory
+    return model.fusion.prepare(encoded.image, place=1)
+
+
 class NLVR2(Task[StatementBatch]):
     """The sentence is fused with each of its images; the head reads both vectors, the left image's first (UNITER's "pair").
 
-    Neither image sees the other before the head.
+    Neither image sees the other before the head. Where the fusion has an embedding for the second of two images, it gets it.
+    ``head`` makes the classifier of (2 * pooled_size, 2), fusionkit.tasks.heads.
     """
 
     needs = frozenset({"pooled"})
     reads = "statements"
 
-    def __init__(self, dims: Dims, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
+    ) -> None:
         super().__init__(scorer)
-        size = 2 * dims.pooled_size
-        self.head = nn.Sequential(nn.Linear(size, size), nn.GELU(), nn.LayerNorm(size), nn.Linear(size, len(LABELS)))
+        self.head = head(2 * dims.pooled_size, len(LABELS))
 
     def forward(
         self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -42,12 +54,11 @@ class NLVR2(Task[StatementBatch]):
 
     def _logits(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Tensor:
         rows, text = batch["statements"], encoded.text[self.reads]
-        assert text.mask is not None
-        twice = Tokens(text.embeds.repeat(2, 1, 1), text.mask.repeat(2, 1), text.pooled.repeat(2, 1))
-        fused = model.fuse(encoded.memory, twice, torch.cat([rows["image_index"], rows["other_index"]]))
-        assert fused.pooled is not None
-        left, right = fused.pooled.chunk(2)
-        return self.head(torch.cat([left, right], dim=1))  # (T, 2)
+        left = model.fuse(encoded.memory, text, rows["image_index"])
+        right = model.fuse(second_memory(model, encoded), text, rows["other_index"])
+        assert left.pooled is not None
+        assert right.pooled is not None
+        return self.head(torch.cat([left.pooled, right.pooled], dim=1))  # (T, 2)
 
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}: the identifier and "True" or "False", the two columns of the official file."""

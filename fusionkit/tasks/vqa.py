@@ -1,5 +1,8 @@
 """Visual question answering as classification over an answer vocabulary (UNITER, ViLT, METER)."""
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
@@ -7,6 +10,7 @@ from fusionkit.losses import soft_binary_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
 
@@ -19,22 +23,23 @@ class QuestionBatch(Batch):
 
 
 class VQA(Task[QuestionBatch]):
-    """Binary cross entropy of every answer against its soft score; the highest logit answers."""
+    """Binary cross entropy of every answer against its soft score; the highest logit answers.
+
+    ``head`` makes the classifier of (pooled_size, answers), fusionkit.tasks.heads; null: UNITER's, of twice the pooled size.
+    """
 
     needs = frozenset({"pooled"})
     reads = "questions"
 
-    def __init__(self, dims: Dims, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] | None = None
+    ) -> None:
         super().__init__(scorer)
         if not dims.answers:
             raise ConfigError("task.vqa: the run has no answer vocabulary; its data must hold questions with answers")
         self.answers = dims.answers
-        self.head = nn.Sequential(
-            nn.Linear(dims.pooled_size, 2 * dims.pooled_size),
-            nn.GELU(),
-            nn.LayerNorm(2 * dims.pooled_size),
-            nn.Linear(2 * dims.pooled_size, len(dims.answers)),
-        )
+        head = head or partial(gelu_norm, hidden_size=2 * dims.pooled_size)
+        self.head = head(dims.pooled_size, len(dims.answers))
 
     def forward(
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None

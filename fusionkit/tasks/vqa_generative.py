@@ -70,9 +70,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         questions = _take(self._prompts(batch), pairs.questions)
         ids, mask = self.answer_ids[pairs.answers], self.answer_mask[pairs.answers]
         states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask))
-        places = (
-            questions.prefix[:, None] - 1 + torch.arange(ids.shape[1], device=ids.device)
-        )  # where each token is said
+        places = questions.prefix[:, None] - 1 + torch.arange(ids.shape[1], device=ids.device)  # before each token
         said = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))[mask.bool()]
         logits, targets = self.head(said, model.text_encoder.word_embeddings.weight), ids[mask.bool()]
         losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.label_smoothing)

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,22 @@ LIBRARIES = ("torch", "torchvision", "lightning", "timm", "transformers", "hydra
 
 
 def collect_artifacts(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Any]:
-    """The configuration (with its interpolations, so that data.root can be changed later), vocabularies and versions."""
+    """What a run carries."""
+    answers = datamodule.answers.answers if datamodule.answers else None
+    return artifacts_of(config, model, datamodule.tokenizer, answers)
+
+
+def artifacts_of(
+    config: DictConfig, model: VisionLanguageModel, tokenizer: Any | None, answers: Sequence[str] | None
+) -> dict[str, Any]:
+    """The configuration (with its interpolations, so that data.root can be changed later), vocabularies and versions.
+
+    Without a tokenizer, the one that the configuration names is loaded where it is needed.
+    """
     return {
         "config": OmegaConf.to_yaml(config),
-        "answers": datamodule.answers.answers if datamodule.answers else None,
-        "tokenizer": tokenizer_files(datamodule.tokenizer),
+        "answers": None if answers is None else list(answers),
+        "tokenizer": None if tokenizer is None else tokenizer_files(tokenizer),
         "text_encoder": json.dumps(model.text_encoder.config.to_dict()),
         "versions": {"fusionkit": __version__, "python": platform.python_version()}
         | {n: version(n) for n in LIBRARIES},

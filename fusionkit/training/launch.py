@@ -2,8 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hydra.utils import instantiate
@@ -11,9 +11,11 @@ from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.data.datamodule import DataModule
+from fusionkit.encoders.regions import require_width
 from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
 from fusionkit.training.artifacts import collect_artifacts
 from fusionkit.training.loggers import log_config
@@ -57,6 +59,9 @@ class Parts:
 def build_module(parts: Parts) -> TrainingModule:
     """The Lightning module that trains the parts; raises ConfigError or DataError where it cannot work."""
     config = parts.config
+    for source in parts.objectives:
+        if (width := parts.datamodule.feature_size(source, "train")) is not None:
+            require_width(width, parts.model.image_encoder.feature_size)
     return TrainingModule(
         parts.model,
         parts.tasks,
@@ -64,7 +69,7 @@ def build_module(parts: Parts) -> TrainingModule:
         balance=instantiate(config.balance),
         optimizer=instantiate(config.optimizer),
         scheduler=instantiate(config.scheduler),
-        teacher=instantiate(config.teacher)(parts.model, parts.tasks) if config.teacher else None,
+        teacher=build_teacher(config, parts.model, parts.tasks),
         artifacts=collect_artifacts(config, parts.datamodule, parts.model),
         stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
     )
@@ -77,52 +82,71 @@ def build_parts(config: DictConfig, **data: Any) -> Parts:
     _check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
     datamodule.prepare_data()
     datamodule.setup()
-    model = build_model(config, datamodule)
-    tasks = build_tasks(config, datamodule, model)
+    model = build_model(config, len(datamodule.tokenizer))
+    for source in config.objectives:
+        _check_images(str(source), datamodule, model.image_encoder)
+    dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
+    tasks = build_tasks(config, dims, model.fusion)
     for source, weights in config.objectives.items():
         for name in weights:
             _check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
     return Parts(config, datamodule, model, tasks)
 
 
-def build_model(config: DictConfig, datamodule: DataModule) -> VisionLanguageModel:
-    """Encoders, fusion and model; the vocabulary is the data's."""
+def build_model(config: DictConfig, vocab_size: int) -> VisionLanguageModel:
+    """Encoders, fusion and model; the vocabulary is the tokenizer's."""
     with refusals("image_encoder"):
         image_encoder = instantiate(config.image_encoder)
     with refusals("text_encoder"):
-        text_encoder = instantiate(config.text_encoder, vocab_size=len(datamodule.tokenizer))
+        text_encoder = instantiate(config.text_encoder, vocab_size=vocab_size)
     with refusals("model or fusion"):
         return instantiate(config.model)(
             image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
         )
 
 
-def build_tasks(config: DictConfig, datamodule: DataModule, model: VisionLanguageModel) -> dict[str, Task[Any]]:
+def build_tasks(config: DictConfig, dims: Dims, fusion: Any) -> dict[str, Task[Any]]:
     """The configured tasks, each built from the plain values of the run."""
-    dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
     for name, task in tasks.items():
-        check_needs(name, task, model.fusion)
+        check_needs(name, task, fusion)
     return tasks
+
+
+def build_teacher(
+    config: DictConfig, model: VisionLanguageModel, tasks: Mapping[str, Task[Any]]
+) -> MomentumTeacher | None:
+    """The momentum teacher, if the run has one."""
+    return instantiate(config.teacher)(model, tasks) if config.teacher else None
 
 
 def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:
     """The plain values of a model, its tokenizer and the answers."""
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask")}
+    return replace(
+        plain_dims(model, ids, answers),
+        answer_tokens=spell(tokenizer, answers),
+        tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
+    )
+
+
+def plain_dims(model: VisionLanguageModel, ids: Mapping[str, int], answers: Sequence[str]) -> Dims:
+    """The plain values of a model without a tokenizer, from the ids of the special tokens: no task can spell with them."""
     words = model.text_encoder.word_embeddings
     return Dims(
         hidden_size=model.fusion.hidden_size,
         pooled_size=model.fusion.pooled_size,
         image_size=model.image_encoder.hidden_size,
+        feature_size=model.image_encoder.feature_size,
+        hiding_size=model.image_encoder.hiding_size,
         text_size=words.embedding_dim,
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
         answers=tuple(answers),
-        answer_tokens=spell(tokenizer, answers),
-        tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
-        cls_token_id=tokenizer.cls_token_id,
-        sep_token_id=tokenizer.sep_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        mask_token_id=tokenizer.mask_token_id,
+        cls_token_id=ids["cls"],
+        sep_token_id=ids["sep"],
+        pad_token_id=ids["pad"],
+        mask_token_id=ids["mask"],
     )
 
 
@@ -188,17 +212,32 @@ PARTS = {
     "text": "text tokens that have seen the image's",
     "image": "image tokens that have seen the text's",
     "causal": "text that does not see what follows",
+    "attention": "cross-attention of the text to the image",
 }
+
+
+def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
+    """The parts that a task needs and a fusion does not provide; "feats" are the model's own."""
+    return sorted(needs - {"feats"} - provides)
 
 
 def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
     """ConfigError where the fusion does not provide what the task needs."""
-    lacking = sorted(task.needs - {"feats"} - fusion.provides)
-    if lacking:
-        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in lacking)
+    if missing := lacking(task.needs, fusion.provides):
+        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in missing)
         raise ConfigError(
             f"task '{name}' needs {wanted} from the fusion, but {type(fusion).__name__} provides "
             f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
+        )
+
+
+def _check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
+    """ConfigError where the image encoder does not read what the source has of its images."""
+    has = datamodule.sources[source].images
+    if encoder.reads != has:
+        raise ConfigError(
+            f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
+            f"another image_encoder=NAME, or data with {encoder.reads}"
         )
 
 

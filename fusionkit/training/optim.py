@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, find_names
 
 Rule = tuple[str, float, float | None]  # (pattern searched in the parameter's name, lr scale, weight decay or None)
 Named = Sequence[tuple[str, nn.Parameter]]
@@ -107,14 +107,11 @@ def _checked_rule(number: int, rule: Sequence[str | float | None], names: Sequen
     try:
         pattern, scale, decay = rule
         checked = (str(pattern), float(scale), None if decay is None else float(decay))  # type: ignore[arg-type]
-        found = any(re.search(checked[0], name) for name in names)
-    except (TypeError, ValueError, re.error) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{place}: expected [regex, lr scale, weight decay or null], got {rule} ({error}); e.g. ['^tasks', 5, null]"
         ) from error
     if checked[1] < 0:
         raise ConfigError(f"{place}: the lr scale {checked[1]} is negative; 0 leaves a parameter as it is")
-    if not found:
-        parts = sorted({".".join(name.split(".")[:2]) for name in names})
-        raise ConfigError(f"{place}: '{checked[0]}' matches no parameter; their names begin with {', '.join(parts)}")
+    find_names(place, checked[0], names)
     return checked

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.config import check_arguments, check_objectives
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.errors import DataError
@@ -22,8 +23,14 @@ Checkpoint = dict[str, Any]
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """A checkpoint of ours, its tensors on the CPU; raises DataError for any other file. Executes no code of the file."""
+    """A checkpoint of ours, a file of ``train`` or a folder of ``import`` and ``export``, its tensors on the CPU.
+
+    Raises DataError for any other file. Executes no code of the file.
+    """
     path = Path(path)
+    if is_directory(path):
+        config, state = read_directory(path)
+        return {"fusionkit": config["fusionkit"], "state_dict": state}
     if not path.is_file():
         near = sorted(str(found) for found in path.parent.glob("*.ckpt"))
         hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
@@ -50,15 +57,16 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
     config = OmegaConf.merge(config, overrides)
     assert isinstance(config, DictConfig)
     if "root" in overrides.get("data", {}):
-        OmegaConf.update(
-            config, "data.prepare", None, force_add=True
-        )  # a folder that the user names is there, or the name is wrong
+        # a folder that the user names is there, or the name is wrong
+        OmegaConf.update(config, "data.prepare", None, force_add=True)
     check_objectives(config)
     check_arguments(config)
     forget_weights(config, json.loads(artifacts["text_encoder"]))
-    answers = artifacts["answers"]
-    restored = {"answers": AnswerVocabulary(answers)} if answers else {}
-    parts = build_parts(config, tokenizer=tokenizer_from(artifacts["tokenizer"]), **restored)
+    answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
+    restored: dict[str, Any] = {"answers": AnswerVocabulary(answers)} if answers else {}
+    if tokenizer is not None:
+        restored["tokenizer"] = tokenizer_from(tokenizer)
+    parts = build_parts(config, **restored)
     load_weights(nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)}), checkpoint, path)
     return parts
 
@@ -94,4 +102,24 @@ def initialise(module: nn.Module, path: str | Path) -> list[str]:
     own, found = tasks.state_dict(), checkpoint["state_dict"]
     fitting = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     tasks.load_state_dict(own | fitting)
+    _initialise_teacher(module, checkpoint)
     return [name for name in own if name not in fitting]
+
+
+def _initialise_teacher(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """The teacher starts from the checkpoint's own where that fits, and else, tensor by tensor, from the student.
+
+    It was built as the student's copy before that had its weights.
+    """
+    teacher = getattr(module, "teacher", None)
+    if teacher is None:
+        return
+    student, found = module.state_dict(), checkpoint["state_dict"]
+    started = {}
+    for name, tensor in teacher.state_dict().items():
+        part, _, rest = name.partition(".")  # "model.X", or "heads.TASK.X" of the student's "tasks.TASK.head.X"
+        task, _, inner = rest.partition(".")
+        own = student[name if part == "model" else f"tasks.{task}.head.{inner}"]
+        kept = found.get(f"teacher.{name}", own)
+        started[name] = kept if kept.shape == tensor.shape else own
+    teacher.load_state_dict(started)

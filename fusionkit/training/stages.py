@@ -1,6 +1,5 @@
 """Stages of a run: what trains, for how many steps, at what share of the scheduled rate."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, find_names
 
 
 @dataclass(frozen=True)
@@ -83,27 +82,21 @@ class Stages:
                 group["lr"] = rate
 
     def _checked(self, name: str, stage: Stage) -> dict[str, nn.Parameter]:
-        patterns = [stage.trains] if isinstance(stage.trains, str) else list(stage.trains)
         if not stage.lr_scale > 0:
             raise ConfigError(f"stages.{name}.lr_scale is {stage.lr_scale}; give a number above 0")
-        for pattern in patterns:
-            if not any(re.search(pattern, parameter) for parameter in self._all):
-                parts = sorted({".".join(parameter.split(".")[:2]) for parameter in self._all})
-                raise ConfigError(
-                    f"stages.{name}.trains: '{pattern}' matches no trainable parameter; names begin with {', '.join(parts)}"
-                )
-        wanted = [*patterns, r"^balance\."]
-        chosen = {key: p for key, p in self._all.items() if any(re.search(pattern, key) for pattern in wanted)}
-        if not any(not key.startswith("balance.") for key in chosen):
+        found = {key for pattern in stage.trains for key in find_names(f"stages.{name}.trains", pattern, self._all)}
+        if not found:
             raise ConfigError(
                 f"stages.{name}.trains is empty; name what trains by regexes, e.g. ['^tasks', '^model.fusion']"
             )
-        return chosen
+        return {key: p for key, p in self._all.items() if key in found or key.startswith("balance.")}
 
     def _check_lengths(self) -> None:
         *before, last = self._stages
         for name in before:
             if not (self._stages[name].steps or 0) > 0:
-                raise ConfigError(f"stages.{name}.steps is {self._stages[name].steps}; only the last stage has no end")
+                raise ConfigError(
+                    f"stages.{name}.steps is {self._stages[name].steps}; give a number above 0, as only the last stage has no end"
+                )
         if self._stages[last].steps is not None:
             raise ConfigError(f"stages.{last}.steps: the last stage lasts to the end of the run; set it to null")

@@ -31,6 +31,9 @@ class FakeModel(nn.Module):
         self.fusion = SimpleNamespace(prepare=lambda image: image)
         self.temperature = torch.tensor(0.05)
 
+    def images_of(self, batch):
+        return batch["pixel_values"]
+
     def encode_image(self, pixel_values):
         self.encoded_images += len(pixel_values)
         return Tokens(pixel_values[:, None, None], None, pixel_values[:, None])
@@ -132,6 +135,7 @@ class FakeData:
     def batch(self, samples):
         batch = {
             "image_ids": [s.image_id for s in samples],
+            "image_keys": torch.tensor([s.image_id for s in samples]),
             "pixel_values": torch.tensor([float(s.image_id) for s in samples]),
         }
         for kind in ("captions", "questions"):

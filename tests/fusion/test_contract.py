@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from fusionkit.errors import ConfigError
 from fusionkit.types import Tokens
-from tests.toys import choices, toy_fusion
+from tests.toys import CONF, choices, toy_fusion
 
 IMAGE, TEXT, LENGTH, TOKENS = 24, 32, 6, 5
 FUSIONS = choices("fusion")
@@ -45,6 +47,14 @@ def test_shapes_and_provisions(name):
         value = getattr(fused, part)
         assert (value is not None) == (part in fusion.provides)
         assert value is None or tuple(value.shape[: len(shape)]) == shape
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_a_fusion_without_layers_is_refused(name):
+    if "num_layers" not in OmegaConf.load(CONF / "fusion" / f"{name}.yaml"):
+        pytest.skip(f"{name} has no layers to count")
+    with pytest.raises(ConfigError, match=r"fusion\.num_layers is 0, but has to be at least 1"):
+        toy_fusion(name)(image_size=IMAGE, text_size=TEXT, num_layers=0)
 
 
 @pytest.mark.parametrize("name", FUSIONS)

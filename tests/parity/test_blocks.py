@@ -143,8 +143,11 @@ def fuse(fusion, image, text):
 
 def embedded(fusion, image, text):
     """The two streams as they enter the first layer, pair by pair, with the score masks."""
-    states = fusion.project_text(text.embeds) + fusion.type_embeddings[0]
-    seen = (fusion.project_image(image.embeds) + fusion.type_embeddings[1])[INDEX]
+    if isinstance(fusion, DualStreamSequential):
+        states = fusion.project_text(text.embeds) + fusion.type_embeddings[0]
+        seen = (fusion.project_image(image.embeds) + fusion.type_embeddings[1])[INDEX]
+    else:
+        states, seen = fusion.entry.text(text.embeds), fusion.entry.image(image).embeds[INDEX]
     return states, scores(text.mask), seen, scores(image.mask[INDEX])
 
 
@@ -220,9 +223,7 @@ def test_merged_attention_is_vilts_and_visual_berts(block, make, table):
     theirs = layers(make)
     for ours, their in zip(fusion.blocks, theirs, strict=True):
         load(ours, their, table or BERT_LAYER)
-    states = torch.cat(
-        [fusion.project_text(text.embeds) + fusion.type_embeddings[0], fusion.prepare(image).embeds[INDEX]], 1
-    )
+    states = torch.cat([fusion.entry.text(text.embeds), fusion.prepare(image).embeds[INDEX]], 1)
     mask = torch.cat([text.mask, image.mask[INDEX]], dim=1)
     for layer in theirs:
         states = layer(states, scores(mask))[0]

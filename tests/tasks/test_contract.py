@@ -7,17 +7,26 @@ import torch
 
 from fusionkit.errors import ConfigError
 from fusionkit.training.launch import check_needs
+from fusionkit.types import Regions
 from tests.toys import choices, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
 
 TEXT_KINDS = ("captions", "questions", "expressions", "hypotheses", "statements")
 TASKS, FUSIONS = choices("task"), choices("fusion")
 
 
-def build(task_name, fusion="cross_attention"):
+def build(task_name, fusion=None, regions=False):
+    """A toy model with the task; without a fusion's name, with the first that can feed the task."""
     torch.manual_seed(0)
-    model = toy_model(fusion)
-    task = toy_task(task_name, toy_dims(model))
-    return model, task
+    for name in [fusion] if fusion else FUSIONS:
+        model = toy_model(name, regions)
+        task = toy_task(task_name, toy_dims(model))
+        if fusion or feeds(model, task):
+            return model, task
+    raise AssertionError(f"no fusion feeds {task_name}")
+
+
+def feeds(model, task):
+    return task.needs - {"feats"} <= model.fusion.provides
 
 
 def encode(model, task, batch):
@@ -56,7 +65,7 @@ def test_records_are_json_lines_with_one_id_each(name):
 def test_a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(name, fusion):
     """As where no image of a batch has an expression: plain DDP needs the gradients, and a NaN would stop the run."""
     model, task = build(name, fusion)
-    if task.needs - model.fusion.provides - {"feats"}:
+    if not feeds(model, task):
         pytest.skip(f"{fusion} cannot feed {name}")
     batch = toy_batch(images=4) | {kind: toy_no_rows(kind) for kind in TEXT_KINDS}
     out = task(model, batch, encode(model, task, batch))
@@ -75,7 +84,8 @@ def test_a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(n
 def test_overfits_eight_samples(name, fusion):
     """Training on one batch of eight images brings the loss to a small part of where it starts; else the pair is refused."""
     model, task = build(name, fusion)
-    if missing := task.needs - model.fusion.provides - {"feats"}:
+    if not feeds(model, task):
+        missing = task.needs - {"feats"} - model.fusion.provides
         with pytest.raises(ConfigError, match=f"task '{name}' needs '{min(missing)}' .* choose another fusion"):
             check_needs(name, task, model.fusion)
         return
@@ -87,12 +97,38 @@ def test_overfits_eight_samples(name, fusion):
     for _ in range(150):
         torch.manual_seed(1)  # the same masks and negatives at each step: nothing but the weights changes
         loss = task(model, batch, encode(model, task, batch)).loss
+        losses.append(loss.item())
+        if losses[-1] < 0.2 * losses[0]:
+            break
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         model.clamp_temperature()
-        losses.append(loss.item())
-        if losses[-1] < 0.2 * losses[0]:
-            break
     assert losses[-1] < 0.2 * losses[0], losses[::25]
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("name", TASKS)
+def test_regions_in_place_of_pixels_train_and_predict(name, fusion):
+    """Whatever a fusion can feed, it feeds from regions of variable count too; what pads them changes no record."""
+    model, task = build(name, fusion, regions=True)
+    if not feeds(model, task):
+        pytest.skip(f"{fusion} cannot feed {name}")
+    batch = toy_batch(images=4)
+    del batch["pixel_values"]
+    longer = Regions(*(torch.cat([part, torch.zeros_like(part[:, :2])], dim=1) for part in batch["regions"]))
+    out = task(model, batch, encode(model, task, batch))
+    out.loss.backward()
+    assert out.loss.isfinite()
+    assert not [n for n, p in [*model.image_encoder.named_parameters(), *task.named_parameters()] if p.grad is None]
+    model.eval()
+    with torch.inference_mode():
+        both = (batch, batch | {"regions": longer})
+        records, padded = (task.predict(model, each, encode(model, task, each)) for each in both)
+    assert len(records) == len(padded) > 0
+    for record, other in zip(records, padded, strict=True):
+        assert record.keys() == other.keys()
+        for key, value in record.items():
+            numbers = isinstance(value, float | list | torch.Tensor)
+            assert value == (pytest.approx(other[key], rel=1e-4, abs=1e-5) if numbers else other[key])

@@ -50,9 +50,9 @@ def test_frozen_parameters_and_those_with_scale_zero_are_left_out():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (["heed", 1, None], r"optimizer.rules\[1\]: 'heed' matches no parameter; .*head.bias"),
+        (["heed", 1, None], r"optimizer.rules\[1\]: 'heed' matches none of the parameters, .*head.bias"),
         (["head", 1], r"optimizer.rules\[1\]: expected \[regex, lr scale"),
-        (["(", 1, None], r"optimizer.rules\[1\]: expected \[regex"),
+        (["(", 1, None], r"optimizer.rules\[1\]: '\(' is no regular expression"),
         (["head", "fast", None], r"optimizer.rules\[1\]: expected \[regex"),
         (["head", -1, None], r"optimizer.rules\[1\]: the lr scale -1.0 is negative"),
     ],

@@ -92,8 +92,9 @@ def test_what_is_frozen_from_the_start_stays_frozen_and_balancers_always_train()
 @pytest.mark.parametrize(
     ("stages", "words"),
     [
-        ({"a": Stage(2, ["vision"]), "b": Stage(None)}, "stages.a.trains: 'vision' matches no trainable parameter"),
-        ({"a": Stage(None), "b": Stage(None)}, "stages.a.steps is None; only the last stage has no end"),
+        ({"a": Stage(2, ["vision"]), "b": Stage(None)}, "stages.a.trains: 'vision' matches none of the parameters"),
+        ({"a": Stage(None, ["("])}, "stages.a.trains: '(' is no regular expression (missing )"),
+        ({"a": Stage(None), "b": Stage(None)}, "stages.a.steps is None; give a number above 0, as only the last stage"),
         ({"a": Stage(0), "b": Stage(None)}, "stages.a.steps is 0"),
         ({"a": Stage(3)}, "stages.a.steps: the last stage lasts to the end of the run; set it to null"),
         ({"a": Stage(None, [])}, "stages.a.trains is empty"),

@@ -1,0 +1,71 @@
+"""Model, tasks and teacher from a configuration alone, without data: for imports, exports and ``from_pretrained``."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from fusionkit.checkpoints.base import Plan
+from fusionkit.config import conf_dir, register_resolvers
+from fusionkit.model import VisionLanguageModel
+from fusionkit.momentum import MomentumTeacher
+from fusionkit.tasks.base import Task
+from fusionkit.training.launch import build_model, build_tasks, build_teacher, dims_of, plain_dims
+
+
+@dataclass(frozen=True)
+class Network:
+    """All that has weights."""
+
+    model: VisionLanguageModel
+    tasks: dict[str, Task[Any]]
+    teacher: MomentumTeacher | None
+
+    @property
+    def module(self) -> nn.ModuleDict:
+        """One module, with the names of a training module's state."""
+        parts = {"model": self.model, "tasks": nn.ModuleDict(self.tasks)}
+        return nn.ModuleDict(parts | ({"teacher": self.teacher} if self.teacher is not None else {}))
+
+
+def build_network(config: DictConfig, words: Any, answers: Sequence[str] = ()) -> Network:
+    """The network of a configuration; ``words`` is a tokenizer, or the ids of the special tokens where there is none.
+
+    Without a tokenizer the text encoder has to name its own vocabulary size, and no task can spell.
+    """
+    is_spelling = not isinstance(words, Mapping)
+    model = build_model(config, vocab_size=len(words) if is_spelling else 1)
+    dims = dims_of(model, words, answers) if is_spelling else plain_dims(model, words, answers)
+    tasks = build_tasks(config, dims, model.fusion)
+    return Network(model, tasks, build_teacher(config, model, tasks))
+
+
+def empty_network(config: DictConfig, words: Any, answers: Sequence[str] = ()) -> Network:
+    """The same without memory for its tensors: names and shapes only."""
+    with torch.device("meta"):
+        return build_network(config, words, answers)
+
+
+def compose_plan(plan: Plan, tokenizer: str) -> DictConfig:
+    """The configuration of a run of this plan, as ``fusionkit train`` would write it; data.root stays open."""
+    register_resolvers()
+    GlobalHydra.instance().clear()  # this runs below an entry point that Hydra has composed
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        config = compose("train", [*plan.groups, f"tokenizer={tokenizer}"])
+    with open_dict(config):
+        lay_over(config, plan.config)
+    return config
+
+
+def lay_over(config: DictConfig, changes: Mapping[str, Any]) -> None:
+    """Change a configuration in place, key by key; a block with a ``_target_`` replaces what was there."""
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and "_target_" not in value and OmegaConf.is_dict(config.get(key)):
+            lay_over(config[key], value)
+        else:
+            config[key] = value

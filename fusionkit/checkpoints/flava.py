@@ -1,0 +1,148 @@
+"""FLAVA (Singh et al. 2022): two pre-norm towers, and a third transformer over the states of both behind its own class token.
+
+The folders that transformers' FlavaModel and FlavaForPreTraining save.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusionkit.checkpoints.base import Key, Plan, resize_positions
+from fusionkit.checkpoints.bert import POSITION_IDS
+from fusionkit.checkpoints.runs import EMBEDDINGS, groups_of, inverse, layers, of_class, renamed, run_of, sizes_of
+from fusionkit.checkpoints.source import Source
+from fusionkit.checkpoints.vilt import TRANSFORMERS_BLOCK
+from fusionkit.checkpoints.vit import timm_vit
+
+IMAGE, TEXT = "model.image_encoder.", "model.text_encoder.backbone."
+TASKS = {"FlavaModel": ["itc"], "FlavaForPreTraining": ["itc", "itm", "mlm"]}  # by class
+NAMES = {
+    "image_model.embeddings.cls_token": f"{IMAGE}backbone.cls_token",
+    "image_model.embeddings.patch_embeddings.projection.": f"{IMAGE}backbone.patch_embed.proj.",
+    "image_model.layernorm.": f"{IMAGE}last_norm.",
+    "text_model.embeddings.": EMBEDDINGS,
+    "text_model.encoder.": f"{TEXT}encoder.",
+    "text_model.layernorm.": f"{TEXT}layernorm.",
+    "image_projection.": "model.image_projection.",
+    "text_projection.": "model.text_projection.",
+    "image_to_mm_projection.": "model.fusion.entry.project_image.",
+    "text_to_mm_projection.": "model.fusion.entry.project_text.",
+    "multimodal_model.cls_token": "model.fusion.entry.class_token",
+    "multimodal_model.layernorm.": "model.fusion.norm.",
+}
+POOLER = {"multimodal_model.pooler.dense.": "model.fusion.pool.dense.0."}
+HEADS = {
+    "itm_head.pooler.dense.": "model.fusion.pool.dense.0.",
+    "itm_head.seq_relationship.": "tasks.itm.head.",
+    "mmm_text_head.bias": "tasks.mlm.head.bias",
+    "mmm_text_head.decoder.bias": "tasks.mlm.head.bias",
+    "mmm_text_head.decoder.weight": "tasks.mlm.head.decoder",
+    "mmm_text_head.transform.dense.": "tasks.mlm.head.dense.",
+    "mmm_text_head.transform.LayerNorm.": "tasks.mlm.head.norm.",
+}
+IMAGE_BLOCK = {
+    "layernorm_before.": "norm1.",
+    "attention.output.dense.": "attn.proj.",
+    "layernorm_after.": "norm2.",
+    "intermediate.dense.": "mlp.fc1.",
+    "output.dense.": "mlp.fc2.",
+}
+LEFT_OUT = POSITION_IDS | {
+    r"(.*\.)?(image_model|text_model)\.pooler\..*": "poolers of the towers, which no task of FLAVA reads",
+    r"(.*\.)?image_model\.embeddings\.mask_token": "what stands in for a hidden patch, a task that is not ours",
+    r"(mim_head|mmm_image_head|image_codebook)\..*": "visual words told of hidden patches, a task that is not ours",
+    r"mlm_head\..*": "masked words without an image, a task that is not ours",
+}
+OTHER_POOLER = {
+    r"flava\.multimodal_model\.pooler\..*": "matching has a pooler of its own, and nothing else reads this one"
+}
+
+
+def plan(
+    source: Source,
+    projection_dim: int,
+    image: Mapping[str, Any],
+    text: Mapping[str, Any],
+    multimodal: Mapping[str, Any],
+    ids: Mapping[str, int],
+) -> Plan:
+    """What a folder of FLAVA is, by the class that it names; sizes of its three transformers by transformers' names."""
+    tasks = of_class(source, TASKS)
+    seen, words = sizes_of(image, source, "image_config"), sizes_of(text, source, "text_config")
+    both = sizes_of(multimodal, source, "multimodal_config")
+    is_bare = "itm" not in tasks
+    prefix = "" if is_bare else "flava."
+    return Plan(
+        family="flava",
+        release="transformers' FLAVA",
+        groups=groups_of(tasks),
+        config=run_of(tasks, image_size=seen["image_size"])
+        | {
+            "name": "flava",
+            "image_encoder": image_tower(seen),
+            "text_encoder": {
+                "_target_": "fusionkit.encoders.text.TextEncoder",
+                "config": {"model_type": "flava_text_model", **words},
+                "before_norm": True,
+            },
+            "fusion": fusion_config(both),
+            "model": {"embed_size": sizes_of({"projection_dim": projection_dim}, source)["projection_dim"]},
+            "task": {} if is_bare else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]}},
+        },
+        keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS))],
+        left_out=LEFT_OUT if is_bare else LEFT_OUT | OTHER_POOLER,
+        ids=ids,
+    )
+
+
+def keys_of(prefix: str, image: Mapping[str, Any], both: Mapping[str, Any]) -> list[Key]:
+    """The names of the three transformers; the image tower's queries, keys and values are packed in ours."""
+    theirs, ours = f"{prefix}image_model.encoder.layer.{{}}.", f"{IMAGE}backbone.blocks.{{}}."
+    packed = [
+        Key(f"{theirs.format(n)}attention.attention.{kind}.", f"{ours.format(n)}attn.qkv.", part=part)
+        for n in range(image["num_hidden_layers"])
+        for part, kind in enumerate(("query", "key", "value"))
+    ]
+    fusion = f"{prefix}multimodal_model.encoder.layer.{{}}.", "model.fusion.blocks.{}."
+    positions = f"{prefix}image_model.embeddings.position_embeddings", f"{IMAGE}backbone.pos_embed"
+    return [
+        *renamed(NAMES, prefix),
+        *layers(IMAGE_BLOCK, image["num_hidden_layers"], theirs, ours),
+        *packed,
+        Key(*positions, change=resize_positions),
+        *layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], *fusion),
+        Key(f"{prefix}logit_scale", "model.temperature", change=inverse),
+    ]
+
+
+def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain vision transformer, of which the fusion reads the states before the last norm."""
+    sizes = {
+        "embed_dim": image["hidden_size"],
+        "depth": image["num_hidden_layers"],
+        "num_heads": image["num_attention_heads"],
+        "mlp_ratio": image["intermediate_size"] / image["hidden_size"],
+        "qkv_bias": image["qkv_bias"],
+        "layer_norm_eps": image["layer_norm_eps"],
+    }
+    return timm_vit(sizes, image["image_size"], image["patch_size"]) | {"before_norm": True}
+
+
+def fusion_config(both: Mapping[str, Any]) -> dict[str, Any]:
+    """Pre-norm blocks over a class token and linear maps of both towers' states, a norm, and a pooler on the class token."""
+    return {
+        "_target_": "fusionkit.fusion.merged_attention.MergedAttention",
+        "_partial_": True,
+        "hidden_size": both["hidden_size"],
+        "num_layers": both["num_hidden_layers"],
+        "num_heads": both["num_attention_heads"],
+        "dropout": both["hidden_dropout_prob"],
+        "block": {
+            "_target_": "fusionkit.fusion.layers.PreNormBlock",
+            "_partial_": True,
+            "eps": both["layer_norm_eps"],
+            "intermediate_size": both["intermediate_size"],
+        },
+        "norm_eps": both["layer_norm_eps"],
+        "entry": {"_target_": "fusionkit.fusion.entry.ClassToken", "_partial_": True},
+        "pool": {"_target_": "fusionkit.fusion.pooling.DenseImage", "_partial_": True},
+    }

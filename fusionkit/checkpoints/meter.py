@@ -1,0 +1,145 @@
+"""METER (Dou et al. 2022): a CLIP vision tower, RoBERTa or BERT, and two streams that attend to each other.
+
+Checkpoints of github.com/zdou0830/METER with a CLIP tower.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusionkit.checkpoints.base import Key, Plan, reshaped
+from fusionkit.checkpoints.bert import CROSS_ATTENTION, POSITION_IDS, text_config, text_encoder
+from fusionkit.checkpoints.clip import image_tower, resize_table
+from fusionkit.checkpoints.runs import NO_CONTRAST, answers_of, classifier, groups_of, layers, renamed, rows, run_of
+from fusionkit.checkpoints.source import Source
+from fusionkit.fusion.bert import BERT_LAYER
+
+NAMES = {  # theirs: ours
+    "cross_modal_text_transform.": "model.fusion.entry.project_text.",
+    "cross_modal_image_transform.": "model.fusion.entry.project_image.",
+    "token_type_embeddings.weight": "model.fusion.entry.types",
+    "cross_modal_text_pooler.dense.": "model.fusion.pool.dense_text.0.",
+    "cross_modal_image_pooler.dense.": "model.fusion.pool.dense_image.0.",
+    "mlm_score.bias": "tasks.mlm.head.bias",
+    "mlm_score.transform.dense.": "tasks.mlm.head.dense.",
+    "mlm_score.transform.LayerNorm.": "tasks.mlm.head.norm.",
+    "mlm_score.decoder.weight": "tasks.mlm.head.decoder",
+    "itm_score.fc.": "tasks.itm.head.",
+    "vqa_classifier.": "tasks.vqa.head.",
+    "nlvr2_classifier.": "tasks.nlvr2.head.",
+    "snli_classifier.": "tasks.entailment.head.",
+}
+HEADS = {
+    "itm": "itm_score.",
+    "mlm": "mlm_score.",
+    "vqa": "vqa_classifier.",
+    "nlvr2": "nlvr2_classifier.",
+    "entailment": "snli_classifier.",
+}
+CLIP_TOWER = {  # OpenAI's names: timm's
+    "conv1.": "patch_embed.proj.",
+    "ln_pre.": "norm_pre.",
+    "ln_post.": "norm.",
+}
+CLIP_BLOCK = {
+    "ln_1.": "norm1.",
+    "attn.in_proj_weight": "attn.qkv.weight",
+    "attn.in_proj_bias": "attn.qkv.bias",
+    "attn.out_proj.": "attn.proj.",
+    "ln_2.": "norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+CROSS_LAYER = {f"{theirs}.": f"{ours}." for ours, theirs in (BERT_LAYER | CROSS_ATTENTION).items()}
+LEFT_OUT = POSITION_IDS | {
+    r"vit_model\.(positional_embedding|ln_final\..*)": "of CLIP's text tower, which METER does not have",
+    r"text_transformer\.pooler\..*": "the text's own pooler, which METER does not read",
+    r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs",
+}
+
+
+def plan(
+    source: Source,
+    image_size: int,
+    image: Mapping[str, Any],
+    text: Mapping[str, Any],
+    fusion: Mapping[str, Any],
+    ids: Mapping[str, int],
+    answers: str | None = None,
+) -> Plan:
+    """What a checkpoint of METER is, by the heads it has; sizes of the three parts by transformers' names."""
+    heads = {task: name for task, name in HEADS.items() if source.has(name)}
+    tasks = {task: task_config(task, source, name) for task, name in heads.items()}
+    words = text_config(text, text["num_hidden_layers"])
+    words["config"] |= {"model_type": text["model_type"], "pad_token_id": ids["pad"]}
+    return Plan(
+        family="meter",
+        release="github.com/zdou0830/METER",
+        groups=groups_of(list(heads)),
+        config=run_of(list(heads), image_size=image_size)
+        | {
+            "name": "meter",
+            "image_encoder": image_tower({**image, "image_size": image_size}),
+            "text_encoder": words,
+            "fusion": fusion_config(fusion, image_types=rows(source, "token_type_embeddings.weight") - 1),
+            "task": tasks,
+        },
+        keys=keys_of(image, text, fusion),
+        left_out=LEFT_OUT,
+        added=NO_CONTRAST,
+        ids=ids,
+        answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight")) if "vqa" in heads else (),
+        tokenizer="roberta-base" if text["model_type"] == "roberta" else "bert-base-uncased",
+    )
+
+
+def keys_of(image: Mapping[str, Any], text: Mapping[str, Any], fusion: Mapping[str, Any]) -> list[Key]:
+    """The names of the whole checkpoint."""
+    streams = [
+        key
+        for stream in ("text", "image")
+        for key in layers(
+            CROSS_LAYER,
+            fusion["num_hidden_layers"],
+            f"cross_modal_{stream}_layers.{{}}.",
+            f"model.fusion.layers.{{}}.{stream}.",
+        )
+    ]
+    return [
+        *renamed(NAMES),
+        *clip_keys(image, "vit_model.visual.", "model.image_encoder.backbone."),
+        *text_encoder("text_transformer.", "model.", text["num_hidden_layers"]),
+        *streams,
+    ]
+
+
+def clip_keys(image: Mapping[str, Any], theirs: str, ours: str) -> list[Key]:
+    """OpenAI's names of a CLIP vision tower; its positions are resized to our image size."""
+    return [
+        Key(f"{theirs}class_embedding", f"{ours}cls_token", change=reshaped),
+        Key(f"{theirs}positional_embedding", f"{ours}pos_embed", change=resize_table),
+        *renamed(CLIP_TOWER, theirs, ours),
+        *layers(CLIP_BLOCK, image["num_hidden_layers"], f"{theirs}transformer.resblocks.{{}}.", f"{ours}blocks.{{}}."),
+    ]
+
+
+def fusion_config(fusion: Mapping[str, Any], image_types: int) -> dict[str, Any]:
+    """Linear maps and types, METER's layers, and a pooler for the first state of each stream."""
+    return {
+        "_target_": "fusionkit.fusion.co_attention.CoAttention",
+        "_partial_": True,
+        "num_layers": fusion["num_hidden_layers"],
+        "num_heads": fusion["num_attention_heads"],
+        "hidden_size": fusion["hidden_size"],
+        "intermediate_size": fusion["intermediate_size"],
+        "dropout": fusion["hidden_dropout_prob"],
+        "eps": fusion["layer_norm_eps"],
+        "entry": {"_target_": "fusionkit.fusion.entry.Typed", "_partial_": True, "image_types": image_types},
+        "pool": {"_target_": "fusionkit.fusion.pooling.DenseBoth", "_partial_": True, "image": "first"},
+    }
+
+
+def task_config(task: str, source: Source, beginning: str) -> dict[str, Any]:
+    """What lies over the configuration of a task."""
+    if task in ("itm", "mlm"):
+        return {"tied": False} if task == "mlm" else {}
+    return classifier("norm_gelu", source, beginning)

@@ -1,0 +1,141 @@
+"""The run that the heads of a checkpoint ask for, and other parts of a plan that many families share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from fusionkit.checkpoints.base import Key
+from fusionkit.checkpoints.directory import read_json
+from fusionkit.checkpoints.source import Source
+from fusionkit.config import conf_dir
+from fusionkit.errors import ConfigError, DataError
+
+EMBEDDINGS = "model.text_encoder.backbone.embeddings."
+WORDS = f"{EMBEDDINGS}word_embeddings.weight"
+SOURCES = {  # by task: the file in conf/data, and its source
+    "itc": ("coco_captions", "coco"),
+    "itm": ("coco_captions", "coco"),
+    "mlm": ("coco_captions", "coco"),
+    "mrm": ("coco_captions", "coco"),
+    "vqa": ("vqa_v2", "vqa"),
+    "nlvr2": ("nlvr2", "nlvr2"),
+    "nlvr2_paired": ("nlvr2", "nlvr2"),
+    "entailment": ("snli_ve", "snli_ve"),
+    "grounding_regions": ("refcoco", "refcoco"),
+}
+
+
+def groups_of(tasks: Sequence[str]) -> list[str]:
+    """The choices of the groups of conf/train.yaml: these tasks, and the data of the first."""
+    return [f"data={SOURCES[tasks[0]][0]}", "objectives=none", f"task=[{','.join(tasks)}]"]
+
+
+def run_of(tasks: Sequence[str], is_of_regions: bool = False, **data: Any) -> dict[str, Any]:
+    """What lies over these choices: each task's objective and source, the sources in one data.root; ``data`` as given.
+
+    Images of regions lie in data.root/regions.
+    """
+    objectives: dict[str, Any] = {}
+    for task in tasks:
+        file, source = SOURCES[task]
+        config = yaml.safe_load((conf_dir() / "data" / f"{file}.yaml").read_text())
+        sources = config["sources"]
+        for own in sources.values() if is_of_regions else ():
+            own |= {"augment": None, "regions": {"_target_": "fusionkit.data.regions.Detections"}}
+            own["reader"]["images"] = "${data.root}/regions"
+        data["sources"] = data.get("sources", {}) | sources
+        data |= {"answers": config["answers"]} if "answers" in config else {}
+        objectives.setdefault(source, {})[task] = 1.0
+    return {"objectives": objectives, "data": data}
+
+
+def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None) -> dict[str, Any]:
+    """The sizes as given, or those that a folder brings that transformers saved: the names are transformers'.
+
+    ``part`` is the section of its configuration that they stand in, such as text_config.
+    """
+    config = source.config or {}
+    given = config if part is None else config.get(part, {})
+    return {name: given.get(name, value) for name, value in options.items()}
+
+
+def renamed(table: Mapping[str, str | tuple[str, ...]], theirs: str = "", ours: str = "") -> list[Key]:
+    """Keys from a table of names, theirs to ours, behind beginnings that they share."""
+    return [
+        Key(theirs + name, ours + target if isinstance(target, str) else tuple(ours + part for part in target))
+        for name, target in table.items()
+    ]
+
+
+def layers(table: Mapping[str, str | tuple[str, ...]], count: int, theirs: str, ours: str) -> list[Key]:
+    """The same for ``count`` layers; {} in the beginnings stands for their number."""
+    return [key for number in range(count) for key in renamed(table, theirs.format(number), ours.format(number))]
+
+
+def of_class(source: Source, heads: Mapping[str, Any]) -> Any:
+    """The entry of the class that transformers saved; raises DataError for one that has none."""
+    (name, *_) = (source.config or {}).get("architectures") or ["none"]
+    if name not in heads:
+        raise DataError(
+            f"{source.path}: config.json names the class {name}; what can be imported is {', '.join(heads)}"
+        )
+    return heads[name]
+
+
+def rows(source: Source, name: str) -> int:
+    """The first dimension of a published tensor; raises DataError where there is none of this name."""
+    if name not in source.state:
+        raise DataError(f"{source.path} holds no {name}; is it truncated, or of another family?")
+    return len(source.state[name])
+
+
+def classifier(kind: str, source: Source, beginning: str, eps: float = 1e-5) -> dict[str, Any]:
+    """The configuration of a head of fusionkit.tasks.heads, as wide as the published one with names that begin so."""
+    target = f"fusionkit.tasks.heads.{kind}"
+    return {
+        "head": {"_target_": target, "_partial_": True, "hidden_size": rows(source, f"{beginning}0.weight"), "eps": eps}
+    }
+
+
+def answers_of(source: Source, path: str | None, count: int) -> tuple[str, ...]:
+    """The answers by id: of a json list or map of answer to id, of the labels that transformers saved, or numbers as text."""
+    labels = (source.config or {}).get("id2label", {})
+    if path is not None:
+        content = read_json(Path(path))
+        answers = content.get("answers") or sorted(content, key=content.__getitem__)
+        if len(answers) != count:
+            raise ConfigError(f"answers={path} holds {len(answers)} answers, but the checkpoint chooses among {count}")
+    elif len(labels) == count:
+        answers = [labels[str(number)] for number in range(count)]
+    else:
+        answers = [str(number) for number in range(count)]
+    return tuple(answers)
+
+
+def started(shape: torch.Size) -> Tensor:
+    """A new matrix, the same at each import: normal, of BERT's spread."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+def inverse(scale: Tensor, shape: torch.Size) -> Tensor:
+    """The temperature that divides, from the logarithm of a scale that multiplies."""
+    return (-scale).exp().reshape(shape)
+
+
+NO_CONTRAST: Mapping[
+    str, Callable[[torch.Size], Tensor]
+] = {  # what is ours alone in a family without a contrastive space
+    "model.image_projection.weight": started,
+    "model.image_projection.bias": torch.zeros,
+    "model.text_projection.weight": started,
+    "model.text_projection.bias": torch.zeros,
+    "model.temperature": lambda shape: torch.full(shape, 0.07),
+}
+NO_HEAD: Mapping[str, Callable[[torch.Size], Tensor]] = {  # of a bare network, which is given a matching head to train
+    "tasks.itm.head.weight": started,
+    "tasks.itm.head.bias": torch.zeros,
+}

@@ -1,0 +1,179 @@
+"""ViLT (Kim et al. 2021): the words and the patches of a pair in one pre-norm transformer.
+
+Checkpoints of github.com/dandelin/ViLT, and the folders that transformers' Vilt classes save.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionkit.checkpoints.base import Key, Plan
+from fusionkit.checkpoints.bert import POSITION_IDS, text_config
+from fusionkit.checkpoints.runs import (
+    EMBEDDINGS,
+    NO_CONTRAST,
+    NO_HEAD,
+    WORDS,
+    answers_of,
+    classifier,
+    groups_of,
+    layers,
+    of_class,
+    renamed,
+    rows,
+    run_of,
+    sizes_of,
+)
+from fusionkit.checkpoints.source import Source
+
+NAMES = {  # theirs: ours
+    "text_embeddings.": EMBEDDINGS,
+    "token_type_embeddings.weight": "model.fusion.entry.types",
+    "transformer.cls_token": "model.image_encoder.class_token",
+    "transformer.pos_embed": "model.image_encoder.positions",
+    "transformer.patch_embed.proj.": "model.image_encoder.patches.",
+    "transformer.norm.": "model.fusion.norm.",
+    "pooler.dense.": "model.fusion.pool.dense.0.",
+    "mlm_score.bias": "tasks.mlm.head.bias",
+    "mlm_score.transform.dense.": "tasks.mlm.head.dense.",
+    "mlm_score.transform.LayerNorm.": "tasks.mlm.head.norm.",
+    "mlm_score.decoder.weight": "tasks.mlm.head.decoder",
+    "itm_score.fc.": "tasks.itm.head.",
+    "vqa_classifier.": "tasks.vqa.head.",
+    "nlvr2_classifier.": "tasks.nlvr2.head.",
+}
+BLOCK: dict[str, str | tuple[str, ...]] = {
+    "norm1.": "norm_attention.",
+    "attn.qkv.": ("attention.query.", "attention.key.", "attention.value."),
+    "attn.proj.": "attention.output.",
+    "norm2.": "norm_feed_forward.",
+    "mlp.fc1.": "feed_forward.0.",
+    "mlp.fc2.": "feed_forward.2.",
+}
+HEADS = {"itm": "itm_score.", "mlm": "mlm_score.", "vqa": "vqa_classifier.", "nlvr2": "nlvr2_classifier."}
+
+TRANSFORMERS_NAMES = {
+    "embeddings.text_embeddings.": EMBEDDINGS,
+    "embeddings.token_type_embeddings.weight": "model.fusion.entry.types",
+    "embeddings.cls_token": "model.image_encoder.class_token",
+    "embeddings.position_embeddings": "model.image_encoder.positions",
+    "embeddings.patch_embeddings.projection.": "model.image_encoder.patches.",
+    "layernorm.": "model.fusion.norm.",
+    "pooler.dense.": "model.fusion.pool.dense.0.",
+}
+TRANSFORMERS_BLOCK = {
+    "layernorm_before.": "norm_attention.",
+    "attention.attention.": "attention.",
+    "attention.output.dense.": "attention.output.",
+    "layernorm_after.": "norm_feed_forward.",
+    "intermediate.dense.": "feed_forward.0.",
+    "output.dense.": "feed_forward.2.",
+}
+TIED_MLM = {
+    "mlm_score.bias": "tasks.mlm.head.bias",
+    "mlm_score.decoder.bias": "tasks.mlm.head.bias",
+    "mlm_score.transform.dense.": "tasks.mlm.head.dense.",
+    "mlm_score.transform.LayerNorm.": "tasks.mlm.head.norm.",
+    "mlm_score.decoder.weight": WORDS,
+}
+TRANSFORMERS_HEADS = {  # by class: the task, and the names of its head
+    "ViltForMaskedLM": ("mlm", TIED_MLM),
+    "ViltForQuestionAnswering": ("vqa", {"classifier.": "tasks.vqa.head."}),
+    "ViltForImagesAndTextClassification": ("nlvr2", {"classifier.": "tasks.nlvr2.head."}),
+    "ViltForImageAndTextRetrieval": ("itm", {}),
+    "ViltModel": ("itm", {}),
+}
+LEFT_OUT = POSITION_IDS | {
+    r"mpp_score\..*": "masked patch prediction, which no published recipe uses",
+}
+RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
+
+
+def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
+    """What a checkpoint of ViLT is; ``sizes`` by transformers' names, ``answers`` a json file with its answer list."""
+    sizes = sizes_of(sizes, source)
+    is_saved = (
+        source.config is not None
+    )  # by transformers, which has one epsilon for all norms, and ties the MLM decoder
+    keys, heads = saved_keys(source, sizes) if is_saved else keys_of(source, sizes)
+    text_eps = sizes["layer_norm_eps"] if is_saved else sizes["text_layer_norm_eps"]
+    tasks = {name: task_config(name, source, beginning, is_tied=is_saved) for name, beginning in heads.items()}
+    (types,) = (name for name in source.state if name.endswith("token_type_embeddings.weight") and "text" not in name)
+    return Plan(
+        family="vilt",
+        release="transformers' ViLT" if is_saved else "github.com/dandelin/ViLT",
+        groups=groups_of(list(tasks)),
+        config=run_of(list(tasks), mean=[0.5] * 3, std=[0.5] * 3)
+        | {
+            "name": "vilt",
+            "image_encoder": {"_target_": "fusionkit.encoders.patches.PatchEncoder"}
+            | {name: sizes[name] for name in ("hidden_size", "patch_size", "image_size")}
+            | {"max_patches": sizes["max_image_length"] if sizes["max_image_length"] > 0 else None},
+            "text_encoder": text_config(sizes | {"layer_norm_eps": text_eps}, num_layers=0),
+            "fusion": fusion_config(sizes, image_types=rows(source, types) - 1),
+            "task": tasks,
+        },
+        keys=keys,
+        left_out=LEFT_OUT if is_saved else LEFT_OUT | RANKING,
+        added=NO_CONTRAST if source.has("vilt.") or not is_saved else {**NO_CONTRAST, **NO_HEAD},
+        ids=ids,
+        answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight")) if "vqa" in heads else (),
+    )
+
+
+def keys_of(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
+    """The names of the original release, and the heads that are there: task and beginning of its names."""
+    blocks = layers(BLOCK, sizes["num_hidden_layers"], "transformer.blocks.{}.", "model.fusion.blocks.{}.")
+    return renamed(NAMES) + blocks, {task: name for task, name in HEADS.items() if source.has(name)}
+
+
+def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
+    """The same for a folder that transformers saved."""
+    task, head = of_class(source, TRANSFORMERS_HEADS)
+    prefix = "vilt." if source.has("vilt.") else ""
+    places = f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."
+    blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
+    ranking = [Key("rank_output.", "tasks.itm.head.", change=as_match)]
+    return renamed(TRANSFORMERS_NAMES, prefix) + blocks + renamed(head) + ranking, {task: next(iter(head), "")}
+
+
+def as_match(row: Tensor, shape: torch.Size) -> Tensor:
+    """The one logit of a ranking as that of a match beside a constant 0."""
+    return torch.cat([torch.zeros_like(row), row])
+
+
+def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
+    """Tokens as they come, with the type of their modality; blocks, a norm, and BERT's pooler on the first text state."""
+    unchanged = {"_target_": "hydra.utils.get_object", "path": "fusionkit.fusion.entry.unchanged"}
+    return {
+        "_target_": "fusionkit.fusion.merged_attention.MergedAttention",
+        "_partial_": True,
+        "num_layers": sizes["num_hidden_layers"],
+        "num_heads": sizes["num_attention_heads"],
+        "dropout": sizes["hidden_dropout_prob"],
+        "block": {
+            "_target_": "fusionkit.fusion.layers.PreNormBlock",
+            "_partial_": True,
+            "eps": sizes["layer_norm_eps"],
+            "intermediate_size": sizes["intermediate_size"],
+        },
+        "norm_eps": sizes["layer_norm_eps"],
+        "entry": {
+            "_target_": "fusionkit.fusion.entry.Typed",
+            "_partial_": True,
+            "image_types": image_types,
+            "project": unchanged,
+        },
+        "pool": {"_target_": "fusionkit.fusion.pooling.DenseText", "_partial_": True},
+    }
+
+
+def task_config(task: str, source: Source, beginning: str, is_tied: bool) -> dict[str, Any]:
+    """What lies over the configuration of a task."""
+    if task in ("vqa", "nlvr2"):
+        return classifier("norm_gelu", source, beginning)
+    if task == "itm" and not is_tied:  # word-patch alignment, of the original release's pre-training
+        return {"alignment": {"_target_": "fusionkit.tasks.alignment.Alignment", "weight": 0.1, "image_prefix": 1}}
+    return {"tied": is_tied} if task == "mlm" else {}

@@ -1,0 +1,107 @@
+"""Published region features into a folder of npz files, one an image, as ``fusionkit.data.regions`` reads them."""
+
+import base64
+import binascii
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
+from fusionkit.errors import ConfigError, DataError
+
+# the columns of a line, by their number: bottom-up attention's own, and LXMERT's
+COLUMNS = {
+    6: ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features"),
+    10: (
+        *("image_id", "image_h", "image_w", "objects_id", "conf", "attrs_id", "attrs_conf"),
+        *("num_boxes", "boxes", "features"),
+    ),
+}
+LAYOUT = "bottom-up attention tsv"
+
+
+def convert_bottom_up(tsv: str, root: str, name: str = "%012d", limit: int | None = None) -> int:
+    """A tsv of bottom-up attention (one image a line; boxes and features in base64) -> ROOT/<name>.npz; gives their number.
+
+    ``name``   of an image's file, "%s" or the like being its id; COCO's own by default.
+    ``limit``  only so many images.
+    """
+    path, folder = _existing(tsv), Path(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for row in _rows(path):
+        if limit is not None and count == limit:
+            break
+        _save(folder, name, row, path)
+        count += 1
+    if not count:
+        raise DataError(f"{path} is empty; expected the {LAYOUT} layout")
+    return count
+
+
+def convert_uniter(lmdb: str, root: str) -> int:
+    """UNITER's lmdb of region features -> ROOT/<its key>, whose values are npz files already; gives their number."""
+    store, folder = Path(lmdb), Path(root)
+    if not is_lmdb(store):
+        below = sorted(str(found.parent) for found in store.glob("*/data.mdb"))
+        hint = f"; did you mean {below[0]}?" if below else "; give a folder with data.mdb"
+        raise ConfigError(f"lmdb={lmdb} is no lmdb{hint}")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = lmdb_keys(store)
+    for name in names:
+        (folder / Path(name).name).with_suffix(".npz").write_bytes(stored_bytes(store / name))
+    return len(names)
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise DataError(f"tsv={path}: no such file; give a tsv of bottom-up attention")
+    return Path(path)
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, str]]:
+    csv.field_size_limit(2**31 - 1)  # the features of an image are one field
+    with path.open(newline="") as file:
+        for number, values in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
+            if len(values) not in COLUMNS:
+                wanted = " or ".join(map(str, COLUMNS))
+                raise DataError(f"line {number} of {path} has {len(values)} columns; {LAYOUT} has {wanted}")
+            yield dict(zip(COLUMNS[len(values)], values, strict=True))
+
+
+def _save(folder: Path, name: str, row: Mapping[str, str], path: Path) -> None:
+    count, *size = (_whole(row, column, path) for column in ("num_boxes", "image_w", "image_h"))
+    boxes = _array(row, "boxes", count, path) / np.array(size * 2, dtype=np.float32)
+    arrays: dict[str, Any] = {
+        "features": _array(row, "features", count, path).astype(np.float16),
+        "norm_bb": np.concatenate([boxes, boxes[:, 2:] - boxes[:, :2]], axis=1),
+        "size": np.array(size),
+    }
+    if "conf" in row:
+        arrays["conf"] = _array(row, "conf", count, path)[:, 0]
+    np.savez(folder / f"{_file_name(name, row['image_id'])}.npz", **arrays)
+
+
+def _whole(row: Mapping[str, str], column: str, path: Path) -> int:
+    if not row[column].isdigit():
+        raise DataError(f"the {column} of image {row['image_id']} in {path} is '{row[column]}', but has to be a number")
+    return int(row[column])
+
+
+def _array(row: Mapping[str, str], column: str, count: int, path: Path) -> np.ndarray[Any, Any]:
+    try:
+        return np.frombuffer(base64.b64decode(row[column]), dtype=np.float32).reshape(count, -1)
+    except (ValueError, binascii.Error) as error:
+        raise DataError(
+            f"the {column} of image {row['image_id']} in {path} are no {count} rows of numbers ({error})"
+        ) from error
+
+
+def _file_name(name: str, image_id: str) -> str:
+    try:
+        return name % (int(image_id) if image_id.isdigit() else image_id)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"name={name} cannot hold the image id '{image_id}' ({error}); try name=%s") from error

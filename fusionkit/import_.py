@@ -1,0 +1,36 @@
+"""``fusionkit import FAMILY=PATH [key=value ...]``: a published checkpoint as one of ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.app import run_app
+from fusionkit.cli import Command
+from fusionkit.config import check_arguments, group_choices
+from fusionkit.errors import ConfigError, suggest
+
+OWN = ("path", "output", "tokenizer")  # the other keys are the family's
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The ``import`` command."""
+    families = group_choices("import")
+    named = [text for text in arguments if text.partition("=")[0] in families]
+    if len(named) != 1:
+        first = next((text.partition("=")[0] for text in arguments if not text.startswith("-")), "")
+        raise ConfigError(f"fusionkit import needs one FAMILY=PATH, not '{first}'; {suggest(first, families)}")
+    family, _, path = named[0].partition("=")
+    others = [text for text in arguments if text not in named]
+    command = Command("import a checkpoint", "fusionkit.import_:import_checkpoint", (), "import")
+    return run_app("import", command, [f"import={family}", f"path='{path}'", f"output=outputs/{family}", *others])
+
+
+def import_checkpoint(config: DictConfig) -> None:
+    """Write the folder ``config.output`` from ``config.path``, and say what is in it."""
+    options = OmegaConf.masked_copy(config, [str(key) for key in config if key not in OWN])
+    check_arguments(options)
+    from fusionkit.checkpoints.write import import_into
+
+    print(import_into(Path(config.output), config.path, instantiate(options), config.tokenizer))

@@ -1,0 +1,135 @@
+"""Where a text looks in an image: cross-attention, and GradCAM on it (ALBEF). For weak grounding and for pictures.
+
+Put the model in evaluation mode first. Any fusion that provides "attention" will do; ``layer`` counts its cross-attention layers
+from 0, None is the middle one (of six the third, ALBEF's choice).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fusionkit.encoders.image import as_grid
+from fusionkit.errors import ConfigError
+from fusionkit.fusion.layers import Attention, attention_weights
+from fusionkit.model import VisionLanguageModel
+from fusionkit.negatives.pool import take
+from fusionkit.types import Fused, Tokens
+
+Score = Callable[[Fused], Tensor]  # of T fused pairs, (T,): what GradCAM explains, such as the logit of a match
+
+
+@torch.no_grad()
+def attention_maps(
+    model: VisionLanguageModel, image: Tokens, text: Tokens, image_index: Tensor, layer: int | None = None
+) -> Tensor:
+    """What each text token gives to each token of its image in one layer, (T, L, N), mean over the heads, sum 1."""
+    _, weights = _watched_fusion(model, image, text, image_index, layer)
+    return weights.float().mean(dim=1)
+
+
+def gradcam(
+    model: VisionLanguageModel,
+    score: Score,
+    image: Tokens,
+    text: Tokens,
+    image_index: Tensor,
+    layer: int | None = None,
+) -> Tensor:
+    """How much each attention of a text token to an image token speaks for the score, (T, L, N), 0 at padding (ALBEF).
+
+    Attention times the positive part of the score's gradient with respect to it, mean over the heads.
+    """
+    assert text.mask is not None
+    with torch.inference_mode(False), torch.enable_grad():
+        fused, weights = _watched_fusion(model, image, text, image_index, layer)
+        (gradient,) = torch.autograd.grad(score(fused).sum(), weights)
+    maps = (weights.detach() * gradient.clamp(min=0)).float().mean(dim=1)
+    return maps * text.mask[..., None]
+
+
+def over_words(maps: Tensor, text_mask: Tensor) -> Tensor:
+    """One map a phrase (T, N): the mean of (T, L, N) over its tokens."""
+    weights = text_mask.to(maps.dtype)[..., None]
+    return (maps * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def on_grid(model: VisionLanguageModel, maps: Tensor) -> Tensor:
+    """Maps (T, N) over the tokens of pixels as pictures (T, side, side), without the tokens that stand for no place."""
+    return as_grid(maps[:, model.image_encoder.num_prefix_tokens :])
+
+
+def best_rectangles(maps: Tensor, alpha: float) -> Tensor:
+    """The rectangle of cells with most of a map (T, side, side) by sum / area ** alpha: corners (T, 4) in 0..1."""
+    side = maps.shape[1]
+    sums = F.pad(maps.double().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))  # (T, side + 1, side + 1)
+    first, last = torch.triu_indices(side + 1, side + 1, offset=1, device=maps.device)  # where a span begins and ends
+    rows = sums[:, last] - sums[:, first]  # (T, spans, side + 1)
+    inside = rows[:, :, last] - rows[:, :, first]  # (T, spans of rows, spans of columns)
+    lengths = (last - first).double()
+    best = (inside / (lengths[:, None] * lengths) ** alpha).flatten(1).argmax(dim=1)
+    down, across = best // len(first), best % len(first)
+    return torch.stack([first[across], first[down], last[across], last[down]], dim=1).to(maps.dtype) / side
+
+
+def best_proposal(map: Tensor, proposals: Tensor, size: tuple[int, int], alpha: float) -> int:
+    """The number of the proposal (P, 4), xywh in pixels of an image of that width and height, that holds most of a map.
+
+    By the sum of the map (side, side), made as large as the image, over area ** alpha (ALBEF's grounding evaluation).
+    """
+    width, height = size
+    large = F.interpolate(map[None, None].float(), size=(height, width), mode="bicubic")[0, 0]
+    scores = []
+    for x, y, w, h in proposals.tolist():
+        scores.append(large[int(y) : int(y + h), int(x) : int(x + w)].sum() / max(w * h, 1) ** alpha)
+    return int(torch.stack(scores).argmax())
+
+
+def _watched_fusion(
+    model: VisionLanguageModel, image: Tokens, text: Tokens, image_index: Tensor, layer: int | None
+) -> tuple[Fused, Tensor]:
+    """The fused texts and the weights (T, H, L, N) of a layer; each text has an image row of its own, so that rows agree."""
+    attention = _layer(model, layer)
+    image, text = _copied(take(image, image_index)), _copied(text)
+    if torch.is_grad_enabled():
+        image.embeds.requires_grad_()  # so that a frozen fusion has gradients too
+    with _watching(attention) as seen:
+        fused = model.fuse(model.fusion.prepare(image), text, torch.arange(len(text.embeds), device=image_index.device))
+    return fused, seen[0]
+
+
+def _copied(tokens: Tokens) -> Tokens:
+    """Tokens that may have gradients: what was made in inference mode may not."""
+    mask = None if tokens.mask is None else tokens.mask.clone()
+    return Tokens(tokens.embeds.clone(), mask, tokens.pooled.clone())
+
+
+def _layer(model: VisionLanguageModel, layer: int | None) -> Attention:
+    if "attention" not in model.fusion.provides:
+        raise ConfigError(f"{type(model.fusion).__name__} has no cross-attention of the text to the image to look at")
+    layers = model.fusion.cross_attentions()
+    number = (len(layers) - 1) // 2 if layer is None else layer
+    if not 0 <= number < len(layers):
+        raise ConfigError(
+            f"layer is {layer}, but {type(model.fusion).__name__} has {len(layers)} cross-attention layers; give 0 to "
+            f"{len(layers) - 1}, or null for the middle one"
+        )
+    return layers[number]
+
+
+@contextmanager
+def _watching(attention: Attention) -> Iterator[list[Tensor]]:
+    """Collects the weights (B, H, L, N) that a layer computes, call by call."""
+    seen: list[Tensor] = []
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+        seen.append(attention_weights(query, key, mask))
+        return seen[-1].to(value.dtype) @ value
+
+    usual, attention.attend = attention.attend, attend
+    try:
+        yield seen
+    finally:
+        attention.attend = usual

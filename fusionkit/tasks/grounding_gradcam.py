@@ -1,0 +1,94 @@
+"""Weak grounding: boxes from matching alone, which no box label has taught (ALBEF)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusionkit import saliency
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.model import VisionLanguageModel
+from fusionkit.negatives import Negatives
+from fusionkit.tasks.base import Records, Scorer
+from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.itm import ITM
+from fusionkit.types import Dims, Encoded, Fused, Regions
+
+
+class GradCAMGrounding(ITM):
+    """Trains matching of referring expressions with their images; the box is where GradCAM finds the reasons of a match.
+
+    A box is scored by its sum of the map / area ** ``alpha``. The boxes are those of ``proposals``, a json file {image id:
+    [[x, y, w, h], ...]} in pixels (a detector's, as ALBEF takes); None: all rectangles of grid cells. Region features bring
+    their own boxes, of which the one with the highest value is given.
+    ``layer``  the cross-attention layer, from 0; None: the middle one.
+    """
+
+    needs = frozenset({"pooled", "attention"})
+    reads = "expressions"
+
+    def __init__(
+        self,
+        dims: Dims,
+        negatives: Negatives | None = None,
+        texts_per_image: int | None = None,
+        layer: int | None = None,
+        alpha: float = 0.5,
+        proposals: str | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        super().__init__(dims, negatives, texts_per_image, scorer=scorer)
+        self.layer, self.alpha = layer, alpha
+        self.proposals = None if proposals is None else _read_proposals(Path(proposals))
+
+    def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """{"sent_id", "bbox"}: left, top, width, height in pixels of the annotation's image size."""
+        rows = self._rows(batch)
+        if not rows["ids"]:
+            return []
+        text, index = encoded.text[self.reads], rows["image_index"]
+        maps = saliency.gradcam(model, self._match, encoded.image, text, index, self.layer)
+        assert text.mask is not None
+        boxes = self._boxes(model, batch, saliency.over_words(maps, text.mask))
+        return [{"sent_id": i, "bbox": box} for i, box in zip(rows["ids"], boxes.tolist(), strict=True)]
+
+    def _match(self, fused: Fused) -> Tensor:
+        return self.head(fused.pooled)[:, 1]
+
+    def _boxes(self, model: VisionLanguageModel, batch: CaptionBatch, maps: Tensor) -> Tensor:
+        """xywh in pixels (T, 4), for maps (T, N) over the image tokens."""
+        images, index = model.images_of(batch), self._rows(batch)["image_index"]
+        sizes = batch["image_sizes"][index]
+        if isinstance(images, Regions):
+            corners = images.positions[index, maps.argmax(dim=1), :4]
+        elif self.proposals is not None:
+            return self._proposed(batch, saliency.on_grid(model, maps), index, sizes)
+        else:
+            corners = saliency.best_rectangles(saliency.on_grid(model, maps), self.alpha)
+        corners = corners * sizes.repeat(1, 2)
+        return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+
+    def _proposed(self, batch: CaptionBatch, maps: Tensor, index: Tensor, sizes: Tensor) -> Tensor:
+        assert self.proposals is not None
+        chosen = []
+        for map, image, (width, height) in zip(maps, index.tolist(), sizes.int().tolist(), strict=True):
+            image_id = batch["image_ids"][image]
+            if not (boxes := self.proposals.get(str(image_id))):
+                raise DataError(f"the proposals of task.grounding_gradcam have no box for image {image_id}; add some")
+            boxes = torch.tensor(boxes, device=maps.device)[:, :4]
+            chosen.append(boxes[saliency.best_proposal(map, boxes, (width, height), self.alpha)])
+        return torch.stack(chosen)
+
+
+def _read_proposals(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ConfigError(f"task.grounding_gradcam.proposals: no such file {path}; give a json file, or null")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not complete JSON ({error}); download it again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a {type(content).__name__}; expected {{image id: [[x, y, width, height], ...]}}")
+    return content
