@@ -22,6 +22,7 @@ from tests.distributed.ranks import (
     TwoObjectives,
     balance_in_steps,
     contrast_inputs,
+    evaluating,
     matching_batch,
 )
 from tests.toys import choices
@@ -104,6 +105,22 @@ def test_negatives_of_all_ranks_are_those_of_one_process_on_the_joint_batch(run)
                     assert ranked[fusion][name] is None, name
                 else:
                     torch.testing.assert_close(ranked[fusion][name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_two_ranks_writes_what_one_process_writes(run, tmp_path):
+    (tmp_path / "alone").mkdir()
+    alone = evaluating(tmp_path / "alone")
+    first, second = run("evaluating")
+    assert (first["world"], second["world"], alone["world"]) == ((0, 2), (1, 2), (0, 1))
+    assert first["metrics"] == alone["metrics"]
+    assert second["metrics"] == {}
+    assert first["metrics"]["toy/counted"] == 24  # each caption once, though 12 images are 3 batches
+    names = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*") if path.is_file()]
+    assert len([name for name in names if name.suffix in (".json", ".jsonl", ".pt")]) == 2 + 5 + 3
+    for name in names:
+        if name.suffix in (".json", ".jsonl") or name.name.startswith("logits_"):
+            assert (tmp_path / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
 
 
 @pytest.mark.slow

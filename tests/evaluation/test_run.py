@@ -157,6 +157,10 @@ def data(tmp_path):
 
 @pytest.fixture
 def tasks():
+    return all_tasks()
+
+
+def all_tasks():
     return {
         "itc": Contrast(RETRIEVAL),
         "itm": Matching(MATCHING),
