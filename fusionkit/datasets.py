@@ -29,5 +29,5 @@ def write(config: DictConfig) -> Any:
         if OmegaConf.is_missing(config, key):
             raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
     check_arguments(config)
-    count: int | None = instantiate(config)
-    print(f"wrote {config.root}" if count is None else f"wrote {count} files to {config.root}")
+    count, root = instantiate(config), str(config.root)
+    print(f"wrote {root}" if count is None else f"wrote {count} files to {root}")

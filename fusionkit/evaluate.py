@@ -115,5 +115,6 @@ def score(
     if rank() > 0:
         return metrics
     print_scores(metrics)
-    print(f"scores: {folder}/metrics.json   answers: {folder}/predictions   pictures: {folder}/gallery")
+    pictures = f"   pictures: {folder}/gallery" if (folder / "gallery").exists() else ""
+    print(f"scores: {folder}/metrics.json   answers: {folder}/predictions{pictures}")
     return metrics

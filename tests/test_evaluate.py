@@ -4,9 +4,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from fusionkit.errors import DataError
 from fusionkit.evaluate import check_files
+from fusionkit.training.restore import forget_files
 
 
 def parts_of(files: dict[str, bool]) -> Any:
@@ -28,6 +30,17 @@ def test_a_folder_that_lacks_one_source_says_how_to_evaluate_the_others() -> Non
     assert str(caught.value).startswith("source vqa: vqa.json does not exist; ")
     assert str(caught.value).endswith("sources=[coco,refcoco]")
     check_files(parts, {"coco": ["itc"]}, ["val"])
+
+
+def test_the_files_that_a_training_started_from_are_not_needed_again() -> None:
+    queue = {"pool": {"_target_": "fusionkit.negatives.Queue"}}  # it has state, so it stays
+    tasks = {"itm": {"negatives": {"file": "hard.json"}}, "other": {"negatives": queue}, "mlm": {}}
+    towers = {"image_encoder": {"pretrained": True}, "text_encoder": {"pretrained": "bert"}}
+    config = OmegaConf.create({**towers, "task": tasks})
+    forget_files(config, {"model_type": "bert"})
+    assert config.image_encoder.pretrained is False
+    assert config.text_encoder.pretrained is None
+    assert config.task == {"itm": {"negatives": None}, "other": {"negatives": queue}, "mlm": {}}
 
 
 def test_the_only_source_cannot_be_left_out() -> None:

@@ -67,10 +67,14 @@ def test_fusion_starts_from_the_text_encoders_upper_layers():
 
 
 @pytest.mark.parametrize(
-    ("fusion", "message"),
-    [(MergedAttention, "cannot start from text layers"), (CrossAttention, "fusion.num_layers=2")],
+    ("fusion", "options", "message"),
+    [
+        (MergedAttention, {}, "cannot start from text layers"),
+        (CrossAttention, {}, "fusion.num_layers=2"),
+        (CrossAttention, {"num_layers": 2, "num_heads": 2}, "fusion.num_heads=4"),
+    ],
 )
-def test_upper_layers_that_do_not_fit_are_refused(fusion, message):
+def test_upper_layers_that_do_not_fit_are_refused(fusion, options, message):
     text = text_encoder(num_layers=1, give_upper_layers=True)
     with pytest.raises(ConfigError, match=message):
-        assemble(image_encoder(), text, lambda **s: fusion(**s, num_layers=3, num_heads=4))
+        assemble(image_encoder(), text, lambda **s: fusion(**s, **{"num_layers": 3, "num_heads": 4} | options))

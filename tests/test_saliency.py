@@ -69,7 +69,7 @@ def test_the_gradient_is_that_of_the_score_with_respect_to_the_attention():
             return (weights + added) @ value
 
         attention.attend = attend
-        single = saliency._copied(saliency.take(parts[0], parts[2]))
+        single = saliency._copied(parts[0].take(parts[2]))
         fused = model.fuse(model.fusion.prepare(single), parts[1], torch.arange(len(parts[2])))
         return task._match(fused)[row].item()
 

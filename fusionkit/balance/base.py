@@ -76,10 +76,10 @@ class Balancer(nn.Module):
         given = stacked.new_tensor([weights[name] for name in self.objectives])
         used = given * self.factors(stacked, step)
         loss = (used * stacked).sum() + self.penalty(given)
-        return Balanced(loss, weight_metrics(self.objectives, used) | self.gradient_metrics(stacked, step))
+        return Balanced(loss, weight_metrics(self.objectives, used) | self.read_gradients(stacked, step))
 
-    def gradient_metrics(self, losses: Tensor, step: Step) -> dict[str, Tensor]:
-        """Norms and cosines of the unweighted objectives' gradients, on the steps that log them."""
+    def read_gradients(self, losses: Tensor, step: Step) -> dict[str, Tensor]:
+        """Look at the gradients of the unweighted objectives on the steps that log them; gives their norms and cosines."""
         if not is_on_cadence(step.number, step.is_first, self.gradients_every_n_steps):
             return {}
         gram = inner_products(gradient_matrix(losses, step.shared()))

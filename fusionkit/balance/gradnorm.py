@@ -61,10 +61,10 @@ class GradNorm(Balancer):
             self.used_factors.copy_(self.next_factors)
         return self.used_factors.clone()
 
-    def gradient_metrics(self, losses: Tensor, step: Step) -> dict[str, Tensor]:
+    def read_gradients(self, losses: Tensor, step: Step) -> dict[str, Tensor]:
         """Move the factors, where it is time; the gradients are then logged for nothing."""
         if not is_on_cadence(step.number, step.is_first, self.every_n_steps):
-            return super().gradient_metrics(losses, step)
+            return super().read_gradients(losses, step)
         gram = inner_products(gradient_matrix(losses, self._chosen(step)))
         self._move(mean_over_ranks(losses.detach().float()), gram.diagonal().clamp(min=0).sqrt())
         return relation_metrics(self.objectives, gram)

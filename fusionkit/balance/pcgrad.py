@@ -50,7 +50,7 @@ class PCGrad(Balancer):
         """Flat gradients (K, N) of the first ``shared`` parameters, averaged over the ranks, and this rank's sum for the rest."""
         matrix = losses.new_empty(len(losses), sum(parameter.numel() for parameter in parameters[:shared]))
         rest = [torch.zeros_like(parameter) for parameter in parameters[shared:]]
-        for row, loss in zip(matrix.detach(), losses.unbind(), strict=True):
+        for row, loss in zip(matrix, losses.unbind(), strict=True):
             found = gradients(loss, parameters)
             flatten_into(row, found[:shared])
             rest = [total + gradient for total, gradient in zip(rest, found[shared:], strict=True)]

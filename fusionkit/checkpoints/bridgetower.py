@@ -97,7 +97,7 @@ def plan(
         },
         keys=[*keys_of(prefix, seen, words, both), *renamed(HEADS), *decoder],
         left_out=LEFT_OUT,
-        added=NO_CONTRAST if prefix else {**NO_CONTRAST, **NO_HEAD},
+        added=NO_CONTRAST if prefix else NO_HEAD,
         ids=ids,
         tokenizer="roberta-base",
     )

@@ -80,7 +80,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         },
         keys=keys_of(sizes, "" if is_bare else "lxmert."),
         left_out=LEFT_OUT,
-        added={**NO_CONTRAST, **NO_HEAD} if is_bare else NO_CONTRAST,
+        added=NO_HEAD if is_bare else NO_CONTRAST,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "answer_head.logit_fc.3.weight")) if heads else (),
     )

@@ -9,7 +9,17 @@ from typing import Any
 from fusionkit.checkpoints.base import Key, Plan, reshaped
 from fusionkit.checkpoints.bert import CROSS_ATTENTION, POSITION_IDS, text_config, text_encoder
 from fusionkit.checkpoints.clip import image_tower, resize_table
-from fusionkit.checkpoints.runs import NO_CONTRAST, answers_of, classifier, groups_of, layers, renamed, rows, run_of
+from fusionkit.checkpoints.runs import (
+    NO_CONTRAST,
+    NO_HEAD,
+    answers_of,
+    classifier,
+    groups_of,
+    layers,
+    renamed,
+    rows,
+    run_of,
+)
 from fusionkit.checkpoints.source import Source
 from fusionkit.fusion.bert import BERT_LAYER
 
@@ -67,7 +77,8 @@ def plan(
     answers: str | None = None,
 ) -> Plan:
     """What a checkpoint of METER is, by the heads it has; sizes of the three parts by transformers' names."""
-    heads = {task: name for task, name in HEADS.items() if source.has(name)}
+    found = {task: name for task, name in HEADS.items() if source.has(name)}
+    heads = found or {"itm": ""}
     tasks = {task: task_config(task, source, name) for task, name in heads.items()}
     words = text_config(text, text["num_hidden_layers"])
     words["config"] |= {"model_type": text["model_type"], "pad_token_id": ids["pad"]}
@@ -85,7 +96,7 @@ def plan(
         },
         keys=keys_of(image, text, fusion),
         left_out=LEFT_OUT,
-        added=NO_CONTRAST,
+        added=NO_CONTRAST if found else NO_HEAD,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight")) if "vqa" in heads else (),
         tokenizer="roberta-base" if text["model_type"] == "roberta" else "bert-base-uncased",

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from fusionkit.checkpoints.build import Network, build_network
 from fusionkit.errors import DataError
 from fusionkit.training.artifacts import tokenizer_from
-from fusionkit.training.restore import forget_weights, load_weights, read_checkpoint
+from fusionkit.training.restore import forget_files, load_weights, read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def from_pretrained(path: str | Path) -> Pretrained:
     artifacts = checkpoint["fusionkit"]
     config = OmegaConf.create(artifacts["config"])
     assert isinstance(config, DictConfig)
-    forget_weights(config, json.loads(artifacts["text_encoder"]))
+    forget_files(config, json.loads(artifacts["text_encoder"]))
     files = artifacts["tokenizer"]
     tokenizer = tokenizer_from(files) if files else None
     words = tokenizer if tokenizer is not None else artifacts.get("ids")

@@ -103,7 +103,7 @@ def classifier(kind: str, source: Source, beginning: str, eps: float = 1e-5) -> 
 
 def answers_of(source: Source, path: str | None, count: int) -> tuple[str, ...]:
     """The answers by id: of a json list or map of answer to id, of the labels that transformers saved, or numbers as text."""
-    labels = (source.config or {}).get("id2label", {})
+    labels = {str(number): label for number, label in (source.config or {}).get("id2label", {}).items()}
     if path is not None:
         content = read_json(Path(path))
         answers = content.get("answers") or sorted(content, key=content.__getitem__)
@@ -135,7 +135,8 @@ NO_CONTRAST: Mapping[
     "model.text_projection.bias": torch.zeros,
     "model.temperature": lambda shape: torch.full(shape, 0.07),
 }
-NO_HEAD: Mapping[str, Callable[[torch.Size], Tensor]] = {  # of a bare network, which is given a matching head to train
+NO_HEAD: Mapping[str, Callable[[torch.Size], Tensor]] = {  # a bare network is given a matching head to train
     "tasks.itm.head.weight": started,
     "tasks.itm.head.bias": torch.zeros,
+    **NO_CONTRAST,
 }

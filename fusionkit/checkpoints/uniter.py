@@ -15,6 +15,7 @@ from fusionkit.checkpoints.bert import POSITION_IDS, lm_head, text_config
 from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
+    NO_HEAD,
     WORDS,
     answers_of,
     classifier,
@@ -83,6 +84,8 @@ def plan(
         task = "entailment" if outputs == ENTAILMENT_LABELS else "vqa"
         tasks[task] = classifier("gelu_norm", source, "vqa_output.", eps=bert["layer_norm_eps"])
         keys += [Key("vqa_output.", f"tasks.{task}.head.")]
+    is_bare = not tasks
+    tasks = tasks or {"itm": {}}
     if "mrm" in tasks:
         keys += [Key("uniter.img_embeddings.mask_embedding.weight", "tasks.mrm.filling", change=last_row)]
     return Plan(
@@ -106,7 +109,7 @@ def plan(
         },
         keys=keys,
         left_out=POSITION_IDS | RANKING | ({} if "mrm" in tasks else HIDING),
-        added=NO_CONTRAST,
+        added=NO_HEAD if is_bare else NO_CONTRAST,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "vqa_output.3.weight")) if "vqa" in tasks else (),
         tokenizer="bert-base-cased",

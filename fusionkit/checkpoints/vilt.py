@@ -3,7 +3,7 @@
 Checkpoints of github.com/dandelin/ViLT, and the folders that transformers' Vilt classes save.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,22 +85,17 @@ TRANSFORMERS_HEADS = {  # by class: the task, and the names of its head
     "ViltForImageAndTextRetrieval": ("itm", {}),
     "ViltModel": ("itm", {}),
 }
-LEFT_OUT = POSITION_IDS | {
-    r"mpp_score\..*": "masked patch prediction, which no published recipe uses",
-}
+LEFT_OUT = POSITION_IDS | {r"mpp_score\..*": "masked patch prediction, which no published recipe uses"}
 RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
 
 
 def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
     """What a checkpoint of ViLT is; ``sizes`` by transformers' names, ``answers`` a json file with its answer list."""
     sizes = sizes_of(sizes, source)
-    is_saved = (
-        source.config is not None
-    )  # by transformers, which has one epsilon for all norms, and ties the MLM decoder
+    is_saved = source.config is not None  # by transformers: one epsilon for all norms, and a tied MLM decoder
     keys, heads = saved_keys(source, sizes) if is_saved else keys_of(source, sizes)
     text_eps = sizes["layer_norm_eps"] if is_saved else sizes["text_layer_norm_eps"]
     tasks = {name: task_config(name, source, beginning, is_tied=is_saved) for name, beginning in heads.items()}
-    (types,) = (name for name in source.state if name.endswith("token_type_embeddings.weight") and "text" not in name)
     return Plan(
         family="vilt",
         release="transformers' ViLT" if is_saved else "github.com/dandelin/ViLT",
@@ -112,12 +107,12 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
             | {name: sizes[name] for name in ("hidden_size", "patch_size", "image_size")}
             | {"max_patches": sizes["max_image_length"] if sizes["max_image_length"] > 0 else None},
             "text_encoder": text_config(sizes | {"layer_norm_eps": text_eps}, num_layers=0),
-            "fusion": fusion_config(sizes, image_types=rows(source, types) - 1),
+            "fusion": fusion_config(sizes, image_types=rows(source, types_name(keys)) - 1),
             "task": tasks,
         },
         keys=keys,
         left_out=LEFT_OUT if is_saved else LEFT_OUT | RANKING,
-        added=NO_CONTRAST if source.has("vilt.") or not is_saved else {**NO_CONTRAST, **NO_HEAD},
+        added=NO_CONTRAST if any(heads.values()) or source.has("rank_output.") else NO_HEAD,
         ids=ids,
         answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight")) if "vqa" in heads else (),
     )
@@ -126,7 +121,8 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
 def keys_of(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
     """The names of the original release, and the heads that are there: task and beginning of its names."""
     blocks = layers(BLOCK, sizes["num_hidden_layers"], "transformer.blocks.{}.", "model.fusion.blocks.{}.")
-    return renamed(NAMES) + blocks, {task: name for task, name in HEADS.items() if source.has(name)}
+    heads = {task: name for task, name in HEADS.items() if source.has(name)}
+    return renamed(NAMES) + blocks, heads or {"itm": ""}
 
 
 def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
@@ -137,6 +133,11 @@ def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dic
     blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
     ranking = [Key("rank_output.", "tasks.itm.head.", change=as_match)]
     return renamed(TRANSFORMERS_NAMES, prefix) + blocks + renamed(head) + ranking, {task: next(iter(head), "")}
+
+
+def types_name(keys: Sequence[Key]) -> str:
+    """The published name of the embeddings of the modalities' types."""
+    return next(key.theirs for key in keys if key.ours == "model.fusion.entry.types")
 
 
 def as_match(row: Tensor, shape: torch.Size) -> Tensor:

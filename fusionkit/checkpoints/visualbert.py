@@ -68,7 +68,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         },
         keys=keys_of(sizes, "" if is_bare else "visual_bert.", is_vqa),
         left_out=POSITION_IDS | (POOLER if is_vqa else {}),
-        added={**NO_CONTRAST, **NO_HEAD} if is_bare else NO_CONTRAST,
+        added=NO_HEAD if is_bare else NO_CONTRAST,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "cls.weight")) if is_vqa else (),
     )

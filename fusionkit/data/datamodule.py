@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate
 from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData, image_paths
-from fusionkit.data.images import CachedImages, ImageFiles, has_pixels
+from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
 from fusionkit.data.loader import Loader
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample
@@ -187,10 +187,13 @@ class DataModule(LightningDataModule):
         return self.finish if self.sources[source].regions is None else as_found
 
     def feature_size(self, source: str, role: str) -> int | None:
-        """The width of a role's region features, read off its first image; None for a source of pixels."""
+        """The width of a role's region features, read off its first image; None for pixels, and where that image is corrupt."""
         if self.sources[source].regions is None:
             return None
-        return self._images(source, role, 0).load(0).image.features.shape[1]
+        try:
+            return self._images(source, role, 0).load(0).image.features.shape[1]
+        except CorruptImage:  # the data set replaces it, or says so
+            return None
 
     def _collate(self, source: str, samples: Sequence[Sample]) -> Collate:
         settings = self.sources[source]

@@ -50,9 +50,9 @@ class SnliVE:
         gold = row["gold_label"]
         if gold not in LABELS:
             raise DataError(f"pair {row['pairID']} of {path} has the gold_label '{gold}'; {suggest(gold, LABELS)}")
-        votes = Counter(row["annotator_labels"]) if self.labels == "soft" else Counter([gold])
-        total = sum(votes[label] for label in LABELS)
-        return {"gold_label": gold} | {label: votes[label] / total for label in LABELS}
+        said = [label for label in row["annotator_labels"] if label in LABELS] if self.labels == "soft" else []
+        votes = Counter(said or [gold])  # some annotators gave no label, of a few pairs none did
+        return {"gold_label": gold} | {label: votes[label] / votes.total() for label in LABELS}
 
 
 def _image_id(row: dict[str, Any]) -> int:

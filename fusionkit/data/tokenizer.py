@@ -17,6 +17,9 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 """In BERT's order, so that [PAD] has the index 0."""
 
 
+STAND_INS = {"cls": ("bos",), "sep": ("eos",), "mask": ("unk",)}
+
+
 def build_tokenizer(texts: Iterable[str], directory: Path) -> None:
     """Write the tokenizer of `word_tokenizer` to a directory for `load_tokenizer`; equal texts give equal files."""
     word_tokenizer(texts).save_pretrained(directory)
@@ -47,7 +50,8 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
     """A fast tokenizer from a directory or by its hub name.
 
-    Raises ConfigError where there is none, or where it lacks word numbers or one of BERT's special tokens.
+    One with other names for BERT's special tokens, such as CLIP's, which has no mask, gets them by ``STAND_INS``.
+    Raises ConfigError where there is none, or where it lacks word numbers or one of these tokens still.
     """
     name = str(name_or_directory)
     if Path(name).exists() and not any((Path(name) / file).exists() for file in ("tokenizer.json", "vocab.txt")):
@@ -62,8 +66,16 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
             "check the path, or download it once and give its folder"
         ) from error
+    for token, others in STAND_INS.items():
+        given = next((getattr(tokenizer, f"{name}_token") for name in (token, *others) if _has(tokenizer, name)), None)
+        if given is not None:
+            setattr(tokenizer, f"{token}_token", given)
     missing = [token for token in SPECIAL_TOKENS if getattr(tokenizer, f"{token}_token_id") is None]
     if missing or not tokenizer.is_fast:
         lack = f"has no {' and no '.join(missing)} token" if missing else "is not a fast tokenizer"
         raise ConfigError(f"tokenizer: '{name}' {lack}; choose a BERT-like tokenizer such as bert-base-uncased")
     return tokenizer
+
+
+def _has(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
+    return getattr(tokenizer, f"{name}_token_id") is not None

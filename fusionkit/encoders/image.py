@@ -106,7 +106,7 @@ class TimmEncoder(PixelEncoder):
         self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
         self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
         self.top_layers, self.hidden_size = top_layers, top_layers * self.hidden_size
-        self.last_norm = nn.Identity()
+        self.last_norm: Any = nn.Identity()
         if before_norm:
             self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
         if frozen:
@@ -185,7 +185,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
         raise ConfigError(f"image_encoder.name '{name}' is no timm model; {suggest(name, near[:40])}")
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:  # timm asserts, for one, that the heads divide the width
         raise ConfigError(f"image_encoder: timm's {name} does not take one of {sorted(options)} ({error})") from error
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0]

@@ -60,11 +60,16 @@ class Images:
     """Image states (by row of the pairing) that stay where the encodings are: on disk, or in the system's cache of it."""
 
     def __init__(self, parts: Sequence[tuple[list[Any], Tokens]], rows: dict[Any, int]) -> None:
-        self.places = {rows[key]: (tokens, at) for ids, tokens in parts for at, key in enumerate(ids) if key in rows}
+        self.places = {
+            rows[key]: (tokens, torch.tensor([at]))
+            for ids, tokens in parts
+            for at, key in enumerate(ids)
+            if key in rows
+        }
 
     def take(self, rows: Tensor) -> Tokens:
         """The states of some rows (B,), shorter ones padded."""
-        return _join([_row(*self.places[row]) for row in rows.tolist()])
+        return _join([tokens.take(at) for tokens, at in (self.places[row] for row in rows.tolist())])
 
     @property
     def widest(self) -> int:
@@ -204,11 +209,6 @@ def _bytes(value: Any) -> int:
 
 def _mask(tokens: Tokens) -> Tensor:
     return tokens.embeds.new_ones(tokens.embeds.shape[:2]) if tokens.mask is None else tokens.mask
-
-
-def _row(tokens: Tokens, at: int) -> Tokens:
-    mask = None if tokens.mask is None else tokens.mask[at : at + 1]
-    return Tokens(tokens.embeds[at : at + 1], mask, tokens.pooled[at : at + 1])
 
 
 def _to(tokens: Tokens, device: torch.device) -> Tokens:

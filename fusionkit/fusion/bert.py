@@ -55,7 +55,7 @@ class PostNormBlock(nn.Module):
 def copy_bert_layers(layers: Sequence[nn.Module], text_layers: Sequence[nn.Module]) -> None:
     """Copy self-attention and feed-forward of a text encoder's BERT layers into as many layers of a fusion.
 
-    Raises ConfigError where their number or sizes differ.
+    Raises ConfigError where their number, heads or sizes differ.
     """
     if len(text_layers) != len(layers):
         raise ConfigError(
@@ -63,9 +63,15 @@ def copy_bert_layers(layers: Sequence[nn.Module], text_layers: Sequence[nn.Modul
             f"from; set fusion.num_layers={len(text_layers)} or text_encoder.give_upper_layers=false"
         )
     for layer, source in zip(layers, text_layers, strict=True):
-        for ours, theirs in BERT_LAYER.items():
+        heads: Any = layer.get_submodule("self_attention").num_heads
+        theirs: Any = source.get_submodule("attention.self").num_attention_heads
+        if heads != theirs:
+            raise ConfigError(
+                f"fusion.num_heads is {heads}, but the text encoder's layers have {theirs}; set fusion.num_heads={theirs}"
+            )
+        for ours, name in BERT_LAYER.items():
             own: Any = layer.get_submodule(ours)
-            given: Any = source.get_submodule(theirs)
+            given: Any = source.get_submodule(name)
             if own.weight.shape != given.weight.shape:
                 raise ConfigError(
                     f"fusion: {ours} is {tuple(own.weight.shape)}, but the text encoder's layers have "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.co_attention import ImageSide, SelfThenCross
 from fusionkit.fusion.entry import Typed
-from fusionkit.fusion.layers import Grouping
+from fusionkit.fusion.layers import Attention, Grouping, stack
 from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
 
@@ -27,7 +27,7 @@ class Bridge(nn.Module):
                  as there are layers, of which each is led its own, or 1, led to all.
     """
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Bridge(nn.Module):
         self.entry: Any = entry(image_size // bridged, text_size // bridged, size)
         self.image_types: int = self.entry.image_types
         width = intermediate_size or 4 * size
-        self.layers: Any = nn.ModuleList(SelfThenCross(size, num_heads, width, dropout, eps) for _ in range(num_layers))
+        self.layers = stack(num_layers, lambda _: SelfThenCross(size, num_heads, width, dropout, eps))
         self.text_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
         self.image_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
         self.pool: Any = pool(size)
@@ -85,6 +85,9 @@ class Bridge(nn.Module):
     def _each(self, led: list[Tensor]) -> list[Tensor]:
         """What each layer is led."""
         return led if self.bridged > 1 else led * len(self.layers)
+
+    def cross_attentions(self) -> list[Attention]:
+        return [layer.text_attention for layer in self.layers]
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last layer's streams end in what is read of them."""

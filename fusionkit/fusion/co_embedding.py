@@ -44,9 +44,7 @@ class CoEmbedding(nn.Module):
         return Tokens(states, mask, image.pooled)
 
     def forward(self, memory: Tokens, text: Tokens, image_index: Tensor) -> Fused:
-        size = memory.embeds.shape[1]
-        image_mask = None if memory.mask is None else memory.mask[image_index]
-        image = memory._replace(embeds=memory.embeds[image_index], mask=image_mask)
+        size, image = memory.embeds.shape[1], memory.take(image_index)
         states = torch.cat([image.embeds, self.project_text(text.embeds) + self.type_embeddings[0]], dim=1)
         mask = joint_mask(text, image)
         for block in self.blocks:

@@ -97,16 +97,23 @@ class GatedCrossAttention(nn.Module):
         return [layer.cross_attention.project(image.embeds, image.mask) for layer in self.cross_layers]
 
     def forward(self, memory: list[KeyValue], text: Tokens, image_index: Tensor) -> Fused:
+        states, _ = self.extend(memory, text, image_index, None)
+        return Fused(pooled=states[:, 0], text=states)
+
+    def extend(
+        self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
+    ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
         grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
-        tokens = packing.pack(text.embeds)
-        for number, layer in enumerate(self.layers):
+        tokens, kept = packing.pack(text.embeds), []
+        pasts: Sequence[KeyValue | None] = past or [None] * len(self.layers)
+        for number, (layer, earlier) in enumerate(zip(self.layers, pasts, strict=True)):
             if number % self.cross_every == 0:
                 place = number // self.cross_every
                 tokens = self.cross_layers[place](tokens, memory[place], grouping, packing)
-            tokens = layer(tokens, text.mask, packing)
-        states = packing.unpack(tokens)
-        return Fused(pooled=states[:, 0], text=states)
+            tokens, own = layer.extend(tokens, text.mask, earlier, packing)
+            kept.append(own)
+        return packing.unpack(tokens), kept
 
     def cross_attentions(self) -> list[Attention]:
         return [layer.cross_attention for layer in self.cross_layers]

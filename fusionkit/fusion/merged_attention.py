@@ -88,17 +88,12 @@ class MergedAttention(nn.Module):
             states, kept = self._run_both(memory, text, image_index)
             return states[:, memory.embeds.shape[1] :], kept
         assert text.mask is not None
-        image = self._take(memory, image_index)
-        image_columns = image_mask(text.mask, image)[:, None].expand(-1, text.embeds.shape[1], -1)
+        image_columns = image_mask(text.mask, memory.take(image_index))[:, None].expand(-1, text.embeds.shape[1], -1)
         return self._run(self.entry.text(text.embeds), torch.cat([image_columns, text.mask], dim=2), past)
 
     def _run_both(self, memory: Tokens, text: Tokens, image_index: Tensor) -> tuple[Tensor, list[KeyValue]]:
-        image = self._take(memory, image_index)
+        image = memory.take(image_index)
         return self._run(torch.cat([image.embeds, self.entry.text(text.embeds)], dim=1), joint_mask(text, image), None)
-
-    def _take(self, memory: Tokens, image_index: Tensor) -> Tokens:
-        mask = None if memory.mask is None else memory.mask[image_index]
-        return memory._replace(embeds=memory.embeds[image_index], mask=mask)
 
     def _run(self, states: Tensor, mask: Tensor, past: list[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
         """States (T, M, D) after the blocks and the norm, and the keys and values of each block."""

@@ -161,12 +161,6 @@ class Queue(Pool):
             raise ConfigError(f"negatives.pool.embed_size: the model's is {feats.shape[1]}; set it to that")
 
 
-def take(tokens: Tokens, rows: Tensor) -> Tokens:
-    """The tokens of some rows."""
-    mask = None if tokens.mask is None else tokens.mask[rows]
-    return Tokens(tokens.embeds[rows], mask, tokens.pooled[rows])
-
-
 def lengthen(tokens: Tokens, length: int) -> Tokens:
     """Tokens with a mask padded to a length; those that are longer stay as they are."""
     assert tokens.mask is not None

@@ -8,7 +8,7 @@ from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
-from fusionkit.negatives.pool import EMPTY, take
+from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
@@ -50,7 +50,7 @@ class ITM(Task[CaptionBatch]):
         candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
         wrong_image, wrong_text = self._draw(model, batch, encoded, candidates, rows, teacher)
         (images, texts), targets = join_pairs(index[rows], rows, wrong_image, wrong_text, candidates)
-        text, (memory, places) = take(candidates.text, texts), prepared(model, candidates, images)
+        text, (memory, places) = candidates.text.take(texts), prepared(model, candidates, images)
         fused = model.fuse(memory, text, places)
         logits = self.head(fused.pooled)
         loss = masked_cross_entropy(logits, targets)
@@ -160,7 +160,7 @@ def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -
     if candidates.memory is not None:
         return candidates.memory, rows
     used, places = rows.unique(return_inverse=True) if len(rows) else (rows.new_zeros(1), rows)
-    return model.fusion.prepare(take(candidates.image, used)), places
+    return model.fusion.prepare(candidates.image.take(used)), places
 
 
 def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:

@@ -8,7 +8,6 @@ from fusionkit.errors import ConfigError
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
-from fusionkit.negatives.pool import take
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.mlm import fixed_choice
@@ -89,7 +88,7 @@ class MRM(Task[CaptionBatch]):
         hidden = model.image_encoder.hide(model.images_of(batch), chosen, self.filling)
         memory = model.fusion.prepare(model.encode_image(hidden))
         index = batch["captions"]["image_index"][rows]
-        fused = model.fuse(memory, take(encoded.text[self.reads], rows), index).image
+        fused = model.fuse(memory, encoded.text[self.reads].take(rows), index).image
         assert fused is not None
         text, token = chosen[index].nonzero(as_tuple=True)
         return fused[text, token], (index[text], token)

@@ -61,7 +61,7 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
         OmegaConf.update(config, "data.prepare", None, force_add=True)
     check_objectives(config)
     check_arguments(config)
-    forget_weights(config, json.loads(artifacts["text_encoder"]))
+    forget_files(config, json.loads(artifacts["text_encoder"]))
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
     restored: dict[str, Any] = {"answers": AnswerVocabulary(answers)} if answers else {}
     if tokenizer is not None:
@@ -71,8 +71,8 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
     return parts
 
 
-def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
-    """Build the encoders empty: their weights are in the checkpoint."""
+def forget_files(config: DictConfig, text_config: Mapping[str, Any]) -> None:
+    """Build without the files that the training started from: the weights are in the checkpoint, and no negative is drawn."""
     with open_dict(config):
         image, text = config.image_encoder, config.text_encoder
         for key, value in (("pretrained", False), ("weights", None), ("match_by_order", False)):
@@ -80,6 +80,9 @@ def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
                 image[key] = value
         if text.get("pretrained"):
             text.update(pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
+        for task in config.task.values():
+            if "file" in (task.get("negatives") or {}):
+                task.negatives = None
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:

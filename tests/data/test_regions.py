@@ -143,6 +143,14 @@ def test_a_data_module_gives_regions_and_boxes(tmp_path: Path) -> None:
     assert toy_model(regions=True).image_encoder.reads == data.sources["boxes"].images
 
 
+def test_a_corrupt_first_image_does_not_stop_the_check_of_widths(tmp_path: Path) -> None:
+    data = region_data(tmp_path)
+    (tmp_path / "regions" / f"{1:012d}.npz").write_bytes(b"nonsense")
+    assert data.feature_size("told", "train") is None
+    with pytest.raises(DataError, match=r"cannot be read .* evaluation needs every image"):
+        next(iter(data.eval_loader("told", "train")))
+
+
 def test_a_box_needs_a_size_to_refer_to(tmp_path: Path) -> None:
     data = region_data(tmp_path, size=False)
     next(iter(data.eval_loader("told", "train")))  # captions need none

@@ -30,9 +30,10 @@ def test_hypotheses_are_grouped_by_photo(tmp_path):
 
 
 def test_soft_labels_are_the_annotators_shares(tmp_path):
-    samples = make_reader(tmp_path, pair(1, 11, votes=("entailment",) * 3 + ("neutral", "")), labels="soft").read("dev")
-    facts = samples[0].texts["hypotheses"][0].facts
-    assert facts == {"gold_label": "entailment", "contradiction": 0.0, "neutral": 0.25, "entailment": 0.75}
+    rows = [pair(1, 11, votes=("entailment",) * 3 + ("neutral", "")), pair(2, 11, votes=("",))]
+    voted, silent = make_reader(tmp_path, *rows, labels="soft").read("dev")[0].texts["hypotheses"]
+    assert voted.facts == {"gold_label": "entailment", "contradiction": 0.0, "neutral": 0.25, "entailment": 0.75}
+    assert silent.facts == {"gold_label": "entailment", "contradiction": 0.0, "neutral": 0.0, "entailment": 1.0}
 
 
 @pytest.mark.parametrize(

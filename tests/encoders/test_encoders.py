@@ -6,8 +6,10 @@ import torch
 from transformers import BertConfig, BertModel
 
 from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.errors import ConfigError, DataError
+from tests.toys import toy_regions
 
 BERT = {
     "model_type": "bert",
@@ -38,6 +40,17 @@ def test_any_timm_layout_becomes_tokens_that_all_get_gradient(name, options, tok
     assert out.pooled.shape == (2, encoder.hidden_size)
     (out.embeds.square().sum() + out.pooled.square().sum()).backward()
     assert not [n for n, p in encoder.named_parameters() if p.grad is None]
+
+
+def test_regions_become_tokens_and_padding_is_not_pooled():
+    encoder = RegionEncoder(12, 8, dropout=0.0)
+    regions = toy_regions(3)
+    tokens = encoder(regions)
+    assert tokens.embeds.shape == (3, 6, 8)
+    for row, count in enumerate(regions.mask.sum(dim=1).tolist()):
+        torch.testing.assert_close(tokens.pooled[row], tokens.embeds[row, :count].mean(dim=0))
+    moved = regions._replace(positions=regions.positions + 0.1)
+    assert not torch.equal(encoder(moved).embeds, tokens.embeds)
 
 
 def test_feature_map_is_read_row_by_row():
@@ -114,6 +127,8 @@ def test_a_causal_mask_is_obeyed():
         (lambda: TimmEncoder("test_resnet", pool="cls"), ConfigError, "image_encoder.pool=mean"),
         (lambda: TimmEncoder("test_vit", weights="none.pth"), DataError, "none.pth"),
         (lambda: TimmEncoder("test_resnet", pool="mean", depth=3), ConfigError, "depth"),
+        (lambda: TimmEncoder("test_vit", num_heads=5), ConfigError, "num_heads"),
+        (lambda: RegionEncoder(9, 8)(toy_regions(2)), ConfigError, "feature_size is 9, .* are 12 wide; set .*=12"),
         (lambda: TextEncoder(20, config={"hidden_size": 32}), ConfigError, "model_type"),
         (lambda: TextEncoder(20, config=BERT, num_layers=9), ConfigError, "num_layers"),
         (lambda: TextEncoder(20, pretrained="./nowhere"), DataError, "config.json"),

@@ -13,12 +13,12 @@ from fusionkit.checkpoints.source import Source
 from tests.parity.imported import planned
 
 CLASSES = {
-    "bridgetower": ["BridgeTowerForMaskedLM", "BridgeTowerForImageAndTextRetrieval"],
-    "clip": ["CLIPModel"],
-    "flava": ["FlavaForPreTraining"],
-    "lxmert": ["LxmertForPreTraining", "LxmertForQuestionAnswering"],
-    "vilt": ["ViltForMaskedLM", "ViltForQuestionAnswering", "ViltForImageAndTextRetrieval"],
-    "visualbert": ["VisualBertForPreTraining", "VisualBertForQuestionAnswering"],
+    "bridgetower": "BridgeTowerForImageAndTextRetrieval",
+    "clip": "CLIPModel",
+    "flava": "FlavaForPreTraining",
+    "lxmert": "LxmertForPreTraining",
+    "vilt": "ViltForMaskedLM",
+    "visualbert": "VisualBertForPreTraining",
 }
 LAYERS = {"transformer.blocks": 12, "uniter.encoder.layer": 12}
 TIED = ("cls.predictions.decoder.weight", "feat_regress.weight")
@@ -37,23 +37,21 @@ def covers(family: str, source: Source) -> None:
     assert max(t.numel() for t in expected.values()) > 1e7
 
 
-@pytest.mark.parametrize(("family", "name"), [(family, name) for family, names in CLASSES.items() for name in names])
+@pytest.mark.parametrize(("family", "name"), CLASSES.items())
 def test_transformers_own_defaults(family, name):
     """The defaults of transformers' configurations are the base models; and so are ours, where a folder says nothing."""
-    config = getattr(transformers, name).config_class()
+    detector = (
+        {"visual_embedding_dim": 2048} if family == "visualbert" else {}
+    )  # transformers' default is no published one
+    config = getattr(transformers, name).config_class(**detector)
     with torch.device("meta"):
         model = getattr(transformers, name)(config)
     state = {n: t for n, t in model.named_parameters() if not n.startswith("image_codebook")}
-    sections = ("text_config", "vision_config", "image_config", "multimodal_config")
-    for given in (
-        config.to_dict(),
-        {n: v for n, v in config.to_dict().items() if n not in sections and n == "id2label"},
-    ):
-        covers(family, Source(Path(name), state, given | {"architectures": [name]}, ""))
+    covers(family, Source(Path(name), state, {"architectures": [name]}, ""))
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("name", ["vilt_tiny", "uniter_tiny", "uniter_vqa_tiny", "uniter_re_tiny", "uniter_nlvr2_tiny"])
+@pytest.mark.parametrize("name", ["vilt_tiny", "uniter_tiny"])
 def test_original_releases(reference, name):
     """The fixture's names with as many layers as the base model has, and its sizes."""
     family = name.split("_")[0]

@@ -5,8 +5,11 @@ import torch
 import transformers
 from torch import nn
 
+from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.checkpoints.write import import_into
+from fusionkit.errors import DataError
 from fusionkit.types import Regions
-from tests.parity.imported import close, imported, text_rows
+from tests.parity.imported import close, imported, planned, text_rows
 
 WIDTH, VOCABULARY, FEATURES = 32, 60, 12
 SIZES = {
@@ -244,3 +247,29 @@ def test_bridgetower(name, tmp_path, pixels):
         close(words(network, fused), out.logits)
     else:
         close(network.tasks["itm"].head(fused.pooled), out.logits)
+
+
+@torch.no_grad()
+def test_the_command_writes_what_from_pretrained_gives_back(tmp_path):
+    """From the folder that transformers saved to ours, and from there the same numbers bit by bit."""
+    sizes = {"l_layers": 1, "x_layers": 1, "r_layers": 1, "visual_feat_dim": FEATURES, "num_qa_labels": 7}
+    saved(transformers.LxmertForQuestionAnswering(transformers.LxmertConfig(**SIZES, **sizes)), tmp_path / "theirs")
+    network, *_ = imported("lxmert", tmp_path / "theirs", {})
+    told = import_into(tmp_path / "ours", str(tmp_path / "theirs"), planned("lxmert", {}))
+    assert "every published tensor is accounted for" in told
+    again = from_pretrained(tmp_path / "ours")
+    logits = []
+    for each in (network, again):
+        rows = texts()
+        _, _, fused = fuse(each, regions(), rows)
+        logits.append(each.tasks["vqa"].head(fused.pooled))
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("family", ["bridgetower", "clip", "flava", "lxmert", "meter", "uniter", "vilt", "visualbert"])
+def test_a_foreign_checkpoint_is_told_in_one_sentence(family, tmp_path):
+    saved(transformers.BertModel(transformers.BertConfig(**SIZES, **LAYERS)), tmp_path / "bert")
+    with pytest.raises(DataError) as caught:
+        import_into(tmp_path / "ours", str(tmp_path / "bert"), planned(family, {}))
+    assert str(tmp_path / "bert") in str(caught.value)
+    assert not (tmp_path / "ours").exists()

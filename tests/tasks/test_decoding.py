@@ -25,9 +25,9 @@ IMAGES = 3
 
 
 def causal_fusions() -> list[str]:
-    """The fusions that offer causality; there have to be the two that keep keys and values."""
+    """The fusions that offer causality; there have to be the three that keep keys and values."""
     names = [name for name in choices("fusion") if "causal" in toy_fusion(name)(image_size=8, text_size=8).provides]
-    assert {"cross_attention", "merged_attention"} <= set(names)
+    assert {"cross_attention", "gated_cross_attention", "merged_attention"} <= set(names)
     return names
 
 
