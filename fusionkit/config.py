@@ -54,6 +54,7 @@ class EvaluateConfig:
     split: Any = None
     sources: Any = None
     output_dir: str | None = None
+    devices: Any = MISSING
     data: Any = MISSING
     evaluation: Any = MISSING
     trainer: Any = MISSING

@@ -1,5 +1,7 @@
 """Collectives over the ranks of a run; each is the identity where there is one process. Imports torch only."""
 
+import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -20,6 +22,27 @@ def world_size() -> int:
 def is_running() -> bool:
     """Whether there is a process group to talk to."""
     return dist.is_available() and dist.is_initialized()
+
+
+def join() -> None:
+    """Where this process was started as one of several (``RANK``, ``WORLD_SIZE``), join the others to evaluate with them.
+
+    They meet rarely, to put records together, so a rank may wait long for one that is slower.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_running():
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+
+
+def leave() -> None:
+    """Go on alone: afterwards there is one process, rank 0 of 1."""
+    if is_running():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
 
 
 def gather_with_grad(x: Tensor) -> Tensor:

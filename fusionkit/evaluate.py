@@ -5,14 +5,16 @@ from pathlib import Path
 
 import torch
 from lightning import seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.benchmarking import evaluate_benchmarks
-from fusionkit.cli import STORED
+from fusionkit.cli import STORED, load
 from fusionkit.config import EvaluateConfig, check_top_level
+from fusionkit.distributed import join, rank, world_size
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
+from fusionkit.rank import run_in_ranks
 from fusionkit.training.folder import require_writable
 from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
 from fusionkit.training.module import active_objectives
@@ -20,7 +22,22 @@ from fusionkit.training.restore import load_parts
 
 
 def evaluate(config: DictConfig) -> None:
-    """Score a checkpoint."""
+    """Score a checkpoint, in as many processes as ``config.devices``."""
+    share("fusionkit.evaluate:evaluate_share", config)
+
+
+def share(job: str, config: DictConfig) -> None:
+    """Do a job ("module:function") on the configuration, here or in several processes that share it."""
+    if not isinstance(config.devices, int) or config.devices < 1:
+        raise ConfigError(f"devices is {config.devices}, but has to be a number of processes from 1 up")
+    if config.devices == 1:
+        load(job)(config)
+    else:
+        run_in_ranks(job, config, config.devices)
+
+
+def evaluate_share(config: DictConfig) -> None:
+    """Score a checkpoint together with the other processes, if there are any."""
     parts, folder = restore(config)
     if config.get("benchmark"):
         return evaluate_benchmarks(config, parts, folder, device_of(parts))
@@ -36,6 +53,7 @@ def restore(config: DictConfig) -> tuple[Parts, Path]:
     What the run itself would write goes to its folder; anything else to ``evaluation`` in it, so that it replaces nothing.
     """
     check_top_level(config, EvaluateConfig)
+    join()
     overrides = {name: config[name] for name in STORED}
     if config.get("benchmark"):
         overrides["data"] = {"root": "."} | dict(config.data)  # nothing of the run's own data is read
@@ -46,6 +64,9 @@ def restore(config: DictConfig) -> tuple[Parts, Path]:
     is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
     folder = Path(config.output_dir or (home if is_own else home / "evaluation"))
     require_writable(folder)
+    options = parts.config.evaluation.options
+    if options.get("cache") is None:
+        OmegaConf.update(options, "cache", str(home / "cache"), force_add=True)
     return parts, folder
 
 
@@ -77,8 +98,15 @@ def check_files(parts: Parts, objectives: Mapping[str, Iterable[str]], roles: Se
 
 
 def device_of(parts: Parts) -> torch.device:
-    """The device that the checkpoint's trainer, or the command line's, would use."""
-    return bare_trainer(parts.config, devices=1, strategy="auto").strategy.root_device
+    """The device that the checkpoint's trainer, or the command line's, would use; of several GPUs each process has one."""
+    device = bare_trainer(parts.config, devices=1, strategy="auto").strategy.root_device
+    if device.type != "cuda":
+        return device
+    if rank() >= torch.cuda.device_count():
+        raise ConfigError(
+            f"devices={world_size()}, but there are {torch.cuda.device_count()} GPUs; give devices=that many"
+        )
+    return torch.device("cuda", rank())
 
 
 def score(
@@ -89,6 +117,8 @@ def score(
         module.to(device)
     options = evaluation_options(parts.config)
     metrics = evaluate_run(parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles)
+    if rank() > 0:
+        return metrics
     print_scores(metrics)
     pictures = f"   pictures: {folder}/gallery" if (folder / "gallery").exists() else ""
     print(f"scores: {folder}/metrics.json   answers: {folder}/predictions{pictures}")

@@ -3,7 +3,8 @@
 from omegaconf import DictConfig
 
 from fusionkit.benchmarking import predict_benchmarks
-from fusionkit.evaluate import check_files, chosen_roles, chosen_sources, device_of, restore
+from fusionkit.distributed import rank
+from fusionkit.evaluate import check_files, chosen_roles, chosen_sources, device_of, restore, share
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.records import write_records
 from fusionkit.evaluation.run import splits_of
@@ -12,6 +13,11 @@ from fusionkit.training.module import active_objectives
 
 
 def predict(config: DictConfig) -> None:
+    """Predict, in as many processes as ``config.devices``."""
+    share("fusionkit.predict:predict_share", config)
+
+
+def predict_share(config: DictConfig) -> None:
     """Write ``predictions/<source>_<role>_<task>.jsonl`` for the chosen sources and roles."""
     parts, folder = restore(config)
     if config.get("benchmark"):
@@ -28,6 +34,8 @@ def predict(config: DictConfig) -> None:
         tasks = {name: parts.tasks[name] for name in objectives[source]}
         predictions = predict_source(parts.model, tasks, parts.datamodule, source, role, device, options)
         for name, records in predictions.items():
+            if rank() > 0:
+                break
             path = folder / "predictions" / f"{source}_{role}_{name}.jsonl"
             write_records(path, records)
             print(f"{len(records):,} predictions: {path}")

@@ -1,6 +1,6 @@
-"""``python -m fusionkit.rank CONFIG.yaml``: train on a saved configuration.
+"""``python -m fusionkit.rank MODULE:FUNCTION CONFIG.yaml``: do a job on a saved configuration.
 
-As one rank of a training on several devices, on the configuration of rank 0, or as one run of a sweep.
+As one of the processes that share it, on the configuration of rank 0, or as one run of a sweep.
 """
 
 import os
@@ -12,21 +12,23 @@ from tempfile import TemporaryDirectory
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.app import report
+from fusionkit.cli import load
 from fusionkit.config import register_resolvers
 from fusionkit.errors import UserError
 from fusionkit.mistakes import translate
 from fusionkit.training.ranks import start_ranks
 
 
-def train_in_ranks(config: DictConfig, count: int) -> None:
-    """Train in ``count`` processes, each on the same saved configuration; raises UserError where one of them fails.
+def run_in_ranks(job: str, config: DictConfig, count: int) -> None:
+    """Do a job ("module:function") in ``count`` processes, each on the same saved configuration.
 
-    A user's mistake, which most often every rank makes, is left by each in the folder and told once, here.
+    Raises UserError where one of them fails. A user's mistake, which most often every rank makes, is left by each in the
+    folder and told once, here.
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
         path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-        if code := start_ranks([sys.executable, "-m", "fusionkit.rank", str(path)], count):
+        if code := start_ranks([sys.executable, "-m", "fusionkit.rank", job, str(path)], count):
             failure = UserError(_told(Path(folder)) or _untold(code))
             failure.exit_code = abs(code)
             raise failure
@@ -39,23 +41,21 @@ def _told(folder: Path) -> str | None:
 
 def _untold(code: int) -> str:
     if code != -SIGKILL:
-        return "a rank of the training failed; its message stands above"
+        return "one of the processes failed; its message stands above"
     return (
-        "a rank of the training was killed, as the system does where memory runs out; lower data.sources.NAME.batch_size "
-        "or trainer.devices"
+        "one of the processes was killed, as the system does where memory runs out; lower data.sources.NAME.batch_size "
+        "or the number of devices"
     )
 
 
-def main(path: str) -> int:
-    """Train on a saved configuration; gives the exit code."""
-    from fusionkit.train import train
-
+def main(job: str, path: str) -> int:
+    """Do a job on a saved configuration; gives the exit code."""
     register_resolvers()
     config = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
     assert isinstance(config, DictConfig)
     OmegaConf.set_struct(config, True)
     try:
-        train(config)
+        load(job)(config)
     except Exception as error:
         mistake = translate(error)
         if mistake is None or os.environ.get("FUSIONKIT_TRACE") == "1" or "RANK" not in os.environ:
@@ -69,4 +69,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*sys.argv[1:]))

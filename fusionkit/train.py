@@ -9,9 +9,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fusionkit.config import TrainConfig, check_arguments, check_objectives, check_top_level
+from fusionkit.distributed import leave
 from fusionkit.errors import ConfigError
 from fusionkit.evaluate import score
-from fusionkit.rank import train_in_ranks
+from fusionkit.rank import run_in_ranks
 from fusionkit.training.folder import (
     check_folder,
     checkpoints,
@@ -44,7 +45,7 @@ def train(config: DictConfig) -> float | None:
             return None
     ranks = bare_trainer(config, callbacks=build_callbacks(config)).world_size
     if ranks > 1 and not is_rank():
-        train_in_ranks(config, ranks)
+        run_in_ranks("fusionkit.train:train", config, ranks)
         return None
     seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config)
@@ -63,6 +64,7 @@ def train(config: DictConfig) -> float | None:
         if is_main:
             print_run(parts, trainer)
         fit(trainer, module, parts)
+        leave()
         if trainer.is_global_zero and not config.trainer.fast_dev_run:
             evaluate(trainer, module, parts)
         mean = trainer.callback_metrics.get("val/mean")

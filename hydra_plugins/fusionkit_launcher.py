@@ -65,7 +65,7 @@ class ParallelLauncher(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
         share = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        command = [sys.executable, "-m", "fusionkit.rank", str(folder / "job.yaml")]
+        command = [sys.executable, "-m", "fusionkit.rank", "fusionkit.train:train", str(folder / "job.yaml")]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": share}
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode

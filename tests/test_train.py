@@ -59,7 +59,7 @@ def sentence(capsys: Capture) -> str:
 
 def test_a_run_leaves_its_files(world: Path) -> None:
     made = {path.name for path in (world / "first").iterdir()}
-    assert made == {"checkpoints", "config.yaml", "gallery", "logs", "metrics.json", "predictions", "samples"}
+    assert made == {"checkpoints", "config.yaml", "curves", "gallery", "logs", "metrics.json", "predictions", "samples"}
     metrics = json.loads((world / "first/metrics.json").read_text())
     for task in ("vqa_accuracy", "grounding_acc50", "itm_accuracy", "mlm_accuracy", "text_to_image_r1"):
         assert 0 <= metrics[f"shapes/{task}"] <= 100
@@ -142,6 +142,27 @@ def test_evaluate_gives_the_scores_of_the_run(world: Path) -> None:
     assert json.loads(path.read_text()) == pytest.approx(before)
 
 
+@pytest.mark.slow
+def test_two_processes_give_the_scores_and_answers_of_one_to_the_last_digit(world: Path, tmp_path: Path) -> None:
+    small = [
+        "data.sources.shapes.batch_size=7",
+        "evaluation.options.gallery=false",
+    ]  # neither batches nor images are even
+    for devices in (1, 2):
+        place = [f"output_dir={tmp_path}/{devices}", f"evaluation.options.cache={tmp_path}/cache{devices}"]
+        assert evaluate(world, f"devices={devices}", *small, *place) == 0
+    (alone, images), (shared, _) = ((tmp_path / name, (tmp_path / name).rglob("*.json*")) for name in "12")
+    names = [path.relative_to(alone) for path in images]
+    assert len(names) > 10
+    for name in names:
+        assert (shared / name).read_bytes() == (alone / name).read_bytes(), name
+    records = [json.loads(line) for line in (shared / "predictions/shapes_vqa.jsonl").open()]
+    assert len({record["question_id"] for record in records}) == len(records)
+    batches = list((tmp_path / "cache2").glob("shapes_test_*/batch_*"))
+    assert len(batches) % 2 == 1
+    assert len(batches) == len(list((tmp_path / "cache1").glob("shapes_test_*/batch_*")))
+
+
 def test_other_splits_are_scored_beside_the_run(world: Path) -> None:
     before = (world / "first/metrics.json").read_text()
     assert evaluate(world, "split=val", "evaluation.options.gallery=false", f"data.root={world}/shapes") == 0
@@ -205,6 +226,7 @@ def test_predict_writes_records_without_scores(world: Path, tmp_path: Path) -> N
     [
         (["data.rooot=x"], 2, "unknown key 'rooot' in data; did you mean 'root'?"),
         (["data.root=nowhere"], 1, "nowhere"),
+        (["devices=0"], 2, "devices is 0, but has to be a number of processes from 1 up"),
         (["split=tset"], 2, "did you mean 'test'?"),
         (["sources=[coco]"], 2, "the checkpoint has no source 'coco'; known: shapes"),
         (["evaluation.options.reranking.rule=x"], 2, "re-ranking rule 'x'"),

@@ -1,6 +1,6 @@
 """The one data module: any number of sources, read when first needed, mixed in every training step."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -139,14 +139,27 @@ class DataModule(LightningDataModule):
         """One loader for each source that has a "val" role."""
         return [self.eval_loader(name, "val") for name, source in self.sources.items() if "val" in source.splits]
 
-    def eval_loader(self, source: str, role: str) -> Loader:
-        """Every text of every image of a role once over all ranks, in order, not augmented."""
+    def eval_loader(self, source: str, role: str, numbers: Sequence[int] | None = None) -> Loader:
+        """Every text of every image of a role once over all ranks, in order, not augmented; or its batches of these numbers."""
         samples = self.samples(source, role)
         settings = self.sources[source]
         images = self._images(source, role, self.finish.size)
         data = EvalData(samples, images, settings.kinds, self._finishing(source))
-        batches = ShardBatches(len(samples), settings.batch_size, *self._place)
+        batches: Any = ShardBatches(len(samples), settings.batch_size, *self._place)
+        if numbers is not None:
+            every = list(batches)
+            batches = [every[number] for number in numbers]
         return Loader(data, batches, self._collate(source, samples), self.num_workers, persistent=False)
+
+    def identity(self, source: str, role: str) -> Iterator[str]:
+        """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
+        settings, finish = self.sources[source], self.finish
+        yield f"{source} {role} {settings.kinds} {settings.batch_size} {settings.max_length}"
+        yield f"{finish.size} {finish.scale.tolist()} {finish.shift.tolist()}"
+        yield str(sorted(self.tokenizer.get_vocab().items()))
+        for sample in self.samples(source, role):
+            files = [path.stat() for path in (sample.image, *sample.others) if path.exists()]
+            yield f"{sample} {[(file.st_size, file.st_mtime_ns) for file in files]}"
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches have been trained on, and what their order depends on."""

@@ -1,22 +1,28 @@
-"""Run the model over one split of a source and collect every task's records, in one pass over the images."""
+"""Run the model over one split of a source and collect every task's records, in one pass over the images.
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+Several processes take the batches in turns, each batch as one process would see it, and end with the records of all.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from fusionkit.data.sample import Sample
+from fusionkit.distributed import gather_objects, rank, world_size
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.evaluation.candidates import best
+from fusionkit.evaluation.encodings import Encodings, digest, encodings_in, weights_digest
+from fusionkit.evaluation.progress import Bar, Progress, show_progress
 from fusionkit.evaluation.records import Records
 from fusionkit.evaluation.reranking import Reranker, Reranking
-from fusionkit.evaluation.retrieval import Pairing, has_features, nearest, ranking_records, similarities
+from fusionkit.evaluation.retrieval import Pairing, has_features, list_records, similarities
 from fusionkit.tasks.base import Task
-from fusionkit.types import Batch, Regions, Tokens
+from fusionkit.types import Batch, Encoded, Regions, Tokens
 
 PRECISIONS = {
     **dict.fromkeys(("32-true", "32", "64-true"), None),
@@ -24,6 +30,7 @@ PRECISIONS = {
     **dict.fromkeys(("16-mixed", "16-true"), torch.float16),
 }
 RERANKED = "_reranked"  # suffix of a task's re-ranked predictions
+DEPTH = 100  # items that a ranking lists at least
 
 
 class Loader(Protocol):
@@ -47,19 +54,32 @@ class EvaluationData(Protocol):
 
     def samples(self, source: str, role: str) -> Sequence[Sample]: ...
 
-    def eval_loader(self, source: str, role: str) -> Loader:
-        """Every text of every image once, in the order of ``samples``."""
+    def eval_loader(self, source: str, role: str, numbers: Sequence[int] | None = None) -> Loader:
+        """Every text of every image once, in the order of ``samples``; or only the batches of these numbers."""
+        ...
+
+    def identity(self, source: str, role: str) -> Iterable[str]:
+        """What the batches are a function of, in words."""
         ...
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to evaluate; ``precision`` is spelt as Lightning spells it, ``quiet`` means no progress bar."""
+    """How to evaluate.
+
+    ``precision`` is spelt as Lightning spells it; ``quiet`` means no progress bar.
+    ``cache``   a folder in which the encoded batches of a split that is re-ranked stay, and the logits of its pairs, so that
+                a second or an interrupted evaluation of the same weights on the same data need not compute them again;
+                None: they are kept in a temporary one.
+    ``recipe``  what else than weights and data the encodings are a function of, such as the number of heads.
+    """
 
     reranking: Reranking = field(default_factory=Reranking)
     precision: str = "32-true"
     gallery: bool = True
     quiet: bool = False
+    cache: Path | str | None = None
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         if str(self.precision) not in PRECISIONS:
@@ -76,30 +96,103 @@ def predict_source(
     device: torch.device,
     options: EvaluationOptions,
 ) -> dict[str, Records]:
-    """The records of every task over one split, by task name; features come back ranked (``ranking_records``).
+    """The records of every task over one split, by task name; features come back ranked (``list_records``).
 
     With both an "itc" and an "itm" task the ranking of "itc" is there a second time, re-ranked, as "itc_reranked".
     """
     samples = datamodule.samples(source, role)
     pairing = Pairing.of(samples)
-    is_reranked = {"itc", "itm"} <= tasks.keys() and options.reranking.k > 0
-    reranker = Reranker(model, tasks["itm"], pairing, options.reranking, device) if is_reranked else None
-    loader = datamodule.eval_loader(source, role)
-    with _evaluating(model, tasks.values(), device, options), _progress(options) as progress:
-        predictions: dict[str, Records] = {name: [] for name in tasks}
-        bar = progress.add_task(f"{source} {role}", total=len(loader))
-        for batch in to_device(loader, device):
-            _predict_batch(model, tasks, batch, predictions, reranker)
-            progress.advance(bar)
+    is_reranked = {"itc", "itm"} <= tasks.keys() and options.reranking.k > 0 and bool(pairing.caption_ids)
+    folder = None
+    if is_reranked and options.cache is not None:
+        folder = cache_folder(model, tasks, datamodule, source, role, device, options)
+    with (
+        encodings_in(folder) if is_reranked else nullcontext() as encodings,
+        _evaluating(model, tasks.values(), device, options),
+        show_progress(options.quiet or rank() > 0) as progress,
+    ):
+        predictions = _predict_all(model, tasks, datamodule, source, role, device, encodings, progress)
         for name in [name for name, records in predictions.items() if has_features(records)]:
             sim = similarities(predictions[name], samples)
-            predictions[name] = ranking_records(sim, sim.T, pairing)
-            if reranker is not None and name == "itc":
-                pairs = int((nearest(sim, options.reranking.k) | nearest(sim.T, options.reranking.k).T).sum())
-                again = progress.add_task(f"{source} {role} re-ranking", total=pairs)
-                scores = reranker(sim, _image_tokens(model, loader, device), _advancing(progress, again))
-                predictions[name + RERANKED] = ranking_records(*scores, pairing)
+            depth = max(DEPTH, options.reranking.k)
+            rankings = best(sim, depth), best(sim.T, depth)
+            predictions[name] = list_records(*rankings, pairing)
+            if name == "itc" and encodings is not None:
+                count = len(datamodule.eval_loader(source, role))
+                reranker = Reranker(model, tasks["itm"], encodings, count, pairing, options.reranking, device)
+                again = reranker(sim, *rankings, Bar(progress, f"{source} {role} re-ranking"))
+                predictions[name + RERANKED] = list_records(*again, pairing)
     return predictions
+
+
+def cache_folder(
+    model: Any,
+    tasks: Mapping[str, Task[Any]],
+    datamodule: EvaluationData,
+    source: str,
+    role: str,
+    device: torch.device,
+    options: EvaluationOptions,
+) -> Path:
+    """Where the encodings of a split stay: a folder named after all that they are a function of."""
+    how = (str(options.precision), device.type, options.recipe, sorted({task.reads for task in tasks.values()}))
+    what = weights_digest(model, *tasks.values())
+    return Path(str(options.cache)) / f"{source}_{role}_{digest([what], how, datamodule.identity(source, role))}"
+
+
+def _predict_all(
+    model: Any,
+    tasks: Mapping[str, Task[Any]],
+    datamodule: EvaluationData,
+    source: str,
+    role: str,
+    device: torch.device,
+    encodings: Encodings | None,
+    progress: Progress,
+) -> dict[str, Records]:
+    """Every task's records of all batches, in the order of the batches, over all processes."""
+    count = len(datamodule.eval_loader(source, role))
+    own = range(rank(), count, world_size())
+    bar = Bar(progress, f"{source} {role}")
+    bar.begin(len(own), 0)
+    found: list[tuple[int, dict[str, Records]]] = []
+    batches = to_device(datamodule.eval_loader(source, role, own), device)
+    for number, batch in zip(own, batches, strict=True):
+        present = _present(tasks, batch)
+        kinds = sorted({task.reads for task in present.values() if task.encodes})
+        encoded = _encode(model, batch, kinds, number, encodings)
+        records = {name: task.predict(model, batch, encoded) for name, task in present.items()}
+        found.append((number, {name: [_unshared(record) for record in new] for name, new in records.items()}))
+        bar.advance(1)
+    every = sorted(gather_objects(found), key=lambda part: part[0])
+    assert [number for number, _ in every] == list(range(count)), "each batch is predicted once"
+    return {name: [record for _, part in every for record in part.get(name, ())] for name in tasks}
+
+
+def _encode(model: Any, batch: Batch, kinds: Sequence[str], number: int, encodings: Encodings | None) -> Encoded:
+    """The batch as the encoders see it, read where it was kept, and kept where it is to be."""
+    if encodings is None:
+        return model.encode(batch, kinds)
+    if not encodings.has(number):
+        encoded = model.encode(batch, kinds)
+        encodings.save(number, batch, encoded)
+        return encoded
+    _, kept = encodings.load(number)
+    image, feats, text, text_feats = (
+        _moved(part, batch["image_keys"].device) for part in (kept.image, kept.image_feats, kept.text, kept.text_feats)
+    )
+    return Encoded(image, model.fusion.prepare(image), feats, text, text_feats)
+
+
+def _present(tasks: Mapping[str, Task[Any]], batch: Batch) -> dict[str, Task[Any]]:
+    """The tasks whose texts the batch has."""
+    kinds = {kind for kind, rows in batch.items() if isinstance(rows, dict) and rows["ids"]}
+    return {name: task for name, task in tasks.items() if task.reads in kinds}
+
+
+def _unshared(record: dict[str, Any]) -> dict[str, Any]:
+    """With features of its own: a row of a matrix takes the whole matrix along to another process."""
+    return {**record, "feats": record["feats"].clone()} if "feats" in record else record
 
 
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -111,32 +204,9 @@ def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, Regions):
-        return Regions(*(_moved(part, device) for part in value))
+    if isinstance(value, Regions | Tokens):
+        return type(value)(*(_moved(part, device) for part in value))
     return {key: _moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
-
-
-def _predict_batch(
-    model: Any,
-    tasks: Mapping[str, Task[Any]],
-    batch: Batch,
-    predictions: dict[str, Records],
-    reranker: Reranker | None,
-) -> None:
-    """Encode the batch once and let every task whose texts it has add its records."""
-    kinds = {kind for kind, rows in batch.items() if isinstance(rows, dict) and rows["ids"]}
-    present = {name: task for name, task in tasks.items() if task.reads in kinds}
-    encoded = model.encode(batch, sorted({task.reads for task in present.values() if task.encodes}))
-    for name, task in present.items():
-        predictions[name] += task.predict(model, batch, encoded)
-    if reranker is not None and "itm" in present:
-        reranker.keep(batch, encoded)
-
-
-def _image_tokens(model: Any, loader: Iterable[Batch], device: torch.device) -> Iterator[tuple[Batch, Tokens]]:
-    """Encode all images a second time, when they are asked for."""
-    for batch in to_device(loader, device):
-        yield batch, model.encode_image(model.images_of(batch))
 
 
 @contextmanager
@@ -154,13 +224,3 @@ def _evaluating(
     finally:
         for module, mode in modes:
             module.train(mode)
-
-
-def _progress(options: EvaluationOptions) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, *times, console=Console(stderr=True), disable=options.quiet)
-
-
-def _advancing(progress: Progress, bar: Any) -> Callable[[int], None]:
-    return lambda count: progress.advance(bar, count)

@@ -1,16 +1,24 @@
-"""The model's part of two-stage retrieval: token states, kept or made anew, and the matching task's scores of pairs."""
+"""The model's part of two-stage retrieval: the matching task's logits of the nearest pairs, image by image."""
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusionkit.distributed import barrier, rank, world_size
 from fusionkit.errors import ConfigError, suggest
-from fusionkit.evaluation.retrieval import Pairing, rerank
-from fusionkit.types import Batch, Encoded, Tokens
+from fusionkit.evaluation.candidates import Candidates, Ranking, blocks, on_top
+from fusionkit.evaluation.encodings import Encodings
+from fusionkit.evaluation.progress import Bar
+from fusionkit.evaluation.records import write_atomically
+from fusionkit.evaluation.retrieval import Pairing
+from fusionkit.types import Tokens
 
 RULES = ("itm", "itm+cosine", "density_ratio")
 
@@ -22,8 +30,9 @@ class Reranking:
     ``k``            candidates a query; 0: no re-ranking.
     ``rule``         "itm": the logit of a match (ALBEF, X-VLM); "itm+cosine": plus the cosine, without temperature (BLIP);
                      "density_ratio": the log-odds of a match plus the cosine over the temperature (ours, the default).
-    ``chunk``        pairs scored at a time.
-    ``memory_bytes`` up to here image states are kept between the two stages; above, images are encoded a second time.
+    ``chunk``        pairs scored at a time, at most.
+    ``memory_bytes`` bounds the prepared images that are held at a time, and (by an estimate, ``WIDTHS``) what a fusion
+                     computes with the pairs scored at a time: both are fewer where states are large.
 
     Why "density_ratio": a classifier of matches against negatives has the log-odds log p(match) / q(negative) (noise
     contrastive estimation, Gutmann and Hyvärinen 2010). Hard negatives are drawn from the contrastive softmax, so q itself
@@ -36,6 +45,10 @@ class Reranking:
     chunk: int = 256
     memory_bytes: int = 2 * 2**30
 
+    WIDTHS = (
+        8  # of a token's state, that a layer holds for a pair: itself, query, key, value and a feed-forward of four
+    )
+
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ConfigError(f"unknown re-ranking rule '{self.rule}': {suggest(self.rule, RULES)}")
@@ -43,86 +56,129 @@ class Reranking:
             raise ConfigError("re-ranking needs k >= 0 (0 switches it off) and chunk >= 1")
 
 
-class Rows(NamedTuple):
-    """Token states and the rows of the pairing that they belong to, ascending."""
+class Images:
+    """Image states (by row of the pairing) that stay where the encodings are: on disk, or in the system's cache of it."""
 
-    rows: Tensor  # (B,)
-    tokens: Tokens
+    def __init__(self, parts: Sequence[tuple[list[Any], Tokens]], rows: dict[Any, int]) -> None:
+        self.places = {
+            rows[key]: (tokens, torch.tensor([at]))
+            for ids, tokens in parts
+            for at, key in enumerate(ids)
+            if key in rows
+        }
+
+    def take(self, rows: Tensor) -> Tokens:
+        """The states of some rows (B,), shorter ones padded."""
+        return _join([tokens.take(at) for tokens, at in (self.places[row] for row in rows.tolist())])
+
+    @property
+    def widest(self) -> int:
+        """Bytes of the largest image's states."""
+        return max(tokens.embeds[at].nbytes for tokens, at in self.places.values())
 
 
-class ImageWindow:
-    """Image states handed out in ascending order from a stream of batches; holds only those being asked for."""
+class Texts:
+    """Text states (by row of the pairing) packed end to end, without padding."""
 
-    def __init__(self, stream: Iterable[Rows]) -> None:
-        self.stream: Iterator[Rows] = iter(stream)
-        self.parts: list[Rows] = []
-        self.joined: Rows | None = None
+    def __init__(self, parts: Sequence[tuple[list[Any], Tokens]], rows: dict[Any, int]) -> None:
+        masks = [_mask(tokens).bool() for _, tokens in parts]
+        lengths = torch.cat([mask.sum(dim=1) for mask in masks])
+        order = torch.tensor([rows[key] for ids, _ in parts for key in ids]).argsort()
+        self.embeds = torch.cat([tokens.embeds[mask] for (_, tokens), mask in zip(parts, masks, strict=True)])  # (M, D)
+        self.pooled = torch.cat([tokens.pooled for _, tokens in parts])[order]
+        self.starts, self.lengths = (lengths.cumsum(0) - lengths)[order], lengths[order]
 
-    def take(self, wanted: Tensor) -> Tokens:
-        """Tokens of the ascending rows ``wanted`` (B,); no row may be below one that was asked for before."""
-        parts = [part for part in self.parts if part.rows[-1] >= wanted[0]]
-        while not parts or parts[-1].rows[-1] < wanted[-1]:
-            part = next(self.stream)
-            if len(part.rows) and part.rows[-1] >= wanted[0]:
-                parts.append(part)
-        if self.joined is None or len(parts) != len(self.parts) or parts[0] is not self.parts[0]:
-            self.parts = parts
-            self.joined = Rows(torch.cat([part.rows for part in parts]), _join([part.tokens for part in parts]))
-        return self.joined.tokens.take(torch.searchsorted(self.joined.rows, wanted))
+    def to(self, device: torch.device) -> None:
+        """Move all of them."""
+        for name, tensor in vars(self).items():
+            setattr(self, name, tensor.to(device))
+
+    def take(self, rows: Tensor) -> Tokens:
+        """The states of some rows (B,), padded to the longest."""
+        rows = rows.to(self.starts.device)
+        lengths = self.lengths[rows][:, None]
+        steps = torch.arange(int(lengths.max()), device=rows.device)[None]
+        mask = steps < lengths
+        places = torch.where(mask, self.starts[rows][:, None] + steps, self.starts[rows][:, None])
+        return Tokens(self.embeds[places], mask.long(), self.pooled[rows])
+
+    @property
+    def widest(self) -> int:
+        """Bytes of the longest text's states."""
+        return int(self.lengths.max()) * self.embeds[0].nbytes
 
 
 class Reranker:
-    """Keeps the token states of the first stage and scores candidates with ``matcher.score_pairs`` (a matching task).
+    """Scores the candidates of a contrastive ranking with ``matcher.score_pairs`` (a matching task).
 
-    Text states of all captions are kept on the CPU; image states as far as they fit into ``settings.memory_bytes``.
+    Candidates come image by image, so that an image's keys and values are projected once for all its captions. Processes
+    take the blocks of images in turns. Each block's logits go to a file at once, where a later run with the same
+    candidates finds them: what was interrupted goes on, and another rule costs nothing.
     """
 
-    def __init__(self, model: Any, matcher: Any, pairing: Pairing, settings: Reranking, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        matcher: Any,
+        encodings: Encodings,
+        batches: int,
+        pairing: Pairing,
+        settings: Reranking,
+        device: torch.device,
+    ) -> None:
         self.model, self.matcher, self.settings, self.device = model, matcher, settings, device
-        self.image_row = {image_id: row for row, image_id in enumerate(pairing.image_ids)}
-        self.caption_row = {caption_id: row for row, caption_id in enumerate(pairing.caption_ids)}
-        self.image_bytes = 0
-        self.images: list[Rows] = []
-        self.texts: list[Rows] = []
+        self.folder, kind = encodings.folder, matcher.reads
+        kept = [encodings.load(number) for number in range(batches)]
+        images = {image_id: row for row, image_id in enumerate(pairing.image_ids)}
+        captions = {caption_id: row for row, caption_id in enumerate(pairing.caption_ids)}
+        self.images = Images([(ids["image_ids"], encoded.image) for ids, encoded in kept], images)
+        texts = [(ids[kind]["ids"], encoded.text[kind]) for ids, encoded in kept if kind in encoded.text]
+        self.texts = Texts(texts, captions)
+        if self.texts.embeds.nbytes <= settings.memory_bytes:
+            self.texts.to(device)
+        share = settings.WIDTHS * (self.images.widest + self.texts.widest)
+        self.chunk = max(1, min(settings.chunk, settings.memory_bytes // share))
 
-    @property
-    def holds_images(self) -> bool:
-        """Whether all image states seen so far are kept."""
-        return self.image_bytes <= self.settings.memory_bytes
-
-    def keep(self, batch: Batch, encoded: Encoded) -> None:
-        """Keep the states of one batch."""
-        kind = self.matcher.reads
-        self.texts.append(_known(self.caption_row, batch[kind]["ids"], encoded.text[kind]))  # type: ignore[literal-required]
-        embeds = encoded.image.embeds
-        self.image_bytes += embeds.numel() * embeds.element_size()
-        if self.holds_images:
-            self.images.append(_known(self.image_row, batch["image_ids"], encoded.image))
-        else:
-            self.images.clear()
+    def images_at_once(self) -> int:
+        """How many prepared images the memory may hold, by the size of one."""
+        first = torch.tensor([min(self.images.places)])
+        prepared = self.model.fusion.prepare(_to(self.images.take(first), self.device))
+        return max(1, self.settings.memory_bytes // max(1, _bytes(prepared)))
 
     def __call__(
-        self, sim: Tensor, image_tokens: Iterable[tuple[Batch, Tokens]], advance: Callable[[int], None]
-    ) -> tuple[Tensor, Tensor]:
-        """``retrieval.rerank`` of sim (T, I), ordered as the pairing: text-to-image, image-to-text scores.
+        self, sim: Tensor, text_to_image: Ranking, image_to_text: Ranking, bar: Bar
+    ) -> tuple[Ranking, Ranking]:
+        """Both rankings of the cosines sim (T, I) with their first ``k`` items in the order of the rule's scores."""
+        candidates = Candidates.of(text_to_image, image_to_text, self.settings.k)
+        scores = self._combine(self.logits(candidates, bar), sim[candidates.text_rows, candidates.image_rows])
+        by_text, by_image = candidates.spread(scores.double())
+        return on_top(text_to_image, by_text), on_top(image_to_text, by_image)
 
-        ``image_tokens`` yields all batches with their image tokens again, in the same order, and is read where they
-        were not kept; ``advance`` is told how many pairs were scored.
-        """
-        order = torch.cat([part.rows for part in self.texts]).argsort()
-        texts = _join([part.tokens for part in self.texts]).take(order)
-        again = (_known(self.image_row, batch["image_ids"], tokens) for batch, tokens in image_tokens)
-        window = ImageWindow(self.images if self.holds_images else again)
+    def logits(self, candidates: Candidates, bar: Bar) -> Tensor:
+        """Logits (P, 2) of all candidates, [:, 1] for a match, of which this process computes its share."""
+        image_rows, text_rows = candidates.image_rows, candidates.text_rows
+        name = hashlib.blake2b(candidates.pairs.numpy().tobytes(), digest_size=10).hexdigest()
+        kept = open_logits(self.folder / f"logits_{name}", len(image_rows))
+        own = blocks(image_rows, self.chunk, self.images_at_once())[rank() :: world_size()]
+        missing = [block for block in own if kept[block].isnan().any()]
+        todo, share = (sum(block.stop - block.start for block in part) for part in (missing, own))
+        bar.begin(share, share - todo)
+        for block in missing:
+            kept[block] = self._score(image_rows[block], text_rows[block])
+            bar.advance(block.stop - block.start)
+        barrier()
+        return kept.clone()
 
-        def match(image_rows: Tensor, text_rows: Tensor) -> Tensor:
-            distinct, index = image_rows.unique(return_inverse=True)
-            memory = self.model.fusion.prepare(_to(window.take(distinct), self.device))
-            text = _to(_trim(texts.take(text_rows)), self.device)
-            logits = self.matcher.score_pairs(self.model, memory, text, index.to(self.device)).float().cpu()
-            advance(len(logits))
-            return self._combine(logits, sim[text_rows, image_rows])
-
-        return rerank(sim, match, self.settings.k, self.settings.chunk)
+    def _score(self, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+        """Logits (B, 2) of the pairs of a few images."""
+        distinct, index = image_rows.unique_consecutive(return_inverse=True)
+        memory = self.model.fusion.prepare(_to(self.images.take(distinct), self.device))
+        index, parts = index.to(self.device), text_rows.split(self.chunk)
+        logits = [
+            self.matcher.score_pairs(self.model, memory, _to(self.texts.take(rows), self.device), at)
+            for rows, at in zip(parts, index.split(self.chunk), strict=True)
+        ]
+        return torch.cat(logits).float().cpu()
 
     def _combine(self, logits: Tensor, cosine: Tensor) -> Tensor:
         """Scores (P,) of pairs from the matching logits (P, 2) and cosines (P,)."""
@@ -135,11 +191,24 @@ class Reranker:
                 return logits[:, 1] - logits[:, 0] + cosine / self.model.temperature.item()
 
 
-def _known(rows: dict[Any, int], ids: list[Any], tokens: Tokens) -> Rows:
-    """The tokens whose ids have rows, by ascending row, on the CPU."""
-    places = sorted((rows[item], at) for at, item in enumerate(ids) if item in rows)
-    at = torch.tensor([place for _, place in places], dtype=torch.int64, device=tokens.embeds.device)
-    return Rows(torch.tensor([row for row, _ in places], dtype=torch.int64), _to(tokens.take(at), torch.device("cpu")))
+def open_logits(path: Path, pairs: int) -> Tensor:
+    """The (P, 2) logits in a file that processes share, NaN where none are known yet; rank 0 makes the file."""
+    if rank() == 0 and not path.is_file():
+        write_atomically(path, lambda new: np.full((pairs, 2), np.nan, dtype=np.float32).tofile(new))
+    barrier()
+    return torch.from_file(str(path), shared=True, size=2 * pairs, dtype=torch.float32).view(pairs, 2)
+
+
+def _bytes(value: Any) -> int:
+    """Bytes of all tensors in nested lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes, parts))
+
+
+def _mask(tokens: Tokens) -> Tensor:
+    return tokens.embeds.new_ones(tokens.embeds.shape[:2]) if tokens.mask is None else tokens.mask
 
 
 def _to(tokens: Tokens, device: torch.device) -> Tokens:
@@ -147,19 +216,12 @@ def _to(tokens: Tokens, device: torch.device) -> Tokens:
     return Tokens(tokens.embeds.to(device), mask, tokens.pooled.to(device))
 
 
-def _trim(text: Tokens) -> Tokens:
-    """Without the columns that are padding in every row."""
-    assert text.mask is not None
-    length = int(text.mask.sum(dim=1).max())
-    return Tokens(text.embeds[:, :length], text.mask[:, :length], text.pooled)
-
-
-def _join(parts: list[Tokens]) -> Tokens:
+def _join(parts: Sequence[Tokens]) -> Tokens:
     """One Tokens of all rows; shorter ones are padded at the end, out of sight of the mask."""
     length = max(part.embeds.shape[1] for part in parts)
     embeds = torch.cat([F.pad(part.embeds, (0, 0, 0, length - part.embeds.shape[1])) for part in parts])
     pooled = torch.cat([part.pooled for part in parts])
     if all(part.mask is None and part.embeds.shape[1] == length for part in parts):
         return Tokens(embeds, None, pooled)
-    masks = [part.embeds.new_ones(part.embeds.shape[:2]) if part.mask is None else part.mask for part in parts]
+    masks = [_mask(part) for part in parts]
     return Tokens(embeds, torch.cat([F.pad(mask, (0, length - mask.shape[1])) for mask in masks]), pooled)

@@ -1,6 +1,6 @@
 """Image-text retrieval by contrastive similarity, or after re-ranking its best candidates; what ranks mean: ``ranking``."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from fusionkit.data.sample import Sample
+from fusionkit.evaluation.candidates import Ranking, best
 from fusionkit.evaluation.ranking import MISS, recalls, score_ranking
 from fusionkit.evaluation.records import Record, Records, index_records
-
-Match = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,41 +72,19 @@ def similarities(records: Sequence[Record], samples: Sequence[Sample]) -> Tensor
     return sim.masked_fill(~(has_text[:, None] & has_image[None, :]), float("-inf"))
 
 
-def nearest(sim: Tensor, k: int) -> Tensor:
-    """Bool like sim: the k highest of each row."""
-    columns = sim.topk(min(k, sim.shape[1]), dim=1).indices
-    return torch.zeros_like(sim, dtype=torch.bool).scatter_(1, columns, True)
-
-
-def rerank(sim: Tensor, match: Match, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """Score the k nearest images of each caption and the k nearest captions of each image with ``match``.
-
-    sim     (T, I) contrastive similarities.
-    match   (image_rows (P,), text_rows (P,)) -> scores (P,). Pairs come at most ``chunk`` at a time, sorted by image,
-            so that an image's keys and values serve all its pairs; a pair that both directions want is scored once.
-
-    Returns text-to-image scores (T, I) and image-to-text scores (I, T) in float64; what was not re-ranked stays below
-    what was, in its contrastive order.
-    """
-    by_text, by_image = nearest(sim, k), nearest(sim.T, k)
-    image_rows, text_rows = (by_text.T | by_image).nonzero(as_tuple=True)
-    pairs = zip(image_rows.split(chunk), text_rows.split(chunk), strict=True)
-    matched = torch.full(by_image.shape, float("nan"), dtype=torch.float64)
-    matched[image_rows, text_rows] = torch.cat([match(images, texts).double().cpu() for images, texts in pairs])
-    return _on_top(matched.T, sim, by_text), _on_top(matched, sim.T, by_image)
-
-
 def ranking_records(text_to_image: Tensor, image_to_text: Tensor, pairing: Pairing, depth: int = 100) -> Records:
-    """The best of every query: ``{"caption_id", "image_ids", "scores"}``, ``{"image_id", "caption_ids", "scores"}``.
+    """``list_records`` of score matrices text_to_image (T, I) and image_to_text (I, T)."""
+    return list_records(best(text_to_image, depth), best(image_to_text, depth), pairing)
 
-    text_to_image (T, I), image_to_text (I, T); equal scores are listed in the order of the samples.
-    """
+
+def list_records(text_to_image: Ranking, image_to_text: Ranking, pairing: Pairing) -> Records:
+    """The best of every query: ``{"caption_id", "image_ids", "scores"}``, ``{"image_id", "caption_ids", "scores"}``."""
     return [
         {"caption_id": query, "image_ids": ids, "scores": scores}
-        for query, ids, scores in _best(text_to_image, pairing.caption_ids, pairing.image_ids, depth)
+        for query, ids, scores in _named(text_to_image, pairing.caption_ids, pairing.image_ids)
     ] + [
         {"image_id": query, "caption_ids": ids, "scores": scores}
-        for query, ids, scores in _best(image_to_text, pairing.image_ids, pairing.caption_ids, depth)
+        for query, ids, scores in _named(image_to_text, pairing.image_ids, pairing.caption_ids)
     ]
 
 
@@ -136,17 +113,8 @@ def _stack(records: dict[Any, Record], ids: Sequence[Any]) -> tuple[Tensor, Tens
     return torch.stack(feats), is_there
 
 
-def _on_top(matched: Tensor, sim: Tensor, is_matched: Tensor) -> Tensor:
-    """matched where is_matched; elsewhere sim, shifted row by row to end 1 below the row's lowest matched score."""
-    lowest = matched.masked_fill(~is_matched, float("inf")).amin(dim=1, keepdim=True)
-    rest = sim.double()
-    highest = rest.masked_fill(is_matched, float("-inf")).amax(dim=1, keepdim=True)
-    return torch.where(is_matched, matched, rest - highest + lowest - 1)
-
-
-def _best(
-    scores: Tensor, queries: Sequence[Any], items: Sequence[Any], depth: int
+def _named(
+    ranking: Ranking, queries: Sequence[Any], items: Sequence[Any]
 ) -> Iterable[tuple[Any, list[Any], list[float]]]:
-    values, order = scores.sort(dim=1, descending=True, stable=True)
-    for query, row, column in zip(queries, values[:, :depth].tolist(), order[:, :depth].tolist(), strict=True):
-        yield query, [items[item] for item in column], row
+    for query, columns, row in zip(queries, ranking.items.tolist(), ranking.scores.tolist(), strict=True):
+        yield query, [items[column] for column in columns], row

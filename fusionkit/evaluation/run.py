@@ -9,7 +9,9 @@ from rich.console import Console
 
 from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
+from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.curves import recall_curve, write_curve
 from fusionkit.evaluation.gallery import draw_sheet
 from fusionkit.evaluation.judging import Row
 from fusionkit.evaluation.prediction import RERANKED, EvaluationData, EvaluationOptions, predict_source
@@ -29,8 +31,9 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Evaluate the tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
 
-    Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl`` and ``gallery/*.png`` below ``output_dir`` and returns
-    the metrics: ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others.
+    Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl``, ``curves/*`` and ``gallery/*.png`` below ``output_dir``
+    and returns the metrics: ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others. Of several
+    processes rank 0 does so; the others help it to predict, and return nothing.
     """
     parts = {}
     for role, source in splits_of(datamodule, objectives, roles):
@@ -42,10 +45,14 @@ def evaluate_run(
         samples = datamodule.samples(source, role)
         for name, rows in sample_rows(chosen, predictions, samples).items():
             write_records(output_dir / "samples" / f"{label}_{name}.jsonl", rows)
+        for name in [name for name in chosen if name + RERANKED in predictions]:
+            curve = recall_curve(predictions[name], predictions[name + RERANKED], samples, options.reranking.k)
+            write_curve(curve, f"{source} · {role}", output_dir / "curves" / f"{label}_{name}")
         if options.gallery and has_pixels(samples[0].image):
             draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
     metrics = merge_metrics(parts)
-    write_metrics(output_dir / "metrics.json", metrics)
+    if rank() == 0:
+        write_metrics(output_dir / "metrics.json", metrics)
     return metrics
 
 
@@ -60,11 +67,13 @@ def evaluate_source(
 ) -> tuple[dict[str, float], dict[str, Records]]:
     """Metrics, with ``_baseline`` and ``_chance`` beside them, and the predictions they come from, by task.
 
-    Tasks that read a kind of text which the split does not have are left out.
+    Tasks that read a kind of text which the split does not have are left out. Of several processes rank 0 gets them.
     """
     samples = datamodule.samples(source, role)
     tasks = {name: task for name, task in tasks.items() if any(sample.texts.get(task.reads) for sample in samples)}
     predictions = predict_source(model, tasks, datamodule, source, role, device, options)
+    if rank() > 0:
+        return {}, {}
     metrics: dict[str, float] = {}
     train = _training_samples(datamodule, source)
     for name, task in tasks.items():

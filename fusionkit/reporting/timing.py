@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 def race(
     rivals: Mapping[str, Callable[[], object]], rounds: int = 15, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Median seconds of each rival over ``rounds`` rounds in which each runs once, after one round that does not count."""
+    """Median seconds of each rival over ``rounds`` rounds in which each runs once, after one round that does not count.
+
+    ``clock`` time.process_time counts the seconds of processors instead, which others on a busy machine do not lengthen.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for number in range(rounds + 1):
         for name, run in rivals.items():

@@ -11,7 +11,7 @@ from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.restore import read_checkpoint
 
-CONTENT = ("checkpoints", "logs", "predictions", "gallery", "metrics.json", "config.yaml")
+CONTENT = ("checkpoints", "logs", "predictions", "curves", "gallery", "metrics.json", "config.yaml")
 
 
 def check_folder(config: DictConfig) -> None:

@@ -33,6 +33,14 @@ NOTICES = (  # of libraries, about what is meant to be so here
     ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
 )
 
+RECIPE = [
+    "image_encoder",
+    "text_encoder",
+    "fusion",
+    "model",
+    "task",
+]  # what a model is built from, beside the vocabulary
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -184,9 +192,10 @@ def quieten_libraries() -> None:
 
 
 def evaluation_options(config: DictConfig) -> EvaluationOptions:
-    """The options of ``evaluation.options``, with a precision that the device computes in."""
+    """The options of ``evaluation.options``, with a precision that the device computes in, and the recipe of the model."""
     precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
-    return instantiate(config.evaluation.options, precision=precision)
+    recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE}
+    return instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))
 
 
 def _instances(blocks: DictConfig | None) -> list[Any]:

@@ -13,7 +13,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Step, Uncertainty
-from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
+from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, join, rank, world_size
+from fusionkit.evaluation.prediction import EvaluationOptions
+from fusionkit.evaluation.reranking import Reranking
+from fusionkit.evaluation.run import evaluate_run
 from fusionkit.negatives import AllRanks, Drawn, HardNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.training.stages import Stage
@@ -192,6 +195,18 @@ def matching() -> dict:
     return found
 
 
+def evaluating(folder: Path) -> dict:
+    """A whole evaluation, of three batches, with re-ranking; the world is that of tests/evaluation/test_run.py."""
+    from tests.evaluation.test_run import CPU, FakeData, FakeModel, all_tasks
+
+    join()
+    (folder / "images").mkdir(exist_ok=True)
+    options = EvaluationOptions(Reranking(k=4, chunk=3), quiet=True, gallery=False, cache=folder / "cache")
+    sources = {"toy": ["itc", "itm", "vqa", "mine"]}
+    metrics = evaluate_run(FakeModel(), all_tasks(), FakeData(folder / "images"), sources, folder / "out", CPU, options)
+    return {"metrics": metrics, "world": (rank(), world_size())}
+
+
 if __name__ == "__main__":
     case, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
@@ -202,6 +217,7 @@ if __name__ == "__main__":
         "collectives": collectives,
         "balancing": balancing,
         "matching": matching,
+        "evaluating": lambda: evaluating(folder),
         "stages": lambda: training(folder, config, stages=stages),
     }
     found = cases.get(case, lambda: training(folder, config))()

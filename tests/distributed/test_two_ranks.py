@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
 from fusionkit.errors import UserError
-from fusionkit.rank import train_in_ranks
+from fusionkit.rank import run_in_ranks
 from fusionkit.training.ranks import is_rank, start_ranks
 from tests.distributed.ranks import (
     BALANCERS,
@@ -22,6 +22,7 @@ from tests.distributed.ranks import (
     TwoObjectives,
     balance_in_steps,
     contrast_inputs,
+    evaluating,
     matching_batch,
 )
 from tests.toys import choices
@@ -107,6 +108,22 @@ def test_negatives_of_all_ranks_are_those_of_one_process_on_the_joint_batch(run)
 
 
 @pytest.mark.slow
+def test_an_evaluation_by_two_ranks_writes_what_one_process_writes(run, tmp_path):
+    (tmp_path / "alone").mkdir()
+    alone = evaluating(tmp_path / "alone")
+    first, second = run("evaluating")
+    assert (first["world"], second["world"], alone["world"]) == ((0, 2), (1, 2), (0, 1))
+    assert first["metrics"] == alone["metrics"]
+    assert second["metrics"] == {}
+    assert first["metrics"]["toy/counted"] == 24  # each caption once, though 12 images are 3 batches
+    names = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*") if path.is_file()]
+    assert len([name for name in names if name.suffix in (".json", ".jsonl", ".pt")]) == 2 + 5 + 3
+    for name in names:
+        if name.suffix in (".json", ".jsonl") or name.name.startswith("logits_"):
+            assert (tmp_path / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+
+
+@pytest.mark.slow
 def test_stages_change_what_ddp_waits_for(run):
     first, second = run("stages")
     for name, value in first["state"].items():
@@ -159,7 +176,7 @@ def test_interrupted_ranks_may_end_by_themselves(tmp_path):
     ("code", "mistakes", "sentence", "exit_code"),
     [
         (2, {"mistake_00001": "no such file", "mistake_00000": "no such key"}, "^no such key$", 2),
-        (1, {}, "a rank of the training failed; its message stands above", 1),
+        (1, {}, "one of the processes failed; its message stands above", 1),
         (-signal.SIGKILL, {}, "was killed, as the system does where memory runs out", 9),
     ],
 )
@@ -171,5 +188,5 @@ def test_what_ranks_fail_of_is_told_once(monkeypatch, code, mistakes, sentence, 
 
     monkeypatch.setattr("fusionkit.rank.start_ranks", fail)
     with pytest.raises(UserError, match=sentence) as caught:
-        train_in_ranks(OmegaConf.create({"seed": 1}), 2)
+        run_in_ranks("fusionkit.train:train", OmegaConf.create({"seed": 1}), 2)
     assert caught.value.exit_code == exit_code

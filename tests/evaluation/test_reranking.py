@@ -1,130 +1,199 @@
+"""Re-ranking gives what scoring every pair alone gives, however it is cut, interrupted or repeated."""
+
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.errors import ConfigError
-from fusionkit.evaluation.reranking import ImageWindow, Reranker, Reranking, Rows
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.evaluation.candidates import best
+from fusionkit.evaluation.encodings import Encodings
+from fusionkit.evaluation.reranking import Reranker, Reranking
 from fusionkit.evaluation.retrieval import Pairing
+from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
+from tests.toys import toy_batch, toy_dims, toy_model
 
 CPU = torch.device("cpu")
-SAMPLES = [
-    Sample(key, Path("x.png"), {"captions": tuple(Text(10 * key + i, "a") for i in range(key % 3))}) for key in range(9)
-]
+COUNTS = (2, 0, 5, 1, 0, 3, 4)  # captions of each image
+BATCHES = ((0, 1, 2), (3, 4), (5, 6))
 
 
-class Fusion:
-    """Its memory is the tokens; remembers how many images it was given."""
-
-    def __init__(self):
-        self.prepared = []
-
-    def prepare(self, image):
-        self.prepared.append(len(image.embeds))
-        return image
+def samples() -> list[Sample]:
+    return [
+        Sample(key, Path("x.png"), {"captions": tuple(Text(10 * key + i, "a") for i in range(count))})
+        for key, count in enumerate(COUNTS)
+    ]
 
 
-class Matcher:
-    """A match logit that depends on all unmasked states of both sides."""
-
-    reads = "captions"
-
-    def score_pairs(self, model, memory, text, image_index):
-        image = memory.embeds.sum(dim=(1, 2))[image_index]
-        words = (text.embeds.sum(dim=2) * text.mask).sum(dim=1)
-        return torch.stack([image - words, (image * words).sin()], dim=1)
-
-
-@pytest.fixture
-def batches():
-    """Three images at a time, with captions padded to another length in each batch."""
+def toy_matching(fusion: str = "cross_attention"):
+    """A model and a matching task with weights that differ from image to image."""
     torch.manual_seed(0)
-    made = []
-    for start in range(0, 9, 3):
-        images = SAMPLES[start : start + 3]
-        ids = [text.id for sample in images for text in sample.texts["captions"]]
-        mask = torch.ones(len(ids), 2 + start)
-        mask[:, 2 + start // 3 :] = 0
-        text = Tokens(torch.randn(len(ids), 2 + start, 4), mask, torch.zeros(len(ids), 4))
-        image = Tokens(torch.randn(3, 5, 4), None, torch.zeros(3, 4))
-        batch = {"image_ids": [sample.image_id for sample in images], "captions": {"ids": ids}}
-        made.append((batch, Encoded(image, None, torch.zeros(3, 2), {"captions": text}, {})))
-    return made
+    model = toy_model(fusion).eval()
+    return model, ITM(toy_dims(model)).eval()
 
 
-def expected_scores(batches):
-    image = torch.cat([encoded.image.embeds.sum(dim=(1, 2)) for _, encoded in batches])
-    has_captions = torch.tensor([bool(sample.texts["captions"]) for sample in SAMPLES])
-    words = [(e.text["captions"].embeds.sum(dim=2) * e.text["captions"].mask).sum(dim=1) for _, e in batches]
-    return (torch.cat(words)[:, None] * image[has_captions]).sin().double()
+@torch.inference_mode()
+def keep(model, folder: Path) -> tuple[Encodings, torch.Tensor]:
+    """Encoded batches of the samples, captions of one batch cut to another length, and the cosines (T, I)."""
+    torch.manual_seed(1)
+    encodings, images, texts = Encodings(folder), [], []
+    for number, keys in enumerate(BATCHES):
+        batch = toy_batch(images=len(keys), texts_per_image=max(COUNTS))
+        rows = [max(COUNTS) * at + i for at, key in enumerate(keys) for i in range(COUNTS[key])]
+        captions = batch["captions"]
+        mask = captions["attention_mask"][rows, : 9 - number].clone()
+        batch["image_ids"] = list(keys)
+        batch["captions"] = {
+            "input_ids": captions["input_ids"][rows, : 9 - number],
+            "attention_mask": mask,
+            "ids": [10 * key + i for key in keys for i in range(COUNTS[key])],
+        }
+        encoded = model.encode(batch, ["captions"])
+        encodings.save(number, batch, encoded)
+        images += [row for key, row in zip(keys, encoded.image_feats, strict=True) if COUNTS[key]]
+        texts.append(encoded.text_feats["captions"])
+    return encodings, torch.cat(texts) @ torch.stack(images).T
 
 
-def expected_mismatch(batches):
-    """(T, I) logits of "no match" in the same order."""
-    image = torch.cat([e.image.embeds.sum(dim=(1, 2)) for _, e in batches])
-    has_captions = torch.tensor([bool(sample.texts["captions"]) for sample in SAMPLES])
-    words = [(e.text["captions"].embeds.sum(dim=2) * e.text["captions"].mask).sum(dim=1) for _, e in batches]
-    return (image[has_captions] - torch.cat(words)[:, None]).double()
+@torch.inference_mode()
+def exhaustive(model, matcher, encodings: Encodings) -> torch.Tensor:
+    """(T, I, 2) logits of every caption with every image that has any, each pair alone."""
+    kept = [encodings.load(number) for number in range(len(BATCHES))]
+    images = [
+        Tokens(encoded.image.embeds[at : at + 1], None, encoded.image.pooled[at : at + 1])
+        for batch, encoded in kept
+        for at, key in enumerate(batch["image_ids"])
+        if COUNTS[key]
+    ]
+    texts = [
+        Tokens(*(part[at : at + 1] for part in encoded.text["captions"]))
+        for batch, encoded in kept
+        for at in range(len(batch["captions"]["ids"]))
+    ]
+    one = torch.zeros(1, dtype=torch.int64)
+    rows = [
+        [matcher.score_pairs(model, model.fusion.prepare(image), text, one)[0] for image in images] for text in texts
+    ]
+    return torch.stack([torch.stack(row) for row in rows])
 
 
-@pytest.mark.parametrize("memory_bytes", [2**20, 500, 0], ids=["kept", "dropped on the way", "never kept"])
-@pytest.mark.parametrize("chunk", [1, 5, 1000])
-def test_scores_do_not_depend_on_what_is_kept_and_how_it_is_cut(batches, memory_bytes, chunk):
-    model, pairs = SimpleNamespace(fusion=Fusion()), []
-    reranker = Reranker(
-        model, Matcher(), Pairing.of(SAMPLES), Reranking(k=99, rule="itm", chunk=chunk, memory_bytes=memory_bytes), CPU
-    )
-    for batch, encoded in batches:
-        reranker.keep(batch, encoded)
-    assert len(reranker.images) == (3 if memory_bytes == 2**20 else 0)
-    again = ((batch, encoded.image) for batch, encoded in batches)
-    text_to_image, image_to_text = reranker(torch.randn(9, 6), again, pairs.append)
-    torch.testing.assert_close(text_to_image, expected_scores(batches), atol=1e-5, rtol=0)
+class Progress:
+    """What a bar was told."""
+
+    def begin(self, total: int, done: int) -> None:
+        self.total, self.found, self.done = total, done, 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+
+
+@torch.inference_mode()
+def rerank(model, matcher, encodings, sim, bar=None, **settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text-to-image (T, I) and image-to-text (I, T) scores by place."""
+    reranker = Reranker(model, matcher, encodings, len(BATCHES), Pairing.of(samples()), Reranking(**settings), CPU)
+    rankings = reranker(sim, best(sim, 99), best(sim.T, 99), bar or Progress())
+    first, second = (torch.empty(ranking.items.shape, dtype=torch.float64) for ranking in rankings)
+    for scores, ranking in zip((first, second), rankings, strict=True):
+        scores.scatter_(1, ranking.items, ranking.scores)
+    return first, second
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "merged_attention", "late"])
+@pytest.mark.parametrize("settings", [{"chunk": n} for n in (1, 2, 7, 75)] + [{"memory_bytes": 0}], ids=str)
+def test_scores_equal_those_of_each_pair_alone(fusion, settings, tmp_path):
+    model, matcher = toy_matching(fusion)
+    encodings, sim = keep(model, tmp_path)
+    expected = exhaustive(model, matcher, encodings)
+    text_to_image, image_to_text = rerank(model, matcher, encodings, sim, k=99, rule="itm", **settings)
+    torch.testing.assert_close(text_to_image, expected[:, :, 1].double(), atol=1e-5, rtol=0)
     assert image_to_text.equal(text_to_image.T)
-    assert sum(pairs) == 54
-    if chunk == 1000:
-        assert model.fusion.prepared == [6]  # keys and values once an image
+    assert len(text_to_image.unique()) == 75  # the scores tell the pairs apart
 
 
-def test_the_rules_combine_logits_and_cosines_as_published(batches):
-    scores = {}
-    sim = torch.randn(9, 6)
-    for rule in ("itm", "itm+cosine", "density_ratio"):
-        settings = Reranking(k=99, rule=rule)
-        model = SimpleNamespace(fusion=Fusion(), temperature=torch.tensor(0.25))
-        reranker = Reranker(model, Matcher(), Pairing.of(SAMPLES), settings, CPU)
-        for batch, encoded in batches:
-            reranker.keep(batch, encoded)
-        scores[rule], _ = reranker(sim, [], lambda count: None)
-    torch.testing.assert_close(scores["itm+cosine"] - scores["itm"], sim.double(), atol=1e-6, rtol=0)
-    mismatch = scores["itm"] + sim.double() / 0.25 - scores["density_ratio"]  # the logit of "no match"
-    torch.testing.assert_close(mismatch, expected_mismatch(batches), atol=1e-4, rtol=0)
+def test_an_image_is_prepared_once_and_the_memory_bounds_how_many_at_a_time(tmp_path, monkeypatch):
+    model, matcher = toy_matching()
+    encodings, sim = keep(model, tmp_path)
+    prepare, prepared = model.fusion.prepare, []
+    monkeypatch.setattr(model.fusion, "prepare", lambda image: prepared.append(len(image.embeds)) or prepare(image))
+    rerank(model, matcher, encodings, sim, k=99, chunk=2)
+    assert prepared == [1] + 5 * [1]  # the first is measured
+    prepared.clear()
+    (tmp_path / next(path.name for path in tmp_path.glob("logits_*"))).unlink()
+    one_image = sum(part.nbytes for layer in prepare(encodings.load(1)[1].image) for part in layer[:2]) // 2
+    rerank(model, matcher, encodings, sim, k=99, memory_bytes=2 * one_image, chunk=1000)
+    assert max(prepared) <= 2
 
 
-def test_a_matching_head_that_knows_nothing_leaves_the_contrastive_ranking(batches):
-    sim, blind = torch.randn(9, 6), Matcher()
-    blind.score_pairs = lambda model, memory, text, image_index: torch.tensor([[0.7, 0.1]]).expand(len(image_index), 2)
-    model = SimpleNamespace(fusion=Fusion(), temperature=torch.tensor(0.07))
-    reranker = Reranker(model, blind, Pairing.of(SAMPLES), Reranking(k=99), CPU)
-    for batch, encoded in batches:
-        reranker.keep(batch, encoded)
-    scores, _ = reranker(sim, [], lambda count: None)
+def test_the_rules_combine_logits_and_cosines_as_published(tmp_path):
+    model, matcher = toy_matching()
+    encodings, sim = keep(model, tmp_path)
+    logits = exhaustive(model, matcher, encodings).double()
+    ratio = logits[..., 1] - logits[..., 0] + sim / model.temperature.item()
+    for rule, expected in (("itm+cosine", logits[..., 1] + sim), ("density_ratio", ratio)):
+        scores, _ = rerank(model, matcher, encodings, sim, k=99, rule=rule)
+        torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+def test_a_matching_head_that_knows_nothing_leaves_the_contrastive_ranking(tmp_path):
+    model, matcher = toy_matching()
+    torch.nn.init.zeros_(matcher.head.weight)
+    encodings, sim = keep(model, tmp_path)
+    scores, _ = rerank(model, matcher, encodings, sim, k=3)
     assert scores.argsort(dim=1).equal(sim.argsort(dim=1))
 
 
-def test_the_window_holds_only_what_is_asked_for():
-    tokens = torch.arange(12.0).reshape(12, 1, 1)
-    stream = iter(
-        [Rows(torch.arange(i, i + 3), Tokens(tokens[i : i + 3], None, tokens[i : i + 3, 0])) for i in (0, 3, 6, 9)]
-    )
-    window = ImageWindow(stream)
-    for wanted in ([0], [1, 4], [4], [4, 5, 8]):
-        assert window.take(torch.tensor(wanted)).embeds.flatten().tolist() == wanted
-    assert [part.rows.tolist() for part in window.parts] == [[3, 4, 5], [6, 7, 8]]
-    assert len(list(stream)) == 1
+def test_an_interrupted_reranking_goes_on(tmp_path, monkeypatch):
+    model, matcher = toy_matching()
+    encodings, sim = keep(model, tmp_path)
+    whole, bar = rerank(model, matcher, encodings, sim, k=4, chunk=6), Progress()
+    next(tmp_path.glob("logits_*")).unlink()
+    score_pairs, calls = matcher.score_pairs, []
+
+    def stumble(*pairs):
+        calls.append(len(pairs[3]))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return score_pairs(*pairs)
+
+    monkeypatch.setattr(matcher, "score_pairs", stumble)
+    with pytest.raises(KeyboardInterrupt):
+        rerank(model, matcher, encodings, sim, k=4, chunk=6)
+    again = rerank(model, matcher, encodings, sim, bar, k=4, chunk=6)
+    assert 0 < bar.found < bar.total
+    assert bar.found + bar.done == bar.total == sum(calls) - calls[3]
+    assert all(new.equal(old) for new, old in zip(again, whole, strict=True))
+    rerank(model, matcher, encodings, sim, bar, k=4, rule="itm")  # another rule needs no logits
+    assert (bar.found, bar.done) == (bar.total, 0)
+
+
+def test_other_candidates_are_not_mistaken_for_these(tmp_path):
+    model, matcher = toy_matching()
+    encodings, sim = keep(model, tmp_path)
+    first, bar = rerank(model, matcher, encodings, sim, k=2), Progress()
+    again = rerank(model, matcher, encodings, -sim, bar, k=2)
+    assert bar.found == 0
+    assert not first[0].equal(again[0])
+
+
+def test_a_batch_that_was_written_by_half_is_named(tmp_path):
+    model, _ = toy_matching()
+    encodings, _ = keep(model, tmp_path)
+    encodings.path(1).write_bytes(encodings.path(1).read_bytes()[:99])
+    with pytest.raises(DataError, match=r"batch_000001\.pt cannot be read; remove it"):
+        encodings.load(1)
+
+
+def test_a_full_disk_names_the_option(tmp_path, monkeypatch):
+    def fail(content, path):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    image = Tokens(torch.zeros(1, 2, 3), None, torch.zeros(1, 3))
+    batch = {"image_ids": [1]}
+    with pytest.raises(DataError, match=r"no space left on device.*evaluation\.options\.cache=FOLDER"):
+        Encodings(tmp_path).save(0, batch, Encoded(image, None, torch.zeros(1, 2), {}, {}))
 
 
 @pytest.mark.parametrize("bad", [{"rule": "itm+"}, {"k": -1}, {"chunk": 0}])

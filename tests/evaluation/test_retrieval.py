@@ -9,7 +9,6 @@ from fusionkit.evaluation.ranking import recalls, score_ranking
 from fusionkit.evaluation.retrieval import (
     Pairing,
     ranking_records,
-    rerank,
     score_retrieval,
     similarities,
 )
@@ -112,38 +111,6 @@ def test_a_caption_without_features_misses_even_among_few_images(samples):
 def test_recalls():
     assert recalls([0, 4, 5, 9, 10]) == {"r1": 20, "r5": 40, "r10": 80}
     assert recalls([]) == {}
-
-
-def test_rerank_against_brute_force():
-    torch.manual_seed(2)
-    sim, truth = torch.randn(9, 7), torch.randn(9, 7).double()
-    calls = []
-
-    def match(image_rows, text_rows):
-        calls.append((image_rows, text_rows))
-        return truth[text_rows, image_rows]
-
-    text_scores, image_scores = rerank(sim, match, k=3, chunk=5)
-    for scores, first, second in ((text_scores, sim, truth), (image_scores, sim.T, truth.T)):
-        for row in range(len(first)):
-            near = first[row].argsort(descending=True)[:3].tolist()
-            far = first[row].argsort(descending=True)[3:].tolist()
-            expected = sorted(near, key=lambda item: -second[row, item].item()) + far
-            assert scores[row].argsort(descending=True).tolist() == expected
-            assert scores[row, near].equal(second[row, near])
-    images = torch.cat([image_rows for image_rows, _ in calls])
-    pairs = set(zip(images.tolist(), torch.cat([text_rows for _, text_rows in calls]).tolist(), strict=True))
-    assert images.equal(images.sort().values)
-    assert len(pairs) == len(images)  # none scored twice
-    assert max(len(image_rows) for image_rows, _ in calls) == 5
-
-
-def test_rerank_of_everything_is_the_match_alone():
-    torch.manual_seed(3)
-    sim, truth = torch.randn(4, 3), torch.randn(4, 3).double()
-    text_scores, image_scores = rerank(sim, lambda images, texts: truth[texts, images], k=100, chunk=100)
-    assert text_scores.equal(truth)
-    assert image_scores.equal(truth.T)
 
 
 def test_unknown_ids(samples):

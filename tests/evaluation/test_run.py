@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -108,7 +109,7 @@ class FakeData:
             "toy": SimpleNamespace(splits={"train": [], "test": [], "odd": []}),
             "other": SimpleNamespace(splits={"test": []}),
         }
-        self.folder = folder
+        self.folder, self.version = folder, 1
 
     def samples(self, source, role):
         made = []
@@ -123,13 +124,18 @@ class FakeData:
             made.append(Sample(number, path, texts, size=(16, 16)))
         return made
 
-    def eval_loader(self, source, role):
+    def eval_loader(self, source, role, numbers=None):
         samples = self.samples(source, role)
-        return [self.batch(samples[at : at + 5]) for at in range(0, NUM_IMAGES, 5)]
+        starts = range(0, NUM_IMAGES, 5)
+        return [self.batch(samples[at : at + 5]) for at in (starts if numbers is None else [5 * n for n in numbers])]
+
+    def identity(self, source, role):
+        return [f"{source} {role} {self.version}"]
 
     def batch(self, samples):
         batch = {
             "image_ids": [s.image_id for s in samples],
+            "image_keys": torch.tensor([s.image_id for s in samples]),
             "pixel_values": torch.tensor([float(s.image_id) for s in samples]),
         }
         for kind in ("captions", "questions"):
@@ -151,6 +157,10 @@ def data(tmp_path):
 
 @pytest.fixture
 def tasks():
+    return all_tasks()
+
+
+def all_tasks():
     return {
         "itc": Contrast(RETRIEVAL),
         "itm": Matching(MATCHING),
@@ -174,12 +184,32 @@ def test_a_source_is_encoded_once_and_scored(data, tasks):
     assert len(predictions["itc_reranked"]) == 3 * NUM_IMAGES
 
 
-def test_images_are_encoded_again_when_they_do_not_fit(data, tasks):
+def test_a_second_evaluation_finds_what_the_first_encoded(data, tasks, tmp_path):
     model = FakeModel()
-    options = EvaluationOptions(Reranking(memory_bytes=0, chunk=3), quiet=True)
-    metrics, _ = evaluate_source(model, tasks, data, "toy", "test", CPU, options)
+    options = EvaluationOptions(Reranking(chunk=3), quiet=True, cache=tmp_path / "cache")
+    first = evaluate_source(model, tasks, data, "toy", "test", CPU, options)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert model.encoded_images == NUM_IMAGES
+    assert evaluate_source(model, tasks, data, "toy", "test", CPU, options) == first
+    assert model.encoded_images == NUM_IMAGES
+    (folder / "batch_000001.pt").unlink()  # as after an interruption
+    assert evaluate_source(model, tasks, data, "toy", "test", CPU, options) == first
+    assert model.encoded_images == NUM_IMAGES + 5
+
+
+@pytest.mark.parametrize("changed", ["data", "weights", "precision", "recipe"])
+def test_what_was_encoded_otherwise_is_not_used(data, tasks, tmp_path, changed):
+    model = FakeModel()
+    options = EvaluationOptions(quiet=True, cache=tmp_path / "cache")
+    evaluate_source(model, tasks, data, "toy", "test", CPU, options)
+    if changed == "data":
+        data.version = 2
+    elif changed == "weights":
+        model.temperature = nn.Parameter(torch.tensor(0.05))
+    else:
+        options = replace(options, **{"precision": "bf16-mixed"} if changed == "precision" else {"recipe": "heads: 3"})
+    evaluate_source(model, tasks, data, "toy", "test", CPU, options)
     assert model.encoded_images == 2 * NUM_IMAGES
-    assert metrics["text_to_image_r1"] == 100
 
 
 @pytest.mark.parametrize(("without", "k"), [("itm", 32), (None, 0)])
@@ -220,6 +250,11 @@ def test_a_run_leaves_metrics_predictions_and_pictures(data, tasks, tmp_path):
     assert {path.name for path in (tmp_path / "out" / "gallery").iterdir()} == {
         "toy_itc.png", "toy_vqa.png", "toy_odd_itc.png", "toy_odd_vqa.png", "other_itc.png"
     }  # fmt: skip
+    assert {path.name for path in (tmp_path / "out" / "curves").iterdir()} == {
+        "toy_itc.json", "toy_itc.png", "toy_odd_itc.json", "toy_odd_itc.png"
+    }  # fmt: skip
+    last = json.loads((tmp_path / "out" / "curves" / "toy_itc.json").read_text())[-1]
+    assert last["text_to_image_r1"] == metrics["toy/text_to_image_r1"] == 100
     records = read_records(tmp_path / "out" / "predictions" / "toy_itc_reranked.jsonl")
     assert RETRIEVAL(records, data.samples("toy", "test"))["text_to_image_r1"] == metrics["toy/text_to_image_r1"]
 
