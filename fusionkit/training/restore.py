@@ -32,9 +32,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         config, state = read_directory(path)
         return {"fusionkit": config["fusionkit"], "state_dict": state}
     if not path.is_file():
-        near = sorted(str(found) for found in path.parent.glob("*.ckpt"))
+        place, fault = (path, "is a folder") if path.is_dir() else (path.parent, "does not exist")
+        near = sorted(str(found) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for found in place.glob(pattern))
         hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
-        raise DataError(f"checkpoint {path} does not exist; {hint}")
+        raise DataError(f"checkpoint {path} {fault}; {hint}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError) as error:
