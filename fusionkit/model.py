@@ -162,6 +162,7 @@ def text_decoder(
     intermediate_size: int | None = None,
     max_position_embeddings: int = 512,
     type_vocab_size: int = 2,
+    pad_token_id: int = 0,
     first_token_id: int | None = None,
     dropout: float = 0.1,
     eps: float = 1e-12,
@@ -177,6 +178,7 @@ def text_decoder(
         "num_attention_heads": num_heads,
         "max_position_embeddings": max_position_embeddings,
         "type_vocab_size": type_vocab_size or 1,
+        "pad_token_id": pad_token_id,
         "layer_norm_eps": eps,
         "hidden_dropout_prob": dropout,
     }

@@ -73,9 +73,13 @@ def plan(
         fusion["_target_"] = "fusionkit.fusion.alternating_cross_attention.AlternatingCrossAttention"
     task = dict(kind.options)
     if name == "vqa":
-        task["vqa_decoder"] = {"decoder": decoder_config(bert, decoder["num_layers"])}
+        answers = decoder_config(bert, decoder["num_layers"], ids["pad"])
+        task["vqa_decoder"] = {"decoder": answers, "eps": bert["layer_norm_eps"]}
+    if name == "pretrain":
+        task["mlm"] = {"eps": bert["layer_norm_eps"]}
     if name in ("pretrain", "retrieval"):
         task["itc"] = {"queue_size": queue_size}
+    is_taught = source.has("visual_encoder_m.")  # fine-tuned models without distillation are not
     return Plan(
         family="albef",
         release="github.com/salesforce/ALBEF",
@@ -85,10 +89,10 @@ def plan(
             "data": {"image_size": image_size},
             "objectives": {kind.source: dict.fromkeys(kind.tasks, 1.0)},
             "image_encoder": timm_vit(vit, image_size, patch_size),
-            "text_encoder": text_config(bert, bert["fusion_layer"]),
+            "text_encoder": text_config(bert, bert["fusion_layer"], ids["pad"]),
             "fusion": fusion,
             "model": {"embed_size": embed_dim},
-            "teacher": TEACHER | {"momentum": momentum, "alpha": alpha},
+            **({"teacher": TEACHER | {"momentum": momentum, "alpha": alpha}} if is_taught else {}),
             "negatives": {"by_teacher": name in ("pretrain", "retrieval")},
             "task": task,
         },

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fusionkit.checkpoints.base import Key
+from fusionkit.errors import ConfigError
 from fusionkit.fusion.bert import BERT_LAYER
 
 CROSS_ATTENTION = {
@@ -46,16 +47,25 @@ def lm_head(theirs: str, ours: str, text: str) -> list[Key]:
     ]
 
 
-def text_config(bert: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """The configuration of our text encoder with the first ``num_layers`` layers of a published BERT."""
+def text_config(bert: Mapping[str, Any], num_layers: int, pad: int = 0) -> dict[str, Any]:
+    """The configuration of our text encoder with the first ``num_layers`` layers of a published BERT.
+
+    ``pad`` is the token whose embedding is not learnt where it is read.
+    """
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
     others = ("type_vocab_size", "layer_norm_eps", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
-    config = {"model_type": "bert", "num_hidden_layers": num_layers} | {name: bert[name] for name in (*sizes, *others)}
+    config = {"model_type": "bert", "num_hidden_layers": num_layers, "pad_token_id": pad}
+    config |= {name: bert[name] for name in (*sizes, *others)}
     return {"_target_": "fusionkit.encoders.text.TextEncoder", "config": config}
 
 
 def cross_attention_config(bert: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """The configuration of our cross-attention fusion with layers of a published BERT's size."""
+    """The configuration of our cross-attention fusion with layers of a published BERT's size.
+
+    Raises ConfigError for another activation than theirs, which the text layers alone would follow.
+    """
+    if bert["hidden_act"] != "gelu":
+        raise ConfigError(f"bert.hidden_act is {bert['hidden_act']}, but the layers with cross-attention have gelu alone")
     return {
         "_target_": "fusionkit.fusion.cross_attention.CrossAttention",
         "_partial_": True,
@@ -67,8 +77,8 @@ def cross_attention_config(bert: Mapping[str, Any], num_layers: int) -> dict[str
     }
 
 
-def decoder_config(bert: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
-    """The configuration of an answer decoder of a published BERT's size."""
+def decoder_config(bert: Mapping[str, Any], num_layers: int, pad: int = 0) -> dict[str, Any]:
+    """The configuration of an answer decoder of a published BERT's size; ``pad`` as in ``text_config``."""
     return {
         "_target_": "fusionkit.model.text_decoder",
         "_partial_": True,
@@ -77,6 +87,7 @@ def decoder_config(bert: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
         "intermediate_size": bert["intermediate_size"],
         "max_position_embeddings": bert["max_position_embeddings"],
         "type_vocab_size": bert["type_vocab_size"],
+        "pad_token_id": pad,
         "dropout": bert["hidden_dropout_prob"],
         "eps": bert["layer_norm_eps"],
     }

@@ -67,10 +67,10 @@ def plan(
         "data": {"image_size": image_size},
         "objectives": {own: dict.fromkeys(named, 1.0)},
         "image_encoder": timm_vit(vit, image_size, patch_size),
-        "text_encoder": text_config(bert, 0) | {"token_types": False, "first_token_id": first_token_id},
+        "text_encoder": text_config(bert, 0, ids["pad"]) | {"token_types": False, "first_token_id": first_token_id},
         "fusion": fusion,
         "model": {"embed_size": embed_dim},
-        "task": tasks(name, bert, ids["bos_DEC"], queue_size if is_taught else 0),
+        "task": tasks(name, bert, ids, queue_size if is_taught else 0),
     }
     if is_taught:
         config["teacher"] = TEACHER | {"momentum": momentum, "alpha": alpha}
@@ -118,27 +118,29 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tasks(name: str, bert: Sizes, start: int | None, queue_size: int) -> dict[str, Any]:
-    """Settings of the tasks, over those of conf/task; ``start`` begins what a decoder says."""
+def tasks(name: str, bert: Sizes, ids: Mapping[str, int], queue_size: int) -> dict[str, Any]:
+    """Settings of the tasks, over those of conf/task."""
+    start, eps = ids["bos_DEC"], bert["layer_norm_eps"]
     if name == "vqa":
-        decoder = decoder_config(bert, bert["num_hidden_layers"]) | {"first_token_id": start}
+        decoder = decoder_config(bert, bert["num_hidden_layers"], ids["pad"]) | {"first_token_id": start}
         answering = {"_target_": "fusionkit.tasks.answering.Ranking", "score": "blip", "label_smoothing": 0.1}
-        return {"vqa_decoder": {"decoder": decoder, "label_smoothing": 0.1, "answering": answering}}
+        return {"vqa_decoder": {"decoder": decoder, "label_smoothing": 0.1, "answering": answering, "eps": eps}}
     if name == "caption":
-        return {"captioning": {"prompt": ""}}
+        return {"captioning": {"prompt": "", "eps": eps}}
     settings: dict[str, Any] = {"itc": {"queue_size": queue_size}}
     if name == "pretrain":
         settings["captioning"] = {
             "_target_": "fusionkit.tasks.captioning_shared.SharedCaptioning",
             "_partial_": True,
             "first_token_id": start,
+            "eps": eps,
             "decoder": {
                 "_target_": f"{MIXED}.SelfAttentionLayers",
                 "_partial_": True,
                 "num_layers": bert["num_hidden_layers"],
                 "num_heads": bert["num_attention_heads"],
                 "dropout": bert["hidden_dropout_prob"],
-                "eps": bert["layer_norm_eps"],
+                "eps": eps,
             },
         }
     return settings

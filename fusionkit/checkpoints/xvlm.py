@@ -61,10 +61,13 @@ def plan(
             "data": {"image_size": image_size},
             "objectives": objectives,
             "image_encoder": clip_config(clip, image_size, patch_size) if is_clip else swin_config(swin, image_size),
-            "text_encoder": text_config(bert, lower),
+            "text_encoder": text_config(bert, lower, ids["pad"]),
             "fusion": cross_attention_config(bert, bert["num_hidden_layers"] - lower),
             "model": {"embed_size": embed_dim},
-            "task": {"itm": {"head": NORM_GELU | {"hidden_size": 2 * bert["hidden_size"]}}},
+            "task": {
+                "itm": {"head": NORM_GELU | {"hidden_size": 2 * bert["hidden_size"]}},
+                **({"mlm": {"eps": bert["layer_norm_eps"]}} if "mlm" in tasks else {}),
+            },
         },
         keys=[
             *(clip_keys(clip["num_hidden_layers"]) if is_clip else swin_keys(swin["depths"])),

@@ -58,6 +58,7 @@ def outputs_of(published: Published, io: dict[str, Tensor], batch: dict):
     targets, order = masking(io)
     tasks["itm"].negatives = ScriptedNegatives(io["negative_image"], io["negative_text"], floor=1e-5)
     tasks["mlm"].masking = lambda *_: (io["text_ids_masked"], targets)
+    network.model.clamp_temperature()
     encoded = network.model.encode(batch, ["captions"])
     outputs = {name: tasks[name](network.model, batch, encoded) for name in ("itc", "itm", "mlm")}
     close(encoded.image.embeds, io["image_embeds"])
