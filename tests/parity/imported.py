@@ -15,6 +15,7 @@ from fusionkit.checkpoints.base import Plan, convert
 from fusionkit.checkpoints.build import Network, build_network, compose_plan
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import conf_dir
+from fusionkit.tasks.base import Task
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -34,6 +35,13 @@ def imported(family: str, path: Path, options: Mapping[str, Any]) -> tuple[Netwo
     module.load_state_dict(convert(source, plan, module.state_dict()), strict=True)
     module.eval()
     return network, source, plan
+
+
+def task_of(network: Network, name: str) -> Task[Any]:
+    """A task of the network; the test is skipped where the checkpoint has no head for it."""
+    if name not in network.tasks:
+        pytest.skip(f"this checkpoint has no {name} head")
+    return network.tasks[name]
 
 
 def gradient_norms(module: nn.Module, source: Source, plan: Plan) -> dict[str, float]:

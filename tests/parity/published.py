@@ -28,7 +28,8 @@ from tests.conftest import REFERENCE
 from tests.toys import CONF
 
 DATA = Path(__file__).parent / "data"
-FOLDER = Path(os.environ.get("FUSIONKIT_FIXTURES", REFERENCE / "reference/fixtures"))
+PUBLIC = REFERENCE / "reference/fixtures"
+FOLDER = Path(os.environ.get("FUSIONKIT_FIXTURES", PUBLIC))
 
 
 def fixtures(*beginnings: str, but: tuple[str, ...] = ()) -> list[Any]:
@@ -41,8 +42,7 @@ def fixtures(*beginnings: str, but: tuple[str, ...] = ()) -> list[Any]:
         for path in sorted(folder.glob("*.json")):
             if path.stem.startswith(beginnings) and not path.stem.startswith(but or ("-",)):
                 found[path.stem] = path.with_suffix("")
-    is_here = "FUSIONKIT_FIXTURES" in os.environ
-    marks = {n: () if is_here or path.parent == DATA else pytest.mark.reference for n, path in found.items()}
+    marks = {name: pytest.mark.reference if path.parent == PUBLIC else () for name, path in found.items()}
     missing = [
         pytest.param(
             FOLDER / beginnings[0],

@@ -8,9 +8,8 @@ from safetensors.torch import load_file
 
 from fusionkit.checkpoints.meter import resize_table
 from fusionkit.losses import masked_cross_entropy
-from tests.parity.imported import NO_DROPOUT, close, compare_gradient_norms, gradient_norms, imported, text_rows
-
-pytestmark = pytest.mark.reference
+from tests.parity.imported import NO_DROPOUT, close, compare_gradient_norms, gradient_norms, imported, task_of, text_rows
+from tests.parity.published import fixtures
 
 
 def options_of(described):
@@ -42,20 +41,18 @@ def options_of(described):
     }
 
 
-@pytest.fixture(scope="module", params=["meter_tiny", "meter_bert"])
-def meter(request, reference):
-    path = reference / "reference" / "fixtures" / f"{request.param}.pth"
-    options = options_of(json.loads(path.with_suffix(".json").read_text()))
-    return *imported("meter", path, options), load_file(path.with_suffix(".io.safetensors"))
+@pytest.fixture(scope="module", params=fixtures("meter"))
+def meter(request):
+    options = options_of(json.loads(request.param.with_suffix(".json").read_text()))
+    checkpoint = imported("meter", request.param.with_suffix(".pth"), options)
+    return *checkpoint, load_file(request.param.with_suffix(".io.safetensors"))
 
 
 def run(meter, task, kind, ids="text_ids", **facts):
     """A task on the texts and images of the fixture."""
     network, _, _, io = meter
-    if task not in network.tasks:
-        pytest.skip(f"this checkpoint has no {task} head")
     batch = {"pixel_values": io["image"], kind: text_rows(io[ids], io["text_masks"], **facts)}
-    return network.tasks[task](network.model, batch, network.model.encode(batch, [kind]))
+    return task(network.model, batch, network.model.encode(batch, [kind]))
 
 
 def compare_losses(meter, name, loss):
@@ -86,36 +83,37 @@ def test_positions_of_another_image_size(meter):
 
 
 def test_masked_language_modelling(meter):
-    io = meter[-1]
-    meter[0].tasks["mlm"].masking = lambda ids, words: (ids, io["text_labels_mlm"])
-    out = run(meter, "mlm", "captions", "text_ids_mlm")
+    io, task = meter[-1], task_of(meter[0], "mlm")
+    task.masking = lambda ids, words: (ids, io["text_labels_mlm"])
+    out = run(meter, task, "captions", "text_ids_mlm")
     close(out.logits, io["mlm_logits"][io["text_labels_mlm"] != -100])
     compare_losses(meter, "mlm", out.loss)
 
 
 def test_matching(meter):
     network, _, _, io = meter
+    task = task_of(network, "itm")
     model, labels = network.model, io["itm_labels"]
     shown = torch.where(labels.bool()[:, None, None, None], io["image"], io["false_image_0"])
     batch = {"pixel_values": shown, "captions": text_rows(io["text_ids"], io["text_masks"])}
     encoded = model.encode(batch, ["captions"])
     rows = torch.arange(len(labels))
-    logits = network.tasks["itm"].score_pairs(model, encoded.memory, encoded.text["captions"], rows)
+    logits = task.score_pairs(model, encoded.memory, encoded.text["captions"], rows)
     close(logits, io["itm_logits"])
     compare_losses(meter, "itm", masked_cross_entropy(logits, labels))
 
 
 def test_question_answering(meter):
-    out = run(meter, "vqa", "questions", answer_scores=meter[-1].get("vqa_targets"))
+    task = task_of(meter[0], "vqa")
+    out = run(meter, task, "questions", answer_scores=meter[-1]["vqa_targets"])
     close(out.logits, meter[-1]["vqa_logits"])
     compare_losses(meter, "vqa", out.loss)
 
 
 def test_entailment(meter):
-    io = meter[-1]
-    shares = torch.eye(3)[io["snli_labels"]].T if "snli_labels" in io else torch.zeros(3, 0)
-    named = dict(zip(("contradiction", "neutral", "entailment"), shares, strict=True))
-    out = run(meter, "entailment", "hypotheses", **named)
+    io, task = meter[-1], task_of(meter[0], "entailment")
+    named = dict(zip(("contradiction", "neutral", "entailment"), torch.eye(3)[io["snli_labels"]].T, strict=True))
+    out = run(meter, task, "hypotheses", **named)
     close(out.logits, io["snli_logits"])
     compare_losses(meter, "snli", out.loss)
 
@@ -123,13 +121,12 @@ def test_entailment(meter):
 def test_two_images(meter):
     """The second image has a type embedding of its own."""
     network, _, _, io = meter
-    if "nlvr2" not in network.tasks:
-        pytest.skip("this checkpoint has no NLVR2 head")
+    task = task_of(network, "nlvr2")
     facts = {"other_index": torch.arange(len(io["text_ids"])) + len(io["text_ids"]), "label": io["nlvr2_labels"]}
     batch = {
         "pixel_values": torch.cat([io["image_0"], io["image_1"]]),
         "statements": text_rows(io["text_ids"], io["text_masks"], **facts),
     }
-    out = network.tasks["nlvr2"](network.model, batch, network.model.encode(batch, ["statements"]))
+    out = task(network.model, batch, network.model.encode(batch, ["statements"]))
     close(out.logits, io["nlvr2_logits"])
     compare_losses(meter, "nlvr2", out.loss)

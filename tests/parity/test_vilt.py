@@ -7,15 +7,13 @@ import torch
 from safetensors.torch import load_file
 
 from fusionkit.losses import masked_cross_entropy
-from tests.parity.imported import NO_DROPOUT, close, compare_gradient_norms, gradient_norms, imported, text_rows
+from tests.parity.imported import NO_DROPOUT, close, compare_gradient_norms, gradient_norms, imported, task_of, text_rows
+from tests.parity.published import fixtures
 
-pytestmark = pytest.mark.reference
 
-
-@pytest.fixture(scope="module")
-def vilt(reference):
-    folder = reference / "reference" / "fixtures"
-    sizes = json.loads((folder / "vilt_tiny.json").read_text())["sizes"]
+@pytest.fixture(scope="module", params=fixtures("vilt"))
+def vilt(request):
+    sizes = json.loads(request.param.with_suffix(".json").read_text())["sizes"]
     options = {
         "hidden_size": sizes["hidden_size"],
         "num_hidden_layers": sizes["blocks"],
@@ -26,9 +24,8 @@ def vilt(reference):
         "vocab_size": sizes["vocab_size"],
         "max_position_embeddings": sizes["text_positions"],
     }
-    return *imported("vilt", folder / "vilt_tiny.pth", {"sizes": options | NO_DROPOUT}), load_file(
-        folder / "vilt_tiny.io.safetensors"
-    )
+    checkpoint = imported("vilt", request.param.with_suffix(".pth"), {"sizes": options | NO_DROPOUT})
+    return *checkpoint, load_file(request.param.with_suffix(".io.safetensors"))
 
 
 def encode(model, io, pixel_values, **kinds):
@@ -82,7 +79,7 @@ def test_a_subset_of_the_patches(vilt):
 
 def test_masked_language_modelling(vilt):
     network, _, _, io = vilt
-    task = network.tasks["mlm"]
+    task = task_of(network, "mlm")
     task.masking = lambda ids, words: (io["text_ids_mlm"], io["text_labels_mlm"])
     batch, _ = encode(network.model, io, io["image"])
     batch["captions"] = text_rows(io["text_ids"], io["text_masks"])
@@ -93,31 +90,43 @@ def test_masked_language_modelling(vilt):
 
 def test_matching(vilt):
     network, _, _, io = vilt
+    task = task_of(network, "itm")
     model, labels = network.model, io["itm_labels"]
     shown = torch.where(labels.bool()[:, None, None, None], io["image"], io["false_image_0"])
     _, encoded = encode(model, io, shown, captions=text_rows(io["text_ids"], io["text_masks"]))
-    logits = network.tasks["itm"].score_pairs(
-        model, encoded.memory, encoded.text["captions"], torch.arange(len(labels))
-    )
+    logits = task.score_pairs(model, encoded.memory, encoded.text["captions"], torch.arange(len(labels)))
     close(logits, io["itm_logits"])
     compare_losses(vilt, "itm", masked_cross_entropy(logits, labels))
 
 
 def test_word_patch_alignment(vilt):
     network, _, _, io = vilt
+    alignment = task_of(network, "itm").alignment
     model, labels = network.model, io["itm_labels"]
     shown = torch.where(labels.bool()[:, None, None, None], io["image"], io["false_image_0"])
     _, encoded = encode(model, io, shown, captions=text_rows(io["text_ids"], io["text_masks"]))
     fused = model.fuse(encoded.memory, encoded.text["captions"], torch.arange(len(labels)))
-    alignment = network.tasks["itm"].alignment
     loss = alignment(fused, io["text_masks"], encoded.image.mask, labels)
     compare_losses(vilt, "itm_wpa", loss)
 
 
 def test_question_answering(vilt):
     network, _, _, io = vilt
+    task = task_of(network, "vqa")
     questions = text_rows(io["text_ids"], io["text_masks"], answer_scores=io["vqa_targets"])
     batch, encoded = encode(network.model, io, io["image"], questions=questions)
-    out = network.tasks["vqa"](network.model, batch, encoded)
+    out = task(network.model, batch, encoded)
     close(out.logits, io["vqa_logits"])
     compare_losses(vilt, "vqa", out.loss)
+
+
+def test_two_images(vilt):
+    """The second image has a type embedding of its own."""
+    network, _, _, io = vilt
+    task, pairs = task_of(network, "nlvr2"), len(io["text_ids"])
+    facts = {"other_index": torch.arange(pairs) + pairs, "label": io["nlvr2_labels"]}
+    statements = text_rows(io["text_ids"], io["text_masks"], **facts)
+    batch, encoded = encode(network.model, io, torch.cat([io["image_0"], io["image_1"]]), statements=statements)
+    out = task(network.model, batch, encoded)
+    close(out.logits, io["nlvr2_logits"])
+    compare_losses(vilt, "nlvr2", out.loss)
