@@ -32,6 +32,7 @@ class TextEncoder(nn.Module):
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
     ``token_types`` False leaves BERT's token type embeddings out (BLIP).
     ``first_token_id`` is read in place of the first token of each text (BLIP's [ENC] and [DEC] for [CLS]).
+    ``added_tokens`` so many new embeddings behind those of the tokenizer or the pretrained model, for such first tokens.
 
     A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers; its pooled vector is
     that of the first token as it is written.
@@ -48,13 +49,20 @@ class TextEncoder(nn.Module):
         frozen: bool = False,
         token_types: bool = True,
         first_token_id: int | None = None,
+        added_tokens: int = 0,
         before_norm: bool = False,
         top_layers: int = 1,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, POOLS)}")
-        self.backbone = _load(pretrained, config or {}) if pretrained else _from_config(config or {}, vocab_size)
+        if pretrained:
+            self.backbone = _load(pretrained, config or {})
+            if added_tokens:
+                words = self.word_embeddings.num_embeddings + added_tokens
+                self.backbone.resize_token_embeddings(words, mean_resizing=False)
+        else:
+            self.backbone = _from_config(config or {}, vocab_size + added_tokens)
         self.config = self.backbone.config
         self.hidden_size: int = top_layers * self.config.hidden_size
         self.pool, self.is_frozen, self.before_norm, self.top_layers = pool, frozen, before_norm, top_layers

@@ -16,7 +16,7 @@ WORDS = ["text_encoder.pretrained=null", f"++text_encoder.config={{model_type:be
 SPLIT = [*WORDS, "text_encoder.num_layers=1"]
 FAMILIES = {
     "albef": [*VIT, *SPLIT, "image_encoder.pretrained=false"],
-    "blip": [*VIT, *SPLIT, "image_encoder.pretrained=false"],
+    "blip": [*VIT, *WORDS, "image_encoder.pretrained=false", "text_encoder.first_token_id=5"],
     "meter": [*VIT, *WORDS],
     "uniter": [*WORDS, "image_encoder.feature_size=8", "image_encoder.hidden_size=32"],
     "vilt": [
@@ -35,6 +35,11 @@ TASKS = {  # what is too large, or has no words, in a task's own settings
     "grounding_gradcam": ["task.grounding_gradcam.layer=0"],
     "nlvr2_paired": ["task.nlvr2_paired.num_heads=2"],
     "itc": ["task.itc.queue_size=8"],
+    "mrm": ["task.mrm.num_classes=5"],
+}
+DECODERS = {  # of BLIP
+    "blip_pretrain": [f"task.captioning.{key}" for key in ("first_token_id=5", "decoder.num_layers=2", "decoder.num_heads=2")],
+    "blip_vqa": ["task.vqa_decoder.decoder.first_token_id=5"],
 }
 TRAINER = ["accelerator=cpu", "devices=1", "strategy=auto", "precision=32-true", "fast_dev_run=2"]
 
@@ -53,9 +58,10 @@ def overrides(name: str, world: Path) -> list[str]:
     small += [
         "data.num_workers=0",
         "fusion.num_heads=2",
-        f"fusion.num_layers={2 if 'alternating' in str(config.fusion) else 1}",
+        f"fusion.num_layers={2 if name.startswith('blip') or 'alternating' in str(config.fusion) else 1}",
     ]
     small += [text for task, texts in TASKS.items() if task in config.task for text in texts]
+    small += DECODERS.get(name, [])
     small += ["data.answers.min_count=1"] if "answers" in config.data else []
     return [*FAMILIES[name.split("_")[0]], *small, f"data.root={world}", "tokenizer=null"]
 
