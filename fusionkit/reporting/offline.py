@@ -37,6 +37,7 @@ class OfflineRun:
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)  # nested, as it was before the logger made it flat
+    labels: dict[str, str] = field(default_factory=dict)  # what the dashboards group by: fusion, tasks, sources
     summary: dict[str, Any] = field(default_factory=dict)  # flat; the best of a score is "<score>.max"
     history: list[dict[str, Any]] = field(default_factory=list)  # by step, flat, "_step" is W&B's count of log calls
     tables: dict[str, Table] = field(default_factory=dict)  # the last one of each name
@@ -47,7 +48,7 @@ def read_offline(path: Path) -> OfflineRun:
 
     DataError where there is no such file, or it is of another kind.
     """
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     log = _log_file(Path(path))
     run, config, summary = OfflineRun(), dict[str, Any](), dict[str, Any]()
@@ -69,6 +70,7 @@ def read_offline(path: Path) -> OfflineRun:
     config.pop("_wandb", None)
     summary.pop("_wandb", None)
     run.config = _nested(config)
+    run.labels = run.config.pop("labels", {})
     run.summary = _flat({key: value for key, value in summary.items() if not _is_media(value)})
     run.tables = _tables(log.parent / "files", summary)
     return run
