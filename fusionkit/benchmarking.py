@@ -17,11 +17,12 @@ from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.prediction import RERANKED, predict_source
 from fusionkit.evaluation.published import Published, Scored, judge, write_scores
-from fusionkit.evaluation.records import Records, write_records
+from fusionkit.evaluation.records import Records, merge_metrics, write_records
 from fusionkit.evaluation.run import draw_gallery
 from fusionkit.evaluation.table import print_details
 from fusionkit.tasks.base import Task
 from fusionkit.training.launch import Parts, evaluation_options
+from fusionkit.training.watch import Watch
 
 
 class Answers(NamedTuple):
@@ -34,16 +35,16 @@ class Answers(NamedTuple):
     records: Mapping[str, Records]
 
 
-def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device) -> None:
+def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device, watch: Watch) -> None:
     """Write predictions, scores, their intervals and pictures below ``folder``, and print the scores."""
     scored = []
     for each in answer(config, parts, device):
         for name in each.tasks:
             label = each.benchmark.label(each.split, name)
             write_predictions(folder, label, each.records[name])
-            judged = judge(
-                each.benchmark.measures[name], each.records[name], each.samples, each.benchmark.name, each.split
-            )
+            measure = each.benchmark.measures[name]
+            judged = judge(measure, each.records[name], each.samples, each.benchmark.name, each.split)
+            watch.log_answers(label.replace("/", "_"), measure, each.records[name], each.samples, judged.rows)
             scored.append(Scored(label, each.split, each.benchmark.protocol, judged))
         if evaluation_options(parts.config).gallery and has_pixels(each.samples[0].image):
             title, stem = (
@@ -52,7 +53,9 @@ def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: 
             )
             draw_gallery(each.tasks, each.records, each.samples, title, stem)
     if scored:  # of several processes rank 0 has them all
-        print_details(write_scores(folder, scored, config.resamples, config.seed))
+        details = write_scores(folder, scored, config.resamples, config.seed)
+        print_details(details)
+        watch.log_scores(merge_metrics({label: about["scores"] for label, about in details.items()}))
         print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
 
 

@@ -62,6 +62,8 @@ class EvaluateConfig:
     root: str = MISSING
     resamples: int = MISSING
     seed: int = MISSING
+    name: str | None = None
+    logger: Any = None
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """``fusionkit evaluate``: score a checkpoint on the data it was trained with, or on others in the same formats."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import seed_everything
@@ -16,9 +18,11 @@ from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.rank import run_in_ranks
 from fusionkit.training.folder import require_writable
-from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
+from fusionkit.training.launch import Parts, bare_trainer, build_loggers, evaluation_options
+from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts
+from fusionkit.training.watch import Watch
 
 
 def evaluate(config: DictConfig) -> None:
@@ -40,11 +44,33 @@ def evaluate_share(config: DictConfig) -> None:
     """Score a checkpoint together with the other processes, if there are any."""
     parts, folder = restore(config)
     if config.get("benchmark"):
-        return evaluate_benchmarks(config, parts, folder, device_of(parts))
+        with watching(config, parts, folder, "benchmark") as watch:
+            return evaluate_benchmarks(config, parts, folder, device_of(parts), watch)
     objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
     roles, active = chosen_roles(config, parts), active_objectives(objectives, parts.tasks)
     check_files(parts, active, roles)
-    score(parts, active, folder, roles, device_of(parts))
+    with watching(config, parts, folder, roles[0]) as watch:
+        watch.log_scores(score(parts, active, folder, roles, device_of(parts), watch.log_answers))
+
+
+@contextmanager
+def watching(config: DictConfig, parts: Parts, folder: Path, prefix: str) -> Iterator[Watch]:
+    """What tells the loggers of ``config.logger`` of the evaluation, as a run of its own beside the one that trained."""
+    run = parts.config.copy()
+    for key, value in {
+        "output_dir": str(folder),
+        "name": config.name or run.name,
+        "logger": config.logger or {},
+    }.items():
+        OmegaConf.update(run, key, value, merge=False, force_add=True)
+    loggers = build_loggers(run) if rank() == 0 else []
+    about: Any = {"evaluated": {name: config[name] for name in ("checkpoint", "split", "sources")}}
+    about["evaluated"]["benchmark"] = list(config.get("benchmark") or ())
+    try:
+        log_config(loggers, about | OmegaConf.to_container(run, resolve=True), "evaluate")
+        yield Watch(loggers, prefix)
+    finally:
+        finish()
 
 
 def restore(config: DictConfig) -> tuple[Parts, Path]:
@@ -110,13 +136,20 @@ def device_of(parts: Parts) -> torch.device:
 
 
 def score(
-    parts: Parts, objectives: Mapping[str, Iterable[str]], folder: Path, roles: Sequence[str], device: torch.device
+    parts: Parts,
+    objectives: Mapping[str, Iterable[str]],
+    folder: Path,
+    roles: Sequence[str],
+    device: torch.device,
+    watch: Callable[..., None] | None = None,
 ) -> dict[str, float]:
-    """Evaluate, print the scores beside their baselines, and say where to look."""
+    """Evaluate, print the scores beside their baselines, and say where to look; ``watch`` as in ``evaluate_run``."""
     for module in (parts.model, *parts.tasks.values()):
         module.to(device)
     options = evaluation_options(parts.config)
-    metrics = evaluate_run(parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles)
+    metrics = evaluate_run(
+        parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles, watch
+    )
     if rank() > 0:
         return metrics
     print_scores(metrics)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import TrainConfig, check_arguments, check_objectives, check_top_level
 from fusionkit.distributed import leave
@@ -21,12 +21,13 @@ from fusionkit.training.folder import (
     prepare_folder,
     resume_from,
 )
-from fusionkit.training.launch import Parts, bare_trainer, build_callbacks, build_module, build_parts, build_trainer
-from fusionkit.training.loggers import finish
+from fusionkit.training.launch import Parts, build_module, build_parts, build_trainer
+from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.ranks import is_rank
 from fusionkit.training.restore import initialise, load_weights, read_checkpoint
 from fusionkit.training.summary import print_run
+from fusionkit.training.watch import Watch
 from fusionkit.training.weights import require_fit
 
 
@@ -43,9 +44,9 @@ def train(config: DictConfig) -> float | None:
         if config.resume == "auto" and is_finished(config):
             print(f"{config.output_dir} is finished")
             return None
-    ranks = bare_trainer(config, callbacks=build_callbacks(config)).world_size
-    if ranks > 1 and not is_rank():
-        run_in_ranks("fusionkit.train:train", config, ranks)
+    trainer = build_trainer(config)
+    if trainer.world_size > 1 and not is_rank():
+        run_in_ranks("fusionkit.train:train", config, trainer.world_size)
         return None
     seed_everything(config.seed, workers=True, verbose=False)
     parts = build_parts(config)
@@ -60,7 +61,7 @@ def train(config: DictConfig) -> float | None:
     if is_main and not config.trainer.fast_dev_run:
         prepare_folder(config)
     try:
-        trainer = build_trainer(config)
+        log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
         if is_main:
             print_run(parts, trainer)
         fit(trainer, module, parts)
@@ -94,6 +95,5 @@ def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
     if trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)  # and may have the processors of those that are done
     folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
-    metrics = score(parts, module.objectives, folder, roles, trainer.strategy.root_device)
-    for logger in trainer.loggers:
-        logger.log_metrics({f"test/{name}": value for name, value in metrics.items()}, trainer.global_step)
+    watch = Watch(trainer.loggers, "test", trainer.global_step)
+    watch.log_scores(score(parts, module.objectives, folder, roles, trainer.strategy.root_device, watch.log_answers))

@@ -1,6 +1,6 @@
 """Evaluate a model on sources: predict, write the records, score them beside their baselines, draw them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,14 @@ def evaluate_run(
     device: torch.device,
     options: EvaluationOptions,
     roles: Sequence[str] = ("test",),
+    watch: Callable[..., None] | None = None,
 ) -> dict[str, float]:
     """Evaluate the tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
 
     Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl``, ``curves/*`` and ``gallery/*.png`` below ``output_dir``
     and returns the metrics: ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others. Of several
-    processes rank 0 does so; the others help it to predict, and return nothing.
+    processes rank 0 does so; the others help it to predict, and return nothing. ``watch`` is given the label, the measure, the
+    records, the samples and their rows of each task that is judged sample by sample.
     """
     parts = {}
     for role, source in splits_of(datamodule, objectives, roles):
@@ -45,6 +47,9 @@ def evaluate_run(
         samples = datamodule.samples(source, role)
         for name, rows in sample_rows(chosen, predictions, samples).items():
             write_records(output_dir / "samples" / f"{label}_{name}.jsonl", rows)
+            if watch is not None:
+                measure = getattr(chosen[name].scorer, "measure", None)
+                watch(f"{label}_{name}", measure, _final(predictions, name), samples, rows)
         for name in [name for name in chosen if name + RERANKED in predictions]:
             curve = recall_curve(predictions[name], predictions[name + RERANKED], samples, options.reranking.k)
             write_curve(curve, f"{source} · {role}", output_dir / "curves" / f"{label}_{name}")
@@ -104,7 +109,7 @@ def sample_rows(
     for name, task in tasks.items():
         rows = getattr(task.scorer, "rows", None)
         if rows is not None and name in predictions:
-            found[name] = rows(predictions.get(name + RERANKED, predictions[name]), samples)
+            found[name] = rows(_final(predictions, name), samples)
     return {name: judged for name, judged in found.items() if judged}
 
 
@@ -119,9 +124,14 @@ def draw_gallery(
     for name, task in tasks.items():
         sheet = getattr(task.scorer, "sheet", None)
         if sheet is not None and name in predictions:
-            shown = sheet(predictions.get(name + RERANKED, predictions[name]), samples)
+            shown = sheet(_final(predictions, name), samples)
             if shown.panels:
                 draw_sheet(shown, f"{title} · {name} · worst first", stem.with_name(f"{stem.name}_{name}.png"))
+
+
+def _final(predictions: Mapping[str, Sequence[Record]], name: str) -> Sequence[Record]:
+    """A task's records, re-ranked where they were."""
+    return predictions.get(name + RERANKED, predictions[name])
 
 
 def splits_of(

@@ -1,7 +1,7 @@
 """Which wrong partner a pair is contrasted with in image-text matching."""
 
 from fusionkit.negatives.law import Drawn, HardNegatives, Negatives, OfflineNegatives, RandomNegatives
-from fusionkit.negatives.pool import AllRanks, Candidates, OwnBatch, Pool, Queue
+from fusionkit.negatives.pool import AllRanks, Candidates, OwnBatch, Pool, Queue, queue_ages
 
 __all__ = [
     "AllRanks",
@@ -14,4 +14,5 @@ __all__ = [
     "Pool",
     "Queue",
     "RandomNegatives",
+    "queue_ages",
 ]

@@ -1,6 +1,7 @@
 """Where wrong partners come from: the own batch, the batches of all ranks, or a queue of what went before."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ class Candidates(NamedTuple):
     text_keys: Tensor  # (C_t,) of the texts' images
     first_image: int = 0
     first_text: int = 0
+    metrics: Mapping[str, Tensor] = MappingProxyType({})  # scalars to log of the pool
 
 
 class Pool(nn.Module):
@@ -119,6 +121,7 @@ class Queue(Pool):
             "image": (image, encoded.image_feats.detach(), image_keys),
             "text": (text, encoded.text_feats[kind].detach(), text_keys),
         }
+        ages = queue_ages(self.get_buffer("image_keys"), len(image_keys) * world_size())
         joined: list[Any] = []
         for name, (tokens, feats, keys) in parts.items():
             self._require_shape(name, tokens, feats)
@@ -127,7 +130,7 @@ class Queue(Pool):
             for name, (tokens, feats, keys) in parts.items():
                 self._push(name, tokens, feats, keys)
         image, image_feats, image_keys, text, text_feats, text_keys = joined
-        return Candidates(image, None, image_feats, image_keys, text, text_feats, text_keys)
+        return Candidates(image, None, image_feats, image_keys, text, text_feats, text_keys, metrics=ages)
 
     def _tokens(self, name: str) -> Tokens:
         get = self.get_buffer
@@ -159,6 +162,19 @@ class Queue(Pool):
             )
         if feats.shape[1] != self.get_buffer(f"{name}_feats").shape[1]:
             raise ConfigError(f"negatives.pool.embed_size: the model's is {feats.shape[1]}; set it to that")
+
+
+def queue_ages(keys: Tensor, pushed: int) -> dict[str, Tensor]:
+    """How many steps ago the entries of a queue were written, their mean and the oldest's; 0 while it is empty.
+
+    Read off how many of its keys (Q,) are not EMPTY, at a step that adds ``pushed`` rows as those before it did: so it needs
+    no state, and waits for no device.
+    """
+    filled = (keys != EMPTY).sum()
+    whole = filled // pushed  # steps whose rows are all there
+    rest = filled - whole * pushed
+    total = pushed * whole * (whole + 1) / 2 + rest * (whole + 1)
+    return {"queue_age": total / filled.clamp(min=1), "queue_age_max": whole + (rest > 0)}
 
 
 def lengthen(tokens: Tokens, length: int) -> Tokens:

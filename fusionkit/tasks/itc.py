@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionkit.distributed import gather, gather_with_grad
+from fusionkit.distributed import gather, gather_with_grad, world_size
 from fusionkit.errors import ConfigError
 from fusionkit.losses import contrastive_targets, soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
+from fusionkit.negatives import queue_ages
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
 
@@ -85,11 +86,12 @@ class ITC(Task[CaptionBatch]):
             losses.append(soft_cross_entropy(similarity, targets))
             if sim_i2t is None:
                 sim_i2t, target_i2t = similarity.detach(), targets
+        metrics = queue_ages(self.image_queue.keys, len(image_keys) * world_size()) if self.image_queue else {}
         if self.training:
             self._enqueue(view, image_keys, text_keys)
         assert sim_i2t is not None
         assert target_i2t is not None
-        return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t)
+        return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t, metrics)
 
     def _columns(
         self, feats: Tensor, keys: Tensor, queue: FeatureQueue | None, teacher: Teacher | None

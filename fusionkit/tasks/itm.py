@@ -64,6 +64,7 @@ class ITM(Task[CaptionBatch]):
         logits = self.head(fused.pooled)
         loss = masked_cross_entropy(logits, targets)
         metrics = self._metrics(logits, targets, wrong_image, wrong_text)
+        metrics |= {"chance_gap": loss.detach() - prior_entropy(targets)} | candidates.metrics
         if self.alignment is not None:
             assert text.mask is not None
             image_mask = None if candidates.image.mask is None else candidates.image.mask[images]
@@ -128,6 +129,7 @@ class ITM(Task[CaptionBatch]):
             metrics["accuracy"] = ((gap > 0) == targets).float().mean()
             for name, chosen in (("positive_logit", targets), ("negative_logit", 1 - targets)):
                 metrics[name] = (gap * chosen).sum() / chosen.sum().clamp(min=1)
+            metrics["logit_gap"] = metrics["positive_logit"] - metrics["negative_logit"]
         return metrics
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
@@ -144,6 +146,12 @@ class ITM(Task[CaptionBatch]):
             ]
         has_other = len(keys) > 1
         return records if has_other else records[: len(index)]
+
+
+def prior_entropy(targets: Tensor) -> Tensor:
+    """The loss (nats) of one who knows only which share of targets (P,) is 1: .6365 for one true pair to two false ones."""
+    share = targets.float().mean() if len(targets) else targets.new_zeros((), dtype=torch.float32)
+    return torch.special.entr(torch.stack([share, 1 - share])).sum()
 
 
 def join_pairs(

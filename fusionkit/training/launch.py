@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.data.datamodule import DataModule
@@ -19,7 +20,6 @@ from fusionkit.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
 from fusionkit.training.artifacts import collect_artifacts
 from fusionkit.training.callbacks import require_validation
-from fusionkit.training.loggers import log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
 from fusionkit.types import Dims
@@ -159,11 +159,14 @@ def spell(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]
 
 
 def build_trainer(config: DictConfig) -> Trainer:
-    """Lightning's trainer with our callbacks and loggers, which are told the resolved configuration."""
-    logger = [] if config.trainer.fast_dev_run else _instances(config.logger)
-    trainer = bare_trainer(config, callbacks=build_callbacks(config), logger=logger or False)
-    log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
-    return trainer
+    """Lightning's trainer with our callbacks and loggers; writes nothing yet."""
+    loggers = [] if config.trainer.fast_dev_run else build_loggers(config)
+    return bare_trainer(config, callbacks=build_callbacks(config), logger=loggers or False)
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers that the configuration names; one that cannot work raises ConfigError."""
+    return [instantiate(block) for block in (config.logger or {}).values() if block is not None]
 
 
 def build_callbacks(config: DictConfig) -> list[Callback]:
@@ -196,10 +199,6 @@ def evaluation_options(config: DictConfig) -> EvaluationOptions:
     precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
     recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE}
     return instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))
-
-
-def _instances(blocks: DictConfig | None) -> list[Any]:
-    return [instantiate(block) for block in (blocks or {}).values() if block is not None]
 
 
 def _check_roles(config: DictConfig, known: set[str]) -> None:

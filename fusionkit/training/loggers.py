@@ -1,49 +1,159 @@
 """Where the numbers of a run go: W&B without a network or a key, and the resolved configuration, once."""
 
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from fusionkit.errors import ConfigError
+from fusionkit.evaluation.examples import Example
+
+LOWER_IS_BETTER = ("_loss", "_rank")
 
 
 class ScoreWandbLogger(WandbLogger):
-    """W&B whose summary keeps the best of every validation score, not the last.
+    """W&B whose dashboards group by fusion, tasks and data, and whose summary keeps the best of every validation score.
 
     ``offline`` (the default) asks for no account and sends nothing; ``wandb sync`` uploads the folder later; the
-    environment's WANDB_MODE has the last word. What W&B writes stays below ``save_dir``. Options go to ``wandb.init``.
+    environment's WANDB_MODE has the last word. ``group`` and ``tags`` come from the configuration where they are not given.
+    ``tables`` is how many rows a table of predictions has, 0 for none. What W&B writes stays below ``save_dir``. Options go to
+    ``wandb.init``. Where W&B fails the run goes on without it: that is told once.
     """
 
-    def __init__(self, save_dir: str, project: str = "fusionkit", offline: bool = True, **options: Any) -> None:
-        Path(save_dir).mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        save_dir: str,
+        project: str = "fusionkit",
+        offline: bool = True,
+        group: str | None = None,
+        tags: Sequence[str] | None = None,
+        tables: int = 32,
+        **options: Any,
+    ) -> None:
         for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
             os.environ.setdefault(name, str(Path(save_dir).resolve() / "wandb"))
         import wandb
 
         settings = wandb.Settings(silent=True, console="off")
         mode = os.environ.get("WANDB_MODE", "offline" if offline else "online")
-        super().__init__(save_dir=save_dir, project=project, mode=mode, settings=settings, **options)
+        if mode == "online":
+            _require_key()
+        super().__init__(
+            save_dir=save_dir, project=project, mode=mode, settings=settings, group=group, tags=tags, **options
+        )
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
         self._defined: set[str] = set()
+        self.tables = tables
+
+    @rank_zero_only
+    def describe(self, labels: Mapping[str, list[str]], job_type: str) -> None:
+        """Say what the dashboards group by; called before anything is logged, in a folder that can be written to."""
+        tags = [tag for names in labels.values() for tag in names]
+        for key, value in {"group": "+".join(labels["fusion"]), "tags": tags, "job_type": job_type}.items():
+            if self._wandb_init.get(key) is None:
+                self._wandb_init[key] = value
+        try:
+            Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # W&B itself would write to another folder and say nothing
+            raise ConfigError(
+                f"logger.wandb.save_dir={self.save_dir} cannot be written to ({error.strerror}); choose another folder"
+            ) from error
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """The configuration of the run."""
+        self._attempt(lambda: super(ScoreWandbLogger, self).log_hyperparams(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log as Lightning does; a score is declared by its exact name first (a pattern would be ignored)."""
+        self._attempt(lambda: self._log_metrics(metrics, step))
+
+    def _log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         for name in metrics:
             if name.startswith("val/") and name not in self._defined:
-                self.experiment.define_metric(name, summary="max", step_metric="trainer/global_step")
+                best = "min" if name.endswith(LOWER_IS_BETTER) else "max"
+                self.experiment.define_metric(name, summary=best, step_metric="trainer/global_step")
                 self._defined.add(name)
         super().log_metrics(metrics, step)
 
+    @rank_zero_only
+    def log_examples(self, name: str, examples: Sequence[Example], step: int | None = None) -> None:
+        """Log what was answered as the table ``predictions/<name>``, with the pictures and the boxes in them."""
+        from fusionkit.training.pictures import table_of
 
-def log_config(loggers: Iterable[Logger], config: Mapping[str, Any]) -> None:
-    """Give every logger the resolved configuration as one flat mapping; call it once."""
-    flat = flatten(config)
+        if examples:
+            table: Any = {f"predictions/{name}": table_of(examples)}
+            self._attempt(lambda: super(ScoreWandbLogger, self).log_metrics(table, step))
+
+    @rank_zero_only
+    def alert(self, title: str, text: str) -> None:
+        """Tell whoever watches the project."""
+        self._attempt(lambda: self.experiment.alert(title, text, level="WARN"))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """The run is over."""
+        self._attempt(lambda: super(ScoreWandbLogger, self).finalize(status))
+
+    def _attempt(self, log: Callable[[], None]) -> None:
+        """Log something, unless W&B has failed before: no failure of it may cost a run."""
+        if isinstance(self._experiment, DummyExperiment):
+            return
+        try:
+            log()
+        except Exception as error:
+            self._experiment = DummyExperiment()  # type: ignore[assignment]
+            _tell(error)
+
+
+def _tell(error: Exception) -> None:
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    print(f"warning: W&B failed ({reason}); the run goes on without it", file=sys.stderr, flush=True)
+
+
+def _require_key() -> None:
+    """ConfigError where W&B knows no account; in a terminal it asks for one first."""
+    import wandb
+
+    try:
+        if getattr(rank_zero_only, "rank", 0) != 0 or wandb.login(verify=False):
+            return
+    except wandb.errors.Error:
+        pass
+    raise ConfigError(
+        "logger.wandb.offline=false needs a W&B account, and there is no key: set WANDB_API_KEY, run wandb login, or leave "
+        "offline=true and send the run later with wandb sync"
+    )
+
+
+def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], job_type: str = "train") -> None:
+    """Give every logger the resolved configuration as one flat mapping, and the labels of the run; call it once."""
+    labels = labels_of(config)
+    flat = flatten(config) | {f"labels.{name}": "+".join(values) for name, values in labels.items()}
     for logger in loggers:
+        if isinstance(logger, ScoreWandbLogger):
+            logger.describe(labels, job_type)
         logger.log_hyperparams(flat)
+
+
+def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What runs are grouped by: the ``fusion`` as its configuration file is called, the ``tasks`` and ``sources`` of weight."""
+    cross = [
+        (source, task) for source, row in config["objectives"].items() for task, weight in row.items() if weight > 0
+    ]
+    name = config["fusion"]["_target_"].rpartition(".")[2]
+    return {
+        "fusion": [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()],
+        "tasks": sorted({task for _, task in cross}),
+        "sources": sorted({source for source, _ in cross}),
+    }
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -58,9 +168,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def finish() -> None:
-    """Close the W&B run, if there is one: the next run in this process would otherwise write into it."""
-    if "wandb" in sys.modules:
-        import wandb
+    """Close the W&B run, if there is one: the next run in this process would otherwise write into it.
 
-        if wandb.run is not None:
-            wandb.finish()
+    Where an exception is on its way the run is marked as failed. W&B's service is ended too, and with it the last write.
+    """
+    if "wandb" not in sys.modules:
+        return
+    import wandb
+
+    if wandb.run is not None:
+        exit_code = int(sys.exc_info()[0] is not None)
+        try:
+            wandb.finish(exit_code=exit_code)
+            wandb.teardown(exit_code=exit_code)
+        except Exception as error:
+            _tell(error)

@@ -59,7 +59,7 @@ class TrainingModule(LightningModule):
         self.artifacts = dict(artifacts or {})
         self._build_optimizer, self._build_scheduler = optimizer, scheduler
         self.step_metrics: dict[str, Any] = {}  # of the last training step, by log key
-        self._validation = Validation()
+        self.validation = Validation()
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
         self._seed = torch.initial_seed()
         self._is_resumed = False
@@ -115,10 +115,10 @@ class TrainingModule(LightningModule):
         if tasks:
             encoded = self.model.encode(batch, text_kinds(tasks.values()))
             records = {name: task.predict(self.model, batch, encoded) for name, task in tasks.items()}
-            self._validation.add(batch["source"], batch["image_ids"], records)
+            self.validation.add(batch["source"], batch["image_ids"], records)
 
     def on_validation_epoch_start(self) -> None:
-        self._validation.clear()
+        self.validation.clear()
 
     def on_validation_epoch_end(self) -> None:
         """Score all ranks' records; log ``val/<source>/<metric>`` and ``val/mean`` over the headline ones."""
@@ -129,7 +129,7 @@ class TrainingModule(LightningModule):
         }
         limit = self.trainer.limit_val_batches
         is_partial = self.trainer.sanity_checking or isinstance(limit, int) or limit < 1.0
-        scores = self._validation.score(scorers, lambda source: datamodule.samples(source, "val"), is_partial)
+        scores = self.validation.score(scorers, lambda source: datamodule.samples(source, "val"), is_partial)
         # every rank computed the same numbers; sync_dist only tells Lightning so
         self.log_dict(scores, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 

@@ -15,10 +15,11 @@ class Validation:
     def __init__(self) -> None:
         self._records: dict[tuple[str, str], Records] = {}
         self._images: dict[str, list[Any]] = {}
+        self.answers: dict[tuple[str, str], tuple[Records, Sequence[Sample]]] = {}  # what was scored, of all ranks
 
     def clear(self) -> None:
         """Forget the last epoch."""
-        self._records, self._images = {}, {}
+        self._records, self._images, self.answers = {}, {}, {}
 
     def add(self, source: str, image_ids: Sequence[Any], records: Mapping[str, Records]) -> None:
         """Keep a batch's records by task."""
@@ -46,7 +47,9 @@ class Validation:
             if is_partial:
                 samples = [sample for sample in samples if sample.image_id in seen]
             for task, scorer in by_task.items():
-                metrics = scorer(merge_records([gather_objects(self._records.get((source, task), []))]), samples)
+                records = merge_records([gather_objects(self._records.get((source, task), []))])
+                self.answers[source, task] = records, samples
+                metrics = scorer(records, samples)
                 scores |= {f"val/{source}/{name}": value for name, value in metrics.items()}
                 headlines += list(metrics.values())[:1]
         return scores | ({"val/mean": sum(headlines) / len(headlines)} if headlines else {})
