@@ -13,11 +13,11 @@ from pathlib import Path
 from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
 from fusionkit.evaluation.form import Form, is_text
+from fusionkit.evaluation.java import answer_lines
 from fusionkit.evaluation.judging import Judged, scores_of
 from fusionkit.evaluation.penn import tokenize
 from fusionkit.evaluation.records import Record, index_records
 
-STATISTICS = 23  # numbers that METEOR says of a sentence
 NO_JAVA = "no java on the PATH"
 Said = Sequence[str]  # of each image, the caption
 Wanted = Sequence[Sequence[str]]  # and those of people
@@ -60,7 +60,7 @@ class CaptionMeasure:
         lack = NO_JAVA if self.java is None else "java=false"
         notes = {"tokenizer": "Stanford's PTB tokenizer" if java else f"ours, which stands in for Stanford's ({lack})"}
         if java:
-            sums["meteor"] = meteor_counts(said, wanted)
+            sums["meteor"] = meteor_counts(said, wanted, java)
         else:
             notes["meteor"] = f"missing: METEOR is a Java program ({lack})"
         if reason := _lack_of_spice(java):
@@ -110,24 +110,15 @@ def cider(said: Said, wanted: Wanted) -> list[float]:
     return [100 * float(score) for score in Cider().compute_score(*_by_image(said, wanted))[1]] if said else []
 
 
-def meteor_counts(said: Said, wanted: Wanted) -> list[list[float]]:
-    """Of each image the numbers that ``corpus.meteor`` reads. Raises DataError where Java cannot run METEOR."""
-    from pycocoevalcap.meteor.meteor import Meteor
+def meteor_counts(said: Said, wanted: Wanted, java: str) -> list[list[float]]:
+    """Of each image the numbers that ``corpus.meteor`` reads, as pycocoevalcap's ``meteor.py`` asks for them."""
+    from pycocoevalcap.meteor import meteor
 
-    scorer = Meteor()
-    counts = []
-    for caption, references in zip(said, wanted, strict=True):
-        try:
-            line = scorer._stat(caption, [reference.replace("|||", "") for reference in references])
-        except BrokenPipeError:
-            line = ""
-        counts.append([float(number) for number in line.split()])
-        if len(counts[-1]) != STATISTICS:
-            reason = scorer.meteor_p.stderr.read().decode(errors="replace").strip().splitlines()[:1]
-            raise DataError(
-                f"METEOR's Java program has failed ({reason[0] if reason else line}); take java off the PATH to score without it"
-            )
-    return counts
+    folder = Path(meteor.__file__).parent
+    command = [java, "-Xmx2G", "-jar", meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"]
+    parts = ([*references, caption] for caption, references in zip(said, wanted, strict=True))
+    lines = [" ||| ".join(["SCORE", *(text.replace("|||", "") for text in texts)]) for texts in parts]
+    return [[float(number) for number in line.split()] for line in answer_lines(command, folder, lines)]
 
 
 def spice(said: Said, wanted: Wanted) -> list[float]:

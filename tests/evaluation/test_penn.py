@@ -25,6 +25,8 @@ WORDS = {  # caption -> what Stanford's tokenizer says
     "'90s style, rock 'n' roll, O'Neil": "'90s style rock 'n' roll o'neil",
     "https://a.b/c?d=1 www.x.com foo.jpg end.Next": "https://a.b/c?d=1 www.x.com foo.jpg end.next",
     "fish &amp; chips": "fish & chips",
+    "a ##ing x ##y @@ s@@hip un@@ #a": "a ## ing x ## y @@ s@@hip un@@ #a",  # word pieces of other models
+    "6\u2032 2\u2032\u2032": "6 \u2032 2 \u2032 \u2032",
     "": "",
 }
 AWKWARD = [

@@ -1,0 +1,50 @@
+"""Java programs that fail, hang or say too little end in one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from fusionkit.errors import DataError
+from fusionkit.evaluation import java
+from fusionkit.evaluation.captioning import CaptionMeasure
+from tests.evaluation.test_captioning import RECORDS, samples
+
+
+def program(folder: Path, script: str) -> str:
+    path = folder / "java"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_each_line_has_its_answer(tmp_path):
+    lines = ["a", "", "\u65e5 b"] * 20_000  # more than a pipe holds
+    assert java.answer_lines([program(tmp_path, "cat")], tmp_path, lines) == lines
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo one; echo two >&2; echo three >&2; exit 1", "three"),
+        ("exit 3", "exit code 3, 0 answers"),
+        ("head -n 1", "exit code 0, 1 answers"),
+        ("kill -9 $$", "exit code -9"),
+        ("exec sleep 20", "timed out after 0.6"),
+    ],
+)
+def test_a_failure_is_one_sentence(script, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(java, "START", 0.2 if "sleep" in script else java.START)
+    with pytest.raises(DataError, match=words):
+        java.answer_lines([program(tmp_path, script)], tmp_path, ["a", "b"])
+
+
+def test_what_is_no_program_is_one_sentence(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        java.answer_lines([str(tmp_path / "java")], tmp_path, ["a"])
+
+
+def test_captions_tell_how_to_go_on_without_it(tmp_path, monkeypatch):
+    program(tmp_path, "exit 1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=r"score without METEOR: benchmark\.NAME\.measures\.captioning\.java=false"):
+        CaptionMeasure()(RECORDS, samples())
