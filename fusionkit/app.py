@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,23 @@ def quote_paths(overrides: Sequence[str], paths: Sequence[str]) -> list[str]:
     ]
 
 
+def quote_texts(overrides: Sequence[str], texts: Sequence[str]) -> list[str]:
+    """Quote what the user says in words, in which Hydra would read commas as a sweep and parentheses as a call.
+
+    What stands in quotes already is left alone, and so is null.
+    """
+    quoted = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        if key in texts and not is_quoted and value != "null":
+            escaped = re.sub(r"(\\*)'", r"\1\1\'", value)  # a backslash before a quote has to be doubled
+            escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
+            override = f"{key}='{escaped}'"
+        quoted.append(override)
+    return quoted
+
+
 def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     """Compose the command's configuration with the arguments and do its job on it, or on each of a sweep; gives the exit code.
 
@@ -76,7 +94,7 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
 
     try:
         options, overrides = parse(name, arguments)
-        overrides = quote_paths(open_sections(overrides, command.sections), command.paths)
+        overrides = quote_paths(open_sections(quote_texts(overrides, command.texts), command.sections), command.paths)
         sys.argv = [f"fusionkit {name}", *options, *overrides]
         conf = str(conf_dir().resolve())
         hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()

@@ -15,7 +15,7 @@ class Command(NamedTuple):
 
     ``target`` is "module:function": a job on a composed configuration where there is a ``config_name``, else a function of
     the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows,
-    ``paths`` the keys whose values are files.
+    ``paths`` the keys whose values are files, ``texts`` those whose values are any words.
     """
 
     summary: str
@@ -24,6 +24,7 @@ class Command(NamedTuple):
     config_name: str | None = None
     sections: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
@@ -48,11 +49,17 @@ COMMANDS = {
         STORED,
     ),
     "predict": Command(
-        "write a checkpoint's predictions without scoring them",
+        "write a checkpoint's predictions without scoring them, or ask it about your own images",
         "fusionkit.predict:predict",
-        ("checkpoint=PATH split=test sources=[shapes]",),
+        (
+            "checkpoint=PATH split=test sources=[shapes]",
+            "checkpoint=PATH image=photo.jpg question='what colour is the cat?' phrase='the cat' overlay=true",
+            "checkpoint=PATH image=FOLDER caption=true output=captions.jsonl",
+            "checkpoint=PATH image=requests.jsonl attention=true",
+        ),
         "predict",
         STORED,
+        texts=("image", "question", "phrase", "text"),
     ),
     "score": Command(
         "score a file of predictions against a benchmark's annotations, without a model",

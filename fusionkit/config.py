@@ -67,6 +67,24 @@ class EvaluateConfig:
 
 
 @dataclass
+class PredictConfig(EvaluateConfig):
+    """The top level of ``fusionkit predict``; with an ``image`` the rest of these keys count."""
+
+    image: str | None = None
+    question: str | None = None
+    phrase: str | None = None
+    text: str | None = None
+    caption: Any = None
+    by: str | None = None
+    top: int = MISSING
+    batch_size: int = MISSING
+    output: str | None = None
+    overlay: bool = False
+    attention: bool = False
+    layer: int | None = None
+
+
+@dataclass
 class ScoreConfig:
     """The top level of ``fusionkit score``."""
 

@@ -73,12 +73,12 @@ def watching(config: DictConfig, parts: Parts, folder: Path, prefix: str) -> Ite
         finish()
 
 
-def restore(config: DictConfig) -> tuple[Parts, Path]:
+def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, Path]:
     """The parts of ``config.checkpoint``, and where what is made of them goes.
 
     What the run itself would write goes to its folder; anything else to ``evaluation`` in it, so that it replaces nothing.
     """
-    check_top_level(config, EvaluateConfig)
+    check_top_level(config, schema)
     join()
     overrides = {name: config[name] for name in STORED}
     if config.get("benchmark"):

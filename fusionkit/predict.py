@@ -3,23 +3,32 @@
 from omegaconf import DictConfig
 
 from fusionkit.benchmarking import predict_benchmarks
+from fusionkit.config import PredictConfig, check_top_level
 from fusionkit.distributed import rank
+from fusionkit.errors import ConfigError
 from fusionkit.evaluate import check_files, chosen_roles, chosen_sources, device_of, restore, share
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.records import write_records
 from fusionkit.evaluation.run import splits_of
+from fusionkit.own import answer_own
 from fusionkit.training.launch import evaluation_options
 from fusionkit.training.module import active_objectives
 
 
 def predict(config: DictConfig) -> None:
-    """Predict, in as many processes as ``config.devices``."""
+    """Predict, in as many processes as ``config.devices``; with an ``image``, answer what is asked about it."""
+    if config.image is not None:
+        return answer_own(config)
+    check_top_level(config, PredictConfig)
+    for key in ("question", "phrase", "text", "caption"):
+        if config[key] is not None:
+            raise ConfigError(f"{key} is given, but no image to ask about; add image=PICTURE")
     share("fusionkit.predict:predict_share", config)
 
 
 def predict_share(config: DictConfig) -> None:
     """Write ``predictions/<source>_<role>_<task>.jsonl`` for the chosen sources and roles."""
-    parts, folder = restore(config)
+    parts, folder = restore(config, PredictConfig)
     if config.get("benchmark"):
         return predict_benchmarks(config, parts, folder, device_of(parts))
     device, options = device_of(parts), evaluation_options(parts.config)

@@ -1,7 +1,7 @@
-"""Where a text looks in an image: cross-attention, and GradCAM on it (ALBEF). For weak grounding and for pictures.
+"""Where a text looks in an image: attention, and GradCAM on it (ALBEF). For weak grounding and for pictures.
 
-Put the model in evaluation mode first. Any fusion that provides "attention" will do; ``layer`` counts its cross-attention layers
-from 0, None is the middle one (of six the third, ALBEF's choice).
+Put the model in evaluation mode first. Any fusion that provides "attention" will do; ``layer`` counts the layers in which its
+text attends to the image from 0, None is the middle one (of six the third, ALBEF's choice).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +17,8 @@ from fusionkit.fusion.layers import Attention, attention_weights
 from fusionkit.model import VisionLanguageModel
 from fusionkit.types import Fused, Tokens
 
+FINE = 32  # cells a side between which the edges of a box may lie
+NOTHING = 1e-30  # far below any map's values, and more on a large area than on a small one
 Score = Callable[[Fused], Tensor]  # of T fused pairs, (T,): what GradCAM explains, such as the logit of a match
 
 
@@ -24,9 +26,12 @@ Score = Callable[[Fused], Tensor]  # of T fused pairs, (T,): what GradCAM explai
 def attention_maps(
     model: VisionLanguageModel, image: Tokens, text: Tokens, image_index: Tensor, layer: int | None = None
 ) -> Tensor:
-    """What each text token gives to each token of its image in one layer, (T, L, N), mean over the heads, sum 1."""
+    """What each text token gives to each token of its image in one layer, (T, L, N), mean over the heads.
+
+    Sums are 1 in cross-attention, and at most 1 where one attention also reads the text.
+    """
     _, weights = _watched_fusion(model, image, text, image_index, layer)
-    return weights.float().mean(dim=1)
+    return _to_image(weights, text, image).float().mean(dim=1)
 
 
 def gradcam(
@@ -45,8 +50,8 @@ def gradcam(
     with torch.inference_mode(False), torch.enable_grad():
         fused, weights = _watched_fusion(model, image, text, image_index, layer)
         (gradient,) = torch.autograd.grad(score(fused).sum(), weights)
-    maps = (weights.detach() * gradient.clamp(min=0)).float().mean(dim=1)
-    return maps * text.mask[..., None]
+    cam = weights.detach().float() * gradient.float().clamp(min=0)
+    return _to_image(cam, text, image).mean(dim=1) * text.mask[..., None]
 
 
 def over_words(maps: Tensor, text_mask: Tensor) -> Tensor:
@@ -61,9 +66,15 @@ def on_grid(model: VisionLanguageModel, maps: Tensor) -> Tensor:
 
 
 def best_rectangles(maps: Tensor, alpha: float) -> Tensor:
-    """The rectangle of cells with most of a map (T, side, side) by sum / area ** alpha: corners (T, 4) in 0..1."""
-    side = maps.shape[1]
-    sums = F.pad(maps.double().cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))  # (T, side + 1, side + 1)
+    """The rectangle with most of a map (T, side, side) by sum / area ** alpha: corners (T, 4) in 0..1.
+
+    Where a map is coarser than ``FINE`` cells a side, its edges lie between the cells too: it is made finer first, as ALBEF
+    does. A map of zeros, which speaks for no place, gives the whole image.
+    """
+    factor = max(1, FINE // maps.shape[1])
+    fine = F.interpolate(maps[:, None].double(), scale_factor=factor, mode="bicubic")[:, 0].clamp(min=0)
+    side = fine.shape[1]
+    sums = F.pad((fine + NOTHING).cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))  # (T, side + 1, side + 1)
     first, last = torch.triu_indices(side + 1, side + 1, offset=1, device=maps.device)  # where a span begins and ends
     rows = sums[:, last] - sums[:, first]  # (T, spans, side + 1)
     inside = rows[:, :, last] - rows[:, :, first]  # (T, spans of rows, spans of columns)
@@ -82,14 +93,18 @@ def best_proposal(map: Tensor, proposals: Tensor, size: tuple[int, int], alpha: 
     large = F.interpolate(map[None, None].float(), size=(height, width), mode="bicubic")[0, 0]
     scores = []
     for x, y, w, h in proposals.tolist():
-        scores.append(large[int(y) : int(y + h), int(x) : int(x + w)].sum() / max(w * h, 1) ** alpha)
+        rows, columns = (slice(max(int(low), 0), max(int(low + size), 0)) for low, size in ((y, h), (x, w)))
+        scores.append(large[rows, columns].sum() / max(w * h, 1) ** alpha)
     return int(torch.stack(scores).argmax())
 
 
 def _watched_fusion(
     model: VisionLanguageModel, image: Tokens, text: Tokens, image_index: Tensor, layer: int | None
 ) -> tuple[Fused, Tensor]:
-    """The fused texts and the weights (T, H, L, N) of a layer; each text has an image row of its own, so that rows agree."""
+    """The fused texts and all weights (T, H, queries, keys) of a layer.
+
+    Each text has an image row of its own, so that rows agree.
+    """
     attention = _layer(model, layer)
     image, text = _copied(image.take(image_index)), _copied(text)
     if torch.is_grad_enabled():
@@ -97,6 +112,18 @@ def _watched_fusion(
     with _watching(attention) as seen:
         fused = model.fuse(model.fusion.prepare(image), text, torch.arange(len(text.embeds), device=image_index.device))
     return fused, seen[0]
+
+
+def _to_image(weights: Tensor, text: Tokens, image: Tokens) -> Tensor:
+    """Of weights (T, H, queries, keys) those of text tokens to image tokens, (T, H, L, N).
+
+    Where one attention reads [own tokens; image; text], both as queries and as keys, they are a corner of the matrix; in
+    cross-attention they are all but the keys that a fusion puts before the image.
+    """
+    length, size = text.embeds.shape[1], image.embeds.shape[1]
+    queries, keys = weights.shape[2:]
+    last = keys if queries == length else keys - length
+    return weights[:, :, queries - length :, last - size : last]
 
 
 def _copied(tokens: Tokens) -> Tokens:
@@ -107,12 +134,15 @@ def _copied(tokens: Tokens) -> Tokens:
 
 def _layer(model: VisionLanguageModel, layer: int | None) -> Attention:
     if "attention" not in model.fusion.provides:
-        raise ConfigError(f"{type(model.fusion).__name__} has no cross-attention of the text to the image to look at")
+        raise ConfigError(
+            f"{type(model.fusion).__name__} has no attention of the text to the image to look at; "
+            "cross_attention, co_attention and merged_attention are fusions that have"
+        )
     layers = model.fusion.cross_attentions()
     number = (len(layers) - 1) // 2 if layer is None else layer
     if not 0 <= number < len(layers):
         raise ConfigError(
-            f"layer is {layer}, but {type(model.fusion).__name__} has {len(layers)} cross-attention layers; give 0 to "
+            f"layer is {layer}, but {type(model.fusion).__name__} has {len(layers)} layers that look at the image; give 0 to "
             f"{len(layers) - 1}, or null for the middle one"
         )
     return layers[number]

@@ -52,6 +52,7 @@ ENTRY = {
     "train",
     "evaluate",
     "predict",
+    "own",
     "score",
     "submit",
     "benchmarking",

@@ -74,11 +74,15 @@ class EvalData(Dataset[Item]):
         self.places = other_places(samples)
 
     def __getitem__(self, index: int) -> Item:
-        sample = self.samples[index]
         try:
-            (image, size), *others = (self.images.load(place) for place in (index, *self.places[index]))
+            return self.item(index)
         except CorruptImage as error:
             raise DataError(f"{error}; evaluation needs every image: download the file again") from error
+
+    def item(self, index: int) -> Item:
+        """As indexing, but raises CorruptImage where an image cannot be decoded."""
+        sample = self.samples[index]
+        (image, size), *others = (self.images.load(place) for place in (index, *self.places[index]))
         texts: dict[str, Sequence[Text]] = {kind: sample.texts.get(kind, ()) for kind in self.kinds}
         size = sample.size or size
         keys, boxes = boxes_on(image, size, texts)

@@ -6,6 +6,7 @@ the classes, background first, and ``size`` (2,), the image's width and height i
 """
 
 import io
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -72,11 +74,11 @@ class RegionFiles:
 def read_regions(path: Path, detections: Detections) -> Decoded:
     """The regions of one image. CorruptImage where the file is broken, DataError where it has another layout."""
     try:
-        with np.load(io.BytesIO(stored_bytes(path))) as file:
+        with NpzFile(io.BytesIO(stored_bytes(path))) as file:
             wanted = ("features", "norm_bb", "conf", "size", *(["soft_labels"] * detections.class_scores))
             arrays = {name: file[name] for name in wanted if name in file.files}
             has = ", ".join(file.files)
-    except (OSError, BadZipFile, ValueError, EOFError) as error:
+    except (OSError, BadZipFile, ValueError, EOFError, zlib.error) as error:
         raise CorruptImage(f"{path} cannot be read ({error})") from error
     for name in (*NEEDED, *(["soft_labels"] * detections.class_scores)):
         if name not in arrays:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fusionkit.data.images import CorruptImage, decode
@@ -15,7 +16,7 @@ from fusionkit.evaluation.records import write_atomically
 
 GREEN, RED, GREY, BLACK, PAPER, MOUNT = "#1a7f37", "#c62828", "#57606a", "#1f2328", "#ffffff", "#eef0f2"
 COLUMNS, ROWS = 6, 4  # cells of a sheet
-CELL, HEIGHT = 244, 200  # pixels of a picture with its mount: a drawing of 64 pixels is shown three times as large
+CELL = 244, 200  # a drawing of 64 pixels is shown three times as large
 DASH = 9  # pixels
 FRAME = 4  # pixels, inside the mount
 GAP, MARGIN, LINE = 14, 24, 19  # pixels between cells, around the sheet, from line to line
@@ -42,13 +43,19 @@ class Note:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a panel; its marks refer to ``size`` (None: the file's own), ``frame`` is a colour around it."""
+    """One image of a panel; its marks refer to ``size`` (None: the file's own), ``frame`` is a colour around it.
+
+    ``heat`` (side, side) is laid over it, from its least to its largest value: over all of the image, or over the square in
+    its middle (``is_middle``) where that is what the model sees.
+    """
 
     path: Path
     size: tuple[int, int] | None = None
     marks: tuple[Mark, ...] = ()
     frame: str | None = None
     notes: tuple[Note, ...] = ()
+    heat: np.ndarray | None = None
+    is_middle: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class Sheet:
 
     legend: str
     panels: Sequence[Panel]
+    cell: tuple[int, int] = CELL  # width and height in pixels of a picture with its mount
 
 
 def draw_sheet(sheet: Sheet, title: str, path: Path) -> None:
@@ -72,8 +80,8 @@ def draw_sheet(sheet: Sheet, title: str, path: Path) -> None:
     widest = max((len(panel.pictures) for panel in sheet.panels), default=1)
     per_row = max(1, COLUMNS // widest)
     shown = sheet.panels[: per_row * ROWS]
-    rows = [_draw_row(shown[start : start + per_row], widest) for start in range(0, len(shown), per_row)]
-    width = max([row.width for row in rows] + [CELL * 3]) + 2 * MARGIN
+    rows = [_draw_row(shown[start : start + per_row], widest, sheet.cell) for start in range(0, len(shown), per_row)]
+    width = max([row.width for row in rows] + [CELL[0] * 3]) + 2 * MARGIN
     head = _draw_head(title, sheet.legend, width)
     canvas = Image.new("RGB", (width, head.height + sum(row.height for row in rows) + MARGIN), PAPER)
     top = 0
@@ -126,28 +134,29 @@ def _draw_head(title: str, legend: str, width: int) -> Image.Image:
     return head
 
 
-def _draw_row(panels: Sequence[Panel], widest: int) -> Image.Image:
+def _draw_row(panels: Sequence[Panel], widest: int, cell: tuple[int, int]) -> Image.Image:
     """One row of panels, as high as its longest texts need."""
-    panel_width = widest * (CELL + GAP)
+    cell_width, cell_height = cell
+    panel_width = widest * (cell_width + GAP)
     headings = [wrap(panel.heading, _font(14, True), panel_width - GAP, MAX_HEADING) for panel in panels]
     height = max(map(len, headings))
     top = LINE * height + 6
-    notes = [[_wrap_notes(picture.notes) for picture in panel.pictures] for panel in panels]
+    notes = [[_wrap_notes(picture.notes, cell_width) for picture in panel.pictures] for panel in panels]
     bottom = LINE * max((len(lines) for row in notes for lines in row), default=0) + 8
-    canvas = Image.new("RGB", (panel_width * len(panels), top + HEIGHT + bottom + GAP), PAPER)
+    canvas = Image.new("RGB", (panel_width * len(panels), top + cell_height + bottom + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
     for at, panel in enumerate(panels):
         _write(draw, (at * panel_width, LINE * (height - len(headings[at]))), headings[at], BLACK, _font(14, True))
         for column, picture in enumerate(panel.pictures):
-            left = at * panel_width + column * (CELL + GAP)
-            canvas.paste(_draw_picture(picture), (left, top))
+            left = at * panel_width + column * (cell_width + GAP)
+            canvas.paste(_draw_picture(picture, cell), (left, top))
             for number, (line, color) in enumerate(notes[at][column]):
-                _write(draw, (left, top + HEIGHT + 6 + LINE * number), [line], color, _font(14))
+                _write(draw, (left, top + cell_height + 6 + LINE * number), [line], color, _font(14))
     return canvas
 
 
-def _wrap_notes(notes: Sequence[Note]) -> list[tuple[str, str]]:
-    return [(line, note.color) for note in notes for line in wrap(note.text, _font(14), CELL, MAX_NOTE)]
+def _wrap_notes(notes: Sequence[Note], width: int) -> list[tuple[str, str]]:
+    return [(line, note.color) for note in notes for line in wrap(note.text, _font(14), width, MAX_NOTE)]
 
 
 def _write(
@@ -157,29 +166,45 @@ def _write(
         draw.text((at[0], at[1] + LINE * number), line, color, font)
 
 
-def _draw_picture(picture: Picture) -> Image.Image:
+def _draw_picture(picture: Picture, cell: tuple[int, int]) -> Image.Image:
     """The image on its mount, whole and in its proportions; small drawings are enlarged by a whole number, crisply."""
     try:
-        image, file_size = decode(picture.path, HEIGHT)
+        image, file_size = decode(picture.path, cell[1])
     except CorruptImage as error:
         raise DataError(f"{error}; replace the file or take it out of the annotations") from error
-    scale = min((CELL - 2 * FRAME) / image.width, (HEIGHT - 2 * FRAME) / image.height)
+    scale = min((cell[0] - 2 * FRAME) / image.width, (cell[1] - 2 * FRAME) / image.height)
     if scale >= 2:
         shown = image.resize((image.width * int(scale), image.height * int(scale)), Image.Resampling.NEAREST)
     else:
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         shown = image.resize(size, Image.Resampling.LANCZOS)
+    if picture.heat is not None:
+        shown = _warmed(shown, picture.heat, picture.is_middle)
     width, height = picture.size or file_size
     draw = ImageDraw.Draw(shown)
     for mark in picture.marks:
         _draw_mark(draw, mark, shown.width / width, shown.height / height, shown.size)
-    canvas = Image.new("RGB", (CELL, HEIGHT), MOUNT)
-    left, top = (CELL - shown.width) // 2, (HEIGHT - shown.height) // 2
+    canvas = Image.new("RGB", cell, MOUNT)
+    left, top = (cell[0] - shown.width) // 2, (cell[1] - shown.height) // 2
     canvas.paste(shown, (left, top))
     if picture.frame:
         edges = (left - FRAME, top - FRAME, left + shown.width + FRAME - 1, top + shown.height + FRAME - 1)
         ImageDraw.Draw(canvas).rectangle(edges, outline=picture.frame, width=FRAME)
     return canvas
+
+
+def _warmed(image: Image.Image, heat: np.ndarray, is_middle: bool) -> Image.Image:
+    """The image in grey, and on it the heat in a perceptually even colour map, the more opaque the hotter."""
+    size = (min(image.size),) * 2 if is_middle else image.size
+    left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
+    low, high = float(heat.min()), float(heat.max())
+    even = (heat - low) / max(high - low, 1e-30)
+    fine = np.asarray(Image.fromarray(even.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    colors = Image.fromarray((matplotlib.colormaps["inferno"](fine)[..., :3] * 255).astype(np.uint8))
+    opacity = Image.fromarray((255 * (0.15 + 0.7 * fine)).astype(np.uint8))
+    warmed = image.convert("L").convert("RGB")
+    warmed.paste(colors, (left, top), opacity)
+    return warmed
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, wide: float, high: float, size: tuple[int, int]) -> None:

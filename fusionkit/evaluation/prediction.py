@@ -108,7 +108,7 @@ def predict_source(
         folder = cache_folder(model, tasks, datamodule, source, role, device, options)
     with (
         encodings_in(folder) if is_reranked else nullcontext() as encodings,
-        _evaluating(model, tasks.values(), device, options),
+        evaluating(model, tasks.values(), device, options),
         show_progress(options.quiet or rank() > 0) as progress,
     ):
         predictions = _predict_all(model, tasks, datamodule, source, role, device, encodings, progress)
@@ -179,7 +179,7 @@ def _encode(model: Any, batch: Batch, kinds: Sequence[str], number: int, encodin
         return encoded
     _, kept = encodings.load(number)
     image, feats, text, text_feats = (
-        _moved(part, batch["image_keys"].device) for part in (kept.image, kept.image_feats, kept.text, kept.text_feats)
+        moved(part, batch["image_keys"].device) for part in (kept.image, kept.image_feats, kept.text, kept.text_feats)
     )
     return Encoded(image, model.fusion.prepare(image), feats, text, text_feats)
 
@@ -198,19 +198,20 @@ def _unshared(record: dict[str, Any]) -> dict[str, Any]:
 def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """The batches with their tensors on the device."""
     for batch in batches:
-        yield _moved(batch, device)
+        yield moved(batch, device)
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """The value with its tensors on the device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Regions | Tokens):
-        return type(value)(*(_moved(part, device) for part in value))
-    return {key: _moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
+        return type(value)(*(moved(part, device) for part in value))
+    return {key: moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 @contextmanager
-def _evaluating(
+def evaluating(
     model: nn.Module, tasks: Iterable[nn.Module], device: torch.device, options: EvaluationOptions
 ) -> Iterator[None]:
     """Evaluation mode, no gradients, the precision asked for; the modules' modes are put back."""

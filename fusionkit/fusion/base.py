@@ -26,8 +26,8 @@ class Fusion(Protocol):
     """Width of ``Fused.text``."""
     provides: frozenset[str]
     """Of {"pooled", "text", "image", "causal", "attention", "pair"}: the parts of ``Fused`` it fills, whether it obeys a causal
-    text mask, whether text tokens attend to image tokens in cross-attention layers, which ``cross_attentions()`` then lists,
-    and whether ``image_index`` may be (T, 2), naming two images a text.
+    text mask, whether text tokens attend to image tokens, in the layers that ``cross_attentions()`` then lists (of the image
+    alone, or of [own tokens; image; text]), and whether ``image_index`` may be (T, 2), naming two images a text.
 
     "text" says that image and text met as tokens: a fusion of two pooled vectors provides "pooled" alone.
     """

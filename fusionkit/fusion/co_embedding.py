@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionkit.fusion.layers import PreNormBlock, stack
+from fusionkit.fusion.layers import Attention, PreNormBlock, stack
 from fusionkit.fusion.merged_attention import joint_mask
 from fusionkit.types import Fused, Tokens
 
@@ -16,7 +16,7 @@ class CoEmbedding(nn.Module):
     mask it sees what the first text token sees.
     """
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -51,3 +51,7 @@ class CoEmbedding(nn.Module):
             states = block(states, mask)
         states = self.norm(states)
         return Fused(pooled=states[:, 0], text=states[:, size:], image=states[:, 1:size])
+
+    def cross_attentions(self) -> list[Attention]:
+        """Each block's one attention, of which text to image is a part."""
+        return [block.attention for block in self.blocks]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.entry import NORMED
-from fusionkit.fusion.layers import KeyValue, PreNormBlock, stack
+from fusionkit.fusion.layers import Attention, KeyValue, PreNormBlock, stack
 from fusionkit.fusion.pooling import FirstText, Streams
 from fusionkit.types import Fused, Tokens
 
@@ -40,7 +40,7 @@ class MergedAttention(nn.Module):
     ``fusionkit.fusion.bert.PostNormBlock``, which ends normalised and needs no further norm (``norm_eps`` null).
     """
 
-    provides = frozenset({"pooled", "text", "image", "causal"})
+    provides = frozenset({"pooled", "text", "image", "causal", "attention"})
 
     def __init__(
         self,
@@ -74,6 +74,10 @@ class MergedAttention(nn.Module):
         mask = None if memory.mask is None else memory.mask[image_index]
         pooled = self.pool(Streams(told, seen, text.mask, mask))
         return Fused(pooled=pooled, text=told, image=seen[:, self.entry.own_tokens :])
+
+    def cross_attentions(self) -> list[Attention]:
+        """Each block's one attention, of which text to image is a part."""
+        return [next(part for part in block.modules() if isinstance(part, Attention)) for block in self.blocks]
 
     def freeze_unused(self, needs: Set[str]) -> None:
         """The pooling serves the pooled vector alone."""

@@ -26,6 +26,7 @@ class Task(nn.Module, Generic[B]):
     ``reads``   the text kind of a batch it is about: "captions", "questions", "expressions" or a kind of one's own.
     ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.
     ``distils`` whether it listens to a momentum teacher.
+    ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
     ``scorer``  a pure function of (records, samples) that gives the metrics, or None where there is nothing to score.
     """
 
@@ -33,6 +34,7 @@ class Task(nn.Module, Generic[B]):
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
     distils: ClassVar[bool] = False
+    replies_to: ClassVar[str | None] = None
     scorer: Scorer | None
 
     def __init__(self, scorer: Scorer | None = None) -> None:
@@ -48,6 +50,15 @@ class Task(nn.Module, Generic[B]):
     def predict(self, model: "VisionLanguageModel", batch: B, encoded: Encoded) -> Records:
         """The benchmark's own records for one batch, plain Python values that can be written as JSON lines."""
         raise NotImplementedError
+
+    def reply(self, model: "VisionLanguageModel", batch: B, encoded: Encoded, top: int) -> Records:
+        """What a person is told, one record for each text (for "caption", each image): the prediction without the ids.
+
+        ``top`` is how many answers to name where the task knows several. A task whose prediction hangs on one number of each
+        fused pair also has ``evidence(fused) -> (T,)``, which gives it: GradCAM explains it.
+        """
+        records = self.predict(model, batch, encoded)
+        return [{name: value for name, value in row.items() if not name.endswith("_id")} for row in records]
 
 
 def hit_rate(logits: Tensor, targets: Tensor, name: str = "accuracy") -> dict[str, Tensor]:

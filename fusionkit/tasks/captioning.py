@@ -36,6 +36,7 @@ class Captioning(Task[CaptionBatch]):
 
     needs = frozenset({"text", "causal"})
     reads = "captions"
+    replies_to = "caption"
     encodes = False
 
     def __init__(

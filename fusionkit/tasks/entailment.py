@@ -10,7 +10,7 @@ from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.heads import gelu_norm
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
 
 LABELS = ("contradiction", "neutral", "entailment")
 
@@ -35,6 +35,7 @@ class Entailment(Task[HypothesisBatch]):
     needs = frozenset({"pooled"})
     reads = "hypotheses"
     distils = True
+    replies_to = "text"
 
     def __init__(
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
@@ -67,3 +68,13 @@ class Entailment(Task[HypothesisBatch]):
         best = self._logits(model, self.head, batch, encoded).argmax(dim=1).tolist()
         ids = batch["hypotheses"]["ids"]
         return [{"pair_id": i, "label": LABELS[label]} for i, label in zip(ids, best, strict=True)]
+
+    def reply(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded, top: int) -> Records:
+        """{"label", "labels"}: the likeliest label, and the probability of each."""
+        shares = self._logits(model, self.head, batch, encoded).float().softmax(dim=1).tolist()
+        labels = [dict(zip(LABELS, row, strict=True)) for row in shares]
+        return [{"label": max(row, key=row.__getitem__), "labels": row} for row in labels]
+
+    def evidence(self, fused: Fused) -> Tensor:
+        """The logit of the label that is given, (T,)."""
+        return self.head(fused.pooled).amax(dim=1)

@@ -51,6 +51,7 @@ class Grounding(Task[ExpressionBatch]):
 
     needs = frozenset({"pooled", "text"})  # read from the pooled state, but no place is left in two pooled vectors
     reads = "expressions"
+    replies_to = "phrase"
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Grounding(Task[ExpressionBatch]):
 
     def predict(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Records:
         """{"sent_id", "bbox"}: left, top, width, height in pixels of the annotation's image size."""
-        rows = batch["expressions"]
+        rows: TextRows = batch[self.reads]  # type: ignore[literal-required]
         corners = to_corners(self._boxes(model, batch, encoded).float()).clamp(0, 1)
         scale = batch["image_sizes"][rows["image_index"]].repeat(1, 2)
         corners = corners * scale

@@ -11,10 +11,10 @@ from fusionkit import saliency
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.model import VisionLanguageModel
 from fusionkit.negatives import Negatives
-from fusionkit.tasks.base import Records, Scorer
+from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.itm import ITM
-from fusionkit.types import Dims, Encoded, Fused, Regions
+from fusionkit.types import Dims, Encoded, Regions
 
 
 class GradCAMGrounding(ITM):
@@ -23,11 +23,12 @@ class GradCAMGrounding(ITM):
     A box is scored by its sum of the map / area ** ``alpha``. The boxes are those of ``proposals``, a json file {image id:
     [[x, y, w, h], ...]} in pixels (a detector's, as ALBEF takes); None: all rectangles of grid cells. Region features bring
     their own boxes, of which the one with the highest value is given.
-    ``layer``  the cross-attention layer, from 0; None: the middle one.
+    ``layer``  of those in which the text looks at the image, from 0; None: the middle one.
     """
 
     needs = frozenset({"pooled", "attention"})
     reads = "expressions"
+    replies_to = "phrase"
 
     def __init__(
         self,
@@ -49,13 +50,14 @@ class GradCAMGrounding(ITM):
         if not rows["ids"]:
             return []
         text, index = encoded.text[self.reads], rows["image_index"]
-        maps = saliency.gradcam(model, self._match, encoded.image, text, index, self.layer)
+        maps = saliency.gradcam(model, self.evidence, encoded.image, text, index, self.layer)
         assert text.mask is not None
         boxes = self._boxes(model, batch, saliency.over_words(maps, text.mask))
         return [{"sent_id": i, "bbox": box} for i, box in zip(rows["ids"], boxes.tolist(), strict=True)]
 
-    def _match(self, fused: Fused) -> Tensor:
-        return self.head(fused.pooled)[:, 1]
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """{"bbox"} of each phrase, not how well it matches."""
+        return Task.reply(self, model, batch, encoded, top)
 
     def _boxes(self, model: VisionLanguageModel, batch: CaptionBatch, maps: Tensor) -> Tensor:
         """xywh in pixels (T, 4), for maps (T, N) over the image tokens."""

@@ -28,6 +28,7 @@ class GroundingRegions(Task[ExpressionBatch]):
 
     needs = frozenset({"text", "image"})
     reads = "expressions"
+    replies_to = "phrase"
 
     def __init__(
         self,

@@ -54,6 +54,7 @@ class ITC(Task[CaptionBatch]):
     needs = frozenset({"feats"})
     reads = "captions"
     distils = True
+    replies_to = "text"
 
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)
@@ -120,6 +121,12 @@ class ITC(Task[CaptionBatch]):
             )
         ]
         return images + captions
+
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """{"cosine"} of each text with its image, -1 to 1."""
+        images = encoded.image_feats[batch["captions"]["image_index"]]
+        cosines = (images.float() * encoded.text_feats[self.reads].float()).sum(dim=1)
+        return [{"cosine": cosine} for cosine in cosines.tolist()]
 
 
 def _similarity(rows: Tensor, columns: Tensor, column_keys: Tensor, temperature: Tensor) -> Tensor:

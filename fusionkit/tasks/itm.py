@@ -14,7 +14,7 @@ from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput, TextRows, Tokens
+from fusionkit.types import Dims, Encoded, Fused, TaskOutput, TextRows, Tokens
 
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
 
@@ -31,6 +31,7 @@ class ITM(Task[CaptionBatch]):
 
     needs = frozenset({"pooled"})  # the contrastive features only draw the negatives: matching does not train them
     reads = "captions"
+    replies_to = "text"
 
     def __init__(
         self,
@@ -146,6 +147,16 @@ class ITM(Task[CaptionBatch]):
             ]
         has_other = len(keys) > 1
         return records if has_other else records[: len(index)]
+
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """{"match"}, the probability that each text describes its image."""
+        index = self._rows(batch)["image_index"]
+        logits = self.score_pairs(model, encoded.memory, encoded.text[self.reads], index)
+        return [{"match": match} for match in logits.float().softmax(dim=1)[:, 1].tolist()]
+
+    def evidence(self, fused: Fused) -> Tensor:
+        """The logit of a match, (T,)."""
+        return self.head(fused.pooled)[:, 1]
 
 
 def prior_entropy(targets: Tensor) -> Tensor:

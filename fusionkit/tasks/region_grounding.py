@@ -6,7 +6,7 @@ from fusionkit.losses import box_loss
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.grounding import Grounding
-from fusionkit.types import Batch, Encoded, TaskOutput, TextRows
+from fusionkit.types import Batch, Encoded, TaskOutput, TextRows, Whole
 
 
 class RegionTextRows(TextRows):
@@ -19,7 +19,7 @@ class RegionTextBatch(Batch):
 
 
 class RegionGrounding(Grounding):
-    """Grounding of the texts of views: each is fused with the whole image that its view is of."""
+    """Grounding of the texts of views: each is fused with the whole image that its view is of, or with its image as it is."""
 
     reads = "captions"
 
@@ -33,8 +33,9 @@ class RegionGrounding(Grounding):
         return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
 
     def _boxes(self, model: VisionLanguageModel, batch: RegionTextBatch, encoded: Encoded) -> Tensor:  # type: ignore[override]
-        assert encoded.whole is not None, "a batch without views"
-        index = batch["views"]["image_index"][batch["captions"]["image_index"]]
-        pooled = model.fuse(encoded.whole.memory, encoded.text[self.reads], index).pooled
+        whole, index = encoded.whole or Whole(encoded.image, encoded.memory), batch["captions"]["image_index"]
+        if "views" in batch:
+            index = batch["views"]["image_index"][index]
+        pooled = model.fuse(whole.memory, encoded.text[self.reads], index).pooled
         assert pooled is not None
-        return self.head(pooled if self.pooling is None else self.pooling(pooled, encoded.whole.image, index))
+        return self.head(pooled if self.pooling is None else self.pooling(pooled, whole.image, index))

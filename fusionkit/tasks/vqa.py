@@ -1,7 +1,8 @@
 """Visual question answering as classification over an answer vocabulary (UNITER, ViLT, METER)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.heads import gelu_norm
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
 
 
 class QuestionRows(TextRows):
@@ -30,6 +31,7 @@ class VQA(Task[QuestionBatch]):
 
     needs = frozenset({"pooled"})
     reads = "questions"
+    replies_to = "question"
 
     def __init__(
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] | None = None
@@ -59,3 +61,21 @@ class VQA(Task[QuestionBatch]):
         best = self._logits(model, batch, encoded).argmax(dim=1).tolist()
         ids = batch["questions"]["ids"]
         return [{"question_id": i, "answer": self.answers[a]} for i, a in zip(ids, best, strict=True)]
+
+    def reply(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, top: int) -> Records:
+        """{"answer", "answers"}: the likeliest, each with its own probability (of its logit alone: together they sum to any)."""
+        best = self._logits(model, batch, encoded).float().sigmoid().topk(min(top, len(self.answers)), dim=1)
+        return [
+            named([self.answers[number] for number in numbers], probabilities)
+            for numbers, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+    def evidence(self, fused: Fused) -> Tensor:
+        """The logit of the answer that is given, (T,)."""
+        return self.head(fused.pooled).amax(dim=1)
+
+
+def named(answers: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
+    """The reply to one question: its likeliest answers, the first of them on its own too."""
+    pairs = zip(answers, probabilities, strict=True)
+    return {"answer": answers[0], "answers": [{"answer": answer, "probability": p} for answer, p in pairs]}

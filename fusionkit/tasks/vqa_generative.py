@@ -16,7 +16,7 @@ from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
 from fusionkit.tasks.generation import Steps
 from fusionkit.tasks.mlm import MaskedLMHead
-from fusionkit.tasks.vqa import QuestionBatch
+from fusionkit.tasks.vqa import QuestionBatch, named
 from fusionkit.tasks.words import Words
 from fusionkit.types import Dims, Encoded, TaskOutput
 
@@ -40,6 +40,7 @@ class GenerativeVQA(Task[QuestionBatch]):
 
     needs = frozenset({"text", "causal"})
     reads = "questions"
+    replies_to = "question"
     encodes = False
 
     def __init__(
@@ -98,6 +99,16 @@ class GenerativeVQA(Task[QuestionBatch]):
         answers = Answers(self.texts, self.answer_ids, self.answer_mask)
         said = self.answering(steps, answers, self.words, self.end)
         return [{"question_id": i, "answer": answer} for i, answer in zip(batch["questions"]["ids"], said, strict=True)]
+
+    def reply(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, top: int) -> Records:
+        """{"answer"}, and where answers are ranked {"answers"}: the likeliest, with their shares among the candidates."""
+        if not isinstance(self.answering, Ranking):
+            return super().reply(model, batch, encoded, top)
+        answers = Answers(self.texts, self.answer_ids, self.answer_mask)
+        scores, candidates = self.answering.scores(self.steps(model, batch, encoded), answers)
+        best = scores.softmax(dim=1).topk(min(top, scores.shape[1]), dim=1)
+        numbers = candidates.gather(1, best.indices).tolist()
+        return [named([self.texts[n] for n in row], p) for row, p in zip(numbers, best.values.tolist(), strict=True)]
 
     def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Steps:
         """What is said after each question, token by token."""

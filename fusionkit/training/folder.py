@@ -76,15 +76,15 @@ def _choices(config: Any) -> dict[str, Any]:
     return {key: value for key, value in values if key not in ("resume", "overwrite")}
 
 
-def require_writable(folder: Path) -> None:
-    """Make the folder; raise DataError where nothing can be written to it."""
+def require_writable(folder: Path, key: str = "output_dir") -> None:
+    """Make the folder that ``key`` names; raise DataError where nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise DataError(
-            f"output_dir={folder} cannot be written to ({error.strerror}); choose another output_dir=FOLDER"
+            f"{key}={folder} cannot be written to ({error.strerror}); choose another {key}=FOLDER"
         ) from error
 
 

@@ -76,13 +76,17 @@ def build_module(parts: Parts) -> TrainingModule:
     )
 
 
-def build_parts(config: DictConfig, **data: Any) -> Parts:
-    """Data, model and tasks; ``data`` replaces arguments of the data module (a restored tokenizer, answers)."""
+def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts:
+    """Data, model and tasks; ``data`` replaces arguments of the data module (a restored tokenizer, answers).
+
+    Without ``has_data`` no folder is looked for, and none is made: the data module says how inputs are read, and holds none.
+    """
     evaluation_options(config)  # a mistake in them should not wait for the end of the training
     datamodule: DataModule = instantiate(config.data, **data)
     _check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
-    datamodule.prepare_data()
-    datamodule.setup()
+    if has_data:
+        datamodule.prepare_data()
+        datamodule.setup()
     model = build_model(config, len(datamodule.tokenizer))
     for source in config.objectives:
         _check_images(str(source), datamodule, model.image_encoder)
@@ -217,7 +221,7 @@ PARTS = {
     "text": "text tokens that have seen the image's",
     "image": "image tokens that have seen the text's",
     "causal": "text that does not see what follows",
-    "attention": "cross-attention of the text to the image",
+    "attention": "attention of the text's tokens to the image's",
     "pair": "a text fused with two images at once",
 }
 

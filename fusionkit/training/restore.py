@@ -49,8 +49,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return content
 
 
-def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
-    """The data, model and tasks of a checkpoint, with its weights; ``overrides`` change keys that its configuration has."""
+def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = True) -> Parts:
+    """The data, model and tasks of a checkpoint, with its weights; ``overrides`` change keys that its configuration has.
+
+    Without ``has_data`` the checkpoint is enough: none of the files that the run read are looked for.
+    """
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
     config = OmegaConf.create(artifacts["config"])
@@ -63,11 +66,13 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any]) -> Parts:
     check_objectives(config)
     check_arguments(config)
     forget_files(config, json.loads(artifacts["text_encoder"]))
+    if not has_data:
+        forget_data(config)
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
     restored: dict[str, Any] = {"answers": AnswerVocabulary(answers)} if answers else {}
     if tokenizer is not None:
         restored["tokenizer"] = tokenizer_from(tokenizer)
-    parts = build_parts(config, **restored)
+    parts = build_parts(config, has_data, **restored)
     load_weights(nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)}), checkpoint, path)
     return parts
 
@@ -84,6 +89,14 @@ def forget_files(config: DictConfig, text_config: Mapping[str, Any]) -> None:
         for task in config.task.values():
             if "file" in (task.get("negatives") or {}):
                 task.negatives = None
+
+
+def forget_data(config: DictConfig) -> None:
+    """Build without the data's own files: a place for its folder, no list of answers and no boxes of a detector."""
+    OmegaConf.update(config, "data.root", ".")
+    for task in config.task.values():
+        if "proposals" in task:
+            task.proposals = None
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:

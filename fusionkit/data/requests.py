@@ -1,0 +1,123 @@
+"""One's own inputs: what is asked about which image, from the command line, a folder of pictures or a file of JSON lines."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from fusionkit.data.collate import Collate
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.dataset import EvalData
+from fusionkit.data.files import read_json_lines
+from fusionkit.data.images import ImageFiles, has_pixels
+from fusionkit.data.regions import RegionFiles, as_found
+from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import ConfigError, DataError, UserError, suggest
+
+TEXTS = ("question", "phrase", "text")
+ASKED = (*TEXTS, "caption")  # a caption is asked for without words
+OWN = "own"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked about one image."""
+
+    image: Path
+    texts: Mapping[str, str]  # by TEXTS
+    wants_caption: bool = False
+    facts: Mapping[str, Any] | None = None  # what its reply carries along, such as an id
+    size: tuple[int, int] | None = None  # width and height that boxes refer to; None: the size of the file itself
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The words of ASKED."""
+        return tuple(word for word in ASKED if word in self.texts or (word == "caption" and self.wants_caption))
+
+
+def read_requests(image: str, asked: Mapping[str, Any], reads: str) -> list[Request]:
+    """The requests about a file, all pictures of a folder, or those of a .jsonl file; ``reads`` is the image encoder's.
+
+    ``asked`` is asked of each, by ASKED; a line of a file may ask otherwise. A line's relative path starts at its file.
+    Raises DataError with the line that is wrong; an image that is not there is told when it is its turn.
+    """
+    path = Path(image)
+    if path.is_dir():
+        return [_request(found, asked, ConfigError, "predict") for found in _pictures(path, reads)]
+    if not path.is_file():
+        raise DataError(
+            f"image={image} does not exist; give a picture, a folder of pictures or a .jsonl file of requests"
+        )
+    if path.suffix != ".jsonl":
+        return [_request(path, asked, ConfigError, "predict")]
+    lines = enumerate(read_json_lines(path), start=1)
+    return [_line(line, asked, path, f"line {number} of {path}") for number, line in lines]
+
+
+def require_kind(request: Request, reads: str) -> None:
+    """DataError where an image is not what the image encoder reads."""
+    if has_pixels(request.image) == (reads == "regions"):
+        wanted = (
+            "the region features of a detector: give its .npz file" if reads == "regions" else "pixels: give a picture"
+        )
+        raise DataError(f"{request.image} is of another kind than the checkpoint was trained on, which reads {wanted}")
+
+
+def own_data(
+    datamodule: DataModule, source: str, requests: Sequence[Request], words: Sequence[str]
+) -> tuple[EvalData, Collate]:
+    """Images and their texts by word, one of each word an image, read as those of a source are."""
+    settings = datamodule.sources[source]
+    samples = [
+        Sample(number, each.image, {word: (Text(number, each.texts[word]),) for word in words}, each.size, OWN)
+        for number, each in enumerate(requests)
+    ]
+    paths = [request.image for request in requests]
+    finish = datamodule.finish if settings.regions is None else as_found
+    images = (
+        ImageFiles(paths, datamodule.finish.size) if settings.regions is None else RegionFiles(paths, settings.regions)
+    )
+    collate = Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean)
+    return EvalData(samples, images, words, finish), collate
+
+
+def _pictures(folder: Path, reads: str) -> Iterator[Path]:
+    endings = {".npz"} if reads == "regions" else set(Image.registered_extensions())
+    found = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith(".")
+    )
+    if not found:
+        raise DataError(
+            f"image={folder} holds no {'.npz file' if reads == 'regions' else 'picture'}; give another folder"
+        )
+    return iter(found)
+
+
+def _line(line: Any, asked: Mapping[str, Any], path: Path, place: str) -> Request:
+    if not isinstance(line, dict) or not isinstance(line.get("image"), str):
+        raise DataError(f'{place} names no image; a line is {{"image": "a.jpg", "question": "what is it?"}}')
+    for key in line:
+        if key not in (*ASKED, "image", "id"):
+            raise DataError(f"{place} has a key '{key}'; {suggest(key, (*ASKED, 'image', 'id'))}")
+    facts = {"id": line["id"]} if "id" in line else None
+    return _request(path.parent / line["image"], {**asked, **line}, DataError, place, facts)
+
+
+def _request(
+    image: Path,
+    asked: Mapping[str, Any],
+    mistake: type[UserError],
+    place: str,
+    facts: Mapping[str, Any] | None = None,
+) -> Request:
+    texts = {word: asked[word] for word in TEXTS if asked.get(word) is not None}
+    for word, text in texts.items():
+        if not isinstance(text, str) or not text.strip():
+            raise mistake(f"{place}: the {word} is {text!r}, but has to be words; write it, or leave it out")
+    if (caption := asked.get("caption")) not in (None, True, False):
+        raise mistake(f"{place}: caption is {caption!r}, but is true or false; to match a given text write text=...")
+    if not texts and not caption:
+        raise mistake(f"{place}: nothing is asked; give a question, a phrase, a text or caption=true")
+    return Request(image, texts, bool(caption), facts)

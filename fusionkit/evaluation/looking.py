@@ -1,0 +1,67 @@
+"""Where texts look in their images, as arrays: of a whole text, and of each of its words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusionkit import saliency
+from fusionkit.evaluation.records import write_atomically
+from fusionkit.tasks.base import Task
+from fusionkit.types import TextRows, Tokens
+
+
+@dataclass(frozen=True)
+class Look:
+    """The maps of one text: first of the whole text, then of each word; of a grid of the image, or of its regions."""
+
+    words: Sequence[str]
+    attention: np.ndarray  # (1 + W, side, side) or (1 + W, regions), mean over heads and tokens
+    gradcam: np.ndarray | None  # of the same shape; None where the prediction hangs on no one number
+
+    @property
+    def best(self) -> np.ndarray:
+        """GradCAM where there is one: it says what the prediction hangs on, attention only what was read."""
+        return self.attention if self.gradcam is None else self.gradcam
+
+    def write(self, path: Path) -> None:
+        """An npz file: ``words`` (W,), ``attention`` and, where there is one, ``gradcam``."""
+        arrays: dict[str, Any] = {"words": np.array(self.words, dtype=str), "attention": self.attention}
+        arrays |= {} if self.gradcam is None else {"gradcam": self.gradcam}
+        write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+
+
+def look(
+    model: Any, task: Task[Any] | None, image: Tokens, text: Tokens, rows: TextRows, tokenizer: Any, layer: int | None
+) -> list[Look]:
+    """The looks of T encoded texts at their images; GradCAM explains the ``evidence`` of the task, if there is one."""
+    parts = model, image, text, rows["image_index"]
+    attention = _by_word(model, saliency.attention_maps(*parts, layer), text, rows)
+    cams: list[Any] = [None] * len(attention)
+    if task is not None:
+        cams = _by_word(model, saliency.gradcam(model, task.evidence, *parts[1:], layer), text, rows)
+    words = [
+        _words(ids, numbers, tokenizer) for ids, numbers in zip(rows["input_ids"], rows["word_index"], strict=True)
+    ]
+    return [Look(*parts) for parts in zip(words, attention, cams, strict=True)]
+
+
+def _by_word(model: Any, maps: Tensor, text: Tokens, rows: TextRows) -> list[np.ndarray]:
+    """Maps (T, L, N) of tokens -> of each text (1 + W, ...): the mean over all tokens, and over those of each word."""
+    assert text.mask is not None
+    found = []
+    whole = saliency.over_words(maps, text.mask)
+    for row, numbers in enumerate(rows["word_index"]):
+        own = [maps[row, numbers == word].mean(dim=0) for word in range(int(numbers.max()) + 1)]
+        stacked = torch.stack([whole[row], *own])
+        is_grid = model.image_encoder.reads == "pixel_values"
+        found.append((saliency.on_grid(model, stacked) if is_grid else stacked).cpu().numpy())
+    return found
+
+
+def _words(ids: Tensor, numbers: Tensor, tokenizer: Any) -> list[str]:
+    return [tokenizer.decode(ids[numbers == word].tolist()).strip() for word in range(int(numbers.max()) + 1)]

@@ -1,0 +1,69 @@
+"""Pictures of replies: the given and the true box, and where the text and each of its words look."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionkit.data.images import has_pixels
+from fusionkit.evaluation.gallery import BLACK, GREEN, RED, Mark, Note, Panel, Picture, Sheet, draw_sheet
+from fusionkit.evaluation.looking import Look
+from fusionkit.evaluation.records import Record
+from fusionkit.evaluation.replies import Reply
+from fusionkit.evaluation.table import TELLING
+
+CELL = 324, 264  # a drawing of 64 pixels is shown four times as large
+
+
+def draw_reply(reply: Reply, stem: Path, is_middle: bool, true_box: Sequence[float] | None = None) -> list[Path]:
+    """Write ``<stem>_<word>.png`` for each word that was asked and, where looks were taken, ``<stem>_<word>.npz``.
+
+    ``is_middle``  the model saw the square in the middle of the image only. Of regions there is no picture to draw on.
+    """
+    written = []
+    for word in reply.request.asks:
+        path, look = Path(f"{stem}_{word}"), reply.looks.get(word)
+        if look is not None:
+            written.append(path.with_name(f"{path.name}.npz"))
+            look.write(written[-1])
+        if has_pixels(reply.request.image):
+            written.append(path.with_name(f"{path.name}.png"))
+            legend = _legend(look, true_box is not None)
+            panels = _panels(reply, word, look, is_middle, true_box)
+            draw_sheet(Sheet(legend, panels, CELL), f"{word}: {_heading(reply, word)}", written[-1])
+    return written
+
+
+def _heading(reply: Reply, word: str) -> str:
+    return str(reply.record["caption"] if word == "caption" else reply.request.texts[word])
+
+
+def _legend(look: Look | None, has_truth: bool) -> str:
+    boxes = "true box: green; given box: red, dashed" if has_truth else "given box: red, dashed"
+    if look is None:
+        return boxes
+    kind = "attention" if look.gradcam is None else "GradCAM (what the answer hangs on)"
+    return f"{kind} of the whole text, then word by word; each map from its least (dark) to its most (bright); {boxes}"
+
+
+def _panels(
+    reply: Reply, word: str, look: Look | None, is_middle: bool, true_box: Sequence[float] | None
+) -> list[Panel]:
+    """The image with what was said, then the maps."""
+    box = reply.record.get("bbox") if word == "phrase" else None
+    marks = [Mark(true_box, GREEN)] if true_box is not None else []
+    marks += [Mark(box, RED, True)] if box is not None else []
+
+    def picture(heat: Any = None, notes: tuple[Note, ...] = ()) -> Picture:
+        return Picture(
+            reply.request.image, reply.request.size, marks=tuple(marks), notes=notes, heat=heat, is_middle=is_middle
+        )
+
+    panels = [Panel(reply.request.image.name, (picture(notes=tuple(_notes(reply.record, word))),))]
+    if look is not None:
+        maps = zip(("all words", *look.words), look.best, strict=True)
+        panels += [Panel(name, (picture(heat),)) for name, heat in maps]
+    return panels
+
+
+def _notes(record: Record, word: str) -> list[Note]:
+    return [Note(TELLING[word](record), BLACK)] if word in TELLING else []

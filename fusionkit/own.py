@@ -1,0 +1,93 @@
+"""``fusionkit predict image=...``: a checkpoint answers what is asked about one's own images; its data are not needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning import seed_everything
+from omegaconf import DictConfig
+
+from fusionkit.cli import STORED
+from fusionkit.config import PredictConfig, check_top_level
+from fusionkit.data.requests import ASKED, read_requests
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.evaluate import device_of
+from fusionkit.evaluation.overlays import draw_reply
+from fusionkit.evaluation.records import write_records
+from fusionkit.evaluation.replies import Oracle, Reply
+from fusionkit.evaluation.table import print_replies
+from fusionkit.training.folder import require_writable
+from fusionkit.training.launch import Parts, evaluation_options
+from fusionkit.training.module import active_objectives
+from fusionkit.training.restore import load_parts
+
+
+def answer_own(config: DictConfig) -> None:
+    """Print a reply to each request, and write what is asked for: replies, pictures, arrays.
+
+    Raises DataError at the end, when all others are answered, where an image could not be read.
+    """
+    check_top_level(config, PredictConfig)
+    _check(config)
+    parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, has_data=False)
+    requests = read_requests(config.image, {word: config[word] for word in ASKED}, parts.model.image_encoder.reads)
+    folder = Path(config.output_dir or "overlays")
+    if config.overlay or config.attention:
+        require_writable(folder)
+    if config.output:
+        require_writable(Path(config.output).parent, "output")
+    seed_everything(parts.config.seed, workers=True, verbose=False)
+    replies = oracle_of(config, parts).answer(requests)
+    if config.overlay or config.attention:
+        is_middle = parts.datamodule.finish.fit == "crop"
+        replies = [_drawn(reply, number, folder, is_middle) for number, reply in enumerate(replies)]
+    if config.output:
+        write_records(Path(config.output), [reply.record for reply in replies])
+    print_replies([reply.record for reply in replies])
+    _tell_errors(replies)
+
+
+def oracle_of(config: DictConfig, parts: Parts) -> Oracle:
+    """The checkpoint as what can be asked, on its device."""
+    device, active = device_of(parts), active_objectives(parts.objectives, parts.tasks)
+    for module in (parts.model, *parts.tasks.values()):
+        module.to(device)
+    trained = {name for tasks in active.values() for name in tasks}
+    return Oracle(
+        parts.model,
+        {name: task for name, task in parts.tasks.items() if name in trained},
+        active,
+        parts.datamodule,
+        device,
+        evaluation_options(parts.config),
+        config.by,
+        config.top,
+        config.batch_size,
+        config.attention,
+        config.layer,
+    )
+
+
+def _check(config: DictConfig) -> None:
+    for key in ("top", "batch_size"):
+        if config[key] < 1:
+            raise ConfigError(f"{key} is {config[key]}, but has to be at least 1")
+    for key in ("split", "sources"):
+        if config[key] is not None:
+            raise ConfigError(f"{key} is about the run's own data, and image about others; give one of them")
+    if config.get("benchmark"):
+        raise ConfigError("benchmark is about published data, and image about your own; give one of them")
+
+
+def _drawn(reply: Reply, number: int, folder: Path, is_middle: bool) -> Reply:
+    """The reply, with the files that are written of it in its record."""
+    if "error" in reply.record:
+        return reply
+    written = draw_reply(reply, folder / f"{number:04d}_{reply.request.image.stem}", is_middle)
+    return Reply(reply.request, {**reply.record, "files": [str(path) for path in written]}, reply.looks)
+
+
+def _tell_errors(replies: Sequence[Reply]) -> None:
+    errors = [reply.record["error"] for reply in replies if "error" in reply.record]
+    if errors:
+        others = f"; of {len(replies)} requests {len(errors)} could not be answered" if len(replies) > 1 else ""
+        raise DataError(f"{errors[0]}{others}")
