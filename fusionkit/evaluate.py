@@ -15,7 +15,7 @@ from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.rank import run_in_ranks
-from fusionkit.training.folder import require_writable
+from fusionkit.training.folder import keep_evaluation, require_writable
 from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts
@@ -39,6 +39,8 @@ def share(job: str, config: DictConfig) -> None:
 def evaluate_share(config: DictConfig) -> None:
     """Score a checkpoint together with the other processes, if there are any."""
     parts, folder = restore(config)
+    if rank() == 0:
+        keep_evaluation(folder, config, parts)
     if config.get("benchmark"):
         return evaluate_benchmarks(config, parts, folder, device_of(parts))
     objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
