@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.evaluation.judging import Row
-from fusionkit.evaluation.records import Record
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One file of scored samples: the rows (``evaluation.judging``) and the predictions that they judge, where kept.
+    """One file of scored samples: the rows (``evaluation.judging``), and the file of predictions that they judge, where kept.
 
     A metric ``m`` of the rows is the run's metric ``<prefix>/m``.
     """
 
     prefix: str
     rows: Sequence[Row]
-    predictions: Sequence[Record] = ()
+    predictions: Path | None = None
     split: str | None = None  # as its benchmark calls it; None: the prefix is a source of the run, with its role
 
 
@@ -36,6 +35,7 @@ class RunRecord:
     ``history``    what was logged while it trained, one map a step, each with its ``step``.
     ``samples``    what each sample scored, by the name of its file: runs that have the same samples are compared on them.
     ``checkpoint`` what was evaluated; None where there is none, as for a file of predictions.
+    ``parameters`` of model and heads.
     ``benchmarks`` the configurations of the published benchmarks among its scores, by name.
     """
 
@@ -47,6 +47,7 @@ class RunRecord:
     history: Sequence[Mapping[str, float]] = ()
     samples: Mapping[str, Scored] = field(default_factory=dict)
     checkpoint: Path | None = None
+    parameters: float | None = None
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,5 +79,6 @@ def _together(one: RunRecord, other: RunRecord) -> RunRecord:
         intervals={**one.intervals, **other.intervals},
         history=one.history or other.history,
         samples={**one.samples, **other.samples},
+        parameters=one.parameters or other.parameters,
         benchmarks={**one.benchmarks, **other.benchmarks},
     )
