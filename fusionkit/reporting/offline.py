@@ -1,0 +1,147 @@
+"""Reads what a W&B run left on disk: configuration, summary, history and tables of ``wandb/offline-run-*``.
+
+W&B itself reads such a file in its compiled service alone (its Python reader went with wandb 0.31), so the few lines of
+framing are here; the records are decoded by wandb's own protocol classes.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fusionkit.errors import DataError
+
+MAGIC = b":W&B\xe1\xbe\x00"
+BLOCK = 32768  # bytes; the log's format is LevelDB's (leveldb/doc/log_format.md)
+HEAD = struct.Struct("<IHB")  # of a piece: checksum, length, and which of a record's pieces it is
+WHOLE, FIRST, LAST = 1, 2, 4
+
+
+@dataclass
+class Table:
+    """A table that was logged; a cell that holds an image says "Image"."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+@dataclass
+class OfflineRun:
+    """What a run logged until it ended or was killed."""
+
+    name: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)  # nested, as it was before the logger made it flat
+    summary: dict[str, Any] = field(default_factory=dict)  # flat; the best of a score is "<score>.max"
+    history: list[dict[str, Any]] = field(default_factory=list)  # by step, flat, "_step" is W&B's count of log calls
+    tables: dict[str, Table] = field(default_factory=dict)  # the last one of each name
+
+
+def read_offline(path: Path) -> OfflineRun:
+    """The run in a folder ``offline-run-*`` or in its ``.wandb`` file; what a killed run wrote whole is read.
+
+    DataError where there is no such file, or it is of another kind.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    log = _log_file(Path(path))
+    run, config, summary = OfflineRun(), dict[str, Any](), dict[str, Any]()
+    for content in _records(log):
+        record = Record.FromString(content)
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            run.name, run.group, run.job_type = record.run.display_name, record.run.run_group, record.run.job_type
+            run.tags = list(record.run.tags)
+            _update(config, record.run.config.update)
+        elif kind == "config":
+            _update(config, record.config.update)
+        elif kind == "summary":
+            _update(summary, record.summary.update)
+        elif kind == "history":
+            row: dict[str, Any] = {}
+            _update(row, record.history.item)
+            run.history.append({key: value for key, value in row.items() if not _is_media(value)})
+    config.pop("_wandb", None)
+    summary.pop("_wandb", None)
+    run.config = _nested(config)
+    run.summary = _flat({key: value for key, value in summary.items() if not _is_media(value)})
+    run.tables = _tables(log.parent / "files", summary)
+    return run
+
+
+def _log_file(path: Path) -> Path:
+    found = [path] if path.is_file() else sorted(path.glob("*.wandb"))
+    if not found:
+        raise DataError(f"{path} holds no W&B run; name a folder such as logs/wandb/offline-run-DATE-ID")
+    return found[0]
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """The records of a log, put together of their pieces, up to the first that is not whole."""
+    content = path.read_bytes()
+    if not content.startswith(MAGIC):
+        raise DataError(f"{path} is no W&B log, or one of a version that fusionkit does not know")
+    at, record = len(MAGIC), b""
+    while True:
+        if BLOCK - at % BLOCK < HEAD.size:  # the rest of a block that is too short for a piece is padding
+            at += BLOCK - at % BLOCK
+        if at + HEAD.size > len(content):
+            return
+        checksum, length, kind = HEAD.unpack_from(content, at)
+        piece = content[at + HEAD.size : at + HEAD.size + length]
+        if len(piece) < length or zlib.crc32(bytes([kind]) + piece) != checksum:
+            return
+        at += HEAD.size + length
+        record = piece if kind in (WHOLE, FIRST) else record + piece
+        if kind in (WHOLE, LAST):
+            yield record
+
+
+def _update(target: dict[str, Any], items: Iterable[Any]) -> None:
+    for item in items:
+        *parents, last = item.nested_key or [item.key]
+        _inner(target, parents)[last] = json.loads(item.value_json)
+
+
+def _inner(target: MutableMapping[str, Any], parents: Iterable[str]) -> MutableMapping[str, Any]:
+    """The mapping below these keys, made where there is none."""
+    for key in parents:
+        if not isinstance(target.get(key), dict):
+            target[key] = {}
+        target = target[key]
+    return target
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        _inner(nested, parents)[last] = value
+    return nested
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_media(value: Any) -> bool:
+    return isinstance(value, dict) and "_type" in value
+
+
+def _tables(files: Path, summary: dict[str, Any]) -> dict[str, Table]:
+    """The tables that the summary names; one whose file is gone is left out."""
+    tables = {}
+    for name, value in summary.items():
+        if _is_media(value) and value["_type"] == "table-file" and (path := files / value["path"]).exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            tables[name] = Table(content["columns"], content["data"])
+    return tables
