@@ -25,8 +25,8 @@ STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 
 def read_runs(words: Iterable[str]) -> list[RunRecord]:
     """The runs that these folders, globs and folders of runs name, those of one checkpoint joined, each with its own name."""
-    paths = dict.fromkeys(path.resolve() for word in words for path in find_runs(word))
-    return _named(join(read_run(path) for path in paths))
+    folders = dict.fromkeys(path.resolve() for word in words for path in find_runs(word))
+    return _named(join(read_run(folder) for folder in folders))
 
 
 def find_runs(word: str) -> list[Path]:
