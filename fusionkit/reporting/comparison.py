@@ -52,7 +52,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that table, plots and page show. ``cells`` by (entry, metric); ``notes`` are what has to be said beside them."""
+    """All that tables, plots and page show, the baseline first. ``cells`` by (entry, metric); ``notes`` are what has to be said beside them."""
 
     entries: Sequence[Entry]
     baseline: str
@@ -92,6 +92,7 @@ def compare_runs(
     groups = group_seeds(records) if seeds_together else [[record] for record in records]
     entries = [Entry(group_name(group), group) for group in groups]
     base = _baseline(entries, baseline)
+    entries.sort(key=lambda entry: entry is not base)  # the baseline first, the others as they were given
     chosen = choose_metrics(entries, metrics)
     notes: dict[str, None] = {}
     cells = {}
