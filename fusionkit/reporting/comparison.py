@@ -132,7 +132,7 @@ def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
     if name is None:
         return entries[0]
     for entry in entries:
-        if name == entry.name or any(name in (run.name, str(run.path), run.path.name) for run in entry.runs):
+        if any(name in (entry.name, run.name, *(place for path in run.paths for place in (str(path), path.name))) for run in entry.runs):
             return entry
     raise ConfigError(f"baseline: there is no run '{name}'; {suggest(name, [entry.name for entry in entries])}")
 

@@ -19,6 +19,7 @@ from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored, join
 
 RERANKED = "_reranked"  # a second file of predictions, of which the scores are
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 
@@ -65,7 +66,7 @@ def read_run(path: Path) -> RunRecord:
     metrics = _numbers(_json(path / "metrics.json"))
     return RunRecord(
         name=path.name,
-        path=path,
+        paths=(path,),
         config=_resolved(evaluation.get("run") or _yaml(path / "config.yaml")),
         metrics=metrics,
         intervals={
@@ -87,7 +88,7 @@ def _offline(path: Path) -> RunRecord:
     metrics = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
     history = _by_step(run.history)
     name = run.name or path.name
-    return RunRecord(name, path, run.config, metrics, history=history, parameters=_last(history, "parameters"))
+    return RunRecord(name, (path,), run.config, metrics, history=history, parameters=_last(history, "parameters"))
 
 
 def _checkpoint(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
@@ -177,7 +178,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid yaml ({' '.join(str(error).split())}); restore it or leave out the run") from error
     return content if isinstance(content, dict) else {}
@@ -196,7 +197,7 @@ def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
     """With names that are as short as tells them apart: their folders below the one that they share."""
     homes = [_home(record) for record in records]
     if len(set(homes)) < len(homes):  # several evaluations of one checkpoint, or two of its checkpoints
-        homes = [record.path if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)]
+        homes = [record.paths[0] if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)]
     shared = os.path.commonpath([home.parent for home in homes])
     return [replace(record, name=home.relative_to(shared).as_posix()) for record, home in zip(records, homes, strict=True)]
 
@@ -204,6 +205,6 @@ def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
 def _home(record: RunRecord) -> Path:
     """The folder of the run that is meant: an evaluation is called as the run whose checkpoint it scores."""
     if record.checkpoint is None:
-        return record.path
+        return record.paths[0]
     folder = record.checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder

@@ -28,7 +28,7 @@ class RunRecord:
     """One run, or what several evaluations of one checkpoint found.
 
     ``name``       tells it apart from the others of a comparison.
-    ``path``       the folder it was read from.
+    ``paths``      the folders it was read from.
     ``config``     nested, as in its config.yaml; empty where it is not known.
     ``metrics``    flat, ``<source>/<metric>`` or ``<benchmark>/<metric>``, in %.
     ``intervals``  95%, of those metrics that were stored with one.
@@ -40,7 +40,7 @@ class RunRecord:
     """
 
     name: str
-    path: Path
+    paths: tuple[Path, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Interval] = field(default_factory=dict)
@@ -75,6 +75,7 @@ def _is_same(one: RunRecord, other: RunRecord) -> bool:
 def _together(one: RunRecord, other: RunRecord) -> RunRecord:
     return replace(
         one,
+        paths=one.paths + other.paths,
         metrics={**one.metrics, **other.metrics},
         intervals={**one.intervals, **other.intervals},
         history=one.history or other.history,
