@@ -17,7 +17,7 @@ from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.rank import run_in_ranks
-from fusionkit.training.folder import require_writable
+from fusionkit.training.folder import keep_evaluation, require_writable
 from fusionkit.training.launch import Parts, bare_trainer, build_loggers, evaluation_options
 from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import active_objectives
@@ -43,6 +43,8 @@ def share(job: str, config: DictConfig) -> None:
 def evaluate_share(config: DictConfig) -> None:
     """Score a checkpoint together with the other processes, if there are any."""
     parts, folder = restore(config)
+    if rank() == 0:
+        keep_evaluation(folder, config, parts)
     if config.get("benchmark"):
         with watching(config, parts, folder, "benchmark") as watch:
             return evaluate_benchmarks(config, parts, folder, device_of(parts), watch)

@@ -1,15 +1,17 @@
-"""Means with their intervals, and exponents of growth."""
+"""Means with their intervals, tests between means, corrections for many of them, and exponents of growth."""
 
 import math
 from collections.abc import Sequence
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 from typing import NamedTuple
 
-# 0.975 quantiles of Student's t by degrees of freedom, 1 to 20; beyond, the normal law's is close enough
-STUDENT = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
+import numpy as np
+
+from fusionkit.evaluation.judging import Floats
+from fusionkit.evaluation.uncertainty import Difference
+
+LEVEL = 0.05
+ANGLES = np.linspace(0, math.pi / 2, 20_001)
 
 
 class Estimate(NamedTuple):
@@ -26,8 +28,51 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean and t * s / sqrt(n): the values are taken as independent and normal, such as the scores of several seeds."""
     if len(values) < 2:
         return Estimate(fmean(values), math.nan)
-    quantile = STUDENT[len(values) - 2] if len(values) - 2 < len(STUDENT) else 1.96
-    return Estimate(fmean(values), quantile * stdev(values) / math.sqrt(len(values)))
+    return Estimate(fmean(values), student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values)))
+
+
+def student_p(t: float, freedom: float) -> float:
+    """The two-sided p-value of Student's t."""
+    return float(1 - np.interp(math.atan(abs(t) / math.sqrt(freedom)), ANGLES, _student(freedom)))
+
+
+def student_quantile(freedom: float) -> float:
+    """The t that ``LEVEL`` of the law lies beyond, on both sides together."""
+    return math.sqrt(freedom) * math.tan(np.interp(1 - LEVEL, _student(freedom), ANGLES))
+
+
+def _student(freedom: float) -> Floats:
+    """The law of |t| at t = sqrt(freedom) tan(``ANGLES``), where its density is that of cos(angle) ** (freedom - 1)."""
+    density = np.cos(ANGLES) ** (freedom - 1)
+    mass = np.concatenate([[0.0], (density[1:] + density[:-1]).cumsum()])
+    return mass / mass[-1]
+
+
+def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    """The difference of two means, such as over seeds, where the variances may differ (Welch 1947).
+
+    None where either has a single value, or nothing varies: then there is nothing to judge the difference by.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    parts = [variance(values) / len(values) for values in (first, second)]
+    if not sum(parts):
+        return None
+    error = math.sqrt(sum(parts))
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (first, second), strict=True)
+    )
+    value, margin = fmean(first) - fmean(second), student_quantile(freedom) * error
+    return Difference(value, value - margin, value + margin, student_p(value / error, freedom))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of as many tests together, in their order: below 5% each says so of itself in spite of the others (Holm 1979)."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for place, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - place) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:

@@ -5,13 +5,15 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.training.launch import Parts
 from fusionkit.training.restore import read_checkpoint
 
-CONTENT = ("checkpoints", "logs", "predictions", "curves", "gallery", "metrics.json", "config.yaml")
+CONTENT = ("checkpoints", "logs", "predictions", "curves", "gallery", "metrics.json", "config.yaml", "evaluation.yaml")
 
 
 def check_folder(config: DictConfig) -> None:
@@ -49,6 +51,21 @@ def prepare_folder(config: DictConfig) -> None:
             else:
                 path.unlink(missing_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+
+
+def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
+    """Write ``evaluation.yaml``: the command, the number of parameters and, as ``run``, the checkpoint's own configuration.
+
+    So scores say whose they are: ``fusionkit compare`` joins those of one checkpoint, also where the run itself is gone.
+    """
+    modules = (parts.model, *parts.tasks.values())
+    content: Any = OmegaConf.to_container(config, resolve=True)
+    content |= {
+        "checkpoint": str(Path(config.checkpoint).resolve()),
+        "parameters": sum({id(p): p.numel() for module in modules for p in module.parameters()}.values()),
+        "run": OmegaConf.to_container(parts.config, resolve=True),
+    }
+    (folder / "evaluation.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
 def is_finished(config: DictConfig) -> bool:

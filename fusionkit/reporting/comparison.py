@@ -1,0 +1,215 @@
+"""Runs beside a baseline: every score with its interval, and whether it differs, tested on the same samples or over seeds."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from statistics import fmean
+
+from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.judging import Row
+from fusionkit.evaluation.table import GUESSERS
+from fusionkit.evaluation.uncertainty import Difference, compare, intervals
+from fusionkit.reporting.differences import differences, group_name, group_seeds
+from fusionkit.reporting.record import Interval, RunRecord, Scored
+from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch
+
+GUESSES = tuple(f"_{suffix}" for suffix in GUESSERS)
+TASKS = ("vqa", "grounding", "weak_grounding", "itm", "mlm", "mrm", "entailment", "nlvr2", "captioning")
+MAIN = ("accuracy", "acc50", "cider", "bleu_4")  # what tells most about a task
+HEADLINES = {*MAIN, "evalai_accuracy", "text_to_image_r1", "image_to_text_r1"} | {f"{t}_{m}" for t in TASKS for m in MAIN}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a comparison shows in one row: a run, or the seeds of one."""
+
+    name: str
+    runs: Sequence[RunRecord]
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of each run that has it."""
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score in %. ``difference`` from the baseline, and ``p`` corrected for all tests of the comparison, where tested."""
+
+    score: float
+    interval: Interval | None = None
+    difference: Difference | None = None
+    p: float | None = None
+
+    @property
+    def mark(self) -> str:
+        """ "*" where the score differs from the baseline's; "(*)" where it seems to before the correction."""
+        if self.difference is None or self.p is None:
+            return ""
+        return "*" if self.p < LEVEL else "(*)" if self.difference.p < LEVEL else ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that tables, plots and page show, the baseline first. ``cells`` by (entry, metric); ``notes`` are what has to be said beside them."""
+
+    entries: Sequence[Entry]
+    baseline: str
+    metrics: Sequence[str]
+    cells: Mapping[tuple[str, str], Cell]
+    notes: Sequence[str]
+
+    @cached_property
+    def differences(self) -> dict[str, list[str]]:
+        """By key, the values of the configuration that differ, in the order of the entries."""
+        return differences([entry.runs[0] for entry in self.entries])
+
+    @property
+    def tested(self) -> int:
+        """How many scores were tested against the baseline's."""
+        return sum(cell.p is not None for cell in self.cells.values())
+
+    def guess(self, metric: str, suffix: str = "_baseline") -> float | None:
+        """What a guesser reaches that reads the text alone ("_baseline") or sees nothing ("_chance"), where it is known."""
+        found = [value for entry in self.entries for value in entry.values(metric + suffix)]
+        return max(found, default=None)
+
+
+def compare_runs(
+    records: Sequence[RunRecord],
+    baseline: str | None = None,
+    metrics: Sequence[str] = (),
+    seeds_together: bool = False,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare runs with the one called ``baseline``, by default the first.
+
+    ``metrics`` are names or patterns; none: the headline of each task. ConfigError for a name that is unknown, DataError
+    where the runs share no metric.
+    """
+    groups = group_seeds(records) if seeds_together else [[record] for record in records]
+    entries = [Entry(group_name(group), group) for group in groups]
+    base = _baseline(entries, baseline)
+    entries.sort(key=lambda entry: entry is not base)  # the baseline first, the others as they were given
+    chosen = choose_metrics(entries, metrics)
+    notes: dict[str, None] = {}
+    cells = {}
+    for entry in entries:
+        found = _tests(entry, base, chosen, resamples, seed, notes) if entry is not base else {}
+        bounds = _intervals(entry, chosen, resamples, seed)
+        for metric in chosen:
+            if values := entry.values(metric):
+                cells[entry.name, metric] = Cell(fmean(values), bounds.get(metric), found.get(metric))
+    cells = _corrected(cells)
+    comparison = Comparison(entries, base.name, chosen, cells, [*notes])
+    return replace(comparison, notes=[*_said(comparison, resamples), *notes])
+
+
+def choose_metrics(entries: Sequence[Entry], patterns: Sequence[str]) -> list[str]:
+    """The metrics that at least two entries have, or one where it is alone; by pattern, else the headlines, else all."""
+    names = list(dict.fromkeys(name for entry in entries for run in entry.runs for name in run.metrics))
+    known = [name for name in names if not name.endswith(GUESSES)]
+    count = {name: sum(bool(entry.values(name)) for entry in entries) for name in known}
+    if not known:
+        raise DataError(f"{entries[0].name} has no scores; finish it, or evaluate it: fusionkit evaluate checkpoint=PATH")
+    if len(entries) > 1 and max(count.values()) < 2:
+        one, other = (next(n for n in known if e.values(n)) for e in entries[:2] if any(e.values(n) for n in known))
+        raise DataError(
+            f"the runs have no metric in common: {entries[0].name} has {one}, {entries[1].name} has {other}; evaluate them on the "
+            "same data, such as fusionkit evaluate -m checkpoint=A,B benchmark=[NAME]"
+        )
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise ConfigError(f"metrics: no run has '{pattern}'; {suggest(pattern, known)}")
+    if patterns:
+        return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in known if name.rpartition("/")[2] in HEADLINES] or known
+
+
+def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
+    if name is None:
+        return entries[0]
+    for entry in entries:
+        if any(name in (entry.name, run.name, *(place for path in run.paths for place in (str(path), path.name))) for run in entry.runs):
+            return entry
+    raise ConfigError(f"baseline: there is no run '{name}'; {suggest(name, [entry.name for entry in entries])}")
+
+
+def _intervals(entry: Entry, metrics: Sequence[str], resamples: int, seed: int) -> dict[str, Interval]:
+    """Over the seeds, where there are several; else those that the evaluation kept, else of its samples."""
+    if len(entry.runs) > 1:
+        found = {metric: estimate(entry.values(metric)) for metric in metrics if len(entry.values(metric)) > 1}
+        return {name: (mean - margin, mean + margin) for name, (mean, margin) in found.items()}
+    (run,) = entry.runs
+    found = {}
+    for scored in run.samples.values():
+        if rows := _only(scored, [metric for metric in metrics if metric not in run.intervals]):
+            found |= {f"{scored.prefix}/{name}": ends for name, ends in intervals(rows, resamples, seed).items()}
+    return found | dict(run.intervals)
+
+
+def _tests(
+    entry: Entry, base: Entry, metrics: Sequence[str], resamples: int, seed: int, notes: dict[str, None]
+) -> dict[str, Difference]:
+    """By metric, what the entry has more than the baseline, where that can be tested."""
+    if len(entry.runs) > 1 or len(base.runs) > 1:
+        pairs = {metric: (entry.values(metric), base.values(metric)) for metric in metrics}
+        return {metric: found for metric, values in pairs.items() if (found := welch(*values))}
+    found = {}
+    (run,), (other,) = entry.runs, base.runs
+    for label in run.samples.keys() & other.samples.keys():
+        scored = run.samples[label]
+        rows, others = _only(scored, metrics), _only(other.samples[label], metrics)
+        try:
+            compared = compare(rows, others, resamples, seed) if rows and others else {}
+        except DataError as error:
+            notes[f"{label}: {run.name} and {other.name} are not tested: {error}"] = None
+            continue
+        found |= {f"{scored.prefix}/{name}": difference for name, difference in compared.items()}
+    return found
+
+
+def _only(scored: Scored, metrics: Sequence[str]) -> list[Row]:
+    """The rows with what these metrics are computed from; none where they have nothing to do with them."""
+    wanted = {metric.removeprefix(f"{scored.prefix}/") for metric in metrics if metric.startswith(f"{scored.prefix}/")}
+    kept = [
+        row
+        | {part: {name: value for name, value in row.get(part, {}).items() if name in wanted} for part in ("values", "ranks")}
+        | {"sums": {name: value for name, value in row.get("sums", {}).items() if any(m.startswith(name) for m in wanted)}}
+        for row in scored.rows
+    ]
+    return kept if any(row["values"] or row["ranks"] or row["sums"] for row in kept) else []
+
+
+def _corrected(cells: Mapping[tuple[str, str], Cell]) -> dict[tuple[str, str], Cell]:
+    """With p-values corrected for all tests there are."""
+    tested = {place: cell.difference.p for place, cell in cells.items() if cell.difference is not None}
+    p_values = dict(zip(tested, holm(list(tested.values())), strict=True))
+    return {place: replace(cell, p=p_values.get(place)) for place, cell in cells.items()}
+
+
+def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
+    """How the tests were made, and what they cannot say."""
+    if len(comparison.entries) < 2:
+        return
+    grouped = any(len(entry.runs) > 1 for entry in comparison.entries)
+    method = (
+        "Student's intervals and Welch's test over seeds"
+        if grouped
+        else f"bootstrap over images, {resamples:,} draws, the same of both runs"
+    )
+    count = comparison.tested
+    if not count:
+        yield (
+            f"no score could be tested against {comparison.baseline}: that takes the samples (samples/*.jsonl) of both runs, as "
+            "fusionkit evaluate and score write them, or several seeds of both and group_seeds=true"
+        )
+        return
+    yield (
+        f"* differs from {comparison.baseline}: p < {LEVEL:g} after Holm's correction for all {count} tests of this table; (*) only "
+        f"before it, as about {max(1, round(count * LEVEL))} of {count} would by chance alone. {method[0].upper()}{method[1:]}."
+    )
+    if not grouped and count * 2 / (1 + resamples) > LEVEL:
+        yield f"with {resamples:,} draws none of {count} tests can pass; give resamples={math.ceil(2 * count / LEVEL):,} or more"

@@ -1,0 +1,210 @@
+"""Finds runs on disk and reads each as a ``RunRecord``: folders of training runs, of evaluations, and W&B's offline runs."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fusionkit.errors import DataError
+from fusionkit.evaluation.records import read_records
+from fusionkit.reporting.offline import read_offline
+from fusionkit.reporting.record import RunRecord, Scored, join
+
+RERANKED = "_reranked"  # a second file of predictions, of which the scores are
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
+FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
+STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
+
+
+def read_runs(words: Iterable[str]) -> list[RunRecord]:
+    """The runs that these folders, globs and folders of runs name, those of one checkpoint joined, each with its own name."""
+    folders = dict.fromkeys(path.resolve() for word in words for path in find_runs(word))
+    return _named(join(read_run(folder) for folder in folders))
+
+
+def find_runs(word: str) -> list[Path]:
+    """The run in a folder, or all below it; the same of each match of a glob. DataError where there is none."""
+    matches = [word] if Path(word).exists() else sorted(glob(word, recursive=True))
+    if not matches:
+        raise DataError(f"runs: nothing matches {word}; name folders of runs, such as outputs/NAME or multirun/NAME")
+    found = [path for match in matches for path in _below(Path(match))]
+    if not found:
+        raise DataError(
+            f"runs: {word} is no run and holds none; a run is a folder with metrics.json or config.yaml, as train, evaluate "
+            "and score write it, or W&B's offline-run-*"
+        )
+    return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    if is_run(folder):
+        yield folder
+    elif folder.is_dir():
+        for child in sorted(folder.iterdir(), key=lambda path: (len(path.name), path.name)):  # 9 before 10
+            if child.is_dir() and not child.is_symlink():
+                yield from _below(child)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether these are the files of one run."""
+    return any((folder / name).is_file() for name in FILES) or any(folder.glob("run-*.wandb"))
+
+
+def read_run(path: Path) -> RunRecord:
+    """One run; its name is its folder's."""
+    if any(path.glob("run-*.wandb")):
+        return _offline(path)
+    evaluation, details = _yaml(path / "evaluation.yaml"), _json(path / "details.json")
+    metrics = _numbers(_json(path / "metrics.json"))
+    return RunRecord(
+        name=path.name,
+        paths=(path,),
+        config=_resolved(evaluation.get("run") or _yaml(path / "config.yaml")),
+        metrics=metrics,
+        intervals={
+            f"{label}/{name}": (low, high)
+            for label, about in details.items()
+            for name, (low, high) in about["intervals"].items()
+        },
+        history=_history(path),
+        samples=_of_benchmarks(path, details) if details else _of_run(path, metrics),
+        checkpoint=_checkpoint(path, evaluation),
+        parameters=evaluation.get("parameters"),
+        benchmarks=evaluation.get("benchmark") or {},
+    )
+
+
+def _offline(path: Path) -> RunRecord:
+    run = read_offline(path)
+    summary = _numbers(run.summary)
+    metrics = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
+    history = _by_step(run.history)
+    name = run.name or path.name
+    return RunRecord(name, (path,), run.config, metrics, history=history, parameters=_last(history, "parameters"))
+
+
+def _checkpoint(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
+    if "checkpoint" in evaluation:
+        return Path(evaluation["checkpoint"])
+    found = (path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    return next((checkpoint for checkpoint in found if checkpoint.exists()), None)
+
+
+def _of_benchmarks(path: Path, details: Mapping[str, Any]) -> dict[str, Scored]:
+    """``samples.jsonl`` of a single score, or ``samples/<label>.jsonl`` of each of several."""
+    found = {}
+    for label, about in details.items():
+        name = label.replace("/", "_")
+        files = (path / "samples.jsonl", path / "samples" / f"{name}.jsonl")
+        rows = files[len(details) > 1]
+        if rows.exists():
+            predictions = path / "predictions" / f"{name}.jsonl"
+            found[label] = Scored(label, read_records(rows), predictions, about["split"])
+    return found
+
+
+def _of_run(path: Path, metrics: Iterable[str]) -> dict[str, Scored]:
+    """``samples/<source>_<task>.jsonl``; a source may have underscores, but its metrics tell it."""
+    sources, found = {name.partition("/")[0] for name in metrics}, {}
+    for rows in sorted((path / "samples").glob("*.jsonl")):
+        source = max((name for name in sources if rows.stem.startswith(f"{name}_")), key=len, default=None)
+        if source is not None:
+            files = [path / "predictions" / f"{rows.stem}{suffix}.jsonl" for suffix in (RERANKED, "")]
+            predictions = next((file for file in files if file.exists()), None)
+            found[rows.stem] = Scored(source, read_records(rows), predictions)
+    return found
+
+
+def _history(path: Path) -> list[dict[str, float]]:
+    """What Lightning's csv logger kept, else W&B's own file in the same folder; a run that was resumed has several."""
+    rows: list[dict[str, Any]] = []
+    for file in sorted(path.glob("logs/csv/version_*/metrics.csv"), key=lambda file: file.stat().st_mtime):
+        with file.open(encoding="utf-8", newline="") as lines:
+            rows += csv.DictReader(lines)
+    if not rows:
+        for folder in sorted(path.glob("logs/wandb/offline-run-*")):
+            rows += read_offline(folder).history
+    return _by_step(rows)
+
+
+def _by_step(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """One map a step: what is logged in several rows of one step is put together, the later value counts."""
+    steps: dict[float, dict[str, float]] = {}
+    for row in rows:
+        numbers = _numbers(row)
+        step = next((numbers[name] for name in STEP if name in numbers), None)
+        if step is not None:
+            steps.setdefault(step, {}).update(numbers, step=step)
+    return [steps[step] for step in sorted(steps)]
+
+
+def _last(history: Sequence[Mapping[str, float]], name: str) -> float | None:
+    return next((row[name] for row in reversed(history) if name in row), None)
+
+
+def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a map, and the texts that are such numbers, as csv has them."""
+    found = {}
+    for name, value in content.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        if not isinstance(value, bool) and abs(number) < float("inf"):
+            found[name] = number
+    return found
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object of a file; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not complete json ({error}); evaluate that run again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no map of metrics to numbers; evaluate that run again")
+    return content
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid yaml ({' '.join(str(error).split())}); restore it or leave out the run") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With references filled in, as W&B has them; as it stands where one needs what this machine lacks."""
+    try:
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+    except OmegaConfBaseException:
+        return config
+    return resolved
+
+
+def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """With names that are as short as tells them apart: their folders below the one that they share."""
+    homes = [_home(record) for record in records]
+    if len(set(homes)) < len(homes):  # several evaluations of one checkpoint, or two of its checkpoints
+        homes = [record.paths[0] if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)]
+    shared = os.path.commonpath([home.parent for home in homes])
+    return [replace(record, name=home.relative_to(shared).as_posix()) for record, home in zip(records, homes, strict=True)]
+
+
+def _home(record: RunRecord) -> Path:
+    """The folder of the run that is meant: an evaluation is called as the run whose checkpoint it scores."""
+    if record.checkpoint is None:
+        return record.paths[0]
+    folder = record.checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder

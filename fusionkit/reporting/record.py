@@ -1,0 +1,85 @@
+"""What is known about one run: the value that every reader of runs makes, and every table, plot and page shows."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fusionkit.evaluation.judging import Row
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One file of scored samples: the rows (``evaluation.judging``), and the file of predictions that they judge, where kept.
+
+    A metric ``m`` of the rows is the run's metric ``<prefix>/m``.
+    """
+
+    prefix: str
+    rows: Sequence[Row]
+    predictions: Path | None = None
+    split: str | None = None  # as its benchmark calls it; None: the prefix is a source of the run, with its role
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, or what several evaluations of one checkpoint found.
+
+    ``name``       tells it apart from the others of a comparison.
+    ``paths``      the folders it was read from.
+    ``config``     nested, as in its config.yaml; empty where it is not known.
+    ``metrics``    flat, ``<source>/<metric>`` or ``<benchmark>/<metric>``, in %.
+    ``intervals``  95%, of those metrics that were stored with one.
+    ``history``    what was logged while it trained, one map a step, each with its ``step``.
+    ``samples``    what each sample scored, by the name of its file: runs that have the same samples are compared on them.
+    ``checkpoint`` what was evaluated; None where there is none, as for a file of predictions.
+    ``parameters`` of model and heads.
+    ``benchmarks`` the configurations of the published benchmarks among its scores, by name.
+    """
+
+    name: str
+    paths: tuple[Path, ...]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+    samples: Mapping[str, Scored] = field(default_factory=dict)
+    checkpoint: Path | None = None
+    parameters: float | None = None
+    benchmarks: Mapping[str, Any] = field(default_factory=dict)
+
+
+def join(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """One record of all evaluations of one checkpoint under the same settings; they may not say different things."""
+    joined: list[RunRecord] = []
+    for record in records:
+        place = next((n for n, other in enumerate(joined) if _is_same(other, record)), None)
+        if place is None:
+            joined.append(record)
+        else:
+            joined[place] = _together(joined[place], record)
+    return joined
+
+
+def _is_same(one: RunRecord, other: RunRecord) -> bool:
+    shared = one.metrics.keys() & other.metrics.keys()
+    return (
+        one.checkpoint is not None
+        and one.checkpoint == other.checkpoint
+        and all(one.metrics[name] == other.metrics[name] for name in shared)
+    )
+
+
+def _together(one: RunRecord, other: RunRecord) -> RunRecord:
+    return replace(
+        one,
+        paths=one.paths + other.paths,
+        metrics={**one.metrics, **other.metrics},
+        intervals={**one.intervals, **other.intervals},
+        history=one.history or other.history,
+        samples={**one.samples, **other.samples},
+        parameters=one.parameters or other.parameters,
+        benchmarks={**one.benchmarks, **other.benchmarks},
+    )
