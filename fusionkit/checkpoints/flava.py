@@ -75,7 +75,7 @@ def plan(
         family="flava",
         release="transformers' FLAVA",
         groups=groups_of(tasks),
-        config=run_of(tasks, image_size=seen["image_size"])
+        config=run_of(tasks, words["max_position_embeddings"], image_size=seen["image_size"])
         | {
             "name": "flava",
             "image_encoder": image_tower(seen),

@@ -60,7 +60,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         family="lxmert",
         release="transformers' LXMERT",
         groups=groups_of(tasks),
-        config=run_of(tasks, is_of_regions=True)
+        config=run_of(tasks, sizes["max_position_embeddings"], is_of_regions=True)
         | {
             "name": "lxmert",
             "image_encoder": {

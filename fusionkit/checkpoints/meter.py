@@ -82,11 +82,12 @@ def plan(
     tasks = {task: task_config(task, source, name) for task, name in heads.items()}
     words = text_config(text, text["num_hidden_layers"])
     words["config"] |= {"model_type": text["model_type"], "pad_token_id": ids["pad"]}
+    first = ids["pad"] + 1 if text["model_type"] == "roberta" else 0  # RoBERTa's positions begin behind its padding
     return Plan(
         family="meter",
         release="github.com/zdou0830/METER",
         groups=groups_of(list(heads)),
-        config=run_of(list(heads), image_size=image_size)
+        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size)
         | {
             "name": "meter",
             "image_encoder": image_tower({**image, "image_size": image_size}),

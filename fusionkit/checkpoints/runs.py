@@ -12,6 +12,7 @@ from fusionkit.checkpoints.base import Key
 from fusionkit.checkpoints.directory import read_json
 from fusionkit.checkpoints.source import Source
 from fusionkit.config import conf_dir
+from fusionkit.data import source as data_source
 from fusionkit.errors import ConfigError, DataError
 
 EMBEDDINGS = "model.text_encoder.backbone.embeddings."
@@ -34,22 +35,29 @@ def groups_of(tasks: Sequence[str]) -> list[str]:
     return [f"data={SOURCES[tasks[0]][0]}", "objectives=none", f"task=[{','.join(tasks)}]"]
 
 
-def run_of(tasks: Sequence[str], is_of_regions: bool = False, **data: Any) -> dict[str, Any]:
+def run_of(tasks: Sequence[str], max_length: int, is_of_regions: bool = False, **data: Any) -> dict[str, Any]:
     """What lies over these choices: each task's objective and source, the sources in one data.root; ``data`` as given.
 
-    Images of regions lie in data.root/regions.
+    Images of regions lie in data.root/regions, with class scores where a task tells classes. Texts are cut at ``max_length``
+    tokens, what the checkpoint has positions for, where the source does not cut them shorter. Sources that split the same
+    photos in different ways do not train on what another holds out.
     """
     objectives: dict[str, Any] = {}
+    regions = {"_target_": "fusionkit.data.regions.Detections", "class_scores": "mrm" in tasks}
     for task in tasks:
         file, source = SOURCES[task]
         config = yaml.safe_load((conf_dir() / "data" / f"{file}.yaml").read_text())
         sources = config["sources"]
-        for own in sources.values() if is_of_regions else ():
-            own |= {"augment": None, "regions": {"_target_": "fusionkit.data.regions.Detections"}}
-            own["reader"]["images"] = "${data.root}/regions"
+        for own in sources.values():
+            own["max_length"] = min(max_length, own.get("max_length", data_source.Source.max_length))
+            if is_of_regions:
+                own |= {"augment": None, "regions": regions}
+                own["reader"]["images"] = "${data.root}/regions" + ("/{split}" if source == "nlvr2" else "")
         data["sources"] = data.get("sources", {}) | sources
         data |= {"answers": config["answers"]} if "answers" in config else {}
         objectives.setdefault(source, {})[task] = 1.0
+    if len(data["sources"]) > 1:
+        data |= {"drop_overlap": list(data["sources"]), "allow_overlap": [["*/val", "*/test*"]]}
     return {"objectives": objectives, "data": data}
 
 

@@ -91,7 +91,7 @@ def plan(
         family="uniter",
         release="github.com/ChenRocks/UNITER",
         groups=groups_of(list(tasks)),
-        config=run_of(list(tasks), is_of_regions=True)
+        config=run_of(list(tasks), bert["max_position_embeddings"], is_of_regions=True)
         | {
             "name": "uniter",
             "image_encoder": {

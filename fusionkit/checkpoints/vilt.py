@@ -100,7 +100,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         family="vilt",
         release="transformers' ViLT" if is_saved else "github.com/dandelin/ViLT",
         groups=groups_of(list(tasks)),
-        config=run_of(list(tasks), mean=[0.5] * 3, std=[0.5] * 3)
+        config=run_of(list(tasks), sizes["max_position_embeddings"], mean=[0.5] * 3, std=[0.5] * 3)
         | {
             "name": "vilt",
             "image_encoder": {"_target_": "fusionkit.encoders.patches.PatchEncoder"}

@@ -88,6 +88,17 @@ class TextEncoder(nn.Module):
         assert isinstance(table, nn.Embedding)
         return table
 
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a text that there are positions for; None where the backbone needs none."""
+        positions: int | None = getattr(self.config, "max_position_embeddings", None)
+        return None if positions is None else positions - self._first_position
+
+    @property
+    def _first_position(self) -> int:
+        """RoBERTa counts from behind its padding."""
+        return int(getattr(getattr(self.backbone, "embeddings", None), "padding_idx", -1)) + 1
+
     def _cut(self, num_layers: int | None) -> list[nn.Module]:
         total = self.config.num_hidden_layers
         if num_layers is None:
@@ -137,14 +148,12 @@ class TextEncoder(nn.Module):
 
         The mask is (T, L, P + L), over the earlier tokens too; ``past`` is what the earlier call returned, None for none.
         """
-        embeddings: Any = self.backbone.get_submodule("embeddings")
-        first = getattr(embeddings, "padding_idx", -1) + 1  # RoBERTa counts from there
         cache: Any = DynamicCache(past)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states = self.backbone(
                 input_ids=self._opened(input_ids, positions),
                 attention_mask=self._added(mask),
-                position_ids=positions + first,
+                position_ids=positions + self._first_position,
                 past_key_values=cache,
             ).last_hidden_state
         return Tokens(states, mask, states[:, 0]), [(layer.keys, layer.values) for layer in cache.layers]

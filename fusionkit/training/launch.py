@@ -90,6 +90,7 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
     model = build_model(config, len(datamodule.tokenizer))
     for source in config.objectives:
         _check_images(str(source), datamodule, model.image_encoder)
+        _check_length(str(source), datamodule, model.text_encoder.max_length)
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = build_tasks(config, dims, model.fusion)
     for source, weights in config.objectives.items():
@@ -249,6 +250,14 @@ def _check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
             f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
             f"another image_encoder=NAME, or data with {encoder.reads}"
         )
+
+
+def _check_length(source: str, datamodule: DataModule, most: int | None) -> None:
+    """ConfigError where a source's texts may be longer than the text encoder has positions for."""
+    length = datamodule.sources[source].max_length
+    if most is not None and length > most:
+        key = f"data.sources.{source}.max_length"
+        raise ConfigError(f"{key} is {length}, but the text encoder reads {most} tokens at most; set {key}={most}")
 
 
 def _check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
