@@ -63,6 +63,11 @@ class Plan:
     answers: Sequence[str] = ()
     tokenizer: str = "bert-base-uncased"
 
+    @property
+    def has_named_answers(self) -> bool:
+        """Whether the answers are known, rather than numbers that stand for them."""
+        return list(self.answers) != [str(number) for number in range(len(self.answers))]
+
 
 def convert(source: Source, plan: Plan, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors from the published ones, with the names and shapes that are ``expected``.

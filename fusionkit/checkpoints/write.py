@@ -1,5 +1,6 @@
 """Checkpoints are written: from a published file, for others to load, in a published layout; whole or not at all."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,10 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
     content = artifacts_of(config, network.model, words, plan.answers or None) | {"ids": dict(plan.ids)}
     name = config.name
     origin["left_out"] = dict(plan.left_out)
-    experiment = {f"experiment/{name}.yaml": experiment_file(plan, folder, config.tokenizer)}
-    write_directory(folder, state, {"fusionkit": content | {"origin": origin}}, experiment)
+    texts = {f"experiment/{name}.yaml": experiment_file(plan, folder, config.tokenizer)}
+    if plan.has_named_answers:
+        texts["answers.json"] = json.dumps(plan.answers)
+    write_directory(folder, state, {"fusionkit": content | {"origin": origin}}, texts)
     numbers = sum(tensor.numel() for tensor in state.values())
     return (
         f"{folder}: {len(state):,} tensors, {numbers:,} numbers, of {plan.release}; every published tensor is accounted for\n"
@@ -58,8 +61,13 @@ def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
     replaced = [key for key, value in plan.config.items() if isinstance(value, Mapping) and "_target_" in value]
     choices = dict(text.split("=", 1) for text in plan.groups) | dict.fromkeys(replaced, "null")
     defaults = "".join(f"  - override /{group}: {choice}\n" for group, choice in choices.items())
-    content = yaml.safe_dump({**plan.config, "tokenizer": tokenizer, "checkpoint": str(folder)}, sort_keys=False)
-    return f"# @package _global_\n# {plan.release}, from {folder}.\ndefaults:\n{defaults}\n{content}"
+    content: dict[str, Any] = {**plan.config, "tokenizer": tokenizer, "checkpoint": str(folder)}
+    if plan.has_named_answers:  # the classifier's own, in its order, not those that are frequent in the data
+        content["data"] = {**content["data"], "answers": str(folder / "answers.json")}
+    return (
+        f"# @package _global_\n# {plan.release}, from {folder}.\ndefaults:\n{defaults}\n"
+        f"{yaml.safe_dump(content, sort_keys=False)}"
+    )
 
 
 def export_into(folder: Path, pretrained: Pretrained) -> None:
