@@ -13,6 +13,7 @@ from fusionkit.checkpoints.meter import CLIP_BLOCK, CROSS_LAYER
 from fusionkit.checkpoints.runs import (
     NO_CONTRAST,
     NO_HEAD,
+    activation,
     groups_of,
     layers,
     of_class,
@@ -71,6 +72,7 @@ def plan(
     # quick GELU, four times the width and heads of 64 are not options there
     tower = {"hidden_act": "quick_gelu", "intermediate_size": 4 * seen["hidden_size"]}
     tower |= {"num_attention_heads": seen["hidden_size"] // 64}
+    mlm = {"tied": is_tied, "eps": both["layer_norm_eps"]} | activation(both["hidden_act"])
     return Plan(
         family="bridgetower",
         release="transformers' BridgeTower",
@@ -91,9 +93,11 @@ def plan(
                 "dropout": words["hidden_dropout_prob"],
                 "eps": words["layer_norm_eps"],
                 "bridge_eps": both["layer_norm_eps"],
+                "block": {"_target_": "fusionkit.fusion.co_attention.SelfThenCross", "_partial_": True}
+                | activation(words["hidden_act"]),
                 "pool": {"_target_": "fusionkit.fusion.pooling.DenseBoth", "_partial_": True, "image": "first"},
             },
-            "task": {"mlm": {"tied": is_tied, "eps": both["layer_norm_eps"]}} if "mlm" in tasks else {},
+            "task": {"mlm": mlm} if "mlm" in tasks else {},
         },
         keys=[*keys_of(prefix, seen, words, both), *renamed(HEADS), *decoder],
         left_out=LEFT_OUT,

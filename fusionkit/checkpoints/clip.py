@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusionkit.checkpoints.base import Key, Plan, reshaped, resize_positions
 from fusionkit.checkpoints.bert import POSITION_IDS
-from fusionkit.checkpoints.runs import groups_of, inverse, layers, of_class, renamed, run_of, sizes_of, started
+from fusionkit.checkpoints.runs import groups_of, inverse, layers, of_class, renamed, run_of, sizes_of, started, tower_activation
 from fusionkit.checkpoints.source import Source
 
 IMAGE, TEXT = "model.image_encoder.backbone.", "model.text_encoder.backbone."
@@ -94,7 +94,7 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
     """CLIP's vision tower, with a norm before its blocks too."""
     return {
         "_target_": "fusionkit.encoders.image.TimmEncoder",
-        "name": TOWERS[image["hidden_act"]],
+        "name": TOWERS.get(image["hidden_act"], TOWERS["gelu"]),
         "img_size": image["image_size"],
         "patch_size": image["patch_size"],
         "embed_dim": image["hidden_size"],
@@ -102,4 +102,4 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": image["num_attention_heads"],
         "mlp_ratio": image["intermediate_size"] / image["hidden_size"],
         "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": image["layer_norm_eps"]},
-    }
+    } | ({} if image["hidden_act"] in TOWERS else tower_activation(image["hidden_act"]))

@@ -8,7 +8,18 @@ from typing import Any
 
 from fusionkit.checkpoints.base import Key, Plan, resize_positions
 from fusionkit.checkpoints.bert import POSITION_IDS
-from fusionkit.checkpoints.runs import EMBEDDINGS, groups_of, inverse, layers, of_class, renamed, run_of, sizes_of
+from fusionkit.checkpoints.runs import (
+    EMBEDDINGS,
+    activation,
+    groups_of,
+    inverse,
+    layers,
+    of_class,
+    renamed,
+    run_of,
+    sizes_of,
+    tower_activation,
+)
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vilt import TRANSFORMERS_BLOCK
 from fusionkit.checkpoints.vit import timm_vit
@@ -86,7 +97,7 @@ def plan(
             },
             "fusion": fusion_config(both),
             "model": {"embed_size": sizes_of({"projection_dim": projection_dim}, source)["projection_dim"]},
-            "task": {} if is_bare else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]}},
+            "task": {} if is_bare else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]} | activation(words["hidden_act"])},
         },
         keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS))],
         left_out=LEFT_OUT if is_bare else LEFT_OUT | OTHER_POOLER,
@@ -124,7 +135,8 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
         "qkv_bias": image["qkv_bias"],
         "layer_norm_eps": image["layer_norm_eps"],
     }
-    return timm_vit(sizes, image["image_size"], image["patch_size"]) | {"before_norm": True}
+    tower = timm_vit(sizes, image["image_size"], image["patch_size"])
+    return tower | tower_activation(image["hidden_act"]) | {"before_norm": True}
 
 
 def fusion_config(both: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +153,7 @@ def fusion_config(both: Mapping[str, Any]) -> dict[str, Any]:
             "_partial_": True,
             "eps": both["layer_norm_eps"],
             "intermediate_size": both["intermediate_size"],
+            **activation(both["hidden_act"]),
         },
         "norm_eps": both["layer_norm_eps"],
         "entry": {"_target_": "fusionkit.fusion.entry.ClassToken", "_partial_": True},

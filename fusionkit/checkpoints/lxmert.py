@@ -14,6 +14,7 @@ from fusionkit.checkpoints.bert import POSITION_IDS, lm_head, text_config, text_
 from fusionkit.checkpoints.runs import (
     NO_CONTRAST,
     NO_HEAD,
+    activation,
     answers_of,
     classifier,
     groups_of,
@@ -75,7 +76,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
             },
             "text_encoder": text_config(sizes, sizes["l_layers"]),
             "fusion": fusion_config(sizes),
-            "task": heads,
+            "task": heads | ({"mlm": activation(sizes["hidden_act"])} if "mlm" in tasks else {}),
         },
         keys=keys_of(sizes, "" if is_bare else "lxmert."),
         left_out=LEFT_OUT,
@@ -117,6 +118,7 @@ def region_layer(sizes: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": sizes["hidden_dropout_prob"],
         "eps": EPS,
         "intermediate_size": sizes["intermediate_size"],
+        **activation(sizes["hidden_act"]),
     }
 
 
@@ -130,7 +132,8 @@ def fusion_config(sizes: Mapping[str, Any]) -> dict[str, Any]:
         "intermediate_size": sizes["intermediate_size"],
         "dropout": sizes["hidden_dropout_prob"],
         "eps": EPS,
-        "block": {"_target_": "fusionkit.fusion.co_attention.CrossThenSelf", "_partial_": True},
+        "block": {"_target_": "fusionkit.fusion.co_attention.CrossThenSelf", "_partial_": True}
+        | activation(sizes["hidden_act"]),
         "entry": {"_target_": "fusionkit.fusion.entry.Untyped", "_partial_": True},
         "pool": {"_target_": "fusionkit.fusion.pooling.DenseText", "_partial_": True},
     }

@@ -13,7 +13,7 @@ from fusionkit.checkpoints.directory import read_json
 from fusionkit.checkpoints.source import Source
 from fusionkit.config import conf_dir
 from fusionkit.data import source as data_source
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import ConfigError, DataError, suggest
 
 EMBEDDINGS = "model.text_encoder.backbone.embeddings."
 WORDS = f"{EMBEDDINGS}word_embeddings.weight"
@@ -27,6 +27,17 @@ SOURCES = {  # by task: the file in conf/data, and its source
     "nlvr2_paired": ("nlvr2", "nlvr2"),
     "entailment": ("snli_ve", "snli_ve"),
     "grounding_regions": ("refcoco", "refcoco"),
+}
+
+
+ACTIVATIONS: dict[str, tuple[dict[str, Any], str]] = {  # by transformers' name: as a target, and by timm's name
+    "gelu": ({"_target_": "torch.nn.GELU"}, "gelu"),
+    "gelu_new": ({"_target_": "torch.nn.GELU", "approximate": "tanh"}, "gelu_tanh"),
+    "gelu_pytorch_tanh": ({"_target_": "torch.nn.GELU", "approximate": "tanh"}, "gelu_tanh"),
+    "quick_gelu": ({"_target_": "timm.layers.activations.QuickGELU"}, "quick_gelu"),
+    "relu": ({"_target_": "torch.nn.ReLU"}, "relu"),
+    "silu": ({"_target_": "torch.nn.SiLU"}, "silu"),
+    "swish": ({"_target_": "torch.nn.SiLU"}, "silu"),
 }
 
 
@@ -69,6 +80,22 @@ def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None
     config = source.config or {}
     given = config if part is None else config.get(part, {})
     return {name: given.get(name, value) for name, value in options.items()}
+
+
+def activation(name: str) -> dict[str, Any]:
+    """The argument ``activation`` of a layer or head by transformers' name of it, ``hidden_act``; none for GELU, their own."""
+    return {} if name == "gelu" else {"activation": _known_activation(name)[0] | {"_partial_": True}}
+
+
+def tower_activation(name: str) -> dict[str, str]:
+    """The same for a tower of timm's."""
+    return {} if name == "gelu" else {"act_layer": _known_activation(name)[1]}
+
+
+def _known_activation(name: str) -> tuple[dict[str, Any], str]:
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"hidden_act is '{name}'; {suggest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]
 
 
 def renamed(table: Mapping[str, str | tuple[str, ...]], theirs: str = "", ours: str = "") -> list[Key]:

@@ -16,6 +16,7 @@ from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
     NO_HEAD,
+    activation,
     answers_of,
     classifier,
     groups_of,
@@ -154,6 +155,7 @@ def single_stream(bert: Mapping[str, Any], image_types: int) -> dict[str, Any]:
             "_partial_": True,
             "eps": bert["layer_norm_eps"],
             "intermediate_size": bert["intermediate_size"],
+            **activation(bert["hidden_act"]),
         },
         "norm_eps": None,
         "entry": {
@@ -173,7 +175,9 @@ def task_config(task: str, source: Source, bert: Mapping[str, Any], itm_ot_lambd
     if task == "itm":
         return {"alignment": alignment if source.has("feat_regress.") else None}
     if task == "mrm":
-        return {"num_classes": rows(source, "region_classifier.net.3.weight")}
+        return {"num_classes": rows(source, "region_classifier.net.3.weight"), "eps": bert["layer_norm_eps"]}
+    if task == "mlm":
+        return {"eps": bert["layer_norm_eps"], **activation(bert["hidden_act"])}
     if task == "nlvr2_paired":
         return {"num_heads": bert["num_attention_heads"]}
     if task == "grounding_regions" and source.has("re_output.0."):

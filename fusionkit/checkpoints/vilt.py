@@ -16,6 +16,7 @@ from fusionkit.checkpoints.runs import (
     NO_CONTRAST,
     NO_HEAD,
     WORDS,
+    activation,
     answers_of,
     classifier,
     groups_of,
@@ -91,11 +92,12 @@ RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only
 
 def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
     """What a checkpoint of ViLT is; ``sizes`` by transformers' names, ``answers`` a json file with its answer list."""
-    sizes = sizes_of(sizes, source)
     is_saved = source.config is not None  # by transformers: one epsilon for all norms, and a tied MLM decoder
-    keys, heads = saved_keys(source, sizes) if is_saved else keys_of(source, sizes)
+    sizes = sizes_of(sizes, source)
     text_eps = sizes["layer_norm_eps"] if is_saved else sizes["text_layer_norm_eps"]
-    tasks = {name: task_config(name, source, beginning, is_tied=is_saved) for name, beginning in heads.items()}
+    keys, heads = saved_keys(source, sizes) if is_saved else keys_of(source, sizes)
+    words = {"tied": is_saved, "eps": text_eps, **activation(sizes["hidden_act"])}
+    tasks = {name: task_config(name, source, beginning, words) for name, beginning in heads.items()}
     return Plan(
         family="vilt",
         release="transformers' ViLT" if is_saved else "github.com/dandelin/ViLT",
@@ -159,6 +161,7 @@ def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
             "_partial_": True,
             "eps": sizes["layer_norm_eps"],
             "intermediate_size": sizes["intermediate_size"],
+            **activation(sizes["hidden_act"]),
         },
         "norm_eps": sizes["layer_norm_eps"],
         "entry": {
@@ -171,10 +174,10 @@ def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
     }
 
 
-def task_config(task: str, source: Source, beginning: str, is_tied: bool) -> dict[str, Any]:
-    """What lies over the configuration of a task."""
+def task_config(task: str, source: Source, beginning: str, words: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies over the configuration of a task; ``words`` over that of masked language modelling."""
     if task in ("vqa", "nlvr2"):
         return classifier("norm_gelu", source, beginning)
-    if task == "itm" and not is_tied:  # word-patch alignment, of the original release's pre-training
+    if task == "itm" and source.config is None:  # word-patch alignment, of the original release's pre-training
         return {"alignment": {"_target_": "fusionkit.tasks.alignment.Alignment", "weight": 0.1, "image_prefix": 1}}
-    return {"tied": is_tied} if task == "mlm" else {}
+    return dict(words) if task == "mlm" else {}

@@ -17,6 +17,7 @@ from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
     NO_HEAD,
+    activation,
     answers_of,
     groups_of,
     layers,
@@ -45,6 +46,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
     fusion = single_stream(sizes, image_types=1)
     if is_vqa:
         fusion["pool"]["_target_"] = "fusionkit.fusion.pooling.LastWord"
+    mlm = activation(sizes["hidden_act"]) | {"eps": sizes["layer_norm_eps"]}
     head = {"_target_": "torch.nn.Linear", "_partial_": True}
     return Plan(
         family="visualbert",
@@ -63,7 +65,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
             },
             "text_encoder": text_config(sizes, num_layers=0),
             "fusion": fusion,
-            "task": {"vqa": {"head": head}} if is_vqa else {},
+            "task": {"vqa": {"head": head}} if is_vqa else {"mlm": mlm} if "mlm" in tasks else {},
         },
         keys=keys_of(sizes, "" if is_bare else "visual_bert.", is_vqa),
         left_out=POSITION_IDS | (POOLER if is_vqa else {}),

@@ -1,6 +1,6 @@
 """BERT's layer, and how the layers of a fusion start from those of a text encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,11 +31,12 @@ class PostNormBlock(nn.Module):
         dropout: float = 0.0,
         eps: float = 1e-12,
         intermediate_size: int | None = None,
+        activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         self.self_attention = Attention(hidden_size, num_heads, dropout=dropout)
         self.norm_self = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = FeedForward(hidden_size, intermediate_size or 4 * hidden_size)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size or 4 * hidden_size, activation)
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 

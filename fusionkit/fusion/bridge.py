@@ -25,6 +25,7 @@ class Bridge(nn.Module):
 
     ``bridged``  how many layers' states stand side by side in the width of the tokens (the encoders' ``top_layers``): as many
                  as there are layers, of which each is led its own, or 1, led to all.
+    ``block``    makes a layer, as in ``CoAttention``.
     """
 
     provides = frozenset({"pooled", "text", "image", "causal", "attention"})
@@ -41,6 +42,7 @@ class Bridge(nn.Module):
         eps: float = 1e-5,
         bridge_eps: float = 1e-5,
         bridged: int = 1,
+        block: Callable[..., nn.Module] = SelfThenCross,
         entry: Callable[..., Any] = Typed,
         pool: Callable[..., Any] = DenseBoth,
     ) -> None:
@@ -52,7 +54,7 @@ class Bridge(nn.Module):
         self.entry: Any = entry(image_size // bridged, text_size // bridged, size)
         self.image_types: int = self.entry.image_types
         width = intermediate_size or 4 * size
-        self.layers = stack(num_layers, lambda _: SelfThenCross(size, num_heads, width, dropout, eps))
+        self.layers = stack(num_layers, lambda _: block(size, num_heads, width, dropout, eps))
         self.text_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
         self.image_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
         self.pool: Any = pool(size)

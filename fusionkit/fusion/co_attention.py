@@ -24,9 +24,17 @@ class ImageSide(NamedTuple):
 class SelfThenCross(nn.Module):
     """METER's layer: each stream attends to itself, then to the other's previous state, then feed-forward; post-norm."""
 
-    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        dropout: float,
+        eps: float,
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
         super().__init__()
-        sizes = (hidden_size, hidden_size, num_heads, intermediate_size, dropout, eps)
+        sizes = (hidden_size, hidden_size, num_heads, intermediate_size, dropout, eps, activation)
         self.text, self.image = CrossAttentionLayer(*sizes), CrossAttentionLayer(*sizes)
 
     @property
@@ -51,12 +59,20 @@ class SelfThenCross(nn.Module):
 class CrossThenSelf(nn.Module):
     """LXMERT's layer: one cross-attention, with the same weights for both directions, then self-attention and feed-forward."""
 
-    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        dropout: float,
+        eps: float,
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
         super().__init__()
         self.cross_attention = Attention(hidden_size, num_heads, dropout=dropout)
         self.norm_cross = nn.LayerNorm(hidden_size, eps=eps)
-        self.text = PostNormBlock(hidden_size, num_heads, dropout, eps, intermediate_size)
-        self.image = PostNormBlock(hidden_size, num_heads, dropout, eps, intermediate_size)
+        sizes = (hidden_size, num_heads, dropout, eps, intermediate_size, activation)
+        self.text, self.image = PostNormBlock(*sizes), PostNormBlock(*sizes)
         self.dropout = nn.Dropout(dropout)
 
     @property

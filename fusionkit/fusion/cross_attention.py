@@ -1,6 +1,6 @@
 """Text layers that attend to the image (ALBEF, X-VLM, BLIP)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -13,14 +13,21 @@ class CrossAttentionLayer(nn.Module):
     """A BERT layer with cross-attention between self-attention and feed-forward; each normalised after its residual."""
 
     def __init__(
-        self, hidden_size: int, image_size: int, num_heads: int, intermediate_size: int, dropout: float, eps: float
+        self,
+        hidden_size: int,
+        image_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        dropout: float,
+        eps: float,
+        activation: Callable[[], nn.Module] = nn.GELU,
     ):
         super().__init__()
         self.self_attention = Attention(hidden_size, num_heads, dropout=dropout)
         self.norm_self = nn.LayerNorm(hidden_size, eps=eps)
         self.cross_attention = Attention(hidden_size, num_heads, context_size=image_size, dropout=dropout)
         self.norm_cross = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = FeedForward(hidden_size, intermediate_size)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size, activation)
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
         self.dropout = nn.Dropout(dropout)
 

@@ -173,11 +173,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Linear, GELU, linear."""
+    """Linear, ``activation``, linear."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, activation: Callable[[], nn.Module] = nn.GELU
+    ) -> None:
         super().__init__(
-            nn.Linear(hidden_size, intermediate_size), nn.GELU(), nn.Linear(intermediate_size, hidden_size)
+            nn.Linear(hidden_size, intermediate_size), activation(), nn.Linear(intermediate_size, hidden_size)
         )
 
 
@@ -191,12 +193,13 @@ class PreNormBlock(nn.Module):
         dropout: float = 0.0,
         eps: float = 1e-6,
         intermediate_size: int | None = None,
+        activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         self.norm_attention = nn.LayerNorm(hidden_size, eps=eps)
         self.attention = Attention(hidden_size, num_heads, dropout=dropout)
         self.norm_feed_forward = nn.LayerNorm(hidden_size, eps=eps)
-        self.feed_forward = FeedForward(hidden_size, intermediate_size or 4 * hidden_size)
+        self.feed_forward = FeedForward(hidden_size, intermediate_size or 4 * hidden_size, activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """Masked language modelling with the image in view (BERT, ALBEF, UNITER)."""
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -72,9 +73,16 @@ class MaskedLMHead(nn.Module):
     """BERT's prediction head: dense, GELU, norm, and a decoder: the word embeddings it is handed, or where not tied its own."""
 
     def __init__(
-        self, hidden_size: int, embed_size: int, vocab_size: int, eps: float = 1e-12, tied: bool = True
+        self,
+        hidden_size: int,
+        embed_size: int,
+        vocab_size: int,
+        eps: float = 1e-12,
+        tied: bool = True,
+        activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
+        self.activation = activation()
         self.dense = nn.Linear(hidden_size, embed_size)
         self.norm = nn.LayerNorm(embed_size, eps=eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
@@ -83,7 +91,7 @@ class MaskedLMHead(nn.Module):
     def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
         """states (M, hidden_size), word_embeddings (V, embed_size) -> logits (M, V)."""
         decoder = word_embeddings if self.decoder is None else self.decoder
-        return F.linear(self.norm(F.gelu(self.dense(states))), decoder, self.bias)
+        return F.linear(self.norm(self.activation(self.dense(states))), decoder, self.bias)
 
 
 class MLM(Task[CaptionBatch]):
@@ -112,12 +120,13 @@ class MLM(Task[CaptionBatch]):
         scorer: Scorer | None = None,
         eps: float = 1e-12,
         tied: bool = True,
+        activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__(scorer)
         self.dims, self.texts_per_image, self.probability = dims, texts_per_image, probability
         self.masking = masking or RandomMasking(dims, probability, whole_word, at_least_one, mask_sep, most)
         width = dims.text_size if tied else dims.hidden_size
-        self.head = MaskedLMHead(dims.hidden_size, width, dims.vocab_size, eps, tied)
+        self.head = MaskedLMHead(dims.hidden_size, width, dims.vocab_size, eps, tied, activation)
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
