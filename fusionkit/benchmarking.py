@@ -20,6 +20,7 @@ from fusionkit.evaluation.published import Published, Scored, judge, write_score
 from fusionkit.evaluation.records import Records, merge_metrics, write_records
 from fusionkit.evaluation.run import draw_gallery
 from fusionkit.evaluation.table import print_details
+from fusionkit.evaluation.uncertainty import check_draws
 from fusionkit.tasks.base import Task
 from fusionkit.training.launch import Parts, evaluation_options
 from fusionkit.training.watch import Watch
@@ -37,6 +38,7 @@ class Answers(NamedTuple):
 
 def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device, watch: Watch) -> None:
     """Write predictions, scores, their intervals and pictures below ``folder``, and print the scores."""
+    check_draws(config.resamples, config.seed)
     scored = []
     for each in answer(config, parts, device):
         for name in each.tasks:

@@ -91,11 +91,10 @@ def write_scores(folder: Path, scored: Sequence[Scored], resamples: int, seed: i
 
     The rows of a single score are ``samples.jsonl``, those of several ``samples/<label>.jsonl``.
     """
-    details = {}
+    details = {each.label: _details(each, resamples, seed) for each in scored}
     for each in scored:
         name = each.label.replace("/", "_")
         write_records(folder / ("samples.jsonl" if len(scored) == 1 else f"samples/{name}.jsonl"), each.judged.rows)
-        details[each.label] = _details(each, resamples, seed)
     write_metrics(folder / "metrics.json", merge_metrics({label: about["scores"] for label, about in details.items()}))
     write_text(folder / "details.json", json.dumps(details, indent=1, ensure_ascii=False) + "\n")
     return details
