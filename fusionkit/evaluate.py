@@ -63,7 +63,7 @@ def watching(config: DictConfig, parts: Parts, folder: Path, prefix: str) -> Ite
     for key, value in {
         "output_dir": str(folder),
         "name": config.name or run.name,
-        "logger": config.logger or {},
+        "logger": config.get("logger") or {},
     }.items():
         OmegaConf.update(run, key, value, merge=False, force_add=True)
     loggers = build_loggers(run) if rank() == 0 else []
