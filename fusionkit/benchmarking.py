@@ -1,6 +1,7 @@
 """Published benchmarks on a checkpoint: ``fusionkit evaluate`` and ``predict`` with ``benchmark=[...]``."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +16,19 @@ from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.baselines import Tokenize
+from fusionkit.evaluation.judging import scores_of
 from fusionkit.evaluation.prediction import RERANKED, predict_source
 from fusionkit.evaluation.published import Published, Scored, judge, write_scores
-from fusionkit.evaluation.records import Records, merge_metrics, write_records
-from fusionkit.evaluation.run import draw_gallery
+from fusionkit.evaluation.records import Record, Records, merge_metrics, write_records
+from fusionkit.evaluation.run import draw_gallery, or_none
 from fusionkit.evaluation.table import print_details
+from fusionkit.evaluation.uncertainty import check_draws
 from fusionkit.tasks.base import Task
 from fusionkit.training.launch import Parts, evaluation_options
 from fusionkit.training.watch import Watch
+
+IMAGES = {"pixel_values": "photos", "regions": "region features (npz files)"}
 
 
 class Answers(NamedTuple):
@@ -37,26 +43,48 @@ class Answers(NamedTuple):
 
 def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device, watch: Watch) -> None:
     """Write predictions, scores, their intervals and pictures below ``folder``, and print the scores."""
+    check_draws(config.resamples, config.seed)
     scored = []
-    for each in answer(config, parts, device):
-        for name in each.tasks:
-            label = each.benchmark.label(each.split, name)
-            write_predictions(folder, label, each.records[name])
-            measure = each.benchmark.measures[name]
-            judged = judge(measure, each.records[name], each.samples, each.benchmark.name, each.split)
-            watch.log_answers(label.replace("/", "_"), measure, each.records[name], each.samples, judged.rows)
-            scored.append(Scored(label, each.split, each.benchmark.protocol, judged))
-        if evaluation_options(parts.config).gallery and has_pixels(each.samples[0].image):
-            title, stem = (
-                f"{each.benchmark.name} · {each.split}",
-                folder / "gallery" / f"{each.benchmark.name}_{each.split}",
-            )
-            draw_gallery(each.tasks, each.records, each.samples, title, stem)
+    blocks = {block.name: block for block in config.benchmark.values()}
+    tokenize = parts.datamodule.tokenizer.tokenize
+    for benchmark, splits in groupby(answer(config, parts, device), key=lambda each: each.benchmark.name):
+        train = training_texts(blocks[benchmark])
+        for each in splits:
+            for name in each.tasks:
+                label = each.benchmark.label(each.split, name)
+                write_predictions(folder, label, each.records[name])
+                measure = each.benchmark.measures[name]
+                judged = judge(measure, each.records[name], each.samples, benchmark, each.split)
+                watch.log_answers(label.replace("/", "_"), measure, each.records[name], each.samples, judged.rows)
+                guessed = guesses(each, name, train, tokenize)
+                scored.append(Scored(label, each.split, each.benchmark.protocol, judged, guessed))
+            if evaluation_options(parts.config).gallery and has_pixels(each.samples[0].image):
+                stem = folder / "gallery" / f"{benchmark}_{each.split}"
+                draw_gallery(each.tasks, each.records, each.samples, f"{benchmark} · {each.split}", stem)
     if scored:  # of several processes rank 0 has them all
         details = write_scores(folder, scored, config.resamples, config.seed)
         print_details(details)
         watch.log_scores(merge_metrics({label: about["scores"] for label, about in details.items()}))
         print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
+
+
+def training_texts(block: DictConfig) -> Sequence[Sample]:
+    """What guessers learn from who never see an image; none where the benchmark's folder does not have it."""
+    if block.get("train") is None:
+        return []
+    block.files.update({"images": None} if "images" in block.files else {})
+    return or_none(lambda: instantiate(block.reader, _convert_="all").read(block.train), block.name)
+
+
+def guesses(each: Answers, name: str, train: Sequence[Sample], tokenize: Tokenize) -> dict[str, float]:
+    """What the two guessers of the task score by the benchmark's measure: ``<metric>_baseline``, ``<metric>_chance``."""
+    guess = getattr(each.tasks[name].scorer, "baseline", None)
+    measure = each.benchmark.measures[name]
+
+    def score(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+        return scores_of(measure(records, samples).rows)
+
+    return guess(train, each.samples, each.records[name], tokenize, score) if guess else {}
 
 
 def predict_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device) -> None:
@@ -83,7 +111,7 @@ def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[A
     benchmarks: list[Published] = [instantiate(block, _convert_="all") for block in config.benchmark.values()]
     tasks = {benchmark.name: tasks_for(benchmark, parts.tasks) for benchmark in benchmarks}
     datamodule = data_of(parts, benchmarks, tasks)
-    read_all(datamodule, benchmarks)
+    read_all(datamodule, dict(zip(config.benchmark, benchmarks, strict=True)), parts.model.image_encoder.reads)
     options = evaluation_options(parts.config)
     for module in (parts.model, *parts.tasks.values()):
         module.to(device)
@@ -115,7 +143,8 @@ def tasks_for(benchmark: Published, tasks: Mapping[str, Task[Any]]) -> dict[str,
 
 
 def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, Mapping[str, Task[Any]]]) -> DataModule:
-    """The benchmarks as sources, their splits as roles, with the checkpoint's image size, tokenizer and answers."""
+    """The benchmarks as sources, their splits as roles, with the checkpoint's image size or regions, tokenizer and answers."""
+    regions = next((own.regions for own in parts.datamodule.sources.values() if own.regions is not None), None)
     sources = {
         benchmark.name: Source(
             benchmark.reader,
@@ -123,6 +152,7 @@ def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, M
             benchmark.batch_size,
             {task.reads: 1 for task in tasks[benchmark.name].values()},
             benchmark.max_length,
+            regions=regions,
         )
         for benchmark in benchmarks
     }
@@ -132,11 +162,19 @@ def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, M
     return build(sources=sources, tokenizer=parts.datamodule.tokenizer, prepare=None, allow_overlap=(), **restored)
 
 
-def read_all(datamodule: DataModule, benchmarks: Sequence[Published]) -> None:
-    """Read all annotations before the first prediction, so that a missing file is told at once."""
-    for benchmark in benchmarks:
+def read_all(datamodule: DataModule, benchmarks: Mapping[str, Published], reads: str) -> None:
+    """Read all annotations before the first prediction, so that a missing file is told at once.
+
+    ``benchmarks`` by their place in the configuration; ``reads`` is what the checkpoint reads of an image.
+    """
+    for place, benchmark in benchmarks.items():
         for split in benchmark.splits:
             try:
-                datamodule.samples(benchmark.name, split)
+                samples = datamodule.samples(benchmark.name, split)
             except DataError as error:
                 raise DataError(f"benchmark {benchmark.name}: {error}; its files lie below root=FOLDER") from error
+            if other := [each.image for each in samples if has_pixels(each.image) != (reads == "pixel_values")]:
+                raise DataError(
+                    f"benchmark {benchmark.name}: the checkpoint reads {IMAGES[reads]}, which {other[0]} is not; name the "
+                    f"folder that has them as benchmark.{place}.files.images=FOLDER"
+                )

@@ -14,10 +14,11 @@ from fusionkit.cli import STORED, load
 from fusionkit.config import EvaluateConfig, check_top_level
 from fusionkit.distributed import join, rank, world_size
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.records import require_writable
 from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.rank import run_in_ranks
-from fusionkit.training.folder import keep_evaluation, require_writable
+from fusionkit.training.folder import keep_evaluation
 from fusionkit.training.launch import Parts, bare_trainer, build_loggers, evaluation_options
 from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import active_objectives

@@ -12,10 +12,9 @@ from fusionkit.data.requests import ASKED, read_requests
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluate import device_of
 from fusionkit.evaluation.overlays import draw_reply
-from fusionkit.evaluation.records import write_records
+from fusionkit.evaluation.records import require_writable, write_records
 from fusionkit.evaluation.replies import Oracle, Reply
 from fusionkit.evaluation.table import print_replies
-from fusionkit.training.folder import require_writable
 from fusionkit.training.launch import Parts, evaluation_options
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts

@@ -10,7 +10,9 @@ from fusionkit.config import ScoreConfig, check_arguments, check_top_level
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.form import read_predictions
 from fusionkit.evaluation.published import Published, score_predictions, write_scores
+from fusionkit.evaluation.records import require_writable
 from fusionkit.evaluation.table import print_details
+from fusionkit.evaluation.uncertainty import check_draws
 
 FILES = ("annotations", "questions", "instances")
 
@@ -18,10 +20,12 @@ FILES = ("annotations", "questions", "instances")
 def score(config: DictConfig) -> None:
     """Score a file: ``metrics.json``, ``samples.jsonl`` and ``details.json`` in ``config.output``."""
     check_top_level(config, ScoreConfig)
+    check_draws(config.resamples, config.seed)
     benchmark = chosen_benchmark(config)
     path, folder = Path(config.predictions), Path(config.output)
     split = config.split or benchmark.splits[0]
     scored = score_predictions(benchmark, read_predictions(path), path, split, config.allow_missing)
+    require_writable(folder, "output")
     print_details(write_scores(folder, [scored], config.resamples, config.seed))
     print(f"scores: {folder}/metrics.json   of each sample: {folder}/samples.jsonl   intervals: {folder}/details.json")
 

@@ -52,7 +52,18 @@ def test_training_and_evaluation(world: Path, tmp_path: Path, capsys: pytest.Cap
     assert {"coco/mrm_explained", "coco/text_to_image_r1"} <= json.loads((output / "metrics.json").read_text()).keys()
     assert not (output / "gallery").exists()  # there are no pixels to show
     assert "pictures" not in capsys.readouterr().out
-    assert run(["evaluate", f"checkpoint={output}/checkpoints/last.ckpt", "split=val"]) == 0
+    checkpoint = f"checkpoint={output}/checkpoints/last.ckpt"
+    assert run(["evaluate", checkpoint, "split=val"]) == 0
+    benchmark = ["evaluate", checkpoint, "benchmark=coco_retrieval", f"root={world}", "resamples=10"]
+    assert run([*benchmark, f"output_dir={tmp_path}/b", f"benchmark.coco_retrieval.files.images={world}/regions"]) == 0
+    assert "coco_retrieval/text_to_image_r1_chance" in json.loads((tmp_path / "b/metrics.json").read_text())
+    capsys.readouterr()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(16, 20):
+        (photos / f"{number:012d}.jpg").touch()
+    assert run([*benchmark, f"benchmark.coco_retrieval.files.images={photos}"]) == 1
+    assert "reads region features (npz files), which" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

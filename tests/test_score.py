@@ -113,6 +113,9 @@ def test_a_wrong_file_is_one_sentence(change, words: str, vqa: Path, capsys: Cap
             "instances: vqav2 has no such file; known: annotations, questions",
         ),
         (["annotations={folder}/a.json", "splitt=val"], 2, "did you mean 'split'?"),
+        (["annotations={folder}/a.json", "resamples=0"], 2, "resamples is 0"),
+        (["annotations={folder}/a.json", "seed=-1"], 2, "seed is -1"),
+        (["annotations={folder}/a.json", "output={folder}/a.json/x"], 1, "a.json/x cannot be written to"),
         ([], 2, "'annotations' has no value yet"),
         (["annotations={folder}/a.json", "benchmark.vqav2.measures.vqa.rule=offical"], 2, "no VQA rule 'offical'"),
     ],
@@ -122,6 +125,7 @@ def test_a_wrong_command_is_one_sentence(
 ) -> None:
     assert score(vqa, *(text.format(folder=vqa) for text in overrides)) == code
     assert words in error_of(capsys)
+    assert not (vqa / "out").exists()
 
 
 def test_boxes_are_scored_with_the_published_file_names(tmp_path: Path) -> None:

@@ -34,16 +34,15 @@ class VQAv2:
 
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have questions. Raises DataError."""
-        if self.questions is None:
-            path = annotation_file(str(self.annotations), split)
-            content = read_json(path)
-            rows = [{"question": "", **row} for row in table(content, "annotations", path, ANNOTATIONS)]
-        else:
-            path = annotation_file(self.questions, split)
-            content = read_json(path)
-            rows = table(content, "questions", path, QUESTIONS)
-        with expecting(path, QUESTIONS):
+        source, name, layout = self.questions, "questions", QUESTIONS
+        if source is None:
+            source, name, layout = str(self.annotations), "annotations", ANNOTATIONS
+        path = annotation_file(source, split)
+        content = read_json(path)
+        rows = table(content, name, path, layout)
+        with expecting(path, layout):
             if self.questions is None:
+                rows = [{"question": "", **row} for row in rows]
                 facts = {row["question_id"]: _facts(row) for row in rows}
             else:
                 facts = self._read_facts(split, path, {row["question_id"]: row["image_id"] for row in rows})

@@ -1,7 +1,8 @@
 """What a guesser scores that never looks at the image: ``<metric>_baseline`` reads the text, ``<metric>_chance`` not.
 
 Each function takes the training samples, the samples to score, the model's records for them (which may say what was
-asked, e.g. the masked places) and the tokenizer's ``tokenize``. Without training samples it returns what needs none.
+asked, e.g. the masked places), the tokenizer's ``tokenize``, and the scorer of the model, which scores the guesses too.
+Without training samples it returns what needs none.
 """
 
 from collections import Counter
@@ -14,19 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.evaluation.captioning import score_captions
-from fusionkit.evaluation.grounding import boxed_expressions, score_grounding
-from fusionkit.evaluation.labels import (
-    Truth,
-    entailment_label,
-    labelled,
-    nlvr2_label,
-    score_entailment,
-    score_nlvr2,
-)
-from fusionkit.evaluation.masked import score_masked
+from fusionkit.evaluation.grounding import boxed_expressions
+from fusionkit.evaluation.labels import Truth, entailment_label, labelled, nlvr2_label
 from fusionkit.evaluation.records import Record
-from fusionkit.evaluation.vqa import annotated_questions, score_vqa
+from fusionkit.evaluation.vqa import annotated_questions
 
 Tokenize = Callable[[str], list[str]]
 Score = Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
@@ -40,7 +32,12 @@ class Baseline(Protocol):
     """The scores of the two guessers, by metric name and suffix."""
 
     def __call__(
-        self, train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+        self,
+        train: Sequence[Sample],
+        samples: Sequence[Sample],
+        records: Sequence[Record],
+        tokenize: Tokenize,
+        score: Score,
     ) -> dict[str, float]: ...
 
 
@@ -59,7 +56,7 @@ class Majority:
 
 
 def vqa_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """The commonest training answer to the same question, backing off to its first 3, 2, 1 words; and to any."""
     known = annotated_questions(train)
@@ -70,11 +67,11 @@ def vqa_baselines(
     by_text = [{"question_id": each.id, "answer": majority(_question_contexts(each))} for each in asked]
     commonest = majority([()])
     by_chance = [{"question_id": each.id, "answer": commonest} for each in asked]
-    return _named("baseline", score_vqa(by_text, samples)) | _named("chance", score_vqa(by_chance, samples))
+    return _named("baseline", score(by_text, samples)) | _named("chance", score(by_chance, samples))
 
 
 def grounding_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """Ridge regression from the words of an expression to its box, relative to the image; and the mean training box."""
     known = list(boxed_expressions(train))
@@ -85,18 +82,18 @@ def grounding_baselines(
     asked = list(boxed_expressions(samples))
     by_text = [_box_record(sample, text, regress(text.text)) for sample, text in asked]
     by_chance = [_box_record(sample, text, boxes.mean(axis=0)) for sample, text in asked]
-    return _named("baseline", score_grounding(by_text, samples)) | _named("chance", score_grounding(by_chance, samples))
+    return _named("baseline", score(by_text, samples)) | _named("chance", score(by_chance, samples))
 
 
 def matching_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """Balanced accuracy of any answer that does not compare the caption with the image."""
     return {"itm_accuracy_baseline": 50.0, "itm_accuracy_chance": 50.0}
 
 
 def masked_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """The commonest training token between the same neighbours, backing off to the left, the right one; and of all.
 
@@ -116,18 +113,18 @@ def masked_baselines(
     commonest = majority([(None, None)])
     by_text = [{**record, "token": majority(contexts)} for record, contexts in zip(records, asked, strict=True)]
     by_chance = [{**record, "token": commonest} for record in records]
-    return _named("baseline", score_masked(by_text, samples)) | _named("chance", score_masked(by_chance, samples))
+    return _named("baseline", score(by_text, samples)) | _named("chance", score(by_chance, samples))
 
 
 def hidden_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """What the score calls 0: guessing the mean of the image's other tokens."""
     return {"mrm_explained_baseline": 0.0, "mrm_explained_chance": 0.0}
 
 
 def caption_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """The commonest training caption, said of every image; there is no text to read, so the two guessers are one."""
     counts = Counter(caption.text for caption in _captions(train))
@@ -135,22 +132,22 @@ def caption_baselines(
         return {}
     commonest = min(counts, key=lambda text: (-counts[text], text))
     told = [{"image_id": sample.image_id, "caption": commonest} for sample in samples if sample.texts.get("captions")]
-    scores = score_captions(told, samples)
+    scores = score(told, samples)
     return _named("baseline", scores) | _named("chance", scores)
 
 
 def entailment_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """The label that the words of the hypothesis alone suggest (ridge regression); and the commonest one."""
-    return _label_baselines(train, samples, "hypotheses", "pair_id", entailment_label, score_entailment)
+    return _label_baselines(train, samples, "hypotheses", "pair_id", entailment_label, score)
 
 
 def nlvr2_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """The label that the words of the sentence alone suggest (ridge regression); and the commonest one."""
-    return _label_baselines(train, samples, "statements", "statement_id", nlvr2_label, score_nlvr2)
+    return _label_baselines(train, samples, "statements", "statement_id", nlvr2_label, score)
 
 
 def _label_baselines(
@@ -170,7 +167,7 @@ def _label_baselines(
 
 
 def retrieval_baselines(
-    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
+    train: Sequence[Sample], samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize, score: Score
 ) -> dict[str, float]:
     """R@k of a random order, for both: k / I for a caption, 1 - C(T - c, k) / C(T, k) for an image with c captions."""
     owned = Counter(sample.image_id for sample in samples for _ in sample.texts.get("captions", ()))

@@ -71,7 +71,7 @@ VQA = Benchmark(score_vqa, vqa_baselines, vqa_sheet, VQAMeasure(), "vqa_")
 GROUNDING = Benchmark(score_grounding, grounding_baselines, grounding_sheet, GroundingMeasure(), "grounding_")
 WEAK_GROUNDING = Benchmark(
     named("weak", score_grounding),
-    named("weak", grounding_baselines),
+    grounding_baselines,
     grounding_sheet,
     GroundingMeasure(),
     "weak_grounding_",

@@ -1,8 +1,7 @@
 """The form of a benchmark's records, and the sentence for a file of predictions that does not have it."""
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from fusionkit.errors import DataError
 from fusionkit.evaluation.records import Record, read_records
 
 Check = Callable[[Any], bool]
+LARGE = 1e100  # whose products are still finite
+GZIP = b"\x1f\x8b"  # what a compressed file begins with
 WORDS = {
     int: "a whole number",
     str: "a text",
@@ -28,6 +29,7 @@ class Form:
 
     ``kind``     of the texts that are asked about; with ``of_images`` each image that has such texts is asked about.
     ``expected`` what ``is_valid`` accepts, in words.
+    ``lists``    where the value is a list of ids, the key of the form that asks about these; ``scores`` may stand beside it.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Form:
     expected: str
     is_valid: Check
     of_images: bool = False
+    lists: str | None = None
 
     def wanted(self, samples: Iterable[Sample]) -> list[Any]:
         """The ids that need a record, in order."""
@@ -56,7 +59,7 @@ def is_box(value: Any) -> bool:
 
 def is_list(value: Any) -> bool:
     """A list of ids."""
-    return isinstance(value, list) and all(isinstance(item, int | str) for item in value)
+    return isinstance(value, list) and all(type(item) in (int, str) for item in value)
 
 
 def one_of(*labels: str) -> Check:
@@ -65,19 +68,22 @@ def one_of(*labels: str) -> Check:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGE < value < LARGE
 
 
 def read_predictions(path: Path) -> list[Record]:
     """Records of a JSON list, as benchmarks want them, or one a line, as ``fusionkit predict`` writes them."""
     if not path.is_file():
         raise DataError(f"the predictions {path} do not exist; write them with: fusionkit predict checkpoint=PATH")
+    with path.open("rb") as file:
+        if file.read(len(GZIP)) == GZIP:
+            raise DataError(f"{path} is compressed; unpack it first, as with: gunzip {path}")
     if path.suffix == ".jsonl":
         records: Any = read_records(path)
     else:
         try:
             records = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(
                 f"{path} is not complete JSON ({error}); name a file of one record a line .jsonl"
             ) from error
@@ -115,6 +121,8 @@ def check_predictions(
                 f"{path}: the {form.value} for {form.key} {given!r} is {_shown(record[form.value])}, "
                 f"but has to be {form.expected}"
             )
+        if form.lists:
+            _check_list(record, form, asked[form.lists], path)
     for form in forms:
         missing = [key for key in asked[form.key] if key not in seen[form.key]]
         if missing and missing_hint:
@@ -145,6 +153,20 @@ def _check_id(given: Any, form: Form, wanted: dict[Any, None], records: Sequence
         raise DataError(
             f"{path} has a record for {form.key} {given!r}, which the annotations do not ask about ({known:,} of "
             f"{len(records):,} records are about theirs); score it against the split that it was made from"
+        )
+
+
+def _check_list(record: Record, form: Form, known: Container[Any], path: Path) -> None:
+    items, place = record[form.value], f"{path}: the {form.value} for {form.key} {record[form.key]!r}"
+    unknown = [item for item in items if item not in known]
+    if unknown:
+        raise DataError(f"{place} name {_shown(unknown[0])}, which is no {form.lists} of the annotations")
+    if len(set(items)) < len(items):
+        raise DataError(f"{place} name an id twice; keep its first place")
+    scores = record.get("scores", [0] * len(items))
+    if not (isinstance(scores, list) and len(scores) == len(items) and all(map(_is_number, scores))):
+        raise DataError(
+            f"{place} have other scores than a list of {len(items)} finite numbers; correct or leave them out"
         )
 
 

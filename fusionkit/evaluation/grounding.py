@@ -16,13 +16,16 @@ BOXES = ("regressed", "ground-truth", "detected")
 
 
 def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
-    """Intersection over union (N,) of boxes (N, 4) xywh in continuous coordinates; 0 if the union is empty or NaN."""
+    """Intersection over union (N,) of boxes (N, 4) xywh in continuous coordinates; 0 if the union is empty or NaN.
+
+    It has 12 decimals, so that boxes in hundredths of a pixel that share exactly one half are not below it.
+    """
     first, second = np.asarray(first, float).reshape(-1, 4), np.asarray(second, float).reshape(-1, 4)
     low = np.maximum(first[:, :2], second[:, :2])
     high = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
     shared = (high - low).clip(min=0).prod(axis=1)
     union = first[:, 2:].clip(min=0).prod(axis=1) + second[:, 2:].clip(min=0).prod(axis=1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0).round(12)
 
 
 def score_grounding(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:

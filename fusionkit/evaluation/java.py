@@ -14,6 +14,8 @@ def answer_lines(command: Sequence[str], folder: Path, lines: Sequence[str]) -> 
 
     Raises DataError where it fails, hangs, or does not answer each.
     """
+    if not lines:
+        return []
     limit = START + A_LINE * len(lines)
     sent = "".join(f"{line}\n" for line in lines).encode()
     try:

@@ -23,6 +23,7 @@ class Published:
     `protocol`  how its numbers are made, in words.
     `reader`    of its annotations; `files` are the paths that it reads, by the names that the command line uses.
     `splits`    that are scored; the first is the default of a file of predictions.
+    `train`     the split that guessers without the image learn from, where they do.
     `measures`  by the task that answers: most benchmarks have one.
     `submission`  the file that its server takes, where it has one.
     `instead`   the task that answers for one that a checkpoint has not learnt.
@@ -36,6 +37,7 @@ class Published:
     files: Mapping[str, str | None] = field(default_factory=dict)
     submission: Submission | None = None
     instead: Mapping[str, str] = field(default_factory=dict)
+    train: str | None = None
     batch_size: int = 32
     max_length: int = 40
 
@@ -52,12 +54,13 @@ class Published:
 
 @dataclass(frozen=True)
 class Scored:
-    """What is known about one score: its label, and what was judged under which circumstances."""
+    """What is known about one score: its label, what was judged under which circumstances, and what guessers score."""
 
     label: str
     split: str
     protocol: str
     judged: Judged
+    guesses: Mapping[str, float] = field(default_factory=dict)  # by <metric>_baseline and <metric>_chance
 
 
 def score_predictions(
@@ -91,12 +94,12 @@ def write_scores(folder: Path, scored: Sequence[Scored], resamples: int, seed: i
 
     The rows of a single score are ``samples.jsonl``, those of several ``samples/<label>.jsonl``.
     """
-    details = {}
+    details = {each.label: _details(each, resamples, seed) for each in scored}
     for each in scored:
         name = each.label.replace("/", "_")
         write_records(folder / ("samples.jsonl" if len(scored) == 1 else f"samples/{name}.jsonl"), each.judged.rows)
-        details[each.label] = _details(each, resamples, seed)
-    write_metrics(folder / "metrics.json", merge_metrics({label: about["scores"] for label, about in details.items()}))
+    metrics = {label: about["scores"] | about["guesses"] for label, about in details.items()}
+    write_metrics(folder / "metrics.json", merge_metrics(metrics))
     write_text(folder / "details.json", json.dumps(details, indent=1, ensure_ascii=False) + "\n")
     return details
 
@@ -111,6 +114,7 @@ def _details(scored: Scored, resamples: int, seed: int) -> dict[str, Any]:
         "samples": len(rows),
         "images": images,
         "scores": scores_of(rows),
+        "guesses": dict(scored.guesses),
         "intervals": {name: list(ends) for name, ends in intervals(rows, resamples, seed).items()},
         "about_intervals": f"{LEVEL:.0%}, bootstrap over {images:,} images, {resamples:,} draws, seed {seed}",
     }

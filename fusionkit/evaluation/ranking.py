@@ -18,8 +18,8 @@ from fusionkit.evaluation.records import Record, index_records
 CUTS = (1, 5, 10)
 MISS = 2**31  # the rank of a query that has no prediction
 FORMS = (
-    Form("captions", "caption_id", "image_ids", "a list of image ids, best first", is_list),
-    Form("captions", "image_id", "caption_ids", "a list of caption ids, best first", is_list, of_images=True),
+    Form("captions", "caption_id", "image_ids", "a list of image ids, best first", is_list, lists="image_id"),
+    Form("captions", "image_id", "caption_ids", "a list of caption ids, best first", is_list, True, "caption_id"),
 )
 
 
@@ -87,7 +87,7 @@ def list_rank(record: Record | None, key: str, right: set[Any], total: int, amon
     counted = [(item, score) for item, score in listed if among is None or item in among]
     own = [score for item, score in counted if item in right]
     last = total - len(right)
-    if not own or (len(counted) < total and not max(own) > listed[-1][1]):  # equal scores may go on beyond the list
+    if not own or (len(counted) < total and not max(own) > min(scores)):  # equal scores may go on beyond the list
         return last
     return sum(item not in right and not score < max(own) for item, score in counted)
 

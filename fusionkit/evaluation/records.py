@@ -1,9 +1,11 @@
 """Prediction records: plain dictionaries, one JSON line each. Imports neither torch nor numpy."""
 
+import codecs
 import json
 import os
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from fusionkit.errors import DataError
@@ -54,6 +56,18 @@ def merge_metrics(parts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {f"{label}/{name}": float(value) for label, metrics in parts.items() for name, value in metrics.items()}
 
 
+def require_writable(folder: Path, key: str = "output_dir") -> None:
+    """Make the folder that ``key`` names; raise DataError where nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{key}={folder} cannot be written to ({error.strerror}); choose another {key}=FOLDER"
+        ) from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary neighbour of ``path`` and rename it, so that no half-written file is ever read."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,14 +104,14 @@ def read_records(path: Path) -> Records:
     if not path.is_file():
         raise DataError(f"no predictions at {path}: run the evaluation that writes them first")
     records = []
-    lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut at U+2028
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")  # as text it could be cut at U+2028
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {number} is not JSON ({error.msg}): expected one record a line") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path} line {number} is not JSON ({error}): expected one record a line") from error
         if not isinstance(record, dict):
             raise DataError(f"{path} line {number} is not a JSON object: expected one record a line")
         records.append(record)

@@ -85,7 +85,7 @@ def evaluate_source(
         if task.scorer is not None:
             metrics |= score_task(task, name, predictions, samples)
             if baseline := getattr(task.scorer, "baseline", None):
-                metrics |= baseline(train, samples, predictions[name], datamodule.tokenizer.tokenize)
+                metrics |= baseline(train, samples, predictions[name], datamodule.tokenizer.tokenize, task.scorer)
     return metrics, predictions
 
 
@@ -150,8 +150,13 @@ def _training_samples(datamodule: EvaluationData, source: str) -> Sequence[Sampl
     """What the text-only baselines learn from; a folder to evaluate on need not have it."""
     if "train" not in datamodule.sources[source].splits:
         return []
+    return or_none(lambda: datamodule.samples(source, "train"), source)
+
+
+def or_none(read: Callable[[], Sequence[Sample]], source: str) -> Sequence[Sample]:
+    """The training samples, or none, and a line that says so, where their files are not there."""
     try:
-        return datamodule.samples(source, "train")
+        return read()
     except DataError as error:
         console = Console(stderr=True, style="yellow", highlight=False)
         console.print(f"{source}: baselines that need training data are left out: {error}", markup=False)

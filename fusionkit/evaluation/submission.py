@@ -8,7 +8,7 @@ from pathlib import Path
 from fusionkit.data.files import annotation_file, expecting, read_json, table
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.form import Form, check_predictions
-from fusionkit.evaluation.records import Record, write_text
+from fusionkit.evaluation.records import Record, require_writable, write_text
 
 LAYOUT = "published"
 
@@ -51,6 +51,7 @@ class Submission:
             records, [form], {form.key: ids}, predictions, "the server wants every one: predict the whole split"
         )
         by_id = {record[form.key]: record[form.value] for record in records}
+        require_writable(folder, "output")
         path = folder / self.file.format(split=split, method=method)
         write_text(path, json.dumps([{form.key: key, form.value: by_id[key]} for key in ids]) + "\n")
         return path

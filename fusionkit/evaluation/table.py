@@ -36,17 +36,25 @@ def print_scores(metrics: Mapping[str, float], console: Console | None = None) -
 
 
 def details_table(details: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The scores of benchmarks with their intervals; metrics more than one level down are only in the files."""
+    """The scores of benchmarks with their intervals, beside what guessers score where that is known.
+
+    Metrics more than one level down are only in the files.
+    """
+    suffixes = [
+        suffix for suffix in GUESSERS if any(f"_{suffix}" in str(about["guesses"]) for about in details.values())
+    ]
     table = Table(title="scores in %, ranks from 1", title_justify="left", header_style="bold")
-    for title in ("benchmark", "split", "samples", "metric", "score", "95% interval"):
-        table.add_column(title, justify="left" if title in ("benchmark", "split", "metric") else "right")
+    table.add_column("benchmark")
+    for title in ("score", "95% interval", *(GUESSERS[suffix] for suffix in suffixes)):
+        table.add_column(title, justify="right")
     for label, about in details.items():
-        first = (label, about["split"], f"{about['samples']:,}")
+        table.add_row(f"[bold]{label}[/bold], {about['split']}, {about['samples']:,} samples")
         for name, value in about["scores"].items():
             if name.count("/") < 2:
                 low, high = about["intervals"][name]
-                table.add_row(*first, name, f"[bold]{value:.2f}[/bold]", f"{low:.2f} to {high:.2f}")
-                first = ("", "", "")
+                guesses = [about["guesses"].get(f"{name}_{suffix}") for suffix in suffixes]
+                cells = ["" if guess is None else f"{guess:.2f}" for guess in guesses]
+                table.add_row(f"  {name}", f"[bold]{value:.2f}[/bold]", f"{low:.2f} to {high:.2f}", *cells)
         table.add_section()
     return table
 

@@ -53,6 +53,16 @@ def compare(
     return {name: found[name] for name in drawn if name in found}
 
 
+def check_draws(resamples: int, seed: int) -> None:
+    """Raise ConfigError where nothing can be drawn so; for a caller whose samples take long to come."""
+    if resamples < 1:
+        raise ConfigError(
+            f"resamples is {resamples}, but an interval needs at least 1 draw; the default is {RESAMPLES:,}"
+        )
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}, but has to be a whole number from 0 up")
+
+
 def _in_order_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     by_id: dict[Any, Row] = {row["id"]: row for row in others}
     for row in rows:
@@ -66,10 +76,7 @@ def _in_order_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
 
 def _drawn(tables: Sequence[Table], resamples: int, seed: int) -> list[dict[str, Floats]]:
     """Every metric (resamples,) of each table; draw number n is the same for all tables."""
-    if resamples < 1:
-        raise ConfigError(
-            f"resamples is {resamples}, but an interval needs at least 1 draw; the default is {RESAMPLES:,}"
-        )
+    check_draws(resamples, seed)
     parts: list[list[dict[str, Floats]]] = [[] for _ in tables]
     for weights in _weights(tables[0].size, resamples, seed):
         for table, found in zip(tables, parts, strict=True):

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import yaml
@@ -10,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.evaluation.records import require_writable
 from fusionkit.training.launch import Parts
 from fusionkit.training.restore import read_checkpoint
 
@@ -91,18 +91,6 @@ def _choices(config: Any) -> dict[str, Any]:
     """All values of a run by key, but for how it is begun."""
     values = leaves(OmegaConf.to_container(config, resolve=False))
     return {key: value for key, value in values if key not in ("resume", "overwrite")}
-
-
-def require_writable(folder: Path, key: str = "output_dir") -> None:
-    """Make the folder that ``key`` names; raise DataError where nothing can be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise DataError(
-            f"{key}={folder} cannot be written to ({error.strerror}); choose another {key}=FOLDER"
-        ) from error
 
 
 def checkpoints(config: DictConfig) -> list[Path]:

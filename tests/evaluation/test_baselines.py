@@ -13,6 +13,9 @@ from fusionkit.evaluation.baselines import (
     retrieval_baselines,
     vqa_baselines,
 )
+from fusionkit.evaluation.grounding import score_grounding
+from fusionkit.evaluation.masked import score_masked
+from fusionkit.evaluation.vqa import score_vqa
 
 
 def questions(*pairs):
@@ -42,7 +45,7 @@ def test_vqa_backs_off(asked, guess):
         *[("how old is she", "6")] * 8,
         *[("are you", "no")] * 9,
     )
-    scores = vqa_baselines(train, questions((asked, guess)), [], str.split)
+    scores = vqa_baselines(train, questions((asked, guess)), [], str.split, score_vqa)
     assert scores["vqa_accuracy_baseline"] == 100
     assert scores["vqa_accuracy_chance"] == (100 if guess == "no" else 0)
 
@@ -57,7 +60,7 @@ def test_grounding_reads_the_words(tmp_path):
     left, right = ("the left dog", (0, 0, 100, 100)), ("the right dog", (100, 0, 100, 100))
     train = boxes(tmp_path, *[left, right] * 200)
     small = [Sample(2, Path("y.png"), {"expressions": (Text(7, "left", {"box": (0, 0, 5, 10)}),)}, size=(10, 10))]
-    scores = grounding_baselines(train, small, [], str.split)
+    scores = grounding_baselines(train, small, [], str.split, score_grounding)
     assert scores["grounding_mean_iou_baseline"] > 98  # relative to the image, whatever its size
     assert scores["grounding_mean_iou_chance"] == pytest.approx(100 / 3)  # the mean box stands in the middle
 
@@ -73,7 +76,7 @@ def test_grounding_regression_solves_the_ridge_equations(tmp_path):
     x = chosen.astype(float)
     weights = np.linalg.solve(x.T @ x + np.eye(4), x.T @ (targets / scale - mean))
     expected = tuple(((weights[0] + weights[2] + mean) * scale).tolist())
-    scores = grounding_baselines(train, boxes(tmp_path, ("c a", expected)), [], str.split)
+    scores = grounding_baselines(train, boxes(tmp_path, ("c a", expected)), [], str.split, score_grounding)
     assert scores["grounding_mean_iou_baseline"] == pytest.approx(100)
 
 
@@ -86,7 +89,7 @@ def test_masked_backs_off_and_does_not_see_masked_neighbours():
         {"caption_id": 2, "position": 2, "token": "?", "target": "tiny"},  # before a mask, after "big": never "tiny"
         {"caption_id": 2, "position": 3, "token": "?", "target": "dog"},  # at the end, after a mask
     ]
-    scores = masked_baselines(train, asked, records, str.split)
+    scores = masked_baselines(train, asked, records, str.split, score_masked)
     assert scores == {"mlm_accuracy_baseline": 75, "mlm_accuracy_chance": 25}  # "dog" is the commonest
 
 
@@ -96,7 +99,7 @@ def test_retrieval_chance_by_counting():
         Sample(image, Path("x.png"), {"captions": tuple(Text(10 * image + i, "a") for i in range(count))})
         for image, count in enumerate(counts)
     ]
-    scores = retrieval_baselines([], [*samples, Sample(9, Path("x.png"), {})], [], str.split)
+    scores = retrieval_baselines([], [*samples, Sample(9, Path("x.png"), {})], [], str.split, score_vqa)
     assert scores["text_to_image_r1_chance"] == pytest.approx(100 / 3)
     assert scores["text_to_image_r5_chance"] == 100
     draws = list(combinations(range(6), 5))
@@ -106,7 +109,13 @@ def test_retrieval_chance_by_counting():
 
 
 def test_without_training_samples():
-    assert vqa_baselines([], questions(("is it", "no")), [], str.split) == {}
-    assert grounding_baselines([], [], [], str.split) == {}
-    assert masked_baselines([], captions("a"), [{"caption_id": 0, "position": 1, "target": "a"}], str.split) == {}
-    assert matching_baselines([], [], [], str.split) == {"itm_accuracy_baseline": 50, "itm_accuracy_chance": 50}
+    assert vqa_baselines([], questions(("is it", "no")), [], str.split, score_vqa) == {}
+    assert grounding_baselines([], [], [], str.split, score_grounding) == {}
+    assert (
+        masked_baselines([], captions("a"), [{"caption_id": 0, "position": 1, "target": "a"}], str.split, score_masked)
+        == {}
+    )
+    assert matching_baselines([], [], [], str.split, score_vqa) == {
+        "itm_accuracy_baseline": 50,
+        "itm_accuracy_chance": 50,
+    }

@@ -59,7 +59,7 @@ def test_scores_are_over_all_images():
 
 def test_the_guesser_says_one_caption_of_all():
     train = [*samples(), Sample(4, Path("x.jpg"), {"captions": (Text(50, "Dogs in snow"),)})]
-    scores = caption_baselines(train, samples(), [], str.split)
+    scores = caption_baselines(train, samples(), [], str.split, score_captions)
     told = [{"image_id": image, "caption": "Dogs in snow"} for image in CAPTIONS]
     assert scores["caption_bleu1_baseline"] == scores["caption_bleu1_chance"]
     assert scores["caption_bleu1_baseline"] == score_captions(told, samples())["caption_bleu1"]

@@ -1,5 +1,7 @@
 """Files of predictions: what is wrong with one is a sentence."""
 
+import codecs
+import gzip
 import json
 import re
 from pathlib import Path
@@ -48,10 +50,31 @@ def test_bad_records_are_told(records, sentence):
         check(records)
 
 
-@pytest.mark.parametrize("box", [[0, 0, 1], [0, 0, 1, "2"], [0, 0, 1, float("nan")], [0, 0, 1, True], "0 0 1 1", None])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 1], [0, 0, 1, "2"], [0, 0, 1, float("nan")], [0, 0, 1, 10**400], [0, 0, 1, True], "0 0 1 1", None]
+)
 def test_bad_boxes_are_told(box):
     with pytest.raises(DataError, match="but has to be four numbers"):
         check([{"sent_id": 1, "bbox": box}], GroundingMeasure().forms)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"image_ids": ["1"]}, 'image_ids for caption_id 1 name "1" (a text), which is no image_id of the annotations'),
+        ({"image_ids": [2]}, "name 2 (a whole number), which is no image_id"),
+        ({"image_ids": [1, 1]}, "name an id twice"),
+        ({"image_ids": [True]}, "but has to be a list of image ids"),
+        ({"scores": [1.0, 2.0]}, "have other scores than a list of 1 finite numbers"),
+        ({"scores": [float("nan")]}, "have other scores"),
+        ({"scores": [float("inf")]}, "have other scores"),
+        ({"scores": ["1"]}, "have other scores"),
+        ({"scores": 1}, "have other scores"),
+    ],
+)
+def test_bad_ranked_lists_are_told(change, sentence):
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        check([{"caption_id": 1, "image_ids": [1]} | change, {"image_id": 1, "caption_ids": [1]}], FORMS, [1])
 
 
 def test_the_two_kinds_of_ranked_lists_are_told_apart():
@@ -76,3 +99,23 @@ def test_other_files_are_told(tmp_path, text, words):
         read_predictions(tmp_path / "p.json")
     with pytest.raises(DataError, match=r"missing\.json do not exist"):
         read_predictions(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gzip.compress(b"[]"), "is compressed; unpack it first"),
+        (b'[{"answer": "\xe9"}]', "can't decode"),
+        (b"[" * 100_000, "recursion"),
+    ],
+)
+def test_other_bytes_are_told(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read_predictions(tmp_path / name)
+
+
+def test_a_byte_order_mark_is_no_matter(tmp_path):
+    (tmp_path / "p.jsonl").write_bytes(codecs.BOM_UTF8 + json.dumps(GOOD[0]).encode())
+    assert read_predictions(tmp_path / "p.jsonl") == GOOD[:1]

@@ -47,8 +47,10 @@ def test_consistency_wants_all_pairs_of_a_sentence():
 
 
 def test_guessers_read_the_words_or_nothing():
-    scores = entailment_baselines(PAIRS, PAIRS, [], str.split)
+    scores = entailment_baselines(PAIRS, PAIRS, [], str.split, score_entailment)
     assert scores["entailment_accuracy_baseline"] == 100.0  # "nobody" tells
     assert scores["entailment_accuracy_chance"] == 75.0
-    assert nlvr2_baselines(STATEMENTS, STATEMENTS, [], str.split)["nlvr2_accuracy_chance"] == pytest.approx(400 / 6)
-    assert entailment_baselines([], PAIRS, [], str.split) == {}
+    assert nlvr2_baselines(STATEMENTS, STATEMENTS, [], str.split, score_nlvr2)[
+        "nlvr2_accuracy_chance"
+    ] == pytest.approx(400 / 6)
+    assert entailment_baselines([], PAIRS, [], str.split, score_entailment) == {}

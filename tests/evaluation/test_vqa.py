@@ -16,7 +16,8 @@ from fusionkit.evaluation.vqa import (
     score_vqa,
 )
 
-CASES = json.loads((Path(__file__).parent / "data" / "vqa_official_cases.json").read_text())
+DATA = Path(__file__).parent / "data"
+CASES = json.loads((DATA / "vqa_official_cases.json").read_text())
 
 
 def question(key, answers, kind="other"):
@@ -55,6 +56,13 @@ def test_official_accuracy(case):
 )
 def test_normalize_answer(raw, expected):
     assert normalize_answer(raw) == expected
+
+
+def test_normalize_answer_as_the_official_script_did():
+    """Random strings and all its contractions, with what GT-Vision-Lab/VQA's vqaEval.py made of them under Python 3."""
+    words = json.loads((DATA / "vqa_official_words.json").read_text())
+    assert len(words) > 350
+    assert {raw: normalize_answer(raw) for raw in words} == words
 
 
 def test_always_normalized_differs_where_humans_agree():
