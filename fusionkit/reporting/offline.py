@@ -122,7 +122,7 @@ def _inner(target: MutableMapping[str, Any], parents: Iterable[str]) -> MutableM
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings."""
     nested: dict[str, Any] = {}
-    for key, value in flat.items():
+    for key, value in sorted(flat.items()):  # an agent of a W&B sweep adds fusion=late to fusion.num_layers: the latter counts
         *parents, last = key.split(".")
         _inner(nested, parents)[last] = value
     return nested
