@@ -56,7 +56,7 @@ class ScoreWandbLogger(WandbLogger):
     @rank_zero_only
     def describe(self, labels: Mapping[str, list[str]], job_type: str) -> None:
         """Say what the dashboards group by; called once, before anything is logged."""
-        tags = [tag for names in labels.values() for tag in names]
+        tags = list(dict.fromkeys(tag for names in labels.values() for tag in names))
         for key, value in {"group": "+".join(labels["fusion"]), "tags": tags, "job_type": job_type}.items():
             if self._wandb_init.get(key) is None:
                 self._wandb_init[key] = value
