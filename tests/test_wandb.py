@@ -114,7 +114,7 @@ def test_an_evaluation_is_a_run_of_its_own_beside_the_training(world: Path) -> N
     assert (found.name, found.group, found.job_type) == ("again", FUSIONS[0], "evaluate")
     assert found.config["evaluated"]["split"] == "val"
     expected = scores(world / "again", "val")
-    assert {metric: found.summary[f"{metric}.max"] for metric in expected} == pytest.approx(expected)
+    assert {metric: found.summary[metric] for metric in expected} == pytest.approx(expected)
     assert "predictions/val/shapes_itc" in found.tables
     (path,) = (world / "again").glob("logs/csv/*/metrics.csv")
     (row,) = csv.DictReader(path.open())

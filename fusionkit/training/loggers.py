@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.examples import Example
+from fusionkit.reporting.account import require_key
 
 LOWER_IS_BETTER = ("_loss", "_rank")
 
@@ -44,8 +45,8 @@ class ScoreWandbLogger(WandbLogger):
 
         settings = wandb.Settings(silent=True, console="off")
         mode = os.environ.get("WANDB_MODE", "offline" if offline else "online")
-        if mode == "online":
-            _require_key()
+        if mode == "online" and getattr(rank_zero_only, "rank", 0) == 0:
+            require_key("logger.wandb.offline=false", "leave offline=true and send the run later with wandb sync")
         super().__init__(
             save_dir=save_dir, project=project, mode=mode, settings=settings, group=group, tags=tags, **options
         )
@@ -74,7 +75,7 @@ class ScoreWandbLogger(WandbLogger):
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         for name in metrics:
-            if name.startswith("val/") and name not in self._defined:
+            if step is not None and name.startswith("val/") and name not in self._defined:
                 best = "min" if name.endswith(LOWER_IS_BETTER) else "max"
                 self.experiment.define_metric(name, summary=best, step_metric="trainer/global_step")
                 self._defined.add(name)
@@ -130,25 +131,10 @@ def _require_place(folder: Path) -> None:
         )
 
 
-def _require_key() -> None:
-    """ConfigError where W&B knows no account; in a terminal it asks for one first."""
-    import wandb
-
-    try:
-        if getattr(rank_zero_only, "rank", 0) != 0 or wandb.login(verify=False):
-            return
-    except wandb.errors.Error:
-        pass
-    raise ConfigError(
-        "logger.wandb.offline=false needs a W&B account, and there is no key: set WANDB_API_KEY, run wandb login, or leave "
-        "offline=true and send the run later with wandb sync"
-    )
-
-
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], job_type: str = "train") -> None:
     """Give every logger the resolved configuration as one flat mapping, and the labels of the run; call it once."""
     labels = labels_of(config)
-    flat = flatten(config) | {f"labels.{name}": "+".join(values) for name, values in labels.items()}
+    flat = flatten(config) | {f"label_{name}": "+".join(values) for name, values in labels.items()}
     for logger in loggers:
         if isinstance(logger, ScoreWandbLogger):
             logger.describe(labels, job_type)

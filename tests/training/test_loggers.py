@@ -22,7 +22,7 @@ CONFIG = {
     "objectives": {"coco": {"itm": 1.0, "itc": 0.5}, "vqa": {"vqa": 1, "mlm": 0}, "unused": {"itc": 0}},
     "optimizer": {"lr": 0.1, "rules": [["a", 1, None]], "empty": {}},
 }
-LABELS = {"labels.fusion": "co_attention", "labels.tasks": "itc+itm+vqa", "labels.sources": "coco+vqa"}
+LABELS = {"label_fusion": "co_attention", "label_tasks": "itc+itm+vqa", "label_sources": "coco+vqa"}
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def test_runs_of_one_process_are_described_and_keep_their_best_scores_apart(tmp_
     assert first.tags == ["co_attention", "itc", "itm", "vqa", "coco"]
     assert (second.group, second.tags, second.job_type) == ("study", ["mine"], "evaluate")
     assert first.config == CONFIG
-    assert first.labels == {name.removeprefix("labels."): value for name, value in LABELS.items()}
+    assert first.labels == {name.removeprefix("label_"): value for name, value in LABELS.items()}
     summary = ("val/coco/accuracy.max", "val/coco/mlm_loss.min", "train/loss", "test/coco/accuracy")
     assert [first.summary[name] for name in summary] == [3, 1, 2, 1.5]
     assert [second.summary[name] for name in summary] == [5, 4, 4, 1.5]
