@@ -119,7 +119,15 @@ def begin_sweep_job(config: DictConfig) -> None:
     job = HydraConfig.get().job
     if "output_dir" in config:
         config.output_dir = os.path.relpath(HydraConfig.get().runtime.output_dir)
+        join_study(config)
     print(f"job {job.num}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
+
+
+def join_study(config: DictConfig) -> None:
+    """Let loggers that group runs group those of a sweep by its name, and tell them apart by their folders."""
+    for block in (config.get("logger") or {}).values():
+        if config.get("name") and "group" in (block or {}) and block.group is None:
+            block.group, block.name = config.name, "/".join(config.output_dir.split(os.sep)[-2:])
 
 
 def report(error: Exception, groups: Iterable[str] = ()) -> int:

@@ -47,7 +47,7 @@ def evaluate_share(config: DictConfig) -> None:
     if rank() == 0:
         keep_evaluation(folder, config, parts)
     if config.get("benchmark"):
-        with watching(config, parts, folder, "benchmark") as watch:
+        with watching(config, parts, folder, "test") as watch:
             return evaluate_benchmarks(config, parts, folder, device_of(parts), watch)
     objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
     roles, active = chosen_roles(config, parts), active_objectives(objectives, parts.tasks)

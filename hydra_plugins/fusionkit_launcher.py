@@ -45,12 +45,15 @@ class ParallelLauncher(Launcher):
 
     def _compose(self, number: int, overrides: list[str]) -> DictConfig:
         """The configuration of one run, in its own folder of the sweep."""
+        from fusionkit.app import join_study
+
         config = self.load(self.config, overrides)
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
             folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
             del config["hydra"]
             config.output_dir = os.path.relpath(folder)
+        join_study(config)
         return config
 
     def _train(self, config: DictConfig) -> int:

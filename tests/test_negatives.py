@@ -93,6 +93,7 @@ def test_a_queue_offers_what_went_before_in_turn_and_saves_it():
     queue(first, "captions", torch.tensor([1, 2]), torch.tensor([1, 2]))
     found = queue(second, "captions", torch.tensor([3, 4]), torch.tensor([3, 4]))
     assert found.image_keys[:4].tolist() == [3, 4, 1, 2]
+    assert (found.metrics["queue_age"], found.metrics["queue_age_max"]) == (1, 1)
     assert found.text.embeds.shape == (5, 4, 6)
     torch.testing.assert_close(found.image.embeds[2:4], first.image.embeds)
     torch.testing.assert_close(found.text.embeds[2:4, :3], first.text["captions"].embeds)

@@ -1,5 +1,6 @@
 """A sweep of processes: each run once, what is finished not again, failures named, the study written at the end."""
 
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -7,11 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from fusionkit.cli import run
 from fusionkit.config import conf_dir, group_choices
 from fusionkit.reporting import cost
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -74,6 +79,48 @@ def test_what_a_sweep_says_of_one_balancer(started):
     assert config.output_dir == "multirun/balancer_study/schedule/2"
     assert config.balance.points.shapes.itm[0] == [0, 0]
     assert config.fusion.num_layers == 2
+
+
+def wandb_runs(path: Path) -> list[list[str]]:
+    """The command lines that W&B's agents run for a sweep, in any order."""
+    sweep = yaml.safe_load(path.read_text())
+    values = [about.get("values", [about.get("value")]) for about in sweep["parameters"].values()]
+    commands = []
+    for point in itertools.product(*values):
+        args = {name: {"value": value} for name, value in zip(sweep["parameters"], point, strict=True)}
+        macros = create_sweep_command_args({"args": args}) | {"program": [sweep["program"]]}
+        commands.append([part for word in sweep["command"] for part in macros.get(word[2:-1], [word])])
+    return commands
+
+
+@pytest.mark.parametrize("name", ["fusion_study", "balancer_study"])
+def test_the_sweep_of_wandb_is_that_of_hydra(name, monkeypatch, tmp_path):
+    runs = wandb_runs(ROOT / "experiments" / name.replace("_", "-") / "sweep.yaml")
+    axes = {"seed": "1,2,3"} | sweep_params(name)
+    grid = itertools.product(*([f"{axis}={value}" for value in str(axes[axis]).split(",")] for axis in axes))
+    assert sorted(sorted(command[-len(axes) :]) for command in runs) == sorted(sorted(point) for point in grid)
+    assert {tuple(command[:4]) for command in runs} == {("fusionkit", "train", "-m", f"sweep={name}")}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    configs = []
+    monkeypatch.setattr("fusionkit.train.train", lambda config: configs.append(OmegaConf.to_container(config)))
+    assert run(runs[-1][1:]) == 0
+    (config,) = configs
+    variant = dict(word.split("=") for word in runs[-1][-len(axes) :])["balance" if "balance" in axes else "fusion"]
+    assert config["output_dir"] == f"multirun/{name}/{variant}/3"
+    assert (
+        config["logger"]["wandb"] | {"group": name, "name": f"{variant}/3", "offline": False}
+        == config["logger"]["wandb"]
+    )
+    assert list(config["logger"]) == ["csv", "wandb"]
+    assert not Path("experiments").exists()  # an agent writes no study of its one run
+
+
+def sweep_params(name: str) -> dict[str, str]:
+    """What Hydra sweeps over."""
+    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+        config = compose("train", overrides=[f"sweep={name}"], return_hydra_config=True)
+    return dict(config.hydra.sweeper.params)
 
 
 @pytest.mark.parametrize(("name", "group"), [("fusion_study", "fusion"), ("balancer_study", "balance")])

@@ -18,6 +18,7 @@ MAGIC = b":W&B\xe1\xbe\x00"
 BLOCK = 32768  # bytes; the log's format is LevelDB's (leveldb/doc/log_format.md)
 HEAD = struct.Struct("<IHB")  # of a piece: checksum, length, and which of a record's pieces it is
 WHOLE, FIRST, LAST = 1, 2, 4
+LABEL = "label_"  # what the keys begin with that dashboards group by (training.loggers)
 
 
 @dataclass
@@ -70,7 +71,8 @@ def read_offline(path: Path) -> OfflineRun:
     config.pop("_wandb", None)
     summary.pop("_wandb", None)
     run.config = _nested(config)
-    run.labels = run.config.pop("labels", {})
+    labels = [key for key in run.config if key.startswith(LABEL)]
+    run.labels = {key.removeprefix(LABEL): run.config.pop(key) for key in labels}
     run.summary = _flat({key: value for key, value in summary.items() if not _is_media(value)})
     run.tables = _tables(log.parent / "files", summary)
     return run
@@ -122,7 +124,9 @@ def _inner(target: MutableMapping[str, Any], parents: Iterable[str]) -> MutableM
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings."""
     nested: dict[str, Any] = {}
-    for key, value in flat.items():
+    for key, value in sorted(
+        flat.items()
+    ):  # an agent of a W&B sweep adds fusion=late to fusion.num_layers: the latter counts
         *parents, last = key.split(".")
         _inner(nested, parents)[last] = value
     return nested

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.examples import Example
+from fusionkit.reporting.account import require_key
 
 LOWER_IS_BETTER = ("_loss", "_rank")
 
@@ -36,14 +38,15 @@ class ScoreWandbLogger(WandbLogger):
         tables: int = 32,
         **options: Any,
     ) -> None:
+        _require_place(Path(save_dir).resolve())
         for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
             os.environ.setdefault(name, str(Path(save_dir).resolve() / "wandb"))
         import wandb
 
         settings = wandb.Settings(silent=True, console="off")
         mode = os.environ.get("WANDB_MODE", "offline" if offline else "online")
-        if mode == "online":
-            _require_key()
+        if mode == "online" and getattr(rank_zero_only, "rank", 0) == 0:
+            require_key("logger.wandb.offline=false", "leave offline=true and send the run later with wandb sync")
         super().__init__(
             save_dir=save_dir, project=project, mode=mode, settings=settings, group=group, tags=tags, **options
         )
@@ -53,17 +56,12 @@ class ScoreWandbLogger(WandbLogger):
 
     @rank_zero_only
     def describe(self, labels: Mapping[str, list[str]], job_type: str) -> None:
-        """Say what the dashboards group by; called before anything is logged, in a folder that can be written to."""
-        tags = [tag for names in labels.values() for tag in names]
+        """Say what the dashboards group by; called once, before anything is logged."""
+        tags = list(dict.fromkeys(tag for names in labels.values() for tag in names))
         for key, value in {"group": "+".join(labels["fusion"]), "tags": tags, "job_type": job_type}.items():
             if self._wandb_init.get(key) is None:
                 self._wandb_init[key] = value
-        try:
-            Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # W&B itself would write to another folder and say nothing
-            raise ConfigError(
-                f"logger.wandb.save_dir={self.save_dir} cannot be written to ({error.strerror}); choose another folder"
-            ) from error
+        Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)  # W&B would write to another folder and say nothing
 
     @rank_zero_only
     def log_hyperparams(self, params: Any) -> None:
@@ -77,7 +75,7 @@ class ScoreWandbLogger(WandbLogger):
 
     def _log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         for name in metrics:
-            if name.startswith("val/") and name not in self._defined:
+            if step is not None and name.startswith("val/") and name not in self._defined:
                 best = "min" if name.endswith(LOWER_IS_BETTER) else "max"
                 self.experiment.define_metric(name, summary=best, step_metric="trainer/global_step")
                 self._defined.add(name)
@@ -110,33 +108,33 @@ class ScoreWandbLogger(WandbLogger):
             log()
         except Exception as error:
             self._experiment = DummyExperiment()  # type: ignore[assignment]
-            _tell(error)
+            _tell(_reason(error))
 
 
-def _tell(error: Exception) -> None:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@cache
+def _tell(reason: str) -> None:
+    """Tell it once, whoever meets it."""
     print(f"warning: W&B failed ({reason}); the run goes on without it", file=sys.stderr, flush=True)
 
 
-def _require_key() -> None:
-    """ConfigError where W&B knows no account; in a terminal it asks for one first."""
-    import wandb
-
-    try:
-        if getattr(rank_zero_only, "rank", 0) != 0 or wandb.login(verify=False):
-            return
-    except wandb.errors.Error:
-        pass
-    raise ConfigError(
-        "logger.wandb.offline=false needs a W&B account, and there is no key: set WANDB_API_KEY, run wandb login, or leave "
-        "offline=true and send the run later with wandb sync"
-    )
+def _require_place(folder: Path) -> None:
+    """ConfigError where nothing can be written to a folder, or it cannot be made; makes nothing."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"logger.wandb.save_dir={folder} cannot be written to; choose another folder for the run, output_dir=FOLDER, or for "
+            "W&B alone"
+        )
 
 
 def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], job_type: str = "train") -> None:
     """Give every logger the resolved configuration as one flat mapping, and the labels of the run; call it once."""
     labels = labels_of(config)
-    flat = flatten(config) | {f"labels.{name}": "+".join(values) for name, values in labels.items()}
+    flat = flatten(config) | {f"label_{name}": "+".join(values) for name, values in labels.items()}
     for logger in loggers:
         if isinstance(logger, ScoreWandbLogger):
             logger.describe(labels, job_type)
@@ -175,11 +173,15 @@ def finish() -> None:
     if "wandb" not in sys.modules:
         return
     import wandb
+    from wandb.sdk.lib.module import unset_globals
 
-    if wandb.run is not None:
-        exit_code = int(sys.exc_info()[0] is not None)
+    if wandb.run is None:
+        return
+    exit_code = int(sys.exc_info()[0] is not None)
+    for end in (wandb.finish, wandb.teardown):
         try:
-            wandb.finish(exit_code=exit_code)
-            wandb.teardown(exit_code=exit_code)
+            end(exit_code=exit_code)
         except Exception as error:
-            _tell(error)
+            _tell(_reason(error))
+            unset_globals()  # what is broken is not taken for the run of the next one
+    _tell.cache_clear()

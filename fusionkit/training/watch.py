@@ -22,6 +22,7 @@ class Watch:
         """``<prefix>/<source>/<metric>``."""
         for logger in self.loggers:
             logger.log_metrics({f"{self.prefix}/{name}": value for name, value in metrics.items()}, self.step)
+            logger.save()  # nothing else is to come
 
     def log_answers(
         self,

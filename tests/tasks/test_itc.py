@@ -67,3 +67,16 @@ def test_teacher_targets_are_mixed_in_by_alpha():
     hard, half, soft = (itc(model, batch, encoded, teacher.view("itc", seen, a)).loss for a in (0.0, 0.5, 1.0))
     torch.testing.assert_close(half, (hard + soft) / 2)
     assert not torch.isclose(hard, soft)
+
+
+def test_the_age_of_a_queue_is_the_steps_since_its_entries_were_written():
+    model, itc = build(queue_size=10)
+    written: list[int] = []  # the step of each entry, the oldest first
+    for step in range(5):
+        batch = toy_batch(images=4)
+        metrics = itc(model, batch, model.encode(batch, ["captions"])).metrics
+        ages = [step - at for at in written]
+        assert metrics["queue_age"].item() == pytest.approx(sum(ages) / len(ages) if ages else 0)
+        assert metrics["queue_age_max"].item() == max(ages, default=0)
+        written = [*written, *[step] * 4][-10:]
+    assert build()[1](model, batch, model.encode(batch, ["captions"])).metrics == {}

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from fusionkit.tasks.itm import ITM, join_pairs
+from fusionkit.negatives import HardNegatives
+from fusionkit.tasks.itm import ITM, join_pairs, prior_entropy
 from tests.toys import toy_batch, toy_dims, toy_model
 
 
@@ -61,3 +62,21 @@ def test_a_head_that_knows_nothing_costs_the_entropy_of_one_to_two():
     assert run(model, itm, toy_batch(images=4)).loss.item() == pytest.approx(
         -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3
     )
+
+
+def test_a_head_that_guesses_has_no_gap_whatever_the_ratio():
+    assert prior_entropy(torch.tensor([1, 0, 0])).item() == pytest.approx(0.6365, abs=1e-4)
+    assert prior_entropy(torch.tensor([1, 1])) == prior_entropy(torch.zeros(0)) == 0
+    for k in (1, 3):
+        model, itm = build(negatives=HardNegatives(k=k))
+        with torch.no_grad():
+            itm.head.weight.zero_()
+            itm.head.bias.copy_(torch.tensor([2 * k / (2 * k + 1), 1 / (2 * k + 1)]).log())
+        metrics = run(model, itm, toy_batch(images=5)).metrics
+        assert metrics["chance_gap"].item() == pytest.approx(0, abs=1e-6)
+        assert metrics["logit_gap"] == 0
+        with torch.no_grad():
+            itm.head.weight.normal_()
+        metrics = run(model, itm, toy_batch(images=5)).metrics
+        assert metrics["chance_gap"].abs() > 1e-3
+        assert metrics["logit_gap"] == metrics["positive_logit"] - metrics["negative_logit"]
