@@ -30,10 +30,11 @@ IMAGES = "train/images_per_s"
 
 
 class Panel(NamedTuple):
-    """A picture: the stem of its file, what it shows in words, and how it is drawn."""
+    """A picture: the stem of its file, its title, what it shows in words, and how it is drawn."""
 
     name: str
     title: str
+    words: str
     draw: Callable[[Axes], None]
     height: float = HEIGHT
 
@@ -121,7 +122,8 @@ def _quality(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Pane
             axes.grid(axis="y", visible=False)
             axes.set_xlabel("%, with 95% interval")
 
-        yield Panel(f"quality_{_stem(metric)}", metric, plot, 1.3 + 0.42 * len(rows))
+        scores = [f"{entry.name} {comparison.cells[entry.name, metric].score:.1f}" for entry in rows[::-1]]
+        yield Panel(f"quality_{_stem(metric)}", metric, f"{metric} in %: {', '.join(scores)}", plot, 1.3 + 0.42 * len(rows))
 
 
 def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]:
@@ -141,7 +143,8 @@ def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel
             axes.set_xlabel("step")
             _label_ends(axes, lines, looks)
 
-        yield Panel(f"curve_{_stem(name)}", name, plot)
+        ends = [f"{entry} {values[-1]:.3g}" for entry, (_, values) in lines.items()]
+        yield Panel(f"curve_{_stem(name)}", name, f"{name} by step; at the end: {', '.join(ends)}", plot)
 
 
 def _line(entry: Entry, name: str) -> tuple[list[float], list[float]] | None:
@@ -201,7 +204,8 @@ def _costs(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]
             _label_points(axes, {name: (x, score) for name, (x, score, _) in points.items()}, looks)
 
         kind = "parameters" if "parameters" in title else "time"
-        yield Panel(f"cost_{kind}_{_stem(metric)}", f"{metric}, %", plot)
+        words = ", ".join(f"{name} {score:.1f} at {x:.3g}" for name, (x, score, _) in points.items())
+        yield Panel(f"cost_{kind}_{_stem(metric)}", f"{metric}, %", f"{metric} in % against {title}: {words}", plot)
 
 
 def _speed(history: Sequence[Mapping[str, float]]) -> float | None:

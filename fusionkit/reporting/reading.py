@@ -64,16 +64,18 @@ def read_run(path: Path) -> RunRecord:
         return _offline(path)
     evaluation, details = _yaml(path / "evaluation.yaml"), _json(path / "details.json")
     metrics = _numbers(_json(path / "metrics.json"))
+    config = _resolved(evaluation.get("run") or _yaml(path / "config.yaml"))
     return RunRecord(
         name=path.name,
         paths=(path,),
-        config=_resolved(evaluation.get("run") or _yaml(path / "config.yaml")),
+        config=config,
         metrics=metrics,
         intervals={
             f"{label}/{name}": (low, high)
             for label, about in details.items()
             for name, (low, high) in about["intervals"].items()
         },
+        base=Path(evaluation.get("working_folder") or _base(path, config.get("output_dir"))),
         history=_history(path),
         samples=_of_benchmarks(path, details) if details else _of_run(path, metrics),
         checkpoint=_checkpoint(path, evaluation),
@@ -89,6 +91,13 @@ def _offline(path: Path) -> RunRecord:
     history = _by_step(run.history)
     name = run.name or path.name
     return RunRecord(name, (path,), run.config, metrics, history=history, parameters=_last(history, "parameters"))
+
+
+def _base(path: Path, output_dir: str | None) -> Path:
+    """Where a run was started whose folder is now ``path``."""
+    if output_dir and path.as_posix().endswith(f"/{output_dir}"):
+        return Path(path.as_posix().removesuffix(output_dir))
+    return Path.cwd()
 
 
 def _checkpoint(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
