@@ -67,7 +67,8 @@ def _answer(answer: Answer, place: int) -> Element:
     word = element("span", " right: " if answer.is_right else " wrong: ", class_="hidden")
     shown = thumbnail(answer.image, 96) if answer.image else None
     first = element("img", src=shown[0], alt="the image it ranked first", loading="lazy") if shown else None
-    said = element("span", element("span", f"{answer.entry} ", class_="soft"), mark, word, f" {answer.text}", first)
+    before = ", first " if first is not None else None
+    said = element("span", element("span", f"{answer.entry} ", class_="soft"), mark, word, f" {answer.text}", before, first)
     return element("li", swatch, said)
 
 

@@ -1,6 +1,7 @@
 """Elements of a page: text that cannot become markup, and pictures that are part of the file."""
 
 import io
+import re
 from base64 import b64encode
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 from PIL import Image, UnidentifiedImageError
 
 SMALL = 128  # pixels; a picture up to this size is a drawing, and kept as it is
+COLORS = 96  # of a plot
 CONTROLS = {code: "�" for code in (*range(9), 11, 12, *range(14, 32))}  # no document may hold them
 Child = Element | str | None
 
@@ -44,9 +46,18 @@ def document(head: list[Element], body: list[Element]) -> str:
     return "<!doctype html>\n" + tostring(page, encoding="unicode", method="html") + "\n"
 
 
+def breakable(text: str) -> list[Child]:
+    """A name that may go on in a new line after its punctuation, and nowhere else."""
+    pieces = re.split(r"(?<=[/_.-])", text)
+    return [part for piece in pieces for part in (piece, element("wbr"))][:-1]
+
+
 def embedded(path: Path) -> str:
-    """A PNG file as a data URI."""
-    return f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}"
+    """A drawing's PNG file as a data URI, in as few colours as it has need of."""
+    out = io.BytesIO()
+    with Image.open(path) as image:
+        image.convert("RGB").quantize(COLORS).save(out, "PNG", optimize=True)
+    return f"data:image/png;base64,{b64encode(out.getvalue()).decode()}"
 
 
 @cache

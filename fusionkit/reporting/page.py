@@ -13,7 +13,7 @@ from fusionkit.reporting.comparison_plots import Panel, draw
 from fusionkit.reporting.comparison_table import p_text
 from fusionkit.reporting.differences import ABSENT
 from fusionkit.reporting.examples import Example
-from fusionkit.reporting.html import document, element, embedded
+from fusionkit.reporting.html import breakable, document, element, embedded
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # asks for nothing
 Groups = Mapping[str, Mapping[str, Sequence[Example]]]
@@ -29,10 +29,10 @@ def report_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]], g
         element("title", f"{title} · fusionkit"),
         element("style", (here / "page.css").read_text(encoding="utf-8")),
     ]
+    notes = [element("p", note, class_="soft") for note in comparison.notes]
     sections = [
-        _section("scores", "Scores", [_scores(comparison), *(element("p", note, class_="soft") for note in comparison.notes)]),
-        _section("tests", f"Against {comparison.baseline}", _tests(comparison)),
         _section("differences", "What differs", _differences(comparison)),
+        _section("scores", "Scores", [_scores(comparison), *notes, *_tests(comparison)]),
         *(_section(heading.lower().replace(" ", "-"), heading, [_plots(drawn)]) for heading, drawn in panels.items()),
         _section("examples", "Predictions side by side", _examples(comparison, groups)),
         _section("overlays", "Attention", overlay_figures(comparison)),
@@ -53,8 +53,9 @@ def _verdicts(comparison: Comparison) -> list[Element]:
     """In how many scores each run is above or below the baseline, as far as that is decided."""
     if len(comparison.entries) < 2:
         return []
-    names = ", ".join(comparison.metrics)
-    lines = [element("p", "Baseline: ", element("b", comparison.baseline), f". Compared by {names}.", class_="soft")]
+    sources = ", ".join(dict.fromkeys(metric.partition("/")[0] for metric in comparison.metrics))
+    about = f", in {len(comparison.metrics)} scores on {sources}"
+    lines = [element("p", "Compared with ", element("b", comparison.baseline), about, class_="soft")]
     verdicts = []
     for entry in comparison.entries[1:]:
         cells = [cell for metric in comparison.metrics if (cell := comparison.cells.get((entry.name, metric)))]
@@ -62,8 +63,17 @@ def _verdicts(comparison: Comparison) -> list[Element]:
         tested = sum(cell.p is not None for cell in cells)
         if tested:
             above, below = sum(move > 0 for move in moves), sum(move < 0 for move in moves)
-            said = f" above the baseline in {above}, below in {below}, undecided in {tested - above - below} of {tested}"
-            verdicts.append(element("li", element("b", entry.name), said))
+            verdicts.append(
+                element(
+                    "li",
+                    element("b", entry.name),
+                    ": above in ",
+                    element("span", str(above), class_="good" if above else None),
+                    ", below in ",
+                    element("span", str(below), class_="bad" if below else None),
+                    f", undecided in {tested - above - below} of {tested} scores",
+                )
+            )
     return [*lines, element("ul", *verdicts)] if verdicts else lines
 
 
@@ -77,7 +87,7 @@ def _scores(comparison: Comparison) -> Element:
         note = "baseline" if is_base else None
         seeds = f"{len(entry.runs)} seeds" if len(entry.runs) > 1 else None
         notes = [element("small", ", ".join(filter(None, (note, seeds))), class_="soft")] if note or seeds else []
-        first = element("th", entry.name, *(element("br") for _ in notes), *notes, scope="row", data_value=entry.name)
+        first = element("th", *breakable(entry.name), *(element("br") for _ in notes), *notes, scope="row", data_value=entry.name)
         rows.append(element("tr", first, *shown, class_="base" if is_base else None))
     return _table("scores in percent with their 95% intervals, and the difference from the baseline", titles, rows)
 
@@ -129,8 +139,8 @@ def _tests(comparison: Comparison) -> list[Element]:
             rows.append(
                 element(
                     "tr",
-                    element("th", metric, scope="row", data_value=metric),
-                    element("td", entry.name, data_value=entry.name),
+                    element("th", *breakable(metric), scope="row", data_value=metric),
+                    element("td", *breakable(entry.name), data_value=entry.name),
                     element("td", f"{value:+.1f}", class_="number", data_value=value),
                     element("td", f"{low:+.1f} to {high:+.1f}", class_="number", data_value=low),
                     element("td", p_text(p), class_="number", data_value=p),
@@ -139,7 +149,10 @@ def _tests(comparison: Comparison) -> list[Element]:
                 )
             )
     heads = [_title(title, is_number=title not in ("metric", "run", "decided")) for title in titles]
-    return [_table("differences from the baseline", heads, rows)] if rows else []
+    if not rows:
+        return []
+    summary = element("summary", f"All {len(rows)} tests against {comparison.baseline}")
+    return [element("details", summary, _table("differences from the baseline", heads, rows))]
 
 
 def _differences(comparison: Comparison) -> list[Element]:
@@ -149,8 +162,8 @@ def _differences(comparison: Comparison) -> list[Element]:
     rows = [
         element(
             "tr",
-            element("th", entry.name, scope="row", data_value=entry.name),
-            *(element("td", values[at], data_value=values[at]) for values in comparison.differences.values()),
+            element("th", *breakable(entry.name), scope="row", data_value=entry.name),
+            *(element("td", *breakable(values[at]), data_value=values[at]) for values in comparison.differences.values()),
         )
         for at, entry in enumerate(comparison.entries)
     ]
@@ -160,8 +173,8 @@ def _differences(comparison: Comparison) -> list[Element]:
 def _title(name: str, is_number: bool = True, after: str = "/") -> Element:
     """The head of a column that sorts by it; what stands before the last part of a name is small."""
     prefix, divider, last = name.rpartition(after)
-    small = element("span", prefix + divider, class_="prefix") if prefix else None
-    return element("th", element("button", small, last, type="button"), scope="col", class_="number" if is_number else None)
+    small = element("span", *breakable(prefix + divider), class_="prefix") if prefix else None
+    return element("th", element("button", small, *breakable(last), type="button"), scope="col", class_="number" if is_number else None)
 
 
 def _table(caption: str, titles: Sequence[Element], rows: Sequence[Element]) -> Element:
@@ -189,12 +202,11 @@ def _examples(comparison: Comparison, groups: Groups) -> list[Element]:
     places = {entry.name: at for at, entry in enumerate(comparison.entries)}
     content = []
     for label, by_group in groups.items():
-        content.append(element("h3", label))
+        shown = []
         for heading, found in by_group.items():
-            content += [
-                element("h4", heading),
-                element("div", *(example_card(example, places) for example in found), class_="cards"),
-            ]
+            cards = (example_card(example, places) for example in found)
+            shown += [element("h4", heading), element("div", *cards, class_="cards", tabindex=0)]
+        content.append(element("details", element("summary", label), *shown, open=not content))
     return content
 
 
