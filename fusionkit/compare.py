@@ -46,7 +46,9 @@ def compare(config: DictConfig) -> None:
         shown = examples(comparison, samples_of, config.examples)
         write_text(folder / "index.html", report_page(comparison, drawn, shown))
     except OSError as error:
-        raise DataError(f"output_dir={folder} cannot be written to ({error.strerror}); choose another output_dir=FOLDER") from error
+        raise DataError(
+            f"output_dir={folder} cannot be written to ({error.strerror}); choose another output_dir=FOLDER"
+        ) from error
     print(f"page: {folder}/index.html   tables: {folder}/table.md, table.csv   plots: {folder}/plots")
 
 

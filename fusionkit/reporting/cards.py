@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from xml.etree.ElementTree import Element
 
 from fusionkit.reporting.comparison import Comparison
-from fusionkit.reporting.comparison_plots import look
 from fusionkit.reporting.examples import Answer, Box, Example
 from fusionkit.reporting.html import SMALL, element, thumbnail
+from fusionkit.reporting.looks import look
 
 OVERLAYS = 12  # pictures shown of each run
+TALL = 13  # rem, of a card's image
 TRUE = ("#000000", "#ffffff")  # a white line on a black one is seen on every picture
 
 
@@ -40,10 +41,11 @@ def _picture(example: Example, places: Mapping[str, int]) -> Element:
         if answer.box:
             color, _, _, is_dashed = look(places[answer.entry])
             boxes.append(_box(answer.box, color, 2.5, "5 3" if is_dashed else None))
-    if not boxes:
-        return element("div", image, class_="picture")
     drawn = element("svg", *boxes, viewBox=f"0 0 {width} {height}", preserveAspectRatio="none", aria_hidden="true")
-    return element("div", image, drawn, class_="picture")
+    shape = (
+        f"width: min(100%, {TALL * width / height:.1f}rem); aspect-ratio: {width} / {height}"  # the boxes need it exact
+    )
+    return element("div", image, drawn if boxes else None, class_="picture", style=shape)
 
 
 def _true_box(box: Box) -> tuple[Element, Element]:
@@ -63,12 +65,16 @@ def _answer(answer: Answer, place: int) -> Element:
         style=f"background: {color}; border-color: {color}",
         aria_hidden="true",
     )
-    mark = element("b", "✓" if answer.is_right else "✗", class_="good" if answer.is_right else "bad", aria_hidden="true")
+    mark = element(
+        "b", "✓" if answer.is_right else "✗", class_="good" if answer.is_right else "bad", aria_hidden="true"
+    )
     word = element("span", " right: " if answer.is_right else " wrong: ", class_="hidden")
     shown = thumbnail(answer.image, 96) if answer.image else None
     first = element("img", src=shown[0], alt="the image it ranked first", loading="lazy") if shown else None
     before = ", first " if first is not None else None
-    said = element("span", element("span", f"{answer.entry} ", class_="soft"), mark, word, f" {answer.text}", before, first)
+    said = element(
+        "span", element("span", f"{answer.entry} ", class_="soft"), mark, word, f" {answer.text}", before, first
+    )
     return element("li", swatch, said)
 
 
@@ -76,10 +82,19 @@ def overlay_figures(comparison: Comparison) -> list[Element]:
     """The pictures in the runs' ``attention`` folders, those of one name side by side."""
     found: dict[str, list[Element]] = {}
     for entry in comparison.entries:
-        paths = [path for run in entry.runs[:1] for folder in run.paths for path in sorted((folder / "attention").glob("*.png"))]
+        paths = [
+            path
+            for run in entry.runs[:1]
+            for folder in run.paths
+            for path in sorted((folder / "attention").glob("*.png"))
+        ]
         for path in paths[:OVERLAYS]:
             if shown := thumbnail(path, 720):
                 image = element("img", src=shown[0], alt=f"attention of {entry.name}: {path.stem}", loading="lazy")
                 caption = element("figcaption", element("b", entry.name), f" {path.stem.replace('_', ' ')}")
                 found.setdefault(path.name, []).append(element("figure", image, caption))
-    return [element("div", *(figure for figures in found.values() for figure in figures), class_="overlays")] if found else []
+    return (
+        [element("div", *(figure for figures in found.values() for figure in figures), class_="overlays")]
+        if found
+        else []
+    )

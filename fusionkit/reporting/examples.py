@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from fusionkit.reporting.record import RunRecord
 if TYPE_CHECKING:
     from fusionkit.data.sample import Sample, Text
 
-Load = Callable[[RunRecord, str], Sequence["Sample"]]  # the samples that a file of rows is about; empty where they are gone
+Load = Callable[
+    [RunRecord, str], Sequence["Sample"]
+]  # the samples that a file of rows is about; empty where they are gone
 Box = Sequence[float]  # x, y, w, h in pixels of the example's size
 # what a prediction is about: the key of its id -> the kind of text
 KINDS = {
@@ -100,16 +103,22 @@ def _grouped(rows: Mapping[str, Mapping[str, Row]], keys: Sequence[str]) -> dict
         if len(rows) == 1:
             groups["right" if right else "wrong"].append(key)
         else:
-            groups["wrong by all" if not right else "right by all" if right == len(rows) else "right by some"].append(key)
+            groups["wrong by all" if not right else "right by all" if right == len(rows) else "right by some"].append(
+                key
+            )
     return groups
 
 
 def _spread(keys: Sequence[str], rows: Mapping[str, Mapping[str, Row]], count: int) -> list[str]:
-    """``count`` of the keys from all over the file, in turns of every pattern of right and wrong."""
-    patterns: dict[tuple[bool, ...], list[str]] = {}
+    """``count`` of the keys from all over the file, in turns of every pattern of right and wrong, one of an image."""
+    patterns: dict[tuple[bool, ...], dict[Any, str]] = {}
+    first, seen = next(iter(rows.values())), set()
     for key in keys:
-        patterns.setdefault(tuple(each[key]["score"] >= RIGHT for each in rows.values()), []).append(key)
-    spread = [keys[:: max(1, len(keys) // count)] for keys in patterns.values()]
+        if (image := first[key]["image_id"]) not in seen:
+            patterns.setdefault(tuple(each[key]["score"] >= RIGHT for each in rows.values()), {})[image] = key
+            seen.add(image)
+    lists = [list(of_image.values()) for of_image in patterns.values()]
+    spread = [found[:: max(1, len(found) // count)] for found in lists]
     return [key for key in chain.from_iterable(zip_longest(*spread)) if key is not None][:count]
 
 
@@ -125,7 +134,10 @@ class _Shower:
         self.rows, self.records = rows, records
         self.images = {str(sample.image_id): sample for sample in samples}
         self.texts = {
-            (kind, str(text.id)): (sample, text) for sample in samples for kind in sample.texts for text in sample.texts[kind]
+            (kind, str(text.id)): (sample, text)
+            for sample in samples
+            for kind in sample.texts
+            for text in sample.texts[kind]
         }
 
     def knows(self, key: str) -> bool:
@@ -155,10 +167,12 @@ class _Shower:
         if "image_ids" in record:
             rank = next(iter(row.get("ranks", {}).values()), None)
             first = self.images.get(str(next(iter(record["image_ids"]), None)))
-            return Answer(name, f"rank {rank:g}" if rank else "", is_right, image=first.image if first and not is_right else None)
+            return Answer(
+                name, f"rank {rank:g}" if rank else "", is_right, image=first.image if first and not is_right else None
+            )
         if "bbox" in record:
             overlap = next((value for metric, value in row["values"].items() if metric.endswith("iou")), None)
-            return Answer(name, "" if overlap is None else f"IoU {overlap / 100:.2f}", is_right, record["bbox"])
+            return Answer(name, "" if overlap is None else f"IoU {floor(overlap) / 100:.2f}", is_right, record["bbox"])
         said = next(_said(record), "(nothing)")
         return Answer(name, said, is_right)
 

@@ -11,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 SMALL = 128  # pixels; a picture up to this size is a drawing, and kept as it is
 COLORS = 96  # of a plot
-CONTROLS = {code: "�" for code in (*range(9), 11, 12, *range(14, 32))}  # no document may hold them
+CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32)), "�")  # no document may hold them
 Child = Element | str | None
 
 
@@ -21,7 +21,9 @@ def element(tag: str, *children: Child, **attributes: object) -> Element:
     ``class_`` is the attribute class, and a ``_`` within a name is a ``-``.
     """
     given = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-    shown = {name: "" if value is True else clean(str(value)) for name, value in given.items() if value not in (None, False)}
+    shown = {
+        name: "" if value is True else clean(str(value)) for name, value in given.items() if value not in (None, False)
+    }
     made = Element(tag, shown)
     for child in children:
         if isinstance(child, Element):

@@ -40,7 +40,9 @@ def report_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]], g
     ]
     shown = [section for section in sections if section is not None]
     links = [element("a", section[0].text or "", href=f"#{section.get('id')}") for section in shown]
-    header = element("header", element("h1", title), *_verdicts(comparison), element("nav", *links, aria_label="sections"))
+    header = element(
+        "header", element("h1", title), *_verdicts(comparison), element("nav", *links, aria_label="sections")
+    )
     script = element("script", (here / "page.js").read_text(encoding="utf-8"))
     return document(head, [header, element("main", *shown), script])
 
@@ -87,7 +89,9 @@ def _scores(comparison: Comparison) -> Element:
         note = "baseline" if is_base else None
         seeds = f"{len(entry.runs)} seeds" if len(entry.runs) > 1 else None
         notes = [element("small", ", ".join(filter(None, (note, seeds))), class_="soft")] if note or seeds else []
-        first = element("th", *breakable(entry.name), *(element("br") for _ in notes), *notes, scope="row", data_value=entry.name)
+        first = element(
+            "th", *breakable(entry.name), *(element("br") for _ in notes), *notes, scope="row", data_value=entry.name
+        )
         rows.append(element("tr", first, *shown, class_="base" if is_base else None))
     return _table("scores in percent with their 95% intervals, and the difference from the baseline", titles, rows)
 
@@ -112,13 +116,24 @@ def _strip(cell: Cell, column: Sequence[Cell]) -> Element | None:
     low, width = min(ends), max(ends) - min(ends)
     if not cell.interval or not width:
         return None
-    left, middle, right = (f"{100 * (value - low) / width:.1f}" for value in (cell.interval[0], cell.score, cell.interval[1]))
+    left, middle, right = (
+        f"{100 * (value - low) / width:.1f}" for value in (cell.interval[0], cell.score, cell.interval[1])
+    )
     axis = {"y1": 5, "y2": 5, "stroke": "currentColor"}
     return element(
         "svg",
         element("line", x1=0, x2="100", **axis, stroke_opacity=0.2),
         element("line", x1=left, x2=right, **axis, stroke_width=3, stroke_opacity=0.55),
-        element("line", x1=middle, x2=middle, y1=0, y2=10, stroke="currentColor", stroke_width=3, vector_effect="non-scaling-stroke"),
+        element(
+            "line",
+            x1=middle,
+            x2=middle,
+            y1=0,
+            y2=10,
+            stroke="currentColor",
+            stroke_width=3,
+            vector_effect="non-scaling-stroke",
+        ),
         viewBox="0 0 100 10",
         preserveAspectRatio="none",
         aria_hidden="true",
@@ -163,7 +178,10 @@ def _differences(comparison: Comparison) -> list[Element]:
         element(
             "tr",
             element("th", *breakable(entry.name), scope="row", data_value=entry.name),
-            *(element("td", *breakable(values[at]), data_value=values[at]) for values in comparison.differences.values()),
+            *(
+                element("td", *breakable(values[at]), data_value=values[at])
+                for values in comparison.differences.values()
+            ),
         )
         for at, entry in enumerate(comparison.entries)
     ]
@@ -174,7 +192,12 @@ def _title(name: str, is_number: bool = True, after: str = "/") -> Element:
     """The head of a column that sorts by it; what stands before the last part of a name is small."""
     prefix, divider, last = name.rpartition(after)
     small = element("span", *breakable(prefix + divider), class_="prefix") if prefix else None
-    return element("th", element("button", small, *breakable(last), type="button"), scope="col", class_="number" if is_number else None)
+    return element(
+        "th",
+        element("button", small, *breakable(last), type="button"),
+        scope="col",
+        class_="number" if is_number else None,
+    )
 
 
 def _table(caption: str, titles: Sequence[Element], rows: Sequence[Element]) -> Element:
@@ -200,7 +223,7 @@ def _plots(panels: Sequence[Panel]) -> Element:
 
 def _examples(comparison: Comparison, groups: Groups) -> list[Element]:
     places = {entry.name: at for at, entry in enumerate(comparison.entries)}
-    content = []
+    content: list[Element] = []
     for label, by_group in groups.items():
         shown = []
         for heading, found in by_group.items():
@@ -211,7 +234,7 @@ def _examples(comparison: Comparison, groups: Groups) -> list[Element]:
 
 
 def _settings(comparison: Comparison) -> list[Element]:
-    content = []
+    content: list[Element] = []
     for entry in comparison.entries:
         for run in entry.runs:
             about = [*map(str, run.paths), *([f"checkpoint {run.checkpoint}"] if run.checkpoint else [])]

@@ -189,7 +189,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid yaml ({' '.join(str(error).split())}); restore it or leave out the run") from error
+        raise DataError(
+            f"{path} is not valid yaml ({' '.join(str(error).split())}); restore it or leave out the run"
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -206,9 +208,13 @@ def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
     """With names that are as short as tells them apart: their folders below the one that they share."""
     homes = [_home(record) for record in records]
     if len(set(homes)) < len(homes):  # several evaluations of one checkpoint, or two of its checkpoints
-        homes = [record.paths[0] if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)]
+        homes = [
+            record.paths[0] if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)
+        ]
     shared = os.path.commonpath([home.parent for home in homes])
-    return [replace(record, name=home.relative_to(shared).as_posix()) for record, home in zip(records, homes, strict=True)]
+    return [
+        replace(record, name=home.relative_to(shared).as_posix()) for record, home in zip(records, homes, strict=True)
+    ]
 
 
 def _home(record: RunRecord) -> Path:
