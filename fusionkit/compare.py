@@ -28,8 +28,10 @@ def compare(config: DictConfig) -> None:
     for key, least in (("examples", 0), ("resamples", 1)):
         if config[key] < least:
             raise ConfigError(f"{key} is {config[key]}, but has to be a number from {least} up")
+    if not (runs := _list("runs", config.runs)):
+        raise ConfigError("runs is empty; name folders: fusionkit compare outputs/a outputs/b")
     comparison = compare_runs(
-        read_runs(_list("runs", config.runs)),
+        read_runs(runs),
         config.baseline,
         _list("metrics", config.metrics),
         config.group_seeds,
@@ -53,10 +55,10 @@ def compare(config: DictConfig) -> None:
 
 
 def _list(key: str, value: object) -> list[str]:
-    found = [value] if isinstance(value, str) else list(value or ())  # type: ignore[call-overload]
-    if not all(isinstance(item, str) for item in found):
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, Sequence) or not all(isinstance(item, str) for item in found):
         raise ConfigError(f"{key} is {value}, but has to be a list of texts; quote what looks like a number")
-    return found
+    return list(found)
 
 
 def samples_of(run: RunRecord, label: str) -> Sequence[Sample]:

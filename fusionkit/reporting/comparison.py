@@ -127,12 +127,13 @@ def choose_metrics(entries: Sequence[Entry], patterns: Sequence[str]) -> list[st
             f"the runs have no metric in common: {', '.join(has)}; evaluate them on the same data, such as "
             "fusionkit evaluate -m checkpoint=A,B benchmark=[NAME]"
         )
+    headlines = [name for name in known if name.rpartition("/")[2] in HEADLINES] or known
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise ConfigError(f"metrics: no run has '{pattern}'; {suggest(pattern, known)}")
-    if patterns:
-        return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    return [name for name in known if name.rpartition("/")[2] in HEADLINES] or known
+            raise ConfigError(
+                f"metrics: no run has '{pattern}' (metrics=['*'] shows all); {suggest(pattern, headlines)}"
+            )
+    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns or headlines)]
 
 
 def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:

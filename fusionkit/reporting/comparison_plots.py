@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # no window, and no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from fusionkit.reporting.comparison import Comparison, Entry
 from fusionkit.reporting.looks import Look, label_ends, label_points, look, short
@@ -113,8 +113,9 @@ def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel
                 axes.plot(steps, values, stroke, color=color, linewidth=1.8, marker="." if len(steps) < 20 else "")
             if name == "train/loss":
                 axes.set_yscale("log")
-                for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                    which(ScalarFormatter())
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(ScalarFormatter())
+                axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("step")
             label_ends(axes, lines, looks)
 

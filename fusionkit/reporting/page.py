@@ -236,11 +236,12 @@ def _examples(comparison: Comparison, groups: Groups) -> list[Element]:
 def _settings(comparison: Comparison) -> list[Element]:
     content: list[Element] = []
     for entry in comparison.entries:
-        for run in entry.runs:
-            about = [*map(str, run.paths), *([f"checkpoint {run.checkpoint}"] if run.checkpoint else [])]
-            text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "not known"
-            lines = [element("p", *_lines(about), class_="soft"), element("pre", text, tabindex=0)]
-            content.append(element("details", element("summary", run.name), *lines))
+        run = entry.runs[0]  # its seeds have the same
+        about = [str(path) for each in entry.runs for path in each.paths]
+        about += [f"checkpoint {run.checkpoint}"] if run.checkpoint else []
+        text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "not known"
+        lines = [element("p", *_lines(about), class_="soft"), element("pre", text, tabindex=0)]
+        content.append(element("details", element("summary", entry.name), *lines))
     return content
 
 

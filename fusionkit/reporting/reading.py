@@ -218,8 +218,11 @@ def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _home(record: RunRecord) -> Path:
-    """The folder of the run that is meant: an evaluation is called as the run whose checkpoint it scores."""
-    if record.checkpoint is None:
-        return record.paths[0]
-    folder = record.checkpoint.parent
-    return folder.parent if folder.name == "checkpoints" else folder
+    """The folder of the run that is meant: that whose checkpoint an evaluation scores, or whose logs these are."""
+    if record.checkpoint is not None:
+        folder = record.checkpoint.parent
+        return folder.parent if folder.name == "checkpoints" else folder
+    folder = record.paths[0]
+    while folder.name in ("wandb", "logs") or folder.name.startswith("offline-run-"):
+        folder = folder.parent
+    return folder
