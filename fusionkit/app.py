@@ -72,7 +72,9 @@ def gather(overrides: Sequence[str], key: str | None) -> list[str]:
     if key is None:
         return list(overrides)
     words = [text for text in overrides if "=" not in text or os.path.exists(text)]
-    return [text for text in overrides if text not in words] + ([f"{key}=[{','.join(map(_quoted, words))}]"] if words else [])
+    return [text for text in overrides if text not in words] + (
+        [f"{key}=[{','.join(map(_quoted, words))}]"] if words else []
+    )
 
 
 def _quoted(text: str) -> str:

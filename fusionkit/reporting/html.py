@@ -21,10 +21,8 @@ def element(tag: str, *children: Child, **attributes: object) -> Element:
     ``class_`` is the attribute class, and a ``_`` within a name is a ``-``.
     """
     given = {name.rstrip("_").replace("_", "-"): value for name, value in attributes.items()}
-    shown = {
-        name: "" if value is True else clean(str(value)) for name, value in given.items() if value not in (None, False)
-    }
-    made = Element(tag, shown)
+    kept = {name: value for name, value in given.items() if value is not None and value is not False}
+    made = Element(tag, {name: "" if value is True else clean(str(value)) for name, value in kept.items()})
     for child in children:
         if isinstance(child, Element):
             made.append(child)
