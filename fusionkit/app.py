@@ -63,12 +63,23 @@ def quote_texts(overrides: Sequence[str], texts: Sequence[str]) -> list[str]:
     for override in overrides:
         key, _, value = override.partition("=")
         is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        if key in texts and not is_quoted and value != "null":
-            escaped = re.sub(r"(\\*)'", r"\1\1\'", value)  # a backslash before a quote has to be doubled
-            escaped += "\\" * (len(escaped) - len(escaped.rstrip("\\")))
-            override = f"{key}='{escaped}'"
-        quoted.append(override)
+        quoted.append(f"{key}={_quoted(value)}" if key in texts and not is_quoted and value != "null" else override)
     return quoted
+
+
+def gather(overrides: Sequence[str], key: str | None) -> list[str]:
+    """Words that name no key, as one list of the key: "a b c=1" is "c=1 runs=['a','b']". A word that is a file is no override."""
+    if key is None:
+        return list(overrides)
+    words = [text for text in overrides if "=" not in text or os.path.exists(text)]
+    return [text for text in overrides if text not in words] + (
+        [f"{key}=[{','.join(map(_quoted, words))}]"] if words else []
+    )
+
+
+def _quoted(text: str) -> str:
+    escaped = re.sub(r"(\\*)'", r"\1\1\'", text)  # a backslash before a quote has to be doubled
+    return "'" + escaped + "\\" * (len(escaped) - len(escaped.rstrip("\\"))) + "'"
 
 
 def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
@@ -94,7 +105,8 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
 
     try:
         options, overrides = parse(name, arguments)
-        overrides = quote_paths(open_sections(quote_texts(overrides, command.texts), command.sections), command.paths)
+        overrides = quote_texts(gather(overrides, command.operands), command.texts)
+        overrides = quote_paths(open_sections(overrides, command.sections), command.paths)
         sys.argv = [f"fusionkit {name}", *options, *overrides]
         conf = str(conf_dir().resolve())
         hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()

@@ -15,7 +15,8 @@ class Command(NamedTuple):
 
     ``target`` is "module:function": a job on a composed configuration where there is a ``config_name``, else a function of
     the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows,
-    ``paths`` the keys whose values are files, ``texts`` those whose values are any words.
+    ``paths`` the keys whose values are files, ``texts`` those whose values are any words; words that name no key are the list
+    ``operands``.
     """
 
     summary: str
@@ -25,6 +26,7 @@ class Command(NamedTuple):
     sections: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    operands: str | None = None
 
 
 DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
@@ -70,6 +72,19 @@ COMMANDS = {
         ),
         "score",
         paths=("predictions", "annotations", "questions", "instances", "output"),
+    ),
+    "compare": Command(
+        "compare runs: what differs, scores with intervals and tests, plots, one page",
+        "fusionkit.compare:compare",
+        (
+            "outputs/a outputs/b baseline=a",
+            "multirun/fusion_study group_seeds=true baseline=late metrics=['*/vqa_accuracy']",
+            "'outputs/*/evaluation' output_dir=outputs/benchmarks",
+            "outputs/a/logs/wandb/offline-run-*",
+        ),
+        "compare",
+        paths=("output_dir",),
+        operands="runs",
     ),
     "submit": Command(
         "check a file of predictions and write what the benchmark's server takes",

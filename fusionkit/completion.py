@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from glob import escape, glob
 
 from fusionkit.errors import ConfigError, suggest
 
@@ -67,7 +68,11 @@ def query(line: str) -> None:
     elif len(rest) <= len(fixed):
         _offer(rest[-1], fixed[len(rest) - 1])
     elif config_name := f"data_{verb}" if name == "data" else COMMANDS[name].config_name:
-        _hydra(config_name, rest[len(fixed) :])
+        words = rest[len(fixed) :]
+        if COMMANDS[name].operands:
+            words = [word for word in words[:-1] if "=" in word] + words[-1:]
+            print("\n".join(f"{path}/" for path in glob(f"{escape(words[-1])}*") if os.path.isdir(path)))
+        _hydra(config_name, words)
 
 
 def _offer(word: str, choices: Iterable[str]) -> None:

@@ -115,6 +115,20 @@ class SubmitConfig:
 
 
 @dataclass
+class CompareConfig:
+    """The top level of ``fusionkit compare``."""
+
+    runs: Any = MISSING
+    baseline: str | None = None
+    metrics: Any = None
+    group_seeds: bool = MISSING
+    output_dir: str = MISSING
+    examples: int = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
 class ExportConfig:
     """The top level of ``fusionkit export``."""
 

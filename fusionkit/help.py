@@ -19,7 +19,8 @@ options
 
 def command_help(name: str, command: "Command") -> str:
     """The help page of one command."""
-    parts = [f"usage: fusionkit {name} [options] [key=value ...]", command.summary]
+    operands = f" {command.operands.upper()}..." if command.operands else ""
+    parts = [f"usage: fusionkit {name} [options]{operands} [key=value ...]", command.summary]
     if name == "data":
         parts.append("\n".join(f"{verb}: {', '.join(group_choices(verb))}" for verb in DATA_VERBS))
         parts.append("fusionkit data VERB NAME --cfg job prints the keys")

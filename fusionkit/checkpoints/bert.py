@@ -65,7 +65,9 @@ def cross_attention_config(bert: Mapping[str, Any], num_layers: int) -> dict[str
     Raises ConfigError for another activation than theirs, which the text layers alone would follow.
     """
     if bert["hidden_act"] != "gelu":
-        raise ConfigError(f"bert.hidden_act is {bert['hidden_act']}, but the layers with cross-attention have gelu alone")
+        raise ConfigError(
+            f"bert.hidden_act is {bert['hidden_act']}, but the layers with cross-attention have gelu alone"
+        )
     return {
         "_target_": "fusionkit.fusion.cross_attention.CrossAttention",
         "_partial_": True,

@@ -18,7 +18,9 @@ from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch
 GUESSES = tuple(f"_{suffix}" for suffix in GUESSERS)
 TASKS = ("vqa", "grounding", "weak_grounding", "itm", "mlm", "mrm", "entailment", "nlvr2", "captioning")
 MAIN = ("accuracy", "acc50", "cider", "bleu_4")  # what tells most about a task
-HEADLINES = {*MAIN, "evalai_accuracy", "text_to_image_r1", "image_to_text_r1"} | {f"{t}_{m}" for t in TASKS for m in MAIN}
+HEADLINES = {*MAIN, "evalai_accuracy", "text_to_image_r1", "image_to_text_r1"} | {
+    f"{t}_{m}" for t in TASKS for m in MAIN
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that tables, plots and page show, the baseline first. ``cells`` by (entry, metric); ``notes`` are what has to be said beside them."""
+    """All that tables, plots and page show, the baseline first.
+
+    ``cells`` by (entry, metric); ``notes`` are what has to be said beside them.
+    """
 
     entries: Sequence[Entry]
     baseline: str
@@ -108,31 +113,37 @@ def compare_runs(
 
 
 def choose_metrics(entries: Sequence[Entry], patterns: Sequence[str]) -> list[str]:
-    """The metrics that at least two entries have, or one where it is alone; by pattern, else the headlines, else all."""
+    """The metrics to show: those that fit a pattern; without patterns the headlines, or all where there is none."""
     names = list(dict.fromkeys(name for entry in entries for run in entry.runs for name in run.metrics))
     known = [name for name in names if not name.endswith(GUESSES)]
     count = {name: sum(bool(entry.values(name)) for entry in entries) for name in known}
     if not known:
-        raise DataError(f"{entries[0].name} has no scores; finish it, or evaluate it: fusionkit evaluate checkpoint=PATH")
-    if len(entries) > 1 and max(count.values()) < 2:
-        one, other = (next(n for n in known if e.values(n)) for e in entries[:2] if any(e.values(n) for n in known))
         raise DataError(
-            f"the runs have no metric in common: {entries[0].name} has {one}, {entries[1].name} has {other}; evaluate them on the "
-            "same data, such as fusionkit evaluate -m checkpoint=A,B benchmark=[NAME]"
+            f"{entries[0].name} has no scores; finish it, or evaluate it: fusionkit evaluate checkpoint=PATH"
         )
+    if len(entries) > 1 and max(count.values()) < 2:
+        has = [f"{e.name} has {next((name for name in known if e.values(name)), 'none')}" for e in entries[:2]]
+        raise DataError(
+            f"the runs have no metric in common: {', '.join(has)}; evaluate them on the same data, such as "
+            "fusionkit evaluate -m checkpoint=A,B benchmark=[NAME]"
+        )
+    headlines = [name for name in known if name.rpartition("/")[2] in HEADLINES] or known
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise ConfigError(f"metrics: no run has '{pattern}'; {suggest(pattern, known)}")
-    if patterns:
-        return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    return [name for name in known if name.rpartition("/")[2] in HEADLINES] or known
+            raise ConfigError(
+                f"metrics: no run has '{pattern}' (metrics=['*'] shows all); {suggest(pattern, headlines)}"
+            )
+    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns or headlines)]
 
 
 def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
     if name is None:
         return entries[0]
     for entry in entries:
-        if any(name in (entry.name, run.name, *(place for path in run.paths for place in (str(path), path.name))) for run in entry.runs):
+        if any(
+            name in (entry.name, run.name, *(place for path in run.paths for place in (str(path), path.name)))
+            for run in entry.runs
+        ):
             return entry
     raise ConfigError(f"baseline: there is no run '{name}'; {suggest(name, [entry.name for entry in entries])}")
 
@@ -141,13 +152,13 @@ def _intervals(entry: Entry, metrics: Sequence[str], resamples: int, seed: int) 
     """Over the seeds, where there are several; else those that the evaluation kept, else of its samples."""
     if len(entry.runs) > 1:
         found = {metric: estimate(entry.values(metric)) for metric in metrics if len(entry.values(metric)) > 1}
-        return {name: (mean - margin, mean + margin) for name, (mean, margin) in found.items()}
+        return {name: (each.mean - each.margin, each.mean + each.margin) for name, each in found.items()}
     (run,) = entry.runs
-    found = {}
+    known = dict(run.intervals)
     for scored in run.samples.values():
         if rows := _only(scored, [metric for metric in metrics if metric not in run.intervals]):
-            found |= {f"{scored.prefix}/{name}": ends for name, ends in intervals(rows, resamples, seed).items()}
-    return found | dict(run.intervals)
+            known |= {f"{scored.prefix}/{name}": ends for name, ends in intervals(rows, resamples, seed).items()}
+    return known
 
 
 def _tests(
@@ -155,9 +166,9 @@ def _tests(
 ) -> dict[str, Difference]:
     """By metric, what the entry has more than the baseline, where that can be tested."""
     if len(entry.runs) > 1 or len(base.runs) > 1:
-        pairs = {metric: (entry.values(metric), base.values(metric)) for metric in metrics}
-        return {metric: found for metric, values in pairs.items() if (found := welch(*values))}
-    found = {}
+        tested = {metric: welch(entry.values(metric), base.values(metric)) for metric in metrics}
+        return {metric: difference for metric, difference in tested.items() if difference}
+    found: dict[str, Difference] = {}
     (run,), (other,) = entry.runs, base.runs
     for label in run.samples.keys() & other.samples.keys():
         scored = run.samples[label]
@@ -176,8 +187,15 @@ def _only(scored: Scored, metrics: Sequence[str]) -> list[Row]:
     wanted = {metric.removeprefix(f"{scored.prefix}/") for metric in metrics if metric.startswith(f"{scored.prefix}/")}
     kept = [
         row
-        | {part: {name: value for name, value in row.get(part, {}).items() if name in wanted} for part in ("values", "ranks")}
-        | {"sums": {name: value for name, value in row.get("sums", {}).items() if any(m.startswith(name) for m in wanted)}}
+        | {
+            part: {name: value for name, value in row.get(part, {}).items() if name in wanted}
+            for part in ("values", "ranks")
+        }
+        | {
+            "sums": {
+                name: value for name, value in row.get("sums", {}).items() if any(m.startswith(name) for m in wanted)
+            }
+        }
         for row in scored.rows
     ]
     return kept if any(row["values"] or row["ranks"] or row["sums"] for row in kept) else []
@@ -208,8 +226,9 @@ def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
         )
         return
     yield (
-        f"* differs from {comparison.baseline}: p < {LEVEL:g} after Holm's correction for all {count} tests of this table; (*) only "
-        f"before it, as about {max(1, round(count * LEVEL))} of {count} would by chance alone. {method[0].upper()}{method[1:]}."
+        f"* differs from {comparison.baseline}: p < {LEVEL:g} after Holm's correction for all {count} tests of this table; "
+        f"(*) only before it, as about {max(1, round(count * LEVEL))} of {count} would by chance alone. "
+        f"{method[0].upper()}{method[1:]}."
     )
     if not grouped and count * 2 / (1 + resamples) > LEVEL:
         yield f"with {resamples:,} draws none of {count} tests can pass; give resamples={math.ceil(2 * count / LEVEL):,} or more"

@@ -12,56 +12,26 @@ matplotlib.use("Agg")  # no window, and no display needed
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from fusionkit.reporting.comparison import Comparison, Entry
+from fusionkit.reporting.looks import Look, label_ends, label_points, look, short
 
-WIDTH, HEIGHT = 5.6, 3.6  # inches
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")  # Okabe and Ito 2008
-STROKES = ("-", "--", ":", "-.")  # where there are more runs than colours
-MARKERS = "osD^vP*X"
+WIDTH, HEIGHT = 4.8, 3.2  # inches
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#161b22", "#e6edf3", "#30363d")}  # paper, ink, grid
 CURVES = ("train/loss", "val/mean")  # shown of every run; beside them the headlines as validated
 MOST_CURVES, MOST_COSTS = 8, 6  # panels
-GAP = 0.062  # between the labels of lines, of the height of a panel
 IMAGES = "train/images_per_s"
 
 
 class Panel(NamedTuple):
-    """A picture: the stem of its file, what it shows in words, and how it is drawn."""
+    """A picture: the stem of its file, its title, what it shows in words, and how it is drawn."""
 
     name: str
     title: str
+    words: str
     draw: Callable[[Axes], None]
     height: float = HEIGHT
-
-
-class Look(NamedTuple):
-    """How an entry is drawn, the same in every panel; hollow where the colours begin again."""
-
-    color: str
-    stroke: str
-    marker: str
-    is_hollow: bool
-
-    def draw_point(self, axes: Axes, x: float, y: float) -> None:
-        """Draw its marker."""
-        inside = plt.rcParams["axes.facecolor"] if self.is_hollow else self.color
-        axes.plot(x, y, self.marker, color=self.color, markerfacecolor=inside, markersize=8)
-
-    def text(self) -> dict[str, Any]:
-        """Options of a label: nearer to the ink than the colour is, so that it can be read, on a halo of the paper."""
-        ink, paper = plt.rcParams["text.color"], plt.rcParams["axes.facecolor"]
-        color = tuple((a + b) / 2 for a, b in zip(to_rgb(self.color), to_rgb(ink), strict=True))
-        return {"color": color, "fontsize": 9, "path_effects": [withStroke(linewidth=2.5, foreground=paper)]}
-
-
-def look(place: int) -> Look:
-    """Of the entry at this place."""
-    turn, at = divmod(place, len(COLORS))
-    return Look(COLORS[at], STROKES[turn % len(STROKES)], MARKERS[at], turn % 2 == 1)
 
 
 def panels(comparison: Comparison) -> dict[str, list[Panel]]:
@@ -82,17 +52,21 @@ def draw(panel: Panel, path: Path, theme: str = "light") -> None:
         axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold")
         panel.draw(axes)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=170)
         plt.close(figure)
 
 
 @contextmanager
 def _themed(theme: str) -> Iterator[None]:
     paper, ink, grid = THEMES[theme]
-    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor")
-    style = dict.fromkeys(inked, ink) | dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper)
-    spines = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": grid, "grid.color": grid}
-    with plt.rc_context(style | spines | {"axes.grid": True, "axes.axisbelow": True, "font.size": 10}):
+    style: dict[Any, Any] = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), ink),
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), grid),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    }
+    with plt.rc_context(style):
         yield
 
 
@@ -115,13 +89,16 @@ def _quality(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Pane
                 axes.axvline(guess, color="0.5", linestyle=":", linewidth=1.5)
                 axes.annotate("text only", (guess, 1), (3, -9), xycoords=("data", "axes fraction"), textcoords="offset points",
                               color="0.5", fontsize=8)  # fmt: skip
-            axes.set_yticks(range(len(rows)), [_short(entry.name) for entry in rows])
+            axes.set_yticks(range(len(rows)), [short(entry.name) for entry in rows])
             axes.set_ylim(-0.6, len(rows) - 0.2)
             axes.margins(x=0.12)
             axes.grid(axis="y", visible=False)
             axes.set_xlabel("%, with 95% interval")
 
-        yield Panel(f"quality_{_stem(metric)}", metric, plot, 1.3 + 0.42 * len(rows))
+        scores = [f"{entry.name} {comparison.cells[entry.name, metric].score:.1f}" for entry in rows[::-1]]
+        yield Panel(
+            f"quality_{_stem(metric)}", metric, f"{metric} in %: {', '.join(scores)}", plot, 1.3 + 0.42 * len(rows)
+        )
 
 
 def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]:
@@ -136,12 +113,14 @@ def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel
                 axes.plot(steps, values, stroke, color=color, linewidth=1.8, marker="." if len(steps) < 20 else "")
             if name == "train/loss":
                 axes.set_yscale("log")
-                for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                    which(ScalarFormatter())
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter(ScalarFormatter())
+                axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("step")
-            _label_ends(axes, lines, looks)
+            label_ends(axes, lines, looks)
 
-        yield Panel(f"curve_{_stem(name)}", name, plot)
+        ends = [f"{entry} {values[-1]:.3g}" for entry, (_, values) in lines.items()]
+        yield Panel(f"curve_{_stem(name)}", name, f"{name} by step; at the end: {', '.join(ends)}", plot)
 
 
 def _line(entry: Entry, name: str) -> tuple[list[float], list[float]] | None:
@@ -153,22 +132,6 @@ def _line(entry: Entry, name: str) -> tuple[list[float], list[float]] | None:
     values = [fmean(run[step] for run in logged) for step in steps]
     parts = np.array_split(np.arange(len(steps)), min(len(steps), 100))
     return [steps[part[-1]] for part in parts], [fmean(values[at] for at in part) for part in parts]
-
-
-def _label_ends(axes: Axes, lines: Mapping[str, tuple[list[float], list[float]]], looks: Mapping[str, Look]) -> None:
-    """The name of each line at its right end, pushed apart where they would overlap."""
-    to_height = (axes.transData + axes.transAxes.inverted()).transform
-    axes.autoscale_view()
-    wanted = {name: to_height((steps[-1], values[-1]))[1] for name, (steps, values) in lines.items()}
-    order = sorted(wanted, key=wanted.__getitem__)
-    places = np.array([wanted[name] for name in order])
-    for _ in range(100):  # each pair that is too close moves apart by half of what is missing
-        missing = np.clip(GAP - np.diff(places), 0, None) / 2
-        places[:-1] -= missing
-        places[1:] += missing
-    for name, place in zip(order, places, strict=True):
-        style = looks[name].text() | {"va": "center", "annotation_clip": False}
-        axes.annotate(_short(name), (1.01, place), xycoords="axes fraction", **style)
 
 
 def _costs(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]:
@@ -198,10 +161,11 @@ def _costs(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]
                 looks[name].draw_point(axes, x, score)
             axes.set_xlabel(title)
             axes.margins(x=0.15, y=0.12)
-            _label_points(axes, {name: (x, score) for name, (x, score, _) in points.items()}, looks)
+            label_points(axes, {name: (x, score) for name, (x, score, _) in points.items()}, looks)
 
         kind = "parameters" if "parameters" in title else "time"
-        yield Panel(f"cost_{kind}_{_stem(metric)}", f"{metric}, %", plot)
+        words = ", ".join(f"{name} {score:.1f} at {x:.3g}" for name, (x, score, _) in points.items())
+        yield Panel(f"cost_{kind}_{_stem(metric)}", f"{metric}, %", f"{metric} in % against {title}: {words}", plot)
 
 
 def _speed(history: Sequence[Mapping[str, float]]) -> float | None:
@@ -213,34 +177,5 @@ def _mean(values: Sequence[float]) -> float | None:
     return fmean(values) if values else None
 
 
-def _label_points(axes: Axes, points: Mapping[str, tuple[float, float]], looks: Mapping[str, Look]) -> None:
-    """A name at each point, at the side of it that is freest of points and of names."""
-    axes.figure.draw_without_rendering()
-    taken = [axes.transData.transform(point) for point in points.values()]
-    for name, point in points.items():
-        x, y = axes.transData.transform(point)
-        length = 3.4 * len(_short(name))  # half of it, in pixels of a figure of 100 dots an inch
-        sides = {(0, 9): (x, y + 15), (0, -16): (x, y - 18), (9, -4): (x + length + 12, y), (-9, -4): (x - length - 12, y)}
-
-        def crowd(center: tuple[float, float], length: float = length) -> float:
-            box, inside = axes.bbox, 0.0
-            if not (box.x0 < center[0] - length and center[0] + length < box.x1 and box.y0 < center[1] < box.y1):
-                inside = 5.0
-            return inside + sum(
-                max(0, 1 - abs(a - center[0]) / (1.6 * length)) * max(0, 1 - abs(b - center[1]) / 18) for a, b in taken
-            )
-
-        offset = min(sides, key=lambda side: crowd(sides[side]))
-        taken.append(sides[offset])
-        align = {0: "center", 9: "left", -9: "right"}[offset[0]]
-        style = looks[name].text() | {"ha": align}
-        axes.annotate(_short(name), point, offset, textcoords="offset points", **style)
-
-
 def _stem(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def _short(name: str, most: int = 24) -> str:
-    """Its end, where it is long: what tells runs apart stands there."""
-    return name if len(name) <= most else f"…{name[1 - most :]}"

@@ -1,7 +1,8 @@
 """What differs between the configurations of runs, and which runs are seeds of one another."""
 
-import os
+import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from fusionkit.config import leaves
@@ -42,7 +43,10 @@ def group_name(group: Sequence[RunRecord]) -> str:
     """What the names of the runs have in common, such as "late" of late/1 and late/2."""
     if len(group) == 1:
         return group[0].name
-    return os.path.commonprefix([record.name for record in group]).rstrip("/_-.=") or f"{group[0].name} and others"
+    letters = takewhile(lambda at: len(set(at)) == 1, zip(*(record.name for record in group), strict=False))
+    shared = "".join(letter for letter, *_ in letters)
+    whole = re.sub(r"[^/_.=-]*$", "", shared)  # of seeds 10 and 11 the 1 is no name
+    return whole.rstrip("/_.=-") or f"{group[0].name} and others"
 
 
 def is_noise(key: str) -> bool:

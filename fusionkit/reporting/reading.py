@@ -64,16 +64,18 @@ def read_run(path: Path) -> RunRecord:
         return _offline(path)
     evaluation, details = _yaml(path / "evaluation.yaml"), _json(path / "details.json")
     metrics = _numbers(_json(path / "metrics.json"))
+    config = _resolved(evaluation.get("run") or _yaml(path / "config.yaml"))
     return RunRecord(
         name=path.name,
         paths=(path,),
-        config=_resolved(evaluation.get("run") or _yaml(path / "config.yaml")),
+        config=config,
         metrics=metrics,
         intervals={
             f"{label}/{name}": (low, high)
             for label, about in details.items()
             for name, (low, high) in about["intervals"].items()
         },
+        base=Path(evaluation.get("working_folder") or _base(path, config.get("output_dir"))),
         history=_history(path),
         samples=_of_benchmarks(path, details) if details else _of_run(path, metrics),
         checkpoint=_checkpoint(path, evaluation),
@@ -89,6 +91,13 @@ def _offline(path: Path) -> RunRecord:
     history = _by_step(run.history)
     name = run.name or path.name
     return RunRecord(name, (path,), run.config, metrics, history=history, parameters=_last(history, "parameters"))
+
+
+def _base(path: Path, output_dir: str | None) -> Path:
+    """Where a run was started whose folder is now ``path``."""
+    if output_dir and path.as_posix().endswith(f"/{output_dir}"):
+        return Path(path.as_posix().removesuffix(output_dir))
+    return Path.cwd()
 
 
 def _checkpoint(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
@@ -180,7 +189,9 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid yaml ({' '.join(str(error).split())}); restore it or leave out the run") from error
+        raise DataError(
+            f"{path} is not valid yaml ({' '.join(str(error).split())}); restore it or leave out the run"
+        ) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -197,14 +208,21 @@ def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
     """With names that are as short as tells them apart: their folders below the one that they share."""
     homes = [_home(record) for record in records]
     if len(set(homes)) < len(homes):  # several evaluations of one checkpoint, or two of its checkpoints
-        homes = [record.paths[0] if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)]
+        homes = [
+            record.paths[0] if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)
+        ]
     shared = os.path.commonpath([home.parent for home in homes])
-    return [replace(record, name=home.relative_to(shared).as_posix()) for record, home in zip(records, homes, strict=True)]
+    return [
+        replace(record, name=home.relative_to(shared).as_posix()) for record, home in zip(records, homes, strict=True)
+    ]
 
 
 def _home(record: RunRecord) -> Path:
-    """The folder of the run that is meant: an evaluation is called as the run whose checkpoint it scores."""
-    if record.checkpoint is None:
-        return record.paths[0]
-    folder = record.checkpoint.parent
-    return folder.parent if folder.name == "checkpoints" else folder
+    """The folder of the run that is meant: that whose checkpoint an evaluation scores, or whose logs these are."""
+    if record.checkpoint is not None:
+        folder = record.checkpoint.parent
+        return folder.parent if folder.name == "checkpoints" else folder
+    folder = record.paths[0]
+    while folder.name in ("wandb", "logs") or folder.name.startswith("offline-run-"):
+        folder = folder.parent
+    return folder

@@ -32,6 +32,7 @@ class RunRecord:
     ``config``     nested, as in its config.yaml; empty where it is not known.
     ``metrics``    flat, ``<source>/<metric>`` or ``<benchmark>/<metric>``, in %.
     ``intervals``  95%, of those metrics that were stored with one.
+    ``base``       what relative paths of the configuration start from.
     ``history``    what was logged while it trained, one map a step, each with its ``step``.
     ``samples``    what each sample scored, by the name of its file: runs that have the same samples are compared on them.
     ``checkpoint`` what was evaluated; None where there is none, as for a file of predictions.
@@ -44,6 +45,7 @@ class RunRecord:
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, Interval] = field(default_factory=dict)
+    base: Path = Path()
     history: Sequence[Mapping[str, float]] = ()
     samples: Mapping[str, Scored] = field(default_factory=dict)
     checkpoint: Path | None = None

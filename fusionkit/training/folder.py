@@ -62,6 +62,7 @@ def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
     content: Any = OmegaConf.to_container(config, resolve=True)
     content |= {
         "checkpoint": str(Path(config.checkpoint).resolve()),
+        "working_folder": str(Path.cwd()),
         "parameters": sum({id(p): p.numel() for module in modules for p in module.parameters()}.values()),
         "run": OmegaConf.to_container(parts.config, resolve=True),
     }

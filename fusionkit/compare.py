@@ -1,0 +1,83 @@
+"""``fusionkit compare``: runs beside a baseline as tables, plots and one page, without torch."""
+
+from collections.abc import Sequence
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from fusionkit.config import CompareConfig, check_top_level
+from fusionkit.data.sample import Sample
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.evaluation.records import write_text
+from fusionkit.reporting.comparison import compare_runs
+from fusionkit.reporting.comparison_plots import draw, panels
+from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
+from fusionkit.reporting.examples import examples
+from fusionkit.reporting.page import report_page
+from fusionkit.reporting.reading import read_runs
+from fusionkit.reporting.record import RunRecord
+
+
+def compare(config: DictConfig) -> None:
+    """Print the tables, and write ``table.md``, ``table.csv``, ``plots/*.png`` and ``index.html``."""
+    check_top_level(config, CompareConfig)
+    for key, least in (("examples", 0), ("resamples", 1)):
+        if config[key] < least:
+            raise ConfigError(f"{key} is {config[key]}, but has to be a number from {least} up")
+    if not (runs := _list("runs", config.runs)):
+        raise ConfigError("runs is empty; name folders: fusionkit compare outputs/a outputs/b")
+    comparison = compare_runs(
+        read_runs(runs),
+        config.baseline,
+        _list("metrics", config.metrics),
+        config.group_seeds,
+        config.resamples,
+        config.seed,
+    )
+    print_comparison(comparison, Console())
+    drawn, folder = panels(comparison), Path(config.output_dir)
+    try:
+        write_text(folder / "table.md", as_markdown(comparison))
+        write_text(folder / "table.csv", as_csv(comparison))
+        for panel in (panel for group in drawn.values() for panel in group):
+            draw(panel, folder / "plots" / f"{panel.name}.png")
+        shown = examples(comparison, samples_of, config.examples)
+        write_text(folder / "index.html", report_page(comparison, drawn, shown))
+    except OSError as error:
+        raise DataError(
+            f"output_dir={folder} cannot be written to ({error.strerror}); choose another output_dir=FOLDER"
+        ) from error
+    print(f"page: {folder}/index.html   tables: {folder}/table.md, table.csv   plots: {folder}/plots")
+
+
+def _list(key: str, value: object) -> list[str]:
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, Sequence) or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f"{key} is {value}, but has to be a list of texts; quote what looks like a number")
+    return list(found)
+
+
+def samples_of(run: RunRecord, label: str) -> Sequence[Sample]:
+    """The samples that one of the run's files of rows is about, read by the reader of its configuration.
+
+    None where the data are gone: a report does without the examples then.
+    """
+    scored = run.samples[label]
+    name = scored.prefix.partition("/")[0]
+    try:
+        if scored.split is not None:
+            block, splits = run.benchmarks[name], [scored.split]
+        else:
+            sources = run.config["data"]["sources"]
+            source = max((known for known in sources if f"{name}_".startswith(f"{known}_")), key=len)
+            block, roles = sources[source], run.config["evaluation"]["roles"]
+            splits = block["splits"][name[len(source) + 1 :] or roles[0]]
+        with chdir(run.base):  # what the paths of a configuration start from
+            found = [sample for split in splits for sample in instantiate(block["reader"]).read(split)]
+    except (DataError, KeyError, ValueError, OSError):
+        return []
+    return [replace(sample, image=run.base / sample.image) for sample in found]

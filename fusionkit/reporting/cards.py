@@ -1,0 +1,100 @@
+"""Cards of a report page: one sample with what every run said to it, and pictures of what runs attended to."""
+
+from collections.abc import Mapping
+from xml.etree.ElementTree import Element
+
+from fusionkit.reporting.comparison import Comparison
+from fusionkit.reporting.examples import Answer, Box, Example
+from fusionkit.reporting.html import SMALL, element, thumbnail
+from fusionkit.reporting.looks import look
+
+OVERLAYS = 12  # pictures shown of each run
+TALL = 13  # rem, of a card's image
+TRUE = ("#000000", "#ffffff")  # a white line on a black one is seen on every picture
+
+
+def example_card(example: Example, places: Mapping[str, int]) -> Element:
+    """The image with all boxes, what was asked, what is true, and the answers of the runs, whose places give their colours."""
+    asked = element("p", example.asked, class_="asked") if example.asked else None
+    truth = element("p", element("span", "true: ", class_="soft"), example.truth) if example.truth else None
+    boxed = element("p", "true box: white on black", class_="soft") if example.box else None
+    answers = element("ul", *(_answer(answer, places[answer.entry]) for answer in example.answers), class_="plain")
+    caption = element("figcaption", asked, truth, boxed, answers)
+    return element("figure", element("div", _picture(example, places), class_="frame"), caption, class_="card")
+
+
+def _picture(example: Example, places: Mapping[str, int]) -> Element:
+    shown = thumbnail(example.image)
+    if shown is None:
+        return element("p", f"{example.image.name} cannot be shown", class_="soft")
+    source, file_size = shown
+    width, height = example.size or file_size
+    image = element(
+        "img",
+        src=source,
+        alt=f"the image asked about: {example.asked or example.truth}",
+        loading="lazy",
+        class_="drawing" if max(file_size) <= SMALL else None,
+    )
+    boxes = [*(_true_box(example.box) if example.box else ())]
+    for answer in example.answers:
+        if answer.box:
+            color, _, _, is_dashed = look(places[answer.entry])
+            boxes.append(_box(answer.box, color, 2.5, "5 3" if is_dashed else None))
+    drawn = element("svg", *boxes, viewBox=f"0 0 {width} {height}", preserveAspectRatio="none", aria_hidden="true")
+    shape = (
+        f"width: min(100%, {TALL * width / height:.1f}rem); aspect-ratio: {width} / {height}"  # the boxes need it exact
+    )
+    return element("div", image, drawn if boxes else None, class_="picture", style=shape)
+
+
+def _true_box(box: Box) -> tuple[Element, Element]:
+    return _box(box, TRUE[0], 5, None), _box(box, TRUE[1], 2, None)
+
+
+def _box(box: Box, color: str, width: float, dashes: str | None) -> Element:
+    x, y, wide, high = (f"{float(value):g}" for value in box)
+    return element("rect", x=x, y=y, width=wide, height=high, stroke=color, stroke_width=width, stroke_dasharray=dashes)
+
+
+def _answer(answer: Answer, place: int) -> Element:
+    color, _, _, is_hollow = look(place)
+    swatch = element(
+        "span",
+        class_="swatch hollow" if is_hollow else "swatch",
+        style=f"background: {color}; border-color: {color}",
+        aria_hidden="true",
+    )
+    mark = element(
+        "b", "✓" if answer.is_right else "✗", class_="good" if answer.is_right else "bad", aria_hidden="true"
+    )
+    word = element("span", " right: " if answer.is_right else " wrong: ", class_="hidden")
+    shown = thumbnail(answer.image, 96) if answer.image else None
+    first = element("img", src=shown[0], alt="the image it ranked first", loading="lazy") if shown else None
+    before = ", first " if first is not None else None
+    said = element(
+        "span", element("span", f"{answer.entry} ", class_="soft"), mark, word, f" {answer.text}", before, first
+    )
+    return element("li", swatch, said)
+
+
+def overlay_figures(comparison: Comparison) -> list[Element]:
+    """The pictures in the runs' ``attention`` folders, those of one name side by side."""
+    found: dict[str, list[Element]] = {}
+    for entry in comparison.entries:
+        paths = [
+            path
+            for run in entry.runs[:1]
+            for folder in run.paths
+            for path in sorted((folder / "attention").glob("*.png"))
+        ]
+        for path in paths[:OVERLAYS]:
+            if shown := thumbnail(path, 720):
+                image = element("img", src=shown[0], alt=f"attention of {entry.name}: {path.stem}", loading="lazy")
+                caption = element("figcaption", element("b", entry.name), f" {path.stem.replace('_', ' ')}")
+                found.setdefault(path.name, []).append(element("figure", image, caption))
+    return (
+        [element("div", *(figure for figures in found.values() for figure in figures), class_="overlays")]
+        if found
+        else []
+    )

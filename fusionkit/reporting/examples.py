@@ -1,0 +1,188 @@
+"""The same samples as several runs answered them, right and wrong: what the report page shows side by side."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from math import floor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionkit.evaluation.judging import Row
+from fusionkit.evaluation.records import Record, read_records
+from fusionkit.reporting.comparison import Comparison
+from fusionkit.reporting.record import RunRecord
+
+if TYPE_CHECKING:
+    from fusionkit.data.sample import Sample, Text
+
+Load = Callable[
+    [RunRecord, str], Sequence["Sample"]
+]  # the samples that a file of rows is about; empty where they are gone
+Box = Sequence[float]  # x, y, w, h in pixels of the example's size
+# what a prediction is about: the key of its id -> the kind of text
+KINDS = {
+    "question_id": "questions",
+    "sent_id": "expressions",
+    "caption_id": "captions",
+    "pair_id": "hypotheses",
+    "statement_id": "statements",
+}
+WAY = "text_to_image/"  # what the ids of a caption's row in retrieval begin with
+RIGHT = 50.0  # of a sample's score
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one run said: a text, a box, or the image that it ranked first."""
+
+    entry: str
+    text: str
+    is_right: bool
+    box: Box | None = None
+    image: Path | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample: its image, what was asked, what is true, and what each run said."""
+
+    image: Path
+    asked: str
+    truth: str
+    answers: Sequence[Answer]
+    box: Box | None = None
+    size: tuple[int, int] | None = None  # that boxes refer to; None: the image's own
+
+
+def examples(comparison: Comparison, load: Load, count: int) -> dict[str, dict[str, list[Example]]]:
+    """By file of rows, then by who is right, at most ``count`` examples; of seeds the first stands for all."""
+    runs = {entry.name: entry.runs[0] for entry in comparison.entries}
+    labels = list(dict.fromkeys(label for run in runs.values() for label in run.samples))
+    found = {label: _of_label(label, runs, load, count) for label in labels} if count else {}
+    return {label: groups for label, groups in found.items() if groups}
+
+
+def _of_label(label: str, runs: Mapping[str, RunRecord], load: Load, count: int) -> dict[str, list[Example]]:
+    answered = {name: run for name, run in runs.items() if label in run.samples and run.samples[label].predictions}
+    rows = {name: _by_id(run.samples[label].rows) for name, run in answered.items()}
+    if not rows:
+        return {}
+    shared = [key for key in next(iter(rows.values())) if all(key in each for each in rows.values())]
+    records = {name: _records(run.samples[label].predictions) for name, run in answered.items()}
+    samples = next((found for run in answered.values() if (found := load(run, label))), [])
+    show = _Shower(samples, rows, records)
+    return {
+        heading: shown
+        for heading, keys in _grouped(rows, [key for key in shared if show.knows(key)]).items()
+        if (shown := [show(key) for key in _spread(keys, rows, count)])
+    }
+
+
+def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
+    return {str(row["id"]).removeprefix(WAY): row for row in rows}
+
+
+def _records(path: Path | None) -> dict[str, tuple[str, Record]]:
+    """The predictions by id, each with the kind of the text that it is about ("" for the image as a whole)."""
+    found = {}
+    for record in read_records(path) if path else []:
+        key = next((key for key in KINDS if key in record), "image_id")
+        if key in record and "caption_ids" not in record:
+            found[str(record[key])] = KINDS.get(key, ""), record
+    return found
+
+
+def _grouped(rows: Mapping[str, Mapping[str, Row]], keys: Sequence[str]) -> dict[str, list[str]]:
+    """Who is right: those that tell runs apart come first."""
+    groups: dict[str, list[str]] = {"right by some": [], "wrong by all": [], "right by all": []}
+    if len(rows) == 1:
+        groups = {"wrong": [], "right": []}
+    for key in keys:
+        right = sum(each[key]["score"] >= RIGHT for each in rows.values())
+        if len(rows) == 1:
+            groups["right" if right else "wrong"].append(key)
+        else:
+            groups["wrong by all" if not right else "right by all" if right == len(rows) else "right by some"].append(
+                key
+            )
+    return groups
+
+
+def _spread(keys: Sequence[str], rows: Mapping[str, Mapping[str, Row]], count: int) -> list[str]:
+    """``count`` of the keys from all over the file, in turns of every pattern of right and wrong, one of an image."""
+    patterns: dict[tuple[bool, ...], dict[Any, str]] = {}
+    first, seen = next(iter(rows.values())), set()
+    for key in keys:
+        if (image := first[key]["image_id"]) not in seen:
+            patterns.setdefault(tuple(each[key]["score"] >= RIGHT for each in rows.values()), {})[image] = key
+            seen.add(image)
+    lists = [list(of_image.values()) for of_image in patterns.values()]
+    spread = [found[:: max(1, len(found) // count)] for found in lists]
+    return [key for key in chain.from_iterable(zip_longest(*spread)) if key is not None][:count]
+
+
+class _Shower:
+    """Makes an example of an id."""
+
+    def __init__(
+        self,
+        samples: Sequence["Sample"],
+        rows: Mapping[str, Mapping[str, Row]],
+        records: Mapping[str, Mapping[str, tuple[str, Record]]],
+    ) -> None:
+        self.rows, self.records = rows, records
+        self.images = {str(sample.image_id): sample for sample in samples}
+        self.texts = {
+            (kind, str(text.id)): (sample, text)
+            for sample in samples
+            for kind in sample.texts
+            for text in sample.texts[kind]
+        }
+
+    def knows(self, key: str) -> bool:
+        """Whether there is a sample for the id, and a prediction of someone."""
+        return self._about(key) is not None
+
+    def _about(self, key: str) -> tuple["Sample", "Text | None"] | None:
+        kind = next((each[key][0] for each in self.records.values() if key in each), None)
+        if kind == "" and key in self.images:
+            return self.images[key], None
+        return self.texts.get((kind, key)) if kind else None
+
+    def __call__(self, key: str) -> Example:
+        about = self._about(key)
+        assert about is not None
+        sample, text = about
+        answers = [
+            self._answer(name, self.records[name].get(key, ("", {}))[1], rows[key]) for name, rows in self.rows.items()
+        ]
+        if text is None:
+            captions = " / ".join(each.text for each in sample.texts.get("captions", ()))
+            return Example(sample.image, "", captions, answers, size=sample.size)
+        return Example(sample.image, text.text, _truth(text.facts), answers, text.facts.get("box"), sample.size)
+
+    def _answer(self, name: str, record: Record, row: Row) -> Answer:
+        is_right = row["score"] >= RIGHT
+        if "image_ids" in record:
+            rank = next(iter(row.get("ranks", {}).values()), None)
+            first = self.images.get(str(next(iter(record["image_ids"]), None)))
+            return Answer(
+                name, f"rank {rank:g}" if rank else "", is_right, image=first.image if first and not is_right else None
+            )
+        if "bbox" in record:
+            overlap = next((value for metric, value in row["values"].items() if metric.endswith("iou")), None)
+            return Answer(name, "" if overlap is None else f"IoU {floor(overlap) / 100:.2f}", is_right, record["bbox"])
+        said = next(_said(record), "(nothing)")
+        return Answer(name, said, is_right)
+
+
+def _said(record: Record) -> Iterator[str]:
+    """What a record holds besides ids and scores."""
+    return (str(value) for key, value in record.items() if not key.endswith(("_id", "score", "scores")))
+
+
+def _truth(facts: Mapping[str, Any]) -> str:
+    if answers := facts.get("answers"):
+        return ", ".join(f"{answer} ({count})" for answer, count in Counter(answers).most_common(3))
+    return str(facts.get("label", ""))

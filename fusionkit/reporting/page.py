@@ -1,0 +1,249 @@
+"""The report page of a comparison: one file that needs no other and no network."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.etree.ElementTree import Element
+
+import yaml
+
+from fusionkit.reporting.cards import example_card, overlay_figures
+from fusionkit.reporting.comparison import Cell, Comparison
+from fusionkit.reporting.comparison_plots import Panel, draw
+from fusionkit.reporting.comparison_table import p_text
+from fusionkit.reporting.differences import ABSENT
+from fusionkit.reporting.examples import Example
+from fusionkit.reporting.html import breakable, document, element, embedded
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # asks for nothing
+Groups = Mapping[str, Mapping[str, Sequence[Example]]]
+
+
+def report_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]], groups: Groups) -> str:
+    """The page as text. ``groups`` are the examples, by file of rows and by who is right."""
+    here = Path(__file__).parent
+    title = f"{len(comparison.entries)} runs compared" if len(comparison.entries) > 1 else comparison.entries[0].name
+    head = [
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", f"{title} · fusionkit"),
+        element("style", (here / "page.css").read_text(encoding="utf-8")),
+    ]
+    notes = [element("p", note, class_="soft") for note in comparison.notes]
+    sections = [
+        _section("differences", "What differs", _differences(comparison)),
+        _section("scores", "Scores", [_scores(comparison), *notes, *_tests(comparison)]),
+        *(_section(heading.lower().replace(" ", "-"), heading, [_plots(drawn)]) for heading, drawn in panels.items()),
+        _section("examples", "Predictions side by side", _examples(comparison, groups)),
+        _section("overlays", "Attention", overlay_figures(comparison)),
+        _section("settings", "Settings", _settings(comparison)),
+    ]
+    shown = [section for section in sections if section is not None]
+    links = [element("a", section[0].text or "", href=f"#{section.get('id')}") for section in shown]
+    header = element(
+        "header", element("h1", title), *_verdicts(comparison), element("nav", *links, aria_label="sections")
+    )
+    script = element("script", (here / "page.js").read_text(encoding="utf-8"))
+    return document(head, [header, element("main", *shown), script])
+
+
+def _section(name: str, heading: str, content: Sequence[Element]) -> Element | None:
+    return element("section", element("h2", heading), *content, id=name) if content else None
+
+
+def _verdicts(comparison: Comparison) -> list[Element]:
+    """In how many scores each run is above or below the baseline, as far as that is decided."""
+    if len(comparison.entries) < 2:
+        return []
+    sources = ", ".join(dict.fromkeys(metric.partition("/")[0] for metric in comparison.metrics))
+    about = f", in {len(comparison.metrics)} scores on {sources}"
+    lines = [element("p", "Compared with ", element("b", comparison.baseline), about, class_="soft")]
+    verdicts = []
+    for entry in comparison.entries[1:]:
+        cells = [cell for metric in comparison.metrics if (cell := comparison.cells.get((entry.name, metric)))]
+        moves = [cell.difference.value for cell in cells if cell.mark == "*" and cell.difference]
+        tested = sum(cell.p is not None for cell in cells)
+        if tested:
+            above, below = sum(move > 0 for move in moves), sum(move < 0 for move in moves)
+            verdicts.append(
+                element(
+                    "li",
+                    element("b", entry.name),
+                    ": above in ",
+                    element("span", str(above), class_="good" if above else None),
+                    ", below in ",
+                    element("span", str(below), class_="bad" if below else None),
+                    f", undecided in {tested - above - below} of {tested} scores",
+                )
+            )
+    return [*lines, element("ul", *verdicts)] if verdicts else lines
+
+
+def _scores(comparison: Comparison) -> Element:
+    titles = [_title("run", is_number=False), *(_title(metric) for metric in comparison.metrics)]
+    rows = []
+    for entry in comparison.entries:
+        cells = [comparison.cells.get((entry.name, metric)) for metric in comparison.metrics]
+        shown = [_score(comparison, metric, cell) for metric, cell in zip(comparison.metrics, cells, strict=True)]
+        is_base = entry.name == comparison.baseline and len(comparison.entries) > 1
+        note = "baseline" if is_base else None
+        seeds = f"{len(entry.runs)} seeds" if len(entry.runs) > 1 else None
+        notes = [element("small", ", ".join(filter(None, (note, seeds))), class_="soft")] if note or seeds else []
+        first = element(
+            "th", *breakable(entry.name), *(element("br") for _ in notes), *notes, scope="row", data_value=entry.name
+        )
+        rows.append(element("tr", first, *shown, class_="base" if is_base else None))
+    return _table("scores in percent with their 95% intervals, and the difference from the baseline", titles, rows)
+
+
+def _score(comparison: Comparison, metric: str, cell: Cell | None) -> Element:
+    if cell is None:
+        return element("td", ABSENT, class_="number soft")
+    column = [each for (_, name), each in comparison.cells.items() if name == metric]
+    is_best = len(column) > 1 and cell.score == max(each.score for each in column)
+    moved = None
+    if cell.difference:
+        color = None if cell.mark != "*" else "good" if cell.difference.value > 0 else "bad"
+        moved = element("span", f" {cell.difference.value:+.1f}{cell.mark}", class_=color)
+    interval = element("small", f"{cell.interval[0]:.1f} to {cell.interval[1]:.1f}") if cell.interval else None
+    parts = [element("b", f"{cell.score:.1f}"), moved, interval, _strip(cell, column)]
+    return element("td", *parts, class_="number best" if is_best else "number", data_value=cell.score)
+
+
+def _strip(cell: Cell, column: Sequence[Cell]) -> Element | None:
+    """The interval on the scale of its column, for the eye."""
+    ends = [end for each in column for end in (each.score, *(each.interval or ()))]
+    low, width = min(ends), max(ends) - min(ends)
+    if not cell.interval or not width:
+        return None
+    left, middle, right = (
+        f"{100 * (value - low) / width:.1f}" for value in (cell.interval[0], cell.score, cell.interval[1])
+    )
+    axis = {"y1": 5, "y2": 5, "stroke": "currentColor"}
+    return element(
+        "svg",
+        element("line", x1=0, x2="100", **axis, stroke_opacity=0.2),
+        element("line", x1=left, x2=right, **axis, stroke_width=3, stroke_opacity=0.55),
+        element(
+            "line",
+            x1=middle,
+            x2=middle,
+            y1=0,
+            y2=10,
+            stroke="currentColor",
+            stroke_width=3,
+            vector_effect="non-scaling-stroke",
+        ),
+        viewBox="0 0 100 10",
+        preserveAspectRatio="none",
+        aria_hidden="true",
+    )
+
+
+def _tests(comparison: Comparison) -> list[Element]:
+    titles = ["metric", "run", "difference", "95% interval", "p", "p, corrected", "decided"]
+    rows = []
+    for metric in comparison.metrics:
+        for entry in comparison.entries:
+            cell = comparison.cells.get((entry.name, metric))
+            if cell is None or cell.difference is None or cell.p is None:
+                continue
+            value, low, high, p = cell.difference
+            word = {"*": "above" if value > 0 else "below", "(*)": "not after correction", "": "no"}[cell.mark]
+            color = {"above": "good", "below": "bad"}.get(word)
+            rows.append(
+                element(
+                    "tr",
+                    element("th", *breakable(metric), scope="row", data_value=metric),
+                    element("td", *breakable(entry.name), data_value=entry.name),
+                    element("td", f"{value:+.1f}", class_="number", data_value=value),
+                    element("td", f"{low:+.1f} to {high:+.1f}", class_="number", data_value=low),
+                    element("td", p_text(p), class_="number", data_value=p),
+                    element("td", p_text(cell.p), class_="number", data_value=cell.p),
+                    element("td", word, class_=color, data_value=word),
+                )
+            )
+    heads = [_title(title, is_number=title not in ("metric", "run", "decided")) for title in titles]
+    if not rows:
+        return []
+    summary = element("summary", f"All {len(rows)} tests against {comparison.baseline}")
+    return [element("details", summary, _table("differences from the baseline", heads, rows))]
+
+
+def _differences(comparison: Comparison) -> list[Element]:
+    if not comparison.differences:
+        return []
+    titles = [_title(title, is_number=False, after=".") for title in ("run", *comparison.differences)]
+    rows = [
+        element(
+            "tr",
+            element("th", *breakable(entry.name), scope="row", data_value=entry.name),
+            *(
+                element("td", *breakable(values[at]), data_value=values[at])
+                for values in comparison.differences.values()
+            ),
+        )
+        for at, entry in enumerate(comparison.entries)
+    ]
+    return [_table("keys of the configuration whose values differ", titles, rows)]
+
+
+def _title(name: str, is_number: bool = True, after: str = "/") -> Element:
+    """The head of a column that sorts by it; what stands before the last part of a name is small."""
+    prefix, divider, last = name.rpartition(after)
+    small = element("span", *breakable(prefix + divider), class_="prefix") if prefix else None
+    return element(
+        "th",
+        element("button", small, *breakable(last), type="button"),
+        scope="col",
+        class_="number" if is_number else None,
+    )
+
+
+def _table(caption: str, titles: Sequence[Element], rows: Sequence[Element]) -> Element:
+    """A table in a frame of its own, which scrolls where the page is narrow."""
+    hidden = element("caption", caption, class_="hidden")
+    table = element("table", hidden, element("thead", element("tr", *titles)), element("tbody", *rows))
+    return element("div", table, class_="scroll", role="region", aria_label=caption, tabindex=0)
+
+
+def _plots(panels: Sequence[Panel]) -> Element:
+    """Each in the colours of a light and of a dark page."""
+    figures = []
+    with TemporaryDirectory() as folder:
+        for panel in panels:
+            paths = {theme: Path(folder) / f"{panel.name}_{theme}.png" for theme in ("light", "dark")}
+            for theme, path in paths.items():
+                draw(panel, path, theme)
+            dark = element("source", srcset=embedded(paths["dark"]), media="(prefers-color-scheme: dark)")
+            light = element("img", src=embedded(paths["light"]), alt=panel.words, loading="lazy")
+            figures.append(element("figure", element("picture", dark, light)))
+    return element("div", *figures, class_="plots")
+
+
+def _examples(comparison: Comparison, groups: Groups) -> list[Element]:
+    places = {entry.name: at for at, entry in enumerate(comparison.entries)}
+    content: list[Element] = []
+    for label, by_group in groups.items():
+        shown = []
+        for heading, found in by_group.items():
+            cards = (example_card(example, places) for example in found)
+            shown += [element("h4", heading), element("div", *cards, class_="cards", tabindex=0)]
+        content.append(element("details", element("summary", label), *shown, open=not content))
+    return content
+
+
+def _settings(comparison: Comparison) -> list[Element]:
+    content: list[Element] = []
+    for entry in comparison.entries:
+        run = entry.runs[0]  # its seeds have the same
+        about = [str(path) for each in entry.runs for path in each.paths]
+        about += [f"checkpoint {run.checkpoint}"] if run.checkpoint else []
+        text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "not known"
+        lines = [element("p", *_lines(about), class_="soft"), element("pre", text, tabindex=0)]
+        content.append(element("details", element("summary", entry.name), *lines))
+    return content
+
+
+def _lines(texts: Sequence[str]) -> list[Element | str]:
+    return [part for text in texts for part in (text, element("br"))][:-1]
