@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning import seed_everything
@@ -12,9 +13,12 @@ from fusionkit.cli import STORED, load
 from fusionkit.config import EvaluateConfig, check_top_level
 from fusionkit.distributed import join, rank, world_size
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.attention import draw_attention
+from fusionkit.evaluation.replies import Oracle
 from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.rank import run_in_ranks
+from fusionkit.saliency import find_layer
 from fusionkit.training.folder import require_writable
 from fusionkit.training.launch import Parts, bare_trainer, evaluation_options
 from fusionkit.training.module import active_objectives
@@ -39,12 +43,39 @@ def share(job: str, config: DictConfig) -> None:
 def evaluate_share(config: DictConfig) -> None:
     """Score a checkpoint together with the other processes, if there are any."""
     parts, folder = restore(config)
+    if config.overlays:
+        check_overlays(config, parts)
     if config.get("benchmark"):
         return evaluate_benchmarks(config, parts, folder, device_of(parts))
     objectives = {source: parts.objectives[source] for source in chosen_sources(config, parts)}
     roles, active = chosen_roles(config, parts), active_objectives(objectives, parts.tasks)
     check_files(parts, active, roles)
     score(parts, active, folder, roles, device_of(parts))
+    if config.overlays and rank() == 0:
+        oracle = oracle_of(parts, device_of(parts))
+        for role, source in splits_of(parts.datamodule, active, roles):
+            label = source if role == roles[0] else f"{source}_{role}"
+            samples = parts.datamodule.samples(source, role)
+            draw_attention(oracle, source, samples, config.overlays, folder / "attention" / label)
+        print(f"where texts look: {folder}/attention")
+
+
+def check_overlays(config: DictConfig, parts: Parts) -> None:
+    """ConfigError where there is nothing to draw."""
+    if config.overlays < 0:
+        raise ConfigError(f"overlays is {config.overlays}; give how many samples of each task to draw, or 0")
+    if config.get("benchmark"):
+        raise ConfigError("overlays are drawn of the run's own data; leave out benchmark, or overlays")
+    find_layer(parts.model, None)
+
+
+def oracle_of(parts: Parts, device: torch.device, **options: Any) -> Oracle:
+    """The checkpoint as what can be asked, on the device; the tasks that were trained answer."""
+    active = active_objectives(parts.objectives, parts.tasks)
+    trained = {name: task for name, task in parts.tasks.items() if any(name in names for names in active.values())}
+    for module in (parts.model, *parts.tasks.values()):
+        module.to(device)
+    return Oracle(parts.model, trained, active, parts.datamodule, device, evaluation_options(parts.config), **options)
 
 
 def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, Path]:
