@@ -60,6 +60,7 @@ class EvaluateConfig:
     trainer: Any = MISSING
     benchmark: Any = None
     root: str = MISSING
+    overlays: int = 0
     resamples: int = MISSING
     seed: int = MISSING
     name: str | None = None

@@ -14,10 +14,13 @@ from fusionkit.cli import STORED, load
 from fusionkit.config import EvaluateConfig, check_top_level
 from fusionkit.distributed import join, rank, world_size
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.attention import draw_attention
 from fusionkit.evaluation.records import require_writable
+from fusionkit.evaluation.replies import Oracle
 from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.rank import run_in_ranks
+from fusionkit.saliency import find_layer
 from fusionkit.training.folder import keep_evaluation
 from fusionkit.training.launch import Parts, bare_trainer, build_loggers, evaluation_options
 from fusionkit.training.loggers import finish, log_config
@@ -44,6 +47,8 @@ def share(job: str, config: DictConfig) -> None:
 def evaluate_share(config: DictConfig) -> None:
     """Score a checkpoint together with the other processes, if there are any."""
     parts, folder = restore(config)
+    if config.overlays:
+        check_overlays(config, parts)
     if rank() == 0:
         keep_evaluation(folder, config, parts)
     if config.get("benchmark"):
@@ -54,6 +59,13 @@ def evaluate_share(config: DictConfig) -> None:
     check_files(parts, active, roles)
     with watching(config, parts, folder, roles[0]) as watch:
         watch.log_scores(score(parts, active, folder, roles, device_of(parts), watch.log_answers))
+    if config.overlays and rank() == 0:
+        oracle = oracle_of(parts, device_of(parts))
+        for role, source in splits_of(parts.datamodule, active, roles):
+            label = source if role == roles[0] else f"{source}_{role}"
+            samples = parts.datamodule.samples(source, role)
+            draw_attention(oracle, source, samples, config.overlays, folder / "attention" / label)
+        print(f"where texts look: {folder}/attention")
 
 
 @contextmanager
@@ -74,6 +86,24 @@ def watching(config: DictConfig, parts: Parts, folder: Path, prefix: str) -> Ite
         yield Watch(loggers, prefix)
     finally:
         finish()
+
+
+def check_overlays(config: DictConfig, parts: Parts) -> None:
+    """ConfigError where there is nothing to draw."""
+    if config.overlays < 0:
+        raise ConfigError(f"overlays is {config.overlays}; give how many samples of each task to draw, or 0")
+    if config.get("benchmark"):
+        raise ConfigError("overlays are drawn of the run's own data; leave out benchmark, or overlays")
+    find_layer(parts.model, None)
+
+
+def oracle_of(parts: Parts, device: torch.device, **options: Any) -> Oracle:
+    """The checkpoint as what can be asked, on the device; the tasks that were trained answer."""
+    active = active_objectives(parts.objectives, parts.tasks)
+    trained = {name: task for name, task in parts.tasks.items() if any(name in names for names in active.values())}
+    for module in (parts.model, *parts.tasks.values()):
+        module.to(device)
+    return Oracle(parts.model, trained, active, parts.datamodule, device, evaluation_options(parts.config), **options)
 
 
 def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, Path]:

@@ -10,13 +10,12 @@ from fusionkit.cli import STORED
 from fusionkit.config import PredictConfig, check_top_level
 from fusionkit.data.requests import ASKED, read_requests
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluate import device_of
+from fusionkit.evaluate import device_of, oracle_of
 from fusionkit.evaluation.overlays import draw_reply
 from fusionkit.evaluation.records import require_writable, write_records
-from fusionkit.evaluation.replies import Oracle, Reply
+from fusionkit.evaluation.replies import Reply
 from fusionkit.evaluation.table import print_replies
-from fusionkit.training.launch import Parts, evaluation_options
-from fusionkit.training.module import active_objectives
+from fusionkit.saliency import find_layer
 from fusionkit.training.restore import load_parts
 
 
@@ -28,6 +27,8 @@ def answer_own(config: DictConfig) -> None:
     check_top_level(config, PredictConfig)
     _check(config)
     parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, has_data=False)
+    if config.attention:
+        find_layer(parts.model, config.layer)
     requests = read_requests(config.image, {word: config[word] for word in ASKED}, parts.model.image_encoder.reads)
     folder = Path(config.output_dir or "overlays")
     if config.overlay or config.attention:
@@ -35,7 +36,8 @@ def answer_own(config: DictConfig) -> None:
     if config.output:
         require_writable(Path(config.output).parent, "output")
     seed_everything(parts.config.seed, workers=True, verbose=False)
-    replies = oracle_of(config, parts).answer(requests)
+    options = {name: config[name] for name in ("by", "top", "batch_size", "layer")}
+    replies = oracle_of(parts, device_of(parts), looks=config.attention, **options).answer(requests)
     if config.overlay or config.attention:
         is_middle = parts.datamodule.finish.fit == "crop"
         replies = [_drawn(reply, number, folder, is_middle) for number, reply in enumerate(replies)]
@@ -43,27 +45,6 @@ def answer_own(config: DictConfig) -> None:
         write_records(Path(config.output), [reply.record for reply in replies])
     print_replies([reply.record for reply in replies])
     _tell_errors(replies)
-
-
-def oracle_of(config: DictConfig, parts: Parts) -> Oracle:
-    """The checkpoint as what can be asked, on its device."""
-    device, active = device_of(parts), active_objectives(parts.objectives, parts.tasks)
-    for module in (parts.model, *parts.tasks.values()):
-        module.to(device)
-    trained = {name for tasks in active.values() for name in tasks}
-    return Oracle(
-        parts.model,
-        {name: task for name, task in parts.tasks.items() if name in trained},
-        active,
-        parts.datamodule,
-        device,
-        evaluation_options(parts.config),
-        config.by,
-        config.top,
-        config.batch_size,
-        config.attention,
-        config.layer,
-    )
 
 
 def _check(config: DictConfig) -> None:

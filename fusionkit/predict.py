@@ -21,7 +21,9 @@ def predict(config: DictConfig) -> None:
         return answer_own(config)
     check_top_level(config, PredictConfig)
     if config.logger:
-        raise ConfigError("logger: predict scores nothing that could be logged; leave it out, or use fusionkit evaluate")
+        raise ConfigError(
+            "logger: predict scores nothing that could be logged; leave it out, or use fusionkit evaluate"
+        )
     for key in ("question", "phrase", "text", "caption"):
         if config[key] is not None:
             raise ConfigError(f"{key} is given, but no image to ask about; add image=PICTURE")

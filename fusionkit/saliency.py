@@ -105,7 +105,7 @@ def _watched_fusion(
 
     Each text has an image row of its own, so that rows agree.
     """
-    attention = _layer(model, layer)
+    attention = find_layer(model, layer)
     image, text = _copied(image.take(image_index)), _copied(text)
     if torch.is_grad_enabled():
         image.embeds.requires_grad_()  # so that a frozen fusion has gradients too
@@ -132,7 +132,8 @@ def _copied(tokens: Tokens) -> Tokens:
     return Tokens(tokens.embeds.clone(), mask, tokens.pooled.clone())
 
 
-def _layer(model: VisionLanguageModel, layer: int | None) -> Attention:
+def find_layer(model: VisionLanguageModel, layer: int | None) -> Attention:
+    """The attention of that number; ConfigError where the fusion has none, or not so many."""
     if "attention" not in model.fusion.provides:
         raise ConfigError(
             f"{type(model.fusion).__name__} has no attention of the text to the image to look at; "

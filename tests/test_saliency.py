@@ -11,6 +11,7 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.tasks.grounding_gradcam import GradCAMGrounding
 from tests.toys import choices, toy_batch, toy_dims, toy_fusion, toy_model
 
+JOINT = ("merged_attention", "co_embedding")
 LOOKING = [name for name in choices("fusion") if "attention" in toy_fusion(name).func.provides]
 
 
@@ -37,9 +38,13 @@ def test_maps_are_distributions_over_the_image_and_leave_the_fusion_as_it_was(na
         maps = saliency.attention_maps(model, *parts, layer=layer)
         real = parts[1].mask.bool()
         assert maps.shape == (*real.shape, encoded.image.embeds.shape[1])
-        torch.testing.assert_close(maps.sum(dim=2)[real], torch.ones(int(real.sum())))
+        sums = maps.sum(dim=2)[real]
+        if name in JOINT:  # the rest of the attention is the text's
+            assert ((sums > 0) & (sums < 1)).all()
+        else:
+            torch.testing.assert_close(sums, torch.ones(int(real.sum())))
     with torch.inference_mode():
-        cam = saliency.gradcam(model, task._match, *model_parts(model, batch))
+        cam = saliency.gradcam(model, task.evidence, *model_parts(model, batch))
     assert cam.shape == maps.shape
     assert cam.min() == 0 < cam.max()
     assert not cam[~real].any()
@@ -53,10 +58,31 @@ def model_parts(model, batch):
     return encoded.image, encoded.text["expressions"], batch["expressions"]["image_index"]
 
 
+@pytest.mark.parametrize("name", JOINT)
+def test_of_one_attention_over_both_the_maps_are_from_the_text_to_the_image(name):
+    """An image token that is hidden from all is given nothing, and its neighbours are; so the corner is the right one."""
+    model, _, _, encoded, (image, text, index) = build(name)
+    mask = torch.ones(image.embeds.shape[:2], dtype=torch.long)
+    mask[:, 3] = 0
+    maps = saliency.attention_maps(model, image._replace(mask=mask), text, index, layer=0)
+    real = maps[text.mask.bool()]
+    assert (real[:, 3] == 0).all()
+    assert (real[:, [0, 2, 4, -1]] > 0).all()
+
+
+def test_a_model_in_half_precision_and_inference_gives_the_same_maps():
+    model, task, batch, _, parts = build()
+    exact = saliency.gradcam(model, task.evidence, *parts)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        rough = saliency.gradcam(model, task.evidence, *model_parts(model, batch))
+    assert rough.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([exact.flatten(), rough.flatten()]))[0, 1] > 0.95
+
+
 def test_the_gradient_is_that_of_the_score_with_respect_to_the_attention():
     """By finite differences: a little more attention to one token changes the match logit as much as GradCAM says."""
     model, task, _, _, parts = build()
-    cam = saliency.gradcam(model, task._match, *parts, layer=1)
+    cam = saliency.gradcam(model, task.evidence, *parts, layer=1)
     attention = model.fusion.cross_attentions()[1]
     row, word, place, step = 0, 0, 3, 1e-2
 
@@ -71,7 +97,7 @@ def test_the_gradient_is_that_of_the_score_with_respect_to_the_attention():
         attention.attend = attend
         single = saliency._copied(parts[0].take(parts[2]))
         fused = model.fuse(model.fusion.prepare(single), parts[1], torch.arange(len(parts[2])))
-        return task._match(fused)[row].item()
+        return task.evidence(fused)[row].item()
 
     expected = 0.0
     with torch.no_grad():
@@ -83,16 +109,19 @@ def test_the_gradient_is_that_of_the_score_with_respect_to_the_attention():
 
 
 def test_a_fusion_without_cross_attention_and_a_layer_that_is_not_there_say_so():
-    model, task, _, _, parts = build("merged_attention")
-    with pytest.raises(ConfigError, match="MergedAttention has no cross-attention"):
-        saliency.gradcam(model, task._match, *parts)
+    model, task, _, _, parts = build("gated")
+    with pytest.raises(ConfigError, match="Gated has no attention of the text to the image"):
+        saliency.gradcam(model, task.evidence, *parts)
     model, task, _, _, parts = build()
-    with pytest.raises(ConfigError, match=r"layer is 2, but CrossAttention has 2 cross-attention layers; give 0 to 1"):
+    with pytest.raises(
+        ConfigError, match=r"layer is 2, but CrossAttention has 2 layers that look at the image; give 0 to 1"
+    ):
         saliency.attention_maps(model, *parts, layer=2)
 
 
-def test_the_best_rectangle_is_the_best_of_all():
+def test_the_best_rectangle_is_the_best_of_all(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(saliency, "FINE", 4)
     maps = torch.rand(3, 4, 4) ** 4
     spans = list(itertools.combinations(range(5), 2))
     for map, box in zip(maps, saliency.best_rectangles(maps, alpha=0.5), strict=True):
@@ -104,11 +133,26 @@ def test_the_best_rectangle_is_the_best_of_all():
         assert tuple(box.tolist()) == max(scores, key=scores.get)
 
 
-def test_a_spot_is_boxed_and_chosen_among_proposals():
+def test_a_spot_is_boxed_between_the_cells_too_and_chosen_among_proposals():
     map = torch.zeros(8, 8)
     map[2:4, 4:7] = 1.0
-    assert saliency.best_rectangles(map[None], 0.5)[0].tolist() == [4 / 8, 2 / 8, 7 / 8, 4 / 8]
+    found, spot = saliency.best_rectangles(map[None], 0.5)[0], torch.tensor([4 / 8, 2 / 8, 7 / 8, 4 / 8])
+    torch.testing.assert_close(found, spot, rtol=0, atol=1 / 32)
+    soft = map.clone()
+    soft[2:4, 6] = 0.5  # half of this cell is the spot's
+    assert 6 / 8 < saliency.best_rectangles(soft[None], 0.5)[0, 2] < 7 / 8
     proposals = torch.tensor([[0.0, 0.0, 80.0, 40.0], [40.0, 10.0, 30.0, 10.0], [0.0, 20.0, 30.0, 20.0]])
+    assert saliency.best_proposal(map, proposals, (80, 40), 0.5) == 1
+
+
+def test_a_map_that_speaks_for_no_place_gives_the_whole_image():
+    assert saliency.best_rectangles(torch.zeros(1, 8, 8), 0.5).tolist() == [[0, 0, 1, 1]]
+
+
+def test_a_proposal_beyond_the_edge_counts_by_what_is_inside():
+    map = torch.zeros(8, 8)
+    map[:, 0] = 1.0
+    proposals = torch.tensor([[30.0, 0.0, 20.0, 40.0], [-5.0, 0.0, 20.0, 40.0]])
     assert saliency.best_proposal(map, proposals, (80, 40), 0.5) == 1
 
 

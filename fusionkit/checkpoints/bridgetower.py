@@ -77,7 +77,9 @@ def plan(
         family="bridgetower",
         release="transformers' BridgeTower",
         groups=groups_of(tasks),
-        config=run_of(tasks, words["max_position_embeddings"] - words["pad_token_id"] - 1, image_size=seen["image_size"])
+        config=run_of(
+            tasks, words["max_position_embeddings"] - words["pad_token_id"] - 1, image_size=seen["image_size"]
+        )
         | {
             "name": "bridgetower",
             "image_encoder": image_tower(seen | tower) | {"top_layers": both["num_hidden_layers"]},

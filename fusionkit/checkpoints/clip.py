@@ -11,7 +11,17 @@ from torch import Tensor
 
 from fusionkit.checkpoints.base import Key, Plan, reshaped, resize_positions
 from fusionkit.checkpoints.bert import POSITION_IDS
-from fusionkit.checkpoints.runs import groups_of, inverse, layers, of_class, renamed, run_of, sizes_of, started, tower_activation
+from fusionkit.checkpoints.runs import (
+    groups_of,
+    inverse,
+    layers,
+    of_class,
+    renamed,
+    run_of,
+    sizes_of,
+    started,
+    tower_activation,
+)
 from fusionkit.checkpoints.source import Source
 
 IMAGE, TEXT = "model.image_encoder.backbone.", "model.text_encoder.backbone."

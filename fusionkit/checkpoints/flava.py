@@ -97,7 +97,9 @@ def plan(
             },
             "fusion": fusion_config(both),
             "model": {"embed_size": sizes_of({"projection_dim": projection_dim}, source)["projection_dim"]},
-            "task": {} if is_bare else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]} | activation(words["hidden_act"])},
+            "task": {}
+            if is_bare
+            else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]} | activation(words["hidden_act"])},
         },
         keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS))],
         left_out=LEFT_OUT if is_bare else LEFT_OUT | OTHER_POOLER,

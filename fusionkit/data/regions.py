@@ -87,10 +87,10 @@ def read_regions(path: Path, detections: Detections) -> Decoded:
     if features.ndim != 2 or boxes.shape != (len(features), 6) or not len(features):
         raise DataError(f"{path} has features {features.shape} and norm_bb {boxes.shape}; expected {LAYOUT}, N above 0")
     count = _count(arrays.get("conf"), detections)
-    boxes = torch.from_numpy(boxes[:count].astype(np.float32))
+    places = torch.from_numpy(boxes[:count].astype(np.float32))
     found = Found(
         torch.from_numpy(features[:count].astype(np.float32)),
-        torch.cat([boxes, boxes[:, 4:5] * boxes[:, 5:]], dim=1),
+        torch.cat([places, places[:, 4:5] * places[:, 5:]], dim=1),
         torch.from_numpy(arrays["soft_labels"][:count].astype(np.float32)) if detections.class_scores else None,
     )
     size = arrays.get("size", UNKNOWN)

@@ -194,7 +194,7 @@ def _draw_picture(picture: Picture, cell: tuple[int, int]) -> Image.Image:
 
 
 def _warmed(image: Image.Image, heat: np.ndarray, is_middle: bool) -> Image.Image:
-    """The image in grey, and on it the heat in a perceptually even colour map, the more opaque the hotter."""
+    """The image, paled, and on it the heat in a perceptually even colour map, the more opaque the hotter."""
     size = (min(image.size),) * 2 if is_middle else image.size
     left, top = (image.width - size[0]) // 2, (image.height - size[1]) // 2
     low, high = float(heat.min()), float(heat.max())
@@ -202,7 +202,7 @@ def _warmed(image: Image.Image, heat: np.ndarray, is_middle: bool) -> Image.Imag
     fine = np.asarray(Image.fromarray(even.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     colors = Image.fromarray((matplotlib.colormaps["inferno"](fine)[..., :3] * 255).astype(np.uint8))
     opacity = Image.fromarray((255 * (0.15 + 0.7 * fine)).astype(np.uint8))
-    warmed = image.convert("L").convert("RGB")
+    warmed = Image.blend(image.convert("L").convert("RGB"), image, 0.4)
     warmed.paste(colors, (left, top), opacity)
     return warmed
 

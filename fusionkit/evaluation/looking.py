@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fusionkit import saliency
 from fusionkit.evaluation.records import write_atomically
-from fusionkit.tasks.base import Task
+from fusionkit.saliency import Score
 from fusionkit.types import TextRows, Tokens
 
 
@@ -36,14 +36,14 @@ class Look:
 
 
 def look(
-    model: Any, task: Task[Any] | None, image: Tokens, text: Tokens, rows: TextRows, tokenizer: Any, layer: int | None
+    model: Any, evidence: Score | None, image: Tokens, text: Tokens, rows: TextRows, tokenizer: Any, layer: int | None
 ) -> list[Look]:
-    """The looks of T encoded texts at their images; GradCAM explains the ``evidence`` of the task, if there is one."""
+    """The looks of T encoded texts at their images; GradCAM explains the evidence, if there is any."""
     parts = model, image, text, rows["image_index"]
     attention = _by_word(model, saliency.attention_maps(*parts, layer), text, rows)
     cams: list[Any] = [None] * len(attention)
-    if task is not None:
-        cams = _by_word(model, saliency.gradcam(model, task.evidence, *parts[1:], layer), text, rows)
+    if evidence is not None:
+        cams = _by_word(model, saliency.gradcam(model, evidence, *parts[1:], layer), text, rows)
     words = [
         _words(ids, numbers, tokenizer) for ids, numbers in zip(rows["input_ids"], rows["word_index"], strict=True)
     ]

@@ -27,7 +27,7 @@ def draw_reply(reply: Reply, stem: Path, is_middle: bool, true_box: Sequence[flo
             look.write(written[-1])
         if has_pixels(reply.request.image):
             written.append(path.with_name(f"{path.name}.png"))
-            legend = _legend(look, true_box is not None)
+            legend = _legend(look, "bbox" in reply.record and word == "phrase", true_box is not None)
             panels = _panels(reply, word, look, is_middle, true_box)
             draw_sheet(Sheet(legend, panels, CELL), f"{word}: {_heading(reply, word)}", written[-1])
     return written
@@ -37,12 +37,16 @@ def _heading(reply: Reply, word: str) -> str:
     return str(reply.record["caption"] if word == "caption" else reply.request.texts[word])
 
 
-def _legend(look: Look | None, has_truth: bool) -> str:
-    boxes = "true box: green; given box: red, dashed" if has_truth else "given box: red, dashed"
-    if look is None:
-        return boxes
-    kind = "attention" if look.gradcam is None else "GradCAM (what the answer hangs on)"
-    return f"{kind} of the whole text, then word by word; each map from its least (dark) to its most (bright); {boxes}"
+def _legend(look: Look | None, has_box: bool, has_truth: bool) -> str:
+    parts = []
+    if look is not None:
+        kind = "attention" if look.gradcam is None else "GradCAM, what the answer hangs on"
+        parts += [
+            f"{kind}: of the whole text, then word by word",
+            "each map from its least (dark) to its most (bright)",
+        ]
+    parts += ["true box: green"] * has_truth + ["given box: red, dashed"] * has_box
+    return "; ".join(parts)
 
 
 def _panels(

@@ -90,7 +90,7 @@ class Oracle:
         return able if word == "text" else dict(list(able.items())[:1])
 
     def _able(self, words: Iterable[str]) -> dict[str, Task[Any]]:
-        return {name: task for name, task in self.tasks.items() if task.replies_to in words}
+        return {name: task for name, task in self.tasks.items() if task.replies_to in list(words)}
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[int, ...]]:
         """Numbers of requests that ask the same, so that a batch has one text of each word for each image."""
@@ -143,9 +143,10 @@ class Oracle:
         """By the task that replies, if one number decides what it says, else by matching: it knows any text."""
         able = [*repliers.values(), *self._able(["text"]).values()]
         task = next((task for task in able if hasattr(task, "evidence")), None)
+        evidence: Any = getattr(task, "evidence", None)
         layer = self.layer if self.layer is not None else getattr(task, "layer", None)
         text, tokenizer = encoded.text[word], self.datamodule.tokenizer
-        return look(self.model, task, encoded.image, text, batch[word], tokenizer, layer)
+        return look(self.model, evidence, encoded.image, text, batch[word], tokenizer, layer)
 
 
 def _read_as(kind: str, word: str, batch: Any, encoded: Encoded) -> tuple[Batch, Encoded]:
@@ -153,7 +154,8 @@ def _read_as(kind: str, word: str, batch: Any, encoded: Encoded) -> tuple[Batch,
     if word not in batch:
         return batch, encoded
     text, feats = {kind: encoded.text[word]}, {kind: encoded.text_feats[word]}
-    return {**batch, kind: batch[word]}, replace(encoded, text=text, text_feats=feats)
+    view: Any = {**batch, kind: batch[word]}
+    return view, replace(encoded, text=text, text_feats=feats)
 
 
 def _require_size(item: Item, request: Request) -> None:

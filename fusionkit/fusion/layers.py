@@ -175,9 +175,7 @@ class Attention(nn.Module):
 class FeedForward(nn.Sequential):
     """Linear, ``activation``, linear."""
 
-    def __init__(
-        self, hidden_size: int, intermediate_size: int, activation: Callable[[], nn.Module] = nn.GELU
-    ) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, activation: Callable[[], nn.Module] = nn.GELU) -> None:
         super().__init__(
             nn.Linear(hidden_size, intermediate_size), activation(), nn.Linear(intermediate_size, hidden_size)
         )

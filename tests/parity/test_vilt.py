@@ -7,7 +7,15 @@ import torch
 from safetensors.torch import load_file
 
 from fusionkit.losses import masked_cross_entropy
-from tests.parity.imported import NO_DROPOUT, close, compare_gradient_norms, gradient_norms, imported, task_of, text_rows
+from tests.parity.imported import (
+    NO_DROPOUT,
+    close,
+    compare_gradient_norms,
+    gradient_norms,
+    imported,
+    task_of,
+    text_rows,
+)
 from tests.parity.published import fixtures
 
 

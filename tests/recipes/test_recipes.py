@@ -38,7 +38,9 @@ TASKS = {  # what is too large, or has no words, in a task's own settings
     "mrm": ["task.mrm.num_classes=5"],
 }
 DECODERS = {  # of BLIP
-    "blip_pretrain": [f"task.captioning.{key}" for key in ("first_token_id=5", "decoder.num_layers=2", "decoder.num_heads=2")],
+    "blip_pretrain": [
+        f"task.captioning.{key}" for key in ("first_token_id=5", "decoder.num_layers=2", "decoder.num_heads=2")
+    ],
     "blip_vqa": ["task.vqa_decoder.decoder.first_token_id=5"],
 }
 TRAINER = ["accelerator=cpu", "devices=1", "strategy=auto", "precision=32-true", "fast_dev_run=2"]
