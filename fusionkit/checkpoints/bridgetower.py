@@ -63,6 +63,9 @@ def plan(
     """What a folder of BridgeTower is, by the class that it names; sizes of the three parts by transformers' names."""
     tasks = of_class(source, TASKS)
     seen, words = sizes_of(image, source, "vision_config"), sizes_of(text, source, "text_config")
+    depth = words["num_hidden_layers"]  # the image runs through as many layers as the text
+    unread = "|".join(map(str, range(depth, seen["num_hidden_layers"])))
+    seen["num_hidden_layers"] = depth
     both = sizes_of(fusion, source)
     prefix = "bridgetower." if source.has("bridgetower.") else ""
     is_tied = "mlm_score.decoder.weight" not in source.state
@@ -102,7 +105,7 @@ def plan(
             "task": {"mlm": mlm} if "mlm" in tasks else {},
         },
         keys=[*keys_of(prefix, seen, words, both), *renamed(HEADS), *decoder],
-        left_out=LEFT_OUT,
+        left_out=LEFT_OUT | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
         added=NO_CONTRAST if prefix else NO_HEAD,
         ids=ids,
         tokenizer="roberta-base",

@@ -1,15 +1,18 @@
 """FLAVA (Singh et al. 2022): two pre-norm towers, and a third transformer over the states of both behind its own class token.
 
-The folders that transformers' FlavaModel and FlavaForPreTraining save.
+The folders that transformers' FlavaModel and FlavaForPreTraining save, and FlavaMultimodalModel, the third transformer alone.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from fusionkit.checkpoints.base import Key, Plan, resize_positions
-from fusionkit.checkpoints.bert import POSITION_IDS
+from fusionkit.checkpoints.bert import POSITION_IDS, text_config
 from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
+    NO_HEAD,
     activation,
     groups_of,
     inverse,
@@ -18,6 +21,7 @@ from fusionkit.checkpoints.runs import (
     renamed,
     run_of,
     sizes_of,
+    started,
     tower_activation,
 )
 from fusionkit.checkpoints.source import Source
@@ -25,7 +29,7 @@ from fusionkit.checkpoints.vilt import TRANSFORMERS_BLOCK
 from fusionkit.checkpoints.vit import timm_vit
 
 IMAGE, TEXT = "model.image_encoder.", "model.text_encoder.backbone."
-TASKS = {"FlavaModel": ["itc"], "FlavaForPreTraining": ["itc", "itm", "mlm"]}  # by class
+TASKS = {"FlavaModel": ["itc"], "FlavaForPreTraining": ["itc", "itm", "mlm"], "FlavaMultimodalModel": ["itm"]}  # by class
 NAMES = {
     "image_model.embeddings.cls_token": f"{IMAGE}backbone.cls_token",
     "image_model.embeddings.patch_embeddings.projection.": f"{IMAGE}backbone.patch_embed.proj.",
@@ -39,6 +43,22 @@ NAMES = {
     "text_to_mm_projection.": "model.fusion.entry.project_text.",
     "multimodal_model.cls_token": "model.fusion.entry.class_token",
     "multimodal_model.layernorm.": "model.fusion.norm.",
+}
+ALONE = {
+    "cls_token": "model.fusion.entry.class_token",
+    "layernorm.": "model.fusion.norm.",
+    "pooler.dense.": "model.fusion.pool.dense.0.",
+}
+NEW = {  # what leads images and words into the third transformer where it stands alone: their embeddings, of its width
+    f"{IMAGE}class_token": started,
+    f"{IMAGE}positions": started,
+    f"{IMAGE}patches.weight": started,
+    f"{IMAGE}patches.bias": torch.zeros,
+    f"{EMBEDDINGS}LayerNorm.weight": torch.ones,
+    f"{EMBEDDINGS}LayerNorm.bias": torch.zeros,
+    **{f"{EMBEDDINGS}{kind}_embeddings.weight": started for kind in ("word", "position", "token_type")},
+    **{f"model.fusion.entry.project_{side}.weight": lambda shape: torch.eye(*shape) for side in ("image", "text")},
+    **{f"model.fusion.entry.project_{side}.bias": torch.zeros for side in ("image", "text")},
 }
 POOLER = {"multimodal_model.pooler.dense.": "model.fusion.pool.dense.0."}
 HEADS = {
@@ -78,6 +98,8 @@ def plan(
 ) -> Plan:
     """What a folder of FLAVA is, by the class that it names; sizes of its three transformers by transformers' names."""
     tasks = of_class(source, TASKS)
+    if not source.has("flava.") and not source.has("multimodal_model."):
+        return multimodal_plan(source, image, text, multimodal, ids)
     seen, words = sizes_of(image, source, "image_config"), sizes_of(text, source, "text_config")
     both = sizes_of(multimodal, source, "multimodal_config")
     is_bare = "itm" not in tasks
@@ -103,6 +125,35 @@ def plan(
         },
         keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS))],
         left_out=LEFT_OUT if is_bare else LEFT_OUT | OTHER_POOLER,
+        ids=ids,
+    )
+
+
+def multimodal_plan(
+    source: Source, image: Mapping[str, Any], text: Mapping[str, Any], multimodal: Mapping[str, Any], ids: Mapping[str, int]
+) -> Plan:
+    """The third transformer alone, as a fusion that is to be trained: patches and words are embedded anew at its width."""
+    both = sizes_of(multimodal, source)
+    own = {"hidden_size": both["hidden_size"]}
+    patches = {name: image[name] for name in ("image_size", "patch_size")}
+    words = {**text, **own, "num_attention_heads": both["num_attention_heads"]}
+    return Plan(
+        family="flava",
+        release="transformers' FLAVA",
+        groups=groups_of(["itm"]),
+        config=run_of(["itm"], text["max_position_embeddings"], image_size=image["image_size"])
+        | {
+            "name": "flava_multimodal",
+            "image_encoder": {"_target_": "fusionkit.encoders.patches.PatchEncoder", **own, **patches},
+            "text_encoder": text_config(words, num_layers=0),
+            "fusion": fusion_config(both),
+        },
+        keys=[
+            *renamed(ALONE),
+            *layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], "encoder.layer.{}.", "model.fusion.blocks.{}."),
+        ],
+        left_out={},
+        added=NEW | NO_HEAD,
         ids=ids,
     )
 

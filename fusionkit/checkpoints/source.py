@@ -1,5 +1,6 @@
 """A checkpoint that others wrote: its tensors by name, without running code of it."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, is_directory, read_json, read_safetensors, sha256
+from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, read_json, read_safetensors, sha256
 from fusionkit.errors import DataError
 
+SAVED = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # by transformers, one of
+PARTS = ("model-*.safetensors", "pytorch_model-*.bin")
 WRAPPERS = ("model", "state_dict", "module")  # what trainers put a state dict under
 
 
@@ -22,7 +25,7 @@ class Source:
     path: Path
     state: Mapping[str, Tensor]
     config: Mapping[str, Any] | None  # transformers' own configuration, where the source is a folder that it saved
-    sha256: str  # of the file of the weights
+    sha256: str  # of the file of the weights, or of the hashes of several, in the order of their names
 
     def has(self, beginning: str) -> bool:
         """Whether a name begins so."""
@@ -30,18 +33,37 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """Read a file (.pth, .ckpt, .bin, .safetensors), or a folder with config.json and model.safetensors, here or on the hub.
+    """Read a file (.pth, .ckpt, .bin, .safetensors), or a folder with config.json and weights, here or on the hub.
 
-    Raises DataError for what is truncated, no checkpoint at all, or a pickle of more than tensors and plain values.
+    The weights of a folder are model.safetensors or pytorch_model.bin, whole or in several files that an index names. Raises DataError for what is truncated, no checkpoint at all, or a pickle of more than tensors and plain values.
     """
     path = local(path)
-    if is_directory(path):
-        weights = path / WEIGHTS
-        return Source(path, read_safetensors(weights), read_json(path / CONFIG), sha256(weights))
+    if (path / CONFIG).is_file() and (files := _files(path)):
+        state = {name: tensor for file in files for name, tensor in _tensors(file).items()}
+        hashes = [sha256(file) for file in files]
+        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+        return Source(path, state, read_json(path / CONFIG), whole)
     if not path.is_file():
         raise DataError(f"{path} is no checkpoint: give a file, or a folder with {CONFIG} and {WEIGHTS}")
-    content = read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path)
-    return Source(path, _state_dict(path, content), None, sha256(path))
+    return Source(path, _tensors(path), None, sha256(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of weights in a folder that transformers saved; none where it holds no such."""
+    found = next((folder / name for name in SAVED if (folder / name).is_file()), None)
+    if found is None or found.suffix != ".json":
+        return [] if found is None else [found]
+    index = read_json(found).get("weight_map")
+    if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+        raise DataError(f"{found} has no weight_map from names of tensors to files; is the folder complete?")
+    files = [folder / Path(name).name for name in sorted(set(index.values()))]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise DataError(f"{folder} lacks {', '.join(missing[:3])}, which {found.name} names; complete the download")
+    return files
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    return _state_dict(path, read_safetensors(path) if path.suffix == ".safetensors" else _unpickled(path))
 
 
 def local(path: str | Path) -> Path:
@@ -53,7 +75,7 @@ def local(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=[CONFIG, WEIGHTS]))
+        return Path(snapshot_download(str(path), allow_patterns=[CONFIG, *SAVED, *PARTS]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
@@ -76,9 +98,14 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not content or not all(map(_is_plain, content.values())):
         found = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
         raise DataError(
             f"{path} holds no state dict of tensors, also not under {' or '.join(WRAPPERS)}: it holds {found}"
         )
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor whose numbers lie there one by one."""
+    return isinstance(value, Tensor) and value.layout is torch.strided
