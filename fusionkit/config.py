@@ -171,6 +171,9 @@ def package_file(package: str, relative: str) -> str:
 def register_resolvers() -> None:
     """Make our ``${...:...}`` functions known to OmegaConf."""
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+    OmegaConf.register_new_resolver(
+        "first_of", lambda value, default: default if value is None else value, replace=True
+    )
 
 
 def check_top_level(config: DictConfig, schema: type) -> None:

@@ -20,7 +20,7 @@ def predict(config: DictConfig) -> None:
     if config.image is not None:
         return answer_own(config)
     check_top_level(config, PredictConfig)
-    if config.logger:
+    if config.get("logger"):  # an empty group leaves no key
         raise ConfigError(
             "logger: predict scores nothing that could be logged; leave it out, or use fusionkit evaluate"
         )

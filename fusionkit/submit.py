@@ -15,10 +15,10 @@ def submit(config: DictConfig) -> None:
     check_top_level(config, SubmitConfig)
     check_arguments(config)
     block = next(iter(config.benchmark.values()))
-    if block.get("submission") is None or len(config.benchmark) != 1:
-        raise ConfigError(
-            f"there is no server that takes files for {', '.join(config.benchmark)}; for their scores: fusionkit score"
-        )
+    if len(config.benchmark) != 1:
+        raise ConfigError(f"a server takes the answers to one benchmark, not {len(config.benchmark)}: benchmark=NAME")
+    if block.get("submission") is None:
+        raise ConfigError(f"there is no server that takes files for {block.name}; for its scores: fusionkit score")
     (form,) = instantiate(next(iter(block.measures.values()))).forms
     predictions = Path(config.predictions)
     records = read_predictions(predictions)

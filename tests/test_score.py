@@ -166,6 +166,27 @@ def test_a_submission_has_every_id_once(vqa: Path, capsys: Capture) -> None:
     assert not (vqa / "other").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["method=a/b"], 2, "method is 'a/b', but is a part of the file's name"),
+        (["split=../x"], 2, "split is '../x'"),
+        (["questions={folder}/twice.json"], 1, "twice.json has the question_id 0 twice"),
+        (["benchmark=[vqav2,coco_caption]"], 2, "one benchmark, not 2"),
+        (["output={folder}/p.json"], 1, "p.json cannot be written to"),
+    ],
+)
+def test_a_wrong_submission_is_one_sentence(overrides, code, words: str, vqa: Path, capsys: Capture) -> None:
+    row = json.loads((vqa / "q.json").read_text())["questions"][0]
+    write(vqa / "twice.json", {"questions": [row, row], "data_subtype": "test2015"})
+    line = ["benchmark=vqav2", f"predictions={vqa}/p.json", f"questions={vqa}/q.json", f"output={vqa}/sub"]
+    keys = [text.partition("=")[0] for text in overrides]
+    kept = [text for text in line if text.partition("=")[0] not in keys]
+    assert run(["submit", *kept, *(text.format(folder=vqa) for text in overrides)]) == code
+    assert words in error_of(capsys)
+    assert not (vqa / "sub").exists()
+
+
 def test_captions_are_submitted_for_the_images_of_a_split(tmp_path: Path, capsys: Capture) -> None:
     write(tmp_path / "image_info.json", {"images": [{"id": 7}, {"id": 3}]})
     write(tmp_path / "p.json", [{"image_id": 3, "caption": "a"}, {"image_id": 7, "caption": "b"}])

@@ -196,6 +196,10 @@ def test_a_sweep_scores_benchmarks_with_intervals(
     )
     assert metrics["shapes/vqa/accuracy"] == pytest.approx(run_metrics["shapes/vqa_accuracy"])
     assert metrics["shapes/itc/text_to_image_r1"] == pytest.approx(run_metrics["shapes/text_to_image_r1"])  # re-ranked
+    for name in ("vqa/accuracy", "vqa/accuracy/yes_no", "grounding/mean_iou", "itc/image_to_text_r5"):
+        of_run = name.removeprefix("itc/").replace("/", "_")
+        for guesser in ("baseline", "chance"):
+            assert metrics[f"shapes/{name}_{guesser}"] == pytest.approx(run_metrics[f"shapes/{of_run}_{guesser}"])
     low, high = details["shapes/grounding"]["intervals"]["mean_iou"]
     assert low <= metrics["shapes/grounding/mean_iou"] <= high
     assert (tmp_path / "multirun/fusionkit/1/samples/shapes_vqa.jsonl").is_file()

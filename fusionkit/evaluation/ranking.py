@@ -53,7 +53,7 @@ class RetrievalMeasure:
         asked = [sample for sample in samples if sample.texts.get("captions")]
         queries = _queries(records, asked)
         rows = [_row(query) for query in queries]
-        notes = {"ties": "pessimistic: an equal score counts as a better one"}
+        notes = {"ties": "pessimistic: an equal score counts as a better one"} | _without_unknown_medians(rows, queries)
         for name, size in self.folds.items():
             if len(asked) <= size or len(asked) % size:
                 notes[name] = f"left out: {len(asked):,} images do not make folds of {size:,}"
@@ -116,6 +116,21 @@ def _row(query: Query) -> Row:
         "values": {f"{query.way}_r{cut}": 100.0 * (rank < cut) for cut in CUTS},
         "ranks": {f"{query.way}_median_rank": min(rank, query.total) + 1},
     }
+
+
+def _without_unknown_medians(rows: Sequence[Row], queries: Sequence[Query]) -> dict[str, str]:
+    """Take from the rows a median rank that lies beyond the end of the lists; returns notes that say so."""
+    notes = {}
+    scores = scores_of(rows)
+    for way in dict.fromkeys(query.way for query in queries):
+        lists = [query for query in queries if query.way == way and query.record is not None]
+        listed, total = min(((len(each.record[each.key]), each.total) for each in lists if each.record), default=(0, 0))
+        name = f"{way}_median_rank"
+        if listed < total and scores[name] > listed:
+            notes[name] = f"missing: it lies beyond the {listed:,} items of {total:,} that are listed"
+            for row in rows:
+                row["ranks"].pop(name, None)
+    return notes
 
 
 def _add_fold(rows: Sequence[Row], queries: Sequence[Query], fold: Sequence[Sample], name: str, count: int) -> None:

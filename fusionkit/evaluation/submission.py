@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fusionkit.data.files import annotation_file, expecting, read_json, table
+from fusionkit.data.files import add_new, annotation_file, expecting, read_json, table
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.form import Form, check_predictions
 from fusionkit.evaluation.records import Record, require_writable, write_text
@@ -42,11 +43,17 @@ class Submission:
         rows = table(content, self.table, asked, LAYOUT)
         with expecting(asked, LAYOUT):
             ids = [row[self.id] for row in rows]
+            known: set[Any] = set()
+            for each in ids:
+                add_new(known, each, f"the {self.id}", asked)
         split = split or content.get("data_subtype")
         if not split:
             raise ConfigError(
                 f"{asked} does not say which split it is; give its name as split=NAME, e.g. split=test2014"
             )
+        for key, name in (("split", split), ("method", method)):
+            if "/" in name:
+                raise ConfigError(f"{key} is '{name}', but is a part of the file's name: leave out its slashes")
         check_predictions(
             records, [form], {form.key: ids}, predictions, "the server wants every one: predict the whole split"
         )

@@ -48,7 +48,8 @@ def details_table(details: Mapping[str, Mapping[str, Any]]) -> Table:
     for title in ("score", "95% interval", *(GUESSERS[suffix] for suffix in suffixes)):
         table.add_column(title, justify="right")
     for label, about in details.items():
-        table.add_row(f"[bold]{label}[/bold], {about['split']}, {about['samples']:,} samples")
+        split = "" if about["split"] in label.split("/") else f", {about['split']}"
+        table.add_row(f"[bold]{label}[/bold]{split}, {about['samples']:,} samples")
         for name, value in about["scores"].items():
             if name.count("/") < 2:
                 low, high = about["intervals"][name]
