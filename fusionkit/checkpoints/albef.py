@@ -49,12 +49,11 @@ KINDS = {
     "assignment": Kind(("nlvr2",), PAIRED),  # text assignment, between pre-training and NLVR2
 }
 STARTS = ("vqa", "nlvr")  # whose fine-tuning begins with more than the network of pre-training
-LEFT_OUT = {
+OLD_TASKS = r"itm_head\..*|(image|text)_queue|queue_ptr"
+LEFT_OUT = {  # by kind, and by what is started
     "assignment": {r"ta_head\..*": "which image a text is of, a task that is not ours"},
-    "start": {
-        r"(itm_head|text_encoder(_m)?\.cls)\..*": "of the tasks of pre-training",
-        r"(image|text)_queue|queue_ptr": "of the tasks of pre-training",
-    },
+    "start of vqa": {OLD_TASKS: "of the tasks of pre-training"},
+    "start of nlvr": {rf"{OLD_TASKS}|text_encoder(_m)?\.cls\..*": "of the tasks of pre-training"},
 }
 
 
@@ -111,7 +110,7 @@ def plan(
         keys=start_keys(name, lower, fusion["num_layers"])
         if start
         else keys(name, lower, fusion["num_layers"], decoder["num_layers"]),
-        left_out=POSITION_IDS | LEFT_OUT.get("start" if start else name, {}),
+        left_out=POSITION_IDS | LEFT_OUT.get(f"start of {start}" if start else name, {}),
         added=added(name, has_contrast=source.has("vision_proj."), has_head=source.has("cls_head.")),
         ids=ids,
     )
