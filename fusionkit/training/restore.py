@@ -94,7 +94,7 @@ def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
             if key in image:
                 image[key] = value
         if text.get("pretrained"):
-            text.update(pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
+            text.update(_convert_="all", pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
 
 
 def start_from(config: DictConfig, path: str | Path) -> None:
