@@ -25,7 +25,7 @@ from fusionkit.training.launch import Parts, build_module, build_parts, build_tr
 from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.ranks import is_rank
-from fusionkit.training.restore import initialise, load_weights, read_checkpoint
+from fusionkit.training.restore import initialise, load_weights, read_checkpoint, start_from
 from fusionkit.training.summary import print_run
 from fusionkit.training.watch import Watch
 from fusionkit.training.weights import require_fit
@@ -49,6 +49,8 @@ def train(config: DictConfig) -> float | None:
         run_in_ranks("fusionkit.train:train", config, trainer.world_size)
         return None
     seed_everything(config.seed, workers=True, verbose=False)
+    if config.checkpoint:
+        start_from(config, config.checkpoint)
     parts = build_parts(config)
     parts.datamodule.require_apart()
     module = build_module(parts)

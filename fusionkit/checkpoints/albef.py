@@ -1,9 +1,10 @@
 """ALBEF (Li et al. 2021): ViT, BERT split into text layers and fusion layers, momentum copies of all of it.
 
-Checkpoints of github.com/salesforce/ALBEF: pretrain, retrieval, ve (SNLI-VE), nlvr, vqa; which one it is shows in its parts.
+Checkpoints of github.com/salesforce/ALBEF: pretrain, retrieval (and weak grounding), ve (SNLI-VE), text assignment, nlvr, vqa;
+which one it is shows in its parts.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fusionkit.checkpoints.base import Key, Plan, constant, fresh_weight, invert, reshaped, transposed
 from fusionkit.checkpoints.bert import (
     POSITION_IDS,
+    answer_decoder,
     cross_attention_config,
     decoder_config,
     fusion_layers,
@@ -19,9 +21,11 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
+from fusionkit.checkpoints.runs import CLEAN, groups_of, rows, run_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, vit_keys
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.tasks.entailment import LABELS
 
 Sizes = Mapping[str, Any]
 RELU_HEAD = {"_target_": "fusionkit.tasks.heads.relu", "_partial_": True}
@@ -31,25 +35,25 @@ TEACHER = {"_target_": "fusionkit.momentum.MomentumTeacher", "_partial_": True}
 class Kind(NamedTuple):
     """One of the published models."""
 
-    sign: str  # how a name begins that only it has
-    source: str  # of the choice of data
-    data: str
     tasks: tuple[str, ...]
     options: Mapping[str, Any]  # of the tasks, over those of conf/task
 
 
+PAIRED = {"nlvr2": {"_target_": "fusionkit.tasks.nlvr2.JointNLVR2", "_partial_": True, "head": RELU_HEAD}}
 KINDS = {
-    "vqa": Kind("text_decoder.", "vqa", "vqa_v2", ("vqa_decoder",), {}),
-    "nlvr": Kind(
-        "text_encoder.encoder.layer.17.",
-        "nlvr2",
-        "nlvr2",
-        ("nlvr2",),
-        {"nlvr2": {"_target_": "fusionkit.tasks.nlvr2.JointNLVR2", "_partial_": True, "head": RELU_HEAD}},
-    ),
-    "ve": Kind("cls_head.", "snli_ve", "snli_ve", ("entailment",), {"entailment": {"head": RELU_HEAD}}),
-    "retrieval": Kind("idx_queue", "coco", "coco_captions", ("itc", "itm"), {}),
-    "pretrain": Kind("", "coco", "coco_captions", ("itc", "itm", "mlm"), {}),
+    "pretrain": Kind(("itc", "itm", "mlm"), {}),
+    "retrieval": Kind(("itc", "itm"), {}),
+    "vqa": Kind(("vqa_decoder",), {}),
+    "ve": Kind(("entailment",), {"entailment": {"head": RELU_HEAD}}),
+    "nlvr": Kind(("nlvr2",), PAIRED),
+    "assignment": Kind(("nlvr2",), PAIRED),  # text assignment, between pre-training and NLVR2
+}
+STARTS = ("vqa", "nlvr")  # whose fine-tuning begins with more than the network of pre-training
+OLD_TASKS = r"itm_head\..*|(image|text)_queue|queue_ptr"
+LEFT_OUT = {  # by kind, and by what is started
+    "assignment": {r"ta_head\..*": "which image a text is of, a task that is not ours"},
+    "start of vqa": {OLD_TASKS: "of the tasks of pre-training"},
+    "start of nlvr": {rf"{OLD_TASKS}|text_encoder(_m)?\.cls\..*": "of the tasks of pre-training"},
 }
 
 
@@ -65,11 +69,18 @@ def plan(
     momentum: float,
     alpha: float,
     ids: Mapping[str, int],
+    start: str | None = None,
 ) -> Plan:
-    """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width."""
-    name, kind = next((name, kind) for name, kind in KINDS.items() if source.has(kind.sign))
-    fusion = cross_attention_config(bert, bert["num_hidden_layers"] - bert["fusion_layer"])
-    if name == "nlvr":
+    """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width.
+
+    ``start`` makes of one of pre-training what its fine-tuning begins with: for VQA the answer decoder is the fusion and the LM
+    head (``VQA.py``), for NLVR2 each fusion layer stands twice (``Pretrain_nlvr.py``).
+    """
+    shown = kind_of(source)
+    name = shown if start is None else require_start(source, start, shown, STARTS)
+    kind, lower, copies = KINDS[name], bert["fusion_layer"], 2 if start == "nlvr" else 1
+    fusion = cross_attention_config(bert, copies * (bert["num_hidden_layers"] - lower))
+    if "nlvr2" in kind.tasks:
         fusion["_target_"] = "fusionkit.fusion.alternating_cross_attention.AlternatingCrossAttention"
     task = dict(kind.options)
     if name == "vqa":
@@ -77,30 +88,49 @@ def plan(
         task["vqa_decoder"] = {"decoder": answers, "eps": bert["layer_norm_eps"]}
     if name == "pretrain":
         task["mlm"] = {"eps": bert["layer_norm_eps"]}
-    if name in ("pretrain", "retrieval"):
+    if "itc" in kind.tasks:
         task["itc"] = {"queue_size": queue_size}
     is_taught = source.has("visual_encoder_m.")  # fine-tuned models without distillation are not
     return Plan(
         family="albef",
         release="github.com/salesforce/ALBEF",
-        groups=[f"data={kind.data}", "objectives=none", f"task=[{','.join(kind.tasks)}]"],
-        config={
+        groups=groups_of(kind.tasks),
+        config=run_of(kind.tasks, bert["max_position_embeddings"], clean=CLEAN, image_size=image_size)
+        | {
             "name": f"albef_{name}",
-            "data": {"image_size": image_size},
-            "objectives": {kind.source: dict.fromkeys(kind.tasks, 1.0)},
             "image_encoder": timm_vit(vit, image_size, patch_size),
-            "text_encoder": text_config(bert, bert["fusion_layer"], ids["pad"]),
+            "text_encoder": text_config(bert, lower, ids["pad"]),
             "fusion": fusion,
             "model": {"embed_size": embed_dim},
             **({"teacher": TEACHER | {"momentum": momentum, "alpha": alpha}} if is_taught else {}),
-            "negatives": {"by_teacher": name in ("pretrain", "retrieval")},
+            "negatives": {"by_teacher": "itc" in kind.tasks},
+            "evaluation": {"options": {"reranking": {"k": 256, "rule": "itm"}}},
             "task": task,
         },
-        keys=keys(name, bert["fusion_layer"], fusion["num_layers"], decoder["num_layers"]),
-        left_out=POSITION_IDS,
-        added=added(name),
+        keys=start_keys(name, lower, fusion["num_layers"])
+        if start
+        else keys(name, lower, fusion["num_layers"], decoder["num_layers"]),
+        left_out=POSITION_IDS | LEFT_OUT.get(f"start of {start}" if start else name, {}),
+        added=added(name, has_contrast=source.has("vision_proj."), has_head=source.has("cls_head.")),
         ids=ids,
     )
+
+
+def kind_of(source: Source) -> str:
+    """Which of the published models it is."""
+    if source.has("cls_head."):
+        return "ve" if rows(source, "cls_head.2.weight") == len(LABELS) else "nlvr"
+    signs = {"text_decoder.": "vqa", "ta_head.": "assignment", "idx_queue": "retrieval"}
+    return next((name for sign, name in signs.items() if source.has(sign)), "pretrain")
+
+
+def require_start(source: Source, start: str, shown: str, starts: Sequence[str]) -> str:
+    """The kind of checkpoint that one of pre-training is turned into; raises ConfigError where it cannot be."""
+    if start not in starts:
+        raise ConfigError(f"start={start}: {suggest(start, starts)}; all else starts from the import as it is")
+    if shown != "pretrain":
+        raise ConfigError(f"start={start} is for checkpoints of pre-training, but {source.path} is one of {shown}")
+    return start
 
 
 def keys(name: str, lower: int, upper: int, decoder: int) -> list[Key]:
@@ -112,9 +142,11 @@ def keys(name: str, lower: int, upper: int, decoder: int) -> list[Key]:
     return [
         Key("itm_head.", "tasks.itm.head."),
         Key("temp", "model.temperature"),
-        *network("", text, "model.", lower, upper, name == "nlvr"),
+        *network("", text, "model.", lower, upper),
+        *(shared_pairs(text.format(""), "model.", lower, upper) if name in ("nlvr", "assignment") else []),
         *heads(name, "", "tasks.{}.head.", "model.", decoder),
-        *network("_m", text, "teacher.model.", lower, upper, name == "nlvr"),
+        *network("_m", text, "teacher.model.", lower, upper),
+        *(shared_pairs(text.format("_m"), "teacher.model.", lower, upper) if name == "nlvr" else []),
         *heads(name, "_m", "teacher.heads.{}.", "teacher.model.", decoder),
         Key("itm_head.", "teacher.heads.itm."),  # matching does not listen to the teacher: there is no copy of its head
         Key("temp", "teacher.model.temperature"),  # one for both
@@ -123,25 +155,37 @@ def keys(name: str, lower: int, upper: int, decoder: int) -> list[Key]:
     ]
 
 
-def network(m: str, text: str, ours: str, lower: int, upper: int, is_paired: bool) -> list[Key]:
-    """Towers, fusion and projections; ``m`` is "_m" for the moving averages.
+def start_keys(name: str, lower: int, upper: int) -> list[Key]:
+    """What the fine-tuning of a kind takes from pre-training."""
+    found = [Key("temp", "model.temperature"), Key("temp", "teacher.model.temperature")]
+    places = (("", "model.", "tasks.{}.head."), ("_m", "teacher.model.", "teacher.heads.{}."))
+    for m, model, head in places:
+        found += network(m, "text_encoder{}.bert.", model, lower, upper, copies=2 if name == "nlvr" else 1)
+        if name == "vqa":
+            found += answer_decoder(f"text_encoder{m}.", head.format("vqa_decoder"), upper, first=lower)
+    return found
 
-    ``is_paired`` fusion layers share their keys and values two by two (NLVR2): the published ones have to be equal.
-    """
-    pairs = [(number, part) for number in range(1, upper, 2) for part in ("key.", "value.")] if is_paired else []
+
+def network(m: str, text: str, ours: str, lower: int, upper: int, copies: int = 1) -> list[Key]:
+    """Towers, fusion and projections; ``m`` is "_m" for the moving averages. ``copies`` as in ``fusion_layers``."""
     return [
-        *(
-            Key(
-                f"{text.format(m)}encoder.layer.{lower + number}.crossattention.self.{part}",
-                f"{ours}fusion.layers.{number - 1}.cross_attention.{part}",
-            )
-            for number, part in pairs
-        ),
         *vit_keys(f"visual_encoder{m}.", ours),
         *text_encoder(text.format(m), f"{ours}text_encoder.", lower),
-        *fusion_layers(f"{text.format(m)}encoder.", f"{ours}fusion.", upper, first=lower),
+        *fusion_layers(f"{text.format(m)}encoder.", f"{ours}fusion.", upper, first=lower, copies=copies),
         Key(f"vision_proj{m}.", f"{ours}image_projection."),
         Key(f"text_proj{m}.", f"{ours}text_projection."),
+    ]
+
+
+def shared_pairs(text: str, ours: str, lower: int, upper: int) -> list[Key]:
+    """Fusion layers that share their keys and values two by two (NLVR2): the published ones have to be equal."""
+    return [
+        Key(
+            f"{text}encoder.layer.{lower + number}.crossattention.self.{part}",
+            f"{ours}fusion.layers.{number - 1}.cross_attention.{part}",
+        )
+        for number in range(1, upper, 2)
+        for part in ("key.", "value.")
     ]
 
 
@@ -151,14 +195,7 @@ def heads(name: str, m: str, ours: str, model: str, decoder: int) -> list[Key]:
         return lm_head(f"text_encoder{m}.cls.", ours.format("mlm"), f"{model}text_encoder.")
     if name in ("ve", "nlvr"):
         return [Key(f"cls_head{m}.", ours.format("entailment" if name == "ve" else "nlvr2"))]
-    if name == "retrieval":
-        return []
-    head, theirs = ours.format("vqa_decoder"), f"text_decoder{m}."
-    return [
-        *text_encoder(f"{theirs}bert.", f"{head}reader.text_encoder.", 0),
-        *fusion_layers(f"{theirs}bert.encoder.", f"{head}reader.fusion.", decoder),
-        *lm_head(f"{theirs}cls.", f"{head}words.", f"{head}reader.text_encoder."),
-    ]
+    return answer_decoder(f"text_decoder{m}.", ours.format("vqa_decoder"), decoder) if name == "vqa" else []
 
 
 def queue(side: str, name: str) -> list[Key]:
@@ -171,11 +208,18 @@ def queue(side: str, name: str) -> list[Key]:
     return [*found, Key("idx_queue", f"{ours}keys", change=reshaped)] if name == "retrieval" else found
 
 
-def added(name: str) -> dict[str, Callable[[torch.Size], Tensor]]:
-    """What the published model does not have: image numbers in the queue of pre-training, a contrastive space elsewhere."""
+def added(name: str, has_contrast: bool = False, has_head: bool = True) -> dict[str, Callable[[torch.Size], Tensor]]:
+    """What the published model does not have: image numbers in the queue of pre-training, elsewhere a contrastive space.
+
+    The head of NLVR2 is new where its fine-tuning starts.
+    """
     if name == "pretrain":
         return {f"tasks.itc.{side}_queue.keys": foreign_keys for side in ("image", "text")}
-    return {} if name == "retrieval" else no_contrast("model", "teacher.model")
+    found = {} if name == "retrieval" or has_contrast else no_contrast("model", "teacher.model")
+    for place in ("tasks.nlvr2.head.", "teacher.heads.nlvr2.") if not has_head else ():
+        found |= {f"{place}{layer}.weight": fresh_weight for layer in (0, 2)}
+        found |= {f"{place}{layer}.bias": constant(0.0) for layer in (0, 2)}
+    return found
 
 
 def no_contrast(*models: str) -> dict[str, Callable[[torch.Size], Tensor]]:

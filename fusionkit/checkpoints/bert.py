@@ -21,10 +21,15 @@ LAYER = BERT_LAYER | CROSS_ATTENTION
 """Our name in a layer with cross-attention -> the published one."""
 
 
-def fusion_layers(theirs: str, ours: str, count: int, first: int = 0, names: Mapping[str, str] = LAYER) -> list[Key]:
-    """``count`` layers with cross-attention: theirs ``first``, ``first + 1``, ... are ours 0, 1, ...; ``names`` of parts."""
+def fusion_layers(
+    theirs: str, ours: str, count: int, first: int = 0, names: Mapping[str, str] = LAYER, copies: int = 1
+) -> list[Key]:
+    """Our ``count`` layers with cross-attention from theirs: ``first``, ``first + 1``, ...; ``names`` of parts.
+
+    Each of theirs becomes ``copies`` of ours, one after the other.
+    """
     return [
-        Key(f"{theirs}layer.{first + number}.{their_part}.", f"{ours}layers.{number}.{our_part}.")
+        Key(f"{theirs}layer.{first + number // copies}.{their_part}.", f"{ours}layers.{number}.{our_part}.")
         for number in range(count)
         for our_part, their_part in names.items()
     ]
@@ -44,6 +49,16 @@ def lm_head(theirs: str, ours: str, text: str) -> list[Key]:
         Key(f"{theirs}predictions.bias", f"{ours}bias"),
         Key(f"{theirs}predictions.decoder.bias", f"{ours}bias"),
         Key(f"{theirs}predictions.decoder.weight", f"{text}backbone.embeddings.word_embeddings.weight"),
+    ]
+
+
+def answer_decoder(theirs: str, ours: str, count: int, first: int = 0) -> list[Key]:
+    """A decoder of answers with its LM head (``BertLMHeadModel``): our ``count`` layers are theirs from ``first`` on."""
+    reader = f"{ours}reader."
+    return [
+        *text_encoder(f"{theirs}bert.", f"{reader}text_encoder.", 0),
+        *fusion_layers(f"{theirs}bert.encoder.", f"{reader}fusion.", count, first),
+        *lm_head(f"{theirs}cls.", f"{ours}words.", f"{reader}text_encoder."),
     ]
 
 

@@ -1,7 +1,7 @@
 """BLIP (Li et al. 2022): ViT, and BERT layers with cross-attention that read texts alone, with an image, and as a decoder.
 
 Checkpoints of github.com/salesforce/BLIP (pretrain, retrieval, vqa, caption), and folders that transformers' BLIP models for
-retrieval, question answering and captioning saved; which one it is shows in its parts.
+retrieval, question answering and captioning saved; which one it is shows in its parts. Its model for NLVR2 is not imported.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionkit.checkpoints.albef import TEACHER, foreign_keys, no_contrast, queue
+from fusionkit.checkpoints.albef import TEACHER, foreign_keys, no_contrast, queue, require_start
 from fusionkit.checkpoints.base import Key, Plan, constant, reshaped
 from fusionkit.checkpoints.bert import (
     LAYER,
     POSITION_IDS,
+    answer_decoder,
     cross_attention_config,
     decoder_config,
     fusion_layers,
@@ -22,17 +23,30 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
+from fusionkit.checkpoints.runs import groups_of, run_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
+from fusionkit.errors import DataError
 
 Sizes = Mapping[str, Any]
 MIXED = "fusionkit.fusion.mixed_cross_attention"
-TASKS = {  # by kind: the choice of data, its source, and the tasks
-    "pretrain": ("coco_captions", "coco", ("itc", "itm", "captioning")),
-    "retrieval": ("coco_captions", "coco", ("itc", "itm")),
-    "vqa": ("vqa_v2", "vqa", ("vqa_decoder",)),
-    "caption": ("coco_captions", "coco", ("captioning",)),
+TASKS = {  # by kind
+    "pretrain": ("itc", "itm", "captioning"),
+    "retrieval": ("itc", "itm"),
+    "vqa": ("vqa_decoder",),
+    "caption": ("captioning",),
 }
+STARTS = ("vqa", "caption")  # whose fine-tuning begins with the decoder of pre-training
+MOMENTUM = r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..*|(image|text)_queue|queue_ptr|itm_head\..*"
+NOT_STARTED = {  # by kind
+    "vqa": {MOMENTUM: "of the tasks of pre-training"},
+    "caption": {
+        rf"{MOMENTUM}|text_encoder\..*": "of the tasks of pre-training; captions are told by the decoder alone"
+    },
+}
+MARKS = '.!"()*#:;~'
+CLEAN = {"_target_": "fusionkit.data.cleaning.Clean", "words": 30, "removed": "", "spaced": MARKS}
+CLEAN_QUESTIONS = CLEAN | {"words": 50, "removed": MARKS, "spaced": ""}
 SHARED = {
     ours: theirs for ours, theirs in LAYER.items() if ours.startswith(("cross", "norm_cross", "feed", "norm_feed"))
 }
@@ -49,28 +63,34 @@ def plan(
     momentum: float,
     alpha: float,
     ids: Mapping[str, int | None],
+    prompt: str,
+    start: str | None = None,
 ) -> Plan:
-    """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width."""
+    """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width.
+
+    ``start`` makes of one of pre-training what its fine-tuning begins with: for captions the decoder alone, for VQA both.
+    """
     bert = dict(bert) | {"vocab_size": bert["vocab_size"] + 2, "type_vocab_size": 0}  # with [DEC] and [ENC]
     if source.config is not None:
         sizes = sizes_of(source.config)
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
         vit, bert, ids = sizes["vit"], bert | sizes["bert"], dict(ids) | sizes["ids"]
-    name, is_taught = kind_of(source), source.has("visual_encoder_m.")
-    data, own, named = TASKS[name]
+    shown = kind_of(source)
+    name = shown if start is None else require_start(source, start, shown, STARTS)
+    is_taught = source.has("visual_encoder_m.") and start is None
+    clean = CLEAN_QUESTIONS if name == "vqa" else CLEAN
     fusion = cross_attention_config(bert, bert["num_hidden_layers"])
     if name in ("pretrain", "retrieval"):
         fusion["_target_"] = f"{MIXED}.MixedCrossAttention"
     first_token_id = ids["bos_DEC" if name == "caption" else "ENC"]
-    config: dict[str, Any] = {
+    config = run_of(TASKS[name], bert["max_position_embeddings"], clean=clean, image_size=image_size) | {
         "name": f"blip_{name}",
-        "data": {"image_size": image_size},
-        "objectives": {own: dict.fromkeys(named, 1.0)},
         "image_encoder": timm_vit(vit, image_size, patch_size),
         "text_encoder": text_config(bert, 0, ids["pad"]) | {"token_types": False, "first_token_id": first_token_id},
         "fusion": fusion,
         "model": {"embed_size": embed_dim},
-        "task": tasks(name, bert, ids, queue_size if is_taught else 0),
+        "evaluation": {"options": {"reranking": {"k": 256, "rule": "itm+cosine"}}},
+        "task": tasks(name, bert, ids, queue_size if is_taught else 0, prompt),
     }
     if is_taught:
         config["teacher"] = TEACHER | {"momentum": momentum, "alpha": alpha}
@@ -78,17 +98,21 @@ def plan(
     return Plan(
         family="blip",
         release="transformers' BLIP" if source.config is not None else "github.com/salesforce/BLIP",
-        groups=[f"data={data}", "objectives=none", f"task=[{','.join(named)}]"],
+        groups=groups_of(TASKS[name]),
         config=config,
         keys=keys(name, bert["num_hidden_layers"]),
-        left_out=POSITION_IDS,
-        added=added(name, is_taught),
+        left_out=POSITION_IDS | (NOT_STARTED[name] if start else {}),
+        added={} if start else added(name, is_taught),
         ids={token: number for token, number in ids.items() if number is not None},
     )
 
 
 def kind_of(source: Source) -> str:
-    """Which of the published models it is."""
+    """Which of the published models it is; raises DataError for the one that is not imported."""
+    if source.has("text_encoder.encoder.layer.0.crossattention.self0."):
+        raise DataError(
+            f"{source.path} is BLIP's model for NLVR2, with two cross-attentions a layer, one an image; no fusion here is so"
+        )
     if not source.has("text_encoder."):
         return "caption"
     if not source.has("text_decoder."):
@@ -118,21 +142,21 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tasks(name: str, bert: Sizes, ids: Mapping[str, int], queue_size: int) -> dict[str, Any]:
-    """Settings of the tasks, over those of conf/task."""
-    start, eps = ids["bos_DEC"], bert["layer_norm_eps"]
+def tasks(name: str, bert: Sizes, ids: Mapping[str, int], queue_size: int, prompt: str) -> dict[str, Any]:
+    """Settings of the tasks, over those of conf/task; ``prompt`` begins each caption."""
+    begin, eps = ids["bos_DEC"], bert["layer_norm_eps"]
     if name == "vqa":
-        decoder = decoder_config(bert, bert["num_hidden_layers"], ids["pad"]) | {"first_token_id": start}
+        decoder = decoder_config(bert, bert["num_hidden_layers"], ids["pad"]) | {"first_token_id": begin}
         answering = {"_target_": "fusionkit.tasks.answering.Ranking", "score": "blip", "label_smoothing": 0.1}
         return {"vqa_decoder": {"decoder": decoder, "label_smoothing": 0.1, "answering": answering, "eps": eps}}
     if name == "caption":
-        return {"captioning": {"prompt": "", "eps": eps}}
+        return {"captioning": {"prompt": prompt, "eps": eps}}
     settings: dict[str, Any] = {"itc": {"queue_size": queue_size}}
     if name == "pretrain":
         settings["captioning"] = {
             "_target_": "fusionkit.tasks.captioning_shared.SharedCaptioning",
             "_partial_": True,
-            "first_token_id": start,
+            "first_token_id": begin,
             "eps": eps,
             "decoder": {
                 "_target_": f"{MIXED}.SelfAttentionLayers",
@@ -189,15 +213,6 @@ def caption_decoder(layers: int) -> list[Key]:
     ]
 
 
-def answer_decoder(layers: int) -> list[Key]:
-    """The decoder is all its own."""
-    ours = "tasks.vqa_decoder.head."
-    return [
-        *text_layers("text_decoder.bert.", f"{ours}reader.", layers),
-        *lm_head("text_decoder.cls.", f"{ours}words.", f"{ours}reader.text_encoder."),
-    ]
-
-
 def shared_decoder(layers: int) -> list[Key]:
     """The decoder shares all but self-attention and prediction with the fusion; the teacher's copy of it is not published."""
     found = text_layers("text_decoder.bert.", "model.", layers, SHARED)
@@ -215,7 +230,7 @@ def shared_decoder(layers: int) -> list[Key]:
 DECODERS: dict[str, Callable[[int], list[Key]]] = {
     "pretrain": shared_decoder,
     "retrieval": lambda layers: [],
-    "vqa": answer_decoder,
+    "vqa": lambda layers: answer_decoder("text_decoder.", "tasks.vqa_decoder.head.", layers),
     "caption": caption_decoder,
 }
 

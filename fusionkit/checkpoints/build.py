@@ -1,5 +1,6 @@
 """Model, tasks and teacher from a configuration alone, without data: for imports, exports and ``from_pretrained``."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,10 +40,20 @@ def build_network(config: DictConfig, words: Any, answers: Sequence[str] = ()) -
     Without a tokenizer the text encoder has to name its own vocabulary size, and no task can spell.
     """
     is_spelling = not isinstance(words, Mapping)
+    config = config if is_spelling else without_prompts(config)
     model = build_model(config, vocab_size=len(words) if is_spelling else 1)
     dims = dims_of(model, words, answers) if is_spelling else plain_dims(model, words, answers)
     tasks = build_tasks(config, dims, model.fusion)
     return Network(model, tasks, build_teacher(config, model, tasks))
+
+
+def without_prompts(config: DictConfig) -> DictConfig:
+    """A copy in which no task says words, since there are no words yet."""
+    config = copy.deepcopy(config)
+    for task in config.task.values():
+        if "prompt" in task:
+            task.prompt = ""
+    return config
 
 
 def empty_network(config: DictConfig, words: Any, answers: Sequence[str] = ()) -> Network:

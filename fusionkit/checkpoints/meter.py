@@ -1,6 +1,6 @@
-"""METER (Dou et al. 2022): a CLIP vision tower, RoBERTa or BERT, and two streams that attend to each other.
+"""METER (Dou et al. 2022): CLIP's vision tower or Swin, RoBERTa or BERT, and two streams that attend to each other.
 
-Checkpoints of github.com/zdou0830/METER with a CLIP tower.
+Checkpoints of github.com/zdou0830/METER; which tower and which heads they have shows in their parts.
 """
 
 from collections.abc import Mapping
@@ -15,18 +15,20 @@ from fusionkit.checkpoints.runs import (
     answers_of,
     classifier,
     groups_of,
+    image_types,
     layers,
     renamed,
+    repeated,
     rows,
     run_of,
 )
 from fusionkit.checkpoints.source import Source
+from fusionkit.checkpoints.swin import swin_buffers, swin_keys, swin_sizes
 from fusionkit.fusion.bert import BERT_LAYER
 
 NAMES = {  # theirs: ours
     "cross_modal_text_transform.": "model.fusion.entry.project_text.",
     "cross_modal_image_transform.": "model.fusion.entry.project_image.",
-    "token_type_embeddings.weight": "model.fusion.entry.types",
     "cross_modal_text_pooler.dense.": "model.fusion.pool.dense_text.0.",
     "cross_modal_image_pooler.dense.": "model.fusion.pool.dense_image.0.",
     "mlm_score.bias": "tasks.mlm.head.bias",
@@ -38,6 +40,7 @@ NAMES = {  # theirs: ours
     "nlvr2_classifier.": "tasks.nlvr2.head.",
     "snli_classifier.": "tasks.entailment.head.",
 }
+TYPES = "token_type_embeddings.weight"
 HEADS = {
     "itm": "itm_score.",
     "mlm": "mlm_score.",
@@ -60,6 +63,7 @@ CLIP_BLOCK = {
     "mlp.c_proj.": "mlp.fc2.",
 }
 CROSS_LAYER = {f"{theirs}.": f"{ours}." for ours, theirs in (BERT_LAYER | CROSS_ATTENTION).items()}
+IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # that Swin reads images by
 LEFT_OUT = POSITION_IDS | {
     r"vit_model\.(positional_embedding|ln_final\..*)": "of CLIP's text tower, which METER does not have",
     r"text_transformer\.pooler\..*": "the text's own pooler, which METER does not read",
@@ -71,12 +75,19 @@ def plan(
     source: Source,
     image_size: int,
     image: Mapping[str, Any],
+    swin: Mapping[str, Any],
     text: Mapping[str, Any],
     fusion: Mapping[str, Any],
     ids: Mapping[str, int],
     answers: str | None = None,
+    start: str | None = None,
 ) -> Plan:
-    """What a checkpoint of METER is, by the heads it has; sizes of the three parts by transformers' names."""
+    """What a checkpoint of METER is, by the heads it has; sizes of its parts by transformers' names, of Swin by timm's.
+
+    ``start`` nlvr2: with a second type of image, as its fine-tuning begins.
+    """
+    is_swin = source.has("vit_model.patch_embed.")
+    data = IMAGENET if is_swin else {}
     found = {task: name for task, name in HEADS.items() if source.has(name)}
     heads = found or {"itm": ""}
     tasks = {task: task_config(task, source, name) for task, name in heads.items()}
@@ -87,16 +98,21 @@ def plan(
         family="meter",
         release="github.com/zdou0830/METER",
         groups=groups_of(list(heads)),
-        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size)
+        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size, **data)
         | {
             "name": "meter",
-            "image_encoder": image_tower({**image, "image_size": image_size}),
+            "image_encoder": swin_tower(swin, image_size)
+            if is_swin
+            else image_tower({**image, "image_size": image_size}),
             "text_encoder": words,
-            "fusion": fusion_config(fusion, image_types=rows(source, "token_type_embeddings.weight") - 1),
+            "fusion": fusion_config(fusion, image_types(source, TYPES, start), pooled="mean" if is_swin else "first"),
             "task": tasks,
         },
-        keys=keys_of(image, text, fusion),
-        left_out=LEFT_OUT,
+        keys=[
+            *(swin_keys(swin["depths"], "vit_model.") if is_swin else clip_keys(image)),
+            *keys_of(text, fusion),
+        ],
+        left_out=LEFT_OUT | swin_buffers("vit_model."),
         added=NO_CONTRAST if found else NO_HEAD,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight")) if "vqa" in heads else (),
@@ -104,8 +120,8 @@ def plan(
     )
 
 
-def keys_of(image: Mapping[str, Any], text: Mapping[str, Any], fusion: Mapping[str, Any]) -> list[Key]:
-    """The names of the whole checkpoint."""
+def keys_of(text: Mapping[str, Any], fusion: Mapping[str, Any]) -> list[Key]:
+    """The names of all but the vision tower."""
     streams = [
         key
         for stream in ("text", "image")
@@ -118,14 +134,20 @@ def keys_of(image: Mapping[str, Any], text: Mapping[str, Any], fusion: Mapping[s
     ]
     return [
         *renamed(NAMES),
-        *clip_keys(image, "vit_model.visual.", "model.image_encoder.backbone."),
+        Key(TYPES, "model.fusion.entry.types", change=repeated),
         *text_encoder("text_transformer.", "model.text_encoder.", text["num_hidden_layers"]),
         *streams,
     ]
 
 
-def clip_keys(image: Mapping[str, Any], theirs: str, ours: str) -> list[Key]:
+def swin_tower(swin: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """A Swin that gives its feature map as it is."""
+    return {"_target_": "fusionkit.encoders.image.TimmEncoder", "pool": "mean"} | swin_sizes(swin, image_size)
+
+
+def clip_keys(image: Mapping[str, Any]) -> list[Key]:
     """OpenAI's names of a CLIP vision tower; its positions are resized to our image size."""
+    theirs, ours = "vit_model.visual.", "model.image_encoder.backbone."
     return [
         Key(f"{theirs}class_embedding", f"{ours}cls_token", change=reshaped),
         Key(f"{theirs}positional_embedding", f"{ours}pos_embed", change=resize_table),
@@ -134,8 +156,8 @@ def clip_keys(image: Mapping[str, Any], theirs: str, ours: str) -> list[Key]:
     ]
 
 
-def fusion_config(fusion: Mapping[str, Any], image_types: int) -> dict[str, Any]:
-    """Linear maps and types, METER's layers, and a pooler for the first state of each stream."""
+def fusion_config(fusion: Mapping[str, Any], image_types: int, pooled: str) -> dict[str, Any]:
+    """Linear maps and types, METER's layers, and a pooler for the first state of the text and the ``pooled`` one of the image."""
     return {
         "_target_": "fusionkit.fusion.co_attention.CoAttention",
         "_partial_": True,
@@ -146,7 +168,7 @@ def fusion_config(fusion: Mapping[str, Any], image_types: int) -> dict[str, Any]
         "dropout": fusion["hidden_dropout_prob"],
         "eps": fusion["layer_norm_eps"],
         "entry": {"_target_": "fusionkit.fusion.entry.Typed", "_partial_": True, "image_types": image_types},
-        "pool": {"_target_": "fusionkit.fusion.pooling.DenseBoth", "_partial_": True, "image": "first"},
+        "pool": {"_target_": "fusionkit.fusion.pooling.DenseBoth", "_partial_": True, "image": pooled},
     }
 
 

@@ -27,6 +27,9 @@ SOURCES = {  # by task: the file in conf/data, and its source
     "nlvr2_paired": ("nlvr2", "nlvr2"),
     "entailment": ("snli_ve", "snli_ve"),
     "grounding_regions": ("refcoco", "refcoco"),
+    "grounding": ("refcoco_plus", "refcoco_plus"),
+    "captioning": ("coco_captions", "coco"),
+    "vqa_decoder": ("vqa_v2", "vqa"),
 }
 
 
@@ -39,6 +42,7 @@ ACTIVATIONS: dict[str, tuple[dict[str, Any], str]] = {  # by transformers' name:
     "silu": ({"_target_": "torch.nn.SiLU"}, "silu"),
     "swish": ({"_target_": "torch.nn.SiLU"}, "silu"),
 }
+CLEAN = {"_target_": "fusionkit.data.cleaning.Clean"}  # as ALBEF and X-VLM read texts
 
 
 def groups_of(tasks: Sequence[str]) -> list[str]:
@@ -46,12 +50,18 @@ def groups_of(tasks: Sequence[str]) -> list[str]:
     return [f"data={SOURCES[tasks[0]][0]}", "objectives=none", f"task=[{','.join(tasks)}]"]
 
 
-def run_of(tasks: Sequence[str], max_length: int, is_of_regions: bool = False, **data: Any) -> dict[str, Any]:
+def run_of(
+    tasks: Sequence[str],
+    max_length: int,
+    is_of_regions: bool = False,
+    clean: Mapping[str, Any] | None = None,
+    **data: Any,
+) -> dict[str, Any]:
     """What lies over these choices: each task's objective and source, the sources in one data.root; ``data`` as given.
 
-    Images of regions lie in data.root/regions, with class scores where a task tells classes. Texts are cut at ``max_length``
-    tokens, what the checkpoint has positions for, where the source does not cut them shorter. Sources that split the same
-    photos in different ways do not train on what another holds out.
+    Images of regions lie in data.root/regions, with class scores where a task tells classes. Texts are read as ``clean``
+    changes them, and cut at ``max_length`` tokens, what the checkpoint has positions for, where the source does not cut them
+    shorter. Sources that split the same photos in different ways do not train on what another holds out.
     """
     objectives: dict[str, Any] = {}
     regions = {"_target_": "fusionkit.data.regions.Detections", "class_scores": "mrm" in tasks}
@@ -61,11 +71,12 @@ def run_of(tasks: Sequence[str], max_length: int, is_of_regions: bool = False, *
         sources = config["sources"]
         for own in sources.values():
             own["max_length"] = min(max_length, own.get("max_length", data_source.Source.max_length))
+            own |= {"clean": clean} if clean else {}
             if is_of_regions:
                 own |= {"augment": None, "regions": regions}
                 own["reader"]["images"] = "${data.root}/regions" + ("/{split}" if source == "nlvr2" else "")
         data["sources"] = data.get("sources", {}) | sources
-        data |= {"answers": config["answers"]} if "answers" in config else {}
+        data |= {key: config[key] for key in ("answers", "allow_overlap") if key in config}
         objectives.setdefault(source, {})[task] = 1.0
     if len(data["sources"]) > 1:
         data |= {"drop_overlap": list(data["sources"]), "allow_overlap": [["*/val", "*/test*"]]}
@@ -126,6 +137,18 @@ def rows(source: Source, name: str) -> int:
     if name not in source.state:
         raise DataError(f"{source.path} holds no {name}; is it truncated, or of another family?")
     return len(source.state[name])
+
+
+def image_types(source: Source, table: str, start: str | None) -> int:
+    """How many images a checkpoint tells apart: as its table of types does, the text's aside; two where NLVR2 starts from it."""
+    if start not in (None, "nlvr2"):
+        raise ConfigError(f"start={start}: {suggest(start, ['nlvr2'])}; all else starts from the import as it is")
+    return rows(source, table) - 1 if start is None else 2
+
+
+def repeated(table: Tensor, shape: torch.Size) -> Tensor:
+    """Types (T, D) for more images: a further one starts as the last."""
+    return torch.cat([table, *[table[-1:]] * (shape[0] - len(table))])
 
 
 def classifier(kind: str, source: Source, beginning: str, eps: float = 1e-5) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """UNITER (Chen et al. 2020): a detector's regions and the words of a pair in one BERT.
 
-Checkpoints of github.com/ChenRocks/UNITER: pre-training, VQA, visual entailment, referring expressions, NLVR2 with paired
-attention, and retrieval.
+Checkpoints of github.com/ChenRocks/UNITER: pre-training, VQA, visual entailment, referring expressions, NLVR2 with a head over
+the pair or with paired attention, and retrieval.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,15 @@ from fusionkit.checkpoints.runs import (
     answers_of,
     classifier,
     groups_of,
+    image_types,
     layers,
     renamed,
+    repeated,
     rows,
     run_of,
 )
 from fusionkit.checkpoints.source import Source
+from fusionkit.errors import DataError
 from fusionkit.fusion.bert import BERT_LAYER
 
 TYPES = "uniter.embeddings.token_type_embeddings.weight"
@@ -61,7 +64,7 @@ HEADS = {
     "mlm": "cls.",
     "mrm": "feat_regress.",
     "grounding_regions": "re_output.",
-    "nlvr2_paired": "nlvr2_output.",
+    "nlvr2_paired": "attn1.",
 }
 ENTAILMENT_LABELS = 3
 RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
@@ -75,8 +78,12 @@ def plan(
     ids: Mapping[str, int],
     itm_ot_lambda: float,
     answers: str | None = None,
+    start: str | None = None,
 ) -> Plan:
-    """What a checkpoint of UNITER is, by its heads; ``bert`` its own config, ``img_dim`` the width of the detector's features."""
+    """What a checkpoint of UNITER is, by its heads; ``bert`` its own config, ``img_dim`` the width of the detector's features.
+
+    ``start`` nlvr2: with a second type of image, as its fine-tuning begins.
+    """
     tasks = {task: task_config(task, source, bert, itm_ot_lambda) for task, name in HEADS.items() if source.has(name)}
     keys = [*renamed(NAMES), *network_keys(bert), *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")]
     if source.has("vqa_output."):
@@ -84,6 +91,10 @@ def plan(
         task = "entailment" if outputs == ENTAILMENT_LABELS else "vqa"
         tasks[task] = classifier("gelu_norm", source, "vqa_output.", eps=bert["layer_norm_eps"])
         keys += [Key("vqa_output.", f"tasks.{task}.head.")]
+    if source.has("nlvr2_output.") and "nlvr2_paired" not in tasks:
+        require_pair(source, bert["hidden_size"])
+        tasks["nlvr2"] = {"head": {"_target_": "torch.nn.Linear", "_partial_": True}}
+        keys += [Key("nlvr2_output.", "tasks.nlvr2.head.")]
     is_bare = not tasks
     tasks = tasks or {"itm": {}}
     if "mrm" in tasks:
@@ -103,8 +114,8 @@ def plan(
                 "eps": bert["layer_norm_eps"],
                 "is_finished": False,
             },
-            "text_encoder": text_config({**bert, "type_vocab_size": 1}, num_layers=0),
-            "fusion": single_stream(bert, image_types=rows(source, TYPES) - 1),
+            "text_encoder": text_config({**bert, "type_vocab_size": 2}, num_layers=0),
+            "fusion": single_stream(bert, image_types=image_types(source, TYPES, start)),
             "task": tasks,
         },
         keys=keys,
@@ -116,25 +127,34 @@ def plan(
     )
 
 
+def require_pair(source: Source, hidden_size: int) -> None:
+    """Raise DataError where the head of NLVR2 reads one vector, of both images in one stream."""
+    if source.has("nlvr2_output.weight") and source.state["nlvr2_output.weight"].shape[1] != 2 * hidden_size:
+        raise DataError(
+            f"{source.path} is UNITER's triplet model for NLVR2, with both images in one stream; no task here is so, but the "
+            "paired ones can be imported"
+        )
+
+
 def network_keys(bert: Mapping[str, Any]) -> list[Key]:
     """Types, of which the first is the words', layers, and the paired attention."""
     sides = {"attn1.": "tasks.nlvr2_paired.head.left.", "attn2.": "tasks.nlvr2_paired.head.right."}
     return [
-        Key(TYPES, f"{EMBEDDINGS}token_type_embeddings.weight", change=first_row),
+        Key(TYPES, f"{EMBEDDINGS}token_type_embeddings.weight", change=first_rows),
         Key(TYPES, "model.fusion.entry.types", change=other_rows),
         *layers(LAYER, bert["num_hidden_layers"], "uniter.encoder.layer.{}.", "model.fusion.blocks.{}."),
         *(key for theirs, ours in sides.items() for key in renamed(PAIRED, theirs, ours)),
     ]
 
 
-def first_row(table: Tensor, shape: torch.Size) -> Tensor:
-    """(1, D): the text's type."""
-    return table[:1]
+def first_rows(table: Tensor, shape: torch.Size) -> Tensor:
+    """(2, D), as many as BERT has: the text's type, and one that no text is given."""
+    return table[:2]
 
 
 def other_rows(table: Tensor, shape: torch.Size) -> Tensor:
     """(T - 1, D): the types of images."""
-    return table[1:]
+    return repeated(table[1:], shape)
 
 
 def last_row(table: Tensor, shape: torch.Size) -> Tensor:

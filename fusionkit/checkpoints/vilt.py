@@ -3,7 +3,7 @@
 Checkpoints of github.com/dandelin/ViLT, and the folders that transformers' Vilt classes save.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,18 +20,24 @@ from fusionkit.checkpoints.runs import (
     answers_of,
     classifier,
     groups_of,
+    image_types,
     layers,
     of_class,
     renamed,
+    repeated,
     rows,
     run_of,
     sizes_of,
 )
 from fusionkit.checkpoints.source import Source
 
+TYPES = (  # of the modalities: where they stand, in the release, in a saved bare model, and in one with a head
+    "token_type_embeddings.weight",
+    "embeddings.token_type_embeddings.weight",
+    "vilt.embeddings.token_type_embeddings.weight",
+)
 NAMES = {  # theirs: ours
     "text_embeddings.": EMBEDDINGS,
-    "token_type_embeddings.weight": "model.fusion.entry.types",
     "transformer.cls_token": "model.image_encoder.class_token",
     "transformer.pos_embed": "model.image_encoder.positions",
     "transformer.patch_embed.proj.": "model.image_encoder.patches.",
@@ -57,7 +63,6 @@ HEADS = {"itm": "itm_score.", "mlm": "mlm_score.", "vqa": "vqa_classifier.", "nl
 
 TRANSFORMERS_NAMES = {
     "embeddings.text_embeddings.": EMBEDDINGS,
-    "embeddings.token_type_embeddings.weight": "model.fusion.entry.types",
     "embeddings.cls_token": "model.image_encoder.class_token",
     "embeddings.position_embeddings": "model.image_encoder.positions",
     "embeddings.patch_embeddings.projection.": "model.image_encoder.patches.",
@@ -90,8 +95,18 @@ LEFT_OUT = POSITION_IDS | {r"mpp_score\..*": "masked patch prediction, which no 
 RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
 
 
-def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
-    """What a checkpoint of ViLT is; ``sizes`` by transformers' names, ``answers`` a json file with its answer list."""
+def plan(
+    source: Source,
+    sizes: Mapping[str, Any],
+    ids: Mapping[str, int],
+    answers: str | None = None,
+    start: str | None = None,
+) -> Plan:
+    """What a checkpoint of ViLT is; ``sizes`` by transformers' names, ``answers`` a json file with its answer list.
+
+    ``start`` nlvr2: with a second type of image, as its fine-tuning begins.
+    """
+    types = next(filter(source.state.__contains__, TYPES), TYPES[0])
     is_saved = source.config is not None  # by transformers: one epsilon for all norms, and a tied MLM decoder
     sizes = sizes_of(sizes, source)
     text_eps = sizes["layer_norm_eps"] if is_saved else sizes["text_layer_norm_eps"]
@@ -109,10 +124,10 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
             | {name: sizes[name] for name in ("hidden_size", "patch_size", "image_size")}
             | {"max_patches": sizes["max_image_length"] if sizes["max_image_length"] > 0 else None},
             "text_encoder": text_config(sizes | {"layer_norm_eps": text_eps}, num_layers=0),
-            "fusion": fusion_config(sizes, image_types=rows(source, types_name(keys)) - 1),
+            "fusion": fusion_config(sizes, image_types=image_types(source, types, start)),
             "task": tasks,
         },
-        keys=keys,
+        keys=[Key(types, "model.fusion.entry.types", change=repeated), *keys],
         left_out=LEFT_OUT if is_saved else LEFT_OUT | RANKING,
         added=NO_CONTRAST if any(heads.values()) or source.has("rank_output.") else NO_HEAD,
         ids=ids,
@@ -135,11 +150,6 @@ def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dic
     blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
     ranking = [Key("rank_output.", "tasks.itm.head.", change=as_match)]
     return renamed(TRANSFORMERS_NAMES, prefix) + blocks + renamed(head) + ranking, {task: next(iter(head), "")}
-
-
-def types_name(keys: Sequence[Key]) -> str:
-    """The published name of the embeddings of the modalities' types."""
-    return next(key.theirs for key in keys if key.ours == "model.fusion.entry.types")
 
 
 def as_match(row: Tensor, shape: torch.Size) -> Tensor:

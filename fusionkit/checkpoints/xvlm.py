@@ -1,31 +1,43 @@
 """X-VLM (Zeng et al. 2022): Swin or CLIP's ViT with regions as views, BERT split into text layers and fusion layers.
 
-Pre-training checkpoints of github.com/zengyan-97/X-VLM, and fine-tuned ones that lack some of the heads.
+Checkpoints of github.com/zengyan-97/X-VLM: pre-training, retrieval, grounding (by boxes or weakly), VQA, NLVR2 and captioning;
+which one it is shows in its parts.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import resize_rel_pos_bias_table
 from torch import Tensor
 
+from fusionkit.checkpoints.albef import no_contrast, shared_pairs
 from fusionkit.checkpoints.base import Key, Plan, reshaped, resize_positions
 from fusionkit.checkpoints.bert import (
     POSITION_IDS,
+    answer_decoder,
     cross_attention_config,
+    decoder_config,
     fusion_layers,
     lm_head,
     text_config,
     text_encoder,
 )
+from fusionkit.checkpoints.runs import CLEAN, groups_of, run_of
 from fusionkit.checkpoints.source import Source
+from fusionkit.checkpoints.swin import swin_buffers, swin_keys, swin_sizes
 
 Sizes = Mapping[str, Any]
-HEADS = {"mlm": "text_encoder.cls.", "grounding": "bbox_head."}  # by task: what a checkpoint without it lacks
-SWIN_BUFFERS = {
-    r"vision_encoder\..*\.relative_position_index": "follows from the window size",
-    r"vision_encoder\..*\.attn_mask": "follows from the window and image sizes",
+TEXTS = (
+    "text_encoder.bert.",
+    "text_encoder.",
+    "text_decoder.bert.",
+)  # where BERT's layers stand: the first that is there
+HEADS = {  # by task, what only a checkpoint with it has
+    "itc": "vision_proj.",
+    "itm": "itm_head.",
+    "mlm": "text_encoder.cls.",
+    "grounding": "bbox_head.",
+    "nlvr2": "cls_head.",
 }
 NORM_GELU = {"_target_": "fusionkit.tasks.heads.norm_gelu", "_partial_": True}
 VIEW_ENCODER = {"_target_": "fusionkit.encoders.views.ViewEncoder"}
@@ -40,57 +52,81 @@ def plan(
     bert: Sizes,
     embed_dim: int,
     ids: Mapping[str, int],
+    prompt: str,
 ) -> Plan:
     """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width."""
-    tasks = ["itc", "itm", *(name for name, head in HEADS.items() if source.has(head))]
+    tasks = tasks_of(source)
     is_clip = source.has("vision_encoder.class_embedding")
-    objectives = {"coco": {name: 1.0 for name in tasks if name != "grounding"}}
-    if "grounding" in tasks:
-        objectives["refcoco"] = {"grounding": 1.0}
-    lower = bert["fusion_layer"]
+    lower, upper = bert["fusion_layer"], bert["num_hidden_layers"] - bert["fusion_layer"]
+    fusion = cross_attention_config(bert, upper)
+    if "nlvr2" in tasks:
+        fusion["_target_"] = "fusionkit.fusion.alternating_cross_attention.AlternatingCrossAttention"
+    swin_tower = VIEW_ENCODER | {"mean_token": True} | swin_sizes(swin, image_size)
     return Plan(
         family="xvlm",
         release="github.com/zengyan-97/X-VLM",
-        groups=[
-            f"data={'real_small' if 'grounding' in tasks else 'coco_captions'}",
-            "objectives=none",
-            f"task=[{','.join(tasks)}]",
-        ],
-        config={
+        groups=groups_of(tasks),
+        config=run_of(tasks, bert["max_position_embeddings"], clean=CLEAN, image_size=image_size)
+        | {
             "name": "xvlm",
-            "data": {"image_size": image_size},
-            "objectives": objectives,
-            "image_encoder": clip_config(clip, image_size, patch_size) if is_clip else swin_config(swin, image_size),
+            "image_encoder": clip_config(clip, image_size, patch_size) if is_clip else swin_tower,
             "text_encoder": text_config(bert, lower, ids["pad"]),
-            "fusion": cross_attention_config(bert, bert["num_hidden_layers"] - lower),
+            "fusion": fusion,
             "model": {"embed_size": embed_dim},
-            "task": {
-                "itm": {"head": NORM_GELU | {"hidden_size": 2 * bert["hidden_size"]}},
-                **({"mlm": {"eps": bert["layer_norm_eps"]}} if "mlm" in tasks else {}),
-            },
+            "evaluation": {"options": {"reranking": {"k": 256, "rule": "itm"}}},
+            "task": {name: task_config(name, bert, ids["pad"], prompt) for name in tasks},
         },
         keys=[
-            *(clip_keys(clip["num_hidden_layers"]) if is_clip else swin_keys(swin["depths"])),
-            *text_encoder("text_encoder.bert.", "model.text_encoder.", lower),
-            *fusion_layers(
-                "text_encoder.bert.encoder.", "model.fusion.", bert["num_hidden_layers"] - lower, first=lower
-            ),
-            *lm_head("text_encoder.cls.", "tasks.mlm.head.", "model.text_encoder."),
+            *(clip_keys(clip["num_hidden_layers"]) if is_clip else swin_keys(swin["depths"], "vision_encoder.")),
+            *text_keys(next(filter(source.has, TEXTS), TEXTS[0]), lower, upper, is_paired="nlvr2" in tasks),
             Key("vision_proj.", "model.image_projection."),
             Key("text_proj.", "model.text_projection."),
             Key("temp", "model.temperature"),
-            Key("itm_head.", "tasks.itm.head."),
-            Key("bbox_head.", "tasks.grounding.head."),
+            *head_keys(tasks, upper),
         ],
-        left_out=POSITION_IDS | SWIN_BUFFERS,
+        left_out=POSITION_IDS | swin_buffers("vision_encoder."),
+        added={} if "itc" in tasks else no_contrast("model"),
         ids=ids,
     )
 
 
-def swin_config(swin: Sizes, image_size: int) -> dict[str, Any]:
-    """A Swin whose first token is the mean of the others."""
-    name = {"_convert_": "all", "name": "swin_base_patch4_window7_224", "mean_token": True, "img_size": image_size}
-    return VIEW_ENCODER | name | dict(swin)
+def tasks_of(source: Source) -> list[str]:
+    """The tasks whose heads a checkpoint has."""
+    if source.has("text_decoder."):
+        return ["vqa_decoder" if source.has("text_encoder.") else "captioning"]
+    return [task for task, head in HEADS.items() if source.has(head)] or ["itm"]
+
+
+def task_config(task: str, bert: Sizes, pad: int, prompt: str) -> dict[str, Any]:
+    """What lies over the configuration of a task."""
+    head: dict[str, Any] = {"head": NORM_GELU | {"hidden_size": 2 * bert["hidden_size"]}}
+    if task == "nlvr2":
+        return {"_target_": "fusionkit.tasks.nlvr2.JointNLVR2", "_partial_": True} | head
+    if task == "vqa_decoder":
+        decoder = decoder_config(bert, bert["num_hidden_layers"] - bert["fusion_layer"], pad)
+        return {"decoder": decoder, "eps": bert["layer_norm_eps"]}
+    if task in ("mlm", "captioning"):
+        return {"eps": bert["layer_norm_eps"]} | ({"prompt": prompt} if task == "captioning" else {})
+    return head if task == "itm" else {}
+
+
+def head_keys(tasks: Sequence[str], upper: int) -> list[Key]:
+    """What the tasks have; a decoder of answers has as many layers as the fusion."""
+    if "vqa_decoder" in tasks:
+        return answer_decoder("text_decoder.", "tasks.vqa_decoder.head.", upper)
+    if "captioning" in tasks:
+        return lm_head("text_decoder.cls.", "tasks.captioning.head.", "model.text_encoder.")
+    plain = [Key(HEADS[task], f"tasks.{task}.head.") for task in ("itm", "grounding", "nlvr2")]
+    return [*plain, *lm_head(HEADS["mlm"], "tasks.mlm.head.", "model.text_encoder.")]
+
+
+def text_keys(theirs: str, lower: int, upper: int, is_paired: bool) -> list[Key]:
+    """Text layers and fusion layers; the paired ones of NLVR2 share keys and values."""
+    return [
+        *text_encoder(theirs, "model.text_encoder.", lower),
+        *fusion_layers(f"{theirs}encoder.", "model.fusion.", upper, first=lower),
+        *(shared_pairs(theirs, "model.", lower, upper) if is_paired else []),
+    ]
 
 
 def clip_config(clip: Sizes, image_size: int, patch_size: int) -> dict[str, Any]:
@@ -108,23 +144,6 @@ def clip_config(clip: Sizes, image_size: int, patch_size: int) -> dict[str, Any]
         "pre_norm": True,
         "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": 1e-5},
     }
-
-
-def swin_keys(depths: Sequence[int]) -> list[Key]:
-    """timm's names: a stage begins, and does not end, with the merging of its patches."""
-    theirs, tower, table = "vision_encoder.", "model.image_encoder.backbone.", "attn.relative_position_bias_table"
-    found = [Key(theirs, tower)]
-    for stage, depth in enumerate(depths):
-        found.append(Key(f"{theirs}layers.{stage}.downsample.", f"{tower}layers.{stage + 1}.downsample."))
-        blocks = [f"layers.{stage}.blocks.{number}.{table}" for number in range(depth)]
-        found += [Key(f"{theirs}{block}", f"{tower}{block}", change=resized_bias) for block in blocks]
-    return found
-
-
-def resized_bias(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Relative positions ((2 W - 1)^2, heads) for another window: interpolated on a grid that is finer at the centre (BEiT)."""
-    side = round(shape[0] ** 0.5)
-    return resize_rel_pos_bias_table(tensor, ((side + 1) // 2, (side + 1) // 2), tuple(shape))
 
 
 def clip_keys(layers: int) -> list[Key]:

@@ -27,6 +27,7 @@ class Task(nn.Module, Generic[B]):
     ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.
     ``distils`` whether it listens to a momentum teacher.
     ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
+    ``succeeds`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
     ``scorer``  a pure function of (records, samples) that gives the metrics, or None where there is nothing to score.
     """
 
@@ -34,6 +35,7 @@ class Task(nn.Module, Generic[B]):
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
     distils: ClassVar[bool] = False
+    succeeds: ClassVar[str | None] = None
     replies_to: ClassVar[str | None] = None
     scorer: Scorer | None
 

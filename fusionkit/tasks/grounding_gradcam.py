@@ -29,6 +29,7 @@ class GradCAMGrounding(ITM):
     needs = frozenset({"pooled", "attention"})
     reads = "expressions"
     replies_to = "phrase"
+    succeeds = "itm"
 
     def __init__(
         self,

@@ -20,6 +20,8 @@ class Ranking(ITM):
     ``margin`` m     mean of max(0, m + sigmoid(wrong) - sigmoid(true)) (UNITER: 0.2, k = 31 hard ones).
     """
 
+    succeeds = "itm"
+
     def __init__(
         self,
         dims: Dims,

@@ -9,12 +9,12 @@ from zipfile import BadZipFile
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from torch import nn
+from torch import Tensor, nn
 
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.config import check_arguments, check_objectives
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.artifacts import tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
 from fusionkit.training.weights import require_fit
@@ -79,16 +79,40 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = 
 
 def forget_files(config: DictConfig, text_config: Mapping[str, Any]) -> None:
     """Build without the files that the training started from: the weights are in the checkpoint, and no negative is drawn."""
+    forget_weights(config, text_config)
+    with open_dict(config):
+        for task in config.task.values():
+            if "file" in (task.get("negatives") or {}):
+                task.negatives = None
+
+
+def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
+    """Build the encoders without pretrained weights, since those of a checkpoint with this ``text_config`` follow."""
     with open_dict(config):
         image, text = config.image_encoder, config.text_encoder
         for key, value in (("pretrained", False), ("weights", None), ("match_by_order", False)):
             if key in image:
                 image[key] = value
         if text.get("pretrained"):
-            text.update(pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
-        for task in config.task.values():
-            if "file" in (task.get("negatives") or {}):
-                task.negatives = None
+            text.update(_convert_="all", pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
+
+
+def start_from(config: DictConfig, path: str | Path) -> None:
+    """Make a run's configuration one that begins with a checkpoint's weights, whose pretrained files are then not needed.
+
+    Raises ConfigError for one that was imported for images of another size.
+    """
+    artifacts = read_checkpoint(path)["fusionkit"]
+    own = OmegaConf.create(artifacts["config"])
+    there, here = (
+        stored.image_encoder.get("img_size", stored.image_encoder.get("image_size")) for stored in (own, config)
+    )
+    if artifacts.get("origin") and there != here:
+        raise ConfigError(
+            f"checkpoint={path} was imported for images of {there} pixels, but the run's have {here}; import it again with "
+            f"image_size={here}, which resizes its positions"
+        )
+    forget_weights(config, json.loads(artifacts["text_encoder"]))
 
 
 def forget_data(config: DictConfig) -> None:
@@ -111,16 +135,29 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path) ->
 def initialise(module: nn.Module, path: str | Path) -> list[str]:
     """Start from a checkpoint's weights: the model's must all fit, a task's are taken where they do.
 
-    Returns the names of the tasks' tensors that stay as they were initialised.
+    A task that the checkpoint has not takes those of the one it ``succeeds``. Returns the names of the tasks' tensors that
+    stay as they were initialised.
     """
     checkpoint = read_checkpoint(path)
     load_weights(nn.ModuleDict({"model": module.get_submodule("model")}), checkpoint, path)
     tasks = nn.ModuleDict({"tasks": module.get_submodule("tasks")})
-    own, found = tasks.state_dict(), checkpoint["state_dict"]
+    own, found = tasks.state_dict(), inherited(module.get_submodule("tasks"), checkpoint["state_dict"])
     fitting = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     tasks.load_state_dict(own | fitting)
     _initialise_teacher(module, checkpoint)
     return [name for name in own if name not in fitting]
+
+
+def inherited(tasks: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, and, under the name of a task that has none there, those of the task it succeeds."""
+    more = {}
+    for name, task in tasks.named_children():
+        places = f"tasks.{name}.", f"tasks.{getattr(task, 'succeeds', None)}."
+        if not any(key.startswith(places[0]) for key in found):
+            more |= {
+                places[0] + key.removeprefix(places[1]): t for key, t in found.items() if key.startswith(places[1])
+            }
+    return {**found, **more}
 
 
 def _initialise_teacher(module: nn.Module, checkpoint: Checkpoint) -> None:

@@ -1,138 +1,175 @@
-"""The key tables cover the published base models: every name and shape, with the defaults of conf/import.
+"""The key tables cover the published base models: every name and shape, with the defaults of conf/import."""
 
-The lists are built without memory from timm's and transformers' models of the same names, and hold no numbers.
-"""
-
+import copy
+import functools
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-from hydra.utils import get_object
-from omegaconf import OmegaConf
 from torch import Tensor
-from transformers import BertConfig, BertLMHeadModel, BlipConfig, BlipForImageTextRetrieval
+from transformers import BlipConfig, BlipForImageTextRetrieval
 
+from fusionkit.checkpoints import build
 from fusionkit.checkpoints.base import convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
+from fusionkit.checkpoints.runs import repeated
 from fusionkit.checkpoints.source import Source
-from tests.toys import CONF
+from fusionkit.errors import DataError, UserError
+from tests.checkpoints.published import (
+    Shapes,
+    albef,
+    albef_assignment,
+    blip,
+    meter,
+    of_transformers,
+    shapes_of,
+    uniter,
+    vilt,
+    xvlm,
+)
+from tests.parity.imported import planned
 
-Shapes = dict[str, tuple[int, ...]]
-
-
-def shapes_of(module: torch.nn.Module, prefix: str, but: tuple[str, ...] = ()) -> Shapes:
-    return {prefix + n: tuple(t.shape) for n, t in module.state_dict().items() if not n.startswith(but or ("-",))}
-
-
-def bert(prefix: str, layers: int = 12, text_layers: int = 0, words: int = 30522, is_headless: bool = False) -> Shapes:
-    """A BERT whose layers from ``text_layers`` on attend to an image of the same width, under its published names."""
-    config = BertConfig(vocab_size=words, num_hidden_layers=layers, is_decoder=True, add_cross_attention=True)
-    with torch.device("meta"):
-        found = shapes_of(BertLMHeadModel(config), "")
-    for layer in range(text_layers):
-        found = {n: s for n, s in found.items() if not n.startswith(f"bert.encoder.layer.{layer}.crossattention")}
-    found |= {"cls.predictions.decoder.weight": (words, 768), "cls.predictions.decoder.bias": (words,)}
-    if is_headless:
-        found = {n.removeprefix("bert."): s for n, s in found.items() if not n.startswith("cls.")}
-    return {prefix + name: shape for name, shape in found.items()}
-
-
-def vit(prefix: str, image_size: int) -> Shapes:
-    with torch.device("meta"):
-        return shapes_of(timm.create_model("vit_base_patch16_224", img_size=image_size, num_classes=0), prefix)
-
-
-def linear(name: str, out: int, width: int = 768) -> Shapes:
-    return {f"{name}.weight": (out, width), f"{name}.bias": (out,)}
-
-
-def projections(m: str = "") -> Shapes:
-    return linear(f"vision_proj{m}", 256) | linear(f"text_proj{m}", 256)
-
-
-def queues(size: int) -> Shapes:
-    return {"image_queue": (256, size), "text_queue": (256, size), "queue_ptr": (1,), "temp": ()}
-
-
-def albef() -> Shapes:
-    towers = [
-        vit(f"visual_encoder{m}.", 256) | bert(f"text_encoder{m}.", text_layers=6) | projections(m) for m in ("", "_m")
-    ]
-    return towers[0] | towers[1] | linear("itm_head", 2) | queues(65536)
-
-
-def albef_vqa() -> Shapes:
-    towers = [
-        vit(f"visual_encoder{m}.", 384)
-        | bert(f"text_encoder{m}.", text_layers=6, is_headless=True)
-        | bert(f"text_decoder{m}.", layers=6)
-        for m in ("", "_m")
-    ]
-    return towers[0] | towers[1]
-
-
-def without_types(shapes: Shapes) -> Shapes:
-    return {name: shape for name, shape in shapes.items() if "token_type_embeddings" not in name}
-
-
-def blip() -> Shapes:
-    towers = [
-        vit(f"visual_encoder{m}.", 224) | bert(f"text_encoder{m}.", words=30524, is_headless=True) | projections(m)
-        for m in ("", "_m")
-    ]
-    decoder = bert("text_decoder.", words=30524)
-    return without_types(towers[0] | towers[1] | decoder) | linear("itm_head", 2) | queues(57600)
-
-
-def blip_of_transformers() -> Shapes:
-    with torch.device("meta"):
-        return shapes_of(BlipForImageTextRetrieval(BlipConfig()), "")
-
-
-def perceptron(name: str, out: int) -> Shapes:
-    norm = {f"{name}.1.weight": (1536,), f"{name}.1.bias": (1536,)}
-    return linear(f"{name}.0", 1536) | norm | linear(f"{name}.3", out, 1536)
-
-
-def xvlm() -> Shapes:
-    """timm puts the merging of patches at the beginning of a stage, the release at the end of the one before."""
-    with torch.device("meta"):
-        tower = timm.create_model("swin_base_patch4_window7_224", num_classes=0)
-        found = shapes_of(tower, "vision_encoder.")
-    merging = {name: found.pop(name) for name in list(found) if ".downsample." in name}
-    for stage in range(3):
-        later, name = f"layers.{stage + 1}.", f"layers.{stage}."
-        found |= {n.replace(later, name): shape for n, shape in merging.items() if later in n}
-    text = bert("text_encoder.", text_layers=6)
-    wide = {n: (768, 1024) for n in text if "crossattention.self" in n and n.endswith(("key.weight", "value.weight"))}
-    return (
-        found | text | wide | linear("vision_proj", 256, 1024) | linear("text_proj", 256)
-        | perceptron("itm_head", 2) | perceptron("bbox_head", 4) | {"temp": ()}
-    )  # fmt: skip
-
-
-CASES = {
-    "albef": (albef, {}, None),
-    "albef_vqa": (albef_vqa, {"image_size": 384}, None),
-    "blip": (blip, {}, None),
-    "blip_of_transformers": (blip_of_transformers, {}, BlipConfig),
-    "xvlm": (xvlm, {}, None),
+PAIRED = {"bert": {"num_hidden_layers": 18}}
+FINE = {"image_size": 384, "swin": {"window_size": 12}}
+LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
 }
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {  # the list, and the options of the import
+    "albef pretrain": (albef, {}),
+    "albef retrieval": (partial(albef, "retrieval"), {"image_size": 384}),
+    "albef vqa": (partial(albef, "vqa"), {"image_size": 384}),
+    "albef ve": (partial(albef, "ve"), {"image_size": 384}),
+    "albef nlvr": (partial(albef, "nlvr"), {"image_size": 384} | PAIRED),
+    "albef text assignment": (albef_assignment, PAIRED),
+    "albef pretrain, start of vqa": (albef, {"image_size": 384, "start": "vqa"}),
+    "albef pretrain, start of nlvr": (albef, {"image_size": 384, "start": "nlvr"}),
+    "blip pretrain": (blip, {}),
+    "blip retrieval": (partial(blip, "retrieval"), {"image_size": 384}),
+    "blip vqa": (partial(blip, "vqa"), {"image_size": 480}),
+    "blip caption": (partial(blip, "caption"), {"image_size": 384}),
+    "blip pretrain, start of vqa": (blip, {"image_size": 480, "start": "vqa"}),
+    "blip pretrain, start of caption": (blip, {"image_size": 384, "start": "caption"}),
+    "xvlm pretrain": (xvlm, {}),
+    "xvlm pretrain, to fine-tune at 384": (xvlm, FINE),
+    "xvlm retrieval": (partial(xvlm, "retrieval"), FINE),
+    "xvlm grounding": (partial(xvlm, "grounding"), FINE),
+    "xvlm vqa": (partial(xvlm, "vqa"), FINE),
+    "xvlm nlvr": (partial(xvlm, "nlvr"), FINE | PAIRED),
+    "xvlm caption": (partial(xvlm, "caption"), FINE),
+    "meter with all heads": (partial(meter, "vqa", "nlvr2", "snli", "retrieval"), {"image_size": 576}),
+    "meter with Swin": (partial(meter, is_swin=True), {"image_size": 384}),
+    "meter with BERT": (partial(meter, text="bert"), {"text": BERT}),
+    "meter pretrain, start of nlvr2": (meter, {"start": "nlvr2"}),
+    "vilt with all heads": (partial(vilt, "vqa", "nlvr2", "retrieval"), {}),
+    "vilt pretrain, start of nlvr2": (vilt, {"start": "nlvr2"}),
+    "uniter with all heads": (partial(uniter, "vqa", "expressions", "retrieval", "nlvr2"), {}),
+    "uniter entailment and pair": (partial(uniter, "entailment", "nlvr2_pair"), {}),
+    "uniter large": (partial(uniter, width=1024, layers=24), {"bert": LARGE}),
+    "uniter pretrain, start of nlvr2": (uniter, {"start": "nlvr2"}),
+}
+CLASSES = {
+    "bridgetower": "BridgeTowerForImageAndTextRetrieval",
+    "clip": "CLIPModel",
+    "flava": "FlavaForPreTraining",
+    "lxmert": "LxmertForPreTraining",
+    "vilt": "ViltForMaskedLM",
+    "visualbert": "VisualBertForPreTraining",
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast() -> Iterator[None]:
+    """Names and shapes need no drawn weights, and one choice of data and tasks need be composed once only."""
+    with pytest.MonkeyPatch.context() as patch:
+        for tower in ("vision_transformer", "swin_transformer"):
+            patch.setattr(f"timm.models.{tower}.trunc_normal_", lambda tensor, **options: tensor)
+        cached = functools.cache(build.compose)
+        patch.setattr(build, "compose", lambda name, overrides: copy.deepcopy(cached(name, tuple(overrides))))
+        yield
+
+
+def source_of(shapes: Shapes, config: Any = None) -> Source:
+    """A checkpoint that holds one number a tensor."""
+    return Source(Path("x"), {n: torch.zeros(()).expand(shape) for n, shape in shapes.items()}, config, "")
+
+
+def covered(family: str, source: Source, options: dict[str, Any]) -> dict[str, Tensor]:
+    """Our tensors of a checkpoint, after it is clear that none is missing, foreign or of another shape."""
+    plan = planned(family, options)(source)
+    expected = empty_network(compose_plan(plan, plan.tokenizer), plan.ids, plan.answers).module.state_dict()
+    found = convert(source, plan, expected)
+    assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
+    return found
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_of_the_published_model_has_its_place(name: str) -> None:
-    build, options, config = CASES[name]
-    state: dict[str, Tensor] = {n: torch.zeros(()).expand(shape) for n, shape in build().items()}
-    source = Source(Path(name), state, None if config is None else config().to_dict(), "")
-    defaults = OmegaConf.load(CONF / f"import/{name.partition('_')[0]}.yaml")
-    plain: Any = OmegaConf.to_container(OmegaConf.merge(defaults, options))
-    plan = partial(get_object(plain["_target_"]), **{k: v for k, v in plain.items() if not k.startswith("_")})(source)
-    expected = empty_network(compose_plan(plan, plan.tokenizer), plan.ids).module.state_dict()
-    found = convert(source, plan, expected)
-    assert found.keys() == expected.keys()
+    listed, options = CASES[name]
+    found = covered(name.partition(" ")[0], source_of(listed()), options)
     numbers = sum(tensor.numel() for part, tensor in found.items() if part.startswith("model."))
-    assert 180e6 < numbers < 260e6  # a base model
+    assert 80e6 < numbers < 350e6  # a base model, or UNITER's large one
+
+
+@pytest.mark.parametrize(("family", "name"), CLASSES.items())
+def test_transformers_own_defaults(family: str, name: str) -> None:
+    """The defaults of transformers' configurations are the base models; and so are ours, where a folder says nothing."""
+    detector = {"visual_embedding_dim": 2048} if family == "visualbert" else {}  # its default is no published one
+    shapes, config = of_transformers(name, **detector)
+    assert max(tensor.numel() for tensor in covered(family, source_of(shapes, config), {}).values()) > 1e7
+
+
+def test_blip_of_transformers() -> None:
+    with torch.device("meta"):
+        shapes = shapes_of(BlipForImageTextRetrieval(BlipConfig()), "")
+    covered("blip", source_of(shapes, BlipConfig().to_dict()), {})
+
+
+def test_a_start_is_what_the_published_code_loads() -> None:
+    """The decoder of answers is the fusion; each fusion layer stands twice; a second image begins as the first."""
+    name = "text_encoder.bert.encoder.layer.9.crossattention.self.key.bias"
+    ninth = torch.randn(768)
+    source = source_of(albef())
+    source = replace(source, state={**source.state, name: ninth})
+    vqa = covered("albef", source, {"start": "vqa"})
+    assert vqa["tasks.vqa_decoder.head.reader.fusion.layers.3.cross_attention.key.bias"].equal(ninth)
+    assert vqa["model.fusion.layers.3.cross_attention.key.bias"].equal(ninth)
+    nlvr = covered("albef", source, {"start": "nlvr"})
+    twice = [nlvr[f"model.fusion.layers.{n}.cross_attention.key.bias"].equal(ninth) for n in (5, 6, 7, 8)]
+    assert twice == [False, True, True, False]
+    types = torch.arange(2.0)[:, None].expand(2, 768)
+    assert repeated(types, torch.Size([3, 768]))[:, 0].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("family", "shapes", "options", "words"),
+    [
+        ("uniter", {"nlvr2_output.weight": (2, 768)}, {}, "is UNITER's triplet model for NLVR2"),
+        (
+            "blip",
+            {"text_encoder.encoder.layer.0.crossattention.self0.key.bias": (768,)},
+            {},
+            "is BLIP's model for NLVR2",
+        ),
+        ("albef", {"cls_head.2.weight": (3, 8)}, {"start": "vqa"}, "start=vqa is for checkpoints of pre-training"),
+        ("albef", {}, {"start": "vqaa"}, "did you mean 'vqa'?"),
+        ("vilt", {}, {"start": "vqa"}, "known: nlvr2; all else starts from the import as it is"),
+    ],
+)
+def test_what_cannot_be_imported_is_named(family: str, shapes: Shapes, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        planned(family, options)(source_of(shapes))
+
+
+def test_a_list_with_another_tensor_is_refused() -> None:
+    with pytest.raises(DataError, match="extra is no part of such a checkpoint"):
+        covered("vilt", source_of(vilt() | {"extra": (1,)}), {})
