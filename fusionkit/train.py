@@ -63,7 +63,7 @@ def train(config: DictConfig) -> float | None:
     if is_main and not config.trainer.fast_dev_run:
         prepare_folder(config)
     try:
-        log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True), parts.parameters)  # type: ignore[arg-type]
         if is_main:
             print_run(parts, trainer)
         fit(trainer, module, parts)

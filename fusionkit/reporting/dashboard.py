@@ -6,6 +6,7 @@ Its panels name metrics by patterns, so that it fits any fusions, tasks and sour
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,8 +48,7 @@ TABLES = ("itc", "vqa", "grounding")
 
 def build_report(project: str, entity: str | None, group: str, source: str) -> Any:
     """The report, not yet saved: a grid of panels a section, runs grouped, and tables of answers to questions of ``source``."""
-    import wandb.apis.reports as wr
-
+    wr: Any = import_module("wandb.apis.reports")  # of W&B's extra, so nothing to declare or to check types against
     owner = {"entity": entity} if entity else {}
     key = group if group == "group" else f"config.{group}"
     blocks: list[Any] = [wr.TableOfContents()]

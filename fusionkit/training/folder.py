@@ -58,12 +58,11 @@ def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
 
     So scores say whose they are: ``fusionkit compare`` joins those of one checkpoint, also where the run itself is gone.
     """
-    modules = (parts.model, *parts.tasks.values())
     content: Any = OmegaConf.to_container(config, resolve=True)
     content |= {
         "checkpoint": str(Path(config.checkpoint).resolve()),
         "working_folder": str(Path.cwd()),
-        "parameters": sum({id(p): p.numel() for module in modules for p in module.parameters()}.values()),
+        "parameters": parts.parameters,
         "run": OmegaConf.to_container(parts.config, resolve=True),
     }
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -56,6 +56,12 @@ class Parts:
         """Weight by source and task, as configured."""
         return OmegaConf.to_container(self.config.objectives, resolve=True)  # type: ignore[return-value]
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers model and heads have; what they share counts once."""
+        modules = (self.model, *self.tasks.values())
+        return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+
 
 def build_module(parts: Parts) -> TrainingModule:
     """The Lightning module that trains the parts; raises ConfigError or DataError where it cannot work."""

@@ -131,14 +131,15 @@ def _require_place(folder: Path) -> None:
         )
 
 
-def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], job_type: str = "train") -> None:
-    """Give every logger the resolved configuration as one flat mapping, and the labels of the run; call it once."""
+def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], parameters: int, job_type: str = "train") -> None:
+    """Give every logger the resolved configuration as one flat mapping, the labels of the run and its size; call it once."""
     labels = labels_of(config)
     flat = flatten(config) | {f"label_{name}": "+".join(values) for name, values in labels.items()}
     for logger in loggers:
         if isinstance(logger, ScoreWandbLogger):
             logger.describe(labels, job_type)
         logger.log_hyperparams(flat)
+        logger.log_metrics({"parameters": parameters}, 0)
 
 
 def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -45,7 +45,7 @@ def test_the_configuration_is_one_flat_mapping(tmp_path):
     expected = {"seed": 1, "optimizer.lr": 0.1, "optimizer.rules": [["a", 1, None]], "optimizer.empty": {}}
     assert {name: value for name, value in flat.items() if not name.startswith(("fusion", "objectives"))} == expected
     logger = CSVLogger(tmp_path, name="csv", version="")
-    log_config([logger], CONFIG)
+    log_config([logger], CONFIG, 7)
     logger.save()
     assert yaml.safe_load((tmp_path / "csv" / "hparams.yaml").read_text()) == flat | LABELS
 
@@ -63,7 +63,7 @@ def test_runs_of_one_process_are_described_and_keep_their_best_scores_apart(tmp_
         ("second", [5.0, 4.0], {"group": "study", "tags": ["mine"], "job_type": "evaluate"}),
     ):
         logger = ScoreWandbLogger(str(tmp_path / folder), name=folder, **options)
-        log_config([logger], CONFIG)
+        log_config([logger], CONFIG, 7)
         for step, score in enumerate(scores):
             logger.log_metrics({"val/coco/accuracy": score, "val/coco/mlm_loss": score, "train/loss": score}, step=step)
         logger.alert("a title", "a text")
@@ -77,6 +77,7 @@ def test_runs_of_one_process_are_described_and_keep_their_best_scores_apart(tmp_
     assert (second.group, second.tags, second.job_type) == ("study", ["mine"], "evaluate")
     assert first.config == CONFIG
     assert first.labels == {name.removeprefix("label_"): value for name, value in LABELS.items()}
+    assert first.summary["parameters"] == 7
     summary = ("val/coco/accuracy.max", "val/coco/mlm_loss.min", "train/loss", "test/coco/accuracy")
     assert [first.summary[name] for name in summary] == [3, 1, 2, 1.5]
     assert [second.summary[name] for name in summary] == [5, 4, 4, 1.5]
@@ -84,7 +85,7 @@ def test_runs_of_one_process_are_described_and_keep_their_best_scores_apart(tmp_
 
 def test_a_failure_of_wandb_is_told_once_and_costs_nothing(tmp_path, monkeypatch, capfd):
     logger = ScoreWandbLogger(str(tmp_path), name="broken")
-    log_config([logger], CONFIG)
+    log_config([logger], CONFIG, 7)
 
     def fail(*args, **options):
         raise ConnectionResetError("the service is gone")
@@ -108,7 +109,7 @@ def test_wandb_that_cannot_start_costs_nothing(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(wandb, "init", fail)
     logger = ScoreWandbLogger(str(tmp_path))
-    log_config([logger], CONFIG)
+    log_config([logger], CONFIG, 7)
     assert logger.experiment is not None  # Lightning asks for it
     logger.log_metrics({"train/loss": 1.0}, 1)
     assert capfd.readouterr().err.count("no route to host") == 1
