@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from fusionkit.cli import run
+from fusionkit.compare import samples_of
 from fusionkit.evaluation.judging import scores_of
+from fusionkit.reporting.reading import read_run, read_runs
 
 SMALL = [
     "trainer=cpu",
@@ -73,6 +75,16 @@ def test_a_run_leaves_its_files(world: Path) -> None:
         assert {name: scores[name] for name in names} == pytest.approx(
             {name: metrics[f"shapes/{name}"] for name in names}
         )
+
+
+def test_a_run_can_be_compared(world: Path) -> None:
+    found = read_run(world / "first")
+    assert found.metrics == json.loads((world / "first/metrics.json").read_text())
+    assert {"shapes_vqa", "shapes_grounding", "shapes_compositional_itc"} <= found.samples.keys()
+    assert found.parameters is not None
+    assert found.parameters > 1000
+    last = next(row for row in reversed(found.history) if "test/shapes/vqa_accuracy" in row)
+    assert last["test/shapes/vqa_accuracy"] == pytest.approx(found.metrics["shapes/vqa_accuracy"])
 
 
 def test_the_run_is_summed_up_before_it_starts(world: Path, capsys: Capture) -> None:
@@ -202,7 +214,12 @@ def test_a_sweep_scores_benchmarks_with_intervals(
             assert metrics[f"shapes/{name}_{guesser}"] == pytest.approx(run_metrics[f"shapes/{of_run}_{guesser}"])
     low, high = details["shapes/grounding"]["intervals"]["mean_iou"]
     assert low <= metrics["shapes/grounding/mean_iou"] <= high
-    assert (tmp_path / "multirun/fusionkit/1/samples/shapes_vqa.jsonl").is_file()
+    best, last = read_runs(["multirun/fusionkit"])
+    assert (best.name, last.name) == ("best", "last")
+    assert best.metrics == metrics
+    assert best.checkpoint == folder / "best.ckpt"
+    asked = {text.id for sample in samples_of(best, "shapes/vqa") for text in sample.texts["questions"]}
+    assert {row["id"] for row in best.samples["shapes/vqa"].rows} <= asked
 
 
 def test_a_benchmark_is_predicted_without_scores(world: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -131,7 +131,7 @@ def _broken(name: str, after: str) -> str:
 def _tables(title: str, names: Sequence[str], columns: Sequence[Column], width: int) -> Iterator[Table]:
     """As many tables as the width takes, each with the names at its left."""
     room = 0
-    first = PADDING + 1 + min(width // 3, max(map(len, names)))
+    first = PADDING + 1 + min(width // 3, max(map(len, ["run", *names])))
     groups: list[list[Column]] = []
     for header, cells in columns:
         needed = PADDING + max(len(line) for text in (header, *map(str, cells)) for line in text.split("\n"))

@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -65,6 +65,7 @@ def read_run(path: Path) -> RunRecord:
     evaluation, details = _yaml(path / "evaluation.yaml"), _json(path / "details.json")
     metrics = _numbers(_json(path / "metrics.json"))
     config = _resolved(evaluation.get("run") or _yaml(path / "config.yaml"))
+    history = _history(path)
     return RunRecord(
         name=path.name,
         paths=(path,),
@@ -76,18 +77,20 @@ def read_run(path: Path) -> RunRecord:
             for name, (low, high) in about["intervals"].items()
         },
         base=Path(evaluation.get("working_folder") or _base(path, config.get("output_dir"))),
-        history=_history(path),
+        history=history,
         samples=_of_benchmarks(path, details) if details else _of_run(path, metrics),
         checkpoint=_checkpoint(path, evaluation),
-        parameters=evaluation.get("parameters"),
+        parameters=evaluation.get("parameters") or _last(history, "parameters"),
         benchmarks=evaluation.get("benchmark") or {},
     )
 
 
 def _offline(path: Path) -> RunRecord:
     run = read_offline(path)
-    summary = _numbers(run.summary)
-    metrics = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith("test/")}
+    summary = dict(sorted(_numbers(run.summary).items()))
+    metrics = _logged(summary, "test/", "") | _logged(summary, "benchmark/", "") or _logged(
+        summary, "val/", ".max"
+    )  # the best validation, if that is all
     history = _by_step(run.history)
     name = run.name or path.name
     return RunRecord(name, (path,), run.config, metrics, history=history, parameters=_last(history, "parameters"))
@@ -98,6 +101,11 @@ def _base(path: Path, output_dir: str | None) -> Path:
     if output_dir and path.as_posix().endswith(f"/{output_dir}"):
         return Path(path.as_posix().removesuffix(output_dir))
     return Path.cwd()
+
+
+def _logged(summary: Mapping[str, float], prefix: str, suffix: str) -> dict[str, float]:
+    named = {name: value for name, value in summary.items() if name.startswith(prefix) and name.endswith(suffix)}
+    return {name.removeprefix(prefix).removesuffix(suffix): value for name, value in named.items()}
 
 
 def _checkpoint(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
@@ -206,15 +214,18 @@ def _resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
     """With names that are as short as tells them apart: their folders below the one that they share."""
-    homes = [_home(record) for record in records]
-    if len(set(homes)) < len(homes):  # several evaluations of one checkpoint, or two of its checkpoints
-        homes = [
-            record.paths[0] if homes.count(home) > 1 else home for record, home in zip(records, homes, strict=True)
-        ]
-    shared = os.path.commonpath([home.parent for home in homes])
-    return [
-        replace(record, name=home.relative_to(shared).as_posix()) for record, home in zip(records, homes, strict=True)
-    ]
+    places = [_home(record) for record in records]
+    finer: tuple[Callable[[RunRecord], Path], ...] = (_home_and_checkpoint, lambda record: record.paths[0])
+    for place_of in finer:
+        pairs = zip(records, list(places), strict=True)
+        places = [place_of(record) if places.count(place) > 1 else place for record, place in pairs]
+    shared = os.path.commonpath([place.parent for place in places])
+    names = [place.relative_to(shared).as_posix() for place in places]
+    return [replace(record, name=name) for record, name in zip(records, names, strict=True)]
+
+
+def _home_and_checkpoint(record: RunRecord) -> Path:
+    return _home(record) / record.checkpoint.stem if record.checkpoint else record.paths[0]
 
 
 def _home(record: RunRecord) -> Path:

@@ -50,6 +50,7 @@ def prepare_folder(config: DictConfig) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+    (folder / "evaluation.yaml").unlink(missing_ok=True)  # the scores will be of this training
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
 
 
