@@ -14,7 +14,7 @@ from torch import nn
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.config import check_arguments, check_objectives
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.artifacts import tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
 from fusionkit.training.weights import require_fit
@@ -66,7 +66,7 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = 
     check_arguments(config)
     forget_files(config, json.loads(artifacts["text_encoder"]))
     if not has_data:
-        forget_data(config)
+        forget_data(config, artifacts["answers"])
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
     restored: dict[str, Any] = {"answers": AnswerVocabulary(answers)} if answers else {}
     if tokenizer is not None:
@@ -90,9 +90,18 @@ def forget_files(config: DictConfig, text_config: Mapping[str, Any]) -> None:
                 task.negatives = None
 
 
-def forget_data(config: DictConfig) -> None:
-    """Build without the data's own files: a place for its folder, no list of answers and no boxes of a detector."""
+def forget_data(config: DictConfig, answers: Any) -> None:
+    """Build without the data's own files: any place for its folder, and no boxes of a detector.
+
+    ConfigError where answers would be read off training questions; a list that the configuration names is another file.
+    """
     OmegaConf.update(config, "data.root", ".")
+    asks = any((source.get("texts_per_image") or {}).get("questions") for source in config.data.sources.values())
+    if asks and not answers and not isinstance(config.data.get("answers"), str):
+        raise ConfigError(
+            "the checkpoint carries no list of answers to choose from; give the one that it was trained with, a .json file, "
+            "as data.answers=FILE"
+        )
     for task in config.task.values():
         if "proposals" in task:
             task.proposals = None
