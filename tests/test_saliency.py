@@ -61,7 +61,7 @@ def model_parts(model, batch):
 @pytest.mark.parametrize("name", JOINT)
 def test_of_one_attention_over_both_the_maps_are_from_the_text_to_the_image(name):
     """An image token that is hidden from all is given nothing, and its neighbours are; so the corner is the right one."""
-    model, _, _, encoded, (image, text, index) = build(name)
+    model, _, _, _, (image, text, index) = build(name)
     mask = torch.ones(image.embeds.shape[:2], dtype=torch.long)
     mask[:, 3] = 0
     maps = saliency.attention_maps(model, image._replace(mask=mask), text, index, layer=0)

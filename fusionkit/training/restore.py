@@ -67,7 +67,7 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = 
     check_arguments(config)
     forget_files(config, json.loads(artifacts["text_encoder"]))
     if not has_data:
-        forget_data(config)
+        forget_data(config, artifacts["answers"])
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
     restored: dict[str, Any] = {"answers": AnswerVocabulary(answers)} if answers else {}
     if tokenizer is not None:
@@ -115,9 +115,18 @@ def start_from(config: DictConfig, path: str | Path) -> None:
     forget_weights(config, json.loads(artifacts["text_encoder"]))
 
 
-def forget_data(config: DictConfig) -> None:
-    """Build without the data's own files: a place for its folder, no list of answers and no boxes of a detector."""
+def forget_data(config: DictConfig, answers: Any) -> None:
+    """Build without the data's own files: any place for its folder, and no boxes of a detector.
+
+    ConfigError where answers would be read off training questions; a list that the configuration names is another file.
+    """
     OmegaConf.update(config, "data.root", ".")
+    asks = any((source.get("texts_per_image") or {}).get("questions") for source in config.data.sources.values())
+    if asks and not answers and not isinstance(config.data.get("answers"), str):
+        raise ConfigError(
+            "the checkpoint carries no list of answers to choose from; give the one that it was trained with, a .json file, "
+            "as data.answers=FILE"
+        )
     for task in config.task.values():
         if "proposals" in task:
             task.proposals = None
