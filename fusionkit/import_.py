@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.app import run_app
 from fusionkit.cli import Command
-from fusionkit.config import check_arguments, group_choices
+from fusionkit.config import PLAIN, check_arguments, conf_dir, group_choices
 from fusionkit.errors import ConfigError, suggest
 
 OWN = ("path", "output", "tokenizer")  # the other keys are the family's
@@ -31,6 +32,22 @@ def import_checkpoint(config: DictConfig) -> None:
     """Write the folder ``config.output`` from ``config.path``, and say what is in it."""
     options = OmegaConf.masked_copy(config, [str(key) for key in config if key not in OWN])
     check_arguments(options)
+    published = OmegaConf.load(conf_dir() / f"import/{str(config._target_).split('.')[-2]}.yaml")
+    check_kinds(OmegaConf.to_container(options), OmegaConf.to_container(published))
     from fusionkit.checkpoints.write import import_into
 
     print(import_into(Path(config.output), config.path, instantiate(options), config.tokenizer))
+
+
+def check_kinds(given: Any, published: Any, key: str = "") -> None:
+    """Raise ConfigError for an option that is of another kind than its published value."""
+    kinds = (int, float) if type(published) is float else (type(published),)
+    if published is None or (type(given) in kinds and not isinstance(published, dict)):
+        return
+    if not isinstance(published, dict):
+        raise ConfigError(f"{key} is {given!r}, but has to be {PLAIN[type(published)]}, such as {published}")
+    if not isinstance(given, dict):
+        first = next(iter(published))
+        raise ConfigError(f"{key} is {given!r}, but is a section; give e.g. {key}.{first}={published[first]}")
+    for name, value in published.items():
+        check_kinds(given.get(name), value, f"{key}.{name}".lstrip("."))

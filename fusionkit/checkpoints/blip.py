@@ -23,7 +23,7 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
-from fusionkit.checkpoints.runs import groups_of, run_of
+from fusionkit.checkpoints.runs import groups_of, of_class, run_of, tower_activation
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
 from fusionkit.errors import DataError
@@ -47,6 +47,11 @@ NOT_STARTED = {  # by kind
 MARKS = '.!"()*#:;~'
 CLEAN = {"_target_": "fusionkit.data.cleaning.Clean", "words": 30, "removed": "", "spaced": MARKS}
 CLEAN_QUESTIONS = CLEAN | {"words": 50, "removed": MARKS, "spaced": ""}
+CLASSES = {  # of transformers
+    "BlipForImageTextRetrieval": "retrieval",
+    "BlipForQuestionAnswering": "vqa",
+    "BlipForConditionalGeneration": "caption",
+}
 SHARED = {
     ours: theirs for ours, theirs in LAYER.items() if ours.startswith(("cross", "norm_cross", "feed", "norm_feed"))
 }
@@ -71,8 +76,11 @@ def plan(
     ``start`` makes of one of pre-training what its fine-tuning begins with: for captions the decoder alone, for VQA both.
     """
     bert = dict(bert) | {"vocab_size": bert["vocab_size"] + 2, "type_vocab_size": 0}  # with [DEC] and [ENC]
+    tower: Mapping[str, str] = {}
     if source.config is not None:
+        of_class(source, CLASSES)
         sizes = sizes_of(source.config)
+        tower = tower_activation(source.config["vision_config"]["hidden_act"])
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
         vit, bert, ids = sizes["vit"], bert | sizes["bert"], dict(ids) | sizes["ids"]
     shown = kind_of(source)
@@ -85,7 +93,7 @@ def plan(
     first_token_id = ids["bos_DEC" if name == "caption" else "ENC"]
     config = run_of(TASKS[name], bert["max_position_embeddings"], clean=clean, image_size=image_size) | {
         "name": f"blip_{name}",
-        "image_encoder": timm_vit(vit, image_size, patch_size),
+        "image_encoder": timm_vit(vit, image_size, patch_size) | tower,
         "text_encoder": text_config(bert, 0, ids["pad"]) | {"token_types": False, "first_token_id": first_token_id},
         "fusion": fusion,
         "model": {"embed_size": embed_dim},

@@ -105,7 +105,8 @@ def plan(
             "task": {"mlm": mlm} if "mlm" in tasks else {},
         },
         keys=[*keys_of(prefix, seen, words, both), *renamed(HEADS), *decoder],
-        left_out=LEFT_OUT | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
+        left_out=LEFT_OUT
+        | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
         added=NO_CONTRAST if prefix else NO_HEAD,
         ids=ids,
         tokenizer="roberta-base",

@@ -29,7 +29,11 @@ from fusionkit.checkpoints.vilt import TRANSFORMERS_BLOCK
 from fusionkit.checkpoints.vit import timm_vit
 
 IMAGE, TEXT = "model.image_encoder.", "model.text_encoder.backbone."
-TASKS = {"FlavaModel": ["itc"], "FlavaForPreTraining": ["itc", "itm", "mlm"], "FlavaMultimodalModel": ["itm"]}  # by class
+TASKS = {
+    "FlavaModel": ["itc"],
+    "FlavaForPreTraining": ["itc", "itm", "mlm"],
+    "FlavaMultimodalModel": ["itm"],
+}  # by class
 NAMES = {
     "image_model.embeddings.cls_token": f"{IMAGE}backbone.cls_token",
     "image_model.embeddings.patch_embeddings.projection.": f"{IMAGE}backbone.patch_embed.proj.",
@@ -130,7 +134,11 @@ def plan(
 
 
 def multimodal_plan(
-    source: Source, image: Mapping[str, Any], text: Mapping[str, Any], multimodal: Mapping[str, Any], ids: Mapping[str, int]
+    source: Source,
+    image: Mapping[str, Any],
+    text: Mapping[str, Any],
+    multimodal: Mapping[str, Any],
+    ids: Mapping[str, int],
 ) -> Plan:
     """The third transformer alone, as a fusion that is to be trained: patches and words are embedded anew at its width."""
     both = sizes_of(multimodal, source)

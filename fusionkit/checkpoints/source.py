@@ -13,7 +13,8 @@ from torch import Tensor
 from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, read_json, read_safetensors, sha256
 from fusionkit.errors import DataError
 
-SAVED = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")  # by transformers, one of
+PICKLED = "pytorch_model.bin"
+SAVED = (WEIGHTS, f"{WEIGHTS}.index.json", PICKLED, f"{PICKLED}.index.json")  # by transformers, one of
 PARTS = ("model-*.safetensors", "pytorch_model-*.bin")
 WRAPPERS = ("model", "state_dict", "module")  # what trainers put a state dict under
 
@@ -35,7 +36,8 @@ class Source:
 def read_source(path: str | Path) -> Source:
     """Read a file (.pth, .ckpt, .bin, .safetensors), or a folder with config.json and weights, here or on the hub.
 
-    The weights of a folder are model.safetensors or pytorch_model.bin, whole or in several files that an index names. Raises DataError for what is truncated, no checkpoint at all, or a pickle of more than tensors and plain values.
+    The weights of a folder are model.safetensors or pytorch_model.bin, whole or in several files that an index names.
+    Raises DataError for what is truncated, no checkpoint at all, or a pickle of more than tensors and plain values.
     """
     path = local(path)
     if (path / CONFIG).is_file() and (files := _files(path)):

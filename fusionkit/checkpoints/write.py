@@ -1,12 +1,14 @@
 """Checkpoints are written: from a published file, for others to load, in a published layout; whole or not at all."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -15,8 +17,9 @@ from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.directory import write_directory
 from fusionkit.checkpoints.pretrained import Pretrained
 from fusionkit.checkpoints.source import Source, read_source
+from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.artifacts import artifacts_of
 
 Planner = Callable[[Source], Plan]
@@ -28,7 +31,8 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
     plan = planner(source)
     words = load_tokenizer(tokenizer) if tokenizer else None
     config = compose_plan(plan, tokenizer or plan.tokenizer)
-    network = empty_network(config, plan.ids, plan.answers)
+    with impossible_sizes():
+        network = empty_network(config, plan.ids, plan.answers)
     rows = network.model.text_encoder.word_embeddings.num_embeddings
     if words is not None and len(words) > rows:
         raise ConfigError(
@@ -54,6 +58,17 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
         f"score it: fusionkit evaluate checkpoint={folder} data.root=FOLDER\n"
         f"train on: fusionkit train --config-dir {folder} experiment={name} data.root=FOLDER"
     )
+
+
+@contextmanager
+def impossible_sizes() -> Iterator[None]:
+    """Where no network has such sizes (no patch, padding outside the vocabulary), say that the options are wrong."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError, InstantiationException) as error:
+        raise ConfigError(f"no network can be built of these options ({first_cause(error)}); correct them") from error
 
 
 def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
