@@ -129,7 +129,7 @@ def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[A
 def tasks_for(benchmark: Published, tasks: Mapping[str, Task[Any]]) -> dict[str, Task[Any]]:
     """The checkpoint's tasks that answer the benchmark, by the benchmark's names; ConfigError where there is none."""
     places = {
-        name: next((own for own in (name, benchmark.instead.get(name)) if own in tasks), None)
+        name: next((own for own in (name, *benchmark.instead.get(name, ())) if own in tasks), None)
         for name in benchmark.measures
     }
     found = {name: tasks[own] for name, own in places.items() if own is not None}
@@ -159,7 +159,8 @@ def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, M
     answers = parts.datamodule.answers
     restored = {"answers": answers} if answers is not None else {}
     build = instantiate(parts.config.data, _partial_=True)
-    return build(sources=sources, tokenizer=parts.datamodule.tokenizer, prepare=None, allow_overlap=(), **restored)
+    about_training: dict[str, Any] = {"prepare": None, "drop_overlap": (), "allow_overlap": ()}
+    return build(sources=sources, tokenizer=parts.datamodule.tokenizer, **about_training, **restored)
 
 
 def read_all(datamodule: DataModule, benchmarks: Mapping[str, Published], reads: str) -> None:

@@ -26,7 +26,7 @@ class Published:
     `train`     the split that guessers without the image learn from, where they do.
     `measures`  by the task that answers: most benchmarks have one.
     `submission`  the file that its server takes, where it has one.
-    `instead`   the task that answers for one that a checkpoint has not learnt.
+    `instead`   the tasks that answer for one that a checkpoint has not learnt.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Published:
     measures: Mapping[str, Measure]
     files: Mapping[str, str | None] = field(default_factory=dict)
     submission: Submission | None = None
-    instead: Mapping[str, str] = field(default_factory=dict)
+    instead: Mapping[str, Sequence[str]] = field(default_factory=dict)
     train: str | None = None
     batch_size: int = 32
     max_length: int = 40
