@@ -1,6 +1,7 @@
 """Cards of a report page: one sample with what every run said to it, and pictures of what runs attended to."""
 
 from collections.abc import Mapping
+from math import ceil
 from xml.etree.ElementTree import Element
 
 from fusionkit.reporting.comparison import Comparison
@@ -8,7 +9,7 @@ from fusionkit.reporting.examples import Answer, Box, Example
 from fusionkit.reporting.html import SMALL, element, thumbnail
 from fusionkit.reporting.looks import look
 
-OVERLAYS = 12  # pictures shown of each run
+OVERLAYS = 8  # pictures shown of each run
 TALL = 13  # rem, of a card's image
 TRUE = ("#000000", "#ffffff")  # a white line on a black one is seen on every picture
 
@@ -82,19 +83,11 @@ def overlay_figures(comparison: Comparison) -> list[Element]:
     """The pictures in the runs' ``attention`` folders, those of one name side by side."""
     found: dict[str, list[Element]] = {}
     for entry in comparison.entries:
-        paths = [
-            path
-            for run in entry.runs[:1]
-            for folder in run.paths
-            for path in sorted((folder / "attention").glob("*.png"))
-        ]
-        for path in paths[:OVERLAYS]:
-            if shown := thumbnail(path, 720):
+        paths = [path for folder in entry.runs[0].paths for path in sorted((folder / "attention").glob("*.png"))]
+        for path in paths[:: ceil(len(paths) / OVERLAYS) or 1]:  # of every task
+            if shown := thumbnail(path, 1000):
                 image = element("img", src=shown[0], alt=f"attention of {entry.name}: {path.stem}", loading="lazy")
                 caption = element("figcaption", element("b", entry.name), f" {path.stem.replace('_', ' ')}")
                 found.setdefault(path.name, []).append(element("figure", image, caption))
-    return (
-        [element("div", *(figure for figures in found.values() for figure in figures), class_="overlays")]
-        if found
-        else []
-    )
+    figures = [figure for of_name in found.values() for figure in of_name]
+    return [element("div", *figures, class_="overlays")] if figures else []

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from glob import glob
@@ -213,15 +212,25 @@ def _resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """With names that are as short as tells them apart: their folders below the one that they share."""
+    """With names that tell them apart: of their run, else of the checkpoint too, else of the folder."""
     places = [_home(record) for record in records]
     finer: tuple[Callable[[RunRecord], Path], ...] = (_home_and_checkpoint, lambda record: record.paths[0])
     for place_of in finer:
         pairs = zip(records, list(places), strict=True)
         places = [place_of(record) if places.count(place) > 1 else place for record, place in pairs]
-    shared = os.path.commonpath([place.parent for place in places])
-    names = [place.relative_to(shared).as_posix() for place in places]
+    names = short_names(places)
     return [replace(record, name=name) for record, name in zip(records, names, strict=True)]
+
+
+def short_names(places: Sequence[Path]) -> list[str]:
+    """As much of the end of each path as no other has; a number alone is no name."""
+    lengths = [1 + (len(place.parts) > 2 and place.name.isdigit()) for place in places]
+    while True:
+        names = ["/".join(place.parts[-length:]) for place, length in zip(places, lengths, strict=True)]
+        longer = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
+        if longer == lengths or max(longer) > max(len(place.parts) for place in places):
+            return names
+        lengths = longer
 
 
 def _home_and_checkpoint(record: RunRecord) -> Path:

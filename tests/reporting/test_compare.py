@@ -13,7 +13,7 @@ from fusionkit.evaluation.judging import scores_of
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
 from fusionkit.reporting.differences import differences, group_name, group_seeds
-from fusionkit.reporting.reading import read_runs
+from fusionkit.reporting.reading import read_runs, short_names
 from fusionkit.reporting.record import RunRecord
 from tests.reporting.worlds import QUESTIONS, write, write_evaluation, write_run
 
@@ -131,6 +131,19 @@ def test_what_differs_leaves_out_places_and_seeds(tmp_path: Path) -> None:
 )
 def test_seeds_are_called_by_what_they_share(names: list[str], expected: str) -> None:
     assert group_name([RunRecord(name, (Path(name),)) for name in names]) == expected
+
+
+@pytest.mark.parametrize(
+    ("places", "names"),
+    [
+        (["/a/x", "/a/y"], ["x", "y"]),
+        (["/a/late/1", "/a/gated/1", "/b/z"], ["late/1", "gated/1", "z"]),
+        (["/a/run", "/b/run", "/b/other"], ["a/run", "b/run", "other"]),
+        (["/a/b/run", "/a/b/run"], ["/a/b/run", "/a/b/run"]),
+    ],
+)
+def test_a_name_is_as_long_as_it_has_to_be(places: list[str], names: list[str]) -> None:
+    assert [name.replace("//", "/") for name in short_names(list(map(Path, places)))] == names
 
 
 def test_seeds_together_are_tested_by_their_means() -> None:
