@@ -32,11 +32,11 @@ def oracle(fusion: str = "cross_attention", regions: bool = False, **options) ->
     settings = {"reader": None, "splits": {}, "batch_size": 2, "texts_per_image": {}}
     found = Detections(min_regions=1) if regions else None
     sources = {
-        "shouting": Source(**settings, clean=str.upper, regions=found),
+        "shouting": Source(**settings, clean=lambda text: text.replace("red", "ring"), regions=found),
         "plain": Source(**settings, max_length=5, regions=found),
     }
     data = SimpleNamespace(
-        sources=sources, finish=Finish(32, [0.5] * 3, [0.5] * 3), tokenizer=word_tokenizer([TEXT, TEXT.upper()] * 3)
+        sources=sources, finish=Finish(32, [0.5] * 3, [0.5] * 3), tokenizer=word_tokenizer([TEXT] * 3)
     )
     trained = {"shouting": ["vqa"], "plain": list(NAMES)}
     how = EvaluationOptions(quiet=True)
@@ -58,11 +58,10 @@ def test_replies_stand_in_the_order_of_the_requests_whatever_the_batches(images:
     together = [reply.record for reply in oracle(batch_size=4).answer(requests)]
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys()
-        for key in one:
-            rough = isinstance(one[key], float) or key == "bbox"
-            assert (
-                one[key] == (pytest.approx(other[key], rel=1e-3, abs=1e-5) if rough else other[key]) or "s" == key[-1]
-            )
+        for key in one.keys() & {"image", "question", "phrase", "text", "answer", "label"}:
+            assert one[key] == other[key]
+        for key in one.keys() & {"bbox", "match", "cosine"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
     assert {"match", "cosine", "label", "bbox"} < alone[1].keys()
 
 
@@ -78,13 +77,13 @@ def test_the_first_task_replies_or_the_one_that_is_named(images: list[Path]) -> 
         ConfigError, match="by=itm is no task that answers what is asked; known: grounding, grounding_gradcam"
     ):
         oracle(by="itm").answer([Request(images[0], {"phrase": TEXT})])
-    with pytest.raises(ConfigError, match="a caption is asked for, but no task .* answers: phrase, question, text"):
+    with pytest.raises(ConfigError, match=r"a caption is asked for, but no task .* answers: phrase, question, text"):
         oracle().answer([Request(images[0], {}, wants_caption=True)])
 
 
 def test_texts_are_read_as_those_of_the_source_that_trained_the_task(images: list[Path]) -> None:
     (reply,) = oracle(looks=True).answer([Request(images[0], {"question": TEXT, "phrase": TEXT})])
-    assert reply.looks["question"].words == TEXT.upper().split()  # cleaned
+    assert reply.looks["question"].words == TEXT.replace("red", "ring").split()  # cleaned
     assert reply.looks["phrase"].words == TEXT.split()[:3]  # cut
 
 
@@ -96,7 +95,7 @@ def test_looks_are_maps_of_the_text_and_of_each_word(fusion: str, images: list[P
         count = len(request.texts["phrase"].split())
         assert look.words == request.texts["phrase"].split()
         assert look.attention.shape == look.gradcam.shape == (1 + count, 4, 4)  # matching explains the phrase
-        assert 0 == look.gradcam.min() < look.gradcam.max() or look.gradcam.max() > 0
+        assert 0 <= look.gradcam.min() < look.gradcam.max()
     array, picture = draw_reply(reply, tmp_path / "drawn/it", is_middle=True, true_box=(3, 3, 9, 9))
     with np.load(array) as file:
         assert file["words"].tolist() == ["ring"]
