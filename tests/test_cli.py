@@ -194,6 +194,27 @@ jobs_append = jobs.append
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "what's that, (really)?",
+        "a=b",
+        "it's {1,2} [x] \\'quoted\\'",
+        "\\",
+        "c:\\d\\",
+        '"so" he said',
+        "",
+        "100% # & * ~ !",
+        "ä, 猫",
+    ],
+)
+def test_what_is_said_in_words_arrives_as_it_was_written(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.clear()
+    monkeypatch.setitem(cli.COMMANDS, "predict", COMMANDS["predict"]._replace(target=f"{__name__}:jobs_append"))
+    assert run(["predict", "checkpoint=x", f"question={words}", "phrase='quoted, already'", "text=null"]) == 0
+    assert (jobs[0].question, jobs[0].phrase, jobs[0].text) == (words, "quoted, already", None)
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("fusionkit tr", ["train "]),

@@ -14,6 +14,7 @@ from fusionkit.data.files import read_json_lines
 from fusionkit.data.images import ImageFiles, has_pixels
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.stores import is_lmdb
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
 
 TEXTS = ("question", "phrase", "text")
@@ -56,8 +57,10 @@ def read_requests(image: str, asked: Mapping[str, Any], reads: str) -> list[Requ
     return [_line(line, asked, path, f"line {number} of {path}") for number, line in lines]
 
 
-def require_kind(request: Request, reads: str) -> None:
-    """DataError where an image is not what the image encoder reads."""
+def require_image(request: Request, reads: str) -> None:
+    """DataError where an image is not there, or not what the image encoder reads."""
+    if not request.image.is_file() and not is_lmdb(request.image.parent):
+        raise DataError(f"the image {request.image} does not exist")
     if has_pixels(request.image) == (reads == "regions"):
         wanted = (
             "the region features of a detector: give its .npz file" if reads == "regions" else "pixels: give a picture"

@@ -10,7 +10,7 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import CorruptImage
 from fusionkit.data.regions import UNKNOWN
-from fusionkit.data.requests import ASKED, TEXTS, Request, own_data, require_kind
+from fusionkit.data.requests import ASKED, TEXTS, Request, own_data, require_image
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.looking import Look, look
 from fusionkit.evaluation.prediction import EvaluationOptions, evaluating, moved
@@ -116,7 +116,7 @@ class Oracle:
         replies, items = [Reply(request, _asked(request)) for request in requests], dict[int, Item]()
         for number, request in enumerate(requests):
             try:
-                require_kind(request, self.model.image_encoder.reads)
+                require_image(request, self.model.image_encoder.reads)
                 items[number] = data.item(number)
                 _require_size(items[number], request)
             except (CorruptImage, DataError) as error:

@@ -74,14 +74,17 @@ def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
     for title in ("image", "asked", "reply"):
         table.add_column(title, overflow="fold")
     for record in records:
-        rows = [(f"{word}: {record[word]}", tell(record)) for word, tell in TELLING.items() if word in record]
-        if "caption" in record:
-            rows.append(("caption", record["caption"]))
-        if "error" in record:
-            rows = [("", f"error: {record['error']}")]
-        for number, (asked, reply) in enumerate(rows):
+        for number, (asked, reply) in enumerate(_rows(record)):
             table.add_row(*(Text(cell) for cell in ("" if number else record["image"], asked, reply)))
     return table
+
+
+def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was asked, and the reply to it."""
+    if "error" in record:
+        return [("", f"error: {record['error']}")]
+    rows = [(f"{word}: {record[word]}", tell(record)) for word, tell in TELLING.items() if word in record]
+    return rows + ([("caption", record["caption"])] if "caption" in record else [])
 
 
 def print_replies(records: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:

@@ -58,6 +58,20 @@ def test_how_many_regions_are_read(tmp_path: Path, confidences, detections: Dete
     assert len(found.features) == len(found.positions) == count
 
 
+def test_a_file_that_is_damaged_inside_or_of_another_format_is_corrupt(tmp_path: Path) -> None:
+    """Of a compressed file zlib complains, not zipfile; and numpy reads a .npy under any name."""
+    draw = np.random.default_rng(0)
+    np.savez_compressed(tmp_path / "a.npz", features=draw.random((50, 20)), norm_bb=draw.random((50, 6)))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[100:130] = bytes(byte ^ 0x5A for byte in content[100:130])
+    (tmp_path / "a.npz").write_bytes(content)
+    with (tmp_path / "b.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(CorruptImage, match=f"{name} cannot be read"):
+            read_regions(tmp_path / name, ALL)
+
+
 def test_a_batch_is_padded_and_masked(tmp_path: Path) -> None:
     scores = {"soft_labels": np.ones((2, 4))}
     asks = Detections(min_regions=1, class_scores=True)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from fusionkit.data.requests import ASKED
 from fusionkit.errors import ConfigError
 from fusionkit.training.launch import check_needs
 from fusionkit.types import Regions
@@ -33,6 +34,10 @@ def encode(model, task, batch):
     return model.encode(batch, [task.reads] if task.encodes else [])
 
 
+REPLYING = [name for name in TASKS if build(name)[1].replies_to is not None]
+assert len(REPLYING) > 8
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_loss_is_a_scalar_that_reaches_the_model(name):
     model, task = build(name)
@@ -58,6 +63,39 @@ def test_records_are_json_lines_with_one_id_each(name):
     for record in records:
         assert any(key.endswith("_id") for key in record)
         json.dumps({key: value for key, value in record.items() if key != "feats"})
+
+
+@pytest.mark.parametrize("name", REPLYING)
+def test_a_reply_is_one_to_each_text_and_says_what_is_predicted(name):
+    model, task = build(name)
+    model.eval()
+    batch = toy_batch(images=4, texts_per_image=2)
+    with torch.inference_mode():
+        encoded = encode(model, task, batch)
+        replies, records = task.reply(model, batch, encoded, top=2), task.predict(model, batch, encoded)
+    assert task.replies_to in ASKED
+    assert len(replies) == (4 if task.replies_to == "caption" else 8)
+    for reply, record in zip(replies, records, strict=False):
+        json.dumps(reply)
+        assert reply
+        assert not [key for key in reply if key.endswith("_id")]
+        shared = reply.keys() & record.keys()
+        assert {key: reply[key] for key in shared} == {key: record[key] for key in shared}
+        if "answers" in reply:
+            assert reply["answers"][0]["answer"] == reply["answer"]
+            assert len(reply["answers"]) == 2
+        if "labels" in reply:
+            assert sum(reply["labels"].values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", [name for name in REPLYING if hasattr(build(name)[1], "evidence")])
+def test_evidence_is_one_number_of_each_fused_pair(name):
+    model, task = build(name)
+    batch = toy_batch(images=4, texts_per_image=2)
+    encoded = model.encode(batch, [task.reads])
+    evidence = task.evidence(model.fuse(encoded.memory, encoded.text[task.reads], batch[task.reads]["image_index"]))
+    assert evidence.shape == (8,)
+    assert evidence.requires_grad
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

@@ -1,0 +1,84 @@
+"""What one asks of one's own images: from the command line, a folder, a file of JSON lines; and what cannot be asked."""
+
+from pathlib import Path
+
+import pytest
+
+from fusionkit.data.requests import Request, read_requests, require_image
+from fusionkit.errors import ConfigError, DataError
+
+PIXELS, REGIONS = "pixel_values", "regions"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png", "r.npz"):
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def test_a_folder_is_asked_about_each_of_its_pictures_in_order(folder: Path) -> None:
+    found = read_requests(str(folder), {"question": "what?", "caption": True}, PIXELS)
+    assert [request.image.name for request in found] == ["a.jpg", "b.PNG"]
+    assert {request.asks for request in found} == {("question", "caption")}
+    assert [request.image.name for request in read_requests(str(folder), {"phrase": "it"}, REGIONS)] == ["r.npz"]
+
+
+def test_a_line_asks_what_it_says_and_what_the_command_line_asks_of_all(folder: Path) -> None:
+    (folder / "q.jsonl").write_text(
+        '{"image": "a.jpg", "id": 7, "phrase": "it"}\n\n{"image": "b.PNG", "caption": false}\n'
+    )
+    first, second = read_requests("q.jsonl", {"text": "a thing", "caption": True}, PIXELS)
+    assert first == Request(Path("a.jpg"), {"phrase": "it", "text": "a thing"}, True, {"id": 7})
+    assert second.asks == ("text",)
+    (folder / "below").mkdir()
+    (folder / "below/q.jsonl").write_text('{"image": "c.jpg"}\n')
+    assert read_requests("below/q.jsonl", {"text": "x"}, PIXELS)[0].image == Path("below/c.jpg")
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "nothing is asked; give a question, a phrase, a text or caption=true"),
+        ({"phrase": " "}, "the phrase is ' ', but has to be words"),
+        ({"caption": "a cat"}, "caption is 'a cat', but is true or false; to match a given text write text="),
+    ],
+)
+def test_what_cannot_be_asked(folder: Path, asked: dict, words: str) -> None:
+    with pytest.raises(ConfigError, match="predict: ") as caught:
+        read_requests("a.jpg", asked, PIXELS)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"image": "a.jpg", "qestion": "x"}', "line 1 of q.jsonl has a key 'qestion'; did you mean 'question'?"),
+        ('{"question": "x"}', "line 1 of q.jsonl names no image"),
+        ("[1]", "line 1 of q.jsonl names no image"),
+        ('{"image": "a.jpg", "question": 3}', "line 1 of q.jsonl: the question is 3, but has to be words"),
+        ('{"image": "a.jpg"}', "line 1 of q.jsonl: nothing is asked"),
+        ("{", "line 1 of q.jsonl is no JSON"),
+    ],
+)
+def test_a_wrong_line_is_named(folder: Path, line: str, words: str) -> None:
+    (folder / "q.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError) as caught:
+        read_requests("q.jsonl", {}, PIXELS)
+    assert words in str(caught.value)
+
+
+def test_images_that_are_not_there_or_of_another_kind(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"image=gone.jpg does not exist"):
+        read_requests("gone.jpg", {"text": "x"}, PIXELS)
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="image=empty holds no picture"):
+        read_requests("empty", {"text": "x"}, PIXELS)
+    for name, reads, words in (
+        ("gone.jpg", PIXELS, "gone.jpg does not exist"),
+        ("r.npz", PIXELS, "reads pixels: give a picture"),
+        ("a.jpg", REGIONS, "reads the region features of a detector: give its .npz file"),
+    ):
+        with pytest.raises(DataError, match=words):
+            require_image(Request(Path(name), {"text": "x"}), reads)

@@ -1,0 +1,135 @@
+"""A checkpoint that is asked: which task replies, from which source, in batches, of pixels and of regions."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fusionkit.data.regions import Detections
+from fusionkit.data.requests import Request
+from fusionkit.data.source import Source
+from fusionkit.data.tokenizer import word_tokenizer
+from fusionkit.data.transforms import Finish
+from fusionkit.errors import ConfigError
+from fusionkit.evaluation.attention import spread
+from fusionkit.evaluation.overlays import draw_reply
+from fusionkit.evaluation.prediction import EvaluationOptions
+from fusionkit.evaluation.replies import Oracle
+from tests.evaluation.test_gallery import samples
+from tests.toys import FEATURES, toy_dims, toy_model, toy_task
+
+NAMES = ("itc", "itm", "vqa", "grounding", "grounding_gradcam", "entailment")
+TEXT = "a red ring is left of it"
+
+
+def oracle(fusion: str = "cross_attention", regions: bool = False, **options) -> Oracle:
+    torch.manual_seed(0)
+    model = toy_model(fusion, regions)
+    tasks = {name: toy_task(name, toy_dims(model)) for name in NAMES}
+    settings = {"reader": None, "splits": {}, "batch_size": 2, "texts_per_image": {}}
+    found = Detections(min_regions=1) if regions else None
+    sources = {
+        "shouting": Source(**settings, clean=lambda text: text.replace("red", "ring"), regions=found),
+        "plain": Source(**settings, max_length=5, regions=found),
+    }
+    data = SimpleNamespace(
+        sources=sources, finish=Finish(32, [0.5] * 3, [0.5] * 3), tokenizer=word_tokenizer([TEXT] * 3)
+    )
+    trained = {"shouting": ["vqa"], "plain": list(NAMES)}
+    how = EvaluationOptions(quiet=True)
+    return Oracle(model, tasks, trained, data, torch.device("cpu"), how, **{"batch_size": 2} | options)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    draw = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(draw.integers(0, 255, (40 + number, 50, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    return sorted(tmp_path.glob("*.png"))
+
+
+def test_replies_stand_in_the_order_of_the_requests_whatever_the_batches(images: list[Path]) -> None:
+    asked = ({"question": TEXT}, {"phrase": TEXT, "text": TEXT}, {"question": TEXT, "text": "it"})
+    requests = [Request(image, texts) for image in images for texts in asked]
+    alone = [oracle().answer([request])[0].record for request in requests]
+    together = [reply.record for reply in oracle(batch_size=4).answer(requests)]
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() & {"image", "question", "phrase", "text", "answer", "label"}:
+            assert one[key] == other[key]
+        for key in one.keys() & {"bbox", "match", "cosine"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-3, abs=1e-5)
+    assert {"match", "cosine", "label", "bbox"} < alone[1].keys()
+
+
+def test_the_first_task_replies_or_the_one_that_is_named(images: list[Path]) -> None:
+    assert list(oracle().repliers("phrase")) == ["grounding"]
+    assert list(oracle(by="grounding_gradcam").repliers("phrase")) == ["grounding_gradcam"]
+    assert list(oracle().repliers("text")) == ["itc", "itm", "entailment"]
+    first, second = (
+        oracle(by=by).answer([Request(images[0], {"phrase": TEXT})])[0] for by in (None, "grounding_gradcam")
+    )
+    assert first.record["bbox"] != second.record["bbox"]
+    with pytest.raises(
+        ConfigError, match="by=itm is no task that answers what is asked; known: grounding, grounding_gradcam"
+    ):
+        oracle(by="itm").answer([Request(images[0], {"phrase": TEXT})])
+    with pytest.raises(ConfigError, match=r"a caption is asked for, but no task .* answers: phrase, question, text"):
+        oracle().answer([Request(images[0], {}, wants_caption=True)])
+
+
+def test_texts_are_read_as_those_of_the_source_that_trained_the_task(images: list[Path]) -> None:
+    (reply,) = oracle(looks=True).answer([Request(images[0], {"question": TEXT, "phrase": TEXT})])
+    assert reply.looks["question"].words == TEXT.replace("red", "ring").split()  # cleaned
+    assert reply.looks["phrase"].words == TEXT.split()[:3]  # cut
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "merged_attention"])
+def test_looks_are_maps_of_the_text_and_of_each_word(fusion: str, images: list[Path], tmp_path: Path) -> None:
+    requests = [Request(image, {"phrase": text}) for image, text in zip(images, ("it", TEXT[:10], "ring"), strict=True)]
+    for request, reply in zip(requests, oracle(fusion, looks=True).answer(requests), strict=True):
+        look = reply.looks["phrase"]
+        count = len(request.texts["phrase"].split())
+        assert look.words == request.texts["phrase"].split()
+        assert look.attention.shape == look.gradcam.shape == (1 + count, 4, 4)  # matching explains the phrase
+        assert 0 <= look.gradcam.min() < look.gradcam.max()
+    array, picture = draw_reply(reply, tmp_path / "drawn/it", is_middle=True, true_box=(3, 3, 9, 9))
+    with np.load(array) as file:
+        assert file["words"].tolist() == ["ring"]
+        np.testing.assert_array_equal(file["gradcam"], look.gradcam)
+    assert Image.open(picture).width > 900
+
+
+def test_a_fusion_without_attention_cannot_look_but_answers(images: list[Path]) -> None:
+    request = Request(images[0], {"question": TEXT})
+    model = oracle("gated")
+    assert "answer" in model.answer([request])[0].record
+    with pytest.raises(ConfigError, match="has no attention of the text to the image"):
+        oracle("gated", looks=True).answer([request])
+
+
+def test_regions_are_asked_about_too_and_have_no_picture(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    boxes = draw.random((4, 6)) / 2
+    boxes[:, 2:4] = boxes[:, :2] + boxes[:, 4:]
+    parts = {"features": draw.random((4, FEATURES)), "norm_bb": boxes}
+    np.savez(tmp_path / "a.npz", **parts, size=np.array([200, 100]))
+    np.savez(tmp_path / "b.npz", **parts)
+    requests = [Request(tmp_path / f"{name}.npz", {"phrase": TEXT}) for name in "ab"]
+    good, bad = oracle(regions=True, looks=True).answer(requests)
+    assert good.looks["phrase"].attention.shape == (4, 4)  # the text cut to three words, four regions
+    assert [path.suffix for path in draw_reply(good, tmp_path / "out", False)] == [".npz"]
+    assert "does not say how large its image is" in bad.record["error"]
+    (weak, _) = oracle(regions=True, by="grounding_gradcam").answer(requests)
+    own = (boxes[:, [0, 1, 4, 5]] * [200, 100, 200, 100]).tolist()
+    assert min(np.abs(np.array(own) - weak.record["bbox"]).max(axis=1)) < 1e-3
+
+
+def test_samples_are_spread_over_the_images_and_their_texts() -> None:
+    found = spread(samples("captions", {}), "captions", 3)
+    assert [(sample.image_id, text.id) for sample, text in found] == [(0, 0), (2, 5), (5, 10)]
+    assert len(spread(samples("captions", {}), "captions", 99)) == 8
+    assert spread(samples("captions", {}), "questions", 2) == []
