@@ -247,11 +247,12 @@ def to_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict
         raise ConfigError(f"layout=albef: ALBEF has no model for {', '.join(tasks)}; its tasks are {', '.join(signs)}")
     decoder = tasks["vqa_decoder"]["decoder"]["num_layers"] if name == "vqa" else 0
     lower, upper = config["text_encoder"]["config"]["num_hidden_layers"], config["fusion"].get("num_layers", 0)
-    published, foreign = invert(state, keys(name, lower, upper, decoder))
-    ours_alone = added(name).keys() | {f"tasks.itc.{side}_queue.keys" for side in ("image", "text")}
-    if more := [part for part in foreign if part not in ours_alone]:
+    ours_alone = added(name)
+    theirs = {part: tensor for part, tensor in state.items() if part not in ours_alone}
+    published, foreign = invert(theirs, keys(name, lower, upper, decoder))
+    if foreign:
         raise ConfigError(
-            f"layout=albef: ALBEF has nothing like {', '.join(more[:3])}; only its own architecture fits it"
+            f"layout=albef: ALBEF has nothing like {', '.join(foreign[:3])}; only its own architecture fits it"
         )
     tables = {part: tensor for part, tensor in published.items() if part.endswith("position_embeddings.weight")}
     counters = {

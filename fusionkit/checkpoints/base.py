@@ -43,7 +43,7 @@ class Plan:
 
     ``family``   its name, and ``release`` where it comes from.
     ``groups``   choices of the groups of conf/train.yaml, as on the command line.
-    ``config``   laid over that; a block with a ``_target_`` replaces the whole one.
+    ``config``   laid over that; a group with a ``_target_`` replaces the whole one.
     ``keys``     the table of names.
     ``left_out`` why a published tensor is not used, by a regular expression of the whole name.
     ``added``    what is ours alone, by our name: a function of its shape.
@@ -160,6 +160,9 @@ def _joined(source: Source, name: str, parts: Sequence[tuple[Key, Tensor]], expe
     tensors = [tensor for _, tensor in parts]
     change = parts[0][0].change
     if parts[0][0].part is not None:
+        if len({part.shape[1:] for part in tensors}) > 1 or not tensors[0].dim():
+            shapes = [f"{key.theirs} {tuple(part.shape)}" for key, part in parts]
+            raise DataError(f"{source.path}: {' and '.join(shapes)} do not fit together ({name} of ours)")
         tensor = torch.cat(tensors)
     else:
         tensor = tensors[0]
@@ -168,7 +171,12 @@ def _joined(source: Source, name: str, parts: Sequence[tuple[Key, Tensor]], expe
             raise DataError(
                 f"{source.path}: {theirs} differ, but are one tensor in the published model ({name} of ours)"
             )
-    return tensor if change is None or expected is None else change(tensor, expected.shape)
+    if change is None or expected is None:
+        return tensor
+    try:
+        return change(tensor, expected.shape)
+    except (IndexError, RuntimeError):  # of too few dimensions to be changed: its shape is then told to differ
+        return tensor
 
 
 def _require_all(source: Source, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

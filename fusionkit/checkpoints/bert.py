@@ -77,8 +77,12 @@ def text_config(bert: Mapping[str, Any], num_layers: int, pad: int = 0) -> dict[
 def cross_attention_config(bert: Mapping[str, Any], num_layers: int) -> dict[str, Any]:
     """The configuration of our cross-attention fusion with layers of a published BERT's size.
 
-    Raises ConfigError for another activation than theirs, which the text layers alone would follow.
+    Raises ConfigError for no layer at all, and for another activation than theirs, which the text layers alone would follow.
     """
+    if num_layers < 1:
+        raise ConfigError(
+            f"bert.num_hidden_layers is {bert['num_hidden_layers']}, which leaves no layer with cross-attention; give more"
+        )
     if bert["hidden_act"] != "gelu":
         raise ConfigError(
             f"bert.hidden_act is {bert['hidden_act']}, but the layers with cross-attention have gelu alone"

@@ -26,7 +26,7 @@ from fusionkit.checkpoints.bert import (
 from fusionkit.checkpoints.runs import groups_of, of_class, run_of, tower_activation
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 
 Sizes = Mapping[str, Any]
 MIXED = "fusionkit.fusion.mixed_cross_attention"
@@ -67,7 +67,7 @@ def plan(
     queue_size: int,
     momentum: float,
     alpha: float,
-    ids: Mapping[str, int | None],
+    ids: Mapping[str, Any],
     prompt: str,
     start: str | None = None,
 ) -> Plan:
@@ -75,14 +75,20 @@ def plan(
 
     ``start`` makes of one of pre-training what its fine-tuning begins with: for captions the decoder alone, for VQA both.
     """
-    bert = dict(bert) | {"vocab_size": bert["vocab_size"] + 2, "type_vocab_size": 0}  # with [DEC] and [ENC]
+    appended = {"bos_DEC": bert["vocab_size"], "ENC": bert["vocab_size"] + 1}
+    ids = appended | {token: number for token, number in ids.items() if number is not None}
+    bert = dict(bert) | {"vocab_size": bert["vocab_size"] + len(appended), "type_vocab_size": 0}
     tower: Mapping[str, str] = {}
     if source.config is not None:
         of_class(source, CLASSES)
         sizes = sizes_of(source.config)
         tower = tower_activation(source.config["vision_config"]["hidden_act"])
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
-        vit, bert, ids = sizes["vit"], bert | sizes["bert"], dict(ids) | sizes["ids"]
+        vit, bert, ids = sizes["vit"], bert | sizes["bert"], ids | sizes["ids"]
+    if foreign := [token for token in appended if (ids[token] or 0) >= bert["vocab_size"]]:
+        raise ConfigError(
+            f"ids.{foreign[0]} is {ids[foreign[0]]}, but the text encoder embeds {bert['vocab_size']} tokens"
+        )
     shown = kind_of(source)
     name = shown if start is None else require_start(source, start, shown, STARTS)
     is_taught = source.has("visual_encoder_m.") and start is None
@@ -150,7 +156,7 @@ def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tasks(name: str, bert: Sizes, ids: Mapping[str, int], queue_size: int, prompt: str) -> dict[str, Any]:
+def tasks(name: str, bert: Sizes, ids: Mapping[str, Any], queue_size: int, prompt: str) -> dict[str, Any]:
     """Settings of the tasks, over those of conf/task; ``prompt`` begins each caption."""
     begin, eps = ids["bos_DEC"], bert["layer_norm_eps"]
     if name == "vqa":

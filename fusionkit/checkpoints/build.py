@@ -69,14 +69,7 @@ def compose_plan(plan: Plan, tokenizer: str) -> DictConfig:
     with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
         config = compose("train", [*plan.groups, f"tokenizer={tokenizer}"])
     with open_dict(config):
-        lay_over(config, plan.config)
+        for key, value in plan.config.items():
+            is_whole = not isinstance(value, Mapping) or "_target_" in value
+            config[key] = value if is_whole else OmegaConf.merge(config.get(key) or {}, value)
     return config
-
-
-def lay_over(config: DictConfig, changes: Mapping[str, Any]) -> None:
-    """Change a configuration in place, key by key; a block with a ``_target_`` replaces what was there."""
-    for key, value in changes.items():
-        if isinstance(value, Mapping) and "_target_" not in value and OmegaConf.is_dict(config.get(key)):
-            lay_over(config[key], value)
-        else:
-            config[key] = value

@@ -100,7 +100,8 @@ def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not content or not all(map(_is_plain, content.values())):
+    is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not is_named or not content or not all(map(_is_plain, content.values())):
         found = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
         raise DataError(
             f"{path} holds no state dict of tensors, also not under {' or '.join(WRAPPERS)}: it holds {found}"

@@ -23,6 +23,7 @@ from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.artifacts import artifacts_of
 
 Planner = Callable[[Source], Plan]
+EXPERIMENT = "imported"  # a name that no recipe has: of two experiments of one name ours would be read
 
 
 def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None = None) -> str:
@@ -46,9 +47,8 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
         "sha256": source.sha256,
     }
     content = artifacts_of(config, network.model, words, plan.answers or None) | {"ids": dict(plan.ids)}
-    name = config.name
     origin["left_out"] = dict(plan.left_out)
-    texts = {f"experiment/{name}.yaml": experiment_file(plan, folder, config.tokenizer)}
+    texts = {f"experiment/{EXPERIMENT}.yaml": experiment_file(plan, folder, config.tokenizer)}
     if plan.has_named_answers:
         texts["answers.json"] = json.dumps(plan.answers)
     write_directory(folder, state, {"fusionkit": content | {"origin": origin}}, texts)
@@ -56,7 +56,7 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
     return (
         f"{folder}: {len(state):,} tensors, {numbers:,} numbers, of {plan.release}; every published tensor is accounted for\n"
         f"score it: fusionkit evaluate checkpoint={folder} data.root=FOLDER\n"
-        f"train on: fusionkit train --config-dir {folder} experiment={name} data.root=FOLDER"
+        f"train on: fusionkit train --config-dir {folder} experiment={EXPERIMENT} data.root=FOLDER"
     )
 
 
@@ -72,7 +72,7 @@ def impossible_sizes() -> Iterator[None]:
 
 
 def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
-    """An experiment that goes on from the checkpoint, for ``fusionkit train --config-dir FOLDER experiment=NAME``."""
+    """An experiment that goes on from the checkpoint, for ``fusionkit train --config-dir FOLDER experiment=imported``."""
     replaced = [key for key, value in plan.config.items() if isinstance(value, Mapping) and "_target_" in value]
     choices = dict(text.split("=", 1) for text in plan.groups) | dict.fromkeys(replaced, "null")
     defaults = "".join(f"  - override /{group}: {choice}\n" for group, choice in choices.items())

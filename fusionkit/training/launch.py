@@ -102,6 +102,7 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
     for source, weights in config.objectives.items():
         for name in weights:
             _check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
+            _check_answers(f"objectives.{source}.{name}", tasks[name], dims)
     return Parts(config, datamodule, model, tasks)
 
 
@@ -264,6 +265,12 @@ def _check_length(source: str, datamodule: DataModule, most: int | None) -> None
     if most is not None and length > most:
         key = f"data.sources.{source}.max_length"
         raise ConfigError(f"{key} is {length}, but the text encoder reads {most} tokens at most; set {key}={most}")
+
+
+def _check_answers(key: str, task: Task[Any], dims: Dims) -> None:
+    """A task of questions needs answers where it runs; its weights alone can be loaded without."""
+    if task.reads == "questions" and not dims.answers:
+        raise ConfigError(f"{key}: the run has no answers; its data must hold questions with answers")
 
 
 def _check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:

@@ -55,7 +55,7 @@ def test_training_goes_on_from_it_with_its_teacher(imported, world, tmp_path, ca
         "train",
         "--config-dir",
         str(imported),
-        "experiment=albef_pretrain",
+        "experiment=imported",
         f"data.root={world}",
         "data.num_workers=0",
     ]
@@ -113,6 +113,11 @@ def test_a_missing_tensor(tmp_path, capsys):
     refuse(path, "holds nothing for model.fusion.layers.1.cross_attention.key.bias", capsys, tmp_path)
 
 
+def test_positions_without_a_grid(tmp_path, capsys):
+    path = changed(tmp_path, lambda state: state.update({"visual_encoder.pos_embed": torch.zeros(7)}))
+    refuse(path, "pos_embed is (7,) there and (1, 17, 64) here", capsys, tmp_path)
+
+
 def test_tensors_that_should_be_one(tmp_path, capsys):
     name = "text_encoder.cls.predictions.decoder.weight"
     path = changed(tmp_path, lambda state: state.update({name: state[name] + 1}))
@@ -125,6 +130,7 @@ def test_tensors_that_should_be_one(tmp_path, capsys):
         ({"model": {"a.weight": torch.zeros(1)}}, "a.weight is no part"),
         ({"epoch": 3}, "it holds epoch"),
         ([1], "holds list"),
+        ({0: torch.zeros(1)}, "it holds 0"),
     ],
 )
 def test_a_foreign_file(content, words, tmp_path, capsys):
@@ -137,6 +143,8 @@ def test_a_foreign_file(content, words, tmp_path, capsys):
     [
         ("embed_dim=16", "model.image_projection.weight is (32, 64) there and (16, 64) here", 1),
         ("vit.depth=2", "holds more than the options say: model.image_encoder.backbone.blocks.2", 1),
+        ("bert.num_hidden_layers=2", "bert.num_hidden_layers is 2, which leaves no layer with cross-attention", 2),
+        ("bert.hidden_act=relu", "bert.hidden_act is relu, but the layers with cross-attention have gelu alone", 2),
         ("vit.deph=2", "did you mean 'depth'?", 2),
         ("tokenizer=nowhere", "tokenizer: 'nowhere' is neither", 2),
     ],
@@ -174,6 +182,13 @@ def test_positions_of_another_size_are_resized():
     torch.testing.assert_close(grid[3:5, 3:5].mean(), torch.tensor(7.5))
     torch.testing.assert_close(grid[4] - grid[3], 4 * (grid[:, 4] - grid[:, 3]))
     assert resize_positions(positions, positions.shape) is positions
+
+
+def test_parts_that_do_not_fit_together():
+    source = Source(Path("x.pth"), {"q": torch.zeros(1, 2), "k": torch.ones(3)}, None, "")
+    plan = Plan("x", "x", [], {}, [Key("q", "qk", part=0), Key("k", "qk", part=1)], {}, {})
+    with pytest.raises(DataError, match=r"q \(1, 2\) and k \(3,\) do not fit together"):
+        convert(source, plan, {"qk": torch.zeros(2, 2)})
 
 
 def test_parts_are_joined_and_cut():
