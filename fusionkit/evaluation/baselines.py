@@ -6,7 +6,7 @@ Without training samples it returns what needs none.
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import comb
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.evaluation.estimates import Majority, ridge
 from fusionkit.evaluation.grounding import boxed_expressions
 from fusionkit.evaluation.labels import Truth, entailment_label, labelled, nlvr2_label
 from fusionkit.evaluation.records import Record
@@ -24,8 +25,6 @@ Tokenize = Callable[[str], list[str]]
 Score = Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
 CUTS = (1, 5, 10)
 QUESTION_PREFIXES = (3, 2, 1, 0)  # words
-MAX_WORDS = 2000  # of the bag of words
-RIDGE = 1.0
 
 
 class Baseline(Protocol):
@@ -39,20 +38,6 @@ class Baseline(Protocol):
         tokenize: Tokenize,
         score: Score,
     ) -> dict[str, float]: ...
-
-
-class Majority:
-    """The most frequent value for each of several contexts, to be asked from the most to the least telling one."""
-
-    def __init__(self, observations: Iterable[tuple[Hashable, Any]]) -> None:
-        self.counts: dict[Hashable, Counter[Any]] = {}
-        for context, value in observations:
-            self.counts.setdefault(context, Counter())[value] += 1
-
-    def __call__(self, contexts: Iterable[Hashable]) -> Any:
-        """The answer of the first context that was observed; None if none was."""
-        known = next((context for context in contexts if context in self.counts), None)
-        return self.counts[known].most_common(1)[0][0] if known is not None else None
 
 
 def vqa_baselines(
@@ -78,7 +63,7 @@ def grounding_baselines(
     if not known:
         return {}
     boxes = np.array([_relative_box(*each) for each in known])
-    regress = _ridge([text.text for _, text in known], boxes)
+    regress = ridge([text.text for _, text in known], boxes)
     asked = list(boxed_expressions(samples))
     by_text = [_box_record(sample, text, regress(text.text)) for sample, text in asked]
     by_chance = [_box_record(sample, text, boxes.mean(axis=0)) for sample, text in asked]
@@ -159,7 +144,7 @@ def _label_baselines(
         return {}
     labels = sorted(counts, key=str)
     shares = np.array([[float(truth(text) == label) for label in labels] for text in known])
-    regress = _ridge([text.text for text in known], shares)
+    regress = ridge([text.text for text in known], shares)
     asked = labelled(samples, kind, truth)
     by_text = [{key: text.id, "label": labels[int(regress(text.text).argmax())]} for text in asked]
     by_chance = [{key: text.id, "label": counts.most_common(1)[0][0]} for text in asked]
@@ -243,21 +228,3 @@ def _relative_box(sample: Sample, text: Text) -> list[float]:
 def _box_record(sample: Sample, text: Text, relative: NDArray[np.float64]) -> Record:
     width, height = _size(sample)
     return {"sent_id": text.id, "bbox": (relative * (width, height, width, height)).tolist()}
-
-
-def _ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[str], NDArray[np.float64]]:
-    """Regression from the set of a text's words to targets (N, K), by normal equations over the commonest words."""
-    frequent = Counter(word for text in texts for word in set(text.lower().split())).most_common(MAX_WORDS)
-    column = {word: at for at, (word, _) in enumerate(frequent)}
-    mean, size = targets.mean(axis=0), len(column)
-
-    def columns(text: str) -> list[int]:
-        return sorted({column[word] for word in text.lower().split() if word in column})
-
-    gram, moments = np.eye(size) * RIDGE, np.zeros((size, targets.shape[1]))
-    for text, target in zip(texts, targets, strict=True):
-        at = columns(text)
-        gram[np.ix_(at, at)] += 1
-        moments[at] += target - mean
-    weights = np.linalg.solve(gram, moments)
-    return lambda text: weights[columns(text)].sum(axis=0) + mean

@@ -107,7 +107,9 @@ def cider(said: Said, wanted: Wanted) -> list[float]:
     """CIDEr-D of each image in percent. What a word counts depends on all the references; of one image it is 0."""
     from pycocoevalcap.cider.cider import Cider
 
-    return [100 * float(score) for score in Cider().compute_score(*_by_image(said, wanted))[1]] if said else []
+    if not any(words for references in wanted for words in references):
+        return [0.0] * len(said)
+    return [100 * float(score) for score in Cider().compute_score(*_by_image(said, wanted))[1]]
 
 
 def meteor_counts(said: Said, wanted: Wanted, java: str) -> list[list[float]]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusionkit.data.sample import Sample
-from fusionkit.evaluation.candidates import Ranking, best
+from fusionkit.evaluation.candidates import Ranking
 from fusionkit.evaluation.ranking import MISS, recalls, score_ranking
 from fusionkit.evaluation.records import Record, Records, index_records
 
@@ -70,11 +70,6 @@ def similarities(records: Sequence[Record], samples: Sequence[Sample]) -> Tensor
         else torch.zeros(len(has_text), len(has_image))
     )
     return sim.masked_fill(~(has_text[:, None] & has_image[None, :]), float("-inf"))
-
-
-def ranking_records(text_to_image: Tensor, image_to_text: Tensor, pairing: Pairing, depth: int = 100) -> Records:
-    """``list_records`` of score matrices text_to_image (T, I) and image_to_text (I, T)."""
-    return list_records(best(text_to_image, depth), best(image_to_text, depth), pairing)
 
 
 def list_records(text_to_image: Ranking, image_to_text: Ranking, pairing: Pairing) -> Records:

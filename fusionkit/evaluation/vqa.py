@@ -54,7 +54,10 @@ def official_accuracy(answer: str, answers: Sequence[str]) -> float:
 
 
 def always_normalized_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """As ``official_accuracy``, but both sides are always normalised."""
+    """As ``official_accuracy``, but both sides are always normalised.
+
+    MMF's ``EvalAIAnswerProcessor`` drops commas and question marks and splits off 's before that; this does not.
+    """
     return _agreement(normalize_answer(answer), [normalize_answer(human) for human in answers])
 
 

@@ -8,9 +8,10 @@ from PIL import Image
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.evaluation import gallery
+from fusionkit.evaluation.candidates import best
 from fusionkit.evaluation.gallery import GREEN, RED, Mark, Note, Panel, Picture, Sheet, draw_sheet, wrap
 from fusionkit.evaluation.panels import grounding_sheet, retrieval_sheet, vqa_sheet
-from fusionkit.evaluation.retrieval import Pairing, ranking_records
+from fusionkit.evaluation.retrieval import Pairing, list_records
 
 
 @pytest.fixture
@@ -122,11 +123,11 @@ def test_retrieval_frames_the_right_image_and_adds_it_where_it_is_not_among_the_
     asked = samples("captions", {})
     sim = torch.eye(8).repeat_interleave(2, dim=0) - torch.arange(8) / 100
     sim[5, 2] = -1  # caption 5 ranks its image last
-    sheet = retrieval_sheet(ranking_records(sim, sim.T, Pairing.of(asked), depth=6), asked)
-    worst, best = sheet.panels[0], sheet.panels[-1]
+    sheet = retrieval_sheet(list_records(best(sim, 6), best(sim.T, 6), Pairing.of(asked)), asked)
+    worst, right = sheet.panels[0], sheet.panels[-1]
     assert headings(sheet)[0] == "t5"
     assert len(sheet.panels) == 8  # one caption an image
     assert [picture.frame for picture in worst.pictures] == [None] * 5 + [GREEN]
     assert worst.pictures[5].notes == (Note("the right one, beyond rank 6", RED),)
-    assert [picture.frame for picture in best.pictures] == [GREEN] + [None] * 4
-    assert best.pictures[0].path == Path("7.png")
+    assert [picture.frame for picture in right.pictures] == [GREEN] + [None] * 4
+    assert right.pictures[0].path == Path("7.png")

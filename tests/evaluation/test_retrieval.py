@@ -5,13 +5,9 @@ import torch
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.evaluation.candidates import best
 from fusionkit.evaluation.ranking import recalls, score_ranking
-from fusionkit.evaluation.retrieval import (
-    Pairing,
-    ranking_records,
-    score_retrieval,
-    similarities,
-)
+from fusionkit.evaluation.retrieval import Pairing, list_records, score_retrieval, similarities
 
 CAPTIONS = (2, 1, 3, 2, 5, 1, 1, 2, 4, 1, 2, 1, 1)  # of each image; image 1000 has none
 
@@ -25,6 +21,10 @@ def samples():
         )
         caption_id += count
     return made
+
+
+def ranking_records(text_to_image, image_to_text, pairing, depth=100):
+    return list_records(best(text_to_image, depth), best(image_to_text, depth), pairing)
 
 
 def features(samples, images, texts):
