@@ -21,8 +21,10 @@ from fusionkit.evaluation.run import evaluate_run, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.rank import run_in_ranks
 from fusionkit.saliency import find_layer
+from fusionkit.tasks.grounding_gradcam import by_matching
+from fusionkit.tasks.itm import ITM
 from fusionkit.training.folder import keep_evaluation
-from fusionkit.training.launch import Parts, bare_trainer, build_loggers, evaluation_options
+from fusionkit.training.launch import Parts, bare_trainer, build_loggers, dims_of, evaluation_options
 from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts
@@ -98,12 +100,22 @@ def check_overlays(config: DictConfig, parts: Parts) -> None:
 
 
 def oracle_of(parts: Parts, device: torch.device, **options: Any) -> Oracle:
-    """The checkpoint as what can be asked, on the device; the tasks that were trained answer."""
+    """The checkpoint as what can be asked, on the device; the tasks that were trained answer.
+
+    A matching task also answers phrases, as NAME_gradcam after all others, if the fusion's text looks at the image.
+    """
     active = active_objectives(parts.objectives, parts.tasks)
+    sources = {source: list(names) for source, names in active.items()}
     trained = {name: task for name, task in parts.tasks.items() if any(name in names for names in active.values())}
-    for module in (parts.model, *parts.tasks.values()):
+    dims = dims_of(parts.model, parts.datamodule.tokenizer, ())
+    for name, task in list(trained.items()) if "attention" in parts.model.fusion.provides else ():
+        if isinstance(task, ITM) and task.replies_to == "text":
+            trained[f"{name}_gradcam"] = by_matching(task, dims, options.get("layer"))
+            for names in sources.values():
+                names += [f"{name}_gradcam"] if name in names else []
+    for module in (parts.model, *trained.values()):
         module.to(device)
-    return Oracle(parts.model, trained, active, parts.datamodule, device, evaluation_options(parts.config), **options)
+    return Oracle(parts.model, trained, sources, parts.datamodule, device, evaluation_options(parts.config), **options)
 
 
 def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, Path]:

@@ -19,6 +19,8 @@ def draw_attention(oracle: Oracle, source: str, samples: Sequence[Sample], count
     for name in oracle.sources[source]:
         task = oracle.tasks[name]
         word = task.replies_to
+        if not any(sample.texts.get(task.reads) for sample in samples):
+            continue
         if word not in TEXTS or (word == "text" and not hasattr(task, "evidence")):
             continue
         asked = replace(oracle, by=name, looks=True, sources={source: oracle.sources[source]})

@@ -27,7 +27,7 @@ def draw_reply(reply: Reply, stem: Path, is_middle: bool, true_box: Sequence[flo
             look.write(written[-1])
         if has_pixels(reply.request.image):
             written.append(path.with_name(f"{path.name}.png"))
-            legend = _legend(look, "bbox" in reply.record and word == "phrase", true_box is not None)
+            legend = _legend(look, word, "bbox" in reply.record and word == "phrase", true_box is not None)
             panels = _panels(reply, word, look, is_middle, true_box)
             draw_sheet(Sheet(legend, panels, CELL), f"{word}: {_heading(reply, word)}", written[-1])
     return written
@@ -37,10 +37,11 @@ def _heading(reply: Reply, word: str) -> str:
     return str(reply.record["caption"] if word == "caption" else reply.request.texts[word])
 
 
-def _legend(look: Look | None, has_box: bool, has_truth: bool) -> str:
+def _legend(look: Look | None, word: str, has_box: bool, has_truth: bool) -> str:
     parts = []
     if look is not None:
-        kind = "attention" if look.gradcam is None else "GradCAM, what the answer hangs on"
+        speaks = "for the answer" if word == "question" else "for a match"
+        kind = "attention" if look.gradcam is None else f"GradCAM, what speaks {speaks}"
         parts += [
             f"{kind}: of the whole text, then word by word",
             "each map from its least (dark) to its most (bright)",

@@ -85,6 +85,13 @@ class GradCAMGrounding(ITM):
         return torch.stack(chosen)
 
 
+def by_matching(itm: ITM, dims: Dims, layer: int | None = None) -> GradCAMGrounding:
+    """Weak grounding by a matching task that was trained on captions, with its head: nothing more is to be learnt."""
+    task = GradCAMGrounding(dims, layer=layer)
+    task.head = itm.head
+    return task
+
+
 def _read_proposals(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"task.grounding_gradcam.proposals: no such file {path}; give a json file, or null")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fusionkit.tasks.grounding import Grounding, ImagePooling
+from fusionkit.tasks.region_grounding import RegionGrounding
 from fusionkit.types import Tokens
 from tests.toys import toy_batch, toy_dims, toy_model
 
@@ -34,3 +35,12 @@ def test_it_trains_with_the_task(model):
     assert not [n for n, p in task.named_parameters() if p.grad is None]
     assert task.pooling.value.weight.grad.abs().sum() > 0
     assert len(task.predict(model, batch, model.encode(batch, ["expressions"]))) == 6
+
+
+def test_grounding_of_regions_predicts_in_images_without_views_as_grounding_does(model):
+    batch = toy_batch(images=3, texts_per_image=2)
+    phrases, captions = Grounding(toy_dims(model)).eval(), RegionGrounding(toy_dims(model)).eval()
+    captions.load_state_dict(phrases.state_dict())
+    expected = phrases.predict(model, batch, model.encode(batch, ["expressions"]))
+    same = batch | {"captions": batch["expressions"]}
+    assert captions.predict(model, same, model.encode(same, ["captions"])) == expected
