@@ -49,7 +49,7 @@ def draw(panel: Panel, path: Path, theme: str = "light") -> None:
     """Write one panel as PNG."""
     with _themed(theme):
         figure, axes = plt.subplots(figsize=(WIDTH, panel.height), layout="constrained")
-        axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold")
+        figure.suptitle(panel.title, x=0.02, ha="left", fontsize=11, fontweight="bold")
         panel.draw(axes)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=170)
