@@ -71,7 +71,8 @@ def query(line: str) -> None:
         words = rest[len(fixed) :]
         if COMMANDS[name].operands:
             words = [word for word in words[:-1] if "=" in word] + words[-1:]
-            print("\n".join(f"{path}/" for path in glob(f"{escape(words[-1])}*") if os.path.isdir(path)))
+            for path in filter(os.path.isdir, sorted(glob(f"{escape(words[-1])}*"))):
+                print(f"{path}/")
         _hydra(config_name, words)
 
 

@@ -10,6 +10,7 @@ import pytest
 from omegaconf import DictConfig
 
 from fusionkit import __version__, cli
+from fusionkit.app import gather
 from fusionkit.cli import COMMANDS, run
 from fusionkit.errors import DataError
 from tests.toys import CONF, choices
@@ -146,6 +147,24 @@ def test_modules_of_the_working_folder_can_be_named(
     assert importlib.import_module("my_own_part").json is json
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a", "seed=1", "b/*"], ["seed=1", "runs=['a','b/*']"]),
+        (["seed=1"], ["seed=1"]),
+        (["it's", "a b"], [r"runs=['it\'s','a b']"]),
+    ],
+)
+def test_words_without_a_key_are_the_operands(words: list[str], expected: list[str]) -> None:
+    assert gather(words, "runs") == expected
+    assert gather(words, None) == words
+
+
+def test_a_folder_with_an_equals_sign_is_no_override(tmp_path: Path) -> None:
+    (tmp_path / "fusion=late").mkdir()
+    assert gather([f"{tmp_path}/fusion=late"], "runs") == [f"runs=['{tmp_path}/fusion=late']"]
+
+
 def test_options_may_stand_after_overrides(recorded: list[DictConfig], tmp_path: Path) -> None:
     (tmp_path / "mine/experiment").mkdir(parents=True)
     (tmp_path / "mine/experiment/own.yaml").write_text("# @package _global_\nseed: 7\n")
@@ -228,6 +247,8 @@ def test_what_is_said_in_words_arrives_as_it_was_written(words: str, monkeypatch
         ("fusionkit train experiment=q", ["experiment=quickstart"]),
         ("fusionkit data make shapes sc", ["scenes="]),
         ("fusionkit import albe", ["albef="]),
+        ("fusionkit compare a b=c basel", ["baseline="]),
+        (f"fusionkit compare a {CONF.parent}/tests/repo", [f"{CONF.parent}/tests/reporting/"]),
         ("fusionkit import albef=ALBEF.pth bert.fus", ["bert.fusion_layer="]),
     ],
 )

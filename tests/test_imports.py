@@ -139,7 +139,8 @@ def test_the_wheel_carries_the_package_and_its_configuration(tmp_path: Path) -> 
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
     conf = {f"fusionkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    package = {path.relative_to(ROOT).as_posix() for path in [*FILES, *(ROOT / "hydra_plugins").glob("*.py")]}
+    others = [*(ROOT / "hydra_plugins").glob("*.py"), *PACKAGE.rglob("*.css"), *PACKAGE.rglob("*.js")]
+    package = {path.relative_to(ROOT).as_posix() for path in [*FILES, *others]}
     assert len(conf) > 10
     assert conf | package <= names
     assert not any(name.startswith("tests/") for name in names)

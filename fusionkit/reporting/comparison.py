@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -21,6 +22,7 @@ MAIN = ("accuracy", "acc50", "cider", "bleu_4")  # what tells most about a task
 HEADLINES = {*MAIN, "evalai_accuracy", "text_to_image_r1", "image_to_text_r1"} | {
     f"{t}_{m}" for t in TASKS for m in MAIN
 }
+LOWER_IS_BETTER = ("_rank", "_loss")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class Comparison:
         """What a guesser reaches that reads the text alone ("_baseline") or sees nothing ("_chance"), where it is known."""
         found = [value for entry in self.entries for value in entry.values(metric + suffix)]
         return max(found, default=None)
+
+
+def gain(metric: str, value: float) -> float:
+    """The value, with its sign turned where less is better."""
+    return -value if metric.endswith(LOWER_IS_BETTER) else value
 
 
 def compare_runs(
@@ -140,10 +147,9 @@ def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
     if name is None:
         return entries[0]
     for entry in entries:
-        if any(
-            name in (entry.name, run.name, *(place for path in run.paths for place in (str(path), path.name)))
-            for run in entry.runs
-        ):
+        paths = [path for run in entry.runs for path in run.paths]
+        names = {entry.name, *(run.name for run in entry.runs), *(path.name for path in paths)}
+        if name in names or Path(name).resolve() in paths:
             return entry
     raise ConfigError(f"baseline: there is no run '{name}'; {suggest(name, [entry.name for entry in entries])}")
 

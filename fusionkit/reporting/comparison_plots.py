@@ -49,7 +49,7 @@ def draw(panel: Panel, path: Path, theme: str = "light") -> None:
     """Write one panel as PNG."""
     with _themed(theme):
         figure, axes = plt.subplots(figsize=(WIDTH, panel.height), layout="constrained")
-        axes.set_title(panel.title, fontsize=11, loc="left", fontweight="bold")
+        figure.suptitle(panel.title, x=0.02, ha="left", fontsize=11, fontweight="bold")
         panel.draw(axes)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=170)
@@ -120,7 +120,13 @@ def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel
             label_ends(axes, lines, looks)
 
         ends = [f"{entry} {values[-1]:.3g}" for entry, (_, values) in lines.items()]
-        yield Panel(f"curve_{_stem(name)}", name, f"{name} by step; at the end: {', '.join(ends)}", plot)
+        yield Panel(
+            f"curve_{_stem(name)}",
+            name,
+            f"{name} by step; at the end: {', '.join(ends)}",
+            plot,
+            max(HEIGHT, 1 + 0.2 * len(lines)),
+        )
 
 
 def _line(entry: Entry, name: str) -> tuple[list[float], list[float]] | None:
@@ -165,7 +171,13 @@ def _costs(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]
 
         kind = "parameters" if "parameters" in title else "time"
         words = ", ".join(f"{name} {score:.1f} at {x:.3g}" for name, (x, score, _) in points.items())
-        yield Panel(f"cost_{kind}_{_stem(metric)}", f"{metric}, %", f"{metric} in % against {title}: {words}", plot)
+        yield Panel(
+            f"cost_{kind}_{_stem(metric)}",
+            f"{metric}, %",
+            f"{metric} in % against {title}: {words}",
+            plot,
+            max(HEIGHT, 1.6 + 0.13 * len(points)),
+        )
 
 
 def _speed(history: Sequence[Mapping[str, float]]) -> float | None:

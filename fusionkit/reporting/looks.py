@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f7f7f")  # Okabe and Ito 2008
 STROKES = ("-", "--", ":", "-.")  # where there are more runs than colours
 MARKERS = "osD^vP*X"
-GAP = 0.062  # between the labels of lines, of the height of a panel
+GAP = 16  # pixels of a figure of 100 dots an inch, between the labels of lines
 HALF_LETTER = 3.6  # pixels of a figure of 100 dots an inch
 SIDES = {
     "above": ((0, 9), "center"),
@@ -59,8 +59,8 @@ def label_ends(
     wanted = {name: to_height((steps[-1], values[-1]))[1] for name, (steps, values) in lines.items()}
     order = sorted(wanted, key=wanted.__getitem__)
     places = np.array([wanted[name] for name in order])
-    for _ in range(100):  # each pair that is too close moves apart by half of what is missing
-        missing = np.clip(GAP - np.diff(places), 0, None) / 2
+    for _ in range(300):  # each pair that is too close moves apart by half of what is missing
+        missing = np.clip(GAP / axes.bbox.height - np.diff(places), 0, None) / 2
         places[:-1] -= missing
         places[1:] += missing
     for name, place in zip(order, places, strict=True):

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from fusionkit.reporting.cards import example_card, overlay_figures
-from fusionkit.reporting.comparison import Cell, Comparison
+from fusionkit.reporting.comparison import Cell, Comparison, gain
 from fusionkit.reporting.comparison_plots import Panel, draw
 from fusionkit.reporting.comparison_table import p_text
 from fusionkit.reporting.differences import ABSENT
@@ -52,7 +52,7 @@ def _section(name: str, heading: str, content: Sequence[Element]) -> Element | N
 
 
 def _verdicts(comparison: Comparison) -> list[Element]:
-    """In how many scores each run is above or below the baseline, as far as that is decided."""
+    """In how many scores each run is better or worse than the baseline, as far as that is decided."""
     if len(comparison.entries) < 2:
         return []
     sources = ", ".join(dict.fromkeys(metric.partition("/")[0] for metric in comparison.metrics))
@@ -60,20 +60,20 @@ def _verdicts(comparison: Comparison) -> list[Element]:
     lines = [element("p", "Compared with ", element("b", comparison.baseline), about, class_="soft")]
     verdicts = []
     for entry in comparison.entries[1:]:
-        cells = [cell for metric in comparison.metrics if (cell := comparison.cells.get((entry.name, metric)))]
-        moves = [cell.difference.value for cell in cells if cell.mark == "*" and cell.difference]
-        tested = sum(cell.p is not None for cell in cells)
+        cells = {m: cell for m in comparison.metrics if (cell := comparison.cells.get((entry.name, m)))}
+        moves = [gain(m, cell.difference.value) for m, cell in cells.items() if cell.mark == "*" and cell.difference]
+        tested = sum(cell.p is not None for cell in cells.values())
         if tested:
-            above, below = sum(move > 0 for move in moves), sum(move < 0 for move in moves)
+            better, worse = sum(move > 0 for move in moves), sum(move < 0 for move in moves)
             verdicts.append(
                 element(
                     "li",
                     element("b", entry.name),
-                    ": above in ",
-                    element("span", str(above), class_="good" if above else None),
-                    ", below in ",
-                    element("span", str(below), class_="bad" if below else None),
-                    f", undecided in {tested - above - below} of {tested} scores",
+                    ": better in ",
+                    element("span", str(better), class_="good" if better else None),
+                    ", worse in ",
+                    element("span", str(worse), class_="bad" if worse else None),
+                    f", undecided in {tested - better - worse} of {tested} scores",
                 )
             )
     return [*lines, element("ul", *verdicts)] if verdicts else lines
@@ -100,10 +100,10 @@ def _score(comparison: Comparison, metric: str, cell: Cell | None) -> Element:
     if cell is None:
         return element("td", ABSENT, class_="number soft")
     column = [each for (_, name), each in comparison.cells.items() if name == metric]
-    is_best = len(column) > 1 and cell.score == max(each.score for each in column)
+    is_best = len(column) > 1 and gain(metric, cell.score) == max(gain(metric, each.score) for each in column)
     moved = None
     if cell.difference:
-        color = None if cell.mark != "*" else "good" if cell.difference.value > 0 else "bad"
+        color = None if cell.mark != "*" else "good" if gain(metric, cell.difference.value) > 0 else "bad"
         moved = element("span", f" {cell.difference.value:+.1f}{cell.mark}", class_=color)
     interval = element("small", f"{cell.interval[0]:.1f} to {cell.interval[1]:.1f}") if cell.interval else None
     parts = [element("b", f"{cell.score:.1f}"), moved, interval, _strip(cell, column)]
@@ -149,8 +149,10 @@ def _tests(comparison: Comparison) -> list[Element]:
             if cell is None or cell.difference is None or cell.p is None:
                 continue
             value, low, high, p = cell.difference
-            word = {"*": "above" if value > 0 else "below", "(*)": "not after correction", "": "no"}[cell.mark]
-            color = {"above": "good", "below": "bad"}.get(word)
+            word = {"*": "better" if gain(metric, value) > 0 else "worse", "(*)": "not after correction", "": "no"}[
+                cell.mark
+            ]
+            color = {"better": "good", "worse": "bad"}.get(word)
             rows.append(
                 element(
                     "tr",

@@ -2,8 +2,7 @@
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fusionkit.errors import DataError
 from fusionkit.evaluation.records import read_records
+from fusionkit.reporting.joining import join, named
 from fusionkit.reporting.offline import read_offline
-from fusionkit.reporting.record import RunRecord, Scored, join
+from fusionkit.reporting.record import RunRecord, Scored
 
 RERANKED = "_reranked"  # a second file of predictions, of which the scores are
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
@@ -26,7 +26,7 @@ STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 def read_runs(words: Iterable[str]) -> list[RunRecord]:
     """The runs that these folders, globs and folders of runs name, those of one checkpoint joined, each with its own name."""
     folders = dict.fromkeys(path.resolve() for word in words for path in find_runs(word))
-    return _named(join(read_run(folder) for folder in folders))
+    return named(join(read_run(folder) for folder in folders))
 
 
 def find_runs(word: str) -> list[Path]:
@@ -209,40 +209,3 @@ def _resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:
     except OmegaConfBaseException:
         return config
     return resolved
-
-
-def _named(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """With names that tell them apart: of their run, else of the checkpoint too, else of the folder."""
-    places = [_home(record) for record in records]
-    finer: tuple[Callable[[RunRecord], Path], ...] = (_home_and_checkpoint, lambda record: record.paths[0])
-    for place_of in finer:
-        pairs = zip(records, list(places), strict=True)
-        places = [place_of(record) if places.count(place) > 1 else place for record, place in pairs]
-    names = short_names(places)
-    return [replace(record, name=name) for record, name in zip(records, names, strict=True)]
-
-
-def short_names(places: Sequence[Path]) -> list[str]:
-    """As much of the end of each path as no other has; a number alone is no name."""
-    lengths = [1 + (len(place.parts) > 2 and place.name.isdigit()) for place in places]
-    while True:
-        names = ["/".join(place.parts[-length:]) for place, length in zip(places, lengths, strict=True)]
-        longer = [length + (names.count(name) > 1) for name, length in zip(names, lengths, strict=True)]
-        if longer == lengths or max(longer) > max(len(place.parts) for place in places):
-            return names
-        lengths = longer
-
-
-def _home_and_checkpoint(record: RunRecord) -> Path:
-    return _home(record) / record.checkpoint.stem if record.checkpoint else record.paths[0]
-
-
-def _home(record: RunRecord) -> Path:
-    """The folder of the run that is meant: that whose checkpoint an evaluation scores, or whose logs these are."""
-    if record.checkpoint is not None:
-        folder = record.checkpoint.parent
-        return folder.parent if folder.name == "checkpoints" else folder
-    folder = record.paths[0]
-    while folder.name in ("wandb", "logs") or folder.name.startswith("offline-run-"):
-        folder = folder.parent
-    return folder

@@ -1,7 +1,7 @@
 """What is known about one run: the value that every reader of runs makes, and every table, plot and page shows."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,37 +51,3 @@ class RunRecord:
     checkpoint: Path | None = None
     parameters: float | None = None
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
-
-
-def join(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """One record of all evaluations of one checkpoint under the same settings; they may not say different things."""
-    joined: list[RunRecord] = []
-    for record in records:
-        place = next((n for n, other in enumerate(joined) if _is_same(other, record)), None)
-        if place is None:
-            joined.append(record)
-        else:
-            joined[place] = _together(joined[place], record)
-    return joined
-
-
-def _is_same(one: RunRecord, other: RunRecord) -> bool:
-    shared = one.metrics.keys() & other.metrics.keys()
-    return (
-        one.checkpoint is not None
-        and one.checkpoint == other.checkpoint
-        and all(one.metrics[name] == other.metrics[name] for name in shared)
-    )
-
-
-def _together(one: RunRecord, other: RunRecord) -> RunRecord:
-    return replace(
-        one,
-        paths=one.paths + other.paths,
-        metrics={**one.metrics, **other.metrics},
-        intervals={**one.intervals, **other.intervals},
-        history=one.history or other.history,
-        samples={**one.samples, **other.samples},
-        parameters=one.parameters or other.parameters,
-        benchmarks={**one.benchmarks, **other.benchmarks},
-    )

@@ -13,7 +13,8 @@ from fusionkit.evaluation.judging import scores_of
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
 from fusionkit.reporting.differences import differences, group_name, group_seeds
-from fusionkit.reporting.reading import read_runs, short_names
+from fusionkit.reporting.joining import short_names
+from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
 from tests.reporting.worlds import QUESTIONS, write, write_evaluation, write_run
 
@@ -44,6 +45,15 @@ def test_the_table_has_the_numbers_of_the_files(evaluations: Path) -> None:
         assert cell.interval == (cell.score - 1.5, cell.score + 2.5)  # as the evaluation kept it
     assert len(comparison.cells) == 4
     assert [run.parameters for entry in comparison.entries for run in entry.runs] == [20_000, 20_000]
+
+
+def test_evaluations_under_other_settings_are_other_rows(evaluations: Path) -> None:
+    write_evaluation(evaluations / "4", HALF, "/runs/half/best.ckpt", k=16)  # the same scores all the same
+    write_evaluation(evaluations / "5", HALF[:20], "/runs/half/best.ckpt", "other", k=16)
+    found = read_runs([str(evaluations)])
+    assert [len(run.metrics) for run in found] == [2, 2, 2]
+    assert [Path(run.name).name for run in found] == ["0", "most", "4"]  # the folders of those of one checkpoint
+    assert differences(found)["evaluation.k"] == ["4", "4", "16"]
 
 
 def test_a_difference_is_tested_on_the_same_samples(evaluations: Path) -> None:

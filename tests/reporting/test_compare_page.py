@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fusionkit.cli import run
+from fusionkit.reporting.comparison import gain
 from fusionkit.reporting.html import element, thumbnail
 from tests.reporting.worlds import QUESTIONS, write_evaluation, write_questions, write_run
 
@@ -112,6 +113,11 @@ def test_the_page_can_be_read_without_eyes(page: str) -> None:
     assert all(attributes.get("alt") for tag, attributes in tags if tag == "img")
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in tags if tag == "th")
     assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 3
+
+
+def test_less_is_better_for_ranks() -> None:
+    assert gain("coco/text_to_image_median_rank", 2.0) == -2.0
+    assert gain("coco/text_to_image_r1", 2.0) == 2.0
 
 
 def test_examples_are_bounded_and_pictured(page: str) -> None:

@@ -29,9 +29,9 @@ def write_run(folder: Path, metrics: dict[str, float], **changes: Any) -> Path:
 
 
 def write_evaluation(
-    folder: Path, right: list[bool], checkpoint: str, benchmark: str = "vqav2", answer: str = "no"
+    folder: Path, right: list[bool], checkpoint: str, benchmark: str = "vqav2", answer: str = "no", k: int = 4
 ) -> Path:
-    """An evaluation on VQA of two questions an image: what is right says "yes", the rest ``answer``."""
+    """An evaluation, with setting ``k``, on VQA of two questions an image: what is right says "yes", the rest ``answer``."""
     rows = [
         {"id": at, "score": 100.0 * each, "image_id": at // 2, "values": {"accuracy": 100.0 * each}}
         for at, each in enumerate(right)
@@ -50,7 +50,7 @@ def write_evaluation(
         "checkpoint": checkpoint,
         "parameters": 1000 * len(checkpoint),
         "benchmark": {benchmark: {"reader": reader}},
-        "run": CONFIG | {"fusion": {"_target_": f"my.{Path(checkpoint).parent.name}", "num_layers": 2}},
+        "run": CONFIG | {"fusion": {"_target_": f"my.{Path(checkpoint).parent.name}"}, "evaluation": {"k": k}},
     }
     write(folder / "metrics.json", json.dumps({f"{benchmark}/accuracy": score}))
     write(folder / "details.json", json.dumps({benchmark: details}))
