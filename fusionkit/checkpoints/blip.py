@@ -99,7 +99,7 @@ def plan(
     first_token_id = ids["bos_DEC" if name == "caption" else "ENC"]
     config = run_of(TASKS[name], bert["max_position_embeddings"], clean=clean, image_size=image_size) | {
         "name": f"blip_{name}",
-        "image_encoder": timm_vit(vit, image_size, patch_size) | tower,
+        "image_encoder": timm_vit(vit, image_size, patch_size) | dict(tower),
         "text_encoder": text_config(bert, 0, ids["pad"]) | {"token_types": False, "first_token_id": first_token_id},
         "fusion": fusion,
         "model": {"embed_size": embed_dim},

@@ -7,6 +7,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fusionkit.checkpoints.albef import to_published
 from fusionkit.checkpoints.base import Plan
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.data.tokenizer import word_tokenizer
@@ -19,6 +20,7 @@ from tests.toys import CONF
 LISTS = {
     "albef pretrain": albef,
     "albef nlvr": partial(albef, "nlvr"),
+    "albef ve": partial(albef, "ve"),
     "albef vqa": partial(albef, "vqa"),
     "blip pretrain": blip,
     "xvlm pretrain": xvlm,
@@ -48,6 +50,14 @@ def test_its_tasks_are_scored_as_those_of_a_run_are(name: str) -> None:
     assert config.task
     for task, block in config.task.items():
         assert block.get("scorer") == OmegaConf.load(CONF / f"task/{task}.yaml").get("scorer")
+
+
+@pytest.mark.parametrize("kind", ["ve", "vqa"])
+def test_albefs_own_layout_holds_what_its_class_holds(kind: str) -> None:
+    plan, config = plan_of(f"albef {kind}")
+    ours = empty_network(config, plan.ids).module.state_dict()
+    names = {name for name in to_published(ours, config) if not name.endswith("position_ids")}
+    assert names == LISTS[f"albef {kind}"]().keys()
 
 
 def test_an_answer_decoder_is_loaded_before_its_data_tell_the_answers() -> None:
