@@ -37,7 +37,8 @@ def compare(
 ) -> dict[str, Difference]:
     """By metric, what the first run has more than the other on the same samples; both are resampled alike.
 
-    A metric that no draw has is left out. p is (1 + the draws that do not favour the sign seen) / (1 + draws), doubled. Raises DataError where the samples differ.
+    p is (1 + the draws that do not favour the sign seen) / (1 + draws), doubled; a metric that no draw has is left out. Raises
+    DataError where the samples differ.
     """
     tables = [Table(rows), Table(_in_order_of(rows, others))]
     ones = np.ones((1, tables[0].size))
