@@ -52,10 +52,10 @@ def details_table(details: Mapping[str, Mapping[str, Any]]) -> Table:
         table.add_row(f"[bold]{label}[/bold]{split}, {about['samples']:,} samples")
         for name, value in about["scores"].items():
             if name.count("/") < 2:
-                low, high = about["intervals"][name]
+                ends = [f"{end:.2f}" for end in about["intervals"].get(name, ())]
                 guesses = [about["guesses"].get(f"{name}_{suffix}") for suffix in suffixes]
                 cells = ["" if guess is None else f"{guess:.2f}" for guess in guesses]
-                table.add_row(f"  {name}", f"[bold]{value:.2f}[/bold]", f"{low:.2f} to {high:.2f}", *cells)
+                table.add_row(f"  {name}", f"[bold]{value:.2f}[/bold]", " to ".join(ends), *cells)
         table.add_section()
     return table
 

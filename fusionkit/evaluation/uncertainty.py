@@ -27,9 +27,9 @@ class Difference(NamedTuple):
 def intervals(
     rows: Sequence[Row], resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> dict[str, tuple[float, float]]:
-    """The percentile interval of every metric of the rows (``judging``)."""
+    """The percentile interval of every metric of the rows (``judging``) that any of the draws has."""
     drawn = _drawn([Table(rows)], resamples, seed)[0]
-    return {name: _range(values, level) for name, values in drawn.items()}
+    return {name: _range(values, level) for name, values in drawn.items() if not np.isnan(values).all()}
 
 
 def compare(
@@ -37,7 +37,8 @@ def compare(
 ) -> dict[str, Difference]:
     """By metric, what the first run has more than the other on the same samples; both are resampled alike.
 
-    p is (1 + the draws that do not favour the sign seen) / (1 + draws), doubled. Raises DataError where the samples differ.
+    p is (1 + the draws that do not favour the sign seen) / (1 + draws), doubled; a metric that no draw has is left out. Raises
+    DataError where the samples differ.
     """
     tables = [Table(rows), Table(_in_order_of(rows, others))]
     ones = np.ones((1, tables[0].size))
@@ -47,6 +48,8 @@ def compare(
     for name in drawn.keys() & of_others.keys():
         moved = drawn[name] - of_others[name]
         moved = moved[~np.isnan(moved)]
+        if not len(moved):
+            continue
         against = min((moved <= 0).sum(), (moved >= 0).sum())
         p = min(1.0, 2 * (1 + int(against)) / (1 + len(moved)))
         found[name] = Difference(float(first[name][0] - second[name][0]), *_range(moved, level), p)

@@ -85,6 +85,12 @@ def test_a_metric_that_few_images_have_is_estimated_from_the_draws_that_have_it(
     assert intervals(rows)["rare"] == (7.0, 7.0)
 
 
+def test_a_metric_that_no_draw_has_has_no_interval():
+    rows = rows_of([1.0] * 200, range(200))
+    rows[0]["values"]["rare"] = 7.0
+    assert intervals(rows, resamples=1, seed=1) == {"accuracy": (1.0, 1.0)}
+
+
 def test_a_paired_comparison_sees_what_intervals_hide():
     rng = np.random.default_rng(4)
     scores = rng.uniform(0, 90, 100)
