@@ -78,7 +78,7 @@ def plan(
     appended = {"bos_DEC": bert["vocab_size"], "ENC": bert["vocab_size"] + 1}
     ids = appended | {token: number for token, number in ids.items() if number is not None}
     bert = dict(bert) | {"vocab_size": bert["vocab_size"] + len(appended), "type_vocab_size": 0}
-    tower: Mapping[str, str] = {}
+    tower: dict[str, str] = {}
     if source.config is not None:
         of_class(source, CLASSES)
         sizes = sizes_of(source.config)
