@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionkit.checkpoints.albef import TEACHER, foreign_keys, no_contrast, queue, require_start
+from fusionkit.checkpoints.albef import TEACHER, foreign_keys, queue
 from fusionkit.checkpoints.base import Key, Plan, constant, reshaped
 from fusionkit.checkpoints.bert import (
     LAYER,
@@ -23,7 +23,7 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
-from fusionkit.checkpoints.runs import groups_of, of_class, run_of, tower_activation
+from fusionkit.checkpoints.runs import groups_of, no_contrast, of_class, require_start, run_of, tower_activation
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
 from fusionkit.errors import ConfigError, DataError
