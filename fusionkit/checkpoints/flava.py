@@ -54,9 +54,8 @@ ALONE = {
     "layernorm.": "model.fusion.norm.",
     "pooler.dense.": "model.fusion.pool.dense.0.",
 }
-NEW: Mapping[
-    str, Callable[[torch.Size], Tensor]
-] = {  # what leads images and words into the third transformer where it stands alone: their embeddings, of its width
+# what leads images and words into the third transformer where it stands alone: their embeddings, of its width
+NEW: Mapping[str, Callable[[torch.Size], Tensor]] = {
     f"{IMAGE}class_token": started,
     f"{IMAGE}positions": started,
     f"{IMAGE}patches.weight": started,
