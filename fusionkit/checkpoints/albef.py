@@ -4,7 +4,7 @@ Checkpoints of github.com/salesforce/ALBEF: pretrain, retrieval (and weak ground
 which one it is shows in its parts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -21,10 +21,10 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
-from fusionkit.checkpoints.runs import CLEAN, groups_of, rows, run_of
+from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, require_start, rows, run_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, vit_keys
-from fusionkit.errors import ConfigError, suggest
+from fusionkit.errors import ConfigError
 from fusionkit.tasks.entailment import LABELS
 
 Sizes = Mapping[str, Any]
@@ -124,15 +124,6 @@ def kind_of(source: Source) -> str:
     return next((name for sign, name in signs.items() if source.has(sign)), "pretrain")
 
 
-def require_start(source: Source, start: str, shown: str, starts: Sequence[str]) -> str:
-    """The kind of checkpoint that one of pre-training is turned into; raises ConfigError where it cannot be."""
-    if start not in starts:
-        raise ConfigError(f"start={start}: {suggest(start, starts)}; all else starts from the import as it is")
-    if shown != "pretrain":
-        raise ConfigError(f"start={start} is for checkpoints of pre-training, but {source.path} is one of {shown}")
-    return start
-
-
 def keys(name: str, lower: int, upper: int, decoder: int) -> list[Key]:
     """All names of a kind: student, moving averages and queues; the student first, which an export takes what is one from.
 
@@ -220,14 +211,6 @@ def added(name: str, has_contrast: bool = False, has_head: bool = True) -> dict[
         found |= {f"{place}{layer}.weight": fresh_weight for layer in (0, 2)}
         found |= {f"{place}{layer}.bias": constant(0.0) for layer in (0, 2)}
     return found
-
-
-def no_contrast(*models: str) -> dict[str, Callable[[torch.Size], Tensor]]:
-    """Projections and a temperature for checkpoints of models that have none."""
-    parts: dict[str, Callable[[torch.Size], Tensor]] = {"temperature": constant(0.07)}
-    for side in ("image", "text"):
-        parts |= {f"{side}_projection.weight": fresh_weight, f"{side}_projection.bias": constant(0.0)}
-    return {f"{model}.{name}": make for model in models for name, make in parts.items()}
 
 
 def foreign_keys(shape: torch.Size) -> Tensor:

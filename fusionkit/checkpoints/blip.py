@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionkit.checkpoints.albef import TEACHER, foreign_keys, no_contrast, queue, require_start
+from fusionkit.checkpoints.albef import TEACHER, foreign_keys, queue
 from fusionkit.checkpoints.base import Key, Plan, constant, reshaped
 from fusionkit.checkpoints.bert import (
     LAYER,
@@ -23,7 +23,7 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
-from fusionkit.checkpoints.runs import groups_of, of_class, run_of, tower_activation
+from fusionkit.checkpoints.runs import groups_of, no_contrast, of_class, require_start, run_of, tower_activation
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
 from fusionkit.errors import ConfigError, DataError
@@ -78,7 +78,7 @@ def plan(
     appended = {"bos_DEC": bert["vocab_size"], "ENC": bert["vocab_size"] + 1}
     ids = appended | {token: number for token, number in ids.items() if number is not None}
     bert = dict(bert) | {"vocab_size": bert["vocab_size"] + len(appended), "type_vocab_size": 0}
-    tower: Mapping[str, str] = {}
+    tower: dict[str, str] = {}
     if source.config is not None:
         of_class(source, CLASSES)
         sizes = sizes_of(source.config)

@@ -3,10 +3,11 @@
 The folders that transformers' FlavaModel and FlavaForPreTraining save, and FlavaMultimodalModel, the third transformer alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusionkit.checkpoints.base import Key, Plan, resize_positions
 from fusionkit.checkpoints.bert import POSITION_IDS, text_config
@@ -53,7 +54,8 @@ ALONE = {
     "layernorm.": "model.fusion.norm.",
     "pooler.dense.": "model.fusion.pool.dense.0.",
 }
-NEW = {  # what leads images and words into the third transformer where it stands alone: their embeddings, of its width
+# what leads images and words into the third transformer where it stands alone: their embeddings, of its width
+NEW: Mapping[str, Callable[[torch.Size], Tensor]] = {
     f"{IMAGE}class_token": started,
     f"{IMAGE}positions": started,
     f"{IMAGE}patches.weight": started,
@@ -161,7 +163,7 @@ def multimodal_plan(
             *layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], "encoder.layer.{}.", "model.fusion.blocks.{}."),
         ],
         left_out={},
-        added=NEW | NO_HEAD,
+        added={**NEW, **NO_HEAD},
         ids=ids,
     )
 

@@ -26,10 +26,9 @@ from fusionkit.checkpoints.runs import (
     sizes_of,
 )
 from fusionkit.checkpoints.source import Source
-from fusionkit.fusion.bert import BERT_LAYER
+from fusionkit.checkpoints.uniter import LAYER
 
 EPS = 1e-12  # of all its norms
-LAYER = {f"{theirs}.": f"{ours}." for ours, theirs in BERT_LAYER.items()}
 CROSS_LAYER = {"visual_attention.att.": "cross_attention.", "visual_attention.output.dense.": "cross_attention.output."}
 CROSS_LAYER |= {"visual_attention.output.LayerNorm.": "norm_cross."}
 for theirs, ours in (("lang", "text"), ("visn", "image")):

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from fusionkit.checkpoints.base import Key
+from fusionkit.checkpoints.base import Key, constant, fresh_weight
 from fusionkit.checkpoints.directory import read_json
 from fusionkit.checkpoints.source import Source
 from fusionkit.config import conf_dir
@@ -139,6 +139,15 @@ def rows(source: Source, name: str) -> int:
     return len(source.state[name])
 
 
+def require_start(source: Source, start: str, shown: str, starts: Sequence[str]) -> str:
+    """The kind of checkpoint that one of pre-training is turned into; raises ConfigError where it cannot be."""
+    if start not in starts:
+        raise ConfigError(f"start={start}: {suggest(start, starts)}; all else starts from the import as it is")
+    if shown != "pretrain":
+        raise ConfigError(f"start={start} is for checkpoints of pre-training, but {source.path} is one of {shown}")
+    return start
+
+
 def image_types(source: Source, table: str, start: str | None) -> int:
     """How many images a checkpoint tells apart: as its table of types does, the text's aside; two where NLVR2 starts from it."""
     if start not in (None, "nlvr2"):
@@ -182,6 +191,14 @@ def started(shape: torch.Size) -> Tensor:
 def inverse(scale: Tensor, shape: torch.Size) -> Tensor:
     """The temperature that divides, from the logarithm of a scale that multiplies."""
     return (-scale).exp().reshape(shape)
+
+
+def no_contrast(*models: str) -> dict[str, Callable[[torch.Size], Tensor]]:
+    """Projections and a temperature for checkpoints of models that have none."""
+    parts: dict[str, Callable[[torch.Size], Tensor]] = {"temperature": constant(0.07)}
+    for side in ("image", "text"):
+        parts |= {f"{side}_projection.weight": fresh_weight, f"{side}_projection.bias": constant(0.0)}
+    return {f"{model}.{name}": make for model in models for name, make in parts.items()}
 
 
 NO_CONTRAST: Mapping[

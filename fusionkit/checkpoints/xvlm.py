@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionkit.checkpoints.albef import no_contrast, shared_pairs
+from fusionkit.checkpoints.albef import shared_pairs
 from fusionkit.checkpoints.base import Key, Plan, reshaped, resize_positions
 from fusionkit.checkpoints.bert import (
     POSITION_IDS,
@@ -22,7 +22,7 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
-from fusionkit.checkpoints.runs import CLEAN, groups_of, run_of
+from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, run_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.swin import swin_buffers, swin_keys, swin_sizes
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
-from fusionkit.negatives import Negatives
+from fusionkit.negatives import Candidates, Drawn, Negatives
 from fusionkit.tasks.base import Scorer, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.itm import ITM, prepared, scaled_cosines
@@ -17,7 +17,8 @@ class Ranking(ITM):
     """Each true pair beside its image with the k wrong captions of ``negatives``, scored by the logit of a match.
 
     ``margin`` None  cross entropy of the true one among 1 + k (ViLT, METER: k = 15).
-    ``margin`` m     mean of max(0, m + sigmoid(wrong) - sigmoid(true)) (UNITER: 0.2, k = 31 hard ones).
+    ``margin`` m     mean of max(0, m + sigmoid(wrong) - sigmoid(true)) (UNITER: 0.2).
+    ``hardest``      only so many of the k, those that the model itself scores highest (UNITER: 31 of 399); None: all.
     """
 
     succeeds = "itm"
@@ -28,10 +29,11 @@ class Ranking(ITM):
         negatives: Negatives | None = None,
         texts_per_image: int | None = None,
         margin: float | None = None,
+        hardest: int | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(dims, negatives, texts_per_image, scorer=scorer)
-        self.margin = margin
+        self.margin, self.hardest = margin, hardest
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -42,16 +44,29 @@ class Ranking(ITM):
         with torch.no_grad():
             cosines = scaled_cosines(encoded.image_feats, candidates.text_feats, model.temperature)[index[rows]]
             wrong = self.negatives(cosines, keys[index[rows]][:, None] == candidates.text_keys)
+            if self.hardest is not None:
+                scores = self._scores(model, candidates, index[rows], wrong.columns)
+                wrong = hardest_of(wrong, scores, self.hardest)
         texts = torch.cat([(rows + candidates.first_text)[:, None], wrong.columns], dim=1)  # (R, 1 + k)
-        images = (index[rows] + candidates.first_image)[:, None].expand_as(texts)
-        memory, places = prepared(model, candidates, images.flatten())
-        scores = self.score_pairs(model, memory, candidates.text.take(texts.flatten()), places)[:, 1].view(texts.shape)
+        scores = self._scores(model, candidates, index[rows], texts)
         targets = torch.zeros_like(rows)
         logits = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(~wrong.is_valid, float("-inf"))], dim=1)
         loss = masked_cross_entropy(logits, targets) if self.margin is None else triplet_loss(logits, self.margin)
         is_first = (logits.detach().argmax(dim=1) == 0).float()
         metrics = {"accuracy": is_first.mean(), "negatives_entropy": wrong.entropy} if len(rows) else {}
         return TaskOutput(loss, logits, targets, metrics)
+
+    def _scores(self, model: VisionLanguageModel, candidates: Candidates, images: Tensor, texts: Tensor) -> Tensor:
+        """The logit of a match (R, N) of the batch's images (R,) with the candidates' texts (R, N)."""
+        pairs = (images + candidates.first_image)[:, None].expand_as(texts).flatten()
+        memory, places = prepared(model, candidates, pairs)
+        return self.score_pairs(model, memory, candidates.text.take(texts.flatten()), places)[:, 1].view(texts.shape)
+
+
+def hardest_of(wrong: Drawn, scores: Tensor, count: int) -> Drawn:
+    """The ``count`` columns a row that score highest of those drawn, with scores (R, k)."""
+    best = scores.masked_fill(~wrong.is_valid, float("-inf")).topk(min(count, scores.shape[1]), dim=1).indices
+    return Drawn(wrong.columns.gather(1, best), wrong.is_valid.gather(1, best), wrong.entropy)
 
 
 def triplet_loss(logits: Tensor, margin: float) -> Tensor:

@@ -159,7 +159,7 @@ def initialise(module: nn.Module, path: str | Path) -> list[str]:
 
 def inherited(tasks: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, and, under the name of a task that has none there, those of the task it succeeds."""
-    more = {}
+    more: dict[str, Tensor] = {}
     for name, task in tasks.named_children():
         places = f"tasks.{name}.", f"tasks.{getattr(task, 'succeeds', None)}."
         if not any(key.startswith(places[0]) for key in found):

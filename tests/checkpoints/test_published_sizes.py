@@ -131,7 +131,8 @@ def test_transformers_own_defaults(family: str, name: str) -> None:
 def test_blip_of_transformers() -> None:
     with torch.device("meta"):
         shapes = shapes_of(BlipForImageTextRetrieval(BlipConfig()), "")
-    covered("blip", source_of(shapes, BlipConfig().to_dict()), {})
+    config = BlipConfig().to_dict() | {"architectures": ["BlipForImageTextRetrieval"]}
+    covered("blip", source_of(shapes, config), {})
 
 
 def test_a_start_is_what_the_published_code_loads() -> None:

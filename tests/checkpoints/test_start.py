@@ -11,6 +11,7 @@ import torch
 from omegaconf import open_dict
 
 from fusionkit.checkpoints.build import compose_plan, empty_network
+from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.cli import run
 from fusionkit.tasks.itm import ITM
 from fusionkit.tasks.ranking import Ranking
@@ -119,3 +120,17 @@ def test_ranking_starts_from_matching():
     assert taken["tasks.ranking.head.weight"].equal(found["tasks.itm.head.weight"])
     own = {f"tasks.ranking.{name}": tensor for name, tensor in copy.deepcopy(tasks.ranking).state_dict().items()}
     assert inherited(tasks, found | own)["tasks.ranking.head.weight"].equal(own["tasks.ranking.head.weight"])
+
+
+def test_a_start_of_vqa_is_exported_and_is_a_published_vqa_model(world, tmp_path):
+    """Without a list of answers, and with a tokenizer, which could not spell any."""
+    sizes = [*SIZES, "decoder.num_layers=2", f"tokenizer={world}/words"]
+    assert run(["import", f"albef={ALBEF}", "start=vqa", f"output={tmp_path}/start", *sizes]) == 0
+    assert run(["export", f"checkpoint={tmp_path}/start", "layout=albef", f"output={tmp_path}/vqa.pth"]) == 0
+    assert run(["import", f"albef={tmp_path}/vqa.pth", f"output={tmp_path}/again", *sizes]) == 0
+    first, again = (from_pretrained(tmp_path / name).module.state_dict() for name in ("start", "again"))
+    changed = {name for name in first if not first[name].equal(again[name])}
+    assert changed
+    assert all(
+        "_projection." in name or name.endswith("temperature") for name in changed
+    )  # a VQA model has no contrast

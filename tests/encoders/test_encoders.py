@@ -105,6 +105,15 @@ def test_lower_layers_equal_the_full_models_hidden_states(tmp_path):
     torch.testing.assert_close(lower(ids, mask).embeds[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
 
 
+def test_added_tokens_stand_behind_those_of_the_model(tmp_path):
+    fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=50, **fields)).save_pretrained(tmp_path)
+    plain, more = TextEncoder(50, pretrained=str(tmp_path)), TextEncoder(50, pretrained=str(tmp_path), added_tokens=2)
+    assert more.word_embeddings.weight[:50].equal(plain.word_embeddings.weight)
+    assert len(more.word_embeddings.weight) == 52
+    assert len(TextEncoder(50, config={"model_type": "bert", **fields}, added_tokens=2).word_embeddings.weight) == 52
+
+
 def test_mean_pooling_leaves_padding_out():
     encoder = TextEncoder(20, config=BERT, pool="mean").eval()
     ids, mask = torch.randint(20, (1, 5)), torch.tensor([[1, 1, 1, 0, 0]])

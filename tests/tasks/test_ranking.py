@@ -41,6 +41,15 @@ def test_all_wrong_captions_of_a_small_batch_are_ranked_once():
     torch.testing.assert_close(logits[0][~logits[0].isneginf()], pairs[:2])
 
 
+def test_the_hardest_are_those_that_the_model_scores_highest():
+    model, task, batch, encoded = build(Ranking, negatives=HardNegatives(k=9))
+    everything = task(model, batch, encoded).logits[:, 1:]
+    task.hardest = 2
+    hardest = task(model, batch, encoded).logits
+    assert hardest.shape == (6, 3)
+    torch.testing.assert_close(hardest[:, 1:], everything.topk(2, dim=1).values)
+
+
 def test_triplets_of_sigmoids():
     logits = torch.tensor([[0.0, 0.0, -math.inf], [math.log(3), 0.0, -20.0]])  # sigmoids .5 | .5; .75 | .5, 0
     assert triplet_loss(logits, 0.2).item() == pytest.approx(0.2 / 3)
