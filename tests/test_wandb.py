@@ -35,7 +35,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             places = [f"fusion={name}", f"name={name}", f"data.root={folder}/shapes", f"output_dir={folder}/{name}"]
             assert run(["train", *SMALL, *loggers, *watched, *places, "evaluation.options.gallery=false"]) == 0
         best = f"checkpoint={folder}/{FUSIONS[0]}/checkpoints/best.ckpt"
-        again = [f"output_dir={folder}/again", "split=val", "name=again", "evaluation.options.gallery=false"]
+        again = [
+            f"output_dir={folder}/again",
+            "split=val",
+            "logger.wandb.name=again",
+            "evaluation.options.gallery=false",
+        ]
         assert run(["evaluate", best, *loggers, *again]) == 0
         yield folder
 
