@@ -86,9 +86,12 @@ class ScoreWandbLogger(WandbLogger):
         """Log what was answered as the table ``predictions/<name>``, with the pictures and the boxes in them."""
         from fusionkit.training.pictures import table_of
 
-        if examples:
+        def log() -> None:
             table: Any = {f"predictions/{name}": table_of(examples)}
-            self._attempt(lambda: super(ScoreWandbLogger, self).log_metrics(table, step))
+            super(ScoreWandbLogger, self).log_metrics(table, step)
+
+        if examples:
+            self._attempt(log)
 
     @rank_zero_only
     def alert(self, title: str, text: str) -> None:
