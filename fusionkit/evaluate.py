@@ -80,7 +80,8 @@ def watching(config: DictConfig, parts: Parts, folder: Path, prefix: str) -> Ite
     about: Any = {"evaluated": {name: config[name] for name in ("checkpoint", "split", "sources")}}
     about["evaluated"]["benchmark"] = list(config.get("benchmark") or ())
     try:
-        log_config(loggers, about | OmegaConf.to_container(run, resolve=True), parts.parameters, "evaluate")
+        if loggers:
+            log_config(loggers, about | OmegaConf.to_container(run, resolve=True), parts.parameters, "evaluate")
         yield Watch(loggers, prefix)
     finally:
         finish()
