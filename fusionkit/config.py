@@ -63,7 +63,6 @@ class EvaluateConfig:
     overlays: int = 0
     resamples: int = MISSING
     seed: int = MISSING
-    name: str | None = None
     logger: Any = None
 
 

@@ -74,17 +74,14 @@ def evaluate_share(config: DictConfig) -> None:
 def watching(config: DictConfig, parts: Parts, folder: Path, prefix: str) -> Iterator[Watch]:
     """What tells the loggers of ``config.logger`` of the evaluation, as a run of its own beside the one that trained."""
     run = parts.config.copy()
-    for key, value in {
-        "output_dir": str(folder),
-        "name": config.name or run.name,
-        "logger": config.get("logger") or {},
-    }.items():
+    for key, value in {"output_dir": str(folder), "logger": config.get("logger") or {}}.items():
         OmegaConf.update(run, key, value, merge=False, force_add=True)
     loggers = build_loggers(run) if rank() == 0 else []
     about: Any = {"evaluated": {name: config[name] for name in ("checkpoint", "split", "sources")}}
     about["evaluated"]["benchmark"] = list(config.get("benchmark") or ())
     try:
-        log_config(loggers, about | OmegaConf.to_container(run, resolve=True), parts.parameters, "evaluate")
+        if loggers:
+            log_config(loggers, about | OmegaConf.to_container(run, resolve=True), parts.parameters, "evaluate")
         yield Watch(loggers, prefix)
     finally:
         finish()

@@ -67,6 +67,12 @@ def test_a_run_of_another_configuration_is_not_taken_for_finished(started, capsy
     assert "choose another output_dir=FOLDER" in error
 
 
+def test_the_runs_of_a_sweep_are_one_group_for_loggers_that_group(started):
+    assert sweep("fusion=late", "logger=[csv,wandb]") == 0
+    (config,) = started
+    assert (config.logger.wandb.group, config.logger.wandb.name) == ("fusion_study", "late/1")
+
+
 def test_runs_that_fail_stop_no_other_and_are_named(started, capsys):
     assert sweep("fusion=gated,late") == 1
     assert "1 of 2 runs failed; see log.txt in multirun/fusion_study/gated/1 (" in capsys.readouterr().err

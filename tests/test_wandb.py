@@ -35,7 +35,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             places = [f"fusion={name}", f"name={name}", f"data.root={folder}/shapes", f"output_dir={folder}/{name}"]
             assert run(["train", *SMALL, *loggers, *watched, *places, "evaluation.options.gallery=false"]) == 0
         best = f"checkpoint={folder}/{FUSIONS[0]}/checkpoints/best.ckpt"
-        again = [f"output_dir={folder}/again", "split=val", "name=again", "evaluation.options.gallery=false"]
+        again = [
+            f"output_dir={folder}/again",
+            "split=val",
+            "logger.wandb.name=again",
+            "evaluation.options.gallery=false",
+        ]
         assert run(["evaluate", best, *loggers, *again]) == 0
         yield folder
 
@@ -110,8 +115,8 @@ def test_the_tables_hold_answers_that_the_run_wrote(world: Path) -> None:
     for task, key, value in (("vqa", "question_id", "answer"), ("grounding", "sent_id", "bbox")):
         table = tables[f"predictions/test/shapes_{task}"]
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-        given = {line[key]: line[value] for line in lines(world / FUSIONS[0] / f"predictions/shapes_{task}.jsonl")}
-        judged = {line["id"]: line["score"] for line in lines(world / FUSIONS[0] / f"samples/shapes_{task}.jsonl")}
+        given = {str(line[key]): line[value] for line in lines(world / FUSIONS[0] / f"predictions/shapes_{task}.jsonl")}
+        judged = {str(line["id"]): line["score"] for line in lines(world / FUSIONS[0] / f"samples/shapes_{task}.jsonl")}
         assert 3 <= len(rows) <= TABLES
         assert [(row["given"], row["score"]) for row in rows] == [(given[row["id"]], judged[row["id"]]) for row in rows]
         assert {row["image"] for row in rows} == {"Image"}
@@ -127,3 +132,8 @@ def test_an_evaluation_is_a_run_of_its_own_beside_the_training(world: Path) -> N
     (path,) = (world / "again").glob("logs/csv/*/metrics.csv")
     row = list(csv.DictReader(path.open()))[-1]
     assert {metric: float(row[metric]) for metric in expected} == pytest.approx(expected)
+
+
+def test_predict_has_nothing_to_log(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", "checkpoint=any.ckpt", "logger=wandb"]) == 2
+    assert "predict scores nothing that could be logged" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from fusionkit.evaluation.retrieval import has_features
@@ -15,14 +16,15 @@ from fusionkit.training.watch import Watch
 class GradientNorms(Callback):
     """Logs ``train/gradient_norm/<part>`` (image_encoder, fusion, a task's name, ...) and ``total``, before any clipping.
 
-    Over the ranks' mean gradient, on the steps that are logged alone.
+    Over the ranks' mean gradient, on the steps that are logged alone; not where a strategy splits parameters.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
         self.every_n_steps = every_n_steps
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
-        if (trainer.global_step + 1) % self.every_n_steps:
+        is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not is_whole or (trainer.global_step + 1) % self.every_n_steps:
             return
         gradients: dict[str, list[Tensor]] = {}
         for name, parameter in pl_module.named_parameters():

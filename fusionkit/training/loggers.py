@@ -48,7 +48,13 @@ class ScoreWandbLogger(WandbLogger):
         if mode == "online" and getattr(rank_zero_only, "rank", 0) == 0:
             require_key("logger.wandb.offline=false", "leave offline=true and send the run later with wandb sync")
         super().__init__(
-            save_dir=save_dir, project=project, mode=mode, settings=settings, group=group, tags=tags, **options
+            save_dir=save_dir,
+            project=project,
+            mode=mode,
+            settings=settings,
+            group=group,
+            tags=list(tags or ()) or None,
+            **options,
         )
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
         self._defined: set[str] = set()
@@ -86,9 +92,12 @@ class ScoreWandbLogger(WandbLogger):
         """Log what was answered as the table ``predictions/<name>``, with the pictures and the boxes in them."""
         from fusionkit.training.pictures import table_of
 
-        if examples:
+        def log() -> None:
             table: Any = {f"predictions/{name}": table_of(examples)}
-            self._attempt(lambda: super(ScoreWandbLogger, self).log_metrics(table, step))
+            super(ScoreWandbLogger, self).log_metrics(table, step)
+
+        if examples:
+            self._attempt(log)
 
     @rank_zero_only
     def alert(self, title: str, text: str) -> None:
@@ -145,7 +154,10 @@ def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], parameters:
 def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
     """What runs are grouped by: the ``fusion`` as its configuration file is called, the ``tasks`` and ``sources`` of weight."""
     cross = [
-        (source, task) for source, row in config["objectives"].items() for task, weight in row.items() if weight > 0
+        (source, task)
+        for source, row in config["objectives"].items()
+        for task, weight in (row or {}).items()
+        if weight > 0
     ]
     name = config["fusion"]["_target_"].rpartition(".")[2]
     return {

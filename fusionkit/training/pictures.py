@@ -17,8 +17,18 @@ CLASSES = {1: "true", 2: "given"}
 def table_of(examples: Sequence[Example]) -> wandb.Table:
     """One row an example: its fields, and its picture in place of the path."""
     columns: list[str | int] = [field.name for field in fields(Example) if field.name not in ("size", "boxes")]
-    rows = [[_picture(each) if name == "image" else getattr(each, str(name)) for name in columns] for each in examples]
-    return wandb.Table(columns=columns, data=rows, allow_mixed_types=True)  # what is not answered is null
+    rows = [
+        [_picture(each) if name == "image" else _cell(getattr(each, str(name))) for name in columns]
+        for each in examples
+    ]
+    return wandb.Table(columns=columns, data=rows)
+
+
+def _cell(value: Any) -> Any:
+    """A column of W&B's has one type: boxes and scores stay numbers, ids and answers are texts, what is missing is null."""
+    if isinstance(value, list | tuple):
+        return [float(number) for number in value]
+    return value if value is None or isinstance(value, float) else str(value)
 
 
 def _picture(example: Example) -> wandb.Image | None:

@@ -61,12 +61,14 @@ def test_the_table_of_wandb_has_small_pictures_with_boxes(tmp_path):
     examples = [
         Example(1, 1, tmp_path / "big.png", "text", GUESS, BOX, 50.0, (100, 200), boxes),
         Example(2, 1, tmp_path / "big.png", "text", None, BOX, 0.0, (100, 200), {"true": BOX}),
-        Example(3, 2, broken, "text", "a", "b", 0.0),
-        Example(4, 3, None, "text", "a", "b", 0.0),
+        Example("3a", 2, broken, "text", GUESS, BOX, 0.0),
+        Example(4, 3, None, "text", GUESS, BOX, 0.0),
     ]
     table = table_of(examples)
     assert table.columns == ["id", "image_id", "image", "text", "given", "true", "score"]
-    assert [row[0] for row in table.data] == [1, 2, 3, 4]
+    assert table.get_column("id") == ["1", "2", "3a", "4"]
+    assert table.get_column("given") == [GUESS, None, GUESS, GUESS]
+    assert table.get_column("score") == [50.0, 0.0, 0.0, 0.0]
     (first, second, *missing) = table.get_column("image")
     assert missing == [None, None]
     assert max(first._width, first._height) == SIDE
