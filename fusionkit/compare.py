@@ -43,6 +43,8 @@ def compare(config: DictConfig) -> None:
     try:
         write_text(folder / "table.md", as_markdown(comparison))
         write_text(folder / "table.csv", as_csv(comparison))
+        for old in (folder / "plots").glob("*.png"):  # of an earlier comparison, which had other metrics
+            old.unlink()
         for panel in (panel for group in drawn.values() for panel in group):
             draw(panel, folder / "plots" / f"{panel.name}.png")
         shown = examples(comparison, samples_of, config.examples)

@@ -232,8 +232,8 @@ def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
         )
         return
     corrected = (
-        f" after Holm's correction for all {count} tests of this table; (*) only before it, as one test in {1 / LEVEL:g} would by "
-        "chance alone"
+        f" after Holm's correction for all {count} tests of this table; (*) only before it, as one test in {1 / LEVEL:g} "
+        "would by chance alone"
     )
     yield f"* differs from {comparison.baseline}: p < {LEVEL:g}{corrected if count > 1 else ''}. {method}."
     if not grouped and count * 2 / (1 + resamples) > LEVEL:
