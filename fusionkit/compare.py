@@ -5,6 +5,7 @@ from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -43,6 +44,8 @@ def compare(config: DictConfig) -> None:
     try:
         write_text(folder / "table.md", as_markdown(comparison))
         write_text(folder / "table.csv", as_csv(comparison))
+        for old in (folder / "plots").glob("*.png"):  # of an earlier comparison, which had other metrics
+            old.unlink()
         for panel in (panel for group in drawn.values() for panel in group):
             draw(panel, folder / "plots" / f"{panel.name}.png")
         shown = examples(comparison, samples_of, config.examples)
@@ -64,7 +67,7 @@ def _list(key: str, value: object) -> list[str]:
 def samples_of(run: RunRecord, label: str) -> Sequence[Sample]:
     """The samples that one of the run's files of rows is about, read by the reader of its configuration.
 
-    None where the data are gone: a report does without the examples then.
+    Empty where the data, or the reader, are gone: a report does without the examples then.
     """
     scored = run.samples[label]
     name = scored.prefix.partition("/")[0]
@@ -78,6 +81,6 @@ def samples_of(run: RunRecord, label: str) -> Sequence[Sample]:
             splits = block["splits"][name[len(source) + 1 :] or roles[0]]
         with chdir(run.base):  # what the paths of a configuration start from
             found = [sample for split in splits for sample in instantiate(block["reader"]).read(split)]
-    except (DataError, KeyError, ValueError, OSError):
+    except (InstantiationException, DataError, KeyError, ValueError, OSError):
         return []
     return [replace(sample, image=run.base / sample.image) for sample in found]

@@ -73,6 +73,8 @@ def query(line: str) -> None:
             words = [word for word in words[:-1] if "=" in word] + words[-1:]
             for path in filter(os.path.isdir, sorted(glob(f"{escape(words[-1])}*"))):
                 print(f"{path}/")
+            if "/" in words[-1] and "=" not in words[-1]:  # Hydra would offer them, too
+                return
         _hydra(config_name, words)
 
 

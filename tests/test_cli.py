@@ -247,7 +247,7 @@ def test_what_is_said_in_words_arrives_as_it_was_written(words: str, monkeypatch
         ("fusionkit train experiment=q", ["experiment=quickstart"]),
         ("fusionkit data make shapes sc", ["scenes="]),
         ("fusionkit import albe", ["albef="]),
-        ("fusionkit compare a b=c basel", ["baseline="]),
+        ("fusionkit compare a examples=0 basel", ["baseline="]),
         (f"fusionkit compare a {CONF.parent}/tests/repo", [f"{CONF.parent}/tests/reporting/"]),
         ("fusionkit import albef=ALBEF.pth bert.fus", ["bert.fusion_layer="]),
     ],

@@ -222,7 +222,7 @@ def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
     method = (
         "Student's intervals and Welch's test over seeds"
         if grouped
-        else f"bootstrap over images, {resamples:,} draws, the same of both runs"
+        else f"Bootstrap over images, {resamples:,} draws, the same of both runs"
     )
     count = comparison.tested
     if not count:
@@ -231,10 +231,10 @@ def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
             "fusionkit evaluate and score write them, or several seeds of both and group_seeds=true"
         )
         return
-    yield (
-        f"* differs from {comparison.baseline}: p < {LEVEL:g} after Holm's correction for all {count} tests of this table; "
-        f"(*) only before it, as about {max(1, round(count * LEVEL))} of {count} would by chance alone. "
-        f"{method[0].upper()}{method[1:]}."
+    corrected = (
+        f" after Holm's correction for all {count} tests of this table; (*) only before it, as one test in {1 / LEVEL:g} "
+        "would by chance alone"
     )
+    yield f"* differs from {comparison.baseline}: p < {LEVEL:g}{corrected if count > 1 else ''}. {method}."
     if not grouped and count * 2 / (1 + resamples) > LEVEL:
         yield f"with {resamples:,} draws none of {count} tests can pass; give resamples={math.ceil(2 * count / LEVEL):,} or more"

@@ -123,7 +123,8 @@ def _of_benchmarks(path: Path, details: Mapping[str, Any]) -> dict[str, Scored]:
         rows = files[len(details) > 1]
         if rows.exists():
             predictions = path / "predictions" / f"{name}.jsonl"
-            found[label] = Scored(label, read_records(rows), predictions, about["split"])
+            kept = predictions if predictions.exists() else None
+            found[label] = Scored(label, read_records(rows), kept, about["split"])
     return found
 
 

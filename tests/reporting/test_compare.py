@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,17 @@ def test_equal_runs_do_not_differ(evaluations: Path) -> None:
     write_evaluation(evaluations / "4", HALF, "/runs/same/best.ckpt")
     cell = compare_runs(read_runs([str(evaluations)]), resamples=500).cells["same", "vqav2/accuracy"]
     assert (cell.difference.value, cell.difference.p, cell.mark) == (0, 1, "")
+
+
+def test_files_that_were_scored_without_a_model_are_compared(tmp_path: Path) -> None:
+    for name, right in {"a": HALF, "b": MOST}.items():
+        write_evaluation(tmp_path / name, right, "/runs/x/best.ckpt")
+        (tmp_path / name / "evaluation.yaml").unlink()
+        shutil.rmtree(tmp_path / name / "predictions")
+    assert run(["compare", f"{tmp_path}/?", f"output_dir={tmp_path}/out", "resamples=100"]) == 0
+    text = (tmp_path / "out/table.md").read_text()
+    assert "| `vqav2/accuracy` | b | +37.5 |" in text
+    assert "* differs from a: p < 0.05. Bootstrap over images, 100 draws" in text  # nothing to correct for
 
 
 def test_too_few_draws_are_told(evaluations: Path) -> None:
