@@ -66,7 +66,7 @@ def evaluate_share(config: DictConfig) -> None:
         for role, source in splits_of(parts.datamodule, active, roles):
             label = source if role == roles[0] else f"{source}_{role}"
             samples = parts.datamodule.samples(source, role)
-            draw_attention(oracle, source, samples, config.overlays, folder / "attention" / label)
+            draw_attention(oracle, source, active[source], samples, config.overlays, folder / "attention" / label)
         print(f"where texts look: {folder}/attention")
 
 

@@ -1,6 +1,6 @@
 """Where a run's own texts look: pictures and arrays of a few samples of each task, the same ones at each evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +11,15 @@ from fusionkit.evaluation.records import write_records
 from fusionkit.evaluation.replies import Oracle
 
 
-def draw_attention(oracle: Oracle, source: str, samples: Sequence[Sample], count: int, stem: Path) -> None:
+def draw_attention(
+    oracle: Oracle, source: str, names: Iterable[str], samples: Sequence[Sample], count: int, stem: Path
+) -> None:
     """Write ``<stem>_<task>_<number>_<word>`` as .png and .npz, and what they show as ``<stem>_<task>.jsonl``.
 
-    For each task of the source that answers in words and, of those that match texts, for those that GradCAM can explain.
+    For each of the source's named tasks that answers in words and, of those that match texts, for those that GradCAM can
+    explain.
     """
-    for name in oracle.sources[source]:
+    for name in names:
         task = oracle.tasks[name]
         word = task.replies_to
         if not any(sample.texts.get(task.reads) for sample in samples):

@@ -50,6 +50,18 @@ def test_an_imported_checkpoint_is_scored(imported, world, tmp_path):
     assert 0 <= metrics["coco/text_to_image_r1"] <= 100
 
 
+def test_an_imported_checkpoint_is_asked_about_one_s_own_image(imported, world, tmp_path):
+    image = next((world / "images").glob("*.jpg"))
+    line = ["predict", f"checkpoint={imported}", f"image={image}", "text=a red circle", "phrase=a red circle"]
+    options = ["trainer.accelerator=cpu", "attention=true", f"output_dir={tmp_path}", f"output={tmp_path}/r.jsonl"]
+    assert run([*line, *options]) == 0
+    (reply,) = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert 0 <= reply["match"] <= 1
+    assert -1 <= reply["cosine"] <= 1
+    assert len(reply["bbox"]) == 4  # found by matching
+    assert len(reply["files"]) == 4
+
+
 def test_training_goes_on_from_it_with_its_teacher(imported, world, tmp_path, capsys):
     line = [
         "train",
