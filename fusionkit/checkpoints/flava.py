@@ -161,7 +161,7 @@ def multimodal_plan(
             *layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], "encoder.layer.{}.", "model.fusion.blocks.{}."),
         ],
         left_out={},
-        added=NEW | NO_HEAD,
+        added={**NEW, **NO_HEAD},
         ids=ids,
     )
 
