@@ -99,7 +99,7 @@ def plan(
     first_token_id = ids["bos_DEC" if name == "caption" else "ENC"]
     config = run_of(TASKS[name], bert["max_position_embeddings"], clean=clean, image_size=image_size) | {
         "name": f"blip_{name}",
-        "image_encoder": timm_vit(vit, image_size, patch_size) | dict(tower),
+        "image_encoder": {**timm_vit(vit, image_size, patch_size), **tower},
         "text_encoder": text_config(bert, 0, ids["pad"]) | {"token_types": False, "first_token_id": first_token_id},
         "fusion": fusion,
         "model": {"embed_size": embed_dim},
@@ -114,7 +114,7 @@ def plan(
         release="transformers' BLIP" if source.config is not None else "github.com/salesforce/BLIP",
         groups=groups_of(TASKS[name]),
         config=config,
-        keys=keys(name, bert["num_hidden_layers"]),
+        keys=keys(name, bert["num_hidden_layers"]) + transformers_vit_keys("vision_model.", "model.", vit["depth"]),
         left_out=POSITION_IDS | (NOT_STARTED[name] if start else {}),
         added={} if start else added(name, is_taught),
         ids={token: number for token, number in ids.items() if number is not None},
@@ -204,7 +204,6 @@ def network(m: str, ours: str, layers: int) -> list[Key]:
     """Towers and projections; ``m`` is "_m" for the moving averages."""
     return [
         *vit_keys(f"visual_encoder{m}.", ours),
-        *(transformers_vit_keys("vision_model.", ours, layers) if not m else []),
         *text_layers(f"text_encoder{m}.", ours, layers),
         Key(f"vision_proj{m}.", f"{ours}image_projection."),
         Key(f"text_proj{m}.", f"{ours}text_projection."),

@@ -1,0 +1,141 @@
+"""``fusionkit import`` of folders of several files, of unusual layers, and of options that cannot be; and what its run reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import (
+    BlipConfig,
+    BlipModel,
+    FlavaMultimodalConfig,
+    FlavaMultimodalModel,
+    PreTrainedModel,
+    ViltConfig,
+    ViltForMaskedLM,
+    ViltForQuestionAnswering,
+)
+
+from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.cli import run
+from fusionkit.types import Tokens
+from tests.parity.imported import close
+
+SIZES = {"hidden_size": 20, "num_attention_heads": 2, "intermediate_size": 28, "num_hidden_layers": 2}
+VILT = {**SIZES, "vocab_size": 60, "max_position_embeddings": 11, "image_size": 24, "patch_size": 8}
+
+
+def saved(model: PreTrainedModel, folder: Path, **options: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.2)
+    model.eval().save_pretrained(folder, **options)
+    return model
+
+
+def pickled(folder: Path, parts: int) -> None:
+    """Weights as transformers once saved them, in one file or in several with an index."""
+    state = ViltForMaskedLM.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    names = ["pytorch_model.bin"] if parts == 1 else [f"pytorch_model-{n}-of-{parts}.bin" for n in range(parts)]
+    places = {tensor: names[number % parts] for number, tensor in enumerate(state)}
+    for name in names:
+        torch.save({tensor: state[tensor] for tensor in state if places[tensor] == name}, folder / name)
+    if parts > 1:
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["sharded", "pickled", "pickled in two"])
+def test_every_layout_of_a_folder(layout, tmp_path):
+    config = ViltConfig(**VILT, hidden_act="relu", layer_norm_eps=1e-3, hidden_dropout_prob=0.0)
+    theirs = saved(ViltForMaskedLM(config), tmp_path / "theirs", max_shard_size="8KB" if layout == "sharded" else "1GB")
+    if layout != "sharded":
+        pickled(tmp_path / "theirs", 2 if "two" in layout else 1)
+    assert run(["import", f"vilt={tmp_path}/theirs", f"output={tmp_path}/ours"]) == 0
+    ours = from_pretrained(tmp_path / "ours")
+    pixels, ids, mask = torch.randn(2, 3, 24, 24), torch.randint(5, 60, (2, 7)), torch.ones(2, 7, dtype=torch.long)
+    memory = ours.model.fusion.prepare(ours.model.encode_image(pixels))
+    fused = ours.model.fuse(memory, ours.model.encode_text(ids, mask), torch.arange(2))
+    logits = ours.tasks["mlm"].head(fused.text, ours.model.text_encoder.word_embeddings.weight)
+    close(logits, theirs(ids, mask, pixel_values=pixels).logits)
+
+
+@torch.no_grad()
+def test_a_multimodal_encoder_alone(tmp_path):
+    """It reads what it is given: the maps before it change nothing, and the embeddings before those are new."""
+    theirs = saved(FlavaMultimodalModel(FlavaMultimodalConfig(**SIZES, hidden_dropout_prob=0.0)), tmp_path / "theirs")
+    assert run(["import", f"flava={tmp_path}/theirs", f"output={tmp_path}/ours", "image.image_size=32"]) == 0
+    model = from_pretrained(tmp_path / "ours").model
+    seen, told, mask = torch.randn(2, 5, 20), torch.randn(2, 3, 20), torch.ones(2, 3, dtype=torch.long)
+    memory = model.fusion.prepare(Tokens(seen, None, seen[:, 0]))
+    fused = model.fuse(memory, Tokens(told, mask, told[:, 0]), torch.arange(2))
+    out = theirs(torch.cat([seen, told], dim=1))
+    close(torch.cat([fused.image, fused.text], dim=1), out.last_hidden_state[:, 1:])
+    close(fused.pooled, out.pooler_output)
+
+
+def test_the_run_of_a_checkpoint(tmp_path):
+    """Texts end where its positions end, and it goes on with the answers that it was given, in their order."""
+    saved(ViltForQuestionAnswering(ViltConfig(**VILT, num_labels=3)), tmp_path / "theirs")
+    (tmp_path / "answers.json").write_text(json.dumps({"no": 1, "yes": 0, "two": 2}))
+    line = ["import", f"vilt={tmp_path}/theirs", f"output={tmp_path}/ours", f"answers={tmp_path}/answers.json"]
+    assert run(line) == 0
+    experiment = yaml.safe_load((tmp_path / "ours/experiment/vilt.yaml").read_text())
+    assert experiment["data"]["sources"]["vqa"]["max_length"] == 11
+    assert json.loads(Path(experiment["data"]["answers"]).read_text()) == ["yes", "no", "two"]
+
+
+@pytest.mark.parametrize(
+    ("option", "words", "code"),
+    [
+        (
+            "sizes.hidden_dropout_prob=none",
+            "sizes.hidden_dropout_prob is 'none', but has to be a number, such as 0.1",
+            2,
+        ),
+        ("sizes=3", "sizes is 3, but is a section; give e.g. sizes.hidden_size=768", 2),
+        ("ids.pad=null", "ids.pad is None, but has to be a whole number, such as 0", 2),
+    ],
+)
+def test_options_of_another_kind(option, words, code, tmp_path, capsys):
+    refuse(["vilt=nowhere.pth", option], words, code, tmp_path, capsys)
+
+
+def test_sizes_that_no_network_has(tmp_path, capsys):
+    config = ViltConfig(**VILT | {"patch_size": 24})
+    saved(ViltForMaskedLM(config), tmp_path / "theirs")
+    content = json.loads((tmp_path / "theirs/config.json").read_text())
+    (tmp_path / "theirs/config.json").write_text(json.dumps(content | {"patch_size": 0}))
+    refuse([f"vilt={tmp_path}/theirs"], "no network can be built of these options", 2, tmp_path, capsys)
+
+
+def test_an_unknown_activation(tmp_path, capsys):
+    saved(ViltForMaskedLM(ViltConfig(**VILT, hidden_act="mish")), tmp_path / "theirs")
+    refuse([f"vilt={tmp_path}/theirs"], "hidden_act is 'mish'; did you mean 'swish'?", 2, tmp_path, capsys)
+
+
+def test_a_class_of_another_kind(tmp_path, capsys):
+    sizes = {**SIZES, "vocab_size": 60}
+    saved(BlipModel(BlipConfig(text_config=sizes, vision_config=SIZES | {"image_size": 32})), tmp_path / "theirs")
+    capsys.readouterr()
+    refuse([f"blip={tmp_path}/theirs"], "config.json names the class BlipModel", 1, tmp_path, capsys)
+
+
+def test_a_part_that_is_missing(tmp_path, capsys):
+    saved(ViltForMaskedLM(ViltConfig(**VILT)), tmp_path / "theirs", max_shard_size="8KB")
+    part = min((tmp_path / "theirs").glob("model-*.safetensors"))
+    part.unlink()
+    capsys.readouterr()
+    refuse(
+        [f"vilt={tmp_path}/theirs"], f"lacks {part.name}, which model.safetensors.index.json names", 1, tmp_path, capsys
+    )
+
+
+def refuse(line: list[str], words: str, code: int, tmp_path: Path, capsys) -> None:
+    capsys.readouterr()
+    assert run(["import", *line, f"output={tmp_path}/out/ours"]) == code
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert words in sentence
+    assert not (tmp_path / "out").exists()
