@@ -82,7 +82,7 @@ def test_the_run_of_a_checkpoint(tmp_path):
     (tmp_path / "answers.json").write_text(json.dumps({"no": 1, "yes": 0, "two": 2}))
     line = ["import", f"vilt={tmp_path}/theirs", f"output={tmp_path}/ours", f"answers={tmp_path}/answers.json"]
     assert run(line) == 0
-    experiment = yaml.safe_load((tmp_path / "ours/experiment/vilt.yaml").read_text())
+    experiment = yaml.safe_load((tmp_path / "ours/experiment/imported.yaml").read_text())
     assert experiment["data"]["sources"]["vqa"]["max_length"] == 11
     assert json.loads(Path(experiment["data"]["answers"]).read_text()) == ["yes", "no", "two"]
 
