@@ -174,7 +174,7 @@ def queue_ages(keys: Tensor, pushed: int) -> dict[str, Tensor]:
     whole = filled // pushed  # steps whose rows are all there
     rest = filled - whole * pushed
     total = pushed * whole * (whole + 1) / 2 + rest * (whole + 1)
-    return {"queue_age": total / filled.clamp(min=1), "queue_age_max": whole + (rest > 0)}
+    return {"queue_age": total / filled.clamp(min=1), "queue_age_max": (whole + (rest > 0)).float()}
 
 
 def lengthen(tokens: Tokens, length: int) -> Tokens:
