@@ -77,8 +77,8 @@ def samples_of(run: RunRecord, label: str) -> Sequence[Sample]:
         else:
             sources = run.config["data"]["sources"]
             source = max((known for known in sources if f"{name}_".startswith(f"{known}_")), key=len)
-            block, roles = sources[source], run.config["evaluation"]["roles"]
-            splits = block["splits"][name[len(source) + 1 :] or roles[0]]
+            block = sources[source]
+            splits = block["splits"][name[len(source) + 1 :] or scored.role]
         with chdir(run.base):  # what the paths of a configuration start from
             found = [sample for split in splits for sample in instantiate(block["reader"]).read(split)]
     except (InstantiationException, DataError, KeyError, ValueError, OSError):

@@ -176,8 +176,9 @@ def _tests(
         return {metric: difference for metric, difference in tested.items() if difference}
     found: dict[str, Difference] = {}
     (run,), (other,) = entry.runs, base.runs
-    for label in run.samples.keys() & other.samples.keys():
-        scored = run.samples[label]
+    for label, scored in run.samples.items():
+        if label not in other.samples:
+            continue
         rows, others = _only(scored, metrics), _only(other.samples[label], metrics)
         try:
             compared = compare(rows, others, resamples, seed) if rows and others else {}

@@ -77,7 +77,7 @@ def read_run(path: Path) -> RunRecord:
         },
         base=Path(evaluation.get("working_folder") or _base(path, config.get("output_dir"))),
         history=history,
-        samples=_of_benchmarks(path, details) if details else _of_run(path, metrics),
+        samples=_of_benchmarks(path, details) if details else _of_run(path, metrics, _first_role(evaluation, config)),
         checkpoint=_checkpoint(path, evaluation),
         parameters=evaluation.get("parameters") or _last(history, "parameters"),
         benchmarks=evaluation.get("benchmark") or {},
@@ -87,9 +87,8 @@ def read_run(path: Path) -> RunRecord:
 def _offline(path: Path) -> RunRecord:
     run = read_offline(path)
     summary = dict(sorted(_numbers(run.summary).items()))
-    metrics = _logged(summary, "test/", "") | _logged(summary, "benchmark/", "") or _logged(
-        summary, "val/", ".max"
-    )  # the best validation, if that is all
+    # the best validation of a training, if that is all, or an evaluation on the validation split
+    metrics = _logged(summary, "test/", "") or _logged(summary, "val/", ".max") or _logged(summary, "val/", "")
     history = _by_step(run.history)
     name = run.name or path.name
     return RunRecord(name, (path,), run.config, metrics, history=history, parameters=_last(history, "parameters"))
@@ -128,7 +127,13 @@ def _of_benchmarks(path: Path, details: Mapping[str, Any]) -> dict[str, Scored]:
     return found
 
 
-def _of_run(path: Path, metrics: Iterable[str]) -> dict[str, Scored]:
+def _first_role(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+    """What ``split=`` of the command named first, else the run's own first role."""
+    roles = evaluation.get("split") or (config.get("evaluation") or {}).get("roles") or [None]
+    return roles if isinstance(roles, str) else roles[0]
+
+
+def _of_run(path: Path, metrics: Iterable[str], role: str | None) -> dict[str, Scored]:
     """``samples/<source>_<task>.jsonl``; a source may have underscores, but its metrics tell it."""
     sources, found = {name.partition("/")[0] for name in metrics}, {}
     for rows in sorted((path / "samples").glob("*.jsonl")):
@@ -136,7 +141,7 @@ def _of_run(path: Path, metrics: Iterable[str]) -> dict[str, Scored]:
         if source is not None:
             files = [path / "predictions" / f"{rows.stem}{suffix}.jsonl" for suffix in (RERANKED, "")]
             predictions = next((file for file in files if file.exists()), None)
-            found[rows.stem] = Scored(source, read_records(rows), predictions)
+            found[rows.stem] = Scored(source, read_records(rows), predictions, role=role)
     return found
 
 

@@ -21,6 +21,7 @@ class Scored:
     rows: Sequence[Row]
     predictions: Path | None = None
     split: str | None = None  # as its benchmark calls it; None: the prefix is a source of the run, with its role
+    role: str | None = None  # that the bare name of a source stands for: the first that was evaluated
 
 
 @dataclass(frozen=True)

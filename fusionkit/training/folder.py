@@ -13,7 +13,8 @@ from fusionkit.evaluation.records import require_writable
 from fusionkit.training.launch import Parts
 from fusionkit.training.restore import read_checkpoint
 
-CONTENT = ("checkpoints", "logs", "predictions", "curves", "gallery", "metrics.json", "config.yaml", "evaluation.yaml")
+SCORES = ("metrics.json", "details.json", "evaluation.yaml")
+CONTENT = ("checkpoints", "logs", "predictions", "samples", "curves", "gallery", "attention", "evaluation", "cache")
 
 
 def check_folder(config: DictConfig) -> None:
@@ -44,19 +45,18 @@ def prepare_folder(config: DictConfig) -> None:
     require_writable(folder)
     if config.overwrite and checkpoints(config):
         print(f"replacing the earlier run in {folder}", flush=True)
-        for name in CONTENT:
-            path = folder / name
-            if path.is_dir():
+        for path in (folder / name for name in CONTENT):
+            if path.exists():
                 shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    (folder / "evaluation.yaml").unlink(missing_ok=True)  # the scores will be of this training
+    for name in SCORES:  # a run that goes on is not finished any more, and its scores will be others
+        (folder / name).unlink(missing_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
 
 
 def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
     """Write ``evaluation.yaml``: the command, the number of parameters and, as ``run``, the checkpoint's own configuration.
 
+    Called before anything is scored: intervals of an earlier evaluation in the folder would be taken for this one's.
     So scores say whose they are: ``fusionkit compare`` joins those of one checkpoint, also where the run itself is gone.
     """
     content: Any = OmegaConf.to_container(config, resolve=True)
@@ -66,6 +66,7 @@ def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
         "parameters": parts.parameters,
         "run": OmegaConf.to_container(parts.config, resolve=True),
     }
+    (folder / "details.json").unlink(missing_ok=True)
     (folder / "evaluation.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 

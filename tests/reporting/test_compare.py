@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from fusionkit.cli import run
+from fusionkit.compare import samples_of
 from fusionkit.evaluation.judging import scores_of
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
@@ -123,6 +124,21 @@ def test_a_run_is_read_with_its_curves(tmp_path: Path) -> None:
     (found,) = read_runs([str(write_run(tmp_path / "outputs/b", {"shapes/vqa_accuracy": 50.0}))])
     assert found.history[1] == {"step": 19, "train/loss": 2, "train/images_per_s": 50, "val/mean": 30.5}
     assert (found.base, found.config["data"]["root"]) == (tmp_path, "outputs/b/data")
+
+
+@pytest.mark.parametrize(("split", "role"), [(None, "test"), ("val", "val"), (["val", "test"], "val")])
+def test_the_samples_of_a_source_are_those_of_the_role_that_was_scored(
+    split: str | list[str] | None, role: str, tmp_path: Path
+) -> None:
+    block = {"reader": {"_target_": "tests.reporting.worlds.Named"}, "splits": {"val": ["val"], "test": ["test"]}}
+    run_config = {"data": {"sources": {"my_data": block}}, "evaluation": {"roles": ["test"]}}
+    write(tmp_path / "evaluation.yaml", json.dumps({"split": split, "run": run_config}))
+    write(tmp_path / "metrics.json", '{"my_data/vqa_accuracy": 1, "my_data_test/vqa_accuracy": 1}')
+    for stem in ("my_data_vqa", "my_data_test_vqa"):
+        write(tmp_path / f"samples/{stem}.jsonl", "")
+    (found,) = read_runs([str(tmp_path)])
+    assert [sample.image_id for sample in samples_of(found, "my_data_vqa")] == [role]
+    assert [sample.image_id for sample in samples_of(found, "my_data_test_vqa")] == ["test"]
 
 
 def test_what_differs_leaves_out_places_and_seeds(tmp_path: Path) -> None:
