@@ -113,8 +113,6 @@ def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[A
     datamodule = data_of(parts, benchmarks, tasks)
     read_all(datamodule, dict(zip(config.benchmark, benchmarks, strict=True)), parts.model.image_encoder.reads)
     options = evaluation_options(parts.config)
-    for module in (parts.model, *parts.tasks.values()):
-        module.to(device)
     for benchmark in benchmarks:
         chosen = tasks[benchmark.name]
         helpers = {"itm": parts.tasks["itm"]} if "itc" in chosen and "itm" in parts.tasks else {}

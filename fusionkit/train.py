@@ -99,5 +99,3 @@ def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
     folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
     watch = Watch(trainer.loggers, "test", trainer.global_step)
     watch.log_scores(score(parts, module.objectives, folder, roles, trainer.strategy.root_device, watch.log_answers))
-    for logger in trainer.loggers:
-        logger.save()  # what is logged after the training would not reach the csv file

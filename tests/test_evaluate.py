@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from fusionkit.cli import run
 from fusionkit.errors import DataError
-from fusionkit.evaluate import check_files
+from fusionkit.scope import check_files
 from fusionkit.training.restore import forget_files
 
 
@@ -46,3 +47,10 @@ def test_the_files_that_a_training_started_from_are_not_needed_again() -> None:
 def test_the_only_source_cannot_be_left_out() -> None:
     with pytest.raises(DataError, match=r"^source vqa: vqa\.json does not exist$"):
         check_files(parts_of({"vqa": False}), {"vqa": ["vqa"]}, ["val"])
+
+
+@pytest.mark.parametrize(("key", "value"), [("split", "val"), ("sources", "[coco]")])
+def test_benchmarks_have_splits_of_their_own(key: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "checkpoint=gone.ckpt", "benchmark=vqav2", f"{key}={value}"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"{key} is about the run's own data, and benchmark about published data" in told

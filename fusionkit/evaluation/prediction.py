@@ -156,8 +156,8 @@ def _predict_all(
     bar = Bar(progress, f"{source} {role}")
     bar.begin(len(own), 0)
     found: list[tuple[int, dict[str, Records]]] = []
-    batches = to_device(datamodule.eval_loader(source, role, own), device)
-    for number, batch in zip(own, batches, strict=True):
+    for number, loaded in zip(own, datamodule.eval_loader(source, role, own), strict=True):
+        batch = moved(loaded, device)
         present = _present(tasks, batch)
         kinds = sorted({task.reads for task in present.values() if task.encodes})
         encoded = _encode(model, batch, kinds, number, encodings)
@@ -195,12 +195,6 @@ def _unshared(record: dict[str, Any]) -> dict[str, Any]:
     return {**record, "feats": record["feats"].clone()} if "feats" in record else record
 
 
-def to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches with their tensors on the device."""
-    for batch in batches:
-        yield moved(batch, device)
-
-
 def moved(value: Any, device: torch.device) -> Any:
     """The value with its tensors on the device."""
     if isinstance(value, Tensor):
@@ -214,12 +208,12 @@ def moved(value: Any, device: torch.device) -> Any:
 def evaluating(
     model: nn.Module, tasks: Iterable[nn.Module], device: torch.device, options: EvaluationOptions
 ) -> Iterator[None]:
-    """Evaluation mode, no gradients, the precision asked for; the modules' modes are put back."""
+    """The modules on the device, in evaluation mode, no gradients, the precision asked for; their modes are put back."""
     modes = [(module, module.training) for module in (model, *tasks)]
     dtype = PRECISIONS[str(options.precision)]
     try:
         for module, _ in modes:
-            module.eval()
+            module.to(device).eval()
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             yield
     finally:

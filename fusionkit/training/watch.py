@@ -22,7 +22,7 @@ class Watch:
         """``<prefix>/<source>/<metric>``."""
         for logger in self.loggers:
             logger.log_metrics({f"{self.prefix}/{name}": value for name, value in metrics.items()}, self.step)
-            logger.save()  # nothing else is to come
+            logger.save()  # what is logged after a training would not reach the csv file
 
     def log_answers(
         self,

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
 
@@ -10,12 +12,16 @@ from fusionkit.cli import STORED
 from fusionkit.config import PredictConfig, check_top_level
 from fusionkit.data.requests import ASKED, read_requests
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluate import device_of, oracle_of
 from fusionkit.evaluation.overlays import draw_reply
 from fusionkit.evaluation.records import require_writable, write_records
-from fusionkit.evaluation.replies import Reply
+from fusionkit.evaluation.replies import Oracle, Reply
 from fusionkit.evaluation.table import print_replies
 from fusionkit.saliency import find_layer
+from fusionkit.scope import device_of
+from fusionkit.tasks.grounding_gradcam import by_matching
+from fusionkit.tasks.itm import ITM
+from fusionkit.training.launch import Parts, dims_of, evaluation_options
+from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts
 
 
@@ -45,6 +51,24 @@ def answer_own(config: DictConfig) -> None:
         write_records(Path(config.output), [reply.record for reply in replies])
     print_replies([reply.record for reply in replies])
     _tell_errors(replies)
+
+
+def oracle_of(parts: Parts, device: torch.device, **options: Any) -> Oracle:
+    """The checkpoint as what can be asked, on the device; the tasks that were trained answer.
+
+    A matching task also answers phrases, as NAME_gradcam after all others, if the fusion's text looks at the image.
+    ``options`` are the Oracle's.
+    """
+    active = active_objectives(parts.objectives, parts.tasks)
+    sources = {source: list(names) for source, names in active.items()}
+    trained = {name: task for name, task in parts.tasks.items() if any(name in names for names in active.values())}
+    dims = dims_of(parts.model, parts.datamodule.tokenizer, ())
+    for name, task in list(trained.items()) if "attention" in parts.model.fusion.provides else ():
+        if isinstance(task, ITM) and task.replies_to == "text":
+            trained[f"{name}_gradcam"] = by_matching(task, dims, options.get("layer"))
+            for names in sources.values():
+                names += [f"{name}_gradcam"] if name in names else []
+    return Oracle(parts.model, trained, sources, parts.datamodule, device, evaluation_options(parts.config), **options)
 
 
 def _check(config: DictConfig) -> None:

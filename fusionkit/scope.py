@@ -1,0 +1,99 @@
+"""What ``evaluate`` and ``predict`` work on: a checkpoint, the sources and roles that were named, a device, the processes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from lightning import seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.cli import STORED, load
+from fusionkit.config import EvaluateConfig, check_top_level
+from fusionkit.distributed import join, rank, world_size
+from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.evaluation.records import require_writable
+from fusionkit.evaluation.run import splits_of
+from fusionkit.rank import run_in_ranks
+from fusionkit.training.launch import Parts, bare_trainer
+from fusionkit.training.module import active_objectives
+from fusionkit.training.restore import load_parts
+
+
+def share(job: str, config: DictConfig) -> None:
+    """Do a job ("module:function") on the configuration, here or in several processes that share it."""
+    if not isinstance(config.devices, int) or config.devices < 1:
+        raise ConfigError(f"devices is {config.devices}, but has to be a number of processes from 1 up")
+    if config.devices == 1:
+        load(job)(config)
+    else:
+        run_in_ranks(job, config, config.devices)
+
+
+def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, Path]:
+    """The parts of ``config.checkpoint``, and where what is made of them goes.
+
+    What the run itself would write goes to its folder; anything else to ``evaluation`` in it, so that it replaces nothing.
+    """
+    check_top_level(config, schema)
+    overrides = {name: config[name] for name in STORED}
+    if config.get("benchmark"):
+        for key in ("split", "sources"):
+            if config[key] is not None:
+                raise ConfigError(
+                    f"{key} is about the run's own data, and benchmark about published data; give one of them "
+                    "(a benchmark's own splits: benchmark.NAME.splits=[SPLIT])"
+                )
+        overrides["data"] = {"root": "."} | dict(config.data)  # nothing of the run's own data is read
+    join()
+    parts = load_parts(config.checkpoint, overrides)
+    seed_everything(parts.config.seed, workers=True, verbose=False)
+    checkpoint = Path(config.checkpoint)
+    home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
+    folder = Path(config.output_dir or (home if is_own else home / "evaluation"))
+    require_writable(folder)
+    options = parts.config.evaluation.options
+    if options.get("cache") is None:
+        OmegaConf.update(options, "cache", str(home / "cache"), force_add=True)
+    return parts, folder
+
+
+def chosen(config: DictConfig, parts: Parts) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """The objectives of ``config.sources`` and the roles of ``config.split``, each one or a list; None: those of the run.
+
+    All their annotations are read, so that what is missing is told before anything is predicted.
+    """
+    for source in (sources := _listed(config.sources) or list(parts.objectives)):
+        if source not in parts.objectives:
+            raise ConfigError(f"sources: the checkpoint has no source '{source}'; {suggest(source, parts.objectives)}")
+    objectives = active_objectives({source: parts.objectives[source] for source in sources}, parts.tasks)
+    roles = _listed(config.split) or list(parts.config.evaluation.roles)
+    check_files(parts, objectives, roles)
+    return objectives, roles
+
+
+def _listed(value: str | Sequence[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or ())
+
+
+def check_files(parts: Parts, objectives: Mapping[str, Iterable[str]], roles: Sequence[str]) -> None:
+    """Read the annotations of every source and role; a folder may lack the files of one of several sources."""
+    for role, source in splits_of(parts.datamodule, objectives, roles):
+        try:
+            parts.datamodule.samples(source, role)
+        except DataError as error:
+            others = [name for name in objectives if name != source]
+            hint = f"; to evaluate without source {source}: sources=[{','.join(others)}]" if others else ""
+            raise DataError(f"source {source}: {error}{hint}") from error
+
+
+def device_of(parts: Parts) -> torch.device:
+    """The device that the checkpoint's trainer, or the command line's, would use; of several GPUs each process has one."""
+    device = bare_trainer(parts.config, devices=1, num_nodes=1, strategy="auto").strategy.root_device
+    if device.type != "cuda":
+        return device
+    if rank() >= torch.cuda.device_count():
+        raise ConfigError(
+            f"devices={world_size()}, but there are {torch.cuda.device_count()} GPUs; give devices=that many"
+        )
+    return torch.device("cuda", rank())
