@@ -81,7 +81,10 @@ def plan(
         release="transformers' BridgeTower",
         groups=groups_of(tasks),
         config=run_of(
-            tasks, words["max_position_embeddings"] - words["pad_token_id"] - 1, image_size=seen["image_size"]
+            tasks,
+            words["max_position_embeddings"] - words["pad_token_id"] - 1,
+            image_size=seen["image_size"],
+            fit="crop",
         )
         | {
             "name": "bridgetower",

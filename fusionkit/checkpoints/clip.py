@@ -58,7 +58,7 @@ def plan(
         family="clip",
         release="transformers' CLIP",
         groups=[*groups_of(["itc"]), "fusion=late"],
-        config=run_of(["itc"], words["max_position_embeddings"], image_size=image["image_size"])
+        config=run_of(["itc"], words["max_position_embeddings"], image_size=image["image_size"], fit="crop")
         | {
             "name": "clip",
             "image_encoder": image_tower(image),

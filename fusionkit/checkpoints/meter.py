@@ -98,7 +98,7 @@ def plan(
         family="meter",
         release="github.com/zdou0830/METER",
         groups=groups_of(list(heads)),
-        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size, **data)
+        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size, fit="crop", **data)
         | {
             "name": "meter",
             "image_encoder": swin_tower(swin, image_size)
