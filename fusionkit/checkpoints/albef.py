@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusionkit.checkpoints.base import Key, Plan, constant, fresh_weight, invert, reshaped, transposed
+from fusionkit.checkpoints.base import Key, Plan, invert, reshaped, transposed
 from fusionkit.checkpoints.bert import (
     POSITION_IDS,
     answer_decoder,
@@ -21,7 +21,7 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
-from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, require_start, rows, run_of
+from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, require_start, rows, run_of, started
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, vit_keys
 from fusionkit.errors import ConfigError
@@ -208,8 +208,8 @@ def added(name: str, has_contrast: bool = False, has_head: bool = True) -> dict[
         return {f"tasks.itc.{side}_queue.keys": foreign_keys for side in ("image", "text")}
     found = {} if name == "retrieval" or has_contrast else no_contrast("model", "teacher.model")
     for place in ("tasks.nlvr2.head.", "teacher.heads.nlvr2.") if not has_head else ():
-        found |= {f"{place}{layer}.weight": fresh_weight for layer in (0, 2)}
-        found |= {f"{place}{layer}.bias": constant(0.0) for layer in (0, 2)}
+        found |= {f"{place}{layer}.weight": started for layer in (0, 2)}
+        found |= {f"{place}{layer}.bias": torch.zeros for layer in (0, 2)}
     return found
 
 

@@ -214,12 +214,6 @@ def resize_positions(tensor: Tensor, shape: torch.Size, num_prefix_tokens: int =
     return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2).to(prefix.dtype)], dim=1)
 
 
-def fresh_weight(shape: torch.Size) -> Tensor:
-    """A projection that the published model does not have and no task of it reads: drawn as torch draws one, always the same."""
-    bound = shape[-1] ** -0.5
-    return torch.empty(shape).uniform_(-bound, bound, generator=torch.Generator().manual_seed(0))
-
-
 def constant(value: float) -> Callable[[torch.Size], Tensor]:
     """A tensor of our shape that holds one number."""
     return lambda shape: torch.full(shape, value)

@@ -15,8 +15,6 @@ CROSS_ATTENTION = {
     "norm_cross": "crossattention.output.LayerNorm",
 }
 POSITION_IDS = {r".*\.position_ids": "the numbers from 0 up, which are not learnt"}
-
-
 LAYER = BERT_LAYER | CROSS_ATTENTION
 """Our name in a layer with cross-attention -> the published one."""
 
@@ -43,12 +41,17 @@ def text_encoder(theirs: str, ours: str, num_layers: int) -> list[Key]:
 
 def lm_head(theirs: str, ours: str, text: str) -> list[Key]:
     """A masked or causal LM head (``cls.``) whose decoder is tied to the word embeddings of our text encoder ``text``."""
+    return word_head(f"{theirs}predictions.", ours, f"{text}backbone.embeddings.word_embeddings.weight")
+
+
+def word_head(theirs: str, ours: str, decoder: str) -> list[Key]:
+    """The parts of such a head; ``decoder`` is our tensor that predicts words, the head's own where it is not tied."""
     return [
-        Key(f"{theirs}predictions.transform.dense.", f"{ours}dense."),
-        Key(f"{theirs}predictions.transform.LayerNorm.", f"{ours}norm."),
-        Key(f"{theirs}predictions.bias", f"{ours}bias"),
-        Key(f"{theirs}predictions.decoder.bias", f"{ours}bias"),
-        Key(f"{theirs}predictions.decoder.weight", f"{text}backbone.embeddings.word_embeddings.weight"),
+        Key(f"{theirs}transform.dense.", f"{ours}dense."),
+        Key(f"{theirs}transform.LayerNorm.", f"{ours}norm."),
+        Key(f"{theirs}bias", f"{ours}bias"),
+        Key(f"{theirs}decoder.bias", f"{ours}bias"),
+        Key(f"{theirs}decoder.weight", decoder),
     ]
 
 

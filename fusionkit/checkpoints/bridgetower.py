@@ -13,6 +13,7 @@ from fusionkit.checkpoints.meter import CLIP_BLOCK, CROSS_LAYER
 from fusionkit.checkpoints.runs import (
     NO_CONTRAST,
     NO_HEAD,
+    OWN_WORD_HEAD,
     activation,
     groups_of,
     layers,
@@ -41,12 +42,6 @@ NAMES = {
     "cross_modal_text_pooler.dense.": "model.fusion.pool.dense_text.0.",
     "cross_modal_image_pooler.dense.": "model.fusion.pool.dense_image.0.",
 }
-HEADS = {
-    "itm_score.fc.": "tasks.itm.head.",
-    "mlm_score.bias": "tasks.mlm.head.bias",
-    "mlm_score.transform.dense.": "tasks.mlm.head.dense.",
-    "mlm_score.transform.LayerNorm.": "tasks.mlm.head.norm.",
-}
 LEFT_OUT = POSITION_IDS | {
     r"(.*\.)?text_model\.pooler\..*": "the text's own pooler, which BridgeTower does not read",
     r"(.*\.)?vision_model\.visual\.ln_separate\..*": "norms for each layer, which BridgeTower does not read",
@@ -69,7 +64,6 @@ def plan(
     both = sizes_of(fusion, source)
     prefix = "bridgetower." if source.has("bridgetower.") else ""
     is_tied = "mlm_score.decoder.weight" not in source.state
-    decoder = [] if is_tied else [Key("mlm_score.decoder.weight", "tasks.mlm.head.decoder")]
     told = text_config(words, words["num_hidden_layers"])
     told["config"] |= {"model_type": "roberta", "pad_token_id": words["pad_token_id"]}
     # quick GELU, four times the width and heads of 64 are not options there
@@ -81,7 +75,10 @@ def plan(
         release="transformers' BridgeTower",
         groups=groups_of(tasks),
         config=run_of(
-            tasks, words["max_position_embeddings"] - words["pad_token_id"] - 1, image_size=seen["image_size"]
+            tasks,
+            words["max_position_embeddings"] - words["pad_token_id"] - 1,
+            image_size=seen["image_size"],
+            fit="crop",
         )
         | {
             "name": "bridgetower",
@@ -104,7 +101,7 @@ def plan(
             },
             "task": {"mlm": mlm} if "mlm" in tasks else {},
         },
-        keys=[*keys_of(prefix, seen, words, both), *renamed(HEADS), *decoder],
+        keys=[*keys_of(prefix, seen, words, both), Key("itm_score.fc.", "tasks.itm.head."), *OWN_WORD_HEAD],
         left_out=LEFT_OUT
         | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
         added=NO_CONTRAST if prefix else NO_HEAD,

@@ -58,7 +58,7 @@ def plan(
         family="clip",
         release="transformers' CLIP",
         groups=[*groups_of(["itc"]), "fusion=late"],
-        config=run_of(["itc"], words["max_position_embeddings"], image_size=image["image_size"])
+        config=run_of(["itc"], words["max_position_embeddings"], image_size=image["image_size"], fit="crop")
         | {
             "name": "clip",
             "image_encoder": image_tower(image),
@@ -78,21 +78,25 @@ def plan(
 
 
 def keys_of(image: Mapping[str, Any]) -> list[Key]:
-    """The names of both towers; queries, keys and values are packed in ours."""
-    places = "vision_model.encoder.layers.{}.", f"{IMAGE}blocks.{{}}."
-    packed = [
-        Key(f"{places[0].format(n)}self_attn.{kind}_proj.", f"{places[1].format(n)}attn.qkv.", part=part)
-        for n in range(image["num_hidden_layers"])
-        for part, kind in enumerate("qkv")
-    ]
+    """The names of both towers."""
     return [
         *renamed(NAMES),
-        *layers(BLOCK, image["num_hidden_layers"], *places),
-        *packed,
+        *block_keys(image["num_hidden_layers"], "vision_model.encoder."),
         Key("vision_model.embeddings.class_embedding", f"{IMAGE}cls_token", change=reshaped),
         Key("vision_model.embeddings.position_embedding.weight", f"{IMAGE}pos_embed", change=resize_table),
         Key("logit_scale", "model.temperature", change=inverse),
     ]
+
+
+def block_keys(count: int, theirs: str) -> list[Key]:
+    """The blocks of a vision tower as transformers names them; queries, keys and values are packed in ours."""
+    places = f"{theirs}layers.{{}}.", f"{IMAGE}blocks.{{}}."
+    packed = [
+        Key(f"{places[0].format(n)}self_attn.{kind}_proj.", f"{places[1].format(n)}attn.qkv.", part=part)
+        for n in range(count)
+        for part, kind in enumerate("qkv")
+    ]
+    return [*layers(BLOCK, count, *places), *packed]
 
 
 def resize_table(tensor: Tensor, shape: torch.Size) -> Tensor:

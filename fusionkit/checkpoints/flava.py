@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fusionkit.checkpoints.base import Key, Plan, resize_positions
-from fusionkit.checkpoints.bert import POSITION_IDS, text_config
+from fusionkit.checkpoints.bert import POSITION_IDS, text_config, word_head
 from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_HEAD,
@@ -70,12 +70,8 @@ POOLER = {"multimodal_model.pooler.dense.": "model.fusion.pool.dense.0."}
 HEADS = {
     "itm_head.pooler.dense.": "model.fusion.pool.dense.0.",
     "itm_head.seq_relationship.": "tasks.itm.head.",
-    "mmm_text_head.bias": "tasks.mlm.head.bias",
-    "mmm_text_head.decoder.bias": "tasks.mlm.head.bias",
-    "mmm_text_head.decoder.weight": "tasks.mlm.head.decoder",
-    "mmm_text_head.transform.dense.": "tasks.mlm.head.dense.",
-    "mmm_text_head.transform.LayerNorm.": "tasks.mlm.head.norm.",
 }
+WORD_HEAD = word_head("mmm_text_head.", "tasks.mlm.head.", "tasks.mlm.head.decoder")
 IMAGE_BLOCK = {
     "layernorm_before.": "norm1.",
     "attention.output.dense.": "attn.proj.",
@@ -129,7 +125,7 @@ def plan(
             if is_bare
             else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]} | activation(words["hidden_act"])},
         },
-        keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS))],
+        keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS) + WORD_HEAD)],
         left_out=LEFT_OUT if is_bare else LEFT_OUT | OTHER_POOLER,
         ids=ids,
     )

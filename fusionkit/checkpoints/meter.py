@@ -12,6 +12,8 @@ from fusionkit.checkpoints.clip import image_tower, resize_table
 from fusionkit.checkpoints.runs import (
     NO_CONTRAST,
     NO_HEAD,
+    OWN_WORD_HEAD,
+    RANKING,
     answers_of,
     classifier,
     groups_of,
@@ -31,10 +33,6 @@ NAMES = {  # theirs: ours
     "cross_modal_image_transform.": "model.fusion.entry.project_image.",
     "cross_modal_text_pooler.dense.": "model.fusion.pool.dense_text.0.",
     "cross_modal_image_pooler.dense.": "model.fusion.pool.dense_image.0.",
-    "mlm_score.bias": "tasks.mlm.head.bias",
-    "mlm_score.transform.dense.": "tasks.mlm.head.dense.",
-    "mlm_score.transform.LayerNorm.": "tasks.mlm.head.norm.",
-    "mlm_score.decoder.weight": "tasks.mlm.head.decoder",
     "itm_score.fc.": "tasks.itm.head.",
     "vqa_classifier.": "tasks.vqa.head.",
     "nlvr2_classifier.": "tasks.nlvr2.head.",
@@ -64,11 +62,14 @@ CLIP_BLOCK = {
 }
 CROSS_LAYER = {f"{theirs}.": f"{ours}." for ours, theirs in (BERT_LAYER | CROSS_ATTENTION).items()}
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # that Swin reads images by
-LEFT_OUT = POSITION_IDS | {
-    r"vit_model\.(positional_embedding|ln_final\..*)": "of CLIP's text tower, which METER does not have",
-    r"text_transformer\.pooler\..*": "the text's own pooler, which METER does not read",
-    r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs",
-}
+LEFT_OUT = (
+    POSITION_IDS
+    | RANKING
+    | {
+        r"vit_model\.(positional_embedding|ln_final\..*)": "of CLIP's text tower, which METER does not have",
+        r"text_transformer\.pooler\..*": "the text's own pooler, which METER does not read",
+    }
+)
 
 
 def plan(
@@ -98,7 +99,7 @@ def plan(
         family="meter",
         release="github.com/zdou0830/METER",
         groups=groups_of(list(heads)),
-        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size, **data)
+        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size, fit="crop", **data)
         | {
             "name": "meter",
             "image_encoder": swin_tower(swin, image_size)
@@ -134,6 +135,7 @@ def keys_of(text: Mapping[str, Any], fusion: Mapping[str, Any]) -> list[Key]:
     ]
     return [
         *renamed(NAMES),
+        *OWN_WORD_HEAD,
         Key(TYPES, "model.fusion.entry.types", change=repeated),
         *text_encoder("text_transformer.", "model.text_encoder.", text["num_hidden_layers"]),
         *streams,

@@ -8,7 +8,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from fusionkit.checkpoints.base import Key, constant, fresh_weight
+from fusionkit.checkpoints.base import Key, constant
+from fusionkit.checkpoints.bert import word_head
 from fusionkit.checkpoints.directory import read_json
 from fusionkit.checkpoints.source import Source
 from fusionkit.config import conf_dir
@@ -43,6 +44,8 @@ ACTIVATIONS: dict[str, tuple[dict[str, Any], str]] = {  # by transformers' name:
     "swish": ({"_target_": "torch.nn.SiLU"}, "silu"),
 }
 CLEAN = {"_target_": "fusionkit.data.cleaning.Clean"}  # as ALBEF and X-VLM read texts
+RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
+OWN_WORD_HEAD = word_head("mlm_score.", "tasks.mlm.head.", "tasks.mlm.head.decoder")  # of METER and its heirs
 
 
 def groups_of(tasks: Sequence[str]) -> list[str]:
@@ -197,19 +200,11 @@ def no_contrast(*models: str) -> dict[str, Callable[[torch.Size], Tensor]]:
     """Projections and a temperature for checkpoints of models that have none."""
     parts: dict[str, Callable[[torch.Size], Tensor]] = {"temperature": constant(0.07)}
     for side in ("image", "text"):
-        parts |= {f"{side}_projection.weight": fresh_weight, f"{side}_projection.bias": constant(0.0)}
+        parts |= {f"{side}_projection.weight": started, f"{side}_projection.bias": torch.zeros}
     return {f"{model}.{name}": make for model in models for name, make in parts.items()}
 
 
-NO_CONTRAST: Mapping[
-    str, Callable[[torch.Size], Tensor]
-] = {  # what is ours alone in a family without a contrastive space
-    "model.image_projection.weight": started,
-    "model.image_projection.bias": torch.zeros,
-    "model.text_projection.weight": started,
-    "model.text_projection.bias": torch.zeros,
-    "model.temperature": lambda shape: torch.full(shape, 0.07),
-}
+NO_CONTRAST = no_contrast("model")
 NO_HEAD: Mapping[str, Callable[[torch.Size], Tensor]] = {  # a bare network is given a matching head to train
     "tasks.itm.head.weight": started,
     "tasks.itm.head.bias": torch.zeros,

@@ -16,6 +16,7 @@ from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
     NO_HEAD,
+    RANKING,
     activation,
     answers_of,
     classifier,
@@ -67,7 +68,6 @@ HEADS = {
     "nlvr2_paired": "attn1.",
 }
 ENTAILMENT_LABELS = 3
-RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
 HIDING = {r"uniter\.img_embeddings\.mask_embedding\.weight": "what stands in for hidden regions, in pre-training alone"}
 
 

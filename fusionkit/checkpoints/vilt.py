@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from fusionkit.checkpoints.base import Key, Plan
-from fusionkit.checkpoints.bert import POSITION_IDS, text_config
+from fusionkit.checkpoints.bert import POSITION_IDS, text_config, word_head
 from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
     NO_HEAD,
+    OWN_WORD_HEAD,
+    RANKING,
     WORDS,
     activation,
     answers_of,
@@ -43,10 +45,6 @@ NAMES = {  # theirs: ours
     "transformer.patch_embed.proj.": "model.image_encoder.patches.",
     "transformer.norm.": "model.fusion.norm.",
     "pooler.dense.": "model.fusion.pool.dense.0.",
-    "mlm_score.bias": "tasks.mlm.head.bias",
-    "mlm_score.transform.dense.": "tasks.mlm.head.dense.",
-    "mlm_score.transform.LayerNorm.": "tasks.mlm.head.norm.",
-    "mlm_score.decoder.weight": "tasks.mlm.head.decoder",
     "itm_score.fc.": "tasks.itm.head.",
     "vqa_classifier.": "tasks.vqa.head.",
     "nlvr2_classifier.": "tasks.nlvr2.head.",
@@ -77,22 +75,14 @@ TRANSFORMERS_BLOCK = {
     "intermediate.dense.": "feed_forward.0.",
     "output.dense.": "feed_forward.2.",
 }
-TIED_MLM = {
-    "mlm_score.bias": "tasks.mlm.head.bias",
-    "mlm_score.decoder.bias": "tasks.mlm.head.bias",
-    "mlm_score.transform.dense.": "tasks.mlm.head.dense.",
-    "mlm_score.transform.LayerNorm.": "tasks.mlm.head.norm.",
-    "mlm_score.decoder.weight": WORDS,
-}
-TRANSFORMERS_HEADS = {  # by class: the task, and the names of its head
-    "ViltForMaskedLM": ("mlm", TIED_MLM),
-    "ViltForQuestionAnswering": ("vqa", {"classifier.": "tasks.vqa.head."}),
-    "ViltForImagesAndTextClassification": ("nlvr2", {"classifier.": "tasks.nlvr2.head."}),
-    "ViltForImageAndTextRetrieval": ("itm", {}),
-    "ViltModel": ("itm", {}),
+TRANSFORMERS_HEADS = {  # by class: the task, and the beginning of the names of its head
+    "ViltForMaskedLM": ("mlm", "mlm_score."),
+    "ViltForQuestionAnswering": ("vqa", "classifier."),
+    "ViltForImagesAndTextClassification": ("nlvr2", "classifier."),
+    "ViltForImageAndTextRetrieval": ("itm", ""),
+    "ViltModel": ("itm", ""),
 }
 LEFT_OUT = POSITION_IDS | {r"mpp_score\..*": "masked patch prediction, which no published recipe uses"}
-RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
 
 
 def plan(
@@ -139,7 +129,7 @@ def keys_of(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[s
     """The names of the original release, and the heads that are there: task and beginning of its names."""
     blocks = layers(BLOCK, sizes["num_hidden_layers"], "transformer.blocks.{}.", "model.fusion.blocks.{}.")
     heads = {task: name for task, name in HEADS.items() if source.has(name)}
-    return renamed(NAMES) + blocks, heads or {"itm": ""}
+    return [*renamed(NAMES), *OWN_WORD_HEAD, *blocks], heads or {"itm": ""}
 
 
 def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
@@ -148,8 +138,9 @@ def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dic
     prefix = "vilt." if source.has("vilt.") else ""
     places = f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."
     blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
-    ranking = [Key("rank_output.", "tasks.itm.head.", change=as_match)]
-    return renamed(TRANSFORMERS_NAMES, prefix) + blocks + renamed(head) + ranking, {task: next(iter(head), "")}
+    heads = [Key("classifier.", f"tasks.{task}.head."), Key("rank_output.", "tasks.itm.head.", change=as_match)]
+    heads += word_head("mlm_score.", "tasks.mlm.head.", WORDS)
+    return renamed(TRANSFORMERS_NAMES, prefix) + blocks + heads, {task: head}
 
 
 def as_match(row: Tensor, shape: torch.Size) -> Tensor:

@@ -7,11 +7,8 @@ which one it is shows in its parts.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fusionkit.checkpoints.albef import shared_pairs
-from fusionkit.checkpoints.base import Key, Plan, reshaped, resize_positions
+from fusionkit.checkpoints.base import Key, Plan, reshaped
 from fusionkit.checkpoints.bert import (
     POSITION_IDS,
     answer_decoder,
@@ -22,6 +19,7 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
+from fusionkit.checkpoints.clip import block_keys, image_tower, resize_table
 from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, run_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.swin import swin_buffers, swin_keys, swin_sizes
@@ -130,40 +128,20 @@ def text_keys(theirs: str, lower: int, upper: int, is_paired: bool) -> list[Key]
 
 
 def clip_config(clip: Sizes, image_size: int, patch_size: int) -> dict[str, Any]:
-    """CLIP's vision transformer, which is normalised before its blocks too and after them at every token."""
-    return VIEW_ENCODER | {
-        "name": "vit_base_patch16_224",
-        "view_blocks": clip["local_attn_depth"],
-        "img_size": image_size,
-        "patch_size": patch_size,
-        "embed_dim": clip["vision_width"],
-        "depth": clip["num_hidden_layers"],
-        "num_heads": clip["num_attention_heads"],
-        "mlp_ratio": clip["intermediate_size"] / clip["vision_width"],
-        "act_layer": clip["hidden_act"],
-        "pre_norm": True,
-        "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": 1e-5},
-    }
+    """CLIP's vision transformer, by whose names X-VLM calls its sizes but for two."""
+    named = {**clip, "hidden_size": clip["vision_width"], "layer_norm_eps": 1e-5}
+    tower = image_tower(named | {"image_size": image_size, "patch_size": patch_size})
+    return tower | VIEW_ENCODER | {"view_blocks": clip["local_attn_depth"]}
 
 
-def clip_keys(layers: int) -> list[Key]:
+def clip_keys(count: int) -> list[Key]:
     """timm's names, with query, key and value in one."""
     theirs, tower = "vision_encoder.", "model.image_encoder.backbone."
-    found = [
+    return [
         Key(f"{theirs}class_embedding", f"{tower}cls_token", change=reshaped),
         Key(f"{theirs}patch_embed.weight", f"{tower}patch_embed.proj.weight"),
-        Key(f"{theirs}pos_embed.weight", f"{tower}pos_embed", change=resized_table),
+        Key(f"{theirs}pos_embed.weight", f"{tower}pos_embed", change=resize_table),
         Key(f"{theirs}pre_layrnorm.", f"{tower}norm_pre."),
         Key(f"{theirs}post_layernorm.", f"{tower}norm."),
+        *block_keys(count, f"{theirs}encoder."),
     ]
-    names = {"layer_norm1": "norm1", "self_attn.out_proj": "attn.proj", "layer_norm2": "norm2", "mlp": "mlp"}
-    for number in range(layers):
-        layer, block = f"{theirs}encoder.layers.{number}.", f"{tower}blocks.{number}."
-        found += [Key(f"{layer}{their_part}.", f"{block}{our_part}.") for their_part, our_part in names.items()]
-        found += [Key(f"{layer}self_attn.{part}_proj.", f"{block}attn.qkv.", part=n) for n, part in enumerate("qkv")]
-    return found
-
-
-def resized_table(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Positions that are stored as a table (1 + N, D)."""
-    return resize_positions(tensor[None], shape)

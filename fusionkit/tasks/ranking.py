@@ -9,7 +9,7 @@ from fusionkit.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, Negatives
 from fusionkit.tasks.base import Scorer, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.tasks.itm import ITM, prepared, scaled_cosines
+from fusionkit.tasks.itm import ITM, prepared
 from fusionkit.types import Dims, Encoded, TaskOutput
 
 
@@ -42,8 +42,7 @@ class Ranking(ITM):
         rows = leading_rows(index, self.texts_per_image)
         candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
         with torch.no_grad():
-            cosines = scaled_cosines(encoded.image_feats, candidates.text_feats, model.temperature)[index[rows]]
-            wrong = self.negatives(cosines, keys[index[rows]][:, None] == candidates.text_keys)
+            _, wrong = self._draw(model, batch, encoded, candidates, rows, teacher)
             if self.hardest is not None:
                 scores = self._scores(model, candidates, index[rows], wrong.columns)
                 wrong = hardest_of(wrong, scores, self.hardest)

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import open_dict
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
 
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.pretrained import from_pretrained
@@ -57,9 +58,18 @@ def fast() -> Iterator[None]:
         yield
 
 
+def reading(config: DictConfig, other: DictConfig) -> dict[str, Any]:
+    """How a run reads images, and the texts of those sources that another one has too."""
+    found: dict[str, Any] = {"fit": "squash"} | {
+        key: config.data[key] for key in ("fit", "mean", "std") if key in config.data
+    }
+    shared = config.data.sources.keys() & other.data.sources.keys()
+    return found | {name: instantiate(config.data.sources[name].get("clean")) for name in shared}
+
+
 @pytest.mark.parametrize("name", STARTS)
 def test_a_recipe_is_the_published_network(name: str) -> None:
-    """Names, shapes, epsilons, dropout and activations; a head that both have is the same too."""
+    """Names, shapes, epsilons, dropout and activations; a head that both have is the same too, and how data are read."""
     published, options = STARTS[name]
     family = name.partition("_")[0]
     config = composed("train", [f"experiment={name}", "data.root=x"])
@@ -71,7 +81,9 @@ def test_a_recipe_is_the_published_network(name: str) -> None:
         for task in config.task.values():
             task.update({"prompt": ""} if "prompt" in task else {})
     plan = planned(family, options)(source_of(published()))
-    theirs = empty_network(compose_plan(plan, plan.tokenizer), plan.ids, plan.answers)
+    imported = compose_plan(plan, plan.tokenizer)
+    assert reading(config, imported) == reading(imported, config)
+    theirs = empty_network(imported, plan.ids, plan.answers)
     ours = empty_network(config, plan.ids, ["yes", "no"])
     changes = difflib.unified_diff(str(theirs.model).splitlines(), str(ours.model).splitlines(), n=0)
     assert not list(changes)

@@ -8,14 +8,11 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hydra.utils import get_object
-from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -25,7 +22,7 @@ from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.checkpoints.write import import_into
 from fusionkit.negatives import Drawn, HardNegatives
 from tests.conftest import REFERENCE
-from tests.toys import CONF
+from tests.parity.imported import NO_DROPOUT, close, planned
 
 DATA = Path(__file__).parent / "data"
 PUBLIC = REFERENCE / "reference/fixtures"
@@ -78,10 +75,7 @@ class Imported(NamedTuple):
 
 def import_network(family: str, path: Path, folder: Path, options: Mapping[str, Any]) -> Imported:
     """Import a checkpoint as the command line does, with options over those of conf/import, and load what is written."""
-    config = OmegaConf.merge(OmegaConf.load(CONF / f"import/{family}.yaml"), dict(options))
-    config.bert.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    plain: Any = OmegaConf.to_container(config)
-    planner = partial(get_object(plain["_target_"]), **{k: v for k, v in plain.items() if not k.startswith("_")})
+    planner = planned(family, {**options, "bert": {**options.get("bert", {}), **NO_DROPOUT}})
     import_into(folder, str(path), planner)
     source = read_source(path)
     return Imported(source, planner(source), from_pretrained(folder))
@@ -104,10 +98,6 @@ def taken(sizes: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], *plain
         if group in sizes
     }
     return groups | {name: sizes[name] for name in plain if name in sizes}
-
-
-def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(ours.detach(), theirs, rtol=tolerance, atol=tolerance)
 
 
 def close_where(mask: Tensor, ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:

@@ -1,11 +1,13 @@
 """Retrieval through the fusion, and matching of one pair a caption."""
 
+import json
 import math
 
 import pytest
 import torch
 
-from fusionkit.negatives import HardNegatives, RandomNegatives
+from fusionkit.momentum import MomentumTeacher
+from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
 from fusionkit.tasks.itm import ITM, tossed_pairs
 from fusionkit.tasks.ranking import Ranking, triplet_loss
 from tests.toys import toy_batch, toy_dims, toy_model
@@ -48,6 +50,40 @@ def test_the_hardest_are_those_that_the_model_scores_highest():
     hardest = task(model, batch, encoded).logits
     assert hardest.shape == (6, 3)
     torch.testing.assert_close(hardest[:, 1:], everything.topk(2, dim=1).values)
+
+
+def test_an_empty_queue_gives_no_wrong_captions():
+    """What was never written there is no caption, however little it looks like the image's own."""
+    queue = Queue(size=4, image_shape=(17, 32), text_shape=(9, 32), embed_size=16)
+    model, task, batch, encoded = build(Ranking, images=3, negatives=HardNegatives(queue, k=9))
+    assert (~task(model, batch, encoded).logits.isneginf()).sum(dim=1).tolist() == [3, 3, 3]
+
+
+def test_wrong_captions_are_those_that_a_file_names(tmp_path):
+    file = tmp_path / "mined.json"
+    model, task, batch, encoded = build(Ranking, images=4)
+    names = batch["image_ids"]
+    file.write_text(json.dumps({str(names[row]): [names[(row + 1) % 4]] for row in range(4)}))
+    task.negatives = OfflineNegatives(str(file))
+    logits = task(model, batch, encoded).logits
+    pairs = task.score_pairs(model, encoded.memory, encoded.text["captions"], torch.tensor([3, 0, 1, 2]))[:, 1]
+    torch.testing.assert_close(logits[:, 1], pairs.roll(-1))
+
+
+def test_a_teacher_can_draw_the_wrong_captions():
+    """At so low a temperature each image gets the caption that is nearest to it by the teacher's features."""
+    model, task, batch, encoded = build(Ranking, negatives=HardNegatives(by_teacher=True))
+    model.temperature.data.fill_(1e-4)
+    teacher = MomentumTeacher(model, {"ranking": task})
+    with torch.no_grad():
+        for parameter in teacher.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    seen = teacher.encode(batch, ["captions"])
+    cosines = encoded.image_feats @ seen.text_feats["captions"].T
+    nearest = cosines.fill_diagonal_(-1).argmax(dim=1)
+    logits = task(model, batch, encoded, teacher.view("ranking", seen, 0.0)).logits
+    pairs = task.score_pairs(model, encoded.memory, encoded.text["captions"].take(nearest), torch.arange(6))[:, 1]
+    torch.testing.assert_close(logits[:, 1], pairs)
 
 
 def test_triplets_of_sigmoids():
