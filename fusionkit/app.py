@@ -47,11 +47,12 @@ def open_sections(overrides: Sequence[str], sections: Sequence[str]) -> list[str
 
 def quote_paths(overrides: Sequence[str], paths: Sequence[str]) -> list[str]:
     """Quote a path that has parentheses, such as the published refs(unc).p, which Hydra would take for a function call."""
-    parts = [text.partition("=") for text in overrides]
-    return [
-        f"{key}='{value}'" if key in paths and "(" in value and value[0] not in "'\"" else f"{key}{equals}{value}"
-        for key, equals, value in parts
-    ]
+    quoted = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        is_call = key in paths and "(" in value and value[0] not in "'\""
+        quoted.append(f"{key}={_quoted(value)}" if is_call else override)
+    return quoted
 
 
 def quote_texts(overrides: Sequence[str], texts: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from fusionkit.cli import STORED
-from fusionkit.config import PredictConfig, check_top_level
+from fusionkit.config import check_top_level
 from fusionkit.data.requests import ASKED, read_requests
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.overlays import draw_reply
@@ -17,6 +17,7 @@ from fusionkit.evaluation.records import require_writable, write_records
 from fusionkit.evaluation.replies import Oracle, Reply
 from fusionkit.evaluation.table import print_replies
 from fusionkit.saliency import find_layer
+from fusionkit.schemas import PredictConfig
 from fusionkit.scope import device_of
 from fusionkit.tasks.grounding_gradcam import by_matching
 from fusionkit.tasks.itm import ITM

@@ -18,9 +18,9 @@ from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.baselines import Tokenize
 from fusionkit.evaluation.judging import scores_of
-from fusionkit.evaluation.prediction import RERANKED, predict_source
+from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.published import Published, Scored, judge, write_scores
-from fusionkit.evaluation.records import Record, Records, merge_metrics, write_records
+from fusionkit.evaluation.records import RERANKED, Record, Records, merge_metrics, write_records
 from fusionkit.evaluation.run import draw_gallery, or_none
 from fusionkit.evaluation.table import print_details
 from fusionkit.evaluation.uncertainty import check_draws

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from fusionkit.config import CompareConfig, check_top_level
+from fusionkit.config import check_top_level
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.records import write_text
@@ -21,6 +21,7 @@ from fusionkit.reporting.examples import examples
 from fusionkit.reporting.page import report_page
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
+from fusionkit.schemas import CompareConfig
 
 
 def compare(config: DictConfig) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from fusionkit.config import ExportConfig, check_top_level
+from fusionkit.config import check_top_level
 from fusionkit.errors import ConfigError
+from fusionkit.schemas import ExportConfig
 
 
 def export(config: DictConfig) -> None:

@@ -4,13 +4,14 @@ from omegaconf import DictConfig
 
 from fusionkit.asking import answer_own
 from fusionkit.benchmarking import predict_benchmarks
-from fusionkit.config import PredictConfig, check_top_level
+from fusionkit.config import check_top_level
 from fusionkit.data.requests import ASKED
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.records import write_records
 from fusionkit.evaluation.run import splits_of
+from fusionkit.schemas import PredictConfig
 from fusionkit.scope import chosen, device_of, restore, share
 from fusionkit.training.launch import evaluation_options
 

@@ -8,12 +8,13 @@ from lightning import seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.cli import STORED, load
-from fusionkit.config import EvaluateConfig, check_top_level
+from fusionkit.config import check_top_level
 from fusionkit.distributed import join, rank, world_size
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.records import require_writable
 from fusionkit.evaluation.run import splits_of
 from fusionkit.rank import run_in_ranks
+from fusionkit.schemas import EvaluateConfig
 from fusionkit.training.launch import Parts, bare_trainer
 from fusionkit.training.module import active_objectives
 from fusionkit.training.restore import load_parts

@@ -6,13 +6,14 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from fusionkit.config import ScoreConfig, check_arguments, check_top_level
+from fusionkit.config import check_arguments, check_top_level
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.form import read_predictions
 from fusionkit.evaluation.published import Published, score_predictions, write_scores
 from fusionkit.evaluation.records import require_writable
 from fusionkit.evaluation.table import print_details
 from fusionkit.evaluation.uncertainty import check_draws
+from fusionkit.schemas import ScoreConfig
 
 FILES = ("annotations", "questions", "instances")
 
@@ -32,16 +33,22 @@ def score(config: DictConfig) -> None:
 
 def chosen_benchmark(config: DictConfig) -> Published:
     """The one benchmark of the configuration, reading the files that the command line names, and no images."""
-    if len(config.benchmark) != 1:
-        raise ConfigError(f"a file of predictions answers one benchmark, not {len(config.benchmark)}: benchmark=NAME")
-    check_arguments(config)
-    (block,) = config.benchmark.values()
+    block = only_block(config)
     given = {name: config[name] for name in FILES if config.get(name) is not None}
     for name in given:
         if name not in block.files:
             raise ConfigError(f"{name}: {block.name} has no such file; {suggest(name, set(block.files) - {'images'})}")
     block.files.update(dict.fromkeys(block.files) | _beside(block, given) | given)
     return instantiate(block, _convert_="all")
+
+
+def only_block(config: DictConfig) -> DictConfig:
+    """What the configuration says of its one benchmark, checked; ConfigError for none or several."""
+    blocks = list((config.get("benchmark") or {}).values())  # an empty group leaves no key
+    if len(blocks) != 1:
+        raise ConfigError(f"a file of predictions answers one benchmark, not {len(blocks)}: benchmark=NAME")
+    check_arguments(config)
+    return blocks[0]
 
 
 def _beside(block: DictConfig, given: dict[str, str]) -> dict[str, Any]:

@@ -5,18 +5,17 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from fusionkit.config import SubmitConfig, check_arguments, check_top_level
+from fusionkit.config import check_top_level
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.form import read_predictions
+from fusionkit.schemas import SubmitConfig
+from fusionkit.score import only_block
 
 
 def submit(config: DictConfig) -> None:
     """Write the file below ``config.output``."""
     check_top_level(config, SubmitConfig)
-    check_arguments(config)
-    block = next(iter(config.benchmark.values()))
-    if len(config.benchmark) != 1:
-        raise ConfigError(f"a server takes the answers to one benchmark, not {len(config.benchmark)}: benchmark=NAME")
+    block = only_block(config)
     if block.get("submission") is None:
         raise ConfigError(f"there is no server that takes files for {block.name}; for its scores: fusionkit score")
     (form,) = instantiate(next(iter(block.measures.values()))).forms

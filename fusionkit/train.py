@@ -8,11 +8,12 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.config import TrainConfig, check_arguments, check_objectives, check_top_level
+from fusionkit.config import check_arguments, check_objectives, check_top_level
 from fusionkit.distributed import leave
 from fusionkit.errors import ConfigError
 from fusionkit.evaluate import score
 from fusionkit.rank import run_in_ranks
+from fusionkit.schemas import TrainConfig
 from fusionkit.training.folder import (
     check_folder,
     checkpoints,
@@ -41,9 +42,10 @@ def train(config: DictConfig) -> float | None:
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
         check_folder(config)
-        if config.resume == "auto" and is_finished(config):
+    if config.resume == "auto" and is_finished(config):  # every rank sees it, lest one waits for the others
+        if is_main:
             print(f"{config.output_dir} is finished")
-            return None
+        return None
     trainer = build_trainer(config)
     if trainer.world_size > 1 and not is_rank():
         run_in_ranks("fusionkit.train:train", config, trainer.world_size)
@@ -56,7 +58,8 @@ def train(config: DictConfig) -> float | None:
     module = build_module(parts)
     if config.checkpoint:
         fresh = initialise(module, config.checkpoint)
-        print(f"started from {config.checkpoint}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+        if is_main:
+            print(f"started from {config.checkpoint}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     module.build_optimizer()  # what cannot work is told before anything in the folder is changed
     if is_main and (last := resume_from(config)):
         require_fit(module.state_dict(), read_checkpoint(last)["state_dict"], last)

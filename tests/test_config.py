@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.cli import COMMANDS, DATA_VERBS, run
 from fusionkit.config import (
-    TrainConfig,
     check_arguments,
     check_objectives,
     check_top_level,
@@ -19,6 +18,7 @@ from fusionkit.config import (
 )
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.import_ import OWN
+from fusionkit.schemas import TrainConfig
 from tests.toys import CONF, choices
 
 GROUPS = [(group, name) for group in primary_groups("train") for name in choices(group)]

@@ -54,6 +54,7 @@ ENTRY = {
     "predict",
     "compare",
     "asking",
+    "schemas",
     "scope",
     "score",
     "submit",

@@ -18,12 +18,12 @@ from fusionkit.data.sample import Sample, Text
 from fusionkit.evaluation.estimates import Majority, ridge
 from fusionkit.evaluation.grounding import boxed_expressions
 from fusionkit.evaluation.labels import Truth, entailment_label, labelled, nlvr2_label
+from fusionkit.evaluation.ranking import CUTS
 from fusionkit.evaluation.records import Record
 from fusionkit.evaluation.vqa import annotated_questions
 
 Tokenize = Callable[[str], list[str]]
 Score = Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
-CUTS = (1, 5, 10)
 QUESTION_PREFIXES = (3, 2, 1, 0)  # words
 
 

@@ -23,6 +23,7 @@ from fusionkit.evaluation.corpus import FORMULAS
 from fusionkit.evaluation.form import Form
 from fusionkit.evaluation.records import Record
 
+LOWER_IS_BETTER = ("_rank", "_loss")  # how the names of such metrics end
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.candidates import best
 from fusionkit.evaluation.encodings import Encodings, digest, encodings_in, weights_digest
 from fusionkit.evaluation.progress import Bar, Progress, show_progress
-from fusionkit.evaluation.records import Records
+from fusionkit.evaluation.records import RERANKED, Records
 from fusionkit.evaluation.reranking import Reranker, Reranking
 from fusionkit.evaluation.retrieval import Pairing, has_features, list_records, similarities
 from fusionkit.tasks.base import Task
@@ -29,7 +29,6 @@ PRECISIONS = {
     **dict.fromkeys(("bf16-mixed", "bf16-true"), torch.bfloat16),
     **dict.fromkeys(("16-mixed", "16-true"), torch.float16),
 }
-RERANKED = "_reranked"  # suffix of a task's re-ranked predictions
 DEPTH = 100  # items that a ranking lists at least
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fusionkit.errors import DataError
 
+RERANKED = "_reranked"  # how the name of a task's second predictions ends, which are then the ones that are scored
 Record = dict[str, Any]
 Records = list[Record]
 

@@ -14,8 +14,8 @@ from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.curves import recall_curve, write_curve
 from fusionkit.evaluation.gallery import draw_sheet
 from fusionkit.evaluation.judging import Row
-from fusionkit.evaluation.prediction import RERANKED, EvaluationData, EvaluationOptions, predict_source
-from fusionkit.evaluation.records import Record, Records, merge_metrics, write_metrics, write_records
+from fusionkit.evaluation.prediction import EvaluationData, EvaluationOptions, predict_source
+from fusionkit.evaluation.records import RERANKED, Record, Records, merge_metrics, write_metrics, write_records
 from fusionkit.tasks.base import Task
 
 

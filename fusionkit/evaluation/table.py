@@ -94,7 +94,7 @@ def print_replies(records: Iterable[Mapping[str, Any]], console: Console | None 
 
 def _tell_answer(record: Mapping[str, Any]) -> str:
     answers = record.get("answers", [{"answer": record.get("answer")}])
-    return "   ".join(" ".join([each["answer"], *percent(each.get("probability"))]) for each in answers)
+    return "   ".join(" ".join([each["answer"], *_percent(each.get("probability"))]) for each in answers)
 
 
 def _tell_box(record: Mapping[str, Any]) -> str:
@@ -104,11 +104,11 @@ def _tell_box(record: Mapping[str, Any]) -> str:
 def _tell_match(record: Mapping[str, Any]) -> str:
     told = [f"match {record['match']:.1%}"] if "match" in record else []
     told += [f"cosine {record['cosine']:.3f}"] if "cosine" in record else []
-    told += [" ".join([name, *percent(share)]) for name, share in record.get("labels", {}).items()]
+    told += [" ".join([name, *_percent(share)]) for name, share in record.get("labels", {}).items()]
     return "   ".join(told)
 
 
-def percent(probability: float | None) -> list[str]:
+def _percent(probability: float | None) -> list[str]:
     """As a word, or no word where there is none."""
     return [] if probability is None else [f"{probability:.1%}"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.evaluation.judging import Row
+from fusionkit.evaluation.judging import LOWER_IS_BETTER, Row
 from fusionkit.evaluation.table import GUESSERS
 from fusionkit.evaluation.uncertainty import Difference, compare, intervals
 from fusionkit.reporting.differences import differences, group_name, group_seeds
@@ -22,7 +22,6 @@ MAIN = ("accuracy", "acc50", "cider", "bleu_4")  # what tells most about a task
 HEADLINES = {*MAIN, "evalai_accuracy", "text_to_image_r1", "image_to_text_r1"} | {
     f"{t}_{m}" for t in TASKS for m in MAIN
 }
-LOWER_IS_BETTER = ("_rank", "_loss")
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ class Comparison:
         """How many scores were tested against the baseline's."""
         return sum(cell.p is not None for cell in self.cells.values())
 
-    def guess(self, metric: str, suffix: str = "_baseline") -> float | None:
-        """What a guesser reaches that reads the text alone ("_baseline") or sees nothing ("_chance"), where it is known."""
-        found = [value for entry in self.entries for value in entry.values(metric + suffix)]
+    def guess(self, metric: str) -> float | None:
+        """What a guesser reaches that reads the text alone, where it is known."""
+        found = [value for entry in self.entries for value in entry.values(f"{metric}_baseline")]
         return max(found, default=None)
 
 

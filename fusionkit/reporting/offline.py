@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusionkit.config import flatten
 from fusionkit.errors import DataError
 
 MAGIC = b":W&B\xe1\xbe\x00"
@@ -73,7 +74,7 @@ def read_offline(path: Path) -> OfflineRun:
     run.config = _nested(config)
     labels = [key for key in run.config if key.startswith(LABEL)]
     run.labels = {key.removeprefix(LABEL): run.config.pop(key) for key in labels}
-    run.summary = _flat({key: value for key, value in summary.items() if not _is_media(value)})
+    run.summary = flatten({key: value for key, value in summary.items() if not _is_media(value)})
     run.tables = _tables(log.parent / "files", summary)
     return run
 
@@ -124,19 +125,11 @@ def _inner(target: MutableMapping[str, Any], parents: Iterable[str]) -> MutableM
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
     """Dotted keys as nested mappings."""
     nested: dict[str, Any] = {}
-    for key, value in sorted(
-        flat.items()
-    ):  # an agent of a W&B sweep adds fusion=late to fusion.num_layers: the latter counts
+    # an agent of a W&B sweep adds fusion=late to fusion.num_layers: the latter counts
+    for key, value in sorted(flat.items()):
         *parents, last = key.split(".")
         _inner(nested, parents)[last] = value
     return nested
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _is_media(value: Any) -> bool:

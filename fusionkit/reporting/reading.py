@@ -12,12 +12,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusionkit.errors import DataError
-from fusionkit.evaluation.records import read_records
+from fusionkit.evaluation.records import RERANKED, read_records
 from fusionkit.reporting.joining import join, named
 from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored
 
-RERANKED = "_reranked"  # a second file of predictions, of which the scores are
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words

@@ -33,13 +33,8 @@ NOTICES = (  # of libraries, about what is meant to be so here
     ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
 )
 
-RECIPE = [
-    "image_encoder",
-    "text_encoder",
-    "fusion",
-    "model",
-    "task",
-]  # what a model is built from, beside the vocabulary
+# what a model is built from, beside the vocabulary
+RECIPE = ("image_encoder", "text_encoder", "fusion", "model", "task")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from fusionkit.config import flatten
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.examples import Example
+from fusionkit.evaluation.judging import LOWER_IS_BETTER
 from fusionkit.reporting.account import require_key
-
-LOWER_IS_BETTER = ("_loss", "_rank")
 
 
 class ScoreWandbLogger(WandbLogger):
@@ -165,17 +165,6 @@ def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
         "tasks": sorted({task for _, task in cross}),
         "sources": sorted({source for source, _ in cross}),
     }
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; lists and other values stay."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def finish() -> None:

@@ -93,15 +93,6 @@ def layer_scales(names: Sequence[str], decay: float) -> dict[str, float]:
     return scales
 
 
-def summary(optimizer: torch.optim.Optimizer) -> list[str]:
-    """One line a group: learning rate, weight decay, number of tensors and of values."""
-    return [
-        f"lr {group['lr']:.1e}, weight decay {group['weight_decay']:g}: {len(group['params'])} tensors, "
-        f"{sum(parameter.numel() for parameter in group['params']) / 1e6:.2f} M values"
-        for group in optimizer.param_groups
-    ]
-
-
 def _checked_rule(number: int, rule: Sequence[str | float | None], names: Sequence[str]) -> Rule:
     place = f"optimizer.rules[{number}]"
     try:

@@ -9,10 +9,11 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
+from fusionkit.config import flatten
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.examples import Example
 from fusionkit.reporting.offline import OfflineRun, read_offline
-from fusionkit.training.loggers import ScoreWandbLogger, finish, flatten, labels_of, log_config
+from fusionkit.training.loggers import ScoreWandbLogger, finish, labels_of, log_config
 from fusionkit.training.watch import Watch
 from tests.toys import CONF, choices
 

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from fusionkit.errors import ConfigError
-from fusionkit.training.optim import build_optimizer, layer_scales, summary
+from fusionkit.training.optim import build_optimizer, layer_scales
 
 
 def toy() -> nn.ModuleDict:
@@ -91,11 +91,3 @@ def test_layer_decay_multiplies_the_rule():
     found = table(model, rules=[["layer", 2, None]], layer_decay=0.5)
     assert found["text_encoder.layer.0.weight"][0] == 0.5
     assert found["text_encoder.layer.1.weight"][0] == 1.0
-
-
-def test_the_summary_has_a_line_a_group():
-    lines = summary(build_optimizer(toy().named_parameters(), lr=1e-3, weight_decay=0.1))
-    assert lines == [
-        "lr 1.0e-03, weight decay 0: 5 tensors, 0.00 M values",
-        "lr 1.0e-03, weight decay 0.1: 2 tensors, 0.00 M values",
-    ]

@@ -1,0 +1,128 @@
+"""What the top level of each command's configuration holds, and of which type; any other key is a mistake."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class TrainConfig:
+    """The top level of a training run; any other key is an error. Below it the signatures of the ``_target_`` decide."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    output_dir: str = MISSING
+    resume: bool | str = False  # go on from output_dir/checkpoints/last.ckpt; "auto": where there is such a file
+    overwrite: bool = False  # replace a finished run of the same output_dir
+    checkpoint: str | None = None  # start from the weights of this one
+    tokenizer: Any = None  # a directory or a hub id; null builds one from the texts of the training data
+    image_encoder: Any = MISSING
+    text_encoder: Any = MISSING
+    fusion: Any = MISSING
+    model: Any = MISSING
+    task: Any = MISSING
+    objectives: Any = MISSING
+    data: Any = MISSING
+    negatives: Any = None
+    balance: Any = None
+    stages: Any = None
+    teacher: Any = None
+    optimizer: Any = MISSING
+    scheduler: Any = None
+    trainer: Any = MISSING
+    logger: Any = None
+    callbacks: Any = None
+    evaluation: Any = None
+
+
+@dataclass
+class EvaluateConfig:
+    """The top level of ``fusionkit evaluate`` and ``predict``; what lies below the sections is the checkpoint's to know."""
+
+    checkpoint: str = MISSING
+    split: Any = None
+    sources: Any = None
+    output_dir: str | None = None
+    devices: Any = MISSING
+    data: Any = MISSING
+    evaluation: Any = MISSING
+    trainer: Any = MISSING
+    benchmark: Any = None
+    root: str = MISSING
+    overlays: int = 0
+    resamples: int = MISSING
+    seed: int = MISSING
+    logger: Any = None
+
+
+@dataclass
+class PredictConfig(EvaluateConfig):
+    """The top level of ``fusionkit predict``; with an ``image`` the rest of these keys count."""
+
+    image: str | None = None
+    question: str | None = None
+    phrase: str | None = None
+    text: str | None = None
+    caption: Any = None
+    by: str | None = None
+    top: int = MISSING
+    batch_size: int = MISSING
+    output: str | None = None
+    overlay: bool = False
+    attention: bool = False
+    layer: int | None = None
+
+
+@dataclass
+class ScoreConfig:
+    """The top level of ``fusionkit score``."""
+
+    benchmark: Any = MISSING
+    predictions: str = MISSING
+    annotations: str = MISSING
+    questions: str | None = None
+    instances: str | None = None
+    split: str | None = None
+    output: str = MISSING
+    allow_missing: bool = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
+    root: str | None = None
+
+
+@dataclass
+class SubmitConfig:
+    """The top level of ``fusionkit submit``."""
+
+    benchmark: Any = MISSING
+    predictions: str = MISSING
+    questions: str = MISSING
+    output: str = MISSING
+    split: str | None = None
+    method: str = MISSING
+    root: str | None = None
+
+
+@dataclass
+class CompareConfig:
+    """The top level of ``fusionkit compare``."""
+
+    runs: Any = MISSING
+    baseline: str | None = None
+    metrics: Any = None
+    group_seeds: bool = MISSING
+    output_dir: str = MISSING
+    examples: int = MISSING
+    resamples: int = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """The top level of ``fusionkit export``."""
+
+    checkpoint: str = MISSING
+    output: str = MISSING
+    layout: str | None = None
+    hub: str | None = None
