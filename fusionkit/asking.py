@@ -22,7 +22,7 @@ from fusionkit.scope import device_of
 from fusionkit.tasks.grounding_gradcam import by_matching
 from fusionkit.tasks.itm import ITM
 from fusionkit.training.launch import Parts, dims_of, evaluation_options
-from fusionkit.training.module import active_objectives
+from fusionkit.training.objectives import active_objectives
 from fusionkit.training.restore import load_parts
 
 

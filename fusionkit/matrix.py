@@ -8,7 +8,7 @@ import yaml
 from hydra.utils import get_object
 
 from fusionkit.config import conf_dir, group_choices
-from fusionkit.training.launch import PARTS, lacking
+from fusionkit.training.checks import PARTS, lacking
 
 START, END = "<!-- fusions and tasks, written by make matrix -->\n", "<!-- end of fusions and tasks -->\n"
 

@@ -16,7 +16,7 @@ from fusionkit.evaluation.run import splits_of
 from fusionkit.rank import run_in_ranks
 from fusionkit.schemas import EvaluateConfig
 from fusionkit.training.launch import Parts, bare_trainer
-from fusionkit.training.module import active_objectives
+from fusionkit.training.objectives import active_objectives
 from fusionkit.training.restore import load_parts
 
 

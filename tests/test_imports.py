@@ -75,7 +75,7 @@ FORBIDDEN = {  # rooms that may import much, but not this
     "checkpoints": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
 }
 # a run is built from its configuration, written with it and read back
-HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "folder", "artifacts", "restore")} | ENTRY
+HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "checks", "folder", "artifacts", "restore")} | ENTRY
 HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "pretrained", "write")}
 HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}

@@ -10,7 +10,7 @@ from fusionkit.fusion.bert import BERT_LAYER
 from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.fusion.merged_attention import MergedAttention
 from fusionkit.model import assemble
-from fusionkit.training.launch import lacking
+from fusionkit.training.checks import lacking
 from tests.toys import VOCABULARY, choices, toy_batch, toy_dims, toy_model, toy_task
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusionkit.data.images import has_pixels
 from fusionkit.evaluation.gallery import BLACK, GREEN, RED, Mark, Note, Panel, Picture, Sheet, draw_sheet
-from fusionkit.evaluation.looking import Look
+from fusionkit.evaluation.looks import Look
 from fusionkit.evaluation.records import Record
 from fusionkit.evaluation.replies import Reply
 from fusionkit.evaluation.table import TELLING

@@ -12,7 +12,7 @@ from fusionkit.data.images import CorruptImage
 from fusionkit.data.regions import UNKNOWN
 from fusionkit.data.requests import ASKED, TEXTS, Request, own_data, require_image
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.evaluation.looking import Look, look
+from fusionkit.evaluation.looks import Look, look
 from fusionkit.evaluation.prediction import EvaluationOptions, evaluating, moved
 from fusionkit.evaluation.progress import Bar, show_progress
 from fusionkit.evaluation.records import Record

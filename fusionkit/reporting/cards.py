@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element
 from fusionkit.reporting.comparison import Comparison
 from fusionkit.reporting.examples import Answer, Box, Example
 from fusionkit.reporting.html import SMALL, element, thumbnail
-from fusionkit.reporting.looks import look
+from fusionkit.reporting.styles import style_of
 
 OVERLAYS = 8  # pictures shown of each run
 TALL = 13  # rem, of a card's image
@@ -40,8 +40,8 @@ def _picture(example: Example, places: Mapping[str, int]) -> Element:
     boxes = [*(_true_box(example.box) if example.box else ())]
     for answer in example.answers:
         if answer.box:
-            color, _, _, is_dashed = look(places[answer.entry])
-            boxes.append(_box(answer.box, color, 2.5, "5 3" if is_dashed else None))
+            color, _, _, is_hollow = style_of(places[answer.entry])
+            boxes.append(_box(answer.box, color, 2.5, "5 3" if is_hollow else None))
     drawn = element("svg", *boxes, viewBox=f"0 0 {width} {height}", preserveAspectRatio="none", aria_hidden="true")
     shape = (
         f"width: min(100%, {TALL * width / height:.1f}rem); aspect-ratio: {width} / {height}"  # the boxes need it exact
@@ -59,7 +59,7 @@ def _box(box: Box, color: str, width: float, dashes: str | None) -> Element:
 
 
 def _answer(answer: Answer, place: int) -> Element:
-    color, _, _, is_hollow = look(place)
+    color, _, _, is_hollow = style_of(place)
     swatch = element(
         "span",
         class_="swatch hollow" if is_hollow else "swatch",

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from fusionkit.reporting.comparison import Comparison, Entry
-from fusionkit.reporting.looks import Look, label_ends, label_points, look, short
+from fusionkit.reporting.styles import Style, label_ends, label_points, short, style_of
 
 WIDTH, HEIGHT = 4.8, 3.2  # inches
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#161b22", "#e6edf3", "#30363d")}  # paper, ink, grid
@@ -36,11 +36,11 @@ class Panel(NamedTuple):
 
 def panels(comparison: Comparison) -> dict[str, list[Panel]]:
     """All there is to draw, by its heading."""
-    looks = {entry.name: look(at) for at, entry in enumerate(comparison.entries)}
+    styles = {entry.name: style_of(at) for at, entry in enumerate(comparison.entries)}
     found = {
-        "Quality by task": list(_quality(comparison, looks)),
-        "Learning curves": list(_curves(comparison, looks)),
-        "Quality against cost": list(_costs(comparison, looks)),
+        "Quality by task": list(_quality(comparison, styles)),
+        "Learning curves": list(_curves(comparison, styles)),
+        "Quality against cost": list(_costs(comparison, styles)),
     }
     return {heading: drawn for heading, drawn in found.items() if drawn}
 
@@ -70,19 +70,19 @@ def _themed(theme: str) -> Iterator[None]:
         yield
 
 
-def _quality(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]:
+def _quality(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Panel]:
     for metric in comparison.metrics:
         rows = [entry for entry in comparison.entries[::-1] if (entry.name, metric) in comparison.cells]
 
         def plot(axes: Axes, metric: str = metric, rows: Sequence[Entry] = rows) -> None:
             for row, entry in enumerate(rows):
-                cell, color = comparison.cells[entry.name, metric], looks[entry.name].color
+                cell, color = comparison.cells[entry.name, metric], styles[entry.name].color
                 if cell.interval:
                     axes.plot(cell.interval, (row, row), color=color, linewidth=2.5, solid_capstyle="butt")
                 if len(entry.runs) > 1:
                     values = entry.values(metric)
                     axes.plot(values, [row] * len(values), "|", color=color, markersize=9)
-                looks[entry.name].draw_point(axes, cell.score, row)
+                styles[entry.name].draw_point(axes, cell.score, row)
                 label = f"{cell.score:.1f}{cell.mark}"
                 axes.annotate(label, (cell.score, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
             if (guess := comparison.guess(metric)) is not None:
@@ -101,7 +101,7 @@ def _quality(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Pane
         )
 
 
-def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]:
+def _curves(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Panel]:
     logged = {name for entry in comparison.entries for run in entry.runs for row in run.history for name in row}
     wanted = [*CURVES, *(f"val/{metric}" for metric in comparison.metrics)]
     for name in [name for name in wanted if name in logged][:MOST_CURVES]:
@@ -109,7 +109,7 @@ def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel
 
         def plot(axes: Axes, name: str = name, lines: Mapping[str, tuple[list[float], list[float]]] = lines) -> None:
             for entry, (steps, values) in lines.items():
-                color, stroke, *_ = looks[entry]
+                color, stroke, *_ = styles[entry]
                 axes.plot(steps, values, stroke, color=color, linewidth=1.8, marker="." if len(steps) < 20 else "")
             if name == "train/loss":
                 axes.set_yscale("log")
@@ -117,7 +117,7 @@ def _curves(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel
                 axes.yaxis.set_major_formatter(ScalarFormatter())
                 axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("step")
-            label_ends(axes, lines, looks)
+            label_ends(axes, lines, styles)
 
         ends = [f"{entry} {values[-1]:.3g}" for entry, (_, values) in lines.items()]
         yield Panel(
@@ -140,7 +140,7 @@ def _line(entry: Entry, name: str) -> tuple[list[float], list[float]] | None:
     return [steps[part[-1]] for part in parts], [fmean(values[at] for at in part) for part in parts]
 
 
-def _costs(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]:
+def _costs(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Panel]:
     axes_of: dict[str, Callable[[Entry], float | None]] = {
         "parameters of the model, millions": lambda entry: _mean(
             [run.parameters / 1e6 for run in entry.runs if run.parameters]
@@ -163,11 +163,11 @@ def _costs(comparison: Comparison, looks: Mapping[str, Look]) -> Iterator[Panel]
         def plot(axes: Axes, title: str = title, points: Mapping[str, tuple] = points) -> None:
             for name, (x, score, interval) in points.items():
                 if interval:
-                    axes.plot((x, x), interval, color=looks[name].color, linewidth=1.5, alpha=0.6)
-                looks[name].draw_point(axes, x, score)
+                    axes.plot((x, x), interval, color=styles[name].color, linewidth=1.5, alpha=0.6)
+                styles[name].draw_point(axes, x, score)
             axes.set_xlabel(title)
             axes.margins(x=0.15, y=0.12)
-            label_points(axes, {name: (x, score) for name, (x, score, _) in points.items()}, looks)
+            label_points(axes, {name: (x, score) for name, (x, score, _) in points.items()}, styles)
 
         kind = "parameters" if "parameters" in title else "time"
         words = ", ".join(f"{name} {score:.1f} at {x:.3g}" for name, (x, score, _) in points.items())

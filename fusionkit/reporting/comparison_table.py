@@ -10,7 +10,7 @@ from rich.text import Text
 
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.differences import ABSENT
-from fusionkit.reporting.table import markdown
+from fusionkit.reporting.study_table import markdown
 
 PADDING = 3  # characters of a column beside its content
 Column = tuple[str, list[Text]]  # header and cells

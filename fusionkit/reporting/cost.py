@@ -23,7 +23,7 @@ from fusionkit.balance import Step
 from fusionkit.config import register_resolvers
 from fusionkit.reporting.timing import race
 from fusionkit.training.launch import build_module, build_parts
-from fusionkit.training.module import text_kinds
+from fusionkit.training.objectives import text_kinds
 from fusionkit.training.precision import resolve_precision
 from fusionkit.types import Encoded, Tokens
 

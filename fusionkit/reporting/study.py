@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fusionkit.reporting.runs import read_runs
 from fusionkit.reporting.statistics import exponent
-from fusionkit.reporting.table import growth_table, study_table
+from fusionkit.reporting.study_runs import read_runs
+from fusionkit.reporting.study_table import growth_table, study_table
 
 MARKERS = ("<!-- tables -->", "<!-- /tables -->")  # what a README shows between them is replaced
 TAIL = 3  # of the measured sizes, the largest ones, the exponent is taken over: small ones show the overhead
@@ -20,20 +20,20 @@ TAIL = 3  # of the measured sizes, the largest ones, the exponent is taken over:
 
 def write_study(sweep: Path, out: Path, source: str = "shapes") -> None:
     """Write OUT/results.json, table.md and plots; renew the tables of OUT/README.md."""
-    from fusionkit.reporting import plots
+    from fusionkit.reporting import study_plots
 
     runs, costs = read_runs(sweep, source), read_costs(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n", encoding="utf-8")
     steps, growth = costs.get("steps", {}), costs.get("growth", {})
     tables = [study_table(runs, steps)]
-    plots.plot_quality(runs, out / "quality.png")
+    study_plots.plot_quality(runs, out / "quality.png")
     if steps:
-        plots.plot_quality_against_cost(runs, steps, out / "quality_against_cost.png")
+        study_plots.plot_quality_against_cost(runs, steps, out / "quality_against_cost.png")
     if growth:
         exponents = exponents_of(growth)
         tables.append(growth_table(exponents, costs["theory"]))
-        plots.plot_growth(growth, exponents, out / "growth.png")
+        study_plots.plot_growth(growth, exponents, out / "growth.png")
     text = "\n".join(tables)
     (out / "table.md").write_text(text, encoding="utf-8")
     renew(out / "README.md", text)

@@ -1,4 +1,4 @@
-"""Builds a run from its configuration, and checks what can only be checked once the parts are there."""
+"""Builds a run from its configuration."""
 
 import logging
 import warnings
@@ -13,13 +13,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.data.datamodule import DataModule
 from fusionkit.encoders.regions import require_width
-from fusionkit.errors import ConfigError, refusals, suggest
+from fusionkit.errors import refusals
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
 from fusionkit.training.artifacts import collect_artifacts
 from fusionkit.training.callbacks import require_validation
+from fusionkit.training.checks import (
+    check_answers,
+    check_images,
+    check_length,
+    check_needs,
+    check_reads,
+    check_roles,
+)
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
 from fusionkit.types import Dims
@@ -84,20 +92,20 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
     """
     evaluation_options(config)  # a mistake in them should not wait for the end of the training
     datamodule: DataModule = instantiate(config.data, **data)
-    _check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
+    check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
     if has_data:
         datamodule.prepare_data()
         datamodule.setup()
     model = build_model(config, len(datamodule.tokenizer))
     for source in config.objectives:
-        _check_images(str(source), datamodule, model.image_encoder)
-        _check_length(str(source), datamodule, model.text_encoder.max_length)
+        check_images(str(source), datamodule, model.image_encoder)
+        check_length(str(source), datamodule, model.text_encoder.max_length)
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = build_tasks(config, dims, model.fusion)
     for source, weights in config.objectives.items():
         for name in weights:
-            _check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
-            _check_answers(f"objectives.{source}.{name}", tasks[name], dims)
+            check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
+            check_answers(f"objectives.{source}.{name}", tasks[name], dims)
     return Parts(config, datamodule, model, tasks)
 
 
@@ -206,68 +214,3 @@ def evaluation_options(config: DictConfig) -> EvaluationOptions:
     precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
     recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE}
     return instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))
-
-
-def _check_roles(config: DictConfig, known: set[str]) -> None:
-    if isinstance(config.evaluation.roles, str):
-        raise ConfigError(f"evaluation.roles is one word, but has to be a list: [{config.evaluation.roles}]")
-    for role in config.evaluation.roles:
-        if role not in known:
-            raise ConfigError(f"evaluation.roles: no source has a split for the role '{role}'; {suggest(role, known)}")
-    if config.evaluation.checkpoint not in ("best", "last"):
-        hint = suggest(config.evaluation.checkpoint, ("best", "last"))
-        raise ConfigError(f"evaluation.checkpoint is '{config.evaluation.checkpoint}'; {hint}")
-
-
-PARTS = {
-    "pooled": "a pooled vector of each pair",
-    "text": "text tokens that have seen the image's",
-    "image": "image tokens that have seen the text's",
-    "causal": "text that does not see what follows",
-    "attention": "attention of the text's tokens to the image's",
-    "pair": "a text fused with two images at once",
-}
-
-
-def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
-    """The parts that a task needs and a fusion does not provide; "feats" are the model's own."""
-    return sorted(needs - {"feats"} - provides)
-
-
-def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
-    """ConfigError where the fusion does not provide what the task needs."""
-    if missing := lacking(task.needs, fusion.provides):
-        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in missing)
-        raise ConfigError(
-            f"task '{name}' needs {wanted} from the fusion, but {type(fusion).__name__} provides "
-            f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
-        )
-
-
-def _check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
-    """ConfigError where the image encoder does not read what the source has of its images."""
-    has = datamodule.sources[source].images
-    if encoder.reads != has:
-        raise ConfigError(
-            f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
-            f"another image_encoder=NAME, or data with {encoder.reads}"
-        )
-
-
-def _check_length(source: str, datamodule: DataModule, most: int | None) -> None:
-    """ConfigError where a source's texts may be longer than the text encoder has positions for."""
-    length = datamodule.sources[source].max_length
-    if most is not None and length > most:
-        key = f"data.sources.{source}.max_length"
-        raise ConfigError(f"{key} is {length}, but the text encoder reads {most} tokens at most; set {key}={most}")
-
-
-def _check_answers(key: str, task: Task[Any], dims: Dims) -> None:
-    """A task of questions needs answers where it runs; its weights alone can be loaded without."""
-    if task.reads == "questions" and not dims.answers:
-        raise ConfigError(f"{key}: the run has no answers; its data must hold questions with answers")
-
-
-def _check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
-    if task.reads not in kinds:
-        raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")

@@ -90,7 +90,7 @@ class ScoreWandbLogger(WandbLogger):
     @rank_zero_only
     def log_examples(self, name: str, examples: Sequence[Example], step: int | None = None) -> None:
         """Log what was answered as the table ``predictions/<name>``, with the pictures and the boxes in them."""
-        from fusionkit.training.pictures import table_of
+        from fusionkit.training.answer_table import table_of
 
         def log() -> None:
             table: Any = {f"predictions/{name}": table_of(examples)}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fusionkit.balance import Balancer, Step
 from fusionkit.distributed import gather_objects, rank
-from fusionkit.errors import ConfigError, UserError, refusals, suggest
+from fusionkit.errors import ConfigError, UserError, refusals
 from fusionkit.tasks.base import Task
+from fusionkit.training.objectives import active_objectives, text_kinds
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
 from fusionkit.training.weights import require_fit
@@ -251,31 +252,6 @@ class TrainingModule(LightningModule):
                     f"objective {objective}: the loss is {loss.item()} at step {self.global_step}; lower optimizer.lr, "
                     "clip with trainer.gradient_clip_val, or set trainer.precision=32-true"
                 )
-
-
-def active_objectives(
-    objectives: Mapping[str, Mapping[str, float]], tasks: Mapping[str, Any]
-) -> dict[str, dict[str, float]]:
-    """The objectives of positive weight; ConfigError for an unknown task, a negative weight, and if none is left."""
-    active: dict[str, dict[str, float]] = {}
-    for source, row in objectives.items():
-        for task, weight in row.items():
-            if task not in tasks:
-                raise ConfigError(f"objectives.{source}.{task}: no such task is configured; {suggest(task, tasks)}")
-            if not float(weight) >= 0:
-                raise ConfigError(
-                    f"objectives.{source}.{task}: the weight {weight} is not a number of at least 0 (0 switches it off)"
-                )
-            if weight > 0:
-                active.setdefault(source, {})[task] = float(weight)
-    if not active:
-        raise ConfigError("objectives: there is nothing to train; give a source and a task a weight above 0")
-    return active
-
-
-def text_kinds(tasks: Iterable[Task[Any]]) -> list[str]:
-    """The text kinds whose plain texts these tasks read encoded."""
-    return sorted({task.reads for task in tasks if task.encodes})
 
 
 def seed_batch(*place: int) -> None:

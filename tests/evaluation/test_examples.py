@@ -11,7 +11,7 @@ from fusionkit.evaluation.grounding import GroundingMeasure
 from fusionkit.evaluation.labels import EntailmentMeasure
 from fusionkit.evaluation.ranking import RetrievalMeasure
 from fusionkit.evaluation.vqa import VQAMeasure
-from fusionkit.training.pictures import SIDE, table_of
+from fusionkit.training.answer_table import SIDE, table_of
 
 BOX, GUESS = (10.0, 20.0, 30.0, 40.0), [0.0, 0.0, 50.0, 100.0]
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from fusionkit.errors import DataError
-from fusionkit.reporting.runs import read_runs, values_of, variants_of
 from fusionkit.reporting.study import MARKERS, exponents_of, main, renew
-from fusionkit.reporting.table import growth_table, study_table
+from fusionkit.reporting.study_runs import read_runs, values_of, variants_of
+from fusionkit.reporting.study_table import growth_table, study_table
 
 SCORES = {  # VQA and grounding by variant and seed
     "late": {"1": (50.0, None), "2": (52.0, None)},

@@ -1,4 +1,4 @@
-"""How runs look in every picture, and where their names stand in one."""
+"""How runs are drawn in every picture, and where their names stand in one."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ SIDES = {
 Point = tuple[float, float]
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How an entry is drawn, the same in every panel; hollow where the colours begin again."""
 
     color: str
@@ -44,14 +44,14 @@ class Look(NamedTuple):
         return {"color": color, "fontsize": 9, "path_effects": [withStroke(linewidth=2.5, foreground=paper)]}
 
 
-def look(place: int) -> Look:
+def style_of(place: int) -> Style:
     """Of the entry at this place."""
     turn, at = divmod(place, len(COLORS))
-    return Look(COLORS[at], STROKES[turn % len(STROKES)], MARKERS[at], turn % 2 == 1)
+    return Style(COLORS[at], STROKES[turn % len(STROKES)], MARKERS[at], turn % 2 == 1)
 
 
 def label_ends(
-    axes: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], looks: Mapping[str, Look]
+    axes: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], styles: Mapping[str, Style]
 ) -> None:
     """The name of each line at its right end, pushed apart where they would overlap."""
     to_height = (axes.transData + axes.transAxes.inverted()).transform
@@ -64,11 +64,11 @@ def label_ends(
         places[:-1] -= missing
         places[1:] += missing
     for name, place in zip(order, places, strict=True):
-        style = looks[name].text() | {"va": "center", "annotation_clip": False}
-        axes.annotate(short(name), (1.01, place), xycoords="axes fraction", **style)
+        options = styles[name].text() | {"va": "center", "annotation_clip": False}
+        axes.annotate(short(name), (1.01, place), xycoords="axes fraction", **options)
 
 
-def label_points(axes: Axes, points: Mapping[str, Point], looks: Mapping[str, Look]) -> None:
+def label_points(axes: Axes, points: Mapping[str, Point], styles: Mapping[str, Style]) -> None:
     """A name at each point, at the side of it that is freest of points and of names."""
     figure = axes.figure
     assert isinstance(figure, Figure)
@@ -81,8 +81,8 @@ def label_points(axes: Axes, points: Mapping[str, Point], looks: Mapping[str, Lo
         side = min(centers, key=lambda side: _crowd(axes, centers[side], half, taken))
         taken.append(centers[side])
         offset, align = SIDES[side]
-        style = looks[name].text() | {"ha": align}
-        axes.annotate(short(name), points[name], offset, textcoords="offset points", **style)
+        options = styles[name].text() | {"ha": align}
+        axes.annotate(short(name), points[name], offset, textcoords="offset points", **options)
 
 
 def _crowd(axes: Axes, center: Point, half: float, taken: Iterable[Point]) -> float:

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from fusionkit.reporting.runs import Run, values_of, variants_of
 from fusionkit.reporting.statistics import estimate
+from fusionkit.reporting.study_runs import Run, values_of, variants_of
 
 METRICS = {
     "vqa_accuracy": "VQA",

@@ -1,0 +1,76 @@
+"""Whether the parts of a run fit together, which can only be seen once they are there: ConfigError where they do not."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fusionkit.data.datamodule import DataModule
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.tasks.base import Task
+from fusionkit.types import Dims
+
+PARTS = {
+    "pooled": "a pooled vector of each pair",
+    "text": "text tokens that have seen the image's",
+    "image": "image tokens that have seen the text's",
+    "causal": "text that does not see what follows",
+    "attention": "attention of the text's tokens to the image's",
+    "pair": "a text fused with two images at once",
+}
+
+
+def check_roles(config: DictConfig, known: set[str]) -> None:
+    """The roles to evaluate are a list of those that a source has, and the checkpoint to evaluate is one that is kept."""
+    if isinstance(config.evaluation.roles, str):
+        raise ConfigError(f"evaluation.roles is one word, but has to be a list: [{config.evaluation.roles}]")
+    for role in config.evaluation.roles:
+        if role not in known:
+            raise ConfigError(f"evaluation.roles: no source has a split for the role '{role}'; {suggest(role, known)}")
+    if config.evaluation.checkpoint not in ("best", "last"):
+        hint = suggest(config.evaluation.checkpoint, ("best", "last"))
+        raise ConfigError(f"evaluation.checkpoint is '{config.evaluation.checkpoint}'; {hint}")
+
+
+def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
+    """The parts that a task needs and a fusion does not provide; "feats" are the model's own."""
+    return sorted(needs - {"feats"} - provides)
+
+
+def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
+    """The fusion provides what the task needs."""
+    if missing := lacking(task.needs, fusion.provides):
+        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in missing)
+        raise ConfigError(
+            f"task '{name}' needs {wanted} from the fusion, but {type(fusion).__name__} provides "
+            f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
+        )
+
+
+def check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
+    """The image encoder reads what the source has of its images."""
+    has = datamodule.sources[source].images
+    if encoder.reads != has:
+        raise ConfigError(
+            f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
+            f"another image_encoder=NAME, or data with {encoder.reads}"
+        )
+
+
+def check_length(source: str, datamodule: DataModule, most: int | None) -> None:
+    """The text encoder has positions for the longest texts of a source."""
+    length = datamodule.sources[source].max_length
+    if most is not None and length > most:
+        key = f"data.sources.{source}.max_length"
+        raise ConfigError(f"{key} is {length}, but the text encoder reads {most} tokens at most; set {key}={most}")
+
+
+def check_answers(key: str, task: Task[Any], dims: Dims) -> None:
+    """A task of questions needs answers where it runs; its weights alone can be loaded without."""
+    if task.reads == "questions" and not dims.answers:
+        raise ConfigError(f"{key}: the run has no answers; its data must hold questions with answers")
+
+
+def check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
+    """The source has the texts that the task reads."""
+    if task.reads not in kinds:
+        raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")
