@@ -9,7 +9,6 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from fusionkit.cli import STORED
-from fusionkit.config import check_top_level
 from fusionkit.data.requests import ASKED, read_requests
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.overlays import draw_reply
@@ -17,7 +16,6 @@ from fusionkit.evaluation.records import require_writable, write_records
 from fusionkit.evaluation.replies import Oracle, Reply
 from fusionkit.evaluation.table import print_replies
 from fusionkit.saliency import find_layer
-from fusionkit.schemas import PredictConfig
 from fusionkit.scope import device_of
 from fusionkit.tasks.grounding_gradcam import by_matching
 from fusionkit.tasks.itm import ITM
@@ -31,7 +29,6 @@ def answer_own(config: DictConfig) -> None:
 
     Raises DataError at the end, when all others are answered, where an image could not be read.
     """
-    check_top_level(config, PredictConfig)
     _check(config)
     parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, has_data=False)
     if config.attention:

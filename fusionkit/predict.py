@@ -18,15 +18,14 @@ from fusionkit.training.launch import evaluation_options
 
 def predict(config: DictConfig) -> None:
     """Predict, in as many processes as ``config.devices``; with an ``image``, answer what is asked about it."""
+    check_top_level(config, PredictConfig)
+    for key in ("logger", "overlays"):
+        if config.get(key):  # an empty group leaves no key
+            raise ConfigError(f"{key} is about scores, and predict makes none; leave it out, or use fusionkit evaluate")
     if config.image is not None:
         return answer_own(config)
-    check_top_level(config, PredictConfig)
-    if config.get("logger"):  # an empty group leaves no key
-        raise ConfigError(
-            "logger: predict scores nothing that could be logged; leave it out, or use fusionkit evaluate"
-        )
-    for key in ASKED:
-        if config[key] is not None:
+    for key in (*ASKED, "by", "output", "overlay", "attention"):
+        if config[key]:
             raise ConfigError(f"{key} is given, but no image to ask about; add image=PICTURE")
     share("fusionkit.predict:predict_share", config)
 

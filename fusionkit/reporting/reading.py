@@ -77,7 +77,7 @@ def read_run(path: Path) -> RunRecord:
         base=Path(evaluation.get("working_folder") or _base(path, config.get("output_dir"))),
         history=history,
         samples=_of_benchmarks(path, details) if details else _of_run(path, metrics, _first_role(evaluation, config)),
-        checkpoint=_checkpoint(path, evaluation),
+        checkpoint=_checkpoint(path, evaluation, config),
         parameters=evaluation.get("parameters") or _last(history, "parameters"),
         benchmarks=evaluation.get("benchmark") or {},
     )
@@ -105,10 +105,12 @@ def _logged(summary: Mapping[str, float], prefix: str, suffix: str) -> dict[str,
     return {name.removeprefix(prefix).removesuffix(suffix): value for name, value in named.items()}
 
 
-def _checkpoint(path: Path, evaluation: Mapping[str, Any]) -> Path | None:
+def _checkpoint(path: Path, evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> Path | None:
+    """What was scored: of a training the one that its configuration names, else the last."""
     if "checkpoint" in evaluation:
         return Path(evaluation["checkpoint"])
-    found = (path / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    named = (config.get("evaluation") or {}).get("checkpoint", "best")
+    found = (path / "checkpoints" / f"{name}.ckpt" for name in (named, "last"))
     return next((checkpoint for checkpoint in found if checkpoint.exists()), None)
 
 

@@ -172,18 +172,18 @@ def finish() -> None:
 
     Where an exception is on its way the run is marked as failed. W&B's service is ended too, and with it the last write.
     """
-    if "wandb" not in sys.modules:
-        return
+    if "wandb" in sys.modules:
+        _end_run(int(sys.exc_info()[0] is not None))
+    _tell.cache_clear()  # the next run of this process has failures of its own
+
+
+def _end_run(exit_code: int) -> None:
     import wandb
     from wandb.sdk.lib.module import unset_globals
 
-    if wandb.run is None:
-        return
-    exit_code = int(sys.exc_info()[0] is not None)
-    for end in (wandb.finish, wandb.teardown):
+    for end in (wandb.finish, wandb.teardown) if wandb.run is not None else ():
         try:
             end(exit_code=exit_code)
         except Exception as error:
             _tell(_reason(error))
             unset_globals()  # what is broken is not taken for the run of the next one
-    _tell.cache_clear()

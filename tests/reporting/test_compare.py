@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from fusionkit.cli import run
@@ -139,6 +140,18 @@ def test_the_samples_of_a_source_are_those_of_the_role_that_was_scored(
     (found,) = read_runs([str(tmp_path)])
     assert [sample.image_id for sample in samples_of(found, "my_data_vqa")] == [role]
     assert [sample.image_id for sample in samples_of(found, "my_data_test_vqa")] == ["test"]
+
+
+def test_a_training_is_joined_with_evaluations_of_the_checkpoint_that_it_scored(tmp_path: Path) -> None:
+    run_config = {"evaluation": {"checkpoint": "last", "k": 4}, "fusion": {"_target_": "my.a"}}
+    write_run(tmp_path / "a", {"shapes/vqa_accuracy": 50.0}, **run_config)
+    for name in ("best", "last"):
+        write(tmp_path / f"a/checkpoints/{name}.ckpt", "")
+    evaluation = write_evaluation(tmp_path / "b", HALF, str(tmp_path / "a/checkpoints/last.ckpt"))
+    command = yaml.safe_load((evaluation / "evaluation.yaml").read_text())
+    write(evaluation / "evaluation.yaml", yaml.safe_dump(command | {"run": command["run"] | run_config}))
+    (found,) = read_runs([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert found.metrics == {"shapes/vqa_accuracy": 50.0, "vqav2/accuracy": 50.0}
 
 
 def test_what_differs_leaves_out_places_and_seeds(tmp_path: Path) -> None:
