@@ -14,7 +14,7 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.overlays import draw_reply
 from fusionkit.evaluation.records import require_writable, write_records
 from fusionkit.evaluation.replies import Oracle, Reply
-from fusionkit.evaluation.table import print_replies
+from fusionkit.evaluation.telling import print_replies
 from fusionkit.saliency import find_layer
 from fusionkit.scope import device_of
 from fusionkit.tasks.grounding_gradcam import by_matching

@@ -17,10 +17,10 @@ from fusionkit.evaluation.records import write_text
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_plots import draw, panels
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
-from fusionkit.reporting.examples import examples
 from fusionkit.reporting.page import report_page
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
+from fusionkit.reporting.side_by_side import examples
 from fusionkit.schemas import CompareConfig
 
 

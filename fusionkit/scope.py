@@ -14,6 +14,7 @@ from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.records import require_writable
 from fusionkit.evaluation.run import splits_of
 from fusionkit.rank import run_in_ranks
+from fusionkit.reporting.joining import home_of
 from fusionkit.schemas import EvaluateConfig
 from fusionkit.training.launch import Parts, bare_trainer
 from fusionkit.training.objectives import active_objectives
@@ -48,8 +49,7 @@ def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, P
     join()
     parts = load_parts(config.checkpoint, overrides)
     seed_everything(parts.config.seed, workers=True, verbose=False)
-    checkpoint = Path(config.checkpoint)
-    home = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+    home = home_of(Path(config.checkpoint))
     is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
     folder = Path(config.output_dir or (home if is_own else home / "evaluation"))
     require_writable(folder)

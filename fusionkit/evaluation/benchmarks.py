@@ -1,6 +1,7 @@
-"""A benchmark: a scorer, what guessers reach on it, and how its records are shown. A task's ``scorer`` may be one.
+"""What a run scores on its own data: a scorer, what guessers reach, how records are shown. A task's ``scorer`` may be one.
 
-A task of one's own needs no entry here: a plain function is a scorer too, without baselines and pictures.
+Benchmarks with published annotations, splits and protocols are another matter (``published``). A task of one's own needs no
+entry here: a plain function is a scorer too, without baselines and pictures.
 """
 
 from collections.abc import Callable, Sequence

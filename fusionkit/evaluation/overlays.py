@@ -9,7 +9,7 @@ from fusionkit.evaluation.gallery import BLACK, GREEN, RED, Mark, Note, Panel, P
 from fusionkit.evaluation.looks import Look
 from fusionkit.evaluation.records import Record
 from fusionkit.evaluation.replies import Reply
-from fusionkit.evaluation.table import TELLING
+from fusionkit.evaluation.telling import TELLING
 
 CELL = 324, 264  # a drawing of 64 pixels is shown four times as large
 

@@ -1,11 +1,10 @@
 """The scores as a table, each beside what a guesser scores that reads only the text, and one that sees nothing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 GUESSERS = {"baseline": "text only", "chance": "chance"}  # suffix of a metric -> column
 
@@ -66,51 +65,3 @@ def print_details(details: Mapping[str, Mapping[str, Any]], console: Console | N
     console.print(details_table(details))
     for note in dict.fromkeys(f"{name}: {note}" for about in details.values() for name, note in about["notes"].items()):
         console.print(note, highlight=False, markup=False)
-
-
-def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
-    """What was asked about one's own images, and the replies."""
-    table = Table(header_style="bold")
-    for title in ("image", "asked", "reply"):
-        table.add_column(title, overflow="fold")
-    for record in records:
-        for number, (asked, reply) in enumerate(_rows(record)):
-            table.add_row(*(Text(cell) for cell in ("" if number else record["image"], asked, reply)))
-    return table
-
-
-def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was asked, and the reply to it."""
-    if "error" in record:
-        return [("", f"error: {record['error']}")]
-    rows = [(f"{word}: {record[word]}", tell(record)) for word, tell in TELLING.items() if word in record]
-    return rows + ([("caption", record["caption"])] if "caption" in record else [])
-
-
-def print_replies(records: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print the table."""
-    (console or Console()).print(replies_table(records))
-
-
-def _tell_answer(record: Mapping[str, Any]) -> str:
-    answers = record.get("answers", [{"answer": record.get("answer")}])
-    return "   ".join(" ".join([each["answer"], *_percent(each.get("probability"))]) for each in answers)
-
-
-def _tell_box(record: Mapping[str, Any]) -> str:
-    return "box {:.0f} {:.0f} {:.0f} {:.0f} (x y width height)".format(*record["bbox"])
-
-
-def _tell_match(record: Mapping[str, Any]) -> str:
-    told = [f"match {record['match']:.1%}"] if "match" in record else []
-    told += [f"cosine {record['cosine']:.3f}"] if "cosine" in record else []
-    told += [" ".join([name, *_percent(share)]) for name, share in record.get("labels", {}).items()]
-    return "   ".join(told)
-
-
-def _percent(probability: float | None) -> list[str]:
-    """As a word, or no word where there is none."""
-    return [] if probability is None else [f"{probability:.1%}"]
-
-
-TELLING = {"question": _tell_answer, "phrase": _tell_box, "text": _tell_match}  # by word of data.requests.TEXTS

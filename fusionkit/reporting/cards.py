@@ -5,8 +5,8 @@ from math import ceil
 from xml.etree.ElementTree import Element
 
 from fusionkit.reporting.comparison import Comparison
-from fusionkit.reporting.examples import Answer, Box, Example
 from fusionkit.reporting.html import SMALL, element, thumbnail
+from fusionkit.reporting.side_by_side import Answer, Box, Example
 from fusionkit.reporting.styles import style_of
 
 OVERLAYS = 8  # pictures shown of each run

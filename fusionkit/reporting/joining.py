@@ -70,11 +70,18 @@ def _home_and_checkpoint(record: RunRecord) -> Path:
     return _home(record) / record.checkpoint.stem if record.checkpoint else record.paths[0]
 
 
+def home_of(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of; one that was imported or exported is a folder itself."""
+    if checkpoint.is_dir():
+        return checkpoint
+    folder = checkpoint.parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def _home(record: RunRecord) -> Path:
     """The folder of the run that is meant: that whose checkpoint an evaluation scores, or whose logs these are."""
     if record.checkpoint is not None:
-        folder = record.checkpoint.parent
-        return folder.parent if folder.name == "checkpoints" else folder
+        return home_of(record.checkpoint)
     folder = record.paths[0]
     while folder.name in ("wandb", "logs") or folder.name.startswith("offline-run-"):
         folder = folder.parent

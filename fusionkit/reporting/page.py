@@ -12,8 +12,8 @@ from fusionkit.reporting.comparison import Cell, Comparison, gain
 from fusionkit.reporting.comparison_plots import Panel, draw
 from fusionkit.reporting.comparison_table import p_text
 from fusionkit.reporting.differences import ABSENT
-from fusionkit.reporting.examples import Example
 from fusionkit.reporting.html import breakable, document, element, embedded
+from fusionkit.reporting.side_by_side import Example
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # asks for nothing
 Groups = Mapping[str, Mapping[str, Sequence[Example]]]

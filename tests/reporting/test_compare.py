@@ -16,7 +16,7 @@ from fusionkit.evaluation.judging import scores_of
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
 from fusionkit.reporting.differences import differences, group_name, group_seeds
-from fusionkit.reporting.joining import short_names
+from fusionkit.reporting.joining import home_of, short_names
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
 from tests.reporting.worlds import QUESTIONS, write, write_evaluation, write_run
@@ -152,6 +152,13 @@ def test_a_training_is_joined_with_evaluations_of_the_checkpoint_that_it_scored(
     write(evaluation / "evaluation.yaml", yaml.safe_dump(command | {"run": command["run"] | run_config}))
     (found,) = read_runs([str(tmp_path / "a"), str(tmp_path / "b")])
     assert found.metrics == {"shapes/vqa_accuracy": 50.0, "vqav2/accuracy": 50.0}
+
+
+def test_an_imported_checkpoint_is_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert home_of(tmp_path / "run/checkpoints/best.ckpt") == tmp_path / "run"
+    assert home_of(tmp_path / "run/moved.ckpt") == tmp_path / "run"
+    (tmp_path / "albef").mkdir()
+    assert home_of(tmp_path / "albef") == tmp_path / "albef"
 
 
 def test_what_differs_leaves_out_places_and_seeds(tmp_path: Path) -> None:
