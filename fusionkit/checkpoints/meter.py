@@ -15,8 +15,10 @@ from fusionkit.checkpoints.runs import (
     OWN_WORD_HEAD,
     RANKING,
     answers_of,
+    before_ranking,
     classifier,
     groups_of,
+    heads_of,
     image_types,
     layers,
     renamed,
@@ -62,14 +64,10 @@ CLIP_BLOCK = {
 }
 CROSS_LAYER = {f"{theirs}.": f"{ours}." for ours, theirs in (BERT_LAYER | CROSS_ATTENTION).items()}
 IMAGENET: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}  # that Swin reads images by
-LEFT_OUT = (
-    POSITION_IDS
-    | RANKING
-    | {
-        r"vit_model\.(positional_embedding|ln_final\..*)": "of CLIP's text tower, which METER does not have",
-        r"text_transformer\.pooler\..*": "the text's own pooler, which METER does not read",
-    }
-)
+LEFT_OUT = POSITION_IDS | {
+    r"vit_model\.(positional_embedding|ln_final\..*)": "of CLIP's text tower, which METER does not have",
+    r"text_transformer\.pooler\..*": "the text's own pooler, which METER does not read",
+}
 
 
 def plan(
@@ -89,7 +87,7 @@ def plan(
     """
     is_swin = source.has("vit_model.patch_embed.")
     data = IMAGENET if is_swin else {}
-    found = {task: name for task, name in HEADS.items() if source.has(name)}
+    found = heads_of(source, HEADS)
     heads = found or {"itm": ""}
     tasks = {task: task_config(task, source, name) for task, name in heads.items()}
     words = text_config(text, text["num_hidden_layers"])
@@ -113,7 +111,7 @@ def plan(
             *(swin_keys(swin["depths"], "vit_model.") if is_swin else clip_keys(image)),
             *keys_of(text, fusion),
         ],
-        left_out=LEFT_OUT | swin_buffers("vit_model."),
+        left_out=LEFT_OUT | swin_buffers("vit_model.") | before_ranking(source, r"itm_score\."),
         added=NO_CONTRAST if found else NO_HEAD,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight")) if "vqa" in heads else (),
@@ -136,6 +134,7 @@ def keys_of(text: Mapping[str, Any], fusion: Mapping[str, Any]) -> list[Key]:
     return [
         *renamed(NAMES),
         *OWN_WORD_HEAD,
+        RANKING,
         Key(TYPES, "model.fusion.entry.types", change=repeated),
         *text_encoder("text_transformer.", "model.text_encoder.", text["num_hidden_layers"]),
         *streams,

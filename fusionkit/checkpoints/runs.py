@@ -44,7 +44,6 @@ ACTIVATIONS: dict[str, tuple[dict[str, Any], str]] = {  # by transformers' name:
     "swish": ({"_target_": "torch.nn.SiLU"}, "silu"),
 }
 CLEAN = {"_target_": "fusionkit.data.cleaning.Clean"}  # as ALBEF and X-VLM read texts
-RANKING = {r"rank_output\..*": "retrieval's copy of the matching row, which only its training needs"}
 OWN_WORD_HEAD = word_head("mlm_score.", "tasks.mlm.head.", "tasks.mlm.head.decoder")  # of METER and its heirs
 
 
@@ -149,6 +148,29 @@ def require_start(source: Source, start: str, shown: str, starts: Sequence[str])
     if shown != "pretrain":
         raise ConfigError(f"start={start} is for checkpoints of pre-training, but {source.path} is one of {shown}")
     return start
+
+
+def as_match(row: Tensor, shape: torch.Size) -> Tensor:
+    """The one logit of a ranking as that of a match beside a constant 0."""
+    return torch.cat([torch.zeros_like(row), row])
+
+
+RANKING = Key("rank_output.", "tasks.itm.head.", change=as_match)
+
+
+def before_ranking(source: Source, theirs: str) -> dict[str, str]:
+    """What is left out of a checkpoint of retrieval: the matching head with names that begin so, by a regular expression.
+
+    UNITER, ViLT and METER start ``rank_output`` from its row for a match, and train and score by that alone.
+    """
+    reason = "the matching head of pre-training, in whose place retrieval trained a row of its own"
+    return {rf"{theirs}.*": reason} if source.has(RANKING.theirs) else {}
+
+
+def heads_of(source: Source, heads: Mapping[str, str]) -> dict[str, str]:
+    """Of the beginnings of the names of heads, by task, those that are there; retrieval's row is a matching head."""
+    is_ranking = source.has(RANKING.theirs)
+    return {task: name for task, name in heads.items() if source.has(name) or (task == "itm" and is_ranking)}
 
 
 def image_types(source: Source, table: str, start: str | None) -> int:

@@ -19,8 +19,10 @@ from fusionkit.checkpoints.runs import (
     RANKING,
     activation,
     answers_of,
+    before_ranking,
     classifier,
     groups_of,
+    heads_of,
     image_types,
     layers,
     renamed,
@@ -84,8 +86,8 @@ def plan(
 
     ``start`` nlvr2: with a second type of image, as its fine-tuning begins.
     """
-    tasks = {task: task_config(task, source, bert, itm_ot_lambda) for task, name in HEADS.items() if source.has(name)}
-    keys = [*renamed(NAMES), *network_keys(bert), *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")]
+    tasks = {task: task_config(task, source, bert, itm_ot_lambda) for task in heads_of(source, HEADS)}
+    keys = [*renamed(NAMES), RANKING, *network_keys(bert), *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")]
     if source.has("vqa_output."):
         outputs = rows(source, "vqa_output.3.weight")
         task = "entailment" if outputs == ENTAILMENT_LABELS else "vqa"
@@ -119,7 +121,7 @@ def plan(
             "task": tasks,
         },
         keys=keys,
-        left_out=POSITION_IDS | RANKING | ({} if "mrm" in tasks else HIDING),
+        left_out=POSITION_IDS | before_ranking(source, r"itm_output\.") | ({} if "mrm" in tasks else HIDING),
         added=NO_HEAD if is_bare else NO_CONTRAST,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "vqa_output.3.weight")) if "vqa" in tasks else (),

@@ -6,9 +6,6 @@ Checkpoints of github.com/dandelin/ViLT, and the folders that transformers' Vilt
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.bert import POSITION_IDS, text_config, word_head
 from fusionkit.checkpoints.runs import (
@@ -20,8 +17,10 @@ from fusionkit.checkpoints.runs import (
     WORDS,
     activation,
     answers_of,
+    before_ranking,
     classifier,
     groups_of,
+    heads_of,
     image_types,
     layers,
     of_class,
@@ -118,8 +117,8 @@ def plan(
             "task": tasks,
         },
         keys=[Key(types, "model.fusion.entry.types", change=repeated), *keys],
-        left_out=LEFT_OUT if is_saved else LEFT_OUT | RANKING,
-        added=NO_CONTRAST if any(heads.values()) or source.has("rank_output.") else NO_HEAD,
+        left_out=LEFT_OUT | before_ranking(source, r"itm_score\."),
+        added=NO_CONTRAST if any(heads.values()) or source.has(RANKING.theirs) else NO_HEAD,
         ids=ids,
         answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight")) if "vqa" in heads else (),
     )
@@ -128,8 +127,8 @@ def plan(
 def keys_of(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
     """The names of the original release, and the heads that are there: task and beginning of its names."""
     blocks = layers(BLOCK, sizes["num_hidden_layers"], "transformer.blocks.{}.", "model.fusion.blocks.{}.")
-    heads = {task: name for task, name in HEADS.items() if source.has(name)}
-    return [*renamed(NAMES), *OWN_WORD_HEAD, *blocks], heads or {"itm": ""}
+    heads = heads_of(source, HEADS)
+    return [*renamed(NAMES), *OWN_WORD_HEAD, RANKING, *blocks], heads or {"itm": ""}
 
 
 def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
@@ -138,14 +137,8 @@ def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dic
     prefix = "vilt." if source.has("vilt.") else ""
     places = f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."
     blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
-    heads = [Key("classifier.", f"tasks.{task}.head."), Key("rank_output.", "tasks.itm.head.", change=as_match)]
-    heads += word_head("mlm_score.", "tasks.mlm.head.", WORDS)
+    heads = [Key("classifier.", f"tasks.{task}.head."), RANKING, *word_head("mlm_score.", "tasks.mlm.head.", WORDS)]
     return renamed(TRANSFORMERS_NAMES, prefix) + blocks + heads, {task: head}
-
-
-def as_match(row: Tensor, shape: torch.Size) -> Tensor:
-    """The one logit of a ranking as that of a match beside a constant 0."""
-    return torch.cat([torch.zeros_like(row), row])
 
 
 def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:

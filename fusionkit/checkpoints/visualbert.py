@@ -35,6 +35,7 @@ TASKS = {  # by class
     "VisualBertForQuestionAnswering": ("vqa",),
     "VisualBertModel": ("itm",),
 }
+QUESTIONS = {"_target_": "fusionkit.data.cleaning.Ending"}
 POOLER = {r"visual_bert\.pooler\..*": "question answering reads the state before [SEP], not the pooled one"}
 
 
@@ -52,7 +53,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         family="visualbert",
         release="transformers' VisualBERT",
         groups=groups_of(tasks),
-        config=run_of(tasks, sizes["max_position_embeddings"], is_of_regions=True)
+        config=run_of(tasks, sizes["max_position_embeddings"], is_of_regions=True, clean=QUESTIONS if is_vqa else None)
         | {
             "name": "visualbert",
             "image_encoder": {

@@ -20,3 +20,16 @@ class Clean:
         return " ".join(
             text.lower().translate(str.maketrans(changed)).replace("<person>", "person").split()[: self.words]
         )
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A question as VisualBERT was trained to answer it: without commas and question marks, but for ``end`` behind it.
+
+    Its answer is read off the state of that [MASK] (uclanlp/visualbert, ``vqa_dataset.py``, ``no_next_sentence``).
+    """
+
+    end: str = " ? [MASK]"
+
+    def __call__(self, text: str) -> str:
+        return text.translate(str.maketrans("", "", ",?")).strip() + self.end

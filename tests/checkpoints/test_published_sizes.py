@@ -151,6 +151,15 @@ def test_a_start_is_what_the_published_code_loads() -> None:
     assert repeated(types, torch.Size([3, 768]))[:, 0].tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize(("family", "listed"), [("meter", meter), ("uniter", uniter), ("vilt", vilt)])
+def test_a_checkpoint_of_retrieval_matches_by_the_row_that_retrieval_trained(family: str, listed: Any) -> None:
+    """The head that is beside it is that of pre-training."""
+    source = source_of(listed("retrieval"))
+    row = torch.randn_like(source.state["rank_output.weight"])
+    found = covered(family, replace(source, state={**source.state, "rank_output.weight": row}), {})
+    assert found["tasks.itm.head.weight"].equal(torch.cat([torch.zeros_like(row), row]))
+
+
 @pytest.mark.parametrize(
     ("family", "shapes", "options", "words"),
     [

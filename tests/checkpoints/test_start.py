@@ -44,6 +44,7 @@ STARTS: dict[str, tuple[Any, dict[str, Any]]] = {  # by recipe: the published li
     "meter_nlvr2": (meter, {"start": "nlvr2"}),
     "uniter_nlvr2": (uniter, {"start": "nlvr2"}),
     "vilt_nlvr2": (vilt, {"start": "nlvr2"}),
+    "vilt_pretrain": (vilt, {}),
     "xvlm_pretrain": (xvlm, {}),
     "xvlm_grounding": (xvlm, {"image_size": 384, "swin": {"window_size": 12}}),
 }
@@ -59,17 +60,17 @@ def fast() -> Iterator[None]:
 
 
 def reading(config: DictConfig, other: DictConfig) -> dict[str, Any]:
-    """How a run reads images, and the texts of those sources that another one has too."""
-    found: dict[str, Any] = {"fit": "squash"} | {
-        key: config.data[key] for key in ("fit", "mean", "std") if key in config.data
-    }
+    """How a run reads images and texts, and what its matching aligns, of those sources and tasks that another one has too."""
+    found: dict[str, Any] = {key: config.data.get(key, "squash") for key in ("fit", "mean", "std")}
     shared = config.data.sources.keys() & other.data.sources.keys()
-    return found | {name: instantiate(config.data.sources[name].get("clean")) for name in shared}
+    found |= {name: instantiate(config.data.sources[name].get("clean")) for name in shared}
+    is_matching = "itm" in config.task and "itm" in other.task
+    return found | {"alignment": instantiate(config.task.itm.alignment) if is_matching else None}
 
 
 @pytest.mark.parametrize("name", STARTS)
 def test_a_recipe_is_the_published_network(name: str) -> None:
-    """Names, shapes, epsilons, dropout and activations; a head that both have is the same too, and how data are read."""
+    """Names, shapes, epsilons, dropout and activations; a head that both have is the same too; and what they read."""
     published, options = STARTS[name]
     family = name.partition("_")[0]
     config = composed("train", [f"experiment={name}", "data.root=x"])

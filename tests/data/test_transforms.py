@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from fusionkit.data.cleaning import Clean
+from fusionkit.data.cleaning import Clean, Ending
 from fusionkit.data.transforms import Augment, Finish, choose_crop, names_side
 from fusionkit.errors import ConfigError
 
@@ -132,8 +132,9 @@ def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
         (Clean(), "a <unk> mans t shirt says hi 5 or so"),
         (Clean(words=3), "a <unk> mans"),
         (Clean(removed="", spaced='.!"()*#:;~'), "a <unk> man's t-shirt, says/ hi? 5, or so"),
+        (Ending(), "A  <unk> man's T-shirt says/ (hi) #5 or so! ? [MASK]"),
     ],
-    ids=["ALBEF", "ALBEF, 3 words", "BLIP"],
+    ids=["ALBEF", "ALBEF, 3 words", "BLIP", "VisualBERT"],
 )
 def test_texts_are_cleaned_as_published(clean, read):
     assert clean("A  <unk> man's T-shirt, says/ (hi?) #5, or so! ") == read

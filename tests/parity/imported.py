@@ -70,6 +70,15 @@ def compare_gradient_norms(
         assert found[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
 
 
+def compare_losses(case: tuple[Network, Source, Plan, Mapping[str, Tensor]], name: str, loss: Tensor) -> None:
+    """A loss of an imported network, and after its backward pass the gradients, against a fixture's of that name."""
+    network, source, plan, io = case
+    network.module.zero_grad()
+    loss.backward()
+    close(loss, io[f"loss_{name}"])
+    compare_gradient_norms(gradient_norms(network.module, source, plan), io, f"grad_norm_{name}.")
+
+
 def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(ours.detach(), theirs, rtol=tolerance, atol=tolerance)
 

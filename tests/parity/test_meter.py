@@ -11,8 +11,7 @@ from fusionkit.losses import masked_cross_entropy
 from tests.parity.imported import (
     NO_DROPOUT,
     close,
-    compare_gradient_norms,
-    gradient_norms,
+    compare_losses,
     imported,
     task_of,
     text_rows,
@@ -61,14 +60,6 @@ def run(meter, task, kind, ids="text_ids", **facts):
     network, _, _, io = meter
     batch = {"pixel_values": io["image"], kind: text_rows(io[ids], io["text_masks"], **facts)}
     return task(network.model, batch, network.model.encode(batch, [kind]))
-
-
-def compare_losses(meter, name, loss):
-    network, source, plan, io = meter
-    network.module.zero_grad()
-    loss.backward()
-    close(loss, io[f"loss_{name}"])
-    compare_gradient_norms(gradient_norms(network.module, source, plan), io, f"grad_norm_{name}.")
 
 
 def test_states(meter):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from hydra.utils import instantiate
 from torch import nn
 
 from fusionkit.checkpoints.pretrained import from_pretrained
@@ -143,7 +144,7 @@ def test_lxmert(name, tmp_path):
 def test_visualbert(name, tmp_path):
     config = transformers.VisualBertConfig(**SIZES, **LAYERS, visual_embedding_dim=FEATURES, num_labels=7)
     theirs = saved(getattr(transformers, name)(config), tmp_path)
-    network, *_ = imported("visualbert", tmp_path, {})
+    network, _, plan = imported("visualbert", tmp_path, {})
     rows, seen = texts(), regions()
     _, _, fused = fuse(network, seen, rows)
     out = theirs(
@@ -160,6 +161,8 @@ def test_visualbert(name, tmp_path):
         close(network.tasks["itm"].head(fused.pooled), out.seq_relationship_logits)
     else:
         close(network.tasks["vqa"].head(fused.pooled), out.logits)
+        clean = instantiate(plan.config["data"]["sources"]["vqa"]["clean"])
+        assert clean("Who, is it?").endswith("[MASK]")  # whose state is read
 
 
 @pytest.fixture

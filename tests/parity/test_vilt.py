@@ -10,8 +10,7 @@ from fusionkit.losses import masked_cross_entropy
 from tests.parity.imported import (
     NO_DROPOUT,
     close,
-    compare_gradient_norms,
-    gradient_norms,
+    compare_losses,
     imported,
     task_of,
     text_rows,
@@ -46,14 +45,6 @@ def on_canvas(io, name, states):
     columns = io["patch_embed"].shape[3]
     numbers = io[f"{name}_patch_index"] @ torch.tensor([columns, 1])
     return states[:, 1:].gather(1, numbers[..., None].expand(-1, -1, states.shape[2]))
-
-
-def compare_losses(vilt, name, loss):
-    network, source, plan, io = vilt
-    network.module.zero_grad()
-    loss.backward()
-    close(loss, io[f"loss_{name}"])
-    compare_gradient_norms(gradient_norms(network.module, source, plan), io, f"grad_norm_{name}.")
 
 
 def test_states(vilt):

@@ -36,6 +36,16 @@ def test_padding_has_no_mass_and_changes_nothing():
     assert more[:, 3:].abs().max() == more[:, :, 5:].abs().max() == 0
 
 
+def test_special_tokens_take_no_part_where_the_image_has_a_prefix():
+    """[CLS], the last real token and the image's class token, as in ViLT."""
+    torch.manual_seed(0)
+    text, image, targets = torch.randn(1, 5, 8), torch.randn(1, 4, 8), torch.tensor([1])
+    mask = torch.tensor([[1, 1, 1, 1, 0]])
+    loss = Alignment(weight=1.0, image_prefix=1)(Fused(None, text, image), mask, None, targets)
+    inner = Alignment(weight=1.0)(Fused(None, text[:, 1:3], image[:, 1:]), torch.ones(1, 2), None, targets)
+    torch.testing.assert_close(loss, inner)
+
+
 def test_true_pairs_come_closer_and_false_ones_part():
     torch.manual_seed(0)
     states = torch.randn(2, 3, 8, requires_grad=True)
