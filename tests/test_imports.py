@@ -21,6 +21,7 @@ RULES = {
     "__main__": {"fusionkit.cli"},
     "cli": {"fusionkit"},
     "errors": set(),
+    "account": {"fusionkit.errors", "wandb"},
     "types": {"torch"},
     "losses": TENSORS,
     "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.distributed"},
@@ -70,8 +71,7 @@ FORBIDDEN = {  # rooms that may import much, but not this
     # what reads runs, counts and draws needs neither model nor trainer
     "reporting": {"torch", "lightning", "fusionkit.training", "fusionkit.model", "fusionkit.tasks", "fusionkit.data"},
     "reporting/cost": set(),
-    "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
-    "training/launch": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
+    "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}} | {"fusionkit.reporting"},
     "checkpoints": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
 }
 # a run is built from its configuration, written with it and read back

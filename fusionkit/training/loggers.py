@@ -12,11 +12,11 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
+from fusionkit.account import require_key
 from fusionkit.config import flatten
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.examples import Example
 from fusionkit.evaluation.judging import LOWER_IS_BETTER
-from fusionkit.reporting.account import require_key
 
 
 class ScoreWandbLogger(WandbLogger):
