@@ -75,6 +75,10 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"data.image_size is {image_size}, but has to be a number of pixels")
         for name, source in self.sources.items():
             source.check(f"data.sources.{name}")
+            if source.cache and fit == "crop":
+                raise ConfigError(
+                    f"data.sources.{name}.cache holds images squashed, which data.fit=crop must not be; set it to false"
+                )
 
     def prepare_data(self) -> None:
         """Make the data, if they are to be made and are not there yet."""

@@ -13,10 +13,11 @@ from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.errors import ConfigError
 from tests.checkpoints.published import albef, blip, xvlm
-from tests.checkpoints.test_published_sizes import fast, source_of  # noqa: F401 a fixture for every test here
+from tests.checkpoints.test_published_sizes import source_of
 from tests.parity.imported import planned
 from tests.toys import CONF
 
+pytestmark = pytest.mark.usefixtures("fast")
 LISTS = {
     "albef pretrain": albef,
     "albef nlvr": partial(albef, "nlvr"),

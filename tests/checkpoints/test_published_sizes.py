@@ -1,9 +1,6 @@
 """The key tables cover the published base models: every name and shape, with the defaults of conf/import."""
 
-import copy
-import functools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval
 
-from fusionkit.checkpoints import build
 from fusionkit.checkpoints.base import convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.runs import repeated
@@ -34,6 +30,7 @@ from tests.checkpoints.published import (
 )
 from tests.parity.imported import planned
 
+pytestmark = pytest.mark.usefixtures("fast")
 PAIRED = {"bert": {"num_hidden_layers": 18}}
 FINE = {"image_size": 384, "swin": {"window_size": 12}}
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
@@ -85,17 +82,6 @@ CLASSES = {
     "vilt": "ViltForMaskedLM",
     "visualbert": "VisualBertForPreTraining",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast() -> Iterator[None]:
-    """Names and shapes need no drawn weights, and one choice of data and tasks need be composed once only."""
-    with pytest.MonkeyPatch.context() as patch:
-        for tower in ("vision_transformer", "swin_transformer"):
-            patch.setattr(f"timm.models.{tower}.trunc_normal_", lambda tensor, **options: tensor)
-        cached = functools.cache(build.compose)
-        patch.setattr(build, "compose", lambda name, overrides: copy.deepcopy(cached(name, tuple(overrides))))
-        yield
 
 
 def source_of(shapes: Shapes, config: Any = None) -> Source:

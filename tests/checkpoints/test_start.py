@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.parity.imported import planned
 from tests.test_config import composed
 from tests.toys import toy_dims, toy_model
 
+pytestmark = pytest.mark.usefixtures("fast")
 ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
 TEXTS = {  # by family, what the recipe's pretrained text encoder is
     "albef": {"model_type": "bert", "vocab_size": 30522},
@@ -48,15 +48,6 @@ STARTS: dict[str, tuple[Any, dict[str, Any]]] = {  # by recipe: the published li
     "xvlm_pretrain": (xvlm, {}),
     "xvlm_grounding": (xvlm, {"image_size": 384, "swin": {"window_size": 12}}),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def fast() -> Iterator[None]:
-    """Networks without memory need no drawn weights."""
-    with pytest.MonkeyPatch.context() as patch:
-        for tower in ("vision_transformer", "swin_transformer"):
-            patch.setattr(f"timm.models.{tower}.trunc_normal_", lambda tensor, **options: tensor)
-        yield
 
 
 def reading(config: DictConfig, other: DictConfig) -> dict[str, Any]:
