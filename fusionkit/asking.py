@@ -48,6 +48,9 @@ def answer_own(config: DictConfig) -> None:
     if config.output:
         write_records(Path(config.output), [reply.record for reply in replies])
     print_replies([reply.record for reply in replies])
+    written = {"replies": config.output, "pictures": folder if config.overlay or config.attention else None}
+    if told := [f"{what}: {where}" for what, where in written.items() if where]:
+        print("   ".join(told))
     _tell_errors(replies)
 
 

@@ -50,6 +50,10 @@ def _configuration(error: Exception, groups: Iterable[str]) -> ConfigError | Non
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return ConfigError(
+                f"'{error.override}' says no key; write KEY={error.override}, without spaces around the ="
+            )
         reason = next(line for line in error.message.splitlines() if "Error parsing override" not in line)
         return ConfigError(
             f"override '{error.override}' cannot be read ({reason}); write key=value, and quote odd characters"
@@ -92,6 +96,10 @@ def _composition(message: str) -> ConfigError:
     if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", message):
         groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
         return ConfigError(f"unknown group '{group[1]}' in a defaults list; {suggest(group[1], groups)}")
+    if group := re.search(r"You must specify '([^']+)'", message):
+        return ConfigError(
+            f"'{group[1]}' has no value yet; give it as {group[1]}=NAME, {suggest('', group_choices(group[1]))}"
+        )
     if value := re.search(r"Ambiguous value for argument '([^']+)'", message):
         return ConfigError(f"'{value[1]}' names several values; write [a,b] for a list, or add -m to run each in turn")
     return ConfigError(" ".join(message.split()))
