@@ -38,6 +38,10 @@ def answer_own(config: DictConfig) -> None:
     if config.overlay or config.attention:
         require_writable(folder)
     if config.output:
+        if Path(config.output).is_dir():
+            raise DataError(
+                f"output={config.output} is a folder; name a file, such as output={config.output}/replies.jsonl"
+            )
         require_writable(Path(config.output).parent, "output")
     seed_everything(parts.config.seed, workers=True, verbose=False)
     options = {name: config[name] for name in ("by", "top", "batch_size", "layer")}

@@ -114,6 +114,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("compare", "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"),
         ("import albef=", "'albef' has no value yet; give it as albef=PATH"),
         ("evaluate checkpoint=", "checkpoint is empty; give it as checkpoint=PATH"),
+        ("predict checkpoint=x logger=csv", "logger is no choice of this command; known: benchmark"),
         ("predict checkpoint=x overlays=3", "unknown key 'overlays'"),
         ("evaluate chekpoint=x", "did you mean 'checkpoint'?"),
         ("data", "fusionkit data cannot ''; known: convert, make"),
