@@ -64,7 +64,9 @@ def check_top_level(config: DictConfig, schema: type) -> None:
     except ValidationError as error:
         wanted = next((PLAIN.get(field.type) for field in fields(schema) if field.name == error.full_key), None)  # type: ignore[arg-type]
         reason = (
-            f" is {config[error.full_key]}, but has to be {wanted}" if wanted else f": {str(error).splitlines()[0]}"
+            f" is {config[str(error.full_key)]}, but has to be {wanted}"
+            if wanted
+            else f": {str(error).splitlines()[0]}"
         )
         raise ConfigError(f"{error.full_key}{reason}") from error
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
