@@ -38,6 +38,10 @@ def answer_own(config: DictConfig) -> None:
     if config.overlay or config.attention:
         require_writable(folder)
     if config.output:
+        if Path(config.output).is_dir():
+            raise DataError(
+                f"output={config.output} is a folder; name a file, such as output={config.output}/replies.jsonl"
+            )
         require_writable(Path(config.output).parent, "output")
     seed_everything(parts.config.seed, workers=True, verbose=False)
     options = {name: config[name] for name in ("by", "top", "batch_size", "layer")}
@@ -48,6 +52,9 @@ def answer_own(config: DictConfig) -> None:
     if config.output:
         write_records(Path(config.output), [reply.record for reply in replies])
     print_replies([reply.record for reply in replies])
+    written = {"replies": config.output, "pictures": folder if config.overlay or config.attention else None}
+    if told := [f"{what}: {where}" for what, where in written.items() if where]:
+        print("   ".join(told))
     _tell_errors(replies)
 
 

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import Any, NamedTuple
 
 from fusionkit import __version__
@@ -178,6 +179,10 @@ def load(target: str) -> Callable[..., Any]:
 
 def main() -> None:
     """The ``fusionkit`` console script."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a file's name may be no text, or none that the terminal can show
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from fusionkit.config import check_top_level
@@ -23,15 +23,19 @@ from fusionkit.reporting.record import RunRecord
 from fusionkit.reporting.side_by_side import examples
 from fusionkit.schemas import CompareConfig
 
+NO_RUNS = "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"
+
 
 def compare(config: DictConfig) -> None:
     """Print the tables, and write ``table.md``, ``table.csv``, ``plots/*.png`` and ``index.html``."""
+    if OmegaConf.is_missing(config, "runs"):
+        raise ConfigError(NO_RUNS)
     check_top_level(config, CompareConfig)
     for key, least in (("examples", 0), ("resamples", 1)):
         if config[key] < least:
             raise ConfigError(f"{key} is {config[key]}, but has to be a number from {least} up")
     if not (runs := _list("runs", config.runs)):
-        raise ConfigError("runs is empty; name folders: fusionkit compare outputs/a outputs/b")
+        raise ConfigError(NO_RUNS)
     comparison = compare_runs(
         read_runs(runs),
         config.baseline,

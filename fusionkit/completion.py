@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     """Print a shell's script, or, for that script, the words that can follow a line."""
     shell = arguments[0] if arguments else ""
     if shell == "query":
-        query(arguments[1])
+        query(" ".join(arguments[1:]))
     elif shell in SCRIPTS:
         print(SCRIPTS[shell])
     else:

@@ -62,7 +62,13 @@ def check_top_level(config: DictConfig, schema: type) -> None:
     try:
         OmegaConf.merge(OmegaConf.structured(schema), config)
     except ValidationError as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        wanted = next((PLAIN.get(field.type) for field in fields(schema) if field.name == error.full_key), None)  # type: ignore[arg-type]
+        reason = (
+            f" is {config[str(error.full_key)]}, but has to be {wanted}"
+            if wanted
+            else f": {str(error).splitlines()[0]}"
+        )
+        raise ConfigError(f"{error.full_key}{reason}") from error
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if value == "???":
             raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")

@@ -16,11 +16,18 @@ options
   --config-dir DIR  also look for configuration files in DIR
   --cfg job         print the composed configuration and stop (--resolve fills in the interpolations)"""
 
+USAGES = {  # of the commands that compose no configuration before they know more
+    "data": "VERB NAME [key=value ...]",
+    "import": "FAMILY=PATH [key=value ...]",
+    "completion": "SHELL",
+}
+
 
 def command_help(name: str, command: "Command") -> str:
     """The help page of one command."""
     operands = f" {command.operands.upper()}..." if command.operands else ""
-    parts = [f"usage: fusionkit {name} [options]{operands} [key=value ...]", command.summary]
+    usage = USAGES.get(name, f"[options]{operands} [key=value ...]")
+    parts = [f"usage: fusionkit {name} {usage}", command.summary]
     if name == "data":
         parts.append("\n".join(f"{verb}: {', '.join(group_choices(verb))}" for verb in DATA_VERBS))
         parts.append("fusionkit data VERB NAME --cfg job prints the keys")

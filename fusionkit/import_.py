@@ -23,6 +23,8 @@ def run(arguments: Sequence[str]) -> int:
         first = next((text.partition("=")[0] for text in arguments if not text.startswith("-")), "")
         raise ConfigError(f"fusionkit import needs one FAMILY=PATH, not '{first}'; {suggest(first, families)}")
     family, _, path = named[0].partition("=")
+    if not path:
+        raise ConfigError(f"'{family}' has no value yet; give it as {family}=PATH")
     others = [text for text in arguments if text not in named]
     command = Command("import a checkpoint", "fusionkit.import_:import_checkpoint", (), "import")
     return run_app("import", command, [f"import={family}", f"path='{path}'", f"output=outputs/{family}", *others])

@@ -50,6 +50,10 @@ def _configuration(error: Exception, groups: Iterable[str]) -> ConfigError | Non
     if isinstance(error, MissingConfigException):
         return _missing_file(error)
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            return ConfigError(
+                f"'{error.override}' says no key; write KEY={error.override}, without spaces around the ="
+            )
         reason = next(line for line in error.message.splitlines() if "Error parsing override" not in line)
         return ConfigError(
             f"override '{error.override}' cannot be read ({reason}); write key=value, and quote odd characters"
@@ -63,7 +67,7 @@ def _configuration(error: Exception, groups: Iterable[str]) -> ConfigError | Non
     if isinstance(error, OmegaConfBaseException):
         return ConfigError(f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error))
     if isinstance(error, ConfigCompositionException | SearchPathException) and error.__cause__ is None:
-        return _composition(str(error))
+        return _composition(str(error), groups)
     return None
 
 
@@ -88,10 +92,16 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError, groups: Iterable[
     return ConfigError(f"unknown key '{key}' in {parent or 'the configuration'}; {suggest(key, known)}")
 
 
-def _composition(message: str) -> ConfigError:
+def _composition(message: str, known: Iterable[str]) -> ConfigError:
     if group := re.search(r"Could not override '([^']+)'\. No match in the defaults list", message):
         groups = [path.name for path in conf_dir().iterdir() if path.is_dir()]
+        if group[1] in groups:
+            return ConfigError(f"{group[1]} is no choice of this command; {suggest(group[1], known)}")
         return ConfigError(f"unknown group '{group[1]}' in a defaults list; {suggest(group[1], groups)}")
+    if group := re.search(r"You must specify '([^']+)'", message):
+        return ConfigError(
+            f"'{group[1]}' has no value yet; give it as {group[1]}=NAME, {suggest('', group_choices(group[1]))}"
+        )
     if value := re.search(r"Ambiguous value for argument '([^']+)'", message):
         return ConfigError(f"'{value[1]}' names several values; write [a,b] for a list, or add -m to run each in turn")
     return ConfigError(" ".join(message.split()))

@@ -19,9 +19,6 @@ from fusionkit.training.launch import evaluation_options
 def predict(config: DictConfig) -> None:
     """Predict, in as many processes as ``config.devices``; with an ``image``, answer what is asked about it."""
     check_top_level(config, PredictConfig)
-    for key in ("logger", "overlays"):
-        if config.get(key):  # an empty group leaves no key
-            raise ConfigError(f"{key} is about scores, and predict makes none; leave it out, or use fusionkit evaluate")
     if config.image is not None:
         return answer_own(config)
     for key in (*ASKED, "by", "output", "overlay", "attention"):

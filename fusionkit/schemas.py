@@ -37,8 +37,8 @@ class TrainConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """The top level of ``fusionkit evaluate`` and ``predict``; what lies below the sections is the checkpoint's to know."""
+class RestoreConfig:
+    """What ``fusionkit evaluate`` and ``predict`` share; what lies below the sections is the checkpoint's to know."""
 
     checkpoint: str = MISSING
     split: Any = None
@@ -50,6 +50,12 @@ class EvaluateConfig:
     trainer: Any = MISSING
     benchmark: Any = None
     root: str = MISSING
+
+
+@dataclass
+class EvaluateConfig(RestoreConfig):
+    """The top level of ``fusionkit evaluate``."""
+
     overlays: int = 0
     resamples: int = MISSING
     seed: int = MISSING
@@ -57,7 +63,7 @@ class EvaluateConfig:
 
 
 @dataclass
-class PredictConfig(EvaluateConfig):
+class PredictConfig(RestoreConfig):
     """The top level of ``fusionkit predict``; with an ``image`` the rest of these keys count."""
 
     image: str | None = None

@@ -16,6 +16,7 @@ from fusionkit.evaluation.run import splits_of
 from fusionkit.rank import run_in_ranks
 from fusionkit.reporting.joining import home_of
 from fusionkit.schemas import EvaluateConfig
+from fusionkit.training.folder import evaluation_folder
 from fusionkit.training.launch import Parts, bare_trainer
 from fusionkit.training.objectives import active_objectives
 from fusionkit.training.restore import load_parts
@@ -34,7 +35,7 @@ def share(job: str, config: DictConfig) -> None:
 def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, Path]:
     """The parts of ``config.checkpoint``, and where what is made of them goes.
 
-    What the run itself would write goes to its folder; anything else to ``evaluation`` in it, so that it replaces nothing.
+    What the run itself would write goes to its folder; anything else to one in it, so that it replaces nothing.
     """
     check_top_level(config, schema)
     overrides = {name: config[name] for name in STORED}
@@ -51,7 +52,7 @@ def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, P
     seed_everything(parts.config.seed, workers=True, verbose=False)
     home = home_of(Path(config.checkpoint))
     is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
-    folder = Path(config.output_dir or (home if is_own else home / "evaluation"))
+    folder = Path(config.output_dir) if config.output_dir else home if is_own else evaluation_folder(home, config)
     require_writable(folder)
     options = parts.config.evaluation.options
     if options.get("cache") is None:

@@ -68,7 +68,7 @@ def test_the_options_of_every_family_fit_its_plan(name: str) -> None:
     [
         (["+sourcess=1"], "unknown key 'sourcess' at the top level of the configuration; "),
         (["+seeed=1"], "did you mean 'seed'?"),
-        (["seed=many"], "seed: Value 'many' of type 'str' could not be converted to Integer"),
+        (["seed=many"], "seed is many, but has to be a whole number"),
         (["data=real_small"], "'data.root' has no value yet; give it as data.root=VALUE"),
     ],
 )

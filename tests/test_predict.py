@@ -169,7 +169,7 @@ def test_a_folder_is_answered_but_for_what_cannot_be_read(world: Path, tmp_path:
         (["image=r.npz", "question=x"], 1, "r.npz is of another kind than the checkpoint was trained on, which reads pixels"),
         (["image=gone.jsonl"], 1, "gone.png does not exist; of 2 requests 1 could not be answered"),
         (["overlay=true"], 2, "overlay is given, but no image to ask about; add image=PICTURE"),
-        (["image=a.png", "question=x", "overlays=2"], 2, "overlays is about scores, and predict makes none"),
+        (["image=a.png", "question=x", "overlays=2"], 2, "unknown key 'overlays'"),
         (["question=x"], 2, "question is given, but no image to ask about; add image=PICTURE"),
     ],
 )  # fmt: skip

@@ -136,4 +136,4 @@ def test_an_evaluation_is_a_run_of_its_own_beside_the_training(world: Path) -> N
 
 def test_predict_has_nothing_to_log(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["predict", "checkpoint=any.ckpt", "logger=wandb"]) == 2
-    assert "logger is about scores, and predict makes none" in capsys.readouterr().err
+    assert "logger is no choice of this command; known: benchmark" in capsys.readouterr().err

@@ -63,5 +63,5 @@ def draw_curve(curve: Sequence[dict[str, float]], title: str) -> Figure:
         axes.set_xticks(places, [f"{point['k']:g}" for point in curve])
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("%")
-    panels[1].legend(loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")  # hides no point
     return figure

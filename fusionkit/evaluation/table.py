@@ -43,7 +43,7 @@ def details_table(details: Mapping[str, Mapping[str, Any]]) -> Table:
         suffix for suffix in GUESSERS if any(f"_{suffix}" in str(about["guesses"]) for about in details.values())
     ]
     table = Table(title="scores in %, ranks from 1", title_justify="left", header_style="bold")
-    table.add_column("benchmark")
+    table.add_column("benchmark", overflow="fold")
     for title in ("score", "95% interval", *(GUESSERS[suffix] for suffix in suffixes)):
         table.add_column(title, justify="right")
     for label, about in details.items():

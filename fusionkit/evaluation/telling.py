@@ -22,7 +22,8 @@ def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
 def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked, and the reply to it."""
     if "error" in record:
-        return [("", f"error: {record['error']}")]
+        asked = [f"{word}: {record[word]}" for word in TELLING if word in record]
+        return [("   ".join(asked), f"error: {record['error']}")]
     rows = [(f"{word}: {record[word]}", tell(record)) for word, tell in TELLING.items() if word in record]
     return rows + ([("caption", record["caption"])] if "caption" in record else [])
 

@@ -1,6 +1,7 @@
 """The folder of a run: nothing that is there is lost unless the user says so, nothing is made before the run can start."""
 
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluation.records import require_writable
+from fusionkit.evaluation.records import require_writable, write_text
 from fusionkit.training.launch import Parts
 from fusionkit.training.restore import read_checkpoint
 
@@ -45,7 +46,7 @@ def prepare_folder(config: DictConfig) -> None:
     require_writable(folder)
     if config.overwrite and checkpoints(config):
         print(f"replacing the earlier run in {folder}", flush=True)
-        for path in (folder / name for name in CONTENT):
+        for path in (*(folder / name for name in CONTENT), *folder.glob("evaluation_*")):
             if path.exists():
                 shutil.rmtree(path)
     for name in SCORES:  # a run that goes on is not finished any more, and its scores will be others
@@ -67,7 +68,27 @@ def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
         "run": OmegaConf.to_container(parts.config, resolve=True),
     }
     (folder / "details.json").unlink(missing_ok=True)
-    (folder / "evaluation.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_text(folder / "evaluation.yaml", yaml.safe_dump(content, sort_keys=False))
+
+
+def evaluation_folder(home: Path, config: DictConfig) -> Path:
+    """``evaluation`` in the run's folder or, where that holds scores of something else, evaluation_2 and so on."""
+    asked = _asked(OmegaConf.to_container(config, resolve=True))
+    folders = (home / ("evaluation" if number == 1 else f"evaluation_{number}") for number in count(1))
+    return next(folder for folder in folders if _kept(folder) in (None, asked))
+
+
+def _kept(folder: Path) -> dict[str, Any] | None:
+    path = folder / "evaluation.yaml"
+    return _asked(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _asked(evaluation: Any) -> dict[str, Any]:
+    """What an evaluation scores, of its configuration."""
+    return {
+        "checkpoint": Path(evaluation["checkpoint"]).name,
+        **{key: evaluation.get(key) or None for key in ("split", "sources", "benchmark", "data", "evaluation")},
+    }
 
 
 def is_finished(config: DictConfig) -> bool:

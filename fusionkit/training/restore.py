@@ -27,6 +27,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises DataError for any other file. Executes no code of the file.
     """
+    if str(path) == "":
+        raise ConfigError("checkpoint is empty; give it as checkpoint=PATH")
     path = Path(path)
     if is_directory(path):
         config, state = read_directory(path)
@@ -39,9 +41,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition(". ")[0].splitlines()[:1] or [type(error).__name__]
         raise DataError(
-            f"checkpoint {path} cannot be read: it is truncated or no checkpoint at all ({reason})"
+            f"checkpoint {path} cannot be read: it is truncated or no checkpoint at all ({reason[0]})"
         ) from error
     if not isinstance(content, dict) or not {"fusionkit", "state_dict"} <= content.keys():
         keys = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__

@@ -1,4 +1,5 @@
 import math
+import os
 
 import pytest
 
@@ -62,3 +63,9 @@ def test_bad_lines(tmp_path, line):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="no predictions at"):
         read_records(tmp_path / "x.jsonl")
+
+
+def test_a_name_that_is_no_utf8_is_written_and_read_back(tmp_path):
+    record = {"image": os.fsdecode(b"caf\xe9.jpg"), "answer": "größer"}
+    write_records(tmp_path / "replies.jsonl", [record])
+    assert read_records(tmp_path / "replies.jsonl") == [record]

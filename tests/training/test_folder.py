@@ -8,9 +8,15 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.training.folder import is_finished, keep_evaluation, prepare_folder
+from fusionkit.training.folder import evaluation_folder, is_finished, keep_evaluation, prepare_folder
 
-LEFT = ("checkpoints/last.ckpt", "samples/shapes_vqa.jsonl", "evaluation/metrics.json", "cache/shapes/batch_000000.pt")
+LEFT = (
+    "checkpoints/last.ckpt",
+    "samples/shapes_vqa.jsonl",
+    "evaluation/metrics.json",
+    "evaluation_2/metrics.json",
+    "cache/shapes/batch_000000.pt",
+)
 
 
 @pytest.fixture
@@ -44,3 +50,23 @@ def test_an_evaluation_has_no_intervals_of_the_one_before(folder: Path) -> None:
     assert not (folder / "details.json").exists()
     kept = yaml.safe_load((folder / "evaluation.yaml").read_text())
     assert (kept["run"], kept["parameters"], kept["split"]) == ({"name": "a"}, 3, "val")
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({}, "evaluation"),
+        ({"devices": 2}, "evaluation"),  # the same scores
+        ({"split": "test"}, "evaluation_2"),
+        ({"data": {"root": "other"}}, "evaluation_3"),
+        ({"benchmark": {"vqav2": {"name": "vqav2"}}}, "evaluation_3"),
+        ({"checkpoint": "run/checkpoints/last.ckpt"}, "evaluation_3"),
+    ],
+)
+def test_an_evaluation_never_replaces_another(tmp_path: Path, change: dict[str, Any], name: str) -> None:
+    asked = {"checkpoint": "run/checkpoints/best.ckpt", "split": "val", "data": {}, "devices": 1}
+    for folder, split in (("evaluation", "val"), ("evaluation_2", "test")):
+        (tmp_path / folder).mkdir()
+        kept = asked | {"checkpoint": "/elsewhere/run/checkpoints/best.ckpt", "split": split, "run": {}}
+        (tmp_path / folder / "evaluation.yaml").write_text(yaml.safe_dump(kept))
+    assert evaluation_folder(tmp_path, OmegaConf.create(asked | change)) == tmp_path / name
