@@ -18,7 +18,7 @@ from fusionkit.data.refcoco import RefCOCO
 from fusionkit.data.regions import Detections, pad_regions, read_regions
 from fusionkit.data.source import Source
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.training.launch import _check_images
+from fusionkit.training.checks import check_images
 from tests.data.worlds import IDS, captions, instances, refs, write_json, write_photos, write_refs
 from tests.toys import toy_model
 
@@ -199,9 +199,9 @@ def test_photos_are_no_regions(tmp_path: Path) -> None:
 
 def test_an_encoder_of_pixels_refuses_regions(tmp_path: Path) -> None:
     data = region_data(tmp_path)
-    _check_images("told", data, toy_model(regions=True).image_encoder)
+    check_images("told", data, toy_model(regions=True).image_encoder)
     with pytest.raises(ConfigError, match="TimmEncoder reads pixel_values, but source 'told' has regions"):
-        _check_images("told", data, toy_model().image_encoder)
+        check_images("told", data, toy_model().image_encoder)
 
 
 def encoded(array: np.ndarray) -> str:
