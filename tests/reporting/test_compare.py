@@ -257,7 +257,7 @@ def test_a_sweep_is_compared_by_one_command(evaluations: Path, capsys: Capture) 
         ("{0}/a {0}/c metrics=[shapes/vqa_acc]", 2, "did you mean 'shapes/vqa_accuracy'?"),
         ("{0}/unfinished", 1, "unfinished has no scores; finish it, or evaluate it"),
         ("runs=3", 2, "runs is 3, but has to be a list"),
-        ("runs=[]", 2, "runs is empty"),
+        ("runs=[]", 2, "there are no runs to compare"),
         ("{0}/a resamples=0", 2, "resamples is 0"),
     ],
 )
