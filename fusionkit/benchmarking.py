@@ -17,6 +17,7 @@ from fusionkit.data.source import Source
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.baselines import Tokenize
+from fusionkit.evaluation.by_matching import ByMatching
 from fusionkit.evaluation.judging import scores_of
 from fusionkit.evaluation.prediction import predict_source
 from fusionkit.evaluation.published import Published, Scored, judge, write_scores
@@ -115,7 +116,8 @@ def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[A
     options = evaluation_options(parts.config)
     for benchmark in benchmarks:
         chosen = tasks[benchmark.name]
-        helpers = {"itm": parts.tasks["itm"]} if "itc" in chosen and "itm" in parts.tasks else {}
+        has_contrast = "itc" in chosen and not isinstance(chosen["itc"], ByMatching)
+        helpers = {"itm": parts.tasks["itm"]} if has_contrast and "itm" in parts.tasks else {}
         for split in benchmark.splits:
             found = predict_source(parts.model, chosen | helpers, datamodule, benchmark.name, split, device, options)
             if rank() > 0:
@@ -130,7 +132,7 @@ def tasks_for(benchmark: Published, tasks: Mapping[str, Task[Any]]) -> dict[str,
         name: next((own for own in (name, *benchmark.instead.get(name, ())) if own in tasks), None)
         for name in benchmark.measures
     }
-    found = {name: tasks[own] for name, own in places.items() if own is not None}
+    found = {name: stand_in(name, own, tasks[own]) for name, own in places.items() if own is not None}
     if not found:
         wanted = " or ".join(f"'{name}'" for name in benchmark.measures)
         raise ConfigError(
@@ -138,6 +140,11 @@ def tasks_for(benchmark: Published, tasks: Mapping[str, Task[Any]]) -> dict[str,
             f"{suggest(next(iter(benchmark.measures)), tasks)}"
         )
     return found
+
+
+def stand_in(name: str, own: str, task: Task[Any]) -> Any:
+    """The task as the benchmark's ``name`` wants it: one that matches ranks every pair in the place of "itc"."""
+    return ByMatching(task) if name == "itc" != own else task
 
 
 def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, Mapping[str, Task[Any]]]) -> DataModule:

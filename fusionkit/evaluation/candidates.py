@@ -15,6 +15,10 @@ class Ranking(NamedTuple):
     items: Tensor  # (Q, M) int64
     scores: Tensor  # (Q, M)
 
+    def first(self, depth: int) -> "Ranking":
+        """The ``depth`` best of each."""
+        return Ranking(self.items[:, :depth], self.scores[:, :depth])
+
 
 def best(scores: Tensor, depth: int) -> Ranking:
     """The ``depth`` best columns of each row of scores (Q, N); equal ones in the order of the columns."""

@@ -5,7 +5,7 @@ Several processes take the batches in turns, each batch as one process would see
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects, rank, world_size
 from fusionkit.errors import ConfigError, suggest
-from fusionkit.evaluation.candidates import best
+from fusionkit.evaluation.by_matching import ByMatching
+from fusionkit.evaluation.candidates import Ranking, best
 from fusionkit.evaluation.encodings import Encodings, digest, encodings_in, weights_digest
 from fusionkit.evaluation.progress import Bar, Progress, show_progress
 from fusionkit.evaluation.records import RERANKED, Records
@@ -98,30 +99,48 @@ def predict_source(
     """The records of every task over one split, by task name; features come back ranked (``list_records``).
 
     With both an "itc" and an "itm" task the ranking of "itc" is there a second time, re-ranked, as "itc_reranked".
+    A ``ByMatching`` in the place of "itc" ranks by the logits of all pairs.
     """
     samples = datamodule.samples(source, role)
-    pairing = Pairing.of(samples)
-    is_reranked = {"itc", "itm"} <= tasks.keys() and options.reranking.k > 0 and bool(pairing.caption_ids)
+    pairing, depth = Pairing.of(samples), max(DEPTH, options.reranking.k)
+    matcher, settings = _matching(tasks, pairing, options.reranking)
     folder = None
-    if is_reranked and options.cache is not None:
+    if matcher is not None and options.cache is not None:
         folder = cache_folder(model, tasks, datamodule, source, role, device, options)
     with (
-        encodings_in(folder) if is_reranked else nullcontext() as encodings,
+        encodings_in(folder) if matcher is not None else nullcontext() as encodings,
         evaluating(model, tasks.values(), device, options),
         show_progress(options.quiet or rank() > 0) as progress,
     ):
         predictions = _predict_all(model, tasks, datamodule, source, role, device, encodings, progress)
+
+        def match(sim: Tensor, rankings: tuple[Ranking, Ranking], title: str) -> Records:
+            assert encodings is not None
+            count = len(datamodule.eval_loader(source, role))
+            reranker = Reranker(model, matcher, encodings, count, pairing, settings, device)
+            by_text, by_image = reranker(sim, *rankings, Bar(progress, f"{source} {role} {title}"))
+            return list_records(by_text.first(depth), by_image.first(depth), pairing)
+
+        if isinstance(tasks.get("itc"), ByMatching) and encodings is not None:
+            sim = torch.zeros(len(pairing.caption_ids), len(pairing.image_ids))
+            predictions["itc"] = match(sim, (best(sim, settings.k), best(sim.T, settings.k)), "all pairs")
         for name in [name for name, records in predictions.items() if has_features(records)]:
             sim = similarities(predictions[name], samples)
-            depth = max(DEPTH, options.reranking.k)
             rankings = best(sim, depth), best(sim.T, depth)
             predictions[name] = list_records(*rankings, pairing)
             if name == "itc" and encodings is not None:
-                count = len(datamodule.eval_loader(source, role))
-                reranker = Reranker(model, tasks["itm"], encodings, count, pairing, options.reranking, device)
-                again = reranker(sim, *rankings, Bar(progress, f"{source} {role} re-ranking"))
-                predictions[name + RERANKED] = list_records(*again, pairing)
+                predictions[name + RERANKED] = match(sim, rankings, "re-ranking")
     return predictions
+
+
+def _matching(tasks: Mapping[str, Task[Any]], pairing: Pairing, settings: Reranking) -> tuple[Any, Reranking]:
+    """The task that scores pairs, or None, and how: all pairs by its logit where there is no contrastive ranking."""
+    if not pairing.caption_ids:
+        return None, settings
+    if isinstance(by_matching := tasks.get("itc"), ByMatching):
+        most = max(len(pairing.caption_ids), len(pairing.image_ids))
+        return by_matching.matcher, replace(settings, k=most, rule="itm")
+    return tasks.get("itm") if "itc" in tasks and settings.k > 0 else None, settings
 
 
 def cache_folder(

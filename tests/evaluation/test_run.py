@@ -10,6 +10,7 @@ from torch import nn
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.benchmarks import MATCHING, RETRIEVAL, VQA
+from fusionkit.evaluation.by_matching import ByMatching
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.evaluation.records import read_records
 from fusionkit.evaluation.reranking import Reranking
@@ -182,6 +183,19 @@ def test_a_source_is_encoded_once_and_scored(data, tasks):
     assert predictions.keys() == {"itc", "itc_reranked", "itm", "vqa", "mine"}
     assert json.loads(json.dumps(predictions)) == predictions
     assert len(predictions["itc_reranked"]) == 3 * NUM_IMAGES
+
+
+def test_without_contrast_every_pair_is_ranked_by_matching(data, tasks):
+    chosen = {"itc": ByMatching(tasks["itm"]), "vqa": tasks["vqa"]}
+    metrics, predictions = evaluate_source(FakeModel(), chosen, data, "toy", "test", CPU, QUIET)
+    assert (metrics["text_to_image_r1"], metrics["image_to_text_r1"], metrics["vqa_accuracy"]) == (100, 100, 100)
+    assert predictions.keys() == {"itc", "vqa"}
+    by_text = [record for record in predictions["itc"] if "caption_id" in record]
+    assert len(by_text) == 2 * NUM_IMAGES
+    assert len(predictions["itc"]) == 3 * NUM_IMAGES
+    for record in by_text:  # all images, by their distance
+        assert sorted(record["image_ids"]) == list(range(NUM_IMAGES))
+        assert record["scores"] == [-abs(record["caption_id"] // 10 - image) for image in record["image_ids"]]
 
 
 def test_a_second_evaluation_finds_what_the_first_encoded(data, tasks, tmp_path):

@@ -26,6 +26,7 @@ RECIPES = {  # its benchmark, and a metric that it has; those of UNITER read reg
     "albef_nlvr2": ("nlvr2", "test1/consistency"),
     "blip_captioning": ("coco_caption", "bleu_4"),
     "uniter_refcoco": ("refcoco", "testA/acc50"),
+    "uniter_retrieval": ("flickr30k_retrieval", "text_to_image_r1"),
     "uniter_vqa": ("vqav2", "accuracy"),
     "xvlm_grounding": ("refcoco+", "testB/acc75"),
 }
