@@ -80,7 +80,7 @@ COMMANDS = {
         (
             "outputs/a outputs/b baseline=a",
             "multirun/fusion_study group_seeds=true baseline=late metrics=['*/vqa_accuracy']",
-            "'outputs/*/evaluation' output_dir=outputs/benchmarks",
+            "'outputs/*/evaluation*' output_dir=outputs/benchmarks",
             "outputs/a/logs/wandb/offline-run-*",
         ),
         "compare",
