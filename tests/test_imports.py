@@ -32,7 +32,7 @@ RULES = {
     "fusion": TENSORS | {"fusionkit.fusion"},
     "checkpoints/directory": TENSORS | {"safetensors"},
     "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory", "huggingface_hub"},
-    "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source"},
+    "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source", "fusionkit.checkpoints.classes"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
     "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS

@@ -21,11 +21,11 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
+from fusionkit.checkpoints.classes import to_theirs
 from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, require_start, rows, run_of, started
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, vit_keys
 from fusionkit.errors import ConfigError
-from fusionkit.tasks.entailment import LABELS
 
 Sizes = Mapping[str, Any]
 RELU_HEAD = {"_target_": "fusionkit.tasks.heads.relu", "_partial_": True}
@@ -39,6 +39,11 @@ class Kind(NamedTuple):
     options: Mapping[str, Any]  # of the tasks, over those of conf/task
 
 
+CLASSES = {  # dataset/ve_dataset.py, nlvr_dataset.py; models/model_pretrain.py gives 1 to a true pair
+    "itm": ("mismatch", "match"),
+    "entailment": ("contradiction", "neutral", "entailment"),
+    "nlvr2": ("False", "True"),
+}
 PAIRED = {"nlvr2": {"_target_": "fusionkit.tasks.nlvr2.JointNLVR2", "_partial_": True, "head": RELU_HEAD}}
 KINDS = {
     "pretrain": Kind(("itc", "itm", "mlm"), {}),
@@ -112,6 +117,7 @@ def plan(
         else keys(name, lower, fusion["num_layers"], decoder["num_layers"]),
         left_out=POSITION_IDS | LEFT_OUT.get(f"start of {start}" if start else name, {}),
         added=added(name, has_contrast=source.has("vision_proj."), has_head=source.has("cls_head.")),
+        classes=CLASSES,
         ids=ids,
     )
 
@@ -119,7 +125,7 @@ def plan(
 def kind_of(source: Source) -> str:
     """Which of the published models it is."""
     if source.has("cls_head."):
-        return "ve" if rows(source, "cls_head.2.weight") == len(LABELS) else "nlvr"
+        return "ve" if rows(source, "cls_head.2.weight") == len(CLASSES["entailment"]) else "nlvr"
     signs = {"text_decoder.": "vqa", "ta_head.": "assignment", "idx_queue": "retrieval"}
     return next((name for sign, name in signs.items() if source.has(sign)), "pretrain")
 
@@ -232,7 +238,7 @@ def to_published(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict
     lower, upper = config["text_encoder"]["config"]["num_hidden_layers"], config["fusion"].get("num_layers", 0)
     ours_alone = added(name)
     theirs = {part: tensor for part, tensor in state.items() if part not in ours_alone}
-    published, foreign = invert(theirs, keys(name, lower, upper, decoder))
+    published, foreign = invert(to_theirs(theirs, CLASSES), keys(name, lower, upper, decoder))
     if foreign:
         raise ConfigError(
             f"layout=albef: ALBEF has nothing like {', '.join(foreign[:3])}; only its own architecture fits it"

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusionkit.checkpoints.classes import Classes, to_ours
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError
 
@@ -48,6 +49,7 @@ class Plan:
     ``left_out`` why a published tensor is not used, by a regular expression of the whole name.
     ``added``    what is ours alone, by our name: a function of its shape.
     ``ids``      of the special tokens: cls, sep, pad, mask.
+    ``classes``  what the outputs of each head with fixed classes stand for there, in their order.
     ``answers``  the answer vocabulary by id, for a checkpoint with a classifier over answers.
     ``tokenizer`` the published one, by its name on the hub.
     """
@@ -60,6 +62,7 @@ class Plan:
     left_out: Mapping[str, str]
     ids: Mapping[str, int]
     added: Mapping[str, Callable[[torch.Size], Tensor]] = field(default_factory=dict)
+    classes: Classes = field(default_factory=dict)
     answers: Sequence[str] = ()
     tokenizer: str = "bert-base-uncased"
 
@@ -84,7 +87,7 @@ def convert(source: Source, plan: Plan, expected: Mapping[str, Tensor]) -> dict[
     joined = {name: _joined(source, name, parts, expected.get(name)) for name, parts in named.items()}
     joined |= {name: make(expected[name].shape) for name, make in plan.added.items() if name in expected}
     _require_all(source, joined, expected)
-    return {name: joined[name].to(expected[name].dtype) for name in expected}
+    return to_ours({name: joined[name].to(expected[name].dtype) for name in expected}, plan.classes)
 
 
 def _renamed(

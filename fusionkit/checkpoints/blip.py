@@ -36,6 +36,7 @@ TASKS = {  # by kind
     "vqa": ("vqa_decoder",),
     "caption": ("captioning",),
 }
+CLASSES = {"itm": ("mismatch", "match")}  # models/blip_pretrain.py gives 1 to a true pair
 STARTS = ("vqa", "caption")  # whose fine-tuning begins with the decoder of pre-training
 MOMENTUM = r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..*|(image|text)_queue|queue_ptr|itm_head\..*"
 NOT_STARTED = {  # by kind
@@ -47,7 +48,7 @@ NOT_STARTED = {  # by kind
 MARKS = '.!"()*#:;~'
 CLEAN = {"_target_": "fusionkit.data.cleaning.Clean", "words": 30, "removed": "", "spaced": MARKS}
 CLEAN_QUESTIONS = CLEAN | {"words": 50, "removed": MARKS, "spaced": ""}
-CLASSES = {  # of transformers
+SAVED = {  # by class of transformers
     "BlipForImageTextRetrieval": "retrieval",
     "BlipForQuestionAnswering": "vqa",
     "BlipForConditionalGeneration": "caption",
@@ -80,7 +81,7 @@ def plan(
     bert = dict(bert) | {"vocab_size": bert["vocab_size"] + len(appended), "type_vocab_size": 0}
     tower: dict[str, str] = {}
     if source.config is not None:
-        of_class(source, CLASSES)
+        of_class(source, SAVED)
         sizes = sizes_of(source.config)
         tower = tower_activation(source.config["vision_config"]["hidden_act"])
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
@@ -117,6 +118,7 @@ def plan(
         keys=keys(name, bert["num_hidden_layers"]) + transformers_vit_keys("vision_model.", "model.", vit["depth"]),
         left_out=POSITION_IDS | (NOT_STARTED[name] if start else {}),
         added={} if start else added(name, is_taught),
+        classes=CLASSES,
         ids={token: number for token, number in ids.items() if number is not None},
     )
 

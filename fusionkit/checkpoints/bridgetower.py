@@ -30,6 +30,7 @@ TASKS = {  # by class
     "BridgeTowerForMaskedLM": ["mlm"],
     "BridgeTowerModel": ["itm"],
 }
+CLASSES = {"itm": ("mismatch", "match")}  # labels: 1 is a text of the image
 NAMES = {
     "vision_model.visual.embeddings.patch_embedding.": f"{IMAGE}patch_embed.proj.",
     "vision_model.visual.ln_pre.": f"{IMAGE}norm_pre.",
@@ -105,6 +106,7 @@ def plan(
         left_out=LEFT_OUT
         | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
         added=NO_CONTRAST if prefix else NO_HEAD,
+        classes=CLASSES,
         ids=ids,
         tokenizer="roberta-base",
     )

@@ -54,6 +54,7 @@ ALONE = {
     "layernorm.": "model.fusion.norm.",
     "pooler.dense.": "model.fusion.pool.dense.0.",
 }
+CLASSES = {"itm": ("mismatch", "match")}  # itm_labels: 1 is a text of the image
 # what leads images and words into the third transformer where it stands alone: their embeddings, of its width
 NEW: Mapping[str, Callable[[torch.Size], Tensor]] = {
     f"{IMAGE}class_token": started,
@@ -127,6 +128,7 @@ def plan(
         },
         keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS) + WORD_HEAD)],
         left_out=LEFT_OUT if is_bare else LEFT_OUT | OTHER_POOLER,
+        classes=CLASSES,
         ids=ids,
     )
 
@@ -160,6 +162,7 @@ def multimodal_plan(
         ],
         left_out={},
         added={**NEW, **NO_HEAD},
+        classes=CLASSES,
         ids=ids,
     )
 

@@ -45,6 +45,7 @@ TASKS = {  # by class
     "LxmertForQuestionAnswering": ("vqa",),
     "LxmertModel": ("itm",),
 }
+CLASSES = {"itm": ("mismatch", "match")}  # matched_label: 1 is a sentence of the image
 LEFT_OUT = POSITION_IDS | {
     r"obj_predict_head\..*": "the detector's objects, attributes and features told of hidden regions, a task that is not ours"
 }
@@ -80,6 +81,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         keys=keys_of(sizes, "" if is_bare else "lxmert."),
         left_out=LEFT_OUT,
         added=NO_HEAD if is_bare else NO_CONTRAST,
+        classes=CLASSES,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "answer_head.logit_fc.3.weight")) if heads else (),
     )

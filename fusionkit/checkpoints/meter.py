@@ -48,6 +48,11 @@ HEADS = {
     "nlvr2": "nlvr2_classifier.",
     "entailment": "snli_classifier.",
 }
+CLASSES = {  # meter/modules/objectives.py, meter/utils/write_snli.py, write_nlvr2.py
+    "itm": ("mismatch", "match"),
+    "nlvr2": ("False", "True"),
+    "entailment": ("contradiction", "neutral", "entailment"),
+}
 CLIP_TOWER = {  # OpenAI's names: timm's
     "conv1.": "patch_embed.proj.",
     "ln_pre.": "norm_pre.",
@@ -113,6 +118,7 @@ def plan(
         ],
         left_out=LEFT_OUT | swin_buffers("vit_model.") | before_ranking(source, r"itm_score\."),
         added=NO_CONTRAST if found else NO_HEAD,
+        classes=CLASSES,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight")) if "vqa" in heads else (),
         tokenizer="roberta-base" if text["model_type"] == "roberta" else "bert-base-uncased",

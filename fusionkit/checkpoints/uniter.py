@@ -69,7 +69,12 @@ HEADS = {
     "grounding_regions": "re_output.",
     "nlvr2_paired": "attn1.",
 }
-ENTAILMENT_LABELS = 3
+CLASSES = {  # data/itm.py, prepro.py; VE_ENT2IDX of utils/misc.py
+    "itm": ("mismatch", "match"),
+    "nlvr2": ("False", "True"),
+    "nlvr2_paired": ("False", "True"),
+    "entailment": ("contradiction", "entailment", "neutral"),
+}
 HIDING = {r"uniter\.img_embeddings\.mask_embedding\.weight": "what stands in for hidden regions, in pre-training alone"}
 
 
@@ -90,7 +95,7 @@ def plan(
     keys = [*renamed(NAMES), RANKING, *network_keys(bert), *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")]
     if source.has("vqa_output."):
         outputs = rows(source, "vqa_output.3.weight")
-        task = "entailment" if outputs == ENTAILMENT_LABELS else "vqa"
+        task = "entailment" if outputs == len(CLASSES["entailment"]) and answers is None else "vqa"
         tasks[task] = classifier("gelu_norm", source, "vqa_output.", eps=bert["layer_norm_eps"])
         keys += [Key("vqa_output.", f"tasks.{task}.head.")]
     if source.has("nlvr2_output.") and "nlvr2_paired" not in tasks:
@@ -123,6 +128,7 @@ def plan(
         keys=keys,
         left_out=POSITION_IDS | before_ranking(source, r"itm_output\.") | ({} if "mrm" in tasks else HIDING),
         added=NO_HEAD if is_bare else NO_CONTRAST,
+        classes=CLASSES,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "vqa_output.3.weight")) if "vqa" in tasks else (),
         tokenizer="bert-base-cased",

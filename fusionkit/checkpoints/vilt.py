@@ -8,6 +8,7 @@ from typing import Any
 
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.bert import POSITION_IDS, text_config, word_head
+from fusionkit.checkpoints.classes import named_classes
 from fusionkit.checkpoints.runs import (
     EMBEDDINGS,
     NO_CONTRAST,
@@ -57,6 +58,7 @@ BLOCK: dict[str, str | tuple[str, ...]] = {
     "mlp.fc2.": "feed_forward.2.",
 }
 HEADS = {"itm": "itm_score.", "mlm": "mlm_score.", "vqa": "vqa_classifier.", "nlvr2": "nlvr2_classifier."}
+CLASSES = {"itm": ("mismatch", "match"), "nlvr2": ("False", "True")}  # vilt/modules/objectives.py, write_nlvr2.py
 
 TRANSFORMERS_NAMES = {
     "embeddings.text_embeddings.": EMBEDDINGS,
@@ -119,6 +121,7 @@ def plan(
         keys=[Key(types, "model.fusion.entry.types", change=repeated), *keys],
         left_out=LEFT_OUT | before_ranking(source, r"itm_score\."),
         added=NO_CONTRAST if any(heads.values()) or source.has(RANKING.theirs) else NO_HEAD,
+        classes=CLASSES | ({"nlvr2": named_classes(source, "nlvr2", CLASSES["nlvr2"])} if "nlvr2" in heads else {}),
         ids=ids,
         answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight")) if "vqa" in heads else (),
     )

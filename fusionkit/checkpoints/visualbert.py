@@ -35,6 +35,7 @@ TASKS = {  # by class
     "VisualBertForQuestionAnswering": ("vqa",),
     "VisualBertModel": ("itm",),
 }
+CLASSES = {"itm": ("match", "mismatch")}  # sentence_image_labels: 0 is a sentence of the image, as in BERT
 QUESTIONS = {"_target_": "fusionkit.data.cleaning.Ending"}
 POOLER = {r"visual_bert\.pooler\..*": "question answering reads the state before [SEP], not the pooled one"}
 
@@ -71,6 +72,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         keys=keys_of(sizes, "" if is_bare else "visual_bert.", is_vqa),
         left_out=POSITION_IDS | (POOLER if is_vqa else {}),
         added=NO_HEAD if is_bare else NO_CONTRAST,
+        classes=CLASSES,
         ids=ids,
         answers=answers_of(source, answers, rows(source, "cls.weight")) if is_vqa else (),
     )

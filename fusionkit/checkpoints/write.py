@@ -48,6 +48,7 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
     }
     content = artifacts_of(config, network.model, words, plan.answers or None) | {"ids": dict(plan.ids)}
     origin["left_out"] = dict(plan.left_out)
+    origin["classes"] = {task: list(names) for task, names in plan.classes.items() if task in config.task}
     texts = {f"experiment/{EXPERIMENT}.yaml": experiment_file(plan, folder, config.tokenizer)}
     if plan.has_named_answers:
         texts["answers.json"] = json.dumps(plan.answers)

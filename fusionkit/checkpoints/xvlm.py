@@ -37,6 +37,7 @@ HEADS = {  # by task, what only a checkpoint with it has
     "grounding": "bbox_head.",
     "nlvr2": "cls_head.",
 }
+CLASSES = {"itm": ("mismatch", "match"), "nlvr2": ("False", "True")}  # models/xvlm.py, dataset/nlvr_dataset.py
 NORM_GELU = {"_target_": "fusionkit.tasks.heads.norm_gelu", "_partial_": True}
 VIEW_ENCODER = {"_target_": "fusionkit.encoders.views.ViewEncoder"}
 
@@ -84,6 +85,7 @@ def plan(
         ],
         left_out=POSITION_IDS | swin_buffers("vision_encoder."),
         added={} if "itc" in tasks else no_contrast("model"),
+        classes=CLASSES,
         ids=ids,
     )
 

@@ -16,6 +16,7 @@ from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.types import Dims, Encoded, Fused, TaskOutput, TextRows, Tokens
 
+LABELS = ("mismatch", "match")  # what the two logits of a pair stand for
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
 
 
@@ -48,7 +49,7 @@ class ITM(Task[CaptionBatch]):
         self.texts_per_image, self.join, self.alignment = texts_per_image, join or join_pairs, alignment
         if alignment is not None:
             self.needs = self.needs | {"text", "image"}  # type: ignore[misc]
-        self.head = head(dims.pooled_size, 2)
+        self.head = head(dims.pooled_size, len(LABELS))
         asks = self.negatives.by_teacher or self.negatives.teacher_threshold is not None
         self.distils = asks  # type: ignore[misc]  # only to draw the negatives is a teacher asked at all
 

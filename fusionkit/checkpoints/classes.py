@@ -1,0 +1,57 @@
+"""What the outputs of heads with fixed classes mean, here and in published checkpoints, and their order by meaning."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from fusionkit.checkpoints.source import Source
+from fusionkit.errors import DataError
+from fusionkit.tasks import entailment, itm, nlvr2
+
+Classes = Mapping[str, Sequence[str]]
+"""By task, the class that each output of a head stands for, by its name here."""
+OURS: Classes = {
+    "itm": itm.LABELS,
+    "nlvr2": nlvr2.LABELS,
+    "nlvr2_paired": nlvr2.LABELS,
+    "entailment": entailment.LABELS,
+}
+
+
+def to_ours(state: Mapping[str, Tensor], theirs: Classes) -> dict[str, Tensor]:
+    """The state, by our names in the order of our modules, with the last layers of heads put from their order into ours."""
+    return _reordered(state, theirs, OURS)
+
+
+def to_theirs(state: Mapping[str, Tensor], theirs: Classes) -> dict[str, Tensor]:
+    """The inverse of ``to_ours``."""
+    return _reordered(state, OURS, theirs)
+
+
+def _reordered(state: Mapping[str, Tensor], given: Classes, wanted: Classes) -> dict[str, Tensor]:
+    found = dict(state)
+    for task in given.keys() & wanted.keys():
+        order = [list(given[task]).index(label) for label in wanted[task]]
+        for place in (f"tasks.{task}.head.", f"teacher.heads.{task}."):
+            names = [name for name in state if name.startswith(place)]
+            last = names[-1].rpartition(".")[0] if names else None
+            found |= {name: state[name][order] for name in names if name.rpartition(".")[0] == last}
+    return found
+
+
+def named_classes(source: Source, task: str, published: Sequence[str]) -> Sequence[str]:
+    """The classes of a head as the saved ``id2label`` orders them, as published where it has no names ("LABEL_0").
+
+    Raises DataError for names that are not those of the task.
+    """
+    labels = (source.config or {}).get("id2label") or {}
+    if not isinstance(labels, dict) or any(str(label).startswith("LABEL_") for label in labels.values()) or not labels:
+        return published
+    known = {label.lower(): label for label in OURS[task]}
+    told = [str(labels.get(str(number))).lower() for number in range(len(labels))]
+    if sorted(told) != sorted(known):
+        raise DataError(
+            f"{source.path}: id2label in config.json names {', '.join(map(str, labels.values()))}, but the classes of {task} are "
+            f"{', '.join(OURS[task])}; name them so"
+        )
+    return [known[label] for label in told]
