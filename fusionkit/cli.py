@@ -179,6 +179,9 @@ def load(target: str) -> Callable[..., Any]:
 
 def main() -> None:
     """The ``fusionkit`` console script."""
+    # Read when torch is imported: threads that spin while they wait for others take the processor from whom they wait for,
+    # where another program has it too (benchmarks/README.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(
             errors="backslashreplace"

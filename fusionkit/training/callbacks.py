@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 
 from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, suggest
@@ -67,8 +68,14 @@ class StopAfter(Callback):
         self._started = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        is_over = trainer.strategy.broadcast(self.fraction() >= 1) if self.minutes else False
-        if is_over or trainer.global_step >= trainer.estimated_stepping_batches:
+        is_over = bool(trainer.strategy.broadcast(self.fraction() >= 1)) if self.minutes else False
+        last = trainer.estimated_stepping_batches
+        if is_over and trainer.global_step < last and not trainer.should_stop:
+            rank_zero_warn(
+                f"the training ends after {self.minutes:g} minutes (scheduler.max_minutes), at step {trainer.global_step} of "
+                f"{last:g}: on another machine it would be another; a budget that is the same everywhere is trainer.max_steps"
+            )
+        if is_over or trainer.global_step >= last:
             trainer.should_stop = True
             if trainer.check_val_every_n_epoch is not None:
                 trainer.check_val_every_n_epoch = 1  # the last epoch is validated, whatever its number

@@ -69,13 +69,20 @@ class Slow(Callback):
 
 def test_stops_when_the_time_is_over_and_counts_the_time_before_a_resume(tmp_path):
     stop = StopAfter(minutes=0.12 / 60)
-    run = fit(tmp_path, fake_module(), callbacks=[stop, Slow()], max_epochs=100)
+    with pytest.warns(UserWarning, match=r"ends after 0.002 minutes \(scheduler.max_minutes\), at step [123] of 600:"):
+        run = fit(tmp_path, fake_module(), callbacks=[stop, Slow()], max_epochs=100)
     assert 1 <= run.global_step <= 3
     assert "val/mean" in run.callback_metrics
     assert stop.fraction() >= 1
     resumed = StopAfter(minutes=1)
     resumed.load_state_dict({"seconds": 30.0})
     assert resumed.fraction() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_run_that_reaches_its_last_step_is_not_cut_short(tmp_path, recwarn):
+    run = fit(tmp_path, fake_module(), callbacks=[StopAfter(minutes=10)], max_steps=2, max_epochs=-1)
+    assert run.global_step == 2
+    assert not [warning for warning in recwarn if "max_minutes" in str(warning.message)]
 
 
 def test_throughput_counts_the_images_of_all_sources(tmp_path):
