@@ -13,7 +13,6 @@ from rich.console import Console
 from fusionkit.config import check_top_level
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluation.records import write_text
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_plots import draw, panels
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
@@ -22,6 +21,7 @@ from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
 from fusionkit.reporting.side_by_side import examples
 from fusionkit.schemas import CompareConfig
+from fusionkit.storage import write_text
 
 NO_RUNS = "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"
 

@@ -8,6 +8,7 @@ import yaml
 from hydra.utils import get_object
 
 from fusionkit.config import conf_dir, group_choices
+from fusionkit.storage import write_text
 from fusionkit.training.checks import PARTS, lacking
 
 START, END = "<!-- fusions and tasks, written by make matrix -->\n", "<!-- end of fusions and tasks -->\n"
@@ -40,4 +41,4 @@ def _target(group: str, name: str) -> Any:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1])
-    path.write_text(write_into(path.read_text()))
+    write_text(path, write_into(path.read_text()))

@@ -22,6 +22,7 @@ from omegaconf.errors import (
 
 from fusionkit.config import conf_dir, first_cause, group_choices
 from fusionkit.errors import ConfigError, UserError, suggest
+from fusionkit.storage import refused
 
 
 def translate(error: Exception, groups: Iterable[str] = ()) -> UserError | None:
@@ -35,6 +36,8 @@ def translate(error: Exception, groups: Iterable[str] = ()) -> UserError | None:
     for link in chain:  # our own sentence, however deeply a library has wrapped it
         if isinstance(link, UserError):
             return link
+        if isinstance(link, OSError) and (refusal := refused(link)):
+            return refusal
     if _is_refused_by_lightning(chain[-1]):
         return ConfigError(f"trainer: {_first_line(chain[-1])}")
     if isinstance(error, InstantiationException | TypeError):

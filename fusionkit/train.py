@@ -27,6 +27,7 @@ from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.ranks import is_rank
 from fusionkit.training.restore import initialise, load_weights, read_checkpoint, start_from
+from fusionkit.training.saving import LAST
 from fusionkit.training.summary import print_run
 from fusionkit.training.watch import Watch
 from fusionkit.training.weights import require_fit
@@ -61,15 +62,18 @@ def train(config: DictConfig) -> float | None:
         if is_main:
             print(f"started from {config.checkpoint}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     module.build_optimizer()  # what cannot work is told before anything in the folder is changed
-    if is_main and (last := resume_from(config)):
+    last = resume_from(config)
+    if is_main and last:
         require_fit(module.state_dict(), read_checkpoint(last)["state_dict"], last)
+        if last.name != LAST:
+            print(f"{last.with_name(LAST)} cannot be read; going on from {last.name}", flush=True)
     if is_main and not config.trainer.fast_dev_run:
         prepare_folder(config)
     try:
         log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True), parts.parameters)  # type: ignore[arg-type]
         if is_main:
             print_run(parts, trainer)
-        fit(trainer, module, parts)
+        fit(trainer, module, parts, last)
         leave()
         if trainer.is_global_zero and not config.trainer.fast_dev_run:
             evaluate(trainer, module, parts)
@@ -79,10 +83,10 @@ def train(config: DictConfig) -> float | None:
         finish()
 
 
-def fit(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
-    """Train; a Ctrl-C says how to go on."""
+def fit(trainer: Trainer, module: TrainingModule, parts: Parts, last: Path | None) -> None:
+    """Train, on from the last checkpoint if there is one; a Ctrl-C says how to go on."""
     try:
-        trainer.fit(module, datamodule=parts.datamodule, ckpt_path=resume_from(parts.config), weights_only=True)
+        trainer.fit(module, datamodule=parts.datamodule, ckpt_path=last, weights_only=True)
     except SystemExit:  # what Lightning makes of a Ctrl-C
         if not trainer.interrupted:
             raise

@@ -267,8 +267,8 @@ def test_a_file_that_is_no_checkpoint_is_named(world: Path, tmp_path: Path, caps
     torch.save({"model": {}}, tmp_path / "foreign.ckpt")
     torch.save({"fusionkit": {}, "state_dict": {}, "code": os.system}, tmp_path / "pickled.ckpt")
     for name, words in (
-        ("half", "is truncated or no checkpoint at all"),
-        ("text", "is truncated or no checkpoint at all"),
+        ("half", "is truncated, damaged or no such file at all"),
+        ("text", "is truncated, damaged or no such file at all"),
         ("foreign", "was not written by fusionkit train: it holds model"),
         ("pickled", "cannot be read"),
     ):

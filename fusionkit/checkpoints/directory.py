@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.storage import atomic_folder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -30,38 +30,38 @@ def write_directory(
 ) -> None:
     """Write a checkpoint, whole or not at all; raises ConfigError where the folder holds something already.
 
-    The hash of the weights stands in the configuration. ``texts`` are further files by their path in the folder.
+    The hashes of the weights and of the configuration itself stand in it. ``texts`` are further files by their path in the
+    folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"output={folder} is there already; choose another output=FOLDER")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as half_made:
-            weights, content = Path(half_made) / WEIGHTS, dict(config)
-            save_file({name: tensor.detach().clone().contiguous() for name, tensor in state.items()}, weights)
-            content["sha256"] = {WEIGHTS: sha256(weights)}
-            (Path(half_made) / CONFIG).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            for name, text in texts.items():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_text(text, encoding="utf-8")
-            folder.mkdir(exist_ok=True)
-            for name in (WEIGHTS, CONFIG):  # the configuration last: without it the folder is no checkpoint
-                (Path(half_made) / name).replace(folder / name)
-    except OSError as error:
-        raise DataError(
-            f"output={folder} cannot be written to ({error.strerror}); choose another output=FOLDER"
-        ) from error
+    with atomic_folder(folder, "make room, or choose another output=FOLDER") as half_made:
+        try:
+            tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
+            save_file(tensors, half_made / WEIGHTS)
+        except SafetensorError as error:  # its words for an error of the file
+            raise OSError(str(error)) from error
+        plain = json.loads(json.dumps(config))  # as it is read back
+        hashes = {WEIGHTS: sha256(half_made / WEIGHTS), CONFIG: _digest(plain)}
+        content = json.dumps({**plain, "sha256": hashes}, indent=1) + "\n"
+        for name, text in {CONFIG: content, **texts}.items():
+            (half_made / name).parent.mkdir(parents=True, exist_ok=True)
+            (half_made / name).write_text(text, encoding="utf-8")
 
 
 def read_directory(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration and the tensors; DataError where one of them cannot be read or is not what was written."""
     config = read_json(folder / CONFIG)
-    expected = config.get("sha256", {}).get(WEIGHTS)
-    if "fusionkit" not in config or expected is None:
+    if "fusionkit" not in config or "sha256" not in config:
         raise DataError(f"{folder} was not written by fusionkit; bring it over first: fusionkit import FAMILY={folder}")
-    if sha256(folder / WEIGHTS) != expected:
+    expected = config.pop("sha256")
+    before = {WEIGHTS: sha256(folder / WEIGHTS)}  # an earlier version's
+    found = before | {CONFIG: _digest(config)}
+    if expected not in (found, before):
+        expected = expected if isinstance(expected, dict) else {}
+        changed = next((name for name in found if expected.get(name, found[name]) != found[name]), CONFIG)
         raise DataError(
-            f"{folder / WEIGHTS} is not the file that was written (another sha256); import or export it again"
+            f"{folder / changed} is not the file that was written (another sha256); import or export it again"
         )
     return config, read_safetensors(folder / WEIGHTS)
 
@@ -84,6 +84,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, but has to hold an object")
     return content
+
+
+def _digest(config: Mapping[str, Any]) -> str:
+    """The hash of what a configuration says, in whatever layout."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

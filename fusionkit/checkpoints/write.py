@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
@@ -20,6 +19,7 @@ from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer
 from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.tensor_files import save_tensors
 from fusionkit.training.artifacts import artifacts_of
 
 Planner = Callable[[Source], Plan]
@@ -97,13 +97,7 @@ def write_published(path: Path, pretrained: Pretrained, layout: Callable[..., di
         raise ConfigError(f"output={path} is there already; choose another output=FILE")
     config: Any = OmegaConf.to_container(pretrained.config)
     state: Mapping[str, Tensor] = layout(pretrained.module.state_dict(), config)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": dict(state)}, path)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"output={path} cannot be written ({str(error).splitlines()[0]}); choose another output=FILE"
-        ) from error
+    save_tensors({"model": dict(state)}, path, advice="make room, or choose another output=FILE")
 
 
 def upload(folder: Path, repository: str) -> str:

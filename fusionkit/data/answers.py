@@ -9,6 +9,7 @@ from pathlib import Path
 from fusionkit.data.files import read_json
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.vqa import normalize_answer
+from fusionkit.storage import write_text
 
 PUBLISHED_MIN_COUNT = 9
 """Keeps 3,129 answers of VQA v2 train and val (ViLT's write_vqa.py, UNITER's ans2label.json)."""
@@ -84,7 +85,7 @@ class AnswerVocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write the answers as a JSON list, which `load` reads."""
-        Path(path).write_text(json.dumps(self.answers, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(Path(path), json.dumps(self.answers, indent=0, ensure_ascii=False) + "\n")
 
     def scores(self, answers: Sequence[str]) -> dict[int, float]:
         """Soft targets in 0..1 by index, from the people's answers to one question; other answers have none."""

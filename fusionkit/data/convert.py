@@ -11,6 +11,7 @@ import numpy as np
 
 from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.storage import atomic_write
 
 # the columns of a line, by their number: bottom-up attention's own, and LXMERT's
 COLUMNS = {
@@ -52,7 +53,8 @@ def convert_uniter(lmdb: str, root: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     names = lmdb_keys(store)
     for name in names:
-        (folder / Path(name).name).with_suffix(".npz").write_bytes(stored_bytes(store / name))
+        with atomic_write((folder / Path(name).name).with_suffix(".npz")) as file:
+            file.write(stored_bytes(store / name))
     return len(names)
 
 
@@ -82,7 +84,8 @@ def _save(folder: Path, name: str, row: Mapping[str, str], path: Path) -> None:
     }
     if "conf" in row:
         arrays["conf"] = _array(row, "conf", count, path)[:, 0]
-    np.savez(folder / f"{_file_name(name, row['image_id'])}.npz", **arrays)
+    with atomic_write(folder / f"{_file_name(name, row['image_id'])}.npz") as file:
+        np.savez(file, **arrays)
 
 
 def _whole(row: Mapping[str, str], column: str, path: Path) -> int:

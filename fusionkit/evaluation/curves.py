@@ -8,8 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from fusionkit.data.sample import Sample
-from fusionkit.evaluation.records import Record, Records, write_atomically, write_text
+from fusionkit.evaluation.records import Record, Records
 from fusionkit.evaluation.retrieval import score_ranking
+from fusionkit.storage import atomic_write, write_text
 
 LISTED = 32  # items of a list that R@10 is read off; the rest of it is left out
 WAYS = {"text_to_image": "text to image", "image_to_text": "image to text"}
@@ -46,7 +47,8 @@ def rerank_fewer(first: Record, again: Record, k: int) -> Record:
 def write_curve(curve: Sequence[dict[str, float]], title: str, stem: Path) -> None:
     """Write ``<stem>.json`` and ``<stem>.png``."""
     write_text(stem.with_name(f"{stem.name}.json"), json.dumps(curve, indent=1) + "\n")
-    write_atomically(stem.with_name(f"{stem.name}.png"), lambda path: draw_curve(curve, title).savefig(path, dpi=120))
+    with atomic_write(stem.with_name(f"{stem.name}.png")) as file:
+        draw_curve(curve, title).savefig(file, dpi=120)
 
 
 def draw_curve(curve: Sequence[dict[str, float]], title: str) -> Figure:

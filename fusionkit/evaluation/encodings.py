@@ -1,7 +1,6 @@
 """One split's encoded batches on disk, a file each: written once, read by later passes, other processes and later runs."""
 
 import hashlib
-import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 
 from fusionkit import __version__
 from fusionkit.distributed import barrier, from_rank_zero
-from fusionkit.errors import DataError
-from fusionkit.evaluation.records import write_atomically
+from fusionkit.storage import remove_leftovers
+from fusionkit.tensor_files import is_whole, read_tensors, save_tensors
 from fusionkit.types import Batch, Encoded, Tokens
+
+ADVICE = "make room, or name another folder as evaluation.options.cache=FOLDER"
 
 
 class Encodings:
@@ -27,12 +28,18 @@ class Encodings:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
 
     def path(self, number: int) -> Path:
         return self.folder / f"batch_{number:06}.pt"
 
     def has(self, number: int) -> bool:
-        return self.path(number).is_file()
+        """Whether the batch is there; one that is damaged is told, and made anew."""
+        path = self.path(number)
+        if path.is_file() and not is_whole(path):
+            print(f"{path} is damaged; it is made anew", flush=True)
+            return False
+        return path.is_file()
 
     def save(self, number: int, batch: Batch, encoded: Encoded) -> None:
         """Keep a batch on any device; raises DataError where the disk is full."""
@@ -44,23 +51,14 @@ class Encodings:
             "text": {kind: tuple(tokens) for kind, tokens in encoded.text.items()},
             "text_feats": encoded.text_feats,
         }
-        try:
-            write_atomically(self.path(number), lambda path: torch.save(_copied(content), path))
-        except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"{self.folder} cannot hold the encoded images and texts ({str(error).splitlines()[0]}); make room, or "
-                "name another folder as evaluation.options.cache=FOLDER"
-            ) from error
+        save_tensors(_copied(content), self.path(number), advice=ADVICE)
 
     def load(self, number: int) -> tuple[dict[str, Any], Encoded]:
         """A batch's ``image_ids`` and each kind's ``ids``, and its encodings, mapped from the file into the CPU's memory.
 
         Only what is read of them takes memory.
         """
-        try:
-            content = torch.load(self.path(number), mmap=True, weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise DataError(f"{self.path(number)} cannot be read; remove it, and it is made anew") from error
+        content = read_tensors(self.path(number), mmap=True)
         text = {kind: Tokens(*tokens) for kind, tokens in content["text"].items()}
         image = Tokens(*content["image"])
         return content["ids"], Encoded(image, None, content["image_feats"], text, content["text_feats"])

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fusionkit.data.images import CorruptImage, decode
 from fusionkit.errors import DataError
-from fusionkit.evaluation.records import write_atomically
+from fusionkit.storage import atomic_write
 
 GREEN, RED, GREY, BLACK, PAPER, MOUNT = "#1a7f37", "#c62828", "#57606a", "#1f2328", "#ffffff", "#eef0f2"
 COLUMNS, ROWS = 6, 4  # cells of a sheet
@@ -88,7 +88,8 @@ def draw_sheet(sheet: Sheet, title: str, path: Path) -> None:
     for band, left in [(head, 0), *((row, MARGIN) for row in rows)]:
         canvas.paste(band, (left, top))
         top += band.height
-    write_atomically(path, canvas.save)
+    with atomic_write(path) as file:
+        canvas.save(file, "PNG")
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, max_lines: int) -> list[str]:

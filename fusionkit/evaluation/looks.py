@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fusionkit import saliency
-from fusionkit.evaluation.records import write_atomically
 from fusionkit.saliency import Score
+from fusionkit.storage import atomic_write
 from fusionkit.types import TextRows, Tokens
 
 
@@ -32,7 +32,8 @@ class Look:
         """An npz file: ``words`` (W,), ``attention`` and, where there is one, ``gradcam``."""
         arrays: dict[str, Any] = {"words": np.array(self.words, dtype=str), "attention": self.attention}
         arrays |= {} if self.gradcam is None else {"gradcam": self.gradcam}
-        write_atomically(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
 
 
 def look(

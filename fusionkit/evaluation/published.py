@@ -10,9 +10,10 @@ from fusionkit.data.sample import Reader, Sample
 from fusionkit.errors import DataError
 from fusionkit.evaluation.form import check_predictions
 from fusionkit.evaluation.judging import Judged, Measure, scores_of
-from fusionkit.evaluation.records import Record, merge_metrics, write_metrics, write_records, write_text
+from fusionkit.evaluation.records import Record, merge_metrics, write_metrics, write_records
 from fusionkit.evaluation.submission import Submission
 from fusionkit.evaluation.uncertainty import LEVEL, intervals
+from fusionkit.storage import write_text
 
 
 @dataclass(frozen=True)

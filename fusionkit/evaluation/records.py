@@ -2,13 +2,13 @@
 
 import codecs
 import json
-import os
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 from fusionkit.errors import DataError
+from fusionkit.storage import remove_leftovers, write_text
 
 RERANKED = "_reranked"  # how the name of a task's second predictions ends, which are then the ones that are scored
 Record = dict[str, Any]
@@ -67,26 +67,7 @@ def require_writable(folder: Path, key: str = "output_dir") -> None:
         raise DataError(
             f"{key}={folder} cannot be written to ({error.strerror}); choose another {key}=FOLDER"
         ) from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary neighbour of ``path`` and rename it, so that no half-written file is ever read."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")  # keeps the suffix, which picture writers look at
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; bytes of a file's name that are no UTF-8 become the escapes that JSON reads them from."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-
-    write_atomically(path, write)
+    remove_leftovers(folder)
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -3,10 +3,8 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +13,8 @@ from fusionkit.distributed import barrier, rank, world_size
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.candidates import Candidates, Ranking, blocks, on_top
 from fusionkit.evaluation.encodings import Encodings
+from fusionkit.evaluation.logits_file import LogitsFile
 from fusionkit.evaluation.progress import Bar
-from fusionkit.evaluation.records import write_atomically
 from fusionkit.evaluation.retrieval import Pairing
 from fusionkit.types import Tokens
 
@@ -158,16 +156,17 @@ class Reranker:
         """Logits (P, 2) of all candidates, [:, 1] for a match, of which this process computes its share."""
         image_rows, text_rows = candidates.image_rows, candidates.text_rows
         name = hashlib.blake2b(candidates.pairs.numpy().tobytes(), digest_size=10).hexdigest()
-        kept = open_logits(self.folder / f"logits_{name}", len(image_rows))
+        file = LogitsFile(self.folder / f"logits_{name}", len(image_rows))
+        kept = file.read()
         own = blocks(image_rows, self.chunk, self.images_at_once())[rank() :: world_size()]
         missing = [block for block in own if kept[block].isnan().any()]
         todo, share = (sum(block.stop - block.start for block in part) for part in (missing, own))
         bar.begin(share, share - todo)
         for block in missing:
-            kept[block] = self._score(image_rows[block], text_rows[block])
+            file.write(block.start, self._score(image_rows[block], text_rows[block]))
             bar.advance(block.stop - block.start)
         barrier()
-        return kept.clone()
+        return file.read()
 
     def _score(self, image_rows: Tensor, text_rows: Tensor) -> Tensor:
         """Logits (B, 2) of the pairs of a few images."""
@@ -189,14 +188,6 @@ class Reranker:
                 return logits[:, 1] + cosine
             case _:
                 return logits[:, 1] - logits[:, 0] + cosine / self.model.temperature.item()
-
-
-def open_logits(path: Path, pairs: int) -> Tensor:
-    """The (P, 2) logits in a file that processes share, NaN where none are known yet; rank 0 makes the file."""
-    if rank() == 0 and not path.is_file():
-        write_atomically(path, lambda new: np.full((pairs, 2), np.nan, dtype=np.float32).tofile(new))
-    barrier()
-    return torch.from_file(str(path), shared=True, size=2 * pairs, dtype=torch.float32).view(pairs, 2)
 
 
 def _bytes(value: Any) -> int:

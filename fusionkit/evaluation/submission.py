@@ -9,7 +9,8 @@ from typing import Any
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json, table
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.form import Form, check_predictions
-from fusionkit.evaluation.records import Record, require_writable, write_text
+from fusionkit.evaluation.records import Record, require_writable
+from fusionkit.storage import write_text
 
 LAYOUT = "published"
 

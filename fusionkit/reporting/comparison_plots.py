@@ -16,6 +16,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from fusionkit.reporting.comparison import Comparison, Entry
 from fusionkit.reporting.styles import Style, label_ends, label_points, short, style_of
+from fusionkit.storage import atomic_write
 
 WIDTH, HEIGHT = 4.8, 3.2  # inches
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#161b22", "#e6edf3", "#30363d")}  # paper, ink, grid
@@ -51,8 +52,8 @@ def draw(panel: Panel, path: Path, theme: str = "light") -> None:
         figure, axes = plt.subplots(figsize=(WIDTH, panel.height), layout="constrained")
         figure.suptitle(panel.title, x=0.02, ha="left", fontsize=11, fontweight="bold")
         panel.draw(axes)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=170)
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=170)
         plt.close(figure)
 
 

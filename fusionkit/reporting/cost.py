@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fusionkit.balance import Step
 from fusionkit.config import register_resolvers
 from fusionkit.reporting.timing import race
+from fusionkit.storage import write_text
 from fusionkit.training.launch import build_module, build_parts
 from fusionkit.training.objectives import text_kinds
 from fusionkit.training.precision import resolve_precision
@@ -198,5 +199,4 @@ def measure(sweep: Path, tasks: Sequence[str] | None, growth: bool) -> dict[str,
 
 def write_costs(path: Path, costs: Mapping[str, Any]) -> None:
     """Write the json file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+    write_text(path, json.dumps(costs, indent=1))

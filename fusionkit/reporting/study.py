@@ -13,6 +13,7 @@ from typing import Any
 from fusionkit.reporting.statistics import exponent
 from fusionkit.reporting.study_runs import read_runs
 from fusionkit.reporting.study_table import growth_table, study_table
+from fusionkit.storage import write_text
 
 MARKERS = ("<!-- tables -->", "<!-- /tables -->")  # what a README shows between them is replaced
 TAIL = 3  # of the measured sizes, the largest ones, the exponent is taken over: small ones show the overhead
@@ -23,8 +24,7 @@ def write_study(sweep: Path, out: Path, source: str = "shapes") -> None:
     from fusionkit.reporting import study_plots
 
     runs, costs = read_runs(sweep, source), read_costs(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n", encoding="utf-8")
+    write_text(out / "results.json", json.dumps([asdict(run) for run in runs], indent=1) + "\n")
     steps, growth = costs.get("steps", {}), costs.get("growth", {})
     tables = [study_table(runs, steps)]
     study_plots.plot_quality(runs, out / "quality.png")
@@ -35,7 +35,7 @@ def write_study(sweep: Path, out: Path, source: str = "shapes") -> None:
         tables.append(growth_table(exponents, costs["theory"]))
         study_plots.plot_growth(growth, exponents, out / "growth.png")
     text = "\n".join(tables)
-    (out / "table.md").write_text(text, encoding="utf-8")
+    write_text(out / "table.md", text)
     renew(out / "README.md", text)
     print(f"{len(runs)} runs: {out}/table.md, results.json and plots")
 
@@ -64,7 +64,7 @@ def renew(readme: Path, text: str) -> None:
     begin, end = (content.find(marker) for marker in MARKERS)
     if 0 <= begin < end:
         kept = content[: begin + len(MARKERS[0])], content[end:]
-        readme.write_text(f"{kept[0]}\n\n{text}\n{kept[1]}", encoding="utf-8")
+        write_text(readme, f"{kept[0]}\n\n{text}\n{kept[1]}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

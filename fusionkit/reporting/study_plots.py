@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from fusionkit.reporting.statistics import estimate
 from fusionkit.reporting.study_runs import Run, values_of
 from fusionkit.reporting.study_table import METRICS, ranked
+from fusionkit.storage import atomic_write
 
 AXES = {"image_tokens": "image tokens (one text)", "texts_per_image": "texts of one image"}
 MEASURES = {"seconds": "forward and backward, s", "megabytes": "kept for backward, MB"}
@@ -109,5 +110,6 @@ def plot_growth(growth: Mapping[str, Any], exponents: Mapping[str, Mapping[str, 
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=110)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)

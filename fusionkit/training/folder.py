@@ -10,9 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluation.records import require_writable, write_text
+from fusionkit.evaluation.records import require_writable
+from fusionkit.storage import remove_leftovers, write_text
+from fusionkit.tensor_files import is_whole, read_tensors
 from fusionkit.training.launch import Parts
 from fusionkit.training.restore import read_checkpoint
+from fusionkit.training.saving import BEST, LAST, PREVIOUS
 
 SCORES = ("metrics.json", "details.json", "evaluation.yaml")
 CONTENT = ("checkpoints", "logs", "predictions", "samples", "curves", "gallery", "attention", "evaluation", "cache")
@@ -32,7 +35,6 @@ def check_folder(config: DictConfig) -> None:
             raise DataError(
                 f"{folder}/checkpoints holds no last.ckpt to resume from; leave resume=true out to start anew"
             )
-        read_checkpoint(folder / "checkpoints" / "last.ckpt")
     elif earlier and not config.overwrite and not config.trainer.fast_dev_run:
         raise ConfigError(
             f"{folder} already holds a run ({earlier[0].name}); add resume=true to go on with it, overwrite=true to replace "
@@ -44,6 +46,7 @@ def prepare_folder(config: DictConfig) -> None:
     """Make the folder and keep the configuration in it; with ``overwrite`` the files of an earlier run go first."""
     folder = Path(config.output_dir)
     require_writable(folder)
+    remove_leftovers(folder / "checkpoints", 0)  # which no other process writes to
     if config.overwrite and checkpoints(config):
         print(f"replacing the earlier run in {folder}", flush=True)
         for path in (*(folder / name for name in CONTENT), *folder.glob("evaluation_*")):
@@ -51,7 +54,7 @@ def prepare_folder(config: DictConfig) -> None:
                 shutil.rmtree(path)
     for name in SCORES:  # a run that goes on is not finished any more, and its scores will be others
         (folder / name).unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
 
 
 def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
@@ -122,8 +125,20 @@ def checkpoints(config: DictConfig) -> list[Path]:
 
 
 def last_checkpoint(config: DictConfig) -> Path | None:
-    """Where to resume, if there is such a place."""
-    return next((path for path in checkpoints(config) if path.name == "last.ckpt"), None)
+    """Where to resume, if there is such a place: the newest checkpoint that reads.
+
+    DataError where there are some, and none reads. The best is of the run's last steps at times, but of none without others.
+    """
+    folder = Path(config.output_dir) / "checkpoints"
+    last, *others = (folder / name for name in (LAST, PREVIOUS, BEST))
+    if not last.is_file() and not others[0].is_file():
+        return None
+    if last.is_file() and is_whole(last):
+        return last
+    readable = [path for path in others if path.is_file() and is_whole(path)]
+    if not readable:
+        read_checkpoint(last if last.is_file() else others[0])  # says what is wrong with it
+    return max(readable, key=lambda path: read_tensors(path, mmap=True).get("global_step", 0))
 
 
 def resume_from(config: DictConfig) -> Path | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,7 @@ from fusionkit.training.checks import (
 )
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
+from fusionkit.training.saving import WholeCheckpoints
 from fusionkit.types import Dims
 
 NOTICES = (  # of libraries, about what is meant to be so here
@@ -176,7 +178,10 @@ def spell(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]
 def build_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer with our callbacks and loggers; writes nothing yet."""
     loggers = [] if config.trainer.fast_dev_run else build_loggers(config)
-    return bare_trainer(config, callbacks=build_callbacks(config), logger=loggers or False)
+    trainer = bare_trainer(config, callbacks=build_callbacks(config), logger=loggers or False)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not the user's own, or one of shards
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+    return trainer
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

@@ -1,13 +1,10 @@
 """Rebuilds model, tasks and data from a checkpoint alone; the files of pretrained weights are not needed again."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
@@ -15,6 +12,7 @@ from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.config import check_arguments, check_objectives
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.tensor_files import read_tensors
 from fusionkit.training.artifacts import tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
 from fusionkit.training.weights import require_fit
@@ -38,13 +36,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         near = sorted(str(found) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for found in place.glob(pattern))
         hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
         raise DataError(f"checkpoint {path} {fault}; {hint}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).partition(". ")[0].splitlines()[:1] or [type(error).__name__]
-        raise DataError(
-            f"checkpoint {path} cannot be read: it is truncated or no checkpoint at all ({reason[0]})"
-        ) from error
+    content = read_tensors(path)
     if not isinstance(content, dict) or not {"fusionkit", "state_dict"} <= content.keys():
         keys = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
         raise DataError(f"checkpoint {path} was not written by fusionkit train: it holds {keys}")

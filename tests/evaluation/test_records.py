@@ -8,7 +8,6 @@ from fusionkit.evaluation.records import (
     merge_metrics,
     merge_records,
     read_records,
-    write_atomically,
     write_metrics,
     write_records,
 )
@@ -18,19 +17,6 @@ def test_written_records_are_read_back(tmp_path):
     records = [{"question_id": 1, "answer": "é\u2028\n"}, {"image_id": "a", "scores": [0.1, 2]}]
     write_records(tmp_path / "new" / "x.jsonl", records)
     assert read_records(tmp_path / "new" / "x.jsonl") == records
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    write_records(tmp_path / "x.jsonl", [{"question_id": 1}])
-
-    def fail(path):
-        path.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(tmp_path / "x.jsonl", fail)
-    assert read_records(tmp_path / "x.jsonl") == [{"question_id": 1}]
-    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 
 
 def test_shards_merge_by_identity():

@@ -177,17 +177,25 @@ def test_other_candidates_are_not_mistaken_for_these(tmp_path):
     assert not first[0].equal(again[0])
 
 
-def test_a_batch_that_was_written_by_half_is_named(tmp_path):
+def test_a_batch_that_is_damaged_is_named_and_made_anew(tmp_path, capsys):
     model, _ = toy_matching()
     encodings, _ = keep(model, tmp_path)
-    encodings.path(1).write_bytes(encodings.path(1).read_bytes()[:99])
-    with pytest.raises(DataError, match=r"batch_000001\.pt cannot be read; remove it"):
-        encodings.load(1)
+    path = encodings.path(1)
+    whole = path.read_bytes()
+    for damaged in (whole[:99], whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"batch_000001\.pt cannot be read: it is truncated, damaged"):
+            encodings.load(1)
+        assert not encodings.has(1)
+        assert capsys.readouterr().out == f"{path} is damaged; it is made anew\n"
+    assert encodings.has(0)
+    assert not encodings.has(1000)
+    assert not capsys.readouterr().out
 
 
 def test_a_full_disk_names_the_option(tmp_path, monkeypatch):
-    def fail(content, path):
-        raise OSError("no space left on device")
+    def fail(content, file):
+        raise OSError(28, "no space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
     image = Tokens(torch.zeros(1, 2, 3), None, torch.zeros(1, 3))
