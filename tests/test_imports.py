@@ -33,7 +33,9 @@ RULES = {
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
     "checkpoints/directory": TENSORS | {"fusionkit.storage", "safetensors"},
-    "checkpoints/source": TENSORS | {"fusionkit.checkpoints.directory", "huggingface_hub"},
+    "checkpoints/pickled": TENSORS | {"numpy"},
+    "checkpoints/source": TENSORS
+    | {"fusionkit.checkpoints.directory", "fusionkit.checkpoints.pickled", "huggingface_hub"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source", "fusionkit.checkpoints.classes"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
     "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},

@@ -22,7 +22,16 @@ from fusionkit.checkpoints.bert import (
     text_encoder,
 )
 from fusionkit.checkpoints.classes import to_theirs
-from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, require_start, rows, run_of, started
+from fusionkit.checkpoints.runs import (
+    CLEAN,
+    groups_of,
+    listed_answers,
+    no_contrast,
+    require_start,
+    rows,
+    run_of,
+    started,
+)
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, vit_keys
 from fusionkit.errors import ConfigError
@@ -75,11 +84,12 @@ def plan(
     alpha: float,
     ids: Mapping[str, int],
     start: str | None = None,
+    answers: str | None = None,
 ) -> Plan:
     """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width.
 
     ``start`` makes of one of pre-training what its fine-tuning begins with: for VQA the answer decoder is the fusion and the LM
-    head (``VQA.py``), for NLVR2 each fusion layer stands twice (``Pretrain_nlvr.py``).
+    head (``VQA.py``), for NLVR2 each fusion layer stands twice (``Pretrain_nlvr.py``). ``answers`` is a file of those to rank.
     """
     shown = kind_of(source)
     name = shown if start is None else require_start(source, start, shown, STARTS)
@@ -89,8 +99,8 @@ def plan(
         fusion["_target_"] = "fusionkit.fusion.alternating_cross_attention.AlternatingCrossAttention"
     task = dict(kind.options)
     if name == "vqa":
-        answers = decoder_config(bert, decoder["num_layers"], ids["pad"])
-        task["vqa_decoder"] = {"decoder": answers, "eps": bert["layer_norm_eps"]}
+        speaker = decoder_config(bert, decoder["num_layers"], ids["pad"])
+        task["vqa_decoder"] = {"decoder": speaker, "eps": bert["layer_norm_eps"]}
     if name == "pretrain":
         task["mlm"] = {"eps": bert["layer_norm_eps"]}
     if "itc" in kind.tasks:
@@ -119,6 +129,7 @@ def plan(
         added=added(name, has_contrast=source.has("vision_proj."), has_head=source.has("cls_head.")),
         classes=CLASSES,
         ids=ids,
+        answers=listed_answers(source, answers, can_say=name == "vqa"),
     )
 
 

@@ -76,7 +76,7 @@ def convert(source: Source, plan: Plan, expected: Mapping[str, Tensor]) -> dict[
     """Our tensors from the published ones, with the names and shapes that are ``expected``.
 
     Raises DataError with the first names where a published tensor is neither used nor declared as left out, where one of
-    ours gets none, and where shapes differ.
+    ours gets none, where shapes or kinds of numbers differ, and where a number is NaN or infinite.
     """
     named, unknown = _renamed(source.state, plan, expected)
     if unknown:
@@ -87,7 +87,9 @@ def convert(source: Source, plan: Plan, expected: Mapping[str, Tensor]) -> dict[
     joined = {name: _joined(source, name, parts, expected.get(name)) for name, parts in named.items()}
     joined |= {name: make(expected[name].shape) for name, make in plan.added.items() if name in expected}
     _require_all(source, joined, expected)
-    return to_ours({name: joined[name].to(expected[name].dtype) for name in expected}, plan.classes)
+    found = {name: joined[name].to(expected[name].dtype) for name in expected}
+    _require_finite(source, {name: tensor for name, tensor in found.items() if name not in plan.added}, named)
+    return to_ours(found, plan.classes)
 
 
 def _renamed(
@@ -195,6 +197,22 @@ def _require_all(source: Source, found: Mapping[str, Tensor], expected: Mapping[
     if shapes:
         told = [f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here" for name in shapes]
         raise DataError(f"{source.path}: {_some(told, '; ')}; give its own sizes as options")
+    kinds = [name for name in expected if found[name].is_floating_point() != expected[name].is_floating_point()]
+    if kinds:
+        told = [f"{name} is {found[name].dtype} there and {expected[name].dtype} here" for name in kinds]
+        raise DataError(f"{source.path}: {_some(told, '; ')}; give the checkpoint's own weights, not quantized ones")
+
+
+def _require_finite(
+    source: Source, found: Mapping[str, Tensor], named: Mapping[str, Sequence[tuple[Key, Tensor]]]
+) -> None:
+    if bad := [name for name, t in found.items() if t.is_floating_point() and not t.isfinite().all()]:
+        theirs = " and ".join(key.theirs for key, _ in named[bad[0]])
+        others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(
+            f"{source.path} holds NaN or infinite numbers, in {theirs} ({bad[0]} of ours){others}; take a checkpoint of before "
+            "the training failed"
+        )
 
 
 def _some(names: Sequence[str], comma: str = ", ") -> str:

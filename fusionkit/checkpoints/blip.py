@@ -23,7 +23,15 @@ from fusionkit.checkpoints.bert import (
     text_config,
     text_encoder,
 )
-from fusionkit.checkpoints.runs import groups_of, no_contrast, of_class, require_start, run_of, tower_activation
+from fusionkit.checkpoints.runs import (
+    groups_of,
+    listed_answers,
+    no_contrast,
+    of_class,
+    require_start,
+    run_of,
+    tower_activation,
+)
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.vit import timm_vit, transformers_vit_keys, vit_keys
 from fusionkit.errors import ConfigError, DataError
@@ -71,10 +79,12 @@ def plan(
     ids: Mapping[str, Any],
     prompt: str,
     start: str | None = None,
+    answers: str | None = None,
 ) -> Plan:
     """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width.
 
     ``start`` makes of one of pre-training what its fine-tuning begins with: for captions the decoder alone, for VQA both.
+    ``answers`` is a file of those that VQA ranks.
     """
     appended = {"bos_DEC": bert["vocab_size"], "ENC": bert["vocab_size"] + 1}
     ids = appended | {token: number for token, number in ids.items() if number is not None}
@@ -120,6 +130,7 @@ def plan(
         added={} if start else added(name, is_taught),
         classes=CLASSES,
         ids={token: number for token, number in ids.items() if number is not None},
+        answers=listed_answers(source, answers, can_say=name == "vqa"),
     )
 
 

@@ -83,7 +83,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         added=NO_HEAD if is_bare else NO_CONTRAST,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "answer_head.logit_fc.3.weight")) if heads else (),
+        answers=answers_of(source, answers, rows(source, "answer_head.logit_fc.3.weight") if heads else 0),
     )
 
 

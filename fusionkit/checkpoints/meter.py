@@ -120,7 +120,7 @@ def plan(
         added=NO_CONTRAST if found else NO_HEAD,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight")) if "vqa" in heads else (),
+        answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight") if "vqa" in heads else 0),
         tokenizer="roberta-base" if text["model_type"] == "roberta" else "bert-base-uncased",
     )
 

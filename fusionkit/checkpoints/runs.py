@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fusionkit.checkpoints.base import Key, constant
 from fusionkit.checkpoints.bert import word_head
-from fusionkit.checkpoints.directory import read_json
 from fusionkit.checkpoints.source import Source
 from fusionkit.config import conf_dir
 from fusionkit.data import source as data_source
+from fusionkit.data.answers import read_answers
 from fusionkit.errors import ConfigError, DataError, suggest
 
 EMBEDDINGS = "model.text_encoder.backbone.embeddings."
@@ -194,18 +194,30 @@ def classifier(kind: str, source: Source, beginning: str, eps: float = 1e-5) -> 
 
 
 def answers_of(source: Source, path: str | None, count: int) -> tuple[str, ...]:
-    """The answers by id: of a json list or map of answer to id, of the labels that transformers saved, or numbers as text."""
-    labels = {str(number): label for number, label in (source.config or {}).get("id2label", {}).items()}
+    """The answers by id of a head that chooses among ``count``; 0 where there is no such head.
+
+    From a file as ``read_answers`` reads it, of the labels that transformers saved, or numbers as text. Raises ConfigError
+    for a list of another length.
+    """
+    labels = (source.config or {}).get("id2label") or {}
     if path is not None:
-        content = read_json(Path(path))
-        answers = content.get("answers") or sorted(content, key=content.__getitem__)
+        answers = listed_answers(source, path, can_say=count > 0)
         if len(answers) != count:
             raise ConfigError(f"answers={path} holds {len(answers)} answers, but the checkpoint chooses among {count}")
-    elif len(labels) == count:
-        answers = [labels[str(number)] for number in range(count)]
-    else:
-        answers = [str(number) for number in range(count)]
-    return tuple(answers)
+        return answers
+    numbers = [str(number) for number in range(count)]
+    return tuple(str(labels[number]) for number in numbers) if sorted(labels) == sorted(numbers) else tuple(numbers)
+
+
+def listed_answers(source: Source, path: str | None, can_say: bool = True) -> tuple[str, ...]:
+    """The answers that a decoder ranks, from a file; none without one. Raises ConfigError where it ``can_say`` none."""
+    if path is None:
+        return ()
+    if not can_say:
+        raise ConfigError(f"answers={path}: the checkpoint {source.path} answers no questions; leave it out")
+    if not Path(path).is_file():
+        raise DataError(f"answers={path} does not exist; give the json file of the checkpoint's answers")
+    return tuple(read_answers(Path(path)))
 
 
 def started(shape: torch.Size) -> Tensor:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, read_json, read_safetensors, sha256
+from fusionkit.checkpoints.pickled import read_pickled
 from fusionkit.errors import DataError
 
 PICKLED = "pytorch_model.bin"
 SAVED = (WEIGHTS, f"{WEIGHTS}.index.json", PICKLED, f"{PICKLED}.index.json")  # by transformers, one of
 PARTS = ("model-*.safetensors", "pytorch_model-*.bin")
-WRAPPERS = ("model", "state_dict", "module")  # what trainers put a state dict under
+WRAPPERS = ("model", "state_dict", "module", "model_state_dict")  # what trainers put a state dict under
+WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
+HOLDERS = ("model", "net", "network")  # what a LightningModule calls its model: before all names
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,13 @@ def read_source(path: str | Path) -> Source:
     """
     path = local(path)
     if (path / CONFIG).is_file() and (files := _files(path)):
-        state = {name: tensor for file in files for name, tensor in _tensors(file).items()}
+        state = plain_names(path, {name: tensor for file in files for name, tensor in _tensors(file).items()})
         hashes = [sha256(file) for file in files]
         whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         return Source(path, state, read_json(path / CONFIG), whole)
     if not path.is_file():
         raise DataError(f"{path} is no checkpoint: give a file, or a folder with {CONFIG} and {WEIGHTS}")
-    return Source(path, _tensors(path), None, sha256(path))
+    return Source(path, plain_names(path, _tensors(path)), None, sha256(path))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -87,9 +90,10 @@ def local(path: str | Path) -> Path:
 
 def _unpickled(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_pickled(path)
     except Exception as error:  # bytes that are no pickle can fail anywhere in it
-        reason = str(error).partition(". ")[0].splitlines()[:1] or [type(error).__name__]
+        said = str(error).partition("WeightsUnpickler error:")
+        reason = (said[2] or said[0]).strip().partition(". ")[0].splitlines()[:1] or [type(error).__name__]
         raise DataError(
             f"{path} cannot be read: it is truncated, no checkpoint, or holds more than tensors and plain values, which "
             f"would run its code ({reason[0]})"
@@ -97,18 +101,45 @@ def _unpickled(path: Path) -> Any:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, Tensor]:
-    for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    is_named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
-    if not is_named or not content or not all(map(_is_plain, content.values())):
-        found = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+    """The tensors of a file, without the plain values between them; DataError where they are not to be had."""
+    while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
+        content = inner[0]
+    named = content if isinstance(content, dict) else {}
+    state = {name: value for name, value in named.items() if isinstance(value, Tensor) and isinstance(name, str)}
+    if not state:
+        told = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
+        found = told or "nothing, or a model as an object: save its state_dict()"
         raise DataError(
             f"{path} holds no state dict of tensors, also not under {' or '.join(WRAPPERS)}: it holds {found}"
         )
-    return content
+    if odd := [(name, kind) for name, tensor in state.items() if (kind := _odd_kind(tensor))]:
+        raise DataError(f"{path}: {odd[0][0]} is {odd[0][1]}, not a plain tensor of numbers; save it as one")
+    return state
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor whose numbers lie there one by one."""
-    return isinstance(value, Tensor) and value.layout is torch.strided
+def _odd_kind(tensor: Tensor) -> str | None:
+    """What keeps a tensor from being read as numbers that lie there one by one, in words."""
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.layout is not torch.strided:
+        return f"of the layout {tensor.layout}"
+    if tensor.is_nested or tensor.is_meta or tensor.is_complex():
+        return "nested" if tensor.is_nested else "without numbers (meta)" if tensor.is_meta else "complex"
+    return None
+
+
+def plain_names(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names of the model itself, without those that wrappers put before or between them.
+
+    Anywhere "module." of DataParallel and DeepSpeed, "_orig_mod." of torch.compile and those of FSDP; Lightning's "model." where
+    all have it. Raises DataError where two tensors then have one name.
+    """
+    short = {name: ".".join(part for part in name.split(".") if part not in WRAPPED) for name in state}
+    while holder := next((h for h in HOLDERS if all(s.startswith(f"{h}.") for s in short.values())), None):
+        short = {name: part.removeprefix(f"{holder}.") for name, part in short.items()}
+    found: dict[str, Tensor] = {}
+    for name, part in short.items():
+        if part in found:
+            raise DataError(f"{path} holds {part} twice, once as {name}; save the unwrapped model's state dict")
+        found[part] = state[name]
+    return found

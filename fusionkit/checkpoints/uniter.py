@@ -130,7 +130,7 @@ def plan(
         added=NO_HEAD if is_bare else NO_CONTRAST,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "vqa_output.3.weight")) if "vqa" in tasks else (),
+        answers=answers_of(source, answers, rows(source, "vqa_output.3.weight") if "vqa" in tasks else 0),
         tokenizer="bert-base-cased",
     )
 

@@ -123,7 +123,7 @@ def plan(
         added=NO_CONTRAST if any(heads.values()) or source.has(RANKING.theirs) else NO_HEAD,
         classes=CLASSES | ({"nlvr2": named_classes(source, "nlvr2", CLASSES["nlvr2"])} if "nlvr2" in heads else {}),
         ids=ids,
-        answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight")) if "vqa" in heads else (),
+        answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight") if "vqa" in heads else 0),
     )
 
 

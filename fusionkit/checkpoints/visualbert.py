@@ -74,7 +74,7 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         added=NO_HEAD if is_bare else NO_CONTRAST,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "cls.weight")) if is_vqa else (),
+        answers=answers_of(source, answers, rows(source, "cls.weight") if is_vqa else 0),
     )
 
 

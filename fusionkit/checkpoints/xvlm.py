@@ -20,7 +20,7 @@ from fusionkit.checkpoints.bert import (
     text_encoder,
 )
 from fusionkit.checkpoints.clip import block_keys, image_tower, resize_table
-from fusionkit.checkpoints.runs import CLEAN, groups_of, no_contrast, run_of
+from fusionkit.checkpoints.runs import CLEAN, groups_of, listed_answers, no_contrast, run_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.swin import swin_buffers, swin_keys, swin_sizes
 
@@ -52,8 +52,12 @@ def plan(
     embed_dim: int,
     ids: Mapping[str, int],
     prompt: str,
+    answers: str | None = None,
 ) -> Plan:
-    """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width."""
+    """What a checkpoint is, with sizes as in its own configs; ``embed_dim`` is the contrastive width.
+
+    ``answers`` is a file of those that VQA ranks.
+    """
     tasks = tasks_of(source)
     is_clip = source.has("vision_encoder.class_embedding")
     lower, upper = bert["fusion_layer"], bert["num_hidden_layers"] - bert["fusion_layer"]
@@ -87,6 +91,7 @@ def plan(
         added={} if "itc" in tasks else no_contrast("model"),
         classes=CLASSES,
         ids=ids,
+        answers=listed_answers(source, answers, can_say="vqa_decoder" in tasks),
     )
 
 

@@ -69,19 +69,12 @@ class AnswerVocabulary:
 
     @classmethod
     def load(cls, path: str | Path, target: str = "leave_one_out") -> "AnswerVocabulary":
-        """A published answer list: a JSON list in index order, or an object from answer to index. Raises DataError."""
+        """A published answer list, as ``read_answers`` reads it. Raises DataError."""
         if not Path(path).is_file():
             raise DataError(
                 f"data.answers: the answer list {path} does not exist; give a JSON file, or the rule to build one by"
             )
-        content = read_json(Path(path))
-        if isinstance(content, dict) and sorted(content.values(), key=str) == sorted(range(len(content)), key=str):
-            content = sorted(content, key=content.__getitem__)
-        if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content) or not content:
-            raise DataError(
-                f"{path} is no answer list; expected a JSON list of strings, or an object from answer to index"
-            )
-        return cls(content, target)
+        return cls(read_answers(Path(path)), target)
 
     def save(self, path: str | Path) -> None:
         """Write the answers as a JSON list, which `load` reads."""
@@ -95,3 +88,25 @@ class AnswerVocabulary:
 
     def __len__(self) -> int:
         return len(self.answers)
+
+
+def read_answers(path: Path) -> list[str]:
+    """Answers in the order of their indices, each once, from a JSON file in any of the forms they are published in.
+
+    A list, a list under "answers", an object from answer to index, or one from index to answer. Raises DataError.
+    """
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("answers"), list):
+        content = content["answers"]
+    if isinstance(content, dict):
+        numbers = list(range(len(content)))
+        if {type(value) for value in content.values()} == {str} and sorted(content) == sorted(map(str, numbers)):
+            content = [content[str(number)] for number in numbers]
+        elif sorted(content.values(), key=str) == sorted(numbers, key=str):
+            content = sorted(content, key=content.__getitem__)
+    if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content) or not content:
+        raise DataError(f"{path} is no answer list; expected a JSON list of strings, or an object from answer to index")
+    if len(set(content)) < len(content):
+        twice = Counter(content).most_common(1)[0][0]
+        raise DataError(f"{path} has the answer '{twice}' twice; every answer needs one index: remove one")
+    return content

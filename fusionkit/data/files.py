@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
     try:
         with _collector_paused():
             return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not complete JSON ({error}); download it again") from error
 
 

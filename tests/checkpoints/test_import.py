@@ -211,3 +211,30 @@ def test_parts_are_joined_and_cut():
     found = convert(Source(Path("x"), state, None, ""), plan, expected)
     assert found["qk"].tolist() == [[0, 0], [1, 1]]
     assert found["value.weight"].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers(value, tmp_path, capsys):
+    def spoil(state):
+        state["itm_head.weight"] = state["itm_head.weight"].index_fill(1, torch.tensor([3]), value)
+
+    path = changed(tmp_path, spoil)
+    refuse(
+        path, "holds NaN or infinite numbers, in itm_head. (tasks.itm.head.weight of ours) and 1 more", capsys, tmp_path
+    )
+
+
+def test_numbers_that_are_too_large_here(tmp_path, capsys):
+    path = changed(tmp_path, lambda state: state.update(temp=torch.tensor(1e300, dtype=torch.float64)))
+    refuse(path, "holds NaN or infinite numbers, in temp (model.temperature of ours) and 1 more", capsys, tmp_path)
+
+
+def test_whole_numbers_for_weights(tmp_path, capsys):
+    path = changed(tmp_path, lambda state: state.update({"itm_head.weight": state["itm_head.weight"].to(torch.int8)}))
+    refuse(path, "tasks.itm.head.weight is torch.int8 there and torch.float32 here", capsys, tmp_path)
+
+
+def test_half_precision_is_read(tmp_path):
+    source = Source(Path("x"), {"a": torch.ones(2, dtype=torch.float16)}, None, "")
+    found = convert(source, Plan("x", "x", [], {}, [Key("a", "b")], {}, {}), {"b": torch.zeros(2)})
+    assert found["b"].dtype == torch.float32

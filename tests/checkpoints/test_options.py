@@ -1,6 +1,8 @@
 """What the options of an import, and the tasks of a checkpoint, make of its network and its run."""
 
+import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,10 @@ from torch import nn
 from fusionkit.checkpoints.albef import to_published
 from fusionkit.checkpoints.base import Plan
 from fusionkit.checkpoints.build import compose_plan, empty_network
+from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import word_tokenizer
-from fusionkit.errors import ConfigError
-from tests.checkpoints.published import albef, blip, xvlm
+from fusionkit.errors import ConfigError, DataError
+from tests.checkpoints.published import albef, blip, linear, meter, of_transformers, uniter, vilt, xvlm
 from tests.checkpoints.test_published_sizes import source_of
 from tests.parity.imported import planned
 from tests.toys import CONF
@@ -72,3 +75,81 @@ def test_blips_start_tokens_follow_the_vocabulary() -> None:
     assert (plan.ids["bos_DEC"], plan.ids["ENC"]) == (30522, 30523)
     with pytest.raises(ConfigError, match=r"ids\.ENC is 30524, but the text encoder embeds 30524 tokens"):
         plan_of("blip pretrain", ids={"ENC": 30524})
+
+
+FORMS = [
+    ["yes", "no", "0"],
+    {"answers": ["yes", "no", "0"]},
+    {"no": 1, "0": 2, "yes": 0},
+    {"1": "no", "0": "yes", "2": "0"},
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_are_read_in_every_form_that_they_are_published_in(form: Any, tmp_path: Path) -> None:
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps(form))
+    assert AnswerVocabulary.load(path).answers == ["yes", "no", "0"]
+    source = source_of(vilt("vqa") | linear("vqa_classifier.3", 3, 1536))
+    assert planned("vilt", {"answers": str(path)})(source).answers == ("yes", "no", "0")
+    path.write_text(json.dumps(planned("vilt", {"answers": str(path)})(source).answers))  # as import itself writes them
+    assert planned("vilt", {"answers": str(path)})(source).answers == ("yes", "no", "0")
+
+
+DECODERS = {
+    "albef": (partial(albef, "vqa"), albef),
+    "blip": (partial(blip, "vqa"), blip),
+    "xvlm": (partial(xvlm, "vqa"), xvlm),
+}
+CLASSIFIERS = {
+    "vilt": (partial(vilt, "vqa"), vilt),
+    "meter": (partial(meter, "vqa"), meter),
+    "uniter": (partial(uniter, "vqa"), uniter),
+}
+
+
+@pytest.mark.parametrize("family", DECODERS | CLASSIFIERS)
+def test_every_family_takes_a_list_of_answers_for_vqa_alone(family: str, tmp_path: Path) -> None:
+    answering, other = (DECODERS | CLASSIFIERS)[family]
+    path, count = tmp_path / "answers.json", 3129 if family in CLASSIFIERS else 5
+    path.write_text(json.dumps([f"word {number}" for number in range(count)]))
+    plan = planned(family, {"answers": str(path)})(source_of(answering()))
+    assert len(plan.answers) == count
+    assert plan.has_named_answers
+    with pytest.raises(ConfigError, match="answers no questions; leave it out"):
+        planned(family, {"answers": str(path)})(source_of(other()))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 20000, "not complete JSON"),
+        ('["a", "a"]', "has the answer 'a' twice"),
+        ("[1, 2]", "is no answer list"),
+        ('{"a": 0, "b": 5}', "is no answer list"),
+        ('{"0": "a", "2": "b"}', "is no answer list"),
+        ("[]", "is no answer list"),
+        ('"a"', "is no answer list"),
+    ],
+)
+def test_a_file_of_other_things_is_named(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_text(content)
+    source = source_of(vilt("vqa"))
+    with pytest.raises(DataError, match=rf"answers\.json .*{words}"):
+        planned("vilt", {"answers": str(tmp_path / "answers.json")})(source)
+    with pytest.raises(DataError, match=r"nowhere\.json does not exist"):
+        planned("vilt", {"answers": str(tmp_path / "nowhere.json")})(source)
+
+
+def test_a_list_of_another_length(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").write_text('["a", "b"]')
+    with pytest.raises(ConfigError, match="holds 2 answers, but the checkpoint chooses among 3129"):
+        planned("vilt", {"answers": str(tmp_path / "answers.json")})(source_of(vilt("vqa")))
+
+
+def test_saved_labels_are_the_answers_where_all_are_there() -> None:
+    shapes, config = of_transformers("ViltForQuestionAnswering", num_labels=2)
+    labels = {"0": "red", "1": "blue"}
+    assert planned("vilt", {})(source_of(shapes, config | {"id2label": labels})).answers == ("red", "blue")
+    for other in ({}, {"0": "red"}, {"0": "red", "2": "blue"}, None):
+        assert planned("vilt", {})(source_of(shapes, config | {"id2label": other})).answers == ("0", "1")
