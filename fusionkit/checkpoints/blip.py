@@ -30,6 +30,7 @@ from fusionkit.checkpoints.runs import (
     of_class,
     require_start,
     run_of,
+    sizes_of,
     tower_activation,
 )
 from fusionkit.checkpoints.source import Source
@@ -60,6 +61,16 @@ SAVED = {  # by class of transformers
     "BlipForImageTextRetrieval": "retrieval",
     "BlipForQuestionAnswering": "vqa",
     "BlipForConditionalGeneration": "caption",
+}
+VISION = {  # of transformers' BlipVisionConfig
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 384,
+    "patch_size": 16,
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-5,
 }
 SHARED = {
     ours: theirs for ours, theirs in LAYER.items() if ours.startswith(("cross", "norm_cross", "feed", "norm_feed"))
@@ -92,8 +103,8 @@ def plan(
     tower: dict[str, str] = {}
     if source.config is not None:
         of_class(source, SAVED)
-        sizes = sizes_of(source.config)
-        tower = tower_activation(source.config["vision_config"]["hidden_act"])
+        sizes = saved_sizes(source, bert, embed_dim)
+        tower = tower_activation(sizes["hidden_act"])
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
         vit, bert, ids = sizes["vit"], bert | sizes["bert"], ids | sizes["ids"]
     if foreign := [token for token in appended if (ids[token] or 0) >= bert["vocab_size"]]:
@@ -147,20 +158,22 @@ def kind_of(source: Source) -> str:
     return "pretrain" if source.has("itm_head.") else "vqa"
 
 
-def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def saved_sizes(source: Source, bert: Sizes, embed_dim: int) -> dict[str, Any]:
     """The sizes in a configuration of transformers; its models give [ENC] no place: a text begins as it is written."""
-    vision, text = config["vision_config"], config["text_config"]
+    vision = sizes_of(VISION, source, "vision_config")
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     more = ("max_position_embeddings", "layer_norm_eps", "hidden_act")
+    text = sizes_of({name: bert[name] for name in (*names, *more)} | {"bos_token_id": 30522}, source, "text_config")
     return {
         "image_size": vision["image_size"],
         "patch_size": vision["patch_size"],
-        "embed_dim": config["image_text_hidden_size"],
+        "hidden_act": vision["hidden_act"],
+        "embed_dim": sizes_of({"image_text_hidden_size": embed_dim}, source)["image_text_hidden_size"],
         "vit": {
             "embed_dim": vision["hidden_size"],
             "depth": vision["num_hidden_layers"],
             "num_heads": vision["num_attention_heads"],
-            "mlp_ratio": vision["intermediate_size"] / vision["hidden_size"],
+            "intermediate_size": vision["intermediate_size"],
             "qkv_bias": True,
             "layer_norm_eps": vision["layer_norm_eps"],
         },

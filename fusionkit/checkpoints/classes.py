@@ -39,19 +39,26 @@ def _reordered(state: Mapping[str, Tensor], given: Classes, wanted: Classes) -> 
     return found
 
 
+def saved_labels(source: Source) -> dict[str, str]:
+    """``id2label`` of a folder that transformers saved; none where it is no object of texts."""
+    labels = (source.config or {}).get("id2label")
+    is_plain = isinstance(labels, dict) and all(isinstance(label, str) for label in labels.values())
+    return {str(number): label for number, label in labels.items()} if labels and is_plain else {}
+
+
 def named_classes(source: Source, task: str, published: Sequence[str]) -> Sequence[str]:
     """The classes of a head as the saved ``id2label`` orders them, as published where it has no names ("LABEL_0").
 
     Raises DataError for names that are not those of the task.
     """
-    labels = (source.config or {}).get("id2label") or {}
-    if not isinstance(labels, dict) or any(str(label).startswith("LABEL_") for label in labels.values()) or not labels:
+    labels = saved_labels(source)
+    if not labels or any(label.startswith("LABEL_") for label in labels.values()):
         return published
     known = {label.lower(): label for label in OURS[task]}
-    told = [str(labels.get(str(number))).lower() for number in range(len(labels))]
+    told = [labels.get(str(number), "").lower() for number in range(len(labels))]
     if sorted(told) != sorted(known):
         raise DataError(
-            f"{source.path}: id2label in config.json names {', '.join(map(str, labels.values()))}, but the classes of {task} are "
+            f"{source.path}: id2label in config.json names {', '.join(labels.values())}, but the classes of {task} are "
             f"{', '.join(OURS[task])}; name them so"
         )
     return [known[label] for label in told]

@@ -114,6 +114,6 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
         "embed_dim": image["hidden_size"],
         "depth": image["num_hidden_layers"],
         "num_heads": image["num_attention_heads"],
-        "mlp_ratio": image["intermediate_size"] / image["hidden_size"],
+        "intermediate_size": image["intermediate_size"],
         "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": image["layer_norm_eps"]},
     } | ({} if image["hidden_act"] in TOWERS else tower_activation(image["hidden_act"]))

@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object that a json file holds."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid json ({error})") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, but has to hold an object")

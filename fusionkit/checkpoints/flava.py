@@ -193,7 +193,7 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
         "embed_dim": image["hidden_size"],
         "depth": image["num_hidden_layers"],
         "num_heads": image["num_attention_heads"],
-        "mlp_ratio": image["intermediate_size"] / image["hidden_size"],
+        "intermediate_size": image["intermediate_size"],
         "qkv_bias": image["qkv_bias"],
         "layer_norm_eps": image["layer_norm_eps"],
     }

@@ -1,5 +1,7 @@
 """The run that the heads of a checkpoint ask for, and other parts of a plan that many families share."""
 
+import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from torch import Tensor
 
 from fusionkit.checkpoints.base import Key, constant
 from fusionkit.checkpoints.bert import word_head
+from fusionkit.checkpoints.classes import saved_labels
+from fusionkit.checkpoints.directory import CONFIG
 from fusionkit.checkpoints.source import Source
-from fusionkit.config import conf_dir
+from fusionkit.config import PLAIN, conf_dir
 from fusionkit.data import source as data_source
 from fusionkit.data.answers import read_answers
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -88,11 +92,28 @@ def run_of(
 def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None) -> dict[str, Any]:
     """The sizes as given, or those that a folder brings that transformers saved: the names are transformers'.
 
-    ``part`` is the section of its configuration that they stand in, such as text_config.
+    ``part`` is the section of its configuration that they stand in, such as text_config. Raises DataError for a value of
+    another kind than the one given here, and for more layers than there are tensors.
     """
-    config = source.config or {}
+    config, place = source.config or {}, f"{source.path / CONFIG}: "
     given = config if part is None else config.get(part, {})
-    return {name: given.get(name, value) for name, value in options.items()}
+    if not isinstance(given, dict):
+        raise DataError(f"{place}{part} is {shown(given)}, but has to be an object with sizes")
+    found = {name: given.get(name, value) for name, value in options.items()}
+    for name, value in found.items():
+        key = name if part is None else f"{part}.{name}"
+        kind = type(options[name])
+        is_right = type(value) is kind or (kind is float and type(value) is int)
+        if not is_right or (kind is float and not math.isfinite(value)):
+            raise DataError(f"{place}{key} is {shown(value)}, but has to be {PLAIN[kind]}, such as {options[name]}")
+        if name.endswith("layers") and value > len(source.state):
+            raise DataError(f"{place}{key} is {value}, but the checkpoint has {len(source.state)} tensors; correct it")
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value of a foreign file as a short word of a sentence."""
+    return reprlib.repr(value)
 
 
 def activation(name: str) -> dict[str, Any]:
@@ -126,7 +147,8 @@ def layers(table: Mapping[str, str | tuple[str, ...]], count: int, theirs: str, 
 
 def of_class(source: Source, heads: Mapping[str, Any]) -> Any:
     """The entry of the class that transformers saved; raises DataError for one that has none."""
-    (name, *_) = (source.config or {}).get("architectures") or ["none"]
+    named = (source.config or {}).get("architectures") or ["none"]
+    name = named[0] if isinstance(named, list) and isinstance(named[0], str) else shown(named)
     if name not in heads:
         raise DataError(
             f"{source.path}: config.json names the class {name}; what can be imported is {', '.join(heads)}"
@@ -199,7 +221,7 @@ def answers_of(source: Source, path: str | None, count: int) -> tuple[str, ...]:
     From a file as ``read_answers`` reads it, of the labels that transformers saved, or numbers as text. Raises ConfigError
     for a list of another length.
     """
-    labels = (source.config or {}).get("id2label") or {}
+    labels = saved_labels(source)
     if path is not None:
         answers = listed_answers(source, path, can_say=count > 0)
         if len(answers) != count:

@@ -7,14 +7,18 @@ from fusionkit.checkpoints.base import Key, resize_positions
 
 
 def timm_vit(vit: Mapping[str, Any], image_size: int, patch_size: int) -> dict[str, Any]:
-    """The configuration of our image encoder for a plain vision transformer (cls token, norm before each part)."""
+    """The configuration of our image encoder for a plain vision transformer (cls token, norm before each part).
+
+    ``vit`` has timm's names; an ``intermediate_size`` stands in place of a ratio to the width, which a division may round.
+    """
+    inner = "intermediate_size" if "intermediate_size" in vit else "mlp_ratio"
     return {
         "_target_": "fusionkit.encoders.image.TimmEncoder",
         "name": "vit_base_patch16_224",
         "img_size": image_size,
         "patch_size": patch_size,
         "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": vit["layer_norm_eps"]},
-    } | {name: vit[name] for name in ("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")}
+    } | {name: vit[name] for name in ("embed_dim", "depth", "num_heads", inner, "qkv_bias")}
 
 
 def vit_keys(theirs: str, ours: str) -> list[Key]:

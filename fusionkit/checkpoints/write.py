@@ -29,10 +29,10 @@ EXPERIMENT = "imported"  # a name that no recipe has: of two experiments of one 
 def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None = None) -> str:
     """Convert the checkpoint at ``path`` and write it to a new folder; gives a line that says what it is."""
     source = read_source(path)
-    plan = planner(source)
     words = load_tokenizer(tokenizer) if tokenizer else None
-    config = compose_plan(plan, tokenizer or plan.tokenizer)
-    with impossible_sizes():
+    with impossible_sizes(source.path):
+        plan = planner(source)
+        config = compose_plan(plan, tokenizer or plan.tokenizer)
         network = empty_network(config, plan.ids, plan.answers)
     rows = network.model.text_encoder.word_embeddings.num_embeddings
     if words is not None and len(words) > rows:
@@ -62,14 +62,16 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
 
 
 @contextmanager
-def impossible_sizes() -> Iterator[None]:
+def impossible_sizes(path: Path) -> Iterator[None]:
     """Where no network has such sizes (no patch, padding outside the vocabulary), say that the options are wrong."""
     try:
         yield
     except UserError:
         raise
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError, InstantiationException) as error:
-        raise ConfigError(f"no network can be built of these options ({first_cause(error)}); correct them") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, InstantiationException) as error:
+        raise ConfigError(
+            f"{path}: no network can be built of these options ({first_cause(error)}); correct them"
+        ) from error
 
 
 def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:

@@ -65,6 +65,8 @@ class TimmEncoder(PixelEncoder):
                    grid of this side, started from sines and cosines.
     ``top_layers`` the states of so many last layers of a transformer, each normalised, side by side in the width (BridgeTower).
     ``before_norm`` tokens of a transformer as they are before its last norm, pooled after it (FLAVA).
+    ``intermediate_size`` width between the two maps of a transformer's feed-forward parts, for timm's ``mlp_ratio``, which is one
+                   of floats and rounds; needs ``embed_dim``.
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
     Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
     """
@@ -81,6 +83,7 @@ class TimmEncoder(PixelEncoder):
         frozen: bool = False,
         before_norm: bool = False,
         top_layers: int = 1,
+        intermediate_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -88,6 +91,10 @@ class TimmEncoder(PixelEncoder):
             options |= {"features_only": True, "out_indices": (stage,)}
         else:
             options |= {"num_classes": 0}
+        if intermediate_size is not None:
+            if "embed_dim" not in options:
+                raise ConfigError("image_encoder.intermediate_size is a number beside image_encoder.embed_dim; give that too")
+            options |= {"mlp_ratio": (intermediate_size + 0.5) / options["embed_dim"]}  # timm cuts the product off
         if weights is not None and not match_by_order:
             options |= {"pretrained_cfg_overlay": {"file": _existing(weights)}}
             pretrained = True

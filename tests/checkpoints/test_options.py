@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -16,7 +18,7 @@ from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.errors import ConfigError, DataError
 from tests.checkpoints.published import albef, blip, linear, meter, of_transformers, uniter, vilt, xvlm
-from tests.checkpoints.test_published_sizes import source_of
+from tests.checkpoints.test_published_sizes import covered, source_of
 from tests.parity.imported import planned
 from tests.toys import CONF
 
@@ -153,3 +155,19 @@ def test_saved_labels_are_the_answers_where_all_are_there() -> None:
     assert planned("vilt", {})(source_of(shapes, config | {"id2label": labels})).answers == ("red", "blue")
     for other in ({}, {"0": "red"}, {"0": "red", "2": "blue"}, None):
         assert planned("vilt", {})(source_of(shapes, config | {"id2label": other})).answers == ("0", "1")
+
+
+@pytest.mark.parametrize("family", ["clip", "blip", "flava"])
+def test_intermediate_sizes_are_numbers(family: str) -> None:
+    """29 / 20 * 20 is less than 29 in floats."""
+    sizes = {"hidden_size": 20, "num_attention_heads": 2, "intermediate_size": 29, "num_hidden_layers": 1}
+    vision, text = sizes | {"image_size": 16, "patch_size": 8}, sizes | {"vocab_size": 40, "bos_token_id": 3}
+    groups = {"clip": ("vision_config", "CLIPModel"), "blip": ("vision_config", "BlipForImageTextRetrieval")}
+    group, name = groups.get(family, ("image_config", "FlavaModel"))
+    more = {"init_codebook": False, "multimodal_config": sizes, "hidden_size": 20} if family == "flava" else {}
+    config = getattr(transformers, name).config_class(**{group: vision, "text_config": text}, **more)
+    with torch.device("meta"):
+        model = getattr(transformers, name)(config)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    found = covered(family, source_of(shapes, config.to_dict() | {"architectures": [name]}), {})
+    assert found["model.image_encoder.backbone.blocks.0.mlp.fc1.weight"].shape == (29, 20)

@@ -147,3 +147,15 @@ def test_a_causal_mask_is_obeyed():
 def test_refusals_name_the_key_and_the_fix(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("size", [1, 28, 29, 30, 57])
+def test_an_intermediate_size_is_what_it_says(size):
+    sizes = {"img_size": 16, "patch_size": 8, "embed_dim": 20, "depth": 1, "num_heads": 2}
+    encoder = TimmEncoder("vit_tiny_patch16_224", intermediate_size=size, **sizes)
+    assert encoder.backbone.blocks[0].mlp.fc1.out_features == size
+
+
+def test_an_intermediate_size_needs_a_width():
+    with pytest.raises(ConfigError, match="beside image_encoder.embed_dim"):
+        TimmEncoder("vit_tiny_patch16_224", intermediate_size=29)
