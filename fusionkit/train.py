@@ -1,5 +1,6 @@
 """``fusionkit train``: build the run that the configuration describes, train it, evaluate it."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import check_arguments, check_objectives, check_top_level
 from fusionkit.distributed import leave
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.evaluate import score
 from fusionkit.rank import run_in_ranks
 from fusionkit.schemas import TrainConfig
 from fusionkit.training.folder import (
+    GoingOn,
     check_folder,
     checkpoints,
     is_finished,
+    keep_configuration,
     last_checkpoint,
     prepare_folder,
     resume_from,
@@ -27,10 +30,11 @@ from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.ranks import is_rank
 from fusionkit.training.restore import initialise, load_weights, read_checkpoint, start_from
+from fusionkit.training.resume import changed, require_resumable, require_state
 from fusionkit.training.saving import LAST
 from fusionkit.training.summary import print_run
+from fusionkit.training.vocabulary import own_vocabularies, tell_unknown
 from fusionkit.training.watch import Watch
-from fusionkit.training.weights import require_fit
 
 
 def train(config: DictConfig) -> float | None:
@@ -52,30 +56,21 @@ def train(config: DictConfig) -> float | None:
         run_in_ranks("fusionkit.train:train", config, trainer.world_size)
         return None
     seed_everything(config.seed, workers=True, verbose=False)
-    if config.checkpoint:
-        start_from(config, config.checkpoint)
-    parts = build_parts(config)
-    parts.datamodule.require_apart()
-    module = build_module(parts)
-    if config.checkpoint:
-        fresh = initialise(module, config.checkpoint)
-        if is_main:
-            print(f"started from {config.checkpoint}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
-    module.build_optimizer()  # what cannot work is told before anything in the folder is changed
     last = resume_from(config)
-    if is_main and last:
-        require_fit(module.state_dict(), read_checkpoint(last)["state_dict"], last)
-        if last.name != LAST:
-            print(f"{last.with_name(LAST)} cannot be read; going on from {last.name}", flush=True)
+    parts, module = build(config, last)
+    if is_main and last and last.name != LAST:
+        print(f"{last.with_name(LAST)} cannot be read; going on from {last.name}", flush=True)
     if is_main and not config.trainer.fast_dev_run:
-        prepare_folder(config)
+        prepare_folder(config, last)
     try:
         log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True), parts.parameters)  # type: ignore[arg-type]
         if is_main:
             print_run(parts, trainer)
-        fit(trainer, module, parts, last)
+        fit(trainer, module, parts, config, last)
         leave()
         if trainer.is_global_zero and not config.trainer.fast_dev_run:
+            if last:
+                keep_configuration(config)
             evaluate(trainer, module, parts)
         mean = trainer.callback_metrics.get("val/mean")
         return None if mean is None else float(mean)
@@ -83,15 +78,58 @@ def train(config: DictConfig) -> float | None:
         finish()
 
 
-def fit(trainer: Trainer, module: TrainingModule, parts: Parts, last: Path | None) -> None:
-    """Train, on from the last checkpoint if there is one; a Ctrl-C says how to go on."""
+def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]:
+    """What a configuration trains: anew, from a checkpoint's weights, or ready to go on from ``last``.
+
+    Raises for what cannot work; nothing in the folder has changed then.
+    """
+    begin = last or config.checkpoint
+    config = copy.deepcopy(config)  # what is built changes it: references are resolved, pretrained files left out
+    if not begin:
+        parts = build_parts(config)
+        parts.datamodule.require_apart()
+        module = build_module(parts)
+        module.build_optimizer()
+        return parts, module
+    checkpoint = read_checkpoint(begin)
+    if last:
+        require_resumable(config, checkpoint, last)
+    start_from(config, checkpoint, begin)
+    vocabularies = own_vocabularies(config, checkpoint["fusionkit"], begin, goes_on=last is not None)
+    parts = build_parts(config, **vocabularies)
+    parts.datamodule.require_apart()
+    module = build_module(parts)
+    if last:
+        require_state(module, config, checkpoint, last)
+        there = OmegaConf.create(checkpoint["fusionkit"]["config"])
+        told, news = f"going on from {last} after step {checkpoint['global_step']}", changed(there, config)
+    else:
+        module.build_optimizer()
+        told, news = f"started from {begin}", [f"{name} is new" for name in initialise(module, checkpoint, begin)]
+    rank_zero_only(print)("; ".join([told, ", ".join(news)] if news else [told]))
+    tell_unknown(config, parts.datamodule, begin)
+    return parts, module
+
+
+def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConfig, last: Path | None) -> None:
+    """Train, from ``last`` on; a Ctrl-C says how to go on."""
+    going_on = GoingOn(config)
+    if last:
+        trainer.callbacks.insert(0, going_on)  # type: ignore[attr-defined]
     try:
         trainer.fit(module, datamodule=parts.datamodule, ckpt_path=last, weights_only=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) or not last or going_on.is_restored:
+            raise
+        raise DataError(
+            f"checkpoint {last} cannot be gone on from: it is damaged, or of another version ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); start a new run from its weights with checkpoint={last} and another output_dir"
+        ) from error
     except SystemExit:  # what Lightning makes of a Ctrl-C
         if not trainer.interrupted:
             raise
-        if last := last_checkpoint(parts.config):
-            print(f"\n{last} is kept; the same command with resume=true goes on from there")
+        if kept := last_checkpoint(config):
+            print(f"\n{kept} is kept; the same command with resume=true goes on from there")
         raise KeyboardInterrupt from None
 
 

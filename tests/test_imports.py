@@ -79,7 +79,8 @@ FORBIDDEN = {  # rooms that may import much, but not this
     "checkpoints": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
 }
 # a run is built from its configuration, written with it and read back
-HYDRA_ROOMS = {f"training/{name}" for name in ("launch", "checks", "folder", "artifacts", "restore")} | ENTRY
+FROM_CONFIG = ("launch", "checks", "folder", "artifacts", "restore", "resume", "vocabulary")
+HYDRA_ROOMS = {f"training/{name}" for name in FROM_CONFIG} | ENTRY
 HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "pretrained", "write")}
 HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}

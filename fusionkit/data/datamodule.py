@@ -16,7 +16,7 @@ from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData, image
 from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
 from fusionkit.data.loader import Loader
 from fusionkit.data.regions import RegionFiles, as_found
-from fusionkit.data.sample import Sample
+from fusionkit.data.sample import Sample, Text
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer
@@ -126,8 +126,22 @@ class DataModule(LightningDataModule):
             return self._answers
         if isinstance(self._answers, str | Path):
             return AnswerVocabulary.load(self._answers)
-        given = (text.facts.get("multiple_choice_answer") for text in self._splits.training_texts())
-        return self._answers(answer for answer in given if answer is not None)
+        return self._given_answers(self._answers)
+
+    def training_texts(self) -> Iterator[Text]:
+        """All texts that the sources train on."""
+        return self._splits.training_texts()
+
+    def frequent_answers(self, rule: BuildAnswers) -> list[str]:
+        """The answers that a rule makes of the training questions, whatever the run's own are; none where it makes none."""
+        try:
+            return self._given_answers(rule).answers
+        except ConfigError:
+            return []
+
+    def _given_answers(self, rule: BuildAnswers) -> AnswerVocabulary:
+        given = (text.facts.get("multiple_choice_answer") for text in self.training_texts())
+        return rule(answer for answer in given if answer is not None)
 
     def train_dataloader(self) -> CombinedLoader:
         """A batch of every source a step: `dict[source, Batch]`; after a resume, the next ones."""

@@ -1,6 +1,7 @@
 """What happens around the steps: checkpoints, the end of the run, throughput, and images that could not be read."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -34,6 +35,18 @@ class BestCheckpoint(ModelCheckpoint):
                 f"callbacks.best.monitor: no validation score '{self.monitor}'; {suggest(str(self.monitor), known)}"
             )
         super().on_validation_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The best score so far, also where the folder has moved; forgotten where its checkpoint is not there any more."""
+        here = {key: value for key, value in state_dict.items() if key != "dirpath"}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            here[key] = self._moved(here.get(key, ""))
+        here["best_k_models"] = {self._moved(path): score for path, score in here.get("best_k_models", {}).items()}
+        if Path(here["best_model_path"]).is_file():
+            super().load_state_dict(here)
+
+    def _moved(self, path: str) -> str:
+        return str(Path(str(self.dirpath)) / Path(path).name) if path else ""
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import leaves
@@ -42,8 +43,11 @@ def check_folder(config: DictConfig) -> None:
         )
 
 
-def prepare_folder(config: DictConfig) -> None:
-    """Make the folder and keep the configuration in it; with ``overwrite`` the files of an earlier run go first."""
+def prepare_folder(config: DictConfig, last: Path | None = None) -> None:
+    """Make the folder; with ``overwrite`` the files of an earlier run go first. One that goes on, from ``last``, changes nothing.
+
+    What it changes later is in ``GoingOn``.
+    """
     folder = Path(config.output_dir)
     require_writable(folder)
     remove_leftovers(folder / "checkpoints", 0)  # which no other process writes to
@@ -52,9 +56,38 @@ def prepare_folder(config: DictConfig) -> None:
         for path in (*(folder / name for name in CONTENT), *folder.glob("evaluation_*")):
             if path.exists():
                 shutil.rmtree(path)
-    for name in SCORES:  # a run that goes on is not finished any more, and its scores will be others
+    if last is None:
+        keep_configuration(config)
+
+
+def keep_configuration(config: DictConfig) -> None:
+    """Keep the configuration in the folder; scores go, since those of a run that goes on will be others."""
+    folder = Path(config.output_dir)
+    for name in SCORES:
         (folder / name).unlink(missing_ok=True)
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+
+
+class GoingOn(Callback):
+    """What a run that goes on does to its folder, once a batch has been trained: until then all is as it was.
+
+    ``is_restored`` tells whether the checkpoint could be taken up.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.config: DictConfig | None = config
+        self.is_restored = False
+
+    def on_sanity_check_start(self, *args: Any) -> None:
+        self.is_restored = True
+
+    def on_train_start(self, *args: Any) -> None:
+        self.is_restored = True
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.is_global_zero and self.config is not None:
+            keep_configuration(self.config)
+            self.config = None
 
 
 def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
@@ -104,8 +137,10 @@ def _require_same_run(config: DictConfig) -> None:
     path = Path(config.output_dir) / "config.yaml"
     if not path.exists():
         return
-    here, there = (_choices(run) for run in (config, OmegaConf.load(path)))
-    for key in sorted(here.keys() | there.keys()):
+    kept = OmegaConf.load(path)
+    OmegaConf.update(kept, "output_dir", config.output_dir)  # the folder may have moved, and what lies in it with it
+    here, there, asked = _choices(config), _choices(kept), _choices(config, resolve=False)
+    for key in sorted(here.keys() | there.keys(), key=lambda key: ("${" in str(asked.get(key)), key)):  # causes first
         if here.get(key) != there.get(key):
             raise ConfigError(
                 f"resume=auto: {path} is of another run ({key} was {there.get(key)}, is {here.get(key)}); choose another "
@@ -113,9 +148,9 @@ def _require_same_run(config: DictConfig) -> None:
             )
 
 
-def _choices(config: Any) -> dict[str, Any]:
-    """All values of a run by key, but for how it is begun."""
-    values = leaves(OmegaConf.to_container(config, resolve=False))
+def _choices(config: Any, resolve: bool = True) -> dict[str, Any]:
+    """All values of a run by key, but for how it is begun; what refers to other keys is as good as their values."""
+    values = leaves(OmegaConf.to_container(config, resolve=resolve))
     return {key: value for key, value in values if key not in ("resume", "overwrite")}
 
 

@@ -17,6 +17,8 @@ from fusionkit.distributed import gather_objects, rank
 from fusionkit.errors import ConfigError, UserError, refusals
 from fusionkit.tasks.base import Task
 from fusionkit.training.objectives import active_objectives, text_kinds
+from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
+from fusionkit.training.progress_state import count_back, pending_batches
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
 from fusionkit.training.weights import require_fit
@@ -64,6 +66,7 @@ class TrainingModule(LightningModule):
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
         self._seed = torch.initial_seed()
         self._is_resumed = False
+        self._step_buffers: dict[str, Tensor] = {}  # as they were when micro-batches began to be gathered
         self._rate = 0.0  # the learning rate of the step
         self._freeze_unused()
         self.stages = Stages(stages or {}, self.named_parameters())
@@ -73,6 +76,9 @@ class TrainingModule(LightningModule):
         """One step over all sources; returns the balanced loss."""
         self.model.clamp_temperature()
         self._advance_teacher()
+        step = self._step(batch_idx)
+        if step.is_first and self.trainer.accumulate_grad_batches > 1:
+            self._step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Any] = {}
         for source in self.objectives:
@@ -80,7 +86,7 @@ class TrainingModule(LightningModule):
                 losses[f"{source}/{name}"] = output.loss
                 metrics |= {f"train/{source}/{name}_{key}": value for key, value in output.metrics.items()}
         self._require_finite(losses)
-        balanced = self.balance(losses, self.weights, self._step(batch_idx))
+        balanced = self.balance(losses, self.weights, step)
         metrics |= {f"train/{objective}_loss": loss.detach() for objective, loss in losses.items()} | balanced.metrics
         self.step_metrics = metrics | {"train/loss": balanced.loss.detach(), **self._state_of_training()}
         return balanced.loss
@@ -189,7 +195,13 @@ class TrainingModule(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Ask the loaders for their place again: Lightning did so before it had restored how far the run was."""
+        """Ask the loaders for their place again: Lightning did so before it had restored how far the run was.
+
+        The rates are those of the schedule that the run now has.
+        """
+        if self._is_resumed:
+            for config in self.trainer.lr_scheduler_configs:
+                set_rates(config.scheduler)
         fetcher = self.trainer.fit_loop._data_fetcher
         if self._is_resumed and fetcher is not None:
             iter(fetcher)
@@ -215,12 +227,26 @@ class TrainingModule(LightningModule):
         seed_batch(self._seed, rank(), dataloader_idx, batch_idx)  # the same draws each time, so that scores compare
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Between two optimiser steps the place to go on from is the first of them, where no gradient was gathered yet."""
         checkpoint["fusionkit"] = self.artifacts
-        checkpoint["progress"] = {"seed": self._seed, "teacher_step": self._teacher_step}
+        progress: dict[str, Any] = {"seed": self._seed, "teacher_step": self._teacher_step}
+        if self.trainer.optimizers:
+            progress["parameters"] = parameter_names(self.trainer.optimizers[0], self.named_parameters())
+        if pending := pending_batches(self.trainer):
+            progress["buffers"] = self._step_buffers
+            count_back(checkpoint, pending)
+        checkpoint["progress"] = progress
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over what was stored, with the options that the optimiser and its schedule now have."""
         require_fit(self.state_dict(), checkpoint["state_dict"], "to resume from")
-        self._seed, self._teacher_step = checkpoint["progress"]["seed"], checkpoint["progress"]["teacher_step"]
+        progress = checkpoint["progress"]
+        self._seed, self._teacher_step = progress["seed"], progress["teacher_step"]
+        state = checkpoint["state_dict"]
+        state |= {name: buffer for name, buffer in progress.get("buffers", {}).items() if name in state}
+        refit(
+            checkpoint, self.build_optimizer(), self.named_parameters(), has_schedule=self._build_scheduler is not None
+        )
         self._is_resumed = True
         self.stages.enter(checkpoint["global_step"])  # before DDP is made
 

@@ -15,6 +15,7 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.tensor_files import read_tensors
 from fusionkit.training.artifacts import tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
+from fusionkit.training.vocabulary import carry_answers
 from fusionkit.training.weights import require_fit
 
 Checkpoint = dict[str, Any]
@@ -91,12 +92,12 @@ def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
             text.update(_convert_="all", pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
 
 
-def start_from(config: DictConfig, path: str | Path) -> None:
+def start_from(config: DictConfig, checkpoint: Checkpoint, path: str | Path) -> None:
     """Make a run's configuration one that begins with a checkpoint's weights, whose pretrained files are then not needed.
 
     Raises ConfigError for one that was imported for images of another size.
     """
-    artifacts = read_checkpoint(path)["fusionkit"]
+    artifacts = checkpoint["fusionkit"]
     own = OmegaConf.create(artifacts["config"])
     there, here = (
         stored.image_encoder.get("img_size", stored.image_encoder.get("image_size")) for stored in (own, config)
@@ -135,20 +136,20 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path) ->
     module.load_state_dict(found)
 
 
-def initialise(module: nn.Module, path: str | Path) -> list[str]:
+def initialise(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> list[str]:
     """Start from a checkpoint's weights: the model's must all fit, a task's are taken where they do.
 
-    A task that the checkpoint has not takes those of the one it ``succeeds``. Returns the names of the tasks' tensors that
-    stay as they were initialised.
+    A task that the checkpoint has not takes those of the one it ``succeeds``, and one that chooses among other answers those
+    of the answers that the checkpoint knows. Returns what is new: names of tensors, and how many answers of a task.
     """
-    checkpoint = read_checkpoint(path)
     load_weights(nn.ModuleDict({"model": module.get_submodule("model")}), checkpoint, path)
     tasks = nn.ModuleDict({"tasks": module.get_submodule("tasks")})
-    own, found = tasks.state_dict(), inherited(module.get_submodule("tasks"), checkpoint["state_dict"])
+    state, new = carry_answers(module, checkpoint["state_dict"], checkpoint["fusionkit"]["answers"] or ())
+    own, found = tasks.state_dict(), inherited(module.get_submodule("tasks"), state)
     fitting = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     tasks.load_state_dict(own | fitting)
-    _initialise_teacher(module, checkpoint)
-    return [name for name in own if name not in fitting]
+    _initialise_teacher(module, {**checkpoint, "state_dict": state})
+    return [name for name in own if name not in fitting] + new
 
 
 def inherited(tasks: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.training.folder import evaluation_folder, is_finished, keep_evaluation, prepare_folder
+from fusionkit.errors import ConfigError
+from fusionkit.training.folder import GoingOn, evaluation_folder, is_finished, keep_evaluation, prepare_folder
 
 LEFT = (
     "checkpoints/last.ckpt",
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def config(folder: Path, **changes: Any) -> DictConfig:
-    return OmegaConf.create({"output_dir": str(folder), "overwrite": False, **changes})
+    return OmegaConf.create({"output_dir": str(folder), "overwrite": False, "resume": False, **changes})
 
 
 def test_a_replaced_run_leaves_nothing_but_its_data(folder: Path) -> None:
@@ -37,11 +38,51 @@ def test_a_replaced_run_leaves_nothing_but_its_data(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "data"]
 
 
-def test_a_run_that_goes_on_is_not_finished_and_has_no_scores(folder: Path) -> None:
-    prepare_folder(config(folder))
+def test_a_run_that_goes_on_leaves_all_as_it_was_until_it_has_trained(folder: Path) -> None:
+    prepare_folder(config(folder, resume=True), folder / "checkpoints/last.ckpt")
+    assert is_finished(config(folder))
+    assert not (folder / "config.yaml").exists()
+    going_on = GoingOn(config(folder, resume=True))
+    assert not going_on.is_restored
+    going_on.on_train_batch_end(trainer(is_global_zero=False))
+    assert is_finished(config(folder))
+    going_on.on_train_batch_end(trainer())
     assert not is_finished(config(folder))
-    assert all((folder / name).exists() for name in LEFT)
+    assert all((folder / name).exists() for name in (*LEFT, "config.yaml"))
     assert not (folder / "evaluation.yaml").exists()
+    (folder / "metrics.json").touch()
+    going_on.on_train_batch_end(trainer())
+    assert (folder / "metrics.json").exists()
+
+
+def trainer(is_global_zero: bool = True) -> Any:
+    return SimpleNamespace(is_global_zero=is_global_zero)
+
+
+@pytest.mark.parametrize("hook", ["on_sanity_check_start", "on_train_start"])
+def test_a_checkpoint_is_taken_up_before_the_first_batch(tmp_path: Path, hook: str) -> None:
+    going_on = GoingOn(config(tmp_path))
+    getattr(going_on, hook)(trainer())
+    assert going_on.is_restored
+
+
+def test_a_new_run_keeps_its_configuration_at_once(tmp_path: Path) -> None:
+    prepare_folder(config(tmp_path / "run", resume=True))
+    assert (tmp_path / "run/config.yaml").exists()
+
+
+def test_a_run_knows_itself_by_what_its_keys_refer_to_and_where_its_folder_has_gone(tmp_path: Path) -> None:
+    run = {"resume": "auto", "width": 16, "pool": {"width": "${width}"}, "data": "${output_dir}/data"}
+    kept = run | {"resume": False, "output_dir": "/elsewhere/run", "pool": {"width": 16}, "overwrite": False}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept))
+    (tmp_path / "metrics.json").touch()
+    assert is_finished(config(tmp_path, **run))
+    with pytest.raises(ConfigError, match=r"is of another run \(pool.width was 16, is 8\)"):
+        is_finished(config(tmp_path, **run | {"pool": {"width": 8}}))
+    with pytest.raises(ConfigError, match=r"is of another run \(width was 16, is 4\)"):  # not pool.width, which follows it
+        is_finished(config(tmp_path, **run | {"width": 4}))
+    with pytest.raises(ConfigError, match=r"is of another run \(depth was None, is 2\)"):
+        is_finished(config(tmp_path, **run | {"depth": 2}))
 
 
 def test_an_evaluation_has_no_intervals_of_the_one_before(folder: Path) -> None:

@@ -1,0 +1,27 @@
+"""How far a checkpoint says that a run is, where it was saved between two optimiser steps (Lightning's own counts)."""
+
+from collections.abc import MutableMapping
+from typing import Any
+
+from lightning import Trainer
+
+
+def pending_batches(trainer: Trainer) -> int:
+    """How many micro-batches have been trained on since the last optimiser step; an epoch's last batch always makes one."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+    return done % trainer.accumulate_grad_batches if done < trainer.num_training_batches else 0
+
+
+def count_back(checkpoint: MutableMapping[str, Any], batches: int) -> None:
+    """Change the counts of a checkpoint to those of a run that has just made the step before so many batches.
+
+    Lightning takes one batch fewer completed than processed for a place right behind a step, and counts that step itself.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    for counts in (loop["epoch_loop.batch_progress"][which] for which in ("total", "current")):
+        done = counts["processed"] - batches
+        counts |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+    for state in checkpoint.values():
+        if isinstance(state, dict) and state.keys() == {"batches", "order"}:  # the data module's
+            state["batches"] -= batches

@@ -1,0 +1,94 @@
+"""What a run that goes on may change: all that can be applied is, the rest is refused before anything is lost."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.config import leaves
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.training.module import TrainingModule
+from fusionkit.training.optimizer_state import fitted_state, is_fitting
+from fusionkit.training.weights import require_fit
+
+KEPT = (  # what Lightning and we write, and need to go on
+    "epoch",
+    "global_step",
+    "pytorch-lightning_version",
+    "loops",
+    "callbacks",
+    "optimizer_states",
+    "lr_schedulers",
+    "progress",
+)
+TOLD = ("optimizer", "scheduler", "stages", "balance", "teacher", "objectives", "trainer", "task", "data")
+
+
+def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Raise for what a configuration asks of a run that goes on and cannot have; needs no model.
+
+    DataError where the checkpoint has no state of a training, ConfigError, by name, for another seed, optimiser or other
+    objectives, and for an end that the run is past.
+    """
+    for key in KEPT:
+        if key not in checkpoint:
+            raise DataError(f"checkpoint {path} has no '{key}', so no run can go on from it; {_anew(path)}")
+    there = OmegaConf.create(checkpoint["fusionkit"]["config"])
+    for key, what in (
+        ("seed", "draws are a function of it; give data.seed to have the samples alone in another order"),
+        ("optimizer._target_", "its state is another optimiser's"),
+    ):
+        before, now = OmegaConf.select(there, key), OmegaConf.select(config, key)
+        if before != now:
+            raise ConfigError(f"{key} is {now}, but was {before}, and {what}; leave it as it was, or {_anew(path)}")
+    before, now = _objectives(there), _objectives(config)
+    if before != now:
+        gone = [f"{name} was trained and is not" for name in before if name not in now]
+        new = [f"{name} is new" for name in now if name not in before]
+        told = ", ".join([*gone, *new]) or f"they were {', '.join(before)}, and are {', '.join(now)}"
+        raise ConfigError(
+            f"objectives: {told}; a run that goes on trains the same ones in the same order (their weights may change): "
+            f"name them again, or {_anew(path)}"
+        )
+    for key, done in (("max_steps", checkpoint["global_step"]), ("max_epochs", checkpoint["epoch"])):
+        if 0 <= (end := config.trainer.get(key) or -1) < done:
+            raise ConfigError(f"trainer.{key} is {end}, but the run has made {done} already; give a later end")
+
+
+def require_state(module: TrainingModule, config: DictConfig, checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Raise where weights or the optimiser's state do not fit the module that is to go on."""
+    require_fit(module.state_dict(), checkpoint["state_dict"], path)
+    optimizer, states = module.build_optimizer(), checkpoint["optimizer_states"]
+    if is_fitting(states, checkpoint["lr_schedulers"]):
+        fitted_state(states[0], checkpoint["progress"].get("parameters"), optimizer, module.named_parameters(), path)
+        return
+    there = OmegaConf.create(checkpoint["fusionkit"]["config"])
+    if changes := changed(
+        there, config, ("optimizer", "scheduler")
+    ):  # such a state holds its options: it is kept whole
+        raise ConfigError(f"{changes[0]}, but this strategy or schedule goes on only as it began; give it as it was")
+
+
+def changed(there: DictConfig, here: DictConfig, sections: Iterable[str] = TOLD) -> list[str]:
+    """What differs between the configurations of a run before and now, in words."""
+    before, now = (
+        {key: value for section in sections for key, value in _values(config, section)} for config in (there, here)
+    )
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys]
+
+
+def _values(config: DictConfig, section: str) -> Iterable[tuple[str, Any]]:
+    node = config.get(section)
+    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    return leaves(plain, section)
+
+
+def _objectives(config: DictConfig) -> list[str]:
+    rows: Any = OmegaConf.to_container(config.objectives, resolve=True)
+    return [f"{source}/{task}" for source, row in rows.items() for task, weight in (row or {}).items() if weight > 0]
+
+
+def _anew(path: Path) -> str:
+    return f"start a new run from its weights with checkpoint={path} and another output_dir"
