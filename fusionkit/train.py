@@ -113,7 +113,7 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
 
 def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConfig, last: Path | None) -> None:
     """Train, from ``last`` on; a Ctrl-C says how to go on."""
-    going_on = GoingOn(config)
+    going_on = GoingOn(None if config.trainer.fast_dev_run else config)
     if last:
         trainer.callbacks.insert(0, going_on)  # type: ignore[attr-defined]
     try:

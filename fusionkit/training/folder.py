@@ -74,8 +74,8 @@ class GoingOn(Callback):
     ``is_restored`` tells whether the checkpoint could be taken up.
     """
 
-    def __init__(self, config: DictConfig) -> None:
-        self.config: DictConfig | None = config
+    def __init__(self, config: DictConfig | None) -> None:
+        self.config = config
         self.is_restored = False
 
     def on_sanity_check_start(self, *args: Any) -> None:

@@ -79,7 +79,9 @@ def test_a_run_knows_itself_by_what_its_keys_refer_to_and_where_its_folder_has_g
     assert is_finished(config(tmp_path, **run))
     with pytest.raises(ConfigError, match=r"is of another run \(pool.width was 16, is 8\)"):
         is_finished(config(tmp_path, **run | {"pool": {"width": 8}}))
-    with pytest.raises(ConfigError, match=r"is of another run \(width was 16, is 4\)"):  # not pool.width, which follows it
+    with pytest.raises(
+        ConfigError, match=r"is of another run \(width was 16, is 4\)"
+    ):  # not pool.width, which follows it
         is_finished(config(tmp_path, **run | {"width": 4}))
     with pytest.raises(ConfigError, match=r"is of another run \(depth was None, is 2\)"):
         is_finished(config(tmp_path, **run | {"depth": 2}))
