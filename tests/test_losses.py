@@ -62,3 +62,32 @@ def test_a_degenerate_box_spoils_its_own_row_only():
     l1, giou = box_loss(boxes, torch.stack([good, good]))
     assert l1.item() == pytest.approx(0.2)  # (0 + 0.4) / 2
     assert giou.item() == pytest.approx(0.5)  # the empty box covers none of the other: IoU 0, hull = union
+
+
+def test_losses_are_computed_in_fp32_whatever_the_precision():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(6, 50) * 4, torch.randn(6, 50).softmax(dim=1)
+    low, labels = logits.to(torch.bfloat16), torch.randint(50, (6,))
+    for loss, wanted in (
+        (soft_cross_entropy(low, targets), F.cross_entropy(low.float(), targets)),
+        (masked_cross_entropy(low, labels), F.cross_entropy(low.float(), labels)),
+        (soft_binary_cross_entropy(low, targets), F.binary_cross_entropy_with_logits(low.float(), targets) * 50),
+    ):
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, wanted)
+    boxes = torch.rand(4, 4).to(torch.bfloat16)
+    assert {part.dtype for part in box_loss(boxes, boxes)} == {torch.float32}
+
+
+def test_one_degenerate_box_drops_the_overlap_of_all_where_xvlms_mistake_is_asked_for():
+    good, inside_out = torch.tensor([0.5, 0.5, 0.2, 0.2]), torch.tensor([0.5, 0.5, -0.1, 0.2])
+    both, shifted = torch.stack([good, good]), torch.stack([good + 0.05, good])
+    assert box_loss(both, shifted, True)[1] == box_loss(both, shifted)[1] > 0
+    assert box_loss(torch.stack([good, inside_out]), both, True)[1] == 0
+    assert box_loss(torch.stack([good, inside_out]), both)[1] > 0
+
+
+def test_no_row_has_no_loss():
+    nothing = torch.zeros(0, 4)
+    assert soft_cross_entropy(nothing, nothing) == soft_binary_cross_entropy(nothing, nothing) == 0
+    assert [part.item() for part in box_loss(nothing, nothing)] == [0.0, 0.0]

@@ -38,3 +38,21 @@ def test_alpha_ramps_over_optimiser_steps(parts):
     assert MomentumTeacher(*parts, alpha=0.4).alpha(0) == 0.4
     first_epoch = MomentumTeacher(*parts, alpha=0.4, ramp_steps=0.1)
     assert [first_epoch.alpha(step, 1000) for step in (0, 50, 100, 500)] == pytest.approx([0.0, 0.2, 0.4, 0.4])
+
+
+def test_buffers_are_copied_and_a_task_sees_its_own_head(parts):
+    model, tasks = parts
+    model.register_buffer("running_mean", torch.zeros(3))
+    teacher = MomentumTeacher(model, tasks, momentum=0.9)
+    model.running_mean.fill_(5.0)
+    teacher.update(model, tasks)
+    assert teacher.model.running_mean.tolist() == [5.0, 5.0, 5.0]
+    seen = teacher.view("mlm", None, 0.3)
+    assert seen.head is teacher.heads["mlm"]
+    assert (seen.model, seen.alpha) == (teacher.model, 0.3)
+    assert teacher.view("itc", None, 0.3).head is None
+
+
+def test_a_ramp_of_one_step_is_a_step_and_not_a_fraction(parts):
+    teacher = MomentumTeacher(*parts, alpha=0.4, ramp_steps=1)
+    assert [teacher.alpha(step, 1000) for step in (0, 1)] == pytest.approx([0.0, 0.4])

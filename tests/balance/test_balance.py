@@ -274,3 +274,13 @@ def test_progress_needs_an_end_and_gradnorm_parameters():
         match=r"balance.parameters: 'vision' matches none of the parameters, whose names begin with model.x",
     ):
         started(GradNorm(parameters="vision"))(losses, weights, step_of(m_x=nn.Parameter(torch.ones(1))))
+
+
+def test_the_penalty_of_uncertainty_has_the_users_weight():
+    balancer = started(Uncertainty())
+    with torch.no_grad():
+        balancer.log_variances.copy_(torch.tensor([0.5, -1.0]))
+    losses = {NAMES[0]: torch.tensor(2.0), NAMES[1]: torch.tensor(3.0)}
+    found = balancer(losses, {NAMES[0]: 4.0, NAMES[1]: 1.0}, step_of())
+    expected = 4 * (math.exp(-0.5) * 2 + 0.25) + 1 * (math.exp(1.0) * 3 - 0.5)
+    assert found.loss.item() == pytest.approx(expected, rel=1e-6)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fusionkit.losses import box_loss
 from fusionkit.tasks.grounding import Grounding, ImagePooling
 from fusionkit.tasks.region_grounding import RegionGrounding
 from fusionkit.types import Tokens
@@ -44,3 +45,38 @@ def test_grounding_of_regions_predicts_in_images_without_views_as_grounding_does
     expected = phrases.predict(model, batch, model.encode(batch, ["expressions"]))
     same = batch | {"captions": batch["expressions"]}
     assert captions.predict(model, same, model.encode(same, ["captions"])) == expected
+
+
+def test_a_predicted_box_is_left_top_width_and_height_in_pixels_of_its_image(model):
+    batch = toy_batch(images=2, texts_per_image=1)
+    batch["image_sizes"] = torch.tensor([[200.0, 100.0], [50.0, 400.0]])  # width, height
+    task = Grounding(toy_dims(model)).eval()
+    task.head = torch.nn.Sequential(torch.nn.Linear(task.head[0].in_features, 4), torch.nn.Sigmoid())
+    box = torch.tensor([0.5, 0.25, 0.2, 0.3])  # centre, size
+    with torch.no_grad():
+        task.head[0].weight.zero_()
+        task.head[0].bias.copy_(box.logit())
+    found = [record["bbox"] for record in task.predict(model, batch, model.encode(batch, ["expressions"]))]
+    assert found[0] == pytest.approx([80.0, 10.0, 40.0, 30.0], abs=1e-3)
+    assert found[1] == pytest.approx([20.0, 40.0, 10.0, 120.0], abs=1e-3)
+
+
+def test_a_predicted_box_ends_at_the_border(model):
+    batch = toy_batch(images=1)
+    batch["image_sizes"] = torch.tensor([[100.0, 100.0]])
+    task = Grounding(toy_dims(model)).eval()
+    task.head = torch.nn.Sequential(torch.nn.Linear(task.head[0].in_features, 4), torch.nn.Sigmoid())
+    with torch.no_grad():
+        task.head[0].weight.zero_()
+        task.head[0].bias.copy_(torch.tensor([0.9, 0.1, 0.4, 0.4]).logit())
+    (record,) = task.predict(model, batch, model.encode(batch, ["expressions"]))
+    assert record["bbox"] == pytest.approx([70.0, 0.0, 30.0, 30.0], abs=1e-3)
+
+
+def test_the_loss_is_the_distance_plus_one_minus_the_overlap(model):
+    batch = toy_batch(images=3)
+    task = Grounding(toy_dims(model)).eval()
+    out = task(model, batch, model.encode(batch, ["expressions"]))
+    l1, giou = box_loss(out.logits, batch["expressions"]["boxes"])
+    torch.testing.assert_close(out.loss, l1 + giou)
+    torch.testing.assert_close(torch.stack([out.metrics["l1"], out.metrics["giou"]]), torch.stack([l1, giou]))
