@@ -26,12 +26,19 @@ def bleu(sums: Floats) -> dict[str, Floats]:
     return {f"bleu_{order}": 100 * brevity * precision[:, order - 1] ** (1 / order) for order in ORDERS}
 
 
-def meteor(sums: Floats) -> dict[str, Floats]:
-    """METEOR (R,) in percent from sums (R, 23) of what METEOR 1.5 says of each sentence.
+def without_whole(counts: Floats) -> Floats:
+    """What METEOR 1.5 says of each sentence (N, 23), less the chunk of one that is its reference (``MeteorStats.addStats``).
 
     In its order: length of candidate and reference, function words of both; for each of four stages the matched content
-    words of both and function words of both; chunks, matched words of both (``MeteorScorer.computeMetrics``).
+    words of both and function words of both; chunks, matched words of both.
     """
+    matched = counts[:, 4:20].reshape(-1, 8, 2).sum(axis=1)  # (N, 2): candidate, reference
+    is_whole = (matched == counts[:, 0:2]).all(axis=1) & (counts[:, 20] == 1)
+    return np.column_stack([counts[:, :20], np.where(is_whole, 0.0, counts[:, 20]), counts[:, 21:]])
+
+
+def meteor(sums: Floats) -> dict[str, Floats]:
+    """METEOR (R,) in percent from sums (R, 23) of ``without_whole`` (``MeteorScorer.computeMetrics``)."""
     lengths, functions = sums[:, 0:2], sums[:, 2:4]  # (R, 2): candidate, reference
     stages = sums[:, 4:20].reshape(-1, 4, 2, 2)  # (R, stage, content or function, candidate or reference)
     chunks, words = sums[:, 20], sums[:, 21:23]
@@ -41,8 +48,9 @@ def meteor(sums: Floats) -> dict[str, Floats]:
         precision, recall = np.nan_to_num(matches / weighted).T
         mean = np.nan_to_num(1 / ((1 - ALPHA) / precision + ALPHA / recall))
         fragments = np.nan_to_num(chunks / (words.sum(axis=1) / 2))
-    is_whole = (words == lengths).all(axis=1) & (chunks == 1)
-    return {"meteor": 100 * mean * (1 - np.where(is_whole, 0.0, GAMMA * fragments**BETA))}
+    return {"meteor": 100 * mean * (1 - GAMMA * fragments**BETA)}
 
 
 FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {"bleu": bleu, "meteor": meteor}
+ADDENDS: dict[str, Callable[[Floats], Floats]] = {"meteor": without_whole}
+"""What is summed of the counts of each sample, where it is not the counts."""

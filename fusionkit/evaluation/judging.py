@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionkit.data.sample import Sample
-from fusionkit.evaluation.corpus import FORMULAS
+from fusionkit.evaluation.corpus import ADDENDS, FORMULAS
 from fusionkit.evaluation.form import Form
 from fusionkit.evaluation.records import Record
 
@@ -84,6 +84,8 @@ class Table:
 
     def _summed(self, name: str, at: NDArray[np.int64], rows: Sequence[Row]) -> Floats:
         of_rows = np.array([row["sums"][name] for row in rows], dtype=float)
+        if name in ADDENDS:
+            of_rows = ADDENDS[name](of_rows)
         summed = np.zeros((self.size, of_rows.shape[1]))
         np.add.at(summed, at, of_rows)
         return summed
