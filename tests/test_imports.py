@@ -23,6 +23,7 @@ RULES = {
     "errors": set(),
     "storage": {"fusionkit.errors"},
     "tensor_files": TENSORS | {"fusionkit.storage", "xxhash"},
+    "unicode": {"fusionkit.errors"},
     "account": {"fusionkit.errors", "wandb"},
     "types": {"torch"},
     "losses": TENSORS,
@@ -41,7 +42,7 @@ RULES = {
     "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
     | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")}
-    | {"fusionkit.fusion.layers"},
+    | {"fusionkit.fusion.layers", "fusionkit.unicode"},
 }
 HYDRA = {"hydra", "omegaconf"}
 ENTRY = {

@@ -30,6 +30,8 @@ class CocoCaptions:
         if isinstance(rows[0], dict) and "sentences" in rows[0]:
             names, captions = _read_karpathy(rows, split, path)
         else:
+            if self.images is None:  # scored alone: BLIP's ground truth has ids and no names
+                rows = [{"file_name": "", **row} if isinstance(row, dict) else row for row in rows]
             names, captions = _read_official(rows, table(content, "annotations", path, OFFICIAL), split, path)
         files = find_images(folder_of(self.images, split), names, path)
         return [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.errors import DataError, suggest
+from fusionkit.unicode import LongText
 
 
 def annotation_file(template: str, split: str) -> Path:
@@ -90,6 +91,8 @@ def expecting(path: Path, layout: str) -> Iterator[None]:
     try:
         with _collector_paused():
             yield
+    except LongText as error:
+        raise DataError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
         raise DataError(f"an entry of {path} {reason}; expected the {layout} layout") from error

@@ -16,6 +16,7 @@ from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.stores import is_lmdb
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
+from fusionkit.unicode import LongText, readable
 
 TEXTS = ("question", "phrase", "text")
 ASKED = (*TEXTS, "caption")  # a caption is asked for without words
@@ -119,6 +120,10 @@ def _request(
     for word, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise mistake(f"{place}: the {word} is {text!r}, but has to be words; write it, or leave it out")
+    try:
+        texts = {word: readable(text) for word, text in texts.items()}
+    except LongText as error:
+        raise mistake(f"{place}: {error}") from None
     if (caption := asked.get("caption")) not in (None, True, False):
         raise mistake(f"{place}: caption is {caption!r}, but is true or false; to match a given text write text=...")
     if not texts and not caption:

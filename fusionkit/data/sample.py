@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from fusionkit.unicode import LongText, readable
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -14,6 +16,14 @@ class Text:
     text: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     """By name: ``answers`` (ten strings), ``answer_type``, ``box`` (x, y, w, h in pixels of ``Sample.size``), ``label``..."""
+
+    def __post_init__(self) -> None:
+        """Keep the text as ``readable`` gives it; what is no text is left to ``Splits``, which names its source."""
+        if isinstance(self.text, str):
+            try:
+                object.__setattr__(self, "text", readable(self.text))
+            except LongText as error:
+                raise LongText(f"text {self.id}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

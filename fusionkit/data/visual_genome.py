@@ -10,6 +10,7 @@ from fusionkit.data.files import annotation_file, expecting, read_json
 from fusionkit.data.images import find_images
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.unicode import readable
 
 IMAGES, QUESTIONS, REGIONS = (
     f"Visual Genome {name}" for name in ("image_data", "question_answers", "region_descriptions")
@@ -72,8 +73,11 @@ class VisualGenome:
 
 def _questions(image: dict[str, Any]) -> list[tuple[int, Text]]:
     return [
-        (asked["image_id"], Text(f"vg{asked['qa_id']}", asked["question"], {"answers": [asked["answer"].rstrip(".")]}))
-        for asked in image["qas"]
+        (
+            row["image_id"],
+            Text(f"vg{row['qa_id']}", row["question"], {"answers": [readable(row["answer"]).rstrip(".")]}),
+        )
+        for row in image["qas"]
     ]
 
 

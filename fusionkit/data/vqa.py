@@ -9,6 +9,7 @@ from fusionkit.data.files import add_new, annotation_file, expecting, read_json,
 from fusionkit.data.images import coco_names, find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.unicode import readable
 
 QUESTIONS, ANNOTATIONS = "VQA v2 questions", "VQA v2 annotations"
 
@@ -79,8 +80,8 @@ class VQAv2:
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
     types = ("answer_type", "question_type", "multiple_choice_answer")
-    facts: dict[str, Any] = {name: sys.intern(row[name]) for name in types if name in row}
-    return {"answers": [sys.intern(said["answer"]) for said in row["answers"]]} | facts
+    facts: dict[str, Any] = {name: sys.intern(readable(row[name])) for name in types if name in row}
+    return {"answers": [sys.intern(readable(said["answer"])) for said in row["answers"]]} | facts
 
 
 def _group(rows: list[Any], facts: dict[Any, dict[str, Any]], path: Path) -> dict[Any, list[Text]]:

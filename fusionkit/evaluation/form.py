@@ -9,6 +9,7 @@ from typing import Any
 from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
 from fusionkit.evaluation.records import Record, read_records
+from fusionkit.unicode import LongText, readable
 
 Check = Callable[[Any], bool]
 LARGE = 1e100  # whose products are still finite
@@ -89,7 +90,20 @@ def read_predictions(path: Path) -> list[Record]:
             ) from error
     if not isinstance(records, list):
         raise DataError(f"{path} holds {_words(records)}, but has to be a list of records")
-    return records
+    try:
+        return [_readable(record) for record in records]
+    except LongText as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _readable(record: Any) -> Any:
+    """A record whose texts are as annotations are read; ids stay as they are."""
+    if not isinstance(record, dict):
+        return record
+    return {
+        key: readable(value) if isinstance(value, str) and not key.endswith("_id") else value
+        for key, value in record.items()
+    }
 
 
 def check_predictions(

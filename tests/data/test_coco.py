@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,27 @@ def test_a_truncated_and_a_missing_file(tmp_path):
         reader.read("train")
     with pytest.raises(DataError, match=r"of split 'trian' does not exist; did you mean 'train'\?"):
         reader.read("trian")
+
+
+def test_ground_truth_without_file_names_can_be_scored_but_not_shown(tmp_path):
+    content = captions()
+    content["images"] = [{"id": row["id"]} for row in content["images"]]
+    reader = official(tmp_path, content)
+    with pytest.raises(DataError, match=r"captions_train.json has no 'file_name'"):
+        reader.read("train")
+    samples = CocoCaptions(reader.annotations, None).read("train")
+    assert [(sample.image_id, len(sample.texts["captions"])) for sample in samples] == [(n, 2) for n in range(1, 5)]
+
+
+def test_captions_are_read_whatever_their_characters_and_none_is_a_book(tmp_path):
+    content = captions()
+    broken = ["so happy \ud83d", "nul\0", unicodedata.normalize("NFD", "màu đỏ")]
+    for row, text in zip(content["annotations"], broken, strict=False):
+        row["caption"] = text
+    texts = [text.text for sample in official(tmp_path, content).read("train") for text in sample.texts["captions"]]
+    assert texts[:3] == ["so happy \ufffd", "nul\ufffd", "màu đỏ"]
+    content["annotations"][1]["caption"] = "x" * 10 * 2**20
+    with pytest.raises(
+        DataError, match=r"captions_train.json: text 11: a text of 10,485,760 characters is longer than"
+    ):
+        official(tmp_path, content).read("train")

@@ -82,3 +82,10 @@ def test_images_that_are_not_there_or_of_another_kind(folder: Path) -> None:
     ):
         with pytest.raises(DataError, match=words):
             require_image(Request(Path(name), {"text": "x"}), reads)
+
+
+def test_what_is_asked_is_read_as_annotations_are(folder: Path) -> None:
+    (found,) = read_requests(str(folder / "a.jpg"), {"question": "o\u0301 \udcff\0?"}, PIXELS)
+    assert found.texts == {"question": "ó \ufffd\ufffd?"}
+    with pytest.raises(ConfigError, match=r"predict: a text of 200,000 characters is longer than the 100,000"):
+        read_requests(str(folder / "a.jpg"), {"question": "a" * 200_000}, PIXELS)

@@ -57,3 +57,14 @@ def test_files_that_disagree_are_one_sentence(tmp_path, change, sentence):
     change(asked, answered)
     with pytest.raises(DataError, match=sentence):
         make_reader(tmp_path, asked, answered).read("train2014")
+
+
+def test_answers_and_types_are_read_in_one_spelling(tmp_path):
+    content = annotations()
+    content["annotations"][0]["answers"][0]["answer"] = "e\u0301\0"
+    content["annotations"][0]["answer_type"] = "ma\u0300u"
+    facts = make_reader(tmp_path, answered=content).read("train2014")[0].texts["questions"][0].facts
+    assert (facts["answers"][0], facts["answer_type"]) == ("é\ufffd", "màu")
+    content["annotations"][0]["answers"][0]["answer"] = "a" * 10 * 2**20
+    with pytest.raises(DataError, match=r"annotations.json: a text of 10,485,760 characters"):
+        make_reader(tmp_path, answered=content).read("train2014")

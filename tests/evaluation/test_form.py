@@ -119,3 +119,15 @@ def test_other_bytes_are_told(tmp_path, name, content, words):
 def test_a_byte_order_mark_is_no_matter(tmp_path):
     (tmp_path / "p.jsonl").write_bytes(codecs.BOM_UTF8 + json.dumps(GOOD[0]).encode())
     assert read_predictions(tmp_path / "p.jsonl") == GOOD[:1]
+
+
+def test_texts_of_predictions_are_read_as_those_of_annotations(tmp_path):
+    records = [{"question_id": "e\u0301", "answer": "e\u0301t\ud83d\0", "extra": 1}, ["odd"]]
+    (tmp_path / "p.json").write_text(json.dumps(records))
+    (tmp_path / "p.jsonl").write_text(json.dumps(records[0]))
+    read = {"question_id": "e\u0301", "answer": "ét\ufffd\ufffd", "extra": 1}  # an id stays what it is
+    assert read_predictions(tmp_path / "p.json") == [read, ["odd"]]
+    assert read_predictions(tmp_path / "p.jsonl") == [read]
+    (tmp_path / "p.json").write_text(json.dumps([{"image_id": 1, "caption": "a" * 10 * 2**20}]))
+    with pytest.raises(DataError, match=r"p.json: a text of 10,485,760 characters is longer than the 100,000"):
+        read_predictions(tmp_path / "p.json")
