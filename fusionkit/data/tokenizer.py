@@ -4,14 +4,16 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
-from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.normalizers import NFC, BertNormalizer, Sequence
+from tokenizers.pre_tokenizers import BertPreTokenizer, Split
+from tokenizers.pre_tokenizers import Sequence as Splits
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fusionkit.errors import ConfigError
+from fusionkit.unicode import UNSPACED, readable
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """In BERT's order, so that [PAD] has the index 0."""
@@ -28,10 +30,13 @@ def build_tokenizer(texts: Iterable[str], directory: Path) -> None:
 def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A tokenizer whose vocabulary is every word of `texts`, the most frequent first; needs no network.
 
-    Lower-cases, strips accents and splits at spaces and punctuation as BERT does, but never within a word.
+    Lower-cases and splits at spaces and punctuation as BERT does, but keeps the marks of letters. Where a language has no
+    spaces between words (``UNSPACED``), a letter with its marks is a word; any other is never split.
     """
-    normalizer, splitter = BertNormalizer(lowercase=True), BertPreTokenizer()
-    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    normalizer = Sequence([NFC(), BertNormalizer(lowercase=True, strip_accents=False), NFC()])
+    splitter = Splits([BertPreTokenizer(), Split(Regex(rf"[{UNSPACED}]\p{{M}}*"), "isolated")])
+    normal = (normalizer.normalize_str(readable(text)) for text in texts)
+    counts = Counter(word for text in normal for word, _ in splitter.pre_tokenize_str(text))
     words = sorted(counts, key=lambda word: (-counts[word], word))
     vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS.values(), *words])}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL_TOKENS["unk"]))

@@ -15,10 +15,19 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from fusionkit.data.randaugment import STYLES, rand_augment
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.unicode import readable
 
 BICUBIC = InterpolationMode.BICUBIC
 FITS = ("squash", "crop")
-SIDES = ("left", "right")
+SIDES = (
+    *("left", "right", "lft", "rght", "rgt"),
+    *("trái", "phải"),  # Vietnamese
+    *("左", "右", "왼", "오른"),  # Chinese, Japanese, Korean
+    *("links", "rechts", "linke", "rechte"),  # German, Dutch
+    *("gauche", "droite", "izquierd", "derech", "esquerd", "direit", "sinistra", "destra"),  # French to Italian
+    *("слева", "справа", "левы", "правы", "лева", "права", "левой", "правой"),  # Russian
+    *("kiri", "kanan", "ซ้าย", "ขวา", "يسار", "يمين", "बाएं", "बाईं", "दाएं", "दाईं"),  # Indonesian, Thai, Arabic, Hindi
+)
 """A mirror image makes these words false. Looked for inside words too ("leftmost", "rowleft"); "bright" is no loss."""
 
 
@@ -72,7 +81,8 @@ class Augment:
     `crop_scale`, `crop_ratio`   area of the crop in parts of the image, and its width to height; a crop holds every box
                                  of the drawn texts (as in X-VLM), and there is none where ten draws find no such crop.
                                  With a `crop_scale` of None the image stays whole, and is fitted after all else.
-    `flip`                       probability of a mirror image; 0 wherever a text or an answer says "left" or "right".
+    `flip`                       probability of a mirror image; 0 wherever a text or an answer names a side.
+    `sides`                      the words for them, for texts in other languages than those of ``SIDES``.
     `num_ops`, `magnitude`       RandAugment: so many operations of a `style` (`randaugment.STYLES`), of this strength.
                                  With boxes, of those on colours only: a turned box is no box, and the box around it no
                                  longer fits its object.
@@ -85,10 +95,13 @@ class Augment:
     num_ops: int = 2
     magnitude: float = 7
     style: str = "albef"
+    sides: Sequence[str] = SIDES
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise ConfigError(f"augment.style: there is no RandAugment '{self.style}'; {suggest(self.style, STYLES)}")
+        if isinstance(self.sides, str) or not all(isinstance(side, str) and side.strip() for side in self.sides):
+            raise ConfigError(f"augment.sides is {self.sides!r}, but has to be a list of words, such as [left, right]")
 
     def decode_side(self, size: int) -> int:
         """No decoded side may be smaller than this, or crops would be blurred."""
@@ -109,15 +122,17 @@ class Augment:
             crop = {"top": top, "left": left, "height": height, "width": width, "size": [size, size], "antialias": True}
             image = F.resized_crop(image, **crop, interpolation=BICUBIC)
             boxes = F.resized_crop(boxes, **crop)
-        if rng.random() < self.flip and not names_side(words):
+        if rng.random() < self.flip and not names_side(words, self.sides):
             image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
         image = rand_augment(image, STYLES[self.style], self.num_ops, self.magnitude, not len(boxes), rng)
         return image, boxes.as_subclass(Tensor)
 
 
-def names_side(words: Sequence[str]) -> bool:
-    """Whether a mirror image would make one of the texts false."""
-    return any(side in text.lower() for text in words for side in SIDES)
+def names_side(words: Sequence[str], sides: Sequence[str] = SIDES) -> bool:
+    """Whether a mirror image would make one of the texts false: one of ``sides`` is in it, in small or capital letters."""
+    spoken = [readable(text).casefold() for text in words]
+    looked_for = [readable(side).casefold() for side in sides]
+    return any(side in text for text in spoken for side in looked_for)
 
 
 def enclose(boxes: Tensor) -> tuple[float, float, float, float] | None:

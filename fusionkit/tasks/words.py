@@ -5,8 +5,11 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from fusionkit.errors import ConfigError
+from fusionkit.unicode import UNSPACED
 
 _PIECE, _SPACE = "##", "\u0120"  # what marks the inner piece of a word (WordPiece), and a word's first piece (BPE)
+
+_UNSPACED = UNSPACED + "\u3001\u3002\uff01-\uff0f\uff1a-\uff1f"  # and the marks that such languages write
 
 
 class Words:
@@ -31,6 +34,7 @@ class Words:
         if self.is_bpe:
             return _from_bytes("".join(pieces)).strip()
         text = " ".join(pieces).replace(f" {_PIECE}", "")
+        text = re.sub(rf"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])", "", text)
         return re.sub(r"(?<=\w) ' (?=\w)", "'", re.sub(r" (?=[.,!?;:%])", "", text))
 
     def spell(self, text: str, key: str) -> list[int]:

@@ -1,6 +1,8 @@
+import unicodedata
+
 import pytest
 
-from fusionkit.data.tokenizer import build_tokenizer, load_tokenizer
+from fusionkit.data.tokenizer import build_tokenizer, load_tokenizer, word_tokenizer
 from fusionkit.errors import ConfigError
 
 TEXTS = ["A red Square, left of the blue circle.", "Is a square red?"]
@@ -16,7 +18,7 @@ def test_a_built_tokenizer_works_like_berts(tmp_path):
         3,
         4,
     ]
-    encoded = tokenizer(["A RED, squáre", "unheard-of red"], padding=True)
+    encoded = tokenizer(["A RED, square", "unheard-of red"], padding=True)
     assert [tokenizer.convert_ids_to_tokens(row) for row in encoded["input_ids"]] == [
         ["[CLS]", "a", "red", ",", "square", "[SEP]"],
         ["[CLS]", "[UNK]", "[UNK]", "of", "red", "[SEP]"],
@@ -41,3 +43,32 @@ def test_what_is_no_tokenizer_is_one_sentence(tmp_path):
     config.write_text("\n".join(line for line in config.read_text().splitlines() if "mask_token" not in line))
     with pytest.raises(ConfigError, match="has no mask token; choose a BERT-like tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def tokens(tokenizer, text):
+    return tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_built_tokenizer_keeps_the_marks_of_letters():
+    words = ["bò", "bơ", "bỏ", "bo", "đỏ", "đo", "für", "fur", "straße", "élan", "रंग", "كِتاب", "كتاب"]
+    tokenizer = word_tokenizer(words)
+    for word in words:
+        assert tokens(tokenizer, word) == [word]
+        assert tokens(tokenizer, unicodedata.normalize("NFD", word).upper().replace("STRASSE", "STRAẞE")) == [word]
+        assert tokenizer.decode(tokenizer(word)["input_ids"], skip_special_tokens=True) == word
+    assert word_tokenizer([unicodedata.normalize("NFD", word) for word in words]).get_vocab() == tokenizer.get_vocab()
+
+
+def test_where_words_have_no_spaces_between_them_letters_are_words():
+    texts = ["红色的圆", "赤いまる", "สีแดง ที่นี่", "a red 円"]
+    tokenizer = word_tokenizer(texts)
+    assert tokens(tokenizer, "的红圆") == ["的", "红", "圆"]
+    assert tokens(tokenizer, "るい") == ["る", "い"]
+    assert tokens(tokenizer, "แดงที่") == ["แ", "ด", "ง", "ที่"]
+    assert tokens(tokenizer, "red円") == ["red", "円"]
+
+
+def test_broken_characters_are_read(tmp_path):
+    tokenizer = word_tokenizer(["so happy \ud83d", "nul\0 here"])
+    assert tokens(tokenizer, "happy so here") == ["happy", "so", "here"]
+    assert not [token for token in tokenizer.get_vocab() if not token.isascii()]

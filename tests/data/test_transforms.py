@@ -1,4 +1,5 @@
 import random
+import unicodedata
 
 import pytest
 import torch
@@ -84,6 +85,44 @@ def test_no_mirror_where_a_text_or_an_answer_names_a_side(words):
     plain = Augment(crop_scale=(1.0, 1.0), crop_ratio=(4 / 3, 4 / 3), flip=1.0, **PLAIN)
     assert apply(plain, 0, words)[1][0, 0] == pytest.approx(45 / 120)
     assert apply(plain, 0, ["a cat"])[1][0, 0] == pytest.approx(75 / 120)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "người bên trái",
+        unicodedata.normalize("NFD", "CON CHÓ Ở PHÍA BÊN PHẢI"),
+        "左边的猫",
+        "右の犬",
+        "the lft one",
+        "Links im Bild",
+        "à gauche",
+        "El de la IZQUIERDA",
+        "слева",
+        "di sebelah kiri",
+        "ด้านขวา",
+        "يسار",
+    ],
+)
+def test_sides_are_known_in_other_languages(text):
+    assert names_side([text])
+
+
+def test_a_source_can_name_its_own_words_for_sides():
+    options = {"crop_scale": (1.0, 1.0), "crop_ratio": (4 / 3, 4 / 3), "flip": 1.0, **PLAIN}
+    own = Augment(**options, sides=["VASEN", unicodedata.normalize("NFD", "höger")])
+    kept = [apply(own, 0, [text])[1][0, 0] == pytest.approx(45 / 120) for text in ("vasen", "Höger", "left")]
+    assert kept == [True, True, False]
+    for wrong in ("left", [""], ["left", 3]):
+        with pytest.raises(
+            ConfigError, match=r"augment.sides is .* but has to be a list of words, such as \[left, right\]"
+        ):
+            Augment(sides=wrong)
+
+
+@pytest.mark.parametrize("text", ["a pedestrian in an orchestra", "a soldier on the sofa", "two boats at sea"])
+def test_words_for_sides_of_other_languages_are_not_found_in_english_ones(text):
+    assert not names_side([text])
 
 
 def test_an_augmentation_is_a_function_of_its_seed():

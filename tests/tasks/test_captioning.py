@@ -77,3 +77,11 @@ def test_tokens_become_text(tokens, text):
     words = Words(vocabulary, special={0})
     assert words.text([0, *range(1, len(vocabulary)), 99]) == text
     assert words.spell("a", "key") == [1]
+
+
+def test_letters_of_languages_without_spaces_are_written_together():
+    tokens = ["\u7ea2", "\u7684", "\u5706", "\u3002", "a", "red", "\u5706", "\u0e14", "\u0e07"]
+    words = Words(["<s>", *tokens], special={0})
+    assert words.text(range(1, 5)) == "\u7ea2\u7684\u5706\u3002"
+    assert words.text([5, 6, 7]) == "a red \u5706"
+    assert words.text([8, 9]) == "\u0e14\u0e07"
