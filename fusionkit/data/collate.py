@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
@@ -16,6 +17,13 @@ from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.types import Batch
 
+MAX_WORKERS = 256  # that count each on its own
+
+
+def new_counts() -> Tensor:
+    """Texts that were read and cut, (MAX_WORKERS, 2), for ``Collate``."""
+    return torch.zeros(MAX_WORKERS, 2, dtype=torch.long).share_memory_()
+
 
 class Collate:
     """Makes the batches of one source.
@@ -24,7 +32,8 @@ class Collate:
     become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
     a vocabulary; any other number `x` -> `x` (T,). Which facts a kind has is read off the source's first text of it,
     and all must have them. Where samples have a second image, it is a row behind those of all samples, and `other_index`
-    (T,) of every kind names it. Texts are tokenised as `clean` gives them.
+    (T,) of every kind names it. Texts are tokenised as `clean` gives them; `counts`, which all workers share, says how many
+    were read, and how many of them were cut.
     """
 
     def __init__(
@@ -36,10 +45,12 @@ class Collate:
         max_length: int,
         answers: AnswerVocabulary | None,
         clean: Callable[[str], str] | None = None,
+        counts: Tensor | None = None,
     ) -> None:
         self.source, self.tokenizer, self.max_length, self.answers = source, tokenizer, max_length, answers
         self.facts = {kind: first_facts(samples, kind) for kind in kinds}
         self.clean = clean or str  # which leaves a text as it is
+        self.counts = new_counts() if counts is None else counts
         self.has_others = any(sample.others for sample in samples)
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
@@ -91,6 +102,9 @@ class Collate:
         if not texts:
             return {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
         encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        worker = get_worker_info()
+        cut = sum(bool(each.overflowing) for each in encoded.encodings or ())
+        self.counts[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += torch.tensor([len(texts), cut])
         words = [[-1 if word is None else word for word in encoded.word_ids(row)] for row in range(len(texts))]
         return {
             "input_ids": encoded["input_ids"],

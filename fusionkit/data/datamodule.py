@@ -8,10 +8,11 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.data.collate import Collate
+from fusionkit.data.collate import Collate, new_counts
 from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData, image_paths
 from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
 from fusionkit.data.loader import Loader
@@ -66,6 +67,7 @@ class DataModule(LightningDataModule):
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
         self._cached: dict[tuple[str, str], Images] = {}
         self._training: dict[str, TrainData] = {}
+        self._counts: dict[tuple[str, str], Tensor] = {}
         self._resumed: dict[str, Any] = {"batches": 0}
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ConfigError(f"data.steps_per_epoch is {steps_per_epoch}, but has to be at least 1, or null")
@@ -108,6 +110,12 @@ class DataModule(LightningDataModule):
     def skipped(self) -> dict[str, int]:
         """How many corrupt training images each source has met so far, in this rank."""
         return {source: int(data.corrupt.sum()) for source, data in self._training.items()}
+
+    def cut_texts(self, source: str, role: str) -> tuple[int, int]:
+        """How many texts of a role this rank has read so far, and how many of them were longer than ``max_length`` and cut."""
+        counts = self._counts.get((source, role), new_counts())
+        read, cut = counts.sum(dim=0).tolist()
+        return read, cut
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -167,7 +175,7 @@ class DataModule(LightningDataModule):
         if numbers is not None:
             every = list(batches)
             batches = [every[number] for number in numbers]
-        return Loader(data, batches, self._collate(source, samples), self.num_workers, persistent=False)
+        return Loader(data, batches, self._collate(source, role, samples), self.num_workers, persistent=False)
 
     def identity(self, source: str, role: str) -> Iterator[str]:
         """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
@@ -206,7 +214,7 @@ class DataModule(LightningDataModule):
         self._training[name] = data
         stream = Stream(len(samples), self.seed, name)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
-        return Loader(data, batches, self._collate(name, samples), self.num_workers, persistent=True)
+        return Loader(data, batches, self._collate(name, "train", samples), self.num_workers, persistent=True)
 
     def _finishing(self, source: str) -> Finishing:
         return self.finish if self.sources[source].regions is None else as_found
@@ -220,10 +228,11 @@ class DataModule(LightningDataModule):
         except CorruptImage:  # the data set replaces it, or says so
             return None
 
-    def _collate(self, source: str, samples: Sequence[Sample]) -> Collate:
+    def _collate(self, source: str, role: str, samples: Sequence[Sample]) -> Collate:
         settings = self.sources[source]
+        counts = self._counts.setdefault((source, role), new_counts())
         return Collate(
-            source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers, settings.clean
+            source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers, settings.clean, counts
         )
 
     def _images(self, source: str, role: str, side: int) -> Images:

@@ -128,6 +128,29 @@ class Throughput(Callback):
         self._started = 0.0
 
 
+class CutTexts(Callback):
+    """Tells after an epoch, where it is news, how many of the texts that this rank read were cut at ``max_length``."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        for source, settings in data.sources.items():
+            read, cut = data.cut_texts(source, "train")
+            if cut and cut / read > 1.1 * self._told.get(source, 0.0):
+                self._told[source] = cut / read
+                print(told_cuts(source, read, cut, settings.max_length), flush=True)
+
+
+def told_cuts(source: str, read: int, cut: int, max_length: int) -> str:
+    """A sentence about texts that the model has not read to their end."""
+    return (
+        f"source {source}: {cut:,} of the {read:,} texts read were cut at {max_length} tokens; "
+        f"data.sources.{source}.max_length changes that"
+    )
+
+
 class SkippedImages(Callback):
     """Logs ``train/<source>/skipped_images``, the corrupt images this rank has met so far, and tells of new ones."""
 

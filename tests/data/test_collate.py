@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.data.collate import Collate
+from fusionkit.data.collate import Collate, new_counts
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
 from fusionkit.data.sample import Sample, Text
@@ -84,3 +84,12 @@ def test_a_fact_that_some_texts_lack_is_told():
     error = collate([SAMPLES[0], lacking])
     assert isinstance(error, DataError)
     assert "text 6 of kind 'questions' has no 'label'" in str(error)
+
+
+def test_texts_are_counted_that_are_read_and_cut():
+    counts = new_counts()
+    make = Collate("toy", SAMPLES, ("captions",), TOKENIZER, 5, None, counts=counts)
+    make([item(sample) for sample in SAMPLES])  # of 5, 3 and 8 tokens
+    assert counts.sum(dim=0).tolist() == counts[0].tolist() == [3, 1]
+    make([item(SAMPLES[0])])
+    assert counts.sum(dim=0).tolist() == [4, 1]

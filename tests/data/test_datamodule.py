@@ -295,3 +295,16 @@ def test_every_data_configuration_can_be_built():
         sources = instantiate(config.data).sources.values()
         assert all("train" in source.splits for source in sources)
         assert name in TRAINING_ONLY or {"val", "test"} <= set().union(*(source.splits for source in sources))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cut_texts_are_counted_across_workers_by_role(tmp_path, workers):
+    module = make_module(tmp_path, {"a": make_source(tmp_path, max_length=4)}, num_workers=workers)
+    assert module.cut_texts("a", "val") == (0, 0)
+    for times in (1, 2):
+        list(module.eval_loader("a", "val"))
+        assert module.cut_texts("a", "val") == (35 * times, 35 * times)  # "photo 23 said 0" and two more
+    assert module.cut_texts("a", "train") == (0, 0)
+    whole = make_module(tmp_path, {"a": make_source(tmp_path, max_length=6)})
+    list(whole.eval_loader("a", "val"))
+    assert whole.cut_texts("a", "val") == (35, 0)

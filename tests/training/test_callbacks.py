@@ -2,13 +2,14 @@
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Callback
 
 from fusionkit.errors import ConfigError
-from fusionkit.training.callbacks import BestCheckpoint, LastCheckpoint, SkippedImages, StopAfter, Throughput
+from fusionkit.training.callbacks import BestCheckpoint, CutTexts, LastCheckpoint, SkippedImages, StopAfter, Throughput
 from tests.training.fakes import FakeData, FakeTask, fake_module
 from tests.training.test_module import fit
 
@@ -102,3 +103,15 @@ def test_tells_new_skipped_images_once(tmp_path, capsys):
         "source coco: 3 corrupt images replaced by others so far",
     ]
     assert run.callback_metrics["train/coco/skipped_images"] == 3
+
+
+def test_tells_of_cut_texts_where_that_is_news(tmp_path, capsys):
+    data = FakeData(("coco", "vqa"))
+    counts = iter([(100, 0), (200, 30), (300, 40), (400, 90)])
+    data.sources = {name: SimpleNamespace(max_length=30) for name in ("coco", "vqa")}
+    data.cut_texts = lambda source, role: next(counts) if (source, role) == ("coco", "train") else (50, 0)
+    fit(tmp_path, fake_module({"coco": {"a": 1.0}, "vqa": {"a": 1.0}}), data, callbacks=[CutTexts()], max_epochs=4)
+    assert [line for line in capsys.readouterr().out.splitlines() if "cut at" in line] == [
+        "source coco: 30 of the 200 texts read were cut at 30 tokens; data.sources.coco.max_length changes that",
+        "source coco: 90 of the 400 texts read were cut at 30 tokens; data.sources.coco.max_length changes that",
+    ]
