@@ -14,7 +14,7 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
-from fusionkit.distributed import rank
+from fusionkit.distributed import gather_objects, rank
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.baselines import Tokenize
 from fusionkit.evaluation.by_matching import ByMatching
@@ -40,6 +40,7 @@ class Answers(NamedTuple):
     samples: Sequence[Sample]
     tasks: Mapping[str, Task[Any]]
     records: Mapping[str, Records]
+    notes: Mapping[str, str]  # about how the texts were read
 
 
 def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: torch.device, watch: Watch) -> None:
@@ -56,6 +57,7 @@ def evaluate_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: 
                 write_predictions(folder, label, each.records[name])
                 measure = each.benchmark.measures[name]
                 judged = judge(measure, each.records[name], each.samples, benchmark, each.split)
+                judged.notes.update(each.notes)
                 watch.log_answers(label.replace("/", "_"), measure, each.records[name], each.samples, judged.rows)
                 guessed = guesses(each, name, train, tokenize)
                 scored.append(Scored(label, each.split, each.benchmark.protocol, judged, guessed))
@@ -120,10 +122,13 @@ def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[A
         helpers = {"itm": parts.tasks["itm"]} if has_contrast and "itm" in parts.tasks else {}
         for split in benchmark.splits:
             found = predict_source(parts.model, chosen | helpers, datamodule, benchmark.name, split, device, options)
+            read, cut = map(sum, zip(*gather_objects([datamodule.cut_texts(benchmark.name, split)]), strict=True))
             if rank() > 0:
                 continue
             records = {name: found.get(name + RERANKED, found[name]) for name in chosen}
-            yield Answers(benchmark, split, datamodule.samples(benchmark.name, split), chosen, records)
+            said = f"{cut:,} of the {read:,} texts read were cut at {benchmark.max_length} tokens, the benchmark's max_length"
+            notes = {"length": said} if cut else {}
+            yield Answers(benchmark, split, datamodule.samples(benchmark.name, split), chosen, records, notes)
 
 
 def tasks_for(benchmark: Published, tasks: Mapping[str, Task[Any]]) -> dict[str, Task[Any]]:

@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.asking import oracle_of
 from fusionkit.benchmarking import evaluate_benchmarks
-from fusionkit.distributed import rank
+from fusionkit.distributed import gather_objects, rank
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.attention import draw_attention
-from fusionkit.evaluation.run import evaluate_run, splits_of
+from fusionkit.evaluation.run import evaluate_run, notes_of, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.saliency import find_layer
 from fusionkit.scope import chosen, device_of, restore, share
+from fusionkit.training.callbacks import told_cuts
 from fusionkit.training.folder import keep_evaluation
 from fusionkit.training.launch import Parts, build_loggers, evaluation_options
 from fusionkit.training.loggers import finish, log_config
@@ -59,12 +60,28 @@ def score(
     metrics = evaluate_run(
         parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles, watch
     )
+    about = said_beside(parts, objectives, roles)
     if rank() > 0:
         return metrics
     print_scores(metrics)
+    for line in about:
+        print(line)
     pictures = f"   pictures: {folder}/gallery" if (folder / "gallery").exists() else ""
     print(f"scores: {folder}/metrics.json   answers: {folder}/predictions{pictures}")
     return metrics
+
+
+def said_beside(parts: Parts, objectives: Objectives, roles: Sequence[str]) -> list[str]:
+    """What the scores of the run's own data do not show: limits of their rules, and texts that were not read to the end."""
+    data, lines = parts.datamodule, []
+    for role, source in splits_of(data, objectives, roles):
+        label = source if role == roles[0] else f"{source}_{role}"
+        tasks = {name: parts.tasks[name] for name in objectives[source]}
+        lines += [f"{label}: {what}: {note}" for what, note in notes_of(tasks, data.samples(source, role)).items()]
+        read, cut = map(sum, zip(*gather_objects([data.cut_texts(source, role)]), strict=True))
+        if cut:
+            lines.append(told_cuts(source, read, cut, data.sources[source].max_length))
+    return lines
 
 
 @contextmanager

@@ -3,50 +3,44 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from fusionkit.data.files import read_json
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.evaluation.vqa import normalize_answer
+from fusionkit.evaluation.vqa import answer_key, clean_spaces, leave_one_out, normalize_answer
 from fusionkit.storage import write_text
 
 PUBLISHED_MIN_COUNT = 9
 """Keeps 3,129 answers of VQA v2 train and val (ViLT's write_vqa.py, UNITER's ans2label.json)."""
 
-_normalize = lru_cache(maxsize=200_000)(normalize_answer)  # people give the same answers again and again
-
-
-def leave_one_out(count: int, total: int) -> float:
-    """The official accuracy of an answer that `count` of `total` people gave: 1, 2, 3, 4 of ten are .3, .6, .9 and 1.
-
-    Each person in turn is left out, and three others who agree are enough. A person alone is taken at his word.
-    """
-    if total == 1:
-        return 1.0
-    return ((total - count) * min(3, count) + count * min(3, count - 1)) / (3 * total)
-
 
 def n_over_3(count: int, total: int) -> float:
-    """The simpler target of the bottom-up-attention line: .33, .67, 1."""
-    return min(1.0, count / 3)
+    """The simpler target of the bottom-up-attention line: .33, .67, 1; of fewer than three people all are enough."""
+    return min(1.0, count / min(3, total))
 
 
 TARGETS: dict[str, Callable[[int, int], float]] = {"leave_one_out": leave_one_out, "n_over_3": n_over_3}
 
 
 class AnswerVocabulary:
-    """The answers that a VQA head chooses among, in the order of its logits."""
+    """The answers that a VQA head chooses among, in the order of its logits.
+
+    People's spellings of an answer are one (``vqa.answer_key``). Where two of the list would be, the normalised one is meant.
+    """
 
     def __init__(self, answers: Sequence[str], target: str = "leave_one_out") -> None:
         if target not in TARGETS:
             raise ConfigError(f"data.answers.target: there is no soft target '{target}'; {suggest(target, TARGETS)}")
         self.answers = list(answers)
-        self.index = {answer: number for number, answer in enumerate(self.answers)}
         self.target = target
-        if len(self.index) < len(self.answers):
+        numbers = {answer: number for number, answer in enumerate(self.answers)}
+        if len(numbers) < len(self.answers):
             twice = Counter(self.answers).most_common(1)[0][0]
             raise DataError(f"the answer list has '{twice}' twice; every answer needs one index: remove one")
+        self.index: dict[str, int] = {}
+        for answer, number in numbers.items():
+            self.index.setdefault(answer_key(answer), number)
+        self.index |= {answer: number for answer, number in numbers.items() if answer == answer_key(answer)}
 
     @classmethod
     def build(
@@ -54,18 +48,22 @@ class AnswerVocabulary:
     ) -> "AnswerVocabulary":
         """The published rule: of the normalised `multiple_choice_answer`s those that occur at least `min_count` times.
 
-        The most frequent first. Raises ConfigError where none is that frequent.
+        The most frequent first, each as most people spell it: the official metric normalises nothing where all agree.
+        Raises ConfigError where none is that frequent.
         """
-        counts = Counter(map(_normalize, answers))
-        kept = sorted(
-            (answer for answer in counts if counts[answer] >= min_count), key=lambda answer: (-counts[answer], answer)
-        )
+        spellings: dict[str, Counter[str]] = {}
+        for answer in answers:
+            if answer := clean_spaces(answer):
+                spellings.setdefault(answer_key(answer), Counter())[answer] += 1
+        counts = {key: spelt.total() for key, spelt in spellings.items()}
+        kept = sorted((key for key in counts if counts[key] >= min_count), key=lambda key: (-counts[key], key))
         if not kept:
             most = max(counts.values(), default=0)
             raise ConfigError(
                 f"data.answers.min_count={min_count} leaves no answer (the most frequent occurs {most} times); lower it"
             )
-        return cls(kept, target)
+        spelt = [min(spellings[key], key=lambda each: (-spellings[key][each], each != key, each)) for key in kept]
+        return cls(spelt, target)
 
     @classmethod
     def load(cls, path: str | Path, target: str = "leave_one_out") -> "AnswerVocabulary":
@@ -82,9 +80,12 @@ class AnswerVocabulary:
 
     def scores(self, answers: Sequence[str]) -> dict[int, float]:
         """Soft targets in 0..1 by index, from the people's answers to one question; other answers have none."""
-        counts = Counter(map(_normalize, answers))
-        known = ((self.index[answer], count) for answer, count in counts.items() if answer in self.index)
-        return {index: TARGETS[self.target](count, len(answers)) for index, count in known}
+        counts = Counter(place for answer in answers if (place := self.place(answer)) is not None)
+        return {place: TARGETS[self.target](count, len(answers)) for place, count in counts.items()}
+
+    def place(self, answer: str) -> int | None:
+        """The number of an answer, however it is spelt; older lists have "" for what normalising leaves nothing of."""
+        return self.index.get(answer_key(answer), self.index.get(normalize_answer(answer)))
 
     def __len__(self) -> int:
         return len(self.answers)

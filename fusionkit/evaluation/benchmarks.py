@@ -4,7 +4,7 @@ Benchmarks with published annotations, splits and protocols are another matter (
 entry here: a plain function is a scorer too, without baselines and pictures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fusionkit.evaluation.baselines import (
     retrieval_baselines,
     vqa_baselines,
 )
-from fusionkit.evaluation.captioning import score_captions
+from fusionkit.evaluation.captioning import caption_notes, score_captions
 from fusionkit.evaluation.gallery import Sheet
 from fusionkit.evaluation.grounding import GroundingMeasure, score_grounding
 from fusionkit.evaluation.judging import Measure, Row
@@ -32,14 +32,15 @@ from fusionkit.evaluation.panels import grounding_sheet, retrieval_sheet, vqa_sh
 from fusionkit.evaluation.ranking import RetrievalMeasure
 from fusionkit.evaluation.records import Record
 from fusionkit.evaluation.retrieval import score_retrieval
-from fusionkit.evaluation.vqa import VQAMeasure, score_vqa
+from fusionkit.evaluation.vqa import VQAMeasure, question_notes, score_vqa
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """Calling it scores records: ``(records, samples) -> metrics``, percentages 0..100.
 
-    ``measure`` says what each sample scores; its metrics are here called ``prefix`` and their name.
+    ``measure`` says what each sample scores; its metrics are here called ``prefix`` and their name. ``notes`` says what the
+    samples are scored less well by.
     """
 
     score: Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
@@ -47,6 +48,7 @@ class Benchmark:
     sheet: Callable[[Sequence[Record], Sequence[Sample]], Sheet] | None = None
     measure: Measure | None = None
     prefix: str = ""
+    notes: Callable[[Sequence[Sample]], Mapping[str, str]] | None = None
 
     def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
         return self.score(records, samples)
@@ -68,7 +70,7 @@ def named(prefix: str, score: Callable[..., dict[str, float]]) -> Callable[..., 
     return renamed
 
 
-VQA = Benchmark(score_vqa, vqa_baselines, vqa_sheet, VQAMeasure(), "vqa_")
+VQA = Benchmark(score_vqa, vqa_baselines, vqa_sheet, VQAMeasure(), "vqa_", question_notes)
 GROUNDING = Benchmark(score_grounding, grounding_baselines, grounding_sheet, GroundingMeasure(), "grounding_")
 WEAK_GROUNDING = Benchmark(
     named("weak", score_grounding),
@@ -81,6 +83,6 @@ RETRIEVAL = Benchmark(score_retrieval, retrieval_baselines, retrieval_sheet, Ret
 MATCHING = Benchmark(score_matching, matching_baselines)
 MASKED = Benchmark(score_masked, masked_baselines)
 HIDDEN = Benchmark(score_hidden, hidden_baselines)
-CAPTIONING = Benchmark(score_captions, caption_baselines)
+CAPTIONING = Benchmark(score_captions, caption_baselines, notes=caption_notes)
 ENTAILMENT = Benchmark(score_entailment, entailment_baselines, measure=EntailmentMeasure(), prefix="entailment_")
 NLVR2 = Benchmark(score_nlvr2, nlvr2_baselines, measure=NLVR2Measure(), prefix="nlvr2_")

@@ -17,8 +17,14 @@ from fusionkit.evaluation.java import answer_lines
 from fusionkit.evaluation.judging import Judged, scores_of
 from fusionkit.evaluation.penn import tokenize
 from fusionkit.evaluation.records import Record, index_records
+from fusionkit.unicode import readable
 
 NO_JAVA = "no java on the PATH"
+# shares of the words of English references, if there are enough: other letters at most, common words at least (40% of COCO's)
+MOST_FOREIGN, LEAST_COMMON, ENOUGH_WORDS = 0.05, 0.1, 10
+ENGLISH = frozenset(
+    ["a", "an", "and", "are", "at", "by", "from", "in", "is", "of", "on", "that", "the", "to", "two", "with"]
+)
 Said = Sequence[str]  # of each image, the caption
 Wanted = Sequence[Sequence[str]]  # and those of people
 
@@ -59,6 +65,7 @@ class CaptionMeasure:
         sums = {"bleu": bleu_counts(said, wanted)}
         lack = NO_JAVA if self.java is None else "java=false"
         notes = {"tokenizer": "Stanford's PTB tokenizer" if java else f"ours, which stands in for Stanford's ({lack})"}
+        notes |= notes_on(wanted)
         if java:
             sums["meteor"] = meteor_counts(said, wanted, java)
         else:
@@ -78,6 +85,32 @@ class CaptionMeasure:
             for at, sample in enumerate(asked)
         ]
         return Judged(rows, notes)
+
+
+def caption_notes(samples: Sequence[Sample]) -> dict[str, str]:
+    """What the scorers of captions, English as they are, do not do justice to in these references."""
+    texts = [[text.text for text in sample.texts["captions"]] for sample in samples if sample.texts.get("captions")]
+    return {name: note for name, note in notes_on(_words([], texts)[1]).items() if name != "cider"}
+
+
+def notes_on(wanted: Wanted) -> dict[str, str]:
+    """The same of tokenized references: another language than English, and one image alone."""
+    words = [word for references in wanted for text in references for word in text.split()]
+    foreign = sum(not word.isascii() for word in words)
+    common = sum(word in ENGLISH for word in words)
+    notes = {}
+    is_enough = len(words) >= ENOUGH_WORDS or foreign > MOST_FOREIGN * len(words)
+    if is_enough and common < LEAST_COMMON * len(words):
+        notes["language"] = (
+            f"the references do not read as English ({common:,} of {len(words):,} words are common English ones, {foreign:,} "
+            "have other letters): METEOR's stems, synonyms and function words are English, and to every metric a word is what "
+            "stands between spaces"
+        )
+    if len(wanted) == 1:
+        notes["cider"] = (
+            "0 by its formula: of one image's references no word is rarer than another; score all images together"
+        )
+    return notes
 
 
 def bleu_counts(said: Said, wanted: Wanted) -> list[list[float]]:
@@ -146,7 +179,7 @@ def _paired(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[list[
     given = index_records(records, "image_id", {sample.image_id for sample in samples})
     asked = [sample for sample in samples if sample.texts.get("captions")]
     nothing = {"caption": ""}
-    said = [given.get(sample.image_id, nothing)["caption"] for sample in asked]
+    said = [readable(given.get(sample.image_id, nothing)["caption"]) for sample in asked]
     return said, [[text.text for text in sample.texts["captions"]] for sample in asked]
 
 

@@ -9,7 +9,7 @@ from fusionkit.evaluation.gallery import GREEN, GREY, RED, Mark, Note, Panel, Pi
 from fusionkit.evaluation.grounding import boxed_expressions, expression_overlaps
 from fusionkit.evaluation.ranking import list_rank
 from fusionkit.evaluation.records import Record
-from fusionkit.evaluation.vqa import question_accuracies
+from fusionkit.evaluation.vqa import agreement, question_accuracies
 
 TOP = 5  # images shown for a caption
 SHOWN_ANSWERS = 3
@@ -17,7 +17,7 @@ SHOWN_ANSWERS = 3
 
 def vqa_sheet(records: Sequence[Record], samples: Sequence[Sample]) -> Sheet:
     """Question, image, the given answer and the human ones."""
-    accuracies = question_accuracies(records, samples)
+    accuracies = question_accuracies(records, samples, agreement)
     given = {record["question_id"]: record["answer"] for record in records}
     ordered: list[tuple[float, int, Panel]] = []
     for sample in samples:
@@ -28,7 +28,7 @@ def vqa_sheet(records: Sequence[Record], samples: Sequence[Sample]) -> Sheet:
             said = Note(f"given: {given.get(question.id, '(nothing)')}", GREEN if score >= 0.5 else RED)
             notes = (said, Note(f"true: {humans}"))
             ordered.append((score, turn, Panel(question.text, (Picture(sample.image, notes=notes),))))
-    legend = "the answer given (green: at least half right by the official rule), and the human answers"
+    legend = "the answer given (green: at least half right), and the human answers"
     return Sheet(legend, _sorted(ordered))
 
 

@@ -101,6 +101,12 @@ def score_task(
     return task.scorer(predictions[name + RERANKED], samples) | beside
 
 
+def notes_of(tasks: Mapping[str, Task[Any]], samples: Sequence[Sample]) -> dict[str, str]:
+    """What has to be said beside the scores of the samples, by "<task>, <what>"; nothing of a scorer without ``notes``."""
+    found = {name: getattr(task.scorer, "notes", None) for name, task in tasks.items()}
+    return {f"{name}, {what}": note for name, notes in found.items() if notes for what, note in notes(samples).items()}
+
+
 def sample_rows(
     tasks: Mapping[str, Task[Any]], predictions: Mapping[str, Records], samples: Sequence[Sample]
 ) -> dict[str, list[Row]]:

@@ -3,15 +3,20 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.evaluation.form import Form, is_text
 from fusionkit.evaluation.judging import Judged, scores_of
 from fusionkit.evaluation.records import Record, index_records
+from fusionkit.unicode import metric_words, readable
 
 AnswerRule = Callable[[str, Sequence[str]], float]
 QUESTION_TYPE = "question_type/"
+AGREEMENT = "agreement"
+ENOUGH = 4  # people who all agree, and each of whom has three others that do
+OUT_OF_REACH = {"few answers", "spelling"}  # notes on questions whose right answers the rule calls wrong
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
@@ -37,9 +42,15 @@ _CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}  # the published table has this one the wrong way round
 
 
+def clean_spaces(answer: str) -> str:
+    """The answer as ``readable`` gives it, on one line and without space around it: all that is done to one in any case."""
+    return readable(answer).replace("\n", " ").replace("\t", " ").strip()
+
+
+@lru_cache(maxsize=200_000)  # people give the same answers again and again
 def normalize_answer(answer: str) -> str:
     """The official processing of an answer: punctuation, then number words, articles and contractions."""
-    return _process_words(_process_punctuation(_clean_spaces(answer)))
+    return _process_words(_process_punctuation(clean_spaces(answer)))
 
 
 def official_accuracy(answer: str, answers: Sequence[str]) -> float:
@@ -47,7 +58,7 @@ def official_accuracy(answer: str, answers: Sequence[str]) -> float:
 
     As in the official script both sides are normalised only where the humans disagree: "Yes" has 0 against ten "yes".
     """
-    answer, answers = _clean_spaces(answer), [_clean_spaces(human) for human in answers]
+    answer, answers = clean_spaces(answer), [clean_spaces(human) for human in answers]
     if len(set(answers)) > 1:
         answer, answers = normalize_answer(answer), [normalize_answer(human) for human in answers]
     return _agreement(answer, answers)
@@ -61,17 +72,43 @@ def always_normalized_accuracy(answer: str, answers: Sequence[str]) -> float:
     return _agreement(normalize_answer(answer), [normalize_answer(human) for human in answers])
 
 
+def answer_key(answer: str) -> str:
+    """What the spellings of one answer share: it is normalised, and where that leaves nothing ("A", "?") in lower case."""
+    return normalize_answer(answer) or clean_spaces(answer).lower()
+
+
+def leave_one_out(count: int, total: int) -> float:
+    """What an answer is worth that `count` of `total` people gave: 1, 2, 3, 4 of ten are .3, .6, .9 and 1, as officially.
+
+    Each person in turn is left out, and three others who agree are enough. Of fewer than four people all others are enough,
+    and a person alone is taken at his word, so that 1 can be reached.
+    """
+    enough = max(1, min(3, total - 1))
+    return ((total - count) * min(enough, count) + count * min(enough, count - 1 + (total == 1))) / (enough * total)
+
+
+def agreement(answer: str, answers: Sequence[str]) -> float:
+    """As ``official_accuracy`` with the limits of its rule taken away: 1 can be reached, however people spell and how few.
+
+    Answers are compared by ``answer_key`` and count as ``leave_one_out`` says, which is what an answer head is trained on.
+    """
+    keys = [answer_key(human) for human in answers]
+    return leave_one_out(keys.count(answer_key(answer)), len(keys))
+
+
 RULES: dict[str, AnswerRule] = {"official": official_accuracy, "evalai": always_normalized_accuracy}
 
 
 def score_vqa(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """Official percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
+    """Percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
 
-    An unanswered question scores 0; questions without human answers (a test split) are left out.
-    The official script rounds to two decimals, this does not.
+    An unanswered question scores 0; questions without human answers (a test split) are left out. The official script rounds
+    to two decimals, this does not. ``vqa_agreement`` stands first where the official rule cannot call all right answers right.
     """
-    scores = scores_of(VQAMeasure()(records, samples).rows)
-    return {f"vqa_{name.replace('/', '_')}": value for name, value in scores.items() if QUESTION_TYPE not in name}
+    judged = VQAMeasure()(records, samples)
+    scores = scores_of(judged.rows)
+    first = {AGREEMENT: scores[AGREEMENT]} | scores if judged.notes.keys() & OUT_OF_REACH else scores
+    return {f"vqa_{name.replace('/', '_')}": value for name, value in first.items() if QUESTION_TYPE not in name}
 
 
 @dataclass(frozen=True)
@@ -79,7 +116,8 @@ class VQAMeasure:
     """Judges answers by the ``official`` script's rule, or by ``evalai``'s, which always normalises both sides.
 
     Every question counts for ``accuracy``, ``accuracy/<answer type>`` and ``accuracy/question_type/<question type>``; under
-    the other rule these are ``evalai_accuracy``, lest one is taken for the official score.
+    the other rule these are ``evalai_accuracy``, lest one is taken for the official score. Where the rule calls right answers
+    wrong, ``agreement`` stands beside it, and a note says why and of how many questions.
     """
 
     rule: str = "official"
@@ -95,13 +133,57 @@ class VQAMeasure:
     def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged:
         accuracies = question_accuracies(records, samples, RULES[self.rule])
         name = "accuracy" if self.rule == "official" else f"{self.rule}_accuracy"
+        asked = [(sample, question) for sample in samples for question in annotated_questions([sample])]
+        agreed = question_accuracies(records, samples, agreement)
+        notes = {"rule": self.rule} | question_notes(samples, self.rule)
+        misspelt = sum(agreed[key] > accuracies[key] for key in agreed) if not notes.keys() & OUT_OF_REACH else 0
+        if misspelt:
+            notes["answers"] = (
+                f"{misspelt:,} of the given answers are right but for their spelling, which the rule counts as wrong where "
+                f"people all spell alike ('Yes' is not 'yes'); {AGREEMENT} always normalises both sides"
+            )
+        parts = _type_names([question for _, question in asked])
         rows = []
-        for sample in samples:
-            for question in annotated_questions([sample]):
-                score = 100 * accuracies[question.id]
-                values = dict.fromkeys([name, *(f"{name}/{part}" for part in _types(question))], score)
-                rows.append({"id": question.id, "score": score, "image_id": sample.image_id, "values": values})
-        return Judged(rows, {"rule": self.rule})
+        for sample, question in asked:
+            score = 100 * accuracies[question.id]
+            values = dict.fromkeys([name, *(f"{name}/{part}" for part in parts(question))], score)
+            if notes.keys() & {*OUT_OF_REACH, "answers"}:
+                kinds = [part for part in parts(question) if not part.startswith(QUESTION_TYPE)]
+                names = [AGREEMENT, *(f"{AGREEMENT}/{part}" for part in kinds)]
+                values |= dict.fromkeys(names, 100 * agreed[question.id])
+            rows.append({"id": question.id, "score": score, "image_id": sample.image_id, "values": values})
+        return Judged(rows, notes)
+
+
+def question_notes(samples: Sequence[Sample], rule: str = "official") -> dict[str, str]:
+    """Where the rule cannot do the answers to these questions justice."""
+    people = [question.facts["answers"] for question in annotated_questions(samples)]
+    few = sum(len(answers) < ENOUGH for answers in people)
+    spelt = sum(is_spelling_decisive(answers) for answers in people) if rule == "official" else 0
+    foreign = sum(not "".join(answers).isascii() for answers in people)
+    notes = {}
+    if few:
+        notes["few answers"] = (
+            f"{few:,} of {len(people):,} questions have fewer than four answers, for which the rule gives a right one 0, 33 or "
+            f"67; {AGREEMENT} asks no more people to agree than there are"
+        )
+    if spelt:
+        notes["spelling"] = (
+            f"the answers to {spelt:,} of {len(people):,} questions are all alike, and the official rule then compares letter "
+            f"by letter ('Yes' is not 'yes'); {AGREEMENT} always normalises both sides"
+        )
+    if foreign:
+        notes["language"] = (
+            f"{foreign:,} of {len(people):,} questions have answers with other letters than English; the rule's number words, "
+            "articles ('an') and contractions are English, whatever the language"
+        )
+    return notes
+
+
+def is_spelling_decisive(answers: Sequence[str]) -> bool:
+    """Whether people agree on an answer that normalising would change, which it is compared without."""
+    first = clean_spaces(answers[0])
+    return first != normalize_answer(first) and all(clean_spaces(answer) == first for answer in answers)
 
 
 def question_accuracies(
@@ -122,20 +204,21 @@ def annotated_questions(samples: Sequence[Sample]) -> Iterator[Text]:
         yield from (question for question in sample.texts.get("questions", ()) if question.facts.get("answers"))
 
 
-def _types(question: Text) -> Iterator[str]:
-    """ "yes_no", "question_type/is_this_a"."""
-    for fact, before in (("answer_type", ""), ("question_type", QUESTION_TYPE)):
-        if kind := question.facts.get(fact):
-            yield before + re.sub(r"[^a-z0-9]+", "_", kind.lower()).strip("_")
+def _type_names(questions: Sequence[Text]) -> Callable[[Text], list[str]]:
+    """Of a question, "yes_no" and "question_type/is_this_a"."""
+    types = {"answer_type": "", "question_type": QUESTION_TYPE}
+    words = {fact: metric_words(kind for each in questions if (kind := each.facts.get(fact))) for fact in types}
+
+    def names(question: Text) -> list[str]:
+        kinds = {fact: question.facts.get(fact) for fact in types}
+        return [types[fact] + words[fact][kind] for fact, kind in kinds.items() if kind]
+
+    return names
 
 
 def _agreement(answer: str, answers: Sequence[str]) -> float:
     matches = [human == answer for human in answers]
     return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
-
-
-def _clean_spaces(answer: str) -> str:
-    return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 def _process_punctuation(answer: str) -> str:

@@ -17,13 +17,13 @@ GROUPS = ("group", "label_fusion", "label_tasks", "label_sources")  # what train
 SECTIONS = {  # heading -> panels: title and the pattern of its metrics
     "Scores": {
         "retrieval, R@1: contrast alone (itc) and re-ranked": "test/[^/]+/(text_to_image|image_to_text)_r1(_itc)?",
-        "questions, by answer type": "test/[^/]+/vqa_accuracy(_yes_no|_number|_other)?",
+        "questions, by answer type": "test/[^/]+/vqa_(accuracy|agreement)(_yes_no|_number|_other)?",
         "boxes and matching": "test/[^/]+/(grounding_acc50|itm_accuracy|mlm_accuracy)",
     },
     "Validation": {
         "mean of the headline scores": "val/mean",
         "retrieval by contrast alone, R@1": "val/[^/]+/(text_to_image|image_to_text)_r1",
-        "questions, by answer type": "val/[^/]+/vqa_accuracy(_yes_no|_number|_other)?",
+        "questions, by answer type": "val/[^/]+/vqa_(accuracy|agreement)(_yes_no|_number|_other)?",
         "boxes and matching": "val/[^/]+/(grounding_acc50|itm_accuracy|mlm_accuracy)",
     },
     "Objectives": {

@@ -6,6 +6,7 @@ from fusionkit.reporting.statistics import estimate
 from fusionkit.reporting.study_runs import Run, values_of, variants_of
 
 METRICS = {
+    "vqa_agreement": "VQA, agreement",
     "vqa_accuracy": "VQA",
     "grounding_acc50": "grounding, IoU ≥ 0.5",
     "itm_accuracy": "matching",

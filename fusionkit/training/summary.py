@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.tree import Tree
 from torch import nn
 
+from fusionkit.evaluation.run import notes_of
 from fusionkit.training.launch import Parts
 
 
@@ -61,6 +62,10 @@ def _objectives(parts: Parts) -> Tree:
         note = f", {dropped} dropped that held-out splits show" if dropped else ""
         row = branch.add(f"{source}: {images:,} images, {data.sources[source].batch_size} a step{note}")
         row.add("  ".join(f"{task} x {weight:g}" for task, weight in weights.items()))
+        if "val" in data.sources[source].splits:
+            tasks = {name: parts.tasks[name] for name in weights}
+            for what, note in notes_of(tasks, data.samples(source, "val")).items():
+                row.add(f"validation, {what}: {note}")
     return branch
 
 

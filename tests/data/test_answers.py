@@ -1,14 +1,18 @@
+import unicodedata
+
 import pytest
 
-from fusionkit.data.answers import AnswerVocabulary, leave_one_out
+from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluation.vqa import official_accuracy
+from fusionkit.evaluation.vqa import agreement, leave_one_out, official_accuracy
 from tests.data.worlds import write_json
 
 
 def test_the_published_rule_normalises_and_counts():
     given = ["Yes"] * 5 + ["yes"] * 4 + ["the dog"] * 6 + ["dog"] * 4 + ["two"] * 9 + ["cat"] * 8
-    assert AnswerVocabulary.build(given).answers == ["dog", "2", "yes"]
+    built = AnswerVocabulary.build(given)
+    assert built.answers == ["the dog", "two", "Yes"]  # the commonest spelling of dog, 2, yes
+    assert [built.place(each) for each in ("Dog.", "2", "yes", "cat")] == [0, 1, 2, None]
     with pytest.raises(ConfigError, match=r"data.answers.min_count=20 leaves no answer .*occurs 10 times\); lower it"):
         AnswerVocabulary.build(given, min_count=20)
 
@@ -28,6 +32,39 @@ def test_soft_targets_of_a_question():
     assert vocabulary.scores(["yes"]) == {3: 1.0}
     with pytest.raises(ConfigError, match=r"no soft target 'n_over3'; did you mean 'n_over_3'\?"):
         AnswerVocabulary(["yes"], target="n_over3")
+
+
+@pytest.mark.parametrize("person", ["Yes", "A", "Hà Nội", "one", "an toàn", "T-shirt", "红色", "สีแดง", "أحمر"])
+@pytest.mark.parametrize("people", [1, 2, 3, 10])
+def test_what_is_trained_as_right_is_scored_as_right(person, people):
+    vocabulary = AnswerVocabulary.build([person] * 9 + ["other"] * 9)
+    ((best, score),) = vocabulary.scores([person] * people).items()
+    assert score == 1 == agreement(vocabulary.answers[best], [person] * people)
+    assert official_accuracy(vocabulary.answers[best], [person] * people) == min(3, people - 1) / 3
+    assert AnswerVocabulary([person], target="n_over_3").scores([person] * people) == {0: 1}
+
+
+def test_letters_are_answers_and_nothing_is_none():
+    built = AnswerVocabulary.build(["A", "B", "C", "D", "The", "", " ", "."] * 9)
+    assert sorted(built.answers) == [".", "A", "B", "C", "D", "The"]
+    assert built.scores(["A"] * 6 + ["The"] * 4) == {built.place("a"): 1.0, built.place("the"): 1.0}
+
+
+def test_spellings_that_are_as_common_are_told_apart_by_the_normalised_one_then_by_letters():
+    assert AnswerVocabulary.build(["Red", "red", "RED"] * 3).answers == ["red"]
+    assert AnswerVocabulary.build(["RED", "Red"] * 5).answers == ["RED"]
+    assert AnswerVocabulary.build(["b"] * 9 + ["A."] * 9 + ["c"] * 10).answers == ["c", "A.", "b"]
+
+
+def test_lists_of_older_checkpoints_mean_the_same():
+    older = AnswerVocabulary(["yes", "hà nội", "", "t-shirt", "t shirt"])
+    assert older.answers == ["yes", "hà nội", "", "t-shirt", "t shirt"]
+    places = {each: older.place(each) for each in ("Yes", "Hà Nội", "A", "the", "", "T-Shirt", "t shirt", "no")}
+    assert places == {"Yes": 0, "Hà Nội": 1, "A": 2, "the": 2, "": 2, "T-Shirt": 4, "t shirt": 4, "no": None}
+    assert older.scores(["a"] * 2 + ["the"] + ["no"] * 7) == {2: pytest.approx(0.9)}
+    assert AnswerVocabulary(["", "a"]).place("A") == 1
+    decomposed = AnswerVocabulary([unicodedata.normalize("NFD", "đỏ")])
+    assert (decomposed.place("đỏ"), len(decomposed.answers[0])) == (0, 3)
 
 
 @pytest.mark.parametrize("content", [["b", "a", ""], {"a": 1, "": 2, "b": 0}])

@@ -3,6 +3,7 @@ import os
 import shutil
 import stat
 import sys
+import unicodedata
 from pathlib import Path
 
 import pycocoevalcap.tokenizer.ptbtokenizer as ptb
@@ -13,7 +14,7 @@ from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.evaluation import captioning
 from fusionkit.evaluation.baselines import caption_baselines
-from fusionkit.evaluation.captioning import CaptionMeasure, score_captions
+from fusionkit.evaluation.captioning import CaptionMeasure, caption_notes, score_captions
 from fusionkit.evaluation.judging import scores_of
 from fusionkit.evaluation.penn import tokenize
 
@@ -24,6 +25,7 @@ CAPTIONS = {
 }
 SAID = {1: "a man rides a horse on the beach", 2: "two dogs in the snow", 3: "a red red bus"}
 RECORDS = [{"image_id": image, "caption": caption} for image, caption in SAID.items()]
+KEYS = ("caption_bleu4", "caption_bleu1")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on the PATH")
 
 
@@ -159,3 +161,46 @@ def test_the_golden_file(java, reference):
     scores = scores_of(CaptionMeasure(java)(records, asked).rows)
     expected = {name.lower(): 100 * value for name, value in golden["scores"].items() if java or name != "METEOR"}
     assert scores == pytest.approx(expected, abs=1e-4)
+
+
+VIETNAMESE = {1: ("một con bò màu đỏ",), 2: ("hai con chó",)}
+SPANISH = {1: ("un perro corre por la playa", "el perro corre"), 2: ("dos hombres juegan al futbol",)}
+
+
+@pytest.mark.parametrize("captions", [VIETNAMESE, SPANISH, {1: ("红色的圆",), 2: ("สีแดง",)}])
+def test_other_languages_than_english_are_told(captions):
+    said = [{"image_id": image, "caption": texts[0]} for image, texts in captions.items()]
+    judged = CaptionMeasure(java=False)(said, samples_of(captions))
+    assert judged.notes["language"].startswith("the references do not read as English (")
+    assert scores_of(judged.rows)["bleu_1"] == pytest.approx(100)
+    assert caption_notes(samples_of(captions)) == {"language": judged.notes["language"]}
+
+
+@pytest.mark.parametrize("captions", [CAPTIONS, {1: ("two green triangles",), 2: ("A café in the street.",)}, {}])
+def test_english_references_have_no_note(captions):
+    assert caption_notes(samples_of(captions)) == {}
+
+
+def test_the_share_of_common_words_counts_from_ten_words_on():
+    nine, ten = {1: ("red bus parked near station tall tree grows here",)}, {1: ("dos " * 9 + "in",)}
+    assert caption_notes(samples_of(nine)) == {}
+    assert caption_notes(samples_of({1: ("dos " * 10,)})).keys() == {"language"}
+    assert caption_notes(samples_of(ten)) == {}  # one of ten is common
+    assert caption_notes(samples_of({1: ("cafés rouges",)})).keys() == {"language"}  # fewer, but with other letters
+    assert caption_notes(samples_of({1: ("red cars",)})) == {}
+
+
+def test_the_cider_of_one_image_is_explained():
+    judged = CaptionMeasure(java=False)(RECORDS[:1], samples()[:1])
+    assert scores_of(judged.rows)["cider"] == 0
+    assert judged.notes["cider"].startswith("0 by its formula")
+    assert "cider" not in CaptionMeasure(java=False)(RECORDS, samples()).notes
+
+
+def test_marks_are_written_in_one_way_on_both_sides():
+    said = [{"image_id": 1, "caption": unicodedata.normalize("NFD", VIETNAMESE[1][0])}]
+    assert score_captions(said, samples_of({1: VIETNAMESE[1]})) == pytest.approx(dict.fromkeys(KEYS, 100.0))
+    decomposed = samples_of({1: (unicodedata.normalize("NFD", VIETNAMESE[1][0]),)})
+    assert score_captions([{"image_id": 1, "caption": VIETNAMESE[1][0]}], decomposed) == pytest.approx(
+        dict.fromkeys(KEYS, 100.0)
+    )

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from fusionkit.evaluation.by_matching import ByMatching
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.evaluation.records import read_records
 from fusionkit.evaluation.reranking import Reranking
-from fusionkit.evaluation.run import evaluate_run, evaluate_source
+from fusionkit.evaluation.run import evaluate_run, evaluate_source, notes_of
 from fusionkit.tasks.base import Task
 from fusionkit.types import Encoded, Tokens
 
@@ -292,3 +293,11 @@ def test_unknown_role_and_precision(data, tasks, tmp_path):
         evaluate_run(FakeModel(), tasks, data, {"toy": ["itc"]}, tmp_path, CPU, QUIET, ["tets"])
     with pytest.raises(ConfigError, match="bf16-mixed"):
         EvaluationOptions(precision="bf16-mixd")
+
+
+def test_notes_name_their_task_and_a_plain_scorer_has_none():
+    few = Sample(1, Path("1.png"), {"questions": (Text(1, "?", {"answers": ["red"]}),)})
+    tasks = {"vqa": SimpleNamespace(scorer=VQA), "own": SimpleNamespace(scorer=lambda records, samples: {})}
+    notes = notes_of(tasks, [few])
+    assert list(notes) == ["vqa, few answers"]
+    assert notes["vqa, few answers"].startswith("1 of 1 questions have fewer than four answers")

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from fusionkit.errors import DataError
 from fusionkit.evaluation.judging import scores_of
 from fusionkit.evaluation.vqa import (
     VQAMeasure,
+    agreement,
     always_normalized_accuracy,
+    answer_key,
+    is_spelling_decisive,
+    leave_one_out,
     normalize_answer,
     official_accuracy,
     score_vqa,
@@ -73,7 +78,7 @@ def test_always_normalized_differs_where_humans_agree():
 def test_score_by_answer_type_and_missing_prediction():
     samples = [
         sample(question(1, ["yes"] * 10, "yes/no"), question(2, ["2"] * 10, "number")),
-        sample(question(3, ["a"] * 10)),
+        sample(question(3, ["red"] * 10)),
     ]
     scores = score_vqa([{"question_id": 1, "answer": "yes"}, {"question_id": 3, "answer": "b"}], samples)
     assert scores == {
@@ -88,6 +93,105 @@ def test_normalized_scores_have_their_own_names():
     judged = VQAMeasure("evalai")([{"question_id": 1, "answer": "A b"}], [sample(question(1, ["b"] * 10))])
     assert scores_of(judged.rows) == {"evalai_accuracy": 100, "evalai_accuracy/other": 100}
     assert judged.notes == {"rule": "evalai"}
+
+
+def score_one(answer, people, kind="other", measure=VQAMeasure()):  # noqa: B008
+    judged = measure([{"question_id": 1, "answer": answer}], [sample(question(1, people, kind))])
+    return scores_of(judged.rows), judged.notes
+
+
+@pytest.mark.parametrize(("people", "official"), [(["hai"], 0), (["hai"] * 2, 100 / 3), (["hai"] * 3, 200 / 3)])
+def test_few_answers_keep_their_official_score_and_one_that_can_be_reached(people, official):
+    scores, notes = score_one("hai", people)
+    assert scores == pytest.approx(
+        {"accuracy": official, "accuracy/other": official, "agreement": 100, "agreement/other": 100}
+    )
+    assert notes["few answers"].startswith("1 of 1 questions have fewer than four answers")
+    assert score_one("ba", people)[0] == {
+        "accuracy": 0,
+        "accuracy/other": 0,
+        "agreement": 0,
+        "agreement/other": 0,
+    }
+
+
+@pytest.mark.parametrize("person", ["Yes", "Hà Nội", "A", "The", "one", "an toàn", "t-shirt", "?", "İzmir", "Straße"])
+def test_an_answer_that_normalising_changes_is_right_by_agreement_in_any_spelling(person):
+    for given in (person, person.lower()):
+        scores, notes = score_one(given, [person] * 10)
+        assert (scores["agreement"], scores["accuracy"]) == (100, 100 * (given == person))
+        assert notes["spelling"].startswith("the answers to 1 of 1 questions are all alike")
+    assert score_one("wrong", [person] * 10)[0]["agreement"] == 0
+
+
+def test_letters_that_normalising_takes_away_stay_apart():
+    assert answer_key("A") == answer_key(" a ") == "a" != answer_key("The")
+    assert (agreement("A", ["A"] * 9 + ["The"]), agreement("The", ["A"] * 9 + ["The"])) == (1, pytest.approx(0.3))
+    assert (answer_key("Hà Nội"), answer_key("The Dog."), answer_key("")) == ("hà nội", "dog", "")
+
+
+def test_ten_answers_as_they_are_published_have_the_official_score_alone():
+    scores, notes = score_one("yes", ["yes"] * 7 + ["No"] * 3)
+    assert scores == {"accuracy": 100, "accuracy/other": 100}
+    assert notes == {"rule": "official"}
+    assert score_one("yes", ["yes"] * 4)[0].keys() == {"accuracy", "accuracy/other"}  # four are enough
+
+
+def test_given_answers_in_another_spelling_are_told():
+    scores, notes = score_one("Yes", ["yes"] * 10)
+    assert (scores["accuracy"], scores["agreement"]) == (0, 100)
+    assert notes["answers"].startswith("1 of the given answers are right but for their spelling")
+    found = score_vqa([{"question_id": 1, "answer": "Yes"}], [sample(question(1, ["yes"] * 10))])
+    assert next(iter(found)) == "vqa_accuracy"  # the answers do not choose what a checkpoint is chosen by
+
+
+@pytest.mark.parametrize("people", [["có"], ["Yes"] * 10])
+def test_a_score_that_cannot_be_reached_does_not_stand_first(people):
+    scores = score_vqa([{"question_id": 1, "answer": "có"}], [sample(question(1, people))])
+    assert next(iter(scores)) == "vqa_agreement"
+    assert "vqa_accuracy" in scores
+
+
+def test_agreement_is_the_official_accuracy_where_that_can_be_reached():
+    for case in CASES:
+        if not is_spelling_decisive(case["answers"]) and normalize_answer(case["pred"]) == case["pred"]:
+            assert agreement(case["pred"], case["answers"]) == pytest.approx(case["official"] / 100)
+    assert [leave_one_out(count, 10) for count in range(5)] == pytest.approx([0, 0.3, 0.6, 0.9, 1])
+    assert [leave_one_out(*each) for each in ((0, 1), (1, 1), (1, 2), (2, 2), (1, 3), (2, 3), (3, 3), (3, 4))] == (
+        pytest.approx([0, 1, 0.5, 1, 1 / 3, 2 / 3, 1, 0.75])
+    )
+
+
+def test_the_other_rule_says_nothing_of_spelling_that_it_normalises():
+    scores, notes = score_one("yes", ["Yes"] * 10, measure=VQAMeasure("evalai"))
+    assert (scores, notes) == ({"evalai_accuracy": 100, "evalai_accuracy/other": 100}, {"rule": "evalai"})
+    assert score_one("yes", ["Yes"], measure=VQAMeasure("evalai"))[0]["agreement"] == 100
+
+
+def test_the_rules_english_is_told_of_other_letters():
+    assert "language" not in score_one("hai", ["hai"] * 10)[1]
+    notes = score_one("đỏ", ["đỏ"] * 10)[1]
+    assert notes["language"].startswith("1 of 1 questions have answers with other letters than English")
+    assert "spelling" not in notes
+
+
+def test_marks_are_written_in_one_way_on_both_sides():
+    people = [unicodedata.normalize("NFD", "màu đỏ")] * 10
+    for given in ("màu đỏ", people[0]):
+        assert score_one(given, people)[0]["accuracy"] == 100
+    assert score_one("a\0", ["a\0"] * 10)[0]["accuracy"] == 100
+
+
+def test_types_in_any_script_have_names_of_their_own():
+    kinds = ["颜色", "màu", "mẫu", "Màu"]
+    samples = [sample(*(question(at, ["x"] * 10, kind) for at, kind in enumerate(kinds)))]
+    scores = scores_of(VQAMeasure()([{"question_id": 1, "answer": "x"}], samples).rows)
+    assert {name: score for name, score in scores.items() if "/" in name} == {
+        "accuracy/颜色": 0,
+        "accuracy/màu_2": 100,
+        "accuracy/mẫu": 0,
+        "accuracy/màu": 0,
+    }
 
 
 def test_questions_without_answers_are_left_out():
