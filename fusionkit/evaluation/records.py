@@ -102,4 +102,4 @@ def read_records(path: Path) -> Records:
 
 def write_metrics(path: Path, metrics: Mapping[str, float]) -> None:
     """Write the flat metrics map as sorted, indented JSON."""
-    write_text(path, json.dumps(dict(metrics), indent=1, sort_keys=True, allow_nan=False) + "\n")
+    write_text(path, json.dumps(dict(metrics), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n")

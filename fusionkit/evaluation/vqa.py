@@ -159,7 +159,8 @@ def question_notes(samples: Sequence[Sample], rule: str = "official") -> dict[st
     """Where the rule cannot do the answers to these questions justice."""
     people = [question.facts["answers"] for question in annotated_questions(samples)]
     few = sum(len(answers) < ENOUGH for answers in people)
-    spelt = sum(is_spelling_decisive(answers) for answers in people) if rule == "official" else 0
+    enough = [answers for answers in people if len(answers) >= ENOUGH] if rule == "official" else []
+    spelt = sum(map(is_spelling_decisive, enough))
     foreign = sum(not "".join(answers).isascii() for answers in people)
     notes = {}
     if few:

@@ -146,8 +146,8 @@ class CutTexts(Callback):
 def told_cuts(source: str, read: int, cut: int, max_length: int) -> str:
     """A sentence about texts that the model has not read to their end."""
     return (
-        f"source {source}: {cut:,} of the {read:,} texts read were cut at {max_length} tokens; "
-        f"data.sources.{source}.max_length changes that"
+        f"source {source}: {cut:,} of the {read:,} texts read were cut at {max_length} tokens, "
+        f"data.sources.{source}.max_length"
     )
 
 

@@ -1,6 +1,6 @@
 """The composed run as a short tree: what is trained, on what, for how long, where."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lightning import Trainer
@@ -24,7 +24,10 @@ def print_run(parts: Parts, trainer: Trainer, console: Console | None = None) ->
         tree.add("stages     " + ", then ".join(f"{name} ({_span(stage)})" for name, stage in config.stages.items()))
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
     tree.add(f"device     {trainer.strategy.root_device}{ranks}, precision {trainer.precision}")
-    (console or Console(soft_wrap=True)).print(tree)
+    console = console or Console(soft_wrap=True)
+    console.print(tree)
+    for note in _notes(parts):
+        console.print(note, highlight=False, markup=False)
 
 
 def _model(parts: Parts) -> Tree:
@@ -62,11 +65,17 @@ def _objectives(parts: Parts) -> Tree:
         note = f", {dropped} dropped that held-out splits show" if dropped else ""
         row = branch.add(f"{source}: {images:,} images, {data.sources[source].batch_size} a step{note}")
         row.add("  ".join(f"{task} x {weight:g}" for task, weight in weights.items()))
+    return branch
+
+
+def _notes(parts: Parts) -> Iterator[str]:
+    """What has to be said beside the scores of the validation."""
+    data = parts.datamodule
+    for source, weights in parts.objectives.items():
         if "val" in data.sources[source].splits:
             tasks = {name: parts.tasks[name] for name in weights}
             for what, note in notes_of(tasks, data.samples(source, "val")).items():
-                row.add(f"validation, {what}: {note}")
-    return branch
+                yield f"validation on {source}, {what}: {note}"
 
 
 def _span(stage: Any) -> str:

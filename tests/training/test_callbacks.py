@@ -112,6 +112,6 @@ def test_tells_of_cut_texts_where_that_is_news(tmp_path, capsys):
     data.cut_texts = lambda source, role: next(counts) if (source, role) == ("coco", "train") else (50, 0)
     fit(tmp_path, fake_module({"coco": {"a": 1.0}, "vqa": {"a": 1.0}}), data, callbacks=[CutTexts()], max_epochs=4)
     assert [line for line in capsys.readouterr().out.splitlines() if "cut at" in line] == [
-        "source coco: 30 of the 200 texts read were cut at 30 tokens; data.sources.coco.max_length changes that",
-        "source coco: 90 of the 400 texts read were cut at 30 tokens; data.sources.coco.max_length changes that",
+        "source coco: 30 of the 200 texts read were cut at 30 tokens, data.sources.coco.max_length",
+        "source coco: 90 of the 400 texts read were cut at 30 tokens, data.sources.coco.max_length",
     ]
