@@ -44,8 +44,6 @@ def score_retrieval(records: Sequence[Record], samples: Sequence[Sample]) -> dic
         return score_ranking(records, samples)
     sim = similarities(records, samples)
     text_ranks, image_ranks = _ranks(sim, sim.T, pairing.owner)
-    text_ranks[sim.isneginf().all(dim=1)] = MISS
-    image_ranks[sim.isneginf().all(dim=0)] = MISS
     return _both_ways(text_ranks.tolist(), image_ranks.tolist())
 
 
@@ -84,14 +82,17 @@ def list_records(text_to_image: Ranking, image_to_text: Ranking, pairing: Pairin
 
 
 def _ranks(text_to_image: Tensor, image_to_text: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranks of the captions' images (T,) and of the images' best captions (I,)."""
+    """Ranks of the captions' images (T,) and of the images' best captions (I,); MISS where all that is right has -inf."""
     rows = torch.arange(len(owner))
     own = text_to_image[rows, owner]
     text_ranks = (~(text_to_image < own[:, None])).sum(dim=1) - 1  # itself
+    text_ranks[own.isneginf()] = MISS
     is_own = torch.zeros_like(image_to_text, dtype=torch.bool)
     is_own[owner, rows] = True
     best = image_to_text.masked_fill(~is_own, float("-inf")).amax(dim=1, keepdim=True)
-    return text_ranks, (~(image_to_text < best) & ~is_own).sum(dim=1)
+    image_ranks = (~(image_to_text < best) & ~is_own).sum(dim=1)
+    image_ranks[best[:, 0].isneginf()] = MISS
+    return text_ranks, image_ranks
 
 
 def _both_ways(text_ranks: Sequence[int], image_ranks: Sequence[int]) -> dict[str, float]:

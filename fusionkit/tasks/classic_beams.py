@@ -59,7 +59,7 @@ class ClassicBeamSearch:
             total = (running.flatten()[:, None] + rules.restrict(log_probs, tokens.flatten(0, 1))).view(prompts, -1)
             scores, index = total.topk(2 * self.beams, dim=1)
             source, token = index // vocabulary, index % vocabulary
-            length = (len(rules.prompt) + tokens.shape[2]) ** self.length_penalty
+            length = max(1, len(rules.prompt) + tokens.shape[2]) ** self.length_penalty
             kept = torch.zeros(prompts, self.beams, dtype=torch.int64, device=logits.device)
             for row in range(prompts):
                 ends = (token[row] == rules.end).tolist()

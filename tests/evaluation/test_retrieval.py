@@ -122,3 +122,19 @@ def test_unknown_ids(samples):
 
 def test_no_captions():
     assert score_retrieval([], [Sample(1, Path("x.png"), {})]) == {}
+
+
+def test_an_image_without_features_misses_even_among_few_captions(samples):
+    few = samples[:3]  # image 0 with two captions, image 1 with one
+    records = features(few, torch.eye(2), torch.eye(2)[Pairing.of(few).owner])
+    kept = [record for record in records if record.get("image_id") != 1]
+    scores = score_retrieval(kept, few)
+    assert scores["image_to_text_r10"] == pytest.approx(50)
+    assert scores["text_to_image_r10"] == pytest.approx(200 / 3)
+
+
+def test_an_image_whose_captions_have_no_features_misses(samples):
+    few = samples[:3]
+    records = features(few, torch.eye(2), torch.eye(2)[Pairing.of(few).owner])
+    kept = [record for record in records if record.get("caption_id") != 2]  # the only one of image 1
+    assert score_retrieval(kept, few)["image_to_text_r10"] == pytest.approx(50)

@@ -143,3 +143,28 @@ def test_samples_follow_the_truncated_law():
 def test_impossible_options_are_one_sentence(call, sentence):
     with pytest.raises(ConfigError, match=sentence):
         call()
+
+
+def test_a_running_text_is_compared_at_the_length_it_has():
+    """A text that would win two steps later is given up, as transformers gives it up: at its length it is the worst."""
+    first = torch.full((10,), 0.0055)
+    first[[END, 2]] = torch.tensor([0.407, 0.549])
+    after = torch.full((10, 10), 0.08)
+    after[2, [END, 3]] = torch.tensor([0.2725, 0.2466])
+    after[3] = 1e-9
+    after[3, END] = 1.0
+
+    class Chain:
+        def start(self):
+            return first[None].log(), torch.zeros(1)
+
+        def advance(self, tokens, state):
+            return after[tokens].log(), state
+
+        def select(self, state, rows):
+            return state.expand(len(rows))
+
+    found = BeamSearch(2)(Chain(), Rules(END, max_length=6))
+    assert found.tokens[0].tolist() == [END] * 6
+    patient = BeamSearch(2, length_penalty=3.0)(Chain(), Rules(END, max_length=6))
+    assert patient.tokens[0, :3].tolist() == [2, 3, END]

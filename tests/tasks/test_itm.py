@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fusionkit.negatives import HardNegatives
+from fusionkit.negatives import HardNegatives, Queue
 from fusionkit.tasks.itm import ITM, join_pairs, prior_entropy
 from tests.toys import toy_batch, toy_dims, toy_model
 
@@ -80,3 +80,42 @@ def test_a_head_that_guesses_has_no_gap_whatever_the_ratio():
         metrics = run(model, itm, toy_batch(images=5)).metrics
         assert metrics["chance_gap"].abs() > 1e-3
         assert metrics["logit_gap"] == metrics["positive_logit"] - metrics["negative_logit"]
+
+
+def test_at_a_low_temperature_the_nearest_wrong_partners_are_drawn():
+    model, itm = build()
+    model.temperature.data.fill_(1e-4)
+    batch = toy_batch(images=5)
+    encoded = model.encode(batch, ["captions"])
+    keys = batch["image_keys"]
+    candidates = itm.negatives.pool(encoded, "captions", keys, keys)
+    wrong_image, wrong_text = itm._draw(model, batch, encoded, candidates, torch.arange(5), None)
+    cosines = (encoded.text_feats["captions"] @ encoded.image_feats.T).detach()
+    assert torch.equal(wrong_image.columns[:, 0], cosines.clone().fill_diagonal_(-2).argmax(dim=1))
+    assert torch.equal(wrong_text.columns[:, 0], cosines.T.clone().fill_diagonal_(-2).argmax(dim=1))
+
+
+def test_slots_of_a_queue_that_were_never_filled_are_no_partners():
+    model, itm = build(negatives=HardNegatives(Queue(6, (17, 32), (9, 32), 16), k=4))
+    batch = toy_batch(images=3)
+    keys, encoded = batch["image_keys"], model.encode(batch, ["captions"])
+    candidates = itm.negatives.pool(encoded, "captions", keys, keys)
+    for drawn in itm._draw(model, batch, encoded, candidates, torch.arange(3), None):
+        assert drawn.is_valid.sum(dim=1).tolist() == [2, 2, 2]
+        assert (drawn.columns[drawn.is_valid] < 3).all()
+
+
+def test_predictions_are_each_caption_with_its_own_and_with_the_next_image():
+    model, itm = build()
+    batch = toy_batch(images=3, texts_per_image=1)
+    encoded = model.encode(batch, ["captions"])
+    records = itm.eval().predict(model, batch, encoded)
+    named = [(record["caption_id"], record["image_id"], record["label"]) for record in records]
+    assert named == [(0, 100, 1), (1, 101, 1), (2, 102, 1), (0, 101, 0), (1, 102, 0), (2, 100, 0)]
+    text = encoded.text["captions"]
+    shares = itm.score_pairs(model, encoded.memory, text, torch.tensor([1, 2, 0])).softmax(dim=1)[:, 1]
+    assert [record["score"] for record in records[3:]] == pytest.approx(shares.tolist())
+    told = [record["match"] for record in itm.reply(model, batch, encoded, 1)]
+    assert told == pytest.approx([record["score"] for record in records[:3]])
+    alone = toy_batch(images=1, texts_per_image=2)
+    assert [r["label"] for r in itm.predict(model, alone, model.encode(alone, ["captions"]))] == [1, 1]
