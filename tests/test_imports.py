@@ -75,6 +75,13 @@ FORBIDDEN = {  # rooms that may import much, but not this
     "evaluation": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
     # what reads runs, counts and draws needs neither model nor trainer
     "reporting": {"torch", "lightning", "fusionkit.training", "fusionkit.model", "fusionkit.tasks", "fusionkit.data"},
+    "reporting/html": {
+        "torch",
+        "lightning",
+        "fusionkit.training",
+        "fusionkit.model",
+        "fusionkit.tasks",
+    },  # shows pictures
     "reporting/cost": set(),
     "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}} | {"fusionkit.reporting"},
     "checkpoints": {f"fusionkit.{name}" for name in ENTRY - {"config"}},

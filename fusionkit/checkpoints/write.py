@@ -68,7 +68,15 @@ def impossible_sizes(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError, InstantiationException) as error:
+    except (
+        ArithmeticError,
+        AssertionError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        InstantiationException,
+    ) as error:
         raise ConfigError(
             f"{path}: no network can be built of these options ({first_cause(error)}); correct them"
         ) from error

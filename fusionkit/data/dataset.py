@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fusionkit.data.frames import framed, require_fit
 from fusionkit.data.images import CorruptImage, Decoded
 from fusionkit.data.regions import UNKNOWN, Found
 from fusionkit.data.sample import Sample, Text
@@ -82,10 +83,9 @@ class EvalData(Dataset[Item]):
     def item(self, index: int) -> Item:
         """As indexing, but raises CorruptImage where an image cannot be decoded."""
         sample = self.samples[index]
-        (image, size), *others = (self.images.load(place) for place in (index, *self.places[index]))
+        found, *others = load_framed(self.images, sample, (index, *self.places[index]))
         texts: dict[str, Sequence[Text]] = {kind: sample.texts.get(kind, ()) for kind in self.kinds}
-        size = sample.size or size
-        keys, boxes = boxes_on(image, size, texts)
+        image, size, keys, boxes = place_boxes(found, sample, texts)
         pixel_values, boxes = self.finish(image, boxes)
         more = [self.finish(other.image, NO_BOXES)[0] for other in others]
         return Item(sample, pixel_values, texts, size, dict(zip(keys, boxes, strict=True)), more)
@@ -124,11 +124,10 @@ class TrainData(Dataset[Item]):
 
     def __getitem__(self, draw: Draw) -> Item:
         rng = random.Random(draw.seed)
-        index, ((image, size), *others) = self._load(draw.sample_index, rng)
+        index, (found, *others) = self._load(draw.sample_index, rng)
         sample = self.samples[index]
         texts = {kind: choose(sample.texts.get(kind, ()), count, rng) for kind, count in self.texts_per_image.items()}
-        size = sample.size or size
-        keys, boxes = boxes_on(image, size, texts)
+        image, size, keys, boxes = place_boxes(found, sample, texts)
         more = [other.image for other in others]
         if self.augment is not None:
             words = list(words_of(texts))
@@ -154,7 +153,7 @@ class TrainData(Dataset[Item]):
         while True:
             if not self.corrupt[index]:
                 try:
-                    return index, [self.images.load(place) for place in (index, *self.places[index])]
+                    return index, load_framed(self.images, self.samples[index], (index, *self.places[index]))
                 except CorruptImage as error:
                     self.corrupt[index] = 1
                     self._stop_at_too_many(error)
@@ -181,6 +180,26 @@ def words_of(texts: Mapping[str, Sequence[Text]]) -> Iterator[str]:
         for row in rows:
             yield row.text
             yield from row.facts.get("answers", ())
+
+
+def load_framed(images: Images, sample: Sample, places: Sequence[int]) -> list[Decoded]:
+    """A sample's own image and its others, in the frames that the annotations are about; raises CorruptImage."""
+    sizes = [sample.size] + [None] * (len(places) - 1)
+    return [framed(images.load(place), size, sample.upright) for place, size in zip(places, sizes, strict=True)]
+
+
+def place_boxes(
+    found: Decoded, sample: Sample, texts: Mapping[str, Sequence[Text]]
+) -> tuple[Any, tuple[int, int], list[TextKey], Tensor]:
+    """The image, the size that its annotations refer to, and ``boxes_on`` it.
+
+    Raises DataError where there are boxes and the size is not that of this image at any scale.
+    """
+    size = sample.size or found.size
+    keys, boxes = boxes_on(found.image, size, texts)
+    if keys:
+        require_fit(found.size, sample.size, sample.image)
+    return found.image, size, keys, boxes
 
 
 def boxes_on(

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fusionkit.errors import DataError, suggest
+from fusionkit.data.identity import check_id
+from fusionkit.errors import DataError, UserError, suggest
 from fusionkit.unicode import LongText
 
 
@@ -87,13 +88,15 @@ def table(content: Any, name: str, path: Path, layout: str) -> list[Any]:
 
 @contextmanager
 def expecting(path: Path, layout: str) -> Iterator[None]:
-    """Turns a missing key in the block into a DataError about `path`; fast where the block makes many objects."""
+    """Turns a missing key or a malformed value in the block into a DataError about `path`; fast where it makes many objects."""
     try:
         with _collector_paused():
             yield
     except LongText as error:
         raise DataError(f"{path}: {error}") from error
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
         raise DataError(f"an entry of {path} {reason}; expected the {layout} layout") from error
 
@@ -118,7 +121,8 @@ def require_split(split: str, known: dict[str, int], path: Path) -> None:
 
 
 def add_new(ids: set[Any], new: Any, what: str, path: Path) -> None:
-    """Add an id that has to be unique; DataError where it is there already."""
+    """Add an id that has to be unique; DataError where it is there already, or is no id."""
+    check_id(new, what, path)
     if new in ids:
         raise DataError(f"{path} has {what} {new} twice; ids must be unique: remove one of the two entries")
     ids.add(new)

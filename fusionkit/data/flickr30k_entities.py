@@ -2,18 +2,18 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fusionkit.data.files import annotation_file, expecting
+from fusionkit.data.boxes import Box, image_size, usable
+from fusionkit.data.files import add_new, annotation_file, expecting
 from fusionkit.data.images import find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 
 LAYOUT = "Flickr30k Entities"
 PHRASE = re.compile(r"\[/EN#(\d+)/\S+ ([^\]]+)\]")  # [/EN#1234/people two young guys]
-
-Box = tuple[float, float, float, float]
 
 
 class Flickr30kEntities:
@@ -29,13 +29,19 @@ class Flickr30kEntities:
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have phrases with boxes. Raises DataError."""
         listed = annotation_file(f"{self.annotations}/{{split}}.txt", split)
-        names = listed.read_text(encoding="utf-8").split()
+        ids: set[Any] = set()
+        with expecting(listed, "list of Flickr30k's image numbers"):
+            names = [name.removesuffix(".jpg") for name in listed.read_text(encoding="utf-8-sig").split()]
+            for name in names:
+                add_new(ids, int(name), "the image", listed)
         samples = []
         files = find_images(folder_of(self.images, split), {int(name): [f"{name}.jpg"] for name in names}, listed)
-        for name in names:
-            boxes, size = _read_boxes(annotation_file(f"{self.annotations}/Annotations/{name}.xml", split))
-            sentences = annotation_file(f"{self.annotations}/Sentences/{name}.txt", split)
-            texts = tuple(_phrases(name, sentences.read_text(encoding="utf-8"), boxes))
+        found = [_read_boxes(annotation_file(f"{self.annotations}/Annotations/{name}.xml", split)) for name in names]
+        boxes = _by_entity(names, found, self.annotations / "Annotations")
+        for name, known, (_, size) in zip(names, boxes, found, strict=True):
+            path = annotation_file(f"{self.annotations}/Sentences/{name}.txt", split)
+            with expecting(path, LAYOUT):
+                texts = tuple(_phrases(name, path.read_text(encoding="utf-8-sig"), known))
             if texts:
                 samples.append(Sample(int(name), files[int(name)], {"expressions": texts}, size, self.collection))
         return samples
@@ -48,19 +54,40 @@ def _phrases(name: str, sentences: str, boxes: Mapping[str, Box]) -> Iterator[Te
                 yield Text(f"{name}/{number}/{place}", phrase, {"box": boxes[entity], "entity_id": int(entity)})
 
 
-def _read_boxes(path: Path) -> tuple[dict[str, Box], tuple[int, int]]:
-    """The box around all things of each entity, and the size of the image."""
+def _read_boxes(path: Path) -> tuple[list[tuple[str, Box]], tuple[int, int]]:
+    """The entities and their boxes, one for each thing, and the size of the image."""
     try:
         root = ElementTree.parse(path).getroot()
-    except ElementTree.ParseError as error:
+    except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{path} is not complete XML ({error}); download it again") from error
-    corners: dict[str, list[float]] = {}
+    boxes: list[tuple[str, Box]] = []
     with expecting(path, LAYOUT):
-        width, height = (int(root.find(f"size/{side}").text) for side in ("width", "height"))  # type: ignore[union-attr,arg-type]
+        about = Path(root.findtext("filename") or path.name).stem
+        if about != path.stem:
+            raise DataError(f"{path} is about image {about}, not {path.stem}; download it again")
+        width, height = (float(root.find(f"size/{side}").text) for side in ("width", "height"))  # type: ignore[union-attr,arg-type]
         for thing in root.iter("object"):
             for box in thing.iter("bndbox"):
-                ends = [float(box.find(end).text) for end in ("xmin", "ymin", "xmax", "ymax")]  # type: ignore[union-attr,arg-type]
-                for entity in thing.iter("name"):
-                    known = corners.setdefault(str(entity.text), ends)
-                    corners[str(entity.text)] = [*map(min, known[:2], ends[:2]), *map(max, known[2:], ends[2:])]
-    return {entity: (x, y, right - x, low - y) for entity, (x, y, right, low) in corners.items()}, (width, height)
+                x, y, right, low = (float(box.find(end).text) for end in ("xmin", "ymin", "xmax", "ymax"))  # type: ignore[union-attr,arg-type]
+                boxes += [(str(entity.text), (x, y, right - x, low - y)) for entity in thing.iter("name")]
+    return boxes, image_size(width, height, path.stem, path)
+
+
+def _by_entity(
+    names: Sequence[str], found: Sequence[tuple[list[tuple[str, Box]], tuple[int, int]]], folder: Path
+) -> list[dict[str, Box]]:
+    """For each image the box around all things of each entity, but for those whose boxes are wrong."""
+    rows = [
+        (name, entity, box, size) for name, (boxes, size) in zip(names, found, strict=True) for entity, box in boxes
+    ]
+    told = [f"entity {entity} of image {name}" for name, entity, _, _ in rows]
+    good = usable([box for _, _, box, _ in rows], [size for _, _, _, size in rows], told, folder)
+    wrong = {(name, entity) for (name, entity, _, _), box in zip(rows, good, strict=True) if box is None}
+    joined: dict[str, dict[str, Box]] = {name: {} for name in names}
+    for name, entity, (x, y, wide, high), _ in rows:
+        if (name, entity) not in wrong:
+            left, top, width, height = joined[name].get(entity, (x, y, wide, high))
+            right, low = max(left + width, x + wide), max(top + height, y + high)
+            left, top = min(left, x), min(top, y)
+            joined[name][entity] = (left, top, right - left, low - top)
+    return list(joined.values())

@@ -4,17 +4,22 @@ import hashlib
 import io
 import os
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from posixpath import normpath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from fusionkit.data.depths import as_rgb
+from fusionkit.data.identity import coco_number, photo_of
 from fusionkit.data.sample import Sample
 from fusionkit.data.stores import is_lmdb, lmdb_keys
 from fusionkit.errors import DataError
+
+ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")
+ORIENTATION = "orientation"
 
 
 class CorruptImage(Exception):
@@ -24,7 +29,7 @@ class CorruptImage(Exception):
 class Decoded(NamedTuple):
     """An RGB image, perhaps smaller than its file, or what a detector found in it."""
 
-    image: Any  # a PIL image, or regions.Found
+    image: Any  # a PIL image, whose `info` has the EXIF orientation (ORIENTATION), or regions.Found
     size: tuple[int, int]  # width and height of the file itself
 
 
@@ -33,24 +38,40 @@ def image_key(sample: Sample, place: int = 0) -> int:
 
     Of the sample's own image, or from a `place` of 1 on of its others.
     """
-    name = (f"{sample.collection}/{sample.image_id}" + (f"/{place}" if place else "")).encode()
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
+    own, suffix = (sample.image, "") if place == 0 else (sample.others[place - 1], f"/{place}")
+    name = sample.photo if sample.photo is not None and place == 0 else None
+    name = name or photo_of(sample.collection, f"{sample.image_id}{suffix}", own)
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
-def coco_names(image_id: int | str, file_name: str = "", subtype: str = "") -> list[str]:
-    """Where an image may lie below its folder, likeliest first: by `file_name`, else by the ways COCO names files.
+def photo_keys(sample: Sample) -> tuple[int, ...]:
+    """The keys of all images of a sample."""
+    return tuple(image_key(sample, place) for place in range(1 + len(sample.others)))
 
-    `subtype` is COCO's own word, e.g. "train2014"; a file name such as `COCO_val2014_000000000042.jpg` knows better.
-    VQA's "test-dev2015" questions are about images of test2015.
+
+def image_places(image_id: int | str, file_name: str = "", subtype: str = "") -> list[str]:
+    """Where an image may lie below its folder, likeliest first: where `file_name` says, and only there.
+
+    A photo that is COCO's by its file's name, or by its id where none is given, has any of COCO's names, and may lie in the
+    folder of its part. `subtype` is COCO's own word, e.g. "train2014"; `COCO_val2014_000000000042.jpg` knows better. VQA's
+    "test-dev2015" questions are about images of test2015. An id that is a text is a file's name, perhaps without its ending.
     """
-    said = re.match(r"COCO_([a-z]+\d{4})_", Path(file_name).name)
+    name = normpath(file_name) if file_name else str(image_id)
+    number = coco_number(name)
+    if number is None and not file_name and str(image_id).isdecimal():
+        number = int(image_id)
+    places = [name] if file_name else [name + ending for ending in ENDINGS if isinstance(image_id, str)]
+    if number is None:
+        return places
+    said = re.match(r"COCO_([a-z]+\d{4})_", Path(name).name)
     part = said.group(1) if said else subtype.replace("-dev", "")
-    names = [Path(file_name).name] if file_name else []
-    if isinstance(image_id, int):
-        names += [f"{image_id:012d}.jpg"] + ([f"COCO_{part}_{image_id:012d}.jpg"] if part else [])
-    folders = [""] + ([f"{part}/"] if part else [])
-    first = [file_name] if "/" in file_name else []
-    return first + [folder + name for folder in folders for name in names]
+    return places + [_coco_key(number)] + ([f"{part}/{_coco_key(number)}"] if part else [])
+
+
+def _coco_key(number: int) -> str:
+    """What a listing calls a file that has any of COCO's names of a photo."""
+    return f"{number:012d}.jpg"
 
 
 def folder_of(template: str | None, split: str) -> Path | None:
@@ -80,7 +101,10 @@ def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], anno
             below, _, base = name.rpartition("/")
             if below not in listed:
                 listed[below] = _list(folder / below)
-            file = listed[below].get(base) or listed[below].get(Path(base).stem.lower())
+            stem = Path(base).stem
+            file = next(
+                (listed[below][key] for key in (base, f"{stem}.npz", stem.lower()) if key in listed[below]), None
+            )
             if file is not None:
                 found[image_id] = folder / below / file
                 break
@@ -94,12 +118,18 @@ def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], anno
 
 
 def _list(folder: Path) -> dict[str, str]:
-    """The files of a folder by name; those of regions by their name in small letters, without its ending."""
+    """The files of a folder by name; COCO's also by their key, those of regions by their name in small letters."""
     try:
         names = lmdb_keys(folder) if is_lmdb(folder) else os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {name if has_pixels(name) else Path(name).stem.lower(): name for name in names}
+    listed = {name: name for name in names}
+    for name in names:
+        if (number := coco_number(name)) is not None:
+            listed.setdefault(_coco_key(number), name)
+        if not has_pixels(name):
+            listed.setdefault(Path(name).stem.lower(), name)
+    return listed
 
 
 def has_pixels(path: str | Path) -> bool:
@@ -110,16 +140,28 @@ def has_pixels(path: str | Path) -> bool:
 def decode(path: Path, min_side: int) -> Decoded:
     """The image as RGB; a JPEG may come at 1/2, 1/4 or 1/8 of its size where no side falls below `min_side` pixels.
 
-    Orientation tags are ignored, as in the published pipelines: boxes refer to the stored pixels.
+    Its pixels are as the file stores them, as in the published pipelines; `frames.framed` turns them. Of several pictures in
+    a file it is the first.
     """
     try:
         with Image.open(io.BytesIO(path.read_bytes())) as file:  # one read, where PIL alone makes dozens
             size = file.size
             file.draft("RGB", (min_side, min_side))
-            return Decoded(file.convert("RGB"), size)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+            image = as_rgb(file)
+            image.info = {ORIENTATION: _orientation(file)}
+            return Decoded(image, size)
+    except Exception as error:  # decoders raise nearly anything
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptImage(f"{path} cannot be decoded ({reason})") from error
+
+
+def _orientation(file: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1, as it is, where there is none that can be read."""
+    try:
+        value: Any = file.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged block beside a whole picture
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 class ImageFiles:
@@ -142,19 +184,22 @@ class CachedImages:
     def __init__(self, paths: Iterable[Path], side: int) -> None:
         self.paths = list(paths)
         self.pixels = np.zeros((len(self.paths), side, side, 3), dtype=np.uint8)
-        self.sizes: list[tuple[int, int]] = []
+        self.known: list[tuple[tuple[int, int], dict[Any, Any]]] = []  # the size and info of each
         self.corrupt: dict[int, str] = {}
         for index, path in enumerate(self.paths):
             try:
                 image, size = decode(path, side)
             except CorruptImage as error:
-                self.corrupt[index], size = str(error), (side, side)
+                self.corrupt[index] = str(error)
+                self.known.append(((side, side), {}))
             else:
                 self.pixels[index] = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
-            self.sizes.append(size)
+                self.known.append((size, image.info))
 
     def load(self, index: int) -> Decoded:
         """Raises CorruptImage."""
         if index in self.corrupt:
             raise CorruptImage(self.corrupt[index])
-        return Decoded(Image.fromarray(self.pixels[index]), self.sizes[index])
+        image, (size, info) = Image.fromarray(self.pixels[index]), self.known[index]
+        image.info = info
+        return Decoded(image, size)

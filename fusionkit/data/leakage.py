@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import combinations
 
-from fusionkit.data.images import image_key
+from fusionkit.data.images import photo_keys
+from fusionkit.data.joint import require_one_photo
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError, suggest
 
@@ -12,14 +13,24 @@ SIDES = ("train", "val")
 """Every other role (test, testA, compositional, ...) tests, and may share images with any other that does."""
 
 
-def held_out_keys(splits: Iterable[Sequence[Sample]]) -> set[int]:
-    """The keys of all images of some held-out splits."""
-    return {image_key(sample) for samples in splits for sample in samples}
+def by_photo(splits: Iterable[Sequence[Sample]]) -> dict[int, Sample]:
+    """The samples of some splits by the keys of all their images."""
+    return {key: sample for samples in splits for sample in samples for key in photo_keys(sample)}
 
 
-def without(samples: Sequence[Sample], keys: set[int]) -> list[Sample]:
-    """The samples whose image is not among the keys."""
-    return [sample for sample in samples if image_key(sample) not in keys]
+def without(samples: Sequence[Sample], shown: Mapping[int, Sample]) -> list[Sample]:
+    """The samples none of whose images is shown by the others.
+
+    Raises DataError for one that would be left out for its name alone, where the two files differ.
+    """
+    kept = []
+    for sample in samples:
+        other = next((shown[key] for key in photo_keys(sample) if key in shown), None)
+        if other is None:
+            kept.append(sample)
+        else:
+            require_one_photo(sample, other)
+    return kept
 
 
 def require_apart(streams: Mapping[str, Sequence[Sample]], allowed: Sequence[Sequence[str]]) -> None:
@@ -27,11 +38,13 @@ def require_apart(streams: Mapping[str, Sequence[Sample]], allowed: Sequence[Seq
 
     ``allowed`` holds pairs of streams, in which * stands for anything.
     """
-    images = {stream: {image_key(sample): sample.image_id for sample in found} for stream, found in streams.items()}
+    images = {stream: by_photo([found]) for stream, found in streams.items()}
     for one, other in combinations(sorted(images, key=_side), 2):
         both = images[one].keys() & images[other].keys() if _side(one) != _side(other) else set()
         if both and not any(_names(pair, one, other) for pair in allowed):
-            raise DataError(_describe(one, other, len(both), images[one][min(both)]))
+            example = min(both)
+            require_one_photo(images[one][example], images[other][example])
+            raise DataError(_describe(one, other, len(both), images[one][example].image_id))
 
 
 def check_allowed(allowed: Sequence[Sequence[str]], streams: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ class NLVR2:
     split, or without the directory.
     """
 
-    def __init__(self, annotations: str, images: str | None, collection: str = "nlvr2") -> None:
+    def __init__(self, annotations: str, images: str | None, collection: str | None = None) -> None:
         self.annotations, self.images, self.collection = str(annotations), images, collection
 
     def read(self, split: str) -> list[Sample]:
@@ -31,7 +31,7 @@ class NLVR2:
         with expecting(path, LAYOUT):
             for row in read_json_lines(path):
                 add_new(ids, row["identifier"], "the statement", path)
-                pair = row["identifier"].rpartition("-")[0]
+                pair = str(row["identifier"]).rpartition("-")[0]
                 texts.setdefault(pair, []).append(Text(row["identifier"], row["sentence"], _facts(row, path)))
                 for side in ("img0", "img1"):
                     file = f"{pair}-{side}.png"

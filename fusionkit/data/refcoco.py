@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fusionkit.data.boxes import Box, image_size, require_boxes
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json, read_pickle, require_split, table
-from fusionkit.data.images import coco_names, find_images, folder_of
+from fusionkit.data.identity import check_id
+from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 
 REFS, INSTANCES = "RefCOCO refs", "RefCOCO instances.json"
-TOLERANCE = 1.0  # pixels by which a published box may leave its image
-
-Box = tuple[float, float, float, float]  # x, y, width, height in pixels
 
 
 class RefCOCO:
@@ -24,7 +23,7 @@ class RefCOCO:
     """
 
     def __init__(
-        self, refs: str, instances: str, images: str | None, collection: str = "coco", also_captions: bool = False
+        self, refs: str, instances: str, images: str | None, collection: str | None = None, also_captions: bool = False
     ) -> None:
         self.refs, self.instances, self.images = str(refs), str(instances), images
         self.collection, self.also_captions = collection, also_captions
@@ -41,17 +40,14 @@ class RefCOCO:
             expressions = _group(refs, path)
             _require_known(refs, images, objects, path, boxes_path)
         with expecting(boxes_path, INSTANCES):
-            boxes = {ref["ann_id"]: _box(objects[ref["ann_id"]], images[ref["image_id"]], boxes_path) for ref in refs}
-            names = {key: coco_names(key, images[key]["file_name"]) for key in expressions}
+            sizes = {
+                key: image_size(images[key]["width"], images[key]["height"], key, boxes_path) for key in expressions
+            }
+            boxes = _boxes(refs, objects, sizes, boxes_path)
+            names = {key: image_places(key, images[key]["file_name"]) for key in expressions}
             files = find_images(folder_of(self.images, split), names, boxes_path)
             return [
-                Sample(
-                    key,
-                    files[key],
-                    self._kinds(_texts(group, boxes)),
-                    (images[key]["width"], images[key]["height"]),
-                    self.collection,
-                )
+                Sample(key, files[key], self._kinds(_texts(group, boxes)), sizes[key], self.collection)
                 for key, group in expressions.items()
             ]
 
@@ -79,6 +75,7 @@ def _group(refs: Sequence[dict[str, Any]], path: Path) -> dict[Any, list[dict[st
         add_new(ref_ids, ref["ref_id"], "the reference", path)
         for said in ref["sentences"]:
             add_new(sent_ids, said["sent_id"], "the sentence", path)
+        check_id(ref["image_id"], f"reference {ref['ref_id']} about an image", path)
         groups.setdefault(ref["image_id"], []).append(ref)
     return groups
 
@@ -98,7 +95,7 @@ def _texts(refs: Sequence[dict[str, Any]], boxes: dict[Any, Box]) -> list[Text]:
 def _require_known(
     refs: Sequence[dict[str, Any]], images: dict[Any, Any], objects: dict[Any, Any], path: Path, boxes_path: Path
 ) -> None:
-    """Raise DataError where a reference's box or image is not in instances.json."""
+    """Raise DataError where a reference's box or image is not in instances.json, or the box is of another image there."""
     for ref in refs:
         for what, number, known in (("box", ref["ann_id"], objects), ("image", ref["image_id"], images)):
             if number not in known:
@@ -106,17 +103,19 @@ def _require_known(
                     f"reference {ref['ref_id']} of {path} names {what} {number}, which {boxes_path} lacks; "
                     "take both files from the same data set"
                 )
+        on = objects[ref["ann_id"]]["image_id"]
+        if on != ref["image_id"]:
+            raise DataError(
+                f"reference {ref['ref_id']} of {path} is about image {ref['image_id']}, but its box {ref['ann_id']} lies on "
+                f"image {on} in {boxes_path}; take both files from the same data set"
+            )
 
 
-def _box(row: dict[str, Any], image: dict[str, Any], path: Path) -> Box:
-    """The box of one object, inside its image."""
-    x, y, width, height = (float(number) for number in row["bbox"])
-    inside = x >= -TOLERANCE and y >= -TOLERANCE
-    inside = inside and x + width <= image["width"] + TOLERANCE and y + height <= image["height"] + TOLERANCE
-    if not (inside and width > 0 and height > 0):
-        wrong = "does not lie inside its image" if width > 0 and height > 0 else "has a side that is not positive"
-        raise DataError(
-            f"box {row['bbox']} of ann_id {row['id']} in {path} {wrong} ({image['width']} x {image['height']} pixels, "
-            f"image {image['id']}); boxes are [x, y, width, height] in pixels: correct or remove it"
-        )
-    return x, y, width, height
+def _boxes(
+    refs: Sequence[dict[str, Any]], objects: dict[Any, Any], sizes: dict[Any, tuple[int, int]], path: Path
+) -> dict[Any, Box]:
+    """The boxes of the references by ann_id, each inside the image of its reference."""
+    rows = [objects[ref["ann_id"]] for ref in refs]
+    names = [f"ann_id {row['id']} of image {ref['image_id']}" for row, ref in zip(rows, refs, strict=True)]
+    require_boxes([row["bbox"] for row in rows], [sizes[ref["image_id"]] for ref in refs], names, path)
+    return {row["id"]: (float(x), float(y), float(w), float(h)) for row in rows for x, y, w, h in [row["bbox"]]}

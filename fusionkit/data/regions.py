@@ -6,12 +6,10 @@ the classes, background first, and ``size`` (2,), the image's width and height i
 """
 
 import io
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from fusionkit.data.images import CorruptImage, Decoded
 from fusionkit.data.stores import stored_bytes
 from fusionkit.data.transforms import relative_boxes
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.types import Regions
 
 NEEDED, LAYOUT = ("features", "norm_bb"), "features (N, F) and norm_bb (N, 6) in parts of the image"
@@ -73,28 +71,46 @@ class RegionFiles:
 
 def read_regions(path: Path, detections: Detections) -> Decoded:
     """The regions of one image. CorruptImage where the file is broken, DataError where it has another layout."""
+    wanted = ("features", "norm_bb", "conf", "size", *(["soft_labels"] * detections.class_scores))
     try:
         with NpzFile(io.BytesIO(stored_bytes(path))) as file:
-            wanted = ("features", "norm_bb", "conf", "size", *(["soft_labels"] * detections.class_scores))
             arrays = {name: file[name] for name in wanted if name in file.files}
             has = ", ".join(file.files)
-    except (OSError, BadZipFile, ValueError, EOFError, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged archive raises nearly anything
         raise CorruptImage(f"{path} cannot be read ({error})") from error
     for name in (*NEEDED, *(["soft_labels"] * detections.class_scores)):
         if name not in arrays:
             raise DataError(f"{path} has no '{name}' (it has {has}); expected {LAYOUT}" + _hint(name))
-    features, boxes = arrays["features"], arrays["norm_bb"]
-    if features.ndim != 2 or boxes.shape != (len(features), 6) or not len(features):
-        raise DataError(f"{path} has features {features.shape} and norm_bb {boxes.shape}; expected {LAYOUT}, N above 0")
+    _check(arrays, path)
     count = _count(arrays.get("conf"), detections)
-    places = torch.from_numpy(boxes[:count].astype(np.float32))
+    places = torch.from_numpy(arrays["norm_bb"][:count].astype(np.float32))
     found = Found(
-        torch.from_numpy(features[:count].astype(np.float32)),
+        torch.from_numpy(arrays["features"][:count].astype(np.float32)),
         torch.cat([places, places[:, 4:5] * places[:, 5:]], dim=1),
         torch.from_numpy(arrays["soft_labels"][:count].astype(np.float32)) if detections.class_scores else None,
     )
-    size = arrays.get("size", UNKNOWN)
-    return Decoded(found, (int(size[0]), int(size[1])))
+    width, height = arrays.get("size", UNKNOWN)
+    return Decoded(found, (int(width), int(height)))
+
+
+def _check(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Raise DataError unless all are finite numbers of the shapes that belong together."""
+    features, boxes = arrays["features"], arrays["norm_bb"]
+    if features.ndim != 2 or boxes.shape != (len(features), 6) or not len(features):
+        raise DataError(f"{path} has features {features.shape} and norm_bb {boxes.shape}; expected {LAYOUT}, N above 0")
+    rows = {"conf": (len(features),), "size": (2,)}
+    for name, array in arrays.items():
+        expected = rows.get(name, (len(features), *array.shape[1:2]))
+        if array.shape != expected:
+            raise DataError(f"{path} has {name} {array.shape}, beside features {features.shape}; expected {expected}")
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise DataError(f"the {name} of {path} are not all finite numbers; extract this image's features again")
+    if "size" in arrays and not (arrays["size"] >= 0).all():
+        raise DataError(
+            f"the size of {path} is {arrays['size'].tolist()}; expected the image's width and height in pixels"
+        )
 
 
 def _hint(name: str) -> str:

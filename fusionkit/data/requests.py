@@ -32,6 +32,7 @@ class Request:
     wants_caption: bool = False
     facts: Mapping[str, Any] | None = None  # what its reply carries along, such as an id
     size: tuple[int, int] | None = None  # width and height that boxes refer to; None: the size of the file itself
+    upright: bool = True  # turned by its EXIF orientation, as its owner sees it
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -75,7 +76,12 @@ def own_data(
     """Images and their texts by word, one of each word an image, read as those of a source are."""
     settings = datamodule.sources[source]
     samples = [
-        Sample(number, each.image, {word: (Text(number, each.texts[word]),) for word in words}, each.size, OWN)
+        Sample(
+            *(number, each.image, {word: (Text(number, each.texts[word]),) for word in words}),
+            size=each.size,
+            collection=OWN,
+            upright=each.upright,
+        )
         for number, each in enumerate(requests)
     ]
     paths = [request.image for request in requests]

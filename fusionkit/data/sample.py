@@ -35,10 +35,15 @@ class Sample:
     texts: Mapping[str, tuple[Text, ...]]
     size: tuple[int, int] | None = None
     """Width and height that boxes refer to; None: the size of the image file itself."""
-    collection: str = "coco"
-    """Where image ids are unique: two samples with the same (collection, image_id) show the same photo."""
+    collection: str | None = None
+    """Where image ids are unique: two samples with the same (collection, image_id) show the same photo. None: the name of the
+    file tells that it is COCO's or Flickr30k's, and the file itself is the photo where it does not."""
     others: tuple[Path, ...] = ()
     """Further images that all the texts are about, besides `image` (NLVR2: the right one of a pair)."""
+    photo: str | None = None
+    """What `collection` calls by an id of its own, as others call it ("coco/42")."""
+    upright: bool = False
+    """Turned by its EXIF orientation, where no `size` says how the image was annotated."""
 
 
 class Reader(Protocol):

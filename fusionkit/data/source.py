@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from fusionkit.data.boxes import require_boxes
 from fusionkit.data.dataset import Augmentation
 from fusionkit.data.joint import merge_samples
-from fusionkit.data.leakage import check_allowed, held_out_keys, require_apart, without
+from fusionkit.data.leakage import by_photo, check_allowed, require_apart, without
 from fusionkit.data.regions import Detections
 from fusionkit.data.sample import Reader, Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -100,10 +101,10 @@ class Splits:
         Raises DataError where one does, and where validation and test share an image.
         """
         held_out = {place: self._all(*place) for place in self._places if place[1] != "train"}
-        keys, kept = held_out_keys(held_out.values()), {}
+        shown, kept = by_photo(held_out.values()), {}
         for name in (name for name, role in self._places if role == "train"):
             samples = self._all(name, "train")
-            kept[name] = without(samples, keys) if name in self.drop_overlap else samples
+            kept[name] = without(samples, shown) if name in self.drop_overlap else samples
             if samples and not kept[name]:
                 raise DataError(
                     f"all {len(samples)} training images of source '{name}' are in held-out splits of the run too; "
@@ -134,8 +135,9 @@ class Splits:
         """The images that have texts of the source's kinds."""
         if (name, role) not in self._read:
             source = self.sources[name]
-            samples = merge_samples(sample for split in source.splits[role] for sample in source.reader.read(split))
+            samples = merge_samples([(split, source.reader.read(split)) for split in source.splits[role]])
             _check_texts(name, samples)
+            _check_boxes(name, samples)
             there = {kind for sample in samples for kind in sample.texts}
             for kind in source.kinds:
                 if kind not in there:
@@ -146,6 +148,19 @@ class Splits:
                 sample for sample in samples if any(sample.texts.get(kind) for kind in source.kinds)
             ]
         return self._read[name, role]
+
+
+def _check_boxes(source: str, samples: Sequence[Sample]) -> None:
+    """Raise DataError for a box that no reader should have given, those of one's own included."""
+    rows = [
+        (text.facts["box"], sample.size, kind, text.id)
+        for sample in samples
+        for kind, texts in sample.texts.items()
+        for text in texts
+        if text.facts.get("box") is not None
+    ]
+    boxes, sizes = [box for box, _, _, _ in rows], [size for _, size, _, _ in rows]
+    require_boxes(boxes, sizes, [f"{id} of the {kind}" for _, _, kind, id in rows], f"source {source}")
 
 
 def _check_texts(source: str, samples: Sequence[Sample]) -> None:

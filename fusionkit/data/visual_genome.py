@@ -6,7 +6,8 @@ Half of its images are COCO's; by the `coco_id` of image_data.json they are know
 from pathlib import Path
 from typing import Any
 
-from fusionkit.data.files import annotation_file, expecting, read_json
+from fusionkit.data.boxes import image_size, usable
+from fusionkit.data.files import add_new, annotation_file, expecting, read_json
 from fusionkit.data.images import find_images
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
@@ -15,6 +16,7 @@ from fusionkit.unicode import readable
 IMAGES, QUESTIONS, REGIONS = (
     f"Visual Genome {name}" for name in ("image_data", "question_answers", "region_descriptions")
 )
+ROWS = {QUESTIONS: "qas", REGIONS: "regions"}
 ALL = "train"  # Visual Genome has no splits
 
 
@@ -41,59 +43,71 @@ class VisualGenome:
             raise DataError(f"Visual Genome has no split '{split}'; all of it is '{ALL}'")
         known = self._known()
         texts: dict[int, dict[str, list[Text]]] = {}
-        for file, layout, kind, rows in (
-            (self.questions, QUESTIONS, "questions", _questions),
-            (self.regions, REGIONS, self.kind, _regions),
-        ):
+        for file, layout, kind in ((self.questions, QUESTIONS, "questions"), (self.regions, REGIONS, self.kind)):
             if file is not None:
                 path = annotation_file(file, split)
                 with expecting(path, layout):
-                    for image_id, found in (pair for image in read_json(path) for pair in rows(image)):
-                        _require_known(image_id, known, path, self.image_data)
-                        texts.setdefault(image_id, {}).setdefault(kind, []).append(found)
+                    rows = [(image, row) for image in read_json(path) for row in image[ROWS[layout]]]
+                    for image, row in rows:
+                        _require_known(image, row["image_id"], known, path, self.image_data)
+                    found = _questions(rows) if layout == QUESTIONS else _regions(rows, known, path)
+                    for image_id, text in found:
+                        texts.setdefault(image_id, {}).setdefault(kind, []).append(text)
         files = find_images(
             Path(self.images), {image_id: [f"{image_id}.jpg"] for image_id in texts}, Path(self.image_data)
         )
         return [
-            self._sample(known[image_id], files[image_id], {kind: tuple(said) for kind, said in kinds.items()})
+            _sample(known[image_id], files[image_id], {kind: tuple(said) for kind, said in kinds.items()})
             for image_id, kinds in texts.items()
         ]
 
     def _known(self) -> dict[int, dict[str, Any]]:
+        """What is known of each image, its size among it."""
         path = annotation_file(self.image_data, ALL)
+        ids: set[Any] = set()
         with expecting(path, IMAGES):
-            return {row["image_id"]: row for row in read_json(path)}
-
-    def _sample(self, row: dict[str, Any], file: Path, texts: dict[str, tuple[Text, ...]]) -> Sample:
-        size, coco_id = (row["width"], row["height"]), row.get("coco_id")
-        if coco_id is None:
-            return Sample(row["image_id"], file, texts, size, collection="visual_genome")
-        return Sample(coco_id, file, texts, size, collection="coco")
+            rows = read_json(path)
+            for row in rows:
+                add_new(ids, row["image_id"], "the image", path)
+                image_size(row["width"], row["height"], row["image_id"], path)
+            return {row["image_id"]: row for row in rows}
 
 
-def _questions(image: dict[str, Any]) -> list[tuple[int, Text]]:
+def _sample(row: dict[str, Any], file: Path, texts: dict[str, tuple[Text, ...]]) -> Sample:
+    photo = None if row.get("coco_id") is None else f"coco/{row['coco_id']}"
+    return Sample(row["image_id"], file, texts, _size(row), "visual_genome", photo=photo)
+
+
+def _size(row: dict[str, Any]) -> tuple[int, int]:
+    return int(row["width"]), int(row["height"])
+
+
+def _questions(rows: list[tuple[Any, Any]]) -> list[tuple[int, Text]]:
     return [
         (
             row["image_id"],
             Text(f"vg{row['qa_id']}", row["question"], {"answers": [readable(row["answer"]).rstrip(".")]}),
         )
-        for row in image["qas"]
+        for _, row in rows
     ]
 
 
-def _regions(image: dict[str, Any]) -> list[tuple[int, Text]]:
+def _regions(rows: list[tuple[Any, Any]], known: dict[int, Any], path: Path) -> list[tuple[int, Text]]:
+    """The regions whose boxes can be used: some published ones are empty, and some leave their image."""
+    values = [(row["x"], row["y"], row["width"], row["height"]) for _, row in rows]
+    sizes = [_size(known[row["image_id"]]) for _, row in rows]
+    boxes = usable(values, sizes, [f"region {row['region_id']}" for _, row in rows], path, cut=True)
     return [
-        (row["image_id"], Text(f"vg{row['region_id']}", row["phrase"], {"box": tuple(map(float, box_of(row)))}))
-        for row in image["regions"]
-        if row["width"] > 0 and row["height"] > 0  # some published boxes are empty
+        (row["image_id"], Text(f"vg{row['region_id']}", row["phrase"], {"box": box}))
+        for (_, row), box in zip(rows, boxes, strict=True)
+        if box is not None
     ]
 
 
-def box_of(row: dict[str, Any]) -> tuple[int, int, int, int]:
-    """Left, top, width, height of a region."""
-    return row["x"], row["y"], row["width"], row["height"]
-
-
-def _require_known(image_id: int, known: dict[int, dict[str, Any]], path: Path, image_data: str) -> None:
+def _require_known(image: dict[str, Any], image_id: int, known: dict[int, Any], path: Path, image_data: str) -> None:
     if image_id not in known:
         raise DataError(f"{path} is about image {image_id}, which {image_data} lacks; take both from one release")
+    if image.get("id", image_id) != image_id:
+        raise DataError(
+            f"{path} has a row about image {image_id} among those of image {image['id']}; correct its image_id"
+        )

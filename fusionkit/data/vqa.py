@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json, table
-from fusionkit.data.images import coco_names, find_images, folder_of
+from fusionkit.data.identity import check_id
+from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.unicode import readable
@@ -19,7 +20,7 @@ class VQAv2:
 
     The paths may contain `{split}`, e.g. "train2014". Where the answers are secret, `annotations` is None or the split
     one of `unanswered`, and questions have no facts. Where `questions` is None the annotations alone are read, for scoring:
-    the questions are then empty texts.
+    the questions are then empty texts. Image ids are COCO's numbers, or texts: names of files, with or without their ending.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class VQAv2:
         questions: str | None,
         annotations: str | None,
         images: str | None,
-        collection: str = "coco",
+        collection: str | None = None,
         unanswered: Sequence[str] = ("test2015", "test-dev2015"),
     ) -> None:
         self.questions, self.annotations = questions, annotations
@@ -49,7 +50,8 @@ class VQAv2:
                 facts = self._read_facts(split, path, {row["question_id"]: row["image_id"] for row in rows})
             questions = _group(rows, facts, path)
             names = {
-                image_id: coco_names(image_id, subtype=content.get("data_subtype", split)) for image_id in questions
+                image_id: image_places(image_id, subtype=str(content.get("data_subtype", split)))
+                for image_id in questions
             }
         files = find_images(folder_of(self.images, split), names, path)
         return [
@@ -92,6 +94,7 @@ def _group(rows: list[Any], facts: dict[Any, dict[str, Any]], path: Path) -> dic
     for row in rows:
         number = row["question_id"]
         add_new(ids, number, "the question", path)
+        check_id(row["image_id"], f"question {number} about an image", path)
         questions.setdefault(row["image_id"], []).append(Text(number, row["question"], facts.get(number, none)))
     return questions
 
@@ -105,6 +108,6 @@ def _describe_clash(row: dict[str, Any], is_twice: bool, asked: dict[Any, Any], 
     if number not in asked:
         return f"{path} annotates question {number}, which {questions} lacks; take both files from the same release"
     return (
-        f"question {number} is about image {asked[number]} in {questions}, but {row['image_id']} in {path}; "
+        f"question {number} is about image {asked[number]!r} in {questions}, but {row['image_id']!r} in {path}; "
         "take both files from the same release"
     )

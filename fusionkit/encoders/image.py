@@ -93,7 +93,9 @@ class TimmEncoder(PixelEncoder):
             options |= {"num_classes": 0}
         if intermediate_size is not None:
             if "embed_dim" not in options:
-                raise ConfigError("image_encoder.intermediate_size is a number beside image_encoder.embed_dim; give that too")
+                raise ConfigError(
+                    "image_encoder.intermediate_size is a number beside image_encoder.embed_dim; give that too"
+                )
             options |= {"mlp_ratio": (intermediate_size + 0.5) / options["embed_dim"]}  # timm cuts the product off
         if weights is not None and not match_by_order:
             options |= {"pretrained_cfg_overlay": {"file": _existing(weights)}}

@@ -34,6 +34,7 @@ def draw_attention(
                 {word: text.text},
                 facts={"image_id": sample.image_id, "text_id": text.id},
                 size=sample.size,
+                upright=sample.upright,
             )
             for sample, text in chosen
         ]

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from fusionkit.data.frames import framed
+from fusionkit.data.images import decode
 from fusionkit.data.sample import Sample, Text
 from fusionkit.evaluation.estimates import Majority, ridge
 from fusionkit.evaluation.grounding import boxed_expressions
@@ -215,8 +216,7 @@ def _trigrams(tokens: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 def _size(sample: Sample) -> tuple[int, int]:
     if sample.size is not None:
         return sample.size
-    with Image.open(sample.image) as image:
-        return image.size
+    return framed(decode(sample.image, 1), None, sample.upright).size
 
 
 def _relative_box(sample: Sample, text: Text) -> list[float]:

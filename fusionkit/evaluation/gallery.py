@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fusionkit.data.frames import framed
 from fusionkit.data.images import CorruptImage, decode
 from fusionkit.errors import DataError
 from fusionkit.storage import atomic_write
@@ -43,7 +44,8 @@ class Note:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image of a panel; its marks refer to ``size`` (None: the file's own), ``frame`` is a colour around it.
+    """One image of a panel; its marks refer to ``size`` (None: the file's own), ``frame`` is a colour around it. It is turned
+    as the size says, or by its EXIF orientation where it is to be ``upright``.
 
     ``heat`` (side, side) is laid over it, from its least to its largest value: over all of the image, or over the square in
     its middle (``is_middle``) where that is what the model sees.
@@ -56,6 +58,7 @@ class Picture:
     notes: tuple[Note, ...] = ()
     heat: np.ndarray | None = None
     is_middle: bool = False
+    upright: bool = False
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def _write(
 def _draw_picture(picture: Picture, cell: tuple[int, int]) -> Image.Image:
     """The image on its mount, whole and in its proportions; small drawings are enlarged by a whole number, crisply."""
     try:
-        image, file_size = decode(picture.path, cell[1])
+        image, file_size = framed(decode(picture.path, cell[1]), picture.size, picture.upright)
     except CorruptImage as error:
         raise DataError(f"{error}; replace the file or take it out of the annotations") from error
     scale = min((cell[0] - 2 * FRAME) / image.width, (cell[1] - 2 * FRAME) / image.height)

@@ -60,7 +60,13 @@ def _panels(
 
     def picture(heat: Any = None, notes: tuple[Note, ...] = ()) -> Picture:
         return Picture(
-            reply.request.image, reply.request.size, marks=tuple(marks), notes=notes, heat=heat, is_middle=is_middle
+            reply.request.image,
+            reply.request.size,
+            marks=tuple(marks),
+            notes=notes,
+            heat=heat,
+            is_middle=is_middle,
+            upright=reply.request.upright,
         )
 
     panels = [Panel(reply.request.image.name, (picture(notes=tuple(_notes(reply.record, word))),))]

@@ -27,7 +27,8 @@ def vqa_sheet(records: Sequence[Record], samples: Sequence[Sample]) -> Sheet:
             humans = ", ".join(f"{answer} ({count})" if len(counts) > 1 else answer for answer, count in counts)
             said = Note(f"given: {given.get(question.id, '(nothing)')}", GREEN if score >= 0.5 else RED)
             notes = (said, Note(f"true: {humans}"))
-            ordered.append((score, turn, Panel(question.text, (Picture(sample.image, notes=notes),))))
+            picture = Picture(sample.image, sample.size, notes=notes, upright=sample.upright)
+            ordered.append((score, turn, Panel(question.text, (picture,))))
     legend = "the answer given (green: at least half right), and the human answers"
     return Sheet(legend, _sorted(ordered))
 
@@ -42,7 +43,7 @@ def grounding_sheet(records: Sequence[Record], samples: Sequence[Sample]) -> She
         overlap = overlaps[text.id]
         marks = [Mark(text.facts["box"], GREEN)] + ([Mark(given[text.id], RED, True)] if text.id in given else [])
         note = Note(f"IoU {overlap:.2f}", GREEN if overlap >= 0.5 else RED)
-        picture = Picture(sample.image, sample.size, tuple(marks), notes=(note,))
+        picture = Picture(sample.image, sample.size, tuple(marks), notes=(note,), upright=sample.upright)
         ordered.append((overlap, turns[sample.image_id], Panel(text.text, (picture,))))
         turns[sample.image_id] += 1
     return Sheet("true box: green; given box: red, dashed; right from IoU 0.50 on", _sorted(ordered))
@@ -78,11 +79,15 @@ def _candidates(record: Record, rank: int, right: Sample, by_id: Mapping[Any, Sa
     for place, (image_id, score) in enumerate(zip(listed[:TOP], record["scores"], strict=False), start=1):
         is_right = image_id == right.image_id
         note = Note(f"{place}.   score {score:z.2f}", GREEN if is_right else GREY)
-        pictures.append(Picture(by_id[image_id].image, frame=GREEN if is_right else None, notes=(note,)))
+        pictures.append(_shown(by_id[image_id], GREEN if is_right else None, note))
     if right.image_id not in listed[:TOP]:
         place_text = f"rank {rank + 1}" if right.image_id in listed else f"beyond rank {len(listed)}"
-        pictures.append(Picture(right.image, frame=GREEN, notes=(Note(f"the right one, {place_text}", RED),)))
+        pictures.append(_shown(right, GREEN, Note(f"the right one, {place_text}", RED)))
     return tuple(pictures)
+
+
+def _shown(sample: Sample, frame: str | None, note: Note) -> Picture:
+    return Picture(sample.image, sample.size, frame=frame, notes=(note,), upright=sample.upright)
 
 
 def _sorted(ordered: list[tuple[float, int, Panel]]) -> list[Panel]:

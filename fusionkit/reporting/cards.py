@@ -25,7 +25,7 @@ def example_card(example: Example, places: Mapping[str, int]) -> Element:
 
 
 def _picture(example: Example, places: Mapping[str, int]) -> Element:
-    shown = thumbnail(example.image)
+    shown = thumbnail(example.image, said=example.size)
     if shown is None:
         return element("p", f"{example.image.name} cannot be shown", class_="soft")
     source, file_size = shown

@@ -7,7 +7,10 @@ from functools import cache
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+
+from fusionkit.data.frames import framed
+from fusionkit.data.images import CorruptImage, decode
 
 SMALL = 128  # pixels; a picture up to this size is a drawing, and kept as it is
 COLORS = 96  # of a plot
@@ -61,12 +64,14 @@ def embedded(path: Path) -> str:
 
 
 @cache
-def thumbnail(path: Path, most: int = 360) -> tuple[str, tuple[int, int]] | None:
-    """A picture of at most so many pixels a side as a data URI, and the size of its file; None where it cannot be read."""
+def thumbnail(path: Path, most: int = 360, said: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]] | None:
+    """A picture of at most so many pixels a side as a data URI, and the size of its file; None where it cannot be read.
+
+    It is turned as the size ``said`` by annotations says.
+    """
     try:
-        with Image.open(path) as file:
-            image, size = file.convert("RGB"), file.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        image, size = framed(decode(path, most), said)
+    except CorruptImage:
         return None
     image.thumbnail((most, most))
     kind, out = "PNG" if max(size) <= SMALL else "JPEG", io.BytesIO()

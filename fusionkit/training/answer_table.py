@@ -7,6 +7,7 @@ from typing import Any
 import wandb
 from PIL import Image
 
+from fusionkit.data.frames import framed
 from fusionkit.data.images import CorruptImage, decode
 from fusionkit.evaluation.examples import Example
 
@@ -35,7 +36,7 @@ def _picture(example: Example) -> wandb.Image | None:
     if example.image is None:
         return None
     try:
-        image, size = decode(example.image, SIDE)
+        image, size = framed(decode(example.image, SIDE), example.size)
     except CorruptImage:
         return None
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

@@ -23,8 +23,8 @@ def lists(tmp_path, rows=ROWS) -> CaptionLists:
 def test_rows_of_one_image_are_joined_and_cocos_are_known(tmp_path):
     samples = lists(tmp_path).read("train")
     assert [(sample.image_id, sample.collection) for sample in samples] == [
-        ("a/1.jpg", "web"),
-        ("a/2.jpg", "web"),
+        ("a/1.jpg", None),
+        ("a/2.jpg", None),
         (42, "coco"),
     ]
     assert [[text.text for text in sample.texts["captions"]] for sample in samples] == [

@@ -76,18 +76,19 @@ def test_a_box_may_leave_its_image_by_rounding(tmp_path, box):
 @pytest.mark.parametrize(
     ("box", "wrong"),
     [
-        ([30, 0, 4, 5], "does not lie inside its image"),
+        ([30, 0, 4, 5], r"does not lie inside its image \(32 x 24 pixels\)"),
         ([0, -2, 4, 5], "does not lie inside its image"),
         ([0, 20, 4, 6], "does not lie inside its image"),
         ([4, 4, 0, 5], "has a side that is not positive"),
         ([4, 4, 5, -1], "has a side that is not positive"),
-        ([float("nan"), 4, 5, 5], "does not lie inside its image"),
+        ([float("nan"), 4, 5, 5], r"is \[nan, 4, 5, 5\], but has to be four numbers"),
+        ([4, 4, 5, 5, 1], r"is \[4, 4, 5, 5, 1\], but has to be four numbers"),
     ],
 )
 def test_an_impossible_box_names_its_annotation(tmp_path, box, wrong):
     objects = instances()
     objects["annotations"][1]["bbox"] = box
-    with pytest.raises(DataError, match=rf"ann_id 102 in .*instances.json {wrong} \(32 x 24 pixels, image 2\)"):
+    with pytest.raises(DataError, match=rf"ann_id 102 of image 2 in .*instances.json {wrong}"):
         make_reader(tmp_path, objects=objects).read("train")
 
 
@@ -99,6 +100,12 @@ def test_an_impossible_box_names_its_annotation(tmp_path, box, wrong):
         (lambda r, o: o["annotations"].pop(1), "reference 2 of .* names box 102, which .*instances.json lacks"),
         (lambda r, o: o["images"].pop(1), "reference 2 of .* names image 2, which .*instances.json lacks"),
         (lambda r, o: r[1].pop("sentences"), "an entry of .*unc.*p has no 'sentences'; expected the RefCOCO refs"),
+        (lambda r, o: o["images"][1].update(width=0), "image 2 of .*instances.json is 0 x 24 pixels"),
+        (
+            lambda r, o: o["annotations"][1].update(image_id=3),
+            "reference 2 of .* is about image 2, but its box 102 lies on image 3",
+        ),
+        (lambda r, o: r[1].update(image_id=None), "names image None, which|with the id None"),
         (lambda r, o: o["images"][0].pop("width"), "an entry of .*instances.json has no 'width'"),
     ],
 )

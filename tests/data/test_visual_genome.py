@@ -29,7 +29,7 @@ def test_questions_with_one_answer_and_regions_with_a_box_of_the_same_images(vg)
 
 def test_images_that_are_cocos_are_known_as_such(vg):
     last = reader(vg, questions="question_answers").read("train")[-1]
-    assert (last.image_id, last.collection, last.image.name) == (7, "coco", "106.jpg")
+    assert (last.image_id, last.collection, last.image.name, last.photo) == (106, "visual_genome", "106.jpg", "coco/7")
 
 
 def test_regions_as_captions(vg):

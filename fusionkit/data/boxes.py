@@ -1,0 +1,116 @@
+"""One check of annotated boxes, [x, y, width, height] in pixels, for all readers; over columns."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fusionkit.errors import DataError
+
+Box = tuple[float, float, float, float]
+Size = tuple[int, int]
+Floats = NDArray[np.float64]
+TOLERANCE = 1.0  # pixels by which a published box may leave its image
+NO_SIDE, OUTSIDE = "has a side that is not positive", "does not lie inside its image"
+
+
+def four_numbers(value: Any) -> bool:
+    """Whether a value is four finite numbers, and no texts or truth values."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 4
+        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
+        and all(map(math.isfinite, value))
+    )
+
+
+def box_table(values: Sequence[Any], names: Sequence[Any], path: Path | str) -> Floats:
+    """Boxes (N, 4); ``names`` says in words which each is. DataError for what is not four finite numbers."""
+    for value, name in zip(values, names, strict=True):
+        if not four_numbers(value):
+            raise DataError(
+                f"the box of {name} in {path} is {str(value)[:60]}, but has to be four numbers, [x, y, width, height] in pixels"
+            )
+    return np.array(values, dtype=float).reshape(-1, 4)
+
+
+def faults(boxes: Floats, sizes: Sequence[Size | None], tolerance: float = TOLERANCE) -> list[str | None]:
+    """What is wrong with each box, None where nothing is: of no area or reversed, or outside an image whose size is known."""
+    limits = np.array([size or (np.inf, np.inf) for size in sizes], dtype=float).reshape(-1, 2)
+    has_area = (boxes[:, 2:] > 0).all(axis=1)
+    known = np.isfinite(limits).all(axis=1)
+    inside = (boxes[:, :2] >= -tolerance).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] <= limits + tolerance).all(axis=1)
+    overlaps = (boxes[:, :2] < limits).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
+    return [
+        NO_SIDE if not area else None if (within and shared) or not is_known else OUTSIDE
+        for area, within, shared, is_known in np.stack([has_area, inside, overlaps, known], axis=1).tolist()
+    ]
+
+
+def require_boxes(values: Sequence[Any], sizes: Sequence[Size | None], names: Sequence[str], path: Path | str) -> None:
+    """Raise DataError, with the first box that is wrong, unless all are four numbers, have an area and lie in their image."""
+    for row, fault in enumerate(faults(box_table(values, names, path), sizes)):
+        if fault is not None:
+            raise DataError(_describe(values[row], names[row], fault, sizes[row], path))
+
+
+def usable(
+    values: Sequence[Any], sizes: Sequence[Size], names: Sequence[Any], path: Path | str, cut: bool = False
+) -> list[Box | None]:
+    """The boxes, None in place of those that are wrong, which are told; for published annotations that have such.
+
+    ``cut`` takes boxes that leave their image, cut to it, where half of them and more lies inside. Raises DataError where a
+    value is not four numbers, and where more than half of the boxes are wrong.
+    """
+    boxes = box_table(values, names, path)
+    if cut and len(boxes):
+        boxes = _cut(boxes, np.array(sizes, dtype=float))
+    found = faults(boxes, sizes)
+    wrong = [row for row, fault in enumerate(found) if fault is not None]
+    if wrong:
+        row = wrong[0]
+        told = _describe(values[row], names[row], str(found[row]), sizes[row], path)
+        if 2 * len(wrong) > len(found):
+            raise DataError(f"{len(wrong):,} of {len(found):,} boxes are wrong; the first: {told}")
+        warnings.warn(f"{len(wrong):,} of {len(found):,} boxes are left out; the first: {told}", stacklevel=2)
+    return [
+        None if fault else (x, y, wide, high) for fault, (x, y, wide, high) in zip(found, boxes.tolist(), strict=True)
+    ]
+
+
+def _cut(boxes: Floats, sizes: Floats) -> Floats:
+    """Boxes within their images, where half of them or more is left; others as they are."""
+    low, high = boxes[:, :2].clip(min=0), np.minimum(boxes[:, :2] + boxes[:, 2:], sizes)
+    sides = high - low
+    keeps = (sides > 0).all(axis=1) & (2 * sides.prod(axis=1) >= boxes[:, 2:].prod(axis=1))
+    return np.where(keeps[:, None], np.concatenate([low, sides], axis=1), boxes)
+
+
+def image_size(width: Any, height: Any, image_id: Any, path: Path | str) -> Size:
+    """An image's size; DataError where it is not two whole numbers above 0."""
+    if not (_is_side(width) and _is_side(height)):
+        raise DataError(f"image {image_id} of {path} is {width!r} x {height!r} pixels; correct its width and height")
+    return int(width), int(height)
+
+
+def size_or_none(row: dict[str, Any]) -> Size | None:
+    """The size of an image that an annotation may give and, without boxes, need not."""
+    width: Any = row.get("width")
+    height: Any = row.get("height")
+    return (int(width), int(height)) if _is_side(width) and _is_side(height) else None
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and value % 1 == 0
+
+
+def _describe(box: Any, name: Any, fault: str, size: Size | None, path: Path | str) -> str:
+    where = f" ({size[0]} x {size[1]} pixels)" if size else ""
+    return (
+        f"the box {list(box)} of {name} in {path} {fault}{where}; boxes are [x, y, width, height] in pixels: correct or "
+        "remove it"
+    )
