@@ -13,7 +13,7 @@ from fusionkit.encoders.text import TextEncoder
 from fusionkit.encoders.views import ViewEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.types import Batch, Encoded, Fused, Regions, Tokens, Whole
+from fusionkit.types import Batch, Encoded, Fused, Pixels, Regions, Tokens, Whole
 
 
 class Reader(nn.Module):
@@ -87,12 +87,14 @@ class VisionLanguageModel(Reader):
         self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
-    def encode_image(self, images: Tensor | Regions) -> Tokens:
+    def encode_image(self, images: Tensor | Pixels | Regions) -> Tokens:
         """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
         return self.image_encoder(images)
 
     def images_of(self, batch: Batch) -> Any:
         """What the image encoder reads of a batch."""
+        if self.image_encoder.reads == "pixel_values" and "pixel_mask" in batch:
+            return Pixels(batch["pixel_values"], batch["pixel_mask"])
         return batch[self.image_encoder.reads]  # type: ignore[literal-required]
 
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:

@@ -4,14 +4,13 @@ Put the model in evaluation mode first. Any fusion that provides "attention" wil
 text attends to the image from 0, None is the middle one (of six the third, ALBEF's choice).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusionkit.encoders.image import as_grid
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import Attention, attention_weights
 from fusionkit.model import VisionLanguageModel
@@ -60,28 +59,34 @@ def over_words(maps: Tensor, text_mask: Tensor) -> Tensor:
     return (maps * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
-def on_grid(model: VisionLanguageModel, maps: Tensor) -> Tensor:
-    """Maps (T, N) over the tokens of pixels as pictures (T, side, side), without the tokens that stand for no place."""
-    return as_grid(maps[:, model.image_encoder.num_prefix_tokens :])
-
-
-def best_rectangles(maps: Tensor, alpha: float) -> Tensor:
-    """The rectangle with most of a map (T, side, side) by sum / area ** alpha: corners (T, 4) in 0..1.
+def best_rectangles(maps: Sequence[Tensor], alpha: float) -> Tensor:
+    """The rectangle with most of each of T maps (rows, columns) by sum / area ** alpha: corners (T, 4) in 0..1.
 
     Where a map is coarser than ``FINE`` cells a side, its edges lie between the cells too: it is made finer first, as ALBEF
     does. A map of zeros, which speaks for no place, gives the whole image.
     """
-    factor = max(1, FINE // maps.shape[1])
-    fine = F.interpolate(maps[:, None].double(), scale_factor=factor, mode="bicubic")[:, 0].clamp(min=0)
-    side = fine.shape[1]
-    sums = F.pad((fine + NOTHING).cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))  # (T, side + 1, side + 1)
-    first, last = torch.triu_indices(side + 1, side + 1, offset=1, device=maps.device)  # where a span begins and ends
-    rows = sums[:, last] - sums[:, first]  # (T, spans, side + 1)
-    inside = rows[:, :, last] - rows[:, :, first]  # (T, spans of rows, spans of columns)
-    lengths = (last - first).double()
-    best = (inside / (lengths[:, None] * lengths) ** alpha).flatten(1).argmax(dim=1)
-    down, across = best // len(first), best % len(first)
-    return torch.stack([first[across], first[down], last[across], last[down]], dim=1).to(maps.dtype) / side
+    if len({map.shape for map in maps}) > 1:
+        return torch.cat([best_rectangles([map], alpha) for map in maps])
+    factor = max(1, FINE // max(maps[0].shape))
+    stacked = torch.stack(list(maps))[:, None].double()
+    fine = F.interpolate(stacked, scale_factor=factor, mode="bicubic")[:, 0].clamp(min=0)
+    high, wide = fine.shape[1:]
+    sums = F.pad((fine + NOTHING).cumsum(dim=1).cumsum(dim=2), (1, 0, 1, 0))  # (T, high + 1, wide + 1)
+    top, bottom = _spans(high, fine.device)
+    left, right = _spans(wide, fine.device)
+    rows = sums[:, bottom] - sums[:, top]  # (T, spans, wide + 1)
+    inside = rows[:, :, right] - rows[:, :, left]  # (T, spans of rows, spans of columns)
+    areas = (bottom - top).double()[:, None] * (right - left).double()
+    best = (inside / areas**alpha).flatten(1).argmax(dim=1)
+    down, across = best // len(left), best % len(left)
+    corners = [left[across] / wide, top[down] / high, right[across] / wide, bottom[down] / high]
+    return torch.stack(corners, dim=1).to(maps[0].dtype)
+
+
+def _spans(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each span of cells begins, and where it ends."""
+    first, last = torch.triu_indices(side + 1, side + 1, offset=1, device=device)
+    return first, last
 
 
 def best_proposal(map: Tensor, proposals: Tensor, size: tuple[int, int], alpha: float) -> int:

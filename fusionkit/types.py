@@ -20,6 +20,13 @@ class Tokens(NamedTuple):
         return Tokens(self.embeds[rows], None if self.mask is None else self.mask[rows], self.pooled[rows])
 
 
+class Pixels(NamedTuple):
+    """Images of different shapes, each at the left top of its canvas."""
+
+    values: Tensor  # (I, 3, H, W), zeros beside an image
+    mask: Tensor  # (I, H, W) bool, True = of the image
+
+
 class Regions(NamedTuple):
     """What a detector found in I images, given in place of their pixels; the rows behind an image's own are zeros."""
 
@@ -71,6 +78,7 @@ class Batch(TypedDict):
     image_keys: Tensor  # (I,) int64, equal where two rows show the same image, within a source and across ranks
     image_sizes: Tensor  # (I, 2) float, width and height in pixels that the annotations' boxes refer to
     pixel_values: NotRequired[Tensor]  # (I, 3, H, W)
+    pixel_mask: NotRequired[Tensor]  # (I, H, W) bool, True = of the image; where the images of a batch differ in shape
     regions: NotRequired[Regions]  # of I images, where the source has them in place of pixels
     views: NotRequired[ViewRows]
 

@@ -49,7 +49,8 @@ def test_maps_are_distributions_over_the_image_and_leave_the_fusion_as_it_was(na
     assert cam.min() == 0 < cam.max()
     assert not cam[~real].any()
     torch.testing.assert_close(model.fuse(encoded.memory, *parts[1:]).pooled, before)
-    assert saliency.on_grid(model, saliency.over_words(cam, real)).shape == (6, 4, 4)
+    grids = model.image_encoder.grids(None, torch.arange(6), saliency.over_words(cam, real))
+    assert [grid.shape for grid in grids] == [(4, 4)] * 6
 
 
 def model_parts(model, batch):
@@ -182,3 +183,13 @@ def test_regions_bring_their_own_boxes():
         positions = batch["regions"].positions[image][batch["regions"].mask[image].bool()]
         own = torch.cat([positions[:, :2], positions[:, 4:6]], dim=1) * torch.tensor([64, 48, 64, 48])
         assert (own - torch.tensor(record["bbox"])).abs().amax(dim=1).min() < 1e-3
+
+
+def test_maps_of_different_shapes_have_their_rectangles_each(monkeypatch):
+    monkeypatch.setattr(saliency, "FINE", 1)
+    wide, high = torch.zeros(2, 4), torch.zeros(5, 1)
+    wide[1, 1:3], high[3:] = 1.0, 1.0
+    found = saliency.best_rectangles([wide, high], 0.5)
+    assert found[0].tolist() == [0.25, 0.5, 0.75, 1.0]
+    torch.testing.assert_close(found[1], torch.tensor([0, 0.6, 1, 1]))
+    assert saliency.best_rectangles([wide, wide], 0.5).equal(found[[0, 0]])

@@ -108,7 +108,7 @@ def plan(
         family="vilt",
         release="transformers' ViLT" if is_saved else "github.com/dandelin/ViLT",
         groups=groups_of(list(tasks)),
-        config=run_of(list(tasks), sizes["max_position_embeddings"], mean=[0.5] * 3, std=[0.5] * 3)
+        config=run_of(list(tasks), sizes["max_position_embeddings"], **reading(sizes))
         | {
             "name": "vilt",
             "image_encoder": {"_target_": "fusionkit.encoders.patches.PatchEncoder"}
@@ -125,6 +125,12 @@ def plan(
         ids=ids,
         answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight") if "vqa" in heads else 0),
     )
+
+
+def reading(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """How images are read: in their proportions, with sides of whole patches."""
+    size, multiple = sizes["image_size"], sizes["patch_size"]
+    return {"image_size": size, "fit": "keep", "multiple": multiple, "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def keys_of(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:

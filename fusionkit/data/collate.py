@@ -73,7 +73,7 @@ class Collate:
         if isinstance(shown[0], Found):
             batch["regions"] = pad_regions(shown)
         else:  # numpy, because torch's threads wait for each other wherever the processors are busy training
-            batch["pixel_values"] = torch.from_numpy(np.stack([pixel_values.numpy() for pixel_values in shown]))
+            batch |= on_canvases([pixel_values.numpy() for pixel_values in shown])
         for kind, facts in self.facts.items():
             batch[kind] = self._rows(kind, facts, items)
         return batch  # type: ignore[return-value]  # a Batch has further keys, one a kind
@@ -119,6 +119,19 @@ class Collate:
             for index, score in self.answers.scores(fact(text, "answers", "questions")).items():
                 scores[row, index] = score
         return scores
+
+
+def on_canvases(images: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """`pixel_values` (I, 3, H, W) of images (3, h, w), and where they differ in shape, `pixel_mask` (I, H, W)."""
+    if len({image.shape for image in images}) == 1:
+        return {"pixel_values": torch.from_numpy(np.stack(images))}
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    values = np.zeros((len(images), 3, height, width), dtype=np.float32)
+    mask = np.zeros((len(images), height, width), dtype=bool)
+    for row, image in enumerate(images):
+        values[row, :, : image.shape[1], : image.shape[2]] = image
+        mask[row, : image.shape[1], : image.shape[2]] = True
+    return {"pixel_values": torch.from_numpy(values), "pixel_mask": torch.from_numpy(mask)}
 
 
 def second_rows(items: Sequence[Item], kind: str) -> list[int]:

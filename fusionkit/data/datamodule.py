@@ -50,6 +50,7 @@ class DataModule(LightningDataModule):
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
         fit: str = "squash",
+        multiple: int = 32,
         answers: AnswerVocabulary | str | BuildAnswers = AnswerVocabulary.build,
         num_workers: int = 0,
         seed: int = 0,
@@ -63,7 +64,7 @@ class DataModule(LightningDataModule):
         self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
         self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
         self._splits = Splits(self.sources, drop_overlap, allow_overlap)
-        self.finish = Finish(image_size, mean, std, fit)
+        self.finish = Finish(image_size, mean, std, fit, multiple)
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
         self._cached: dict[tuple[str, str], Images] = {}
         self._training: dict[str, TrainData] = {}
@@ -77,9 +78,9 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"data.image_size is {image_size}, but has to be a number of pixels")
         for name, source in self.sources.items():
             source.check(f"data.sources.{name}")
-            if source.cache and fit == "crop":
+            if source.cache and fit != "squash":
                 raise ConfigError(
-                    f"data.sources.{name}.cache holds images squashed, which data.fit=crop must not be; set it to false"
+                    f"data.sources.{name}.cache holds images squashed, which data.fit={fit} must not be; set it to false"
                 )
 
     def prepare_data(self) -> None:
@@ -169,7 +170,7 @@ class DataModule(LightningDataModule):
         """Every text of every image of a role once over all ranks, in order, not augmented; or its batches of these numbers."""
         samples = self.samples(source, role)
         settings = self.sources[source]
-        images = self._images(source, role, self.finish.size)
+        images = self._images(source, role, self.finish.decode_side)
         data = EvalData(samples, images, settings.kinds, self._finishing(source))
         batches: Any = ShardBatches(len(samples), settings.batch_size, *self._place)
         if numbers is not None:
@@ -181,7 +182,7 @@ class DataModule(LightningDataModule):
         """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
         settings, finish = self.sources[source], self.finish
         yield f"{source} {role} {settings.kinds} {settings.batch_size} {settings.max_length}"
-        yield f"{finish.size} {finish.scale.tolist()} {finish.shift.tolist()}"
+        yield f"{finish.size} {finish.fit} {finish.multiple} {finish.scale.tolist()} {finish.shift.tolist()}"
         yield str(sorted(self.tokenizer.get_vocab().items()))
         for sample in self.samples(source, role):
             files = [path.stat() for path in (sample.image, *sample.others) if path.exists()]
@@ -207,7 +208,9 @@ class DataModule(LightningDataModule):
 
     def _train_loader(self, name: str) -> Loader:
         source, samples = self.sources[name], self._splits.training[name]
-        side = self.finish.size if source.augment is None else source.augment.decode_side(self.finish.size)
+        side = self.finish.decode_side
+        if source.augment is not None:
+            side = max(side, source.augment.decode_side(self.finish.size))
         counts = {kind: source.texts_per_image[kind] for kind in source.kinds}
         images, finish = self._images(name, "train", side), self._finishing(name)
         data = TrainData(name, samples, images, counts, finish, self.finish.size, source.augment)

@@ -87,7 +87,9 @@ def own_data(
     paths = [request.image for request in requests]
     finish = datamodule.finish if settings.regions is None else as_found
     images = (
-        ImageFiles(paths, datamodule.finish.size) if settings.regions is None else RegionFiles(paths, settings.regions)
+        ImageFiles(paths, datamodule.finish.decode_side)
+        if settings.regions is None
+        else RegionFiles(paths, settings.regions)
     )
     collate = Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean)
     return EvalData(samples, images, words, finish), collate

@@ -18,7 +18,9 @@ from fusionkit.errors import ConfigError, suggest
 from fusionkit.unicode import readable
 
 BICUBIC = InterpolationMode.BICUBIC
-FITS = ("squash", "crop")
+FITS = ("squash", "crop", "keep")
+LONGEST = 1333 / 800  # of the longer side to the shorter one, at most (ViLT, after object detectors)
+UNSCALED = 2**31  # pixels: an image is decoded at its own size, since its proportions decide
 SIDES = (
     *("left", "right", "lft", "rght", "rgt"),
     *("trái", "phải"),  # Vietnamese
@@ -35,28 +37,49 @@ class Finish:
     """The last step of training and evaluation: a square of `size` pixels (bicubic, antialiased), normalised.
 
     `mean` and `std` are those that the image encoder was trained with, for values in 0..1. `fit` "squash" shows all of the
-    image (ALBEF), "crop" its middle in true proportions (CLIP, METER), which boxes would not survive.
+    image (ALBEF), "crop" its middle in true proportions (CLIP, METER), which boxes would not survive; "keep" all of it in its
+    proportions, `size` pixels the shorter side, and both sides a `multiple` of pixels, as large as a patch (ViLT).
     """
 
-    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float], fit: str = "squash") -> None:
+    def __init__(
+        self, size: int, mean: Sequence[float], std: Sequence[float], fit: str = "squash", multiple: int = 32
+    ) -> None:
         if fit not in FITS:
             raise ConfigError(f"data.fit is '{fit}'; {suggest(fit, FITS)}")
-        self.size, self.fit = size, fit
+        if fit == "keep" and not 1 <= multiple <= size:
+            raise ConfigError(f"data.multiple is {multiple}, but has to be between 1 and data.image_size, {size}")
+        self.size, self.fit, self.multiple = size, fit, multiple
+        self.decode_side = UNSCALED if fit == "keep" else size
         deviation = np.asarray(std, dtype=np.float32).reshape(3, 1, 1)
         self.scale: np.ndarray = 1 / (255 * deviation)
         self.shift: np.ndarray = -np.asarray(mean, dtype=np.float32).reshape(3, 1, 1) / deviation
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """(3, size, size) float32, and boxes (N, 4) from xyxy in pixels of `image` to cxcywh in 0..1 of it."""
+        """(3, size, size) float32, or (3, H, W), and boxes (N, 4) from xyxy in pixels of `image` to cxcywh in 0..1 of it."""
         if self.fit == "crop":
             image = _middle(image, boxes)
         boxes = relative_boxes(boxes, image.size)
-        square = F.resize(image, [self.size, self.size], interpolation=BICUBIC, antialias=True)
+        width, height = kept_size(image.size, self.size, self.multiple) if self.fit == "keep" else (self.size,) * 2
+        resized = F.resize(image, [height, width], interpolation=BICUBIC, antialias=True)
         # numpy, because torch would start threads for each single image
-        pixel_values = np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1), dtype=np.float32)
+        pixel_values = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1), dtype=np.float32)
         pixel_values *= self.scale
         pixel_values += self.shift
         return torch.from_numpy(pixel_values), boxes
+
+
+def kept_size(size: tuple[int, int], shorter: int, multiple: int) -> tuple[int, int]:
+    """Width and height in the proportions of `size`, with that shorter side where the longer one then is not too long.
+
+    Rounded to a pixel, then down to a multiple, one at least: as ViLT does (MinMaxResize).
+    """
+    longer = int(LONGEST * shorter)
+    scale = shorter / min(size)
+    sides = [float(shorter) if side == min(size) else scale * side for side in size]
+    if max(sides) > longer:
+        sides = [side * (longer / max(sides)) for side in sides]
+    width, height = (max(int(side + 0.5) // multiple, 1) * multiple for side in sides)
+    return width, height
 
 
 def _middle(image: Image.Image, boxes: Tensor) -> Image.Image:

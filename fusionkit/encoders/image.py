@@ -17,6 +17,7 @@ class PixelEncoder(nn.Module):
     """What encoders of pixels have in common: what it is to hide an image token, and what is to be told of it (task mrm)."""
 
     reads = "pixel_values"
+    reads_canvases = False  # whether images may differ in shape (types.Pixels)
     hiding_size = 3  # a colour
     hidden_size: int
     num_prefix_tokens: int
@@ -26,7 +27,7 @@ class PixelEncoder(nn.Module):
         """Width of what is to be told."""
         return self.hidden_size
 
-    def hide(self, pixel_values: Tensor, chosen: Tensor, filling: Tensor) -> Tensor:
+    def hide(self, pixel_values: Any, chosen: Tensor, filling: Tensor) -> Any:
         """The pixels below the chosen tokens, bool (I, N), painted with the colour ``filling`` (3,)."""
         grid = as_grid(chosen[:, self.num_prefix_tokens :].float())[:, None]  # (I, 1, side, side)
         hidden = F.interpolate(grid, size=pixel_values.shape[2:]).bool()
@@ -46,6 +47,13 @@ class PixelEncoder(nn.Module):
         top_left = torch.stack(torch.meshgrid(place, place, indexing="ij")[::-1], dim=2).flatten(0, 1)
         cells = F.pad(torch.cat([top_left, top_left + 1 / side], dim=1), (0, 0, self.num_prefix_tokens, 0))
         return cells.expand(len(tokens.embeds), -1, -1)
+
+    def grids(self, pixel_values: Any, image_index: Tensor, maps: Tensor) -> list[Tensor]:
+        """Maps (T, N) over the tokens of the images that image_index (T,) names, as pictures (rows, columns).
+
+        Without the tokens that stand for no place.
+        """
+        return list(as_grid(maps[:, self.num_prefix_tokens :]))
 
     def decode(self, states: Tensor) -> Tensor:
         """States (M, hidden_size) -> features (M, feature_size)."""

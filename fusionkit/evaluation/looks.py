@@ -37,21 +37,31 @@ class Look:
 
 
 def look(
-    model: Any, evidence: Score | None, image: Tokens, text: Tokens, rows: TextRows, tokenizer: Any, layer: int | None
+    model: Any,
+    evidence: Score | None,
+    images: Any,
+    image: Tokens,
+    text: Tokens,
+    rows: TextRows,
+    tokenizer: Any,
+    layer: int | None,
 ) -> list[Look]:
-    """The looks of T encoded texts at their images; GradCAM explains the evidence, if there is any."""
+    """The looks of T encoded texts at their images; GradCAM explains the evidence, if there is any.
+
+    ``images`` is what the image encoder read (``model.images_of``), ``image`` its tokens.
+    """
     parts = model, image, text, rows["image_index"]
-    attention = _by_word(model, saliency.attention_maps(*parts, layer), text, rows)
+    attention = _by_word(model, saliency.attention_maps(*parts, layer), images, text, rows)
     cams: list[Any] = [None] * len(attention)
     if evidence is not None:
-        cams = _by_word(model, saliency.gradcam(model, evidence, *parts[1:], layer), text, rows)
+        cams = _by_word(model, saliency.gradcam(model, evidence, *parts[1:], layer), images, text, rows)
     words = [
         _words(ids, numbers, tokenizer) for ids, numbers in zip(rows["input_ids"], rows["word_index"], strict=True)
     ]
     return [Look(*parts) for parts in zip(words, attention, cams, strict=True)]
 
 
-def _by_word(model: Any, maps: Tensor, text: Tokens, rows: TextRows) -> list[np.ndarray]:
+def _by_word(model: Any, maps: Tensor, images: Any, text: Tokens, rows: TextRows) -> list[np.ndarray]:
     """Maps (T, L, N) of tokens -> of each text (1 + W, ...): the mean over all tokens, and over those of each word."""
     assert text.mask is not None
     found = []
@@ -59,8 +69,10 @@ def _by_word(model: Any, maps: Tensor, text: Tokens, rows: TextRows) -> list[np.
     for row, numbers in enumerate(rows["word_index"]):
         own = [maps[row, numbers == word].mean(dim=0) for word in range(int(numbers.max()) + 1)]
         stacked = torch.stack([whole[row], *own])
-        is_grid = model.image_encoder.reads == "pixel_values"
-        found.append((saliency.on_grid(model, stacked) if is_grid else stacked).cpu().numpy())
+        if model.image_encoder.reads == "pixel_values":
+            index = rows["image_index"][row].expand(len(stacked))
+            stacked = torch.stack(model.image_encoder.grids(images, index, stacked))
+        found.append(stacked.cpu().numpy())
     return found
 
 

@@ -146,7 +146,9 @@ class Oracle:
         evidence: Any = getattr(task, "evidence", None)
         layer = self.layer if self.layer is not None else getattr(task, "layer", None)
         text, tokenizer = encoded.text[word], self.datamodule.tokenizer
-        return look(self.model, evidence, encoded.image, text, batch[word], tokenizer, layer)
+        return look(
+            self.model, evidence, self.model.images_of(batch), encoded.image, text, batch[word], tokenizer, layer
+        )
 
 
 def _read_as(kind: str, word: str, batch: Any, encoded: Encoded) -> tuple[Batch, Encoded]:

@@ -1,6 +1,7 @@
 """Weak grounding: boxes from matching alone, which no box label has taught (ALBEF)."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,24 +64,25 @@ class GradCAMGrounding(ITM):
     def _boxes(self, model: VisionLanguageModel, batch: CaptionBatch, maps: Tensor) -> Tensor:
         """xywh in pixels (T, 4), for maps (T, N) over the image tokens."""
         images, index = model.images_of(batch), self._rows(batch)["image_index"]
+        encoder: Any = model.image_encoder
         sizes = batch["image_sizes"][index]
         if isinstance(images, Regions):
             corners = images.positions[index, maps.argmax(dim=1), :4]
         elif self.proposals is not None:
-            return self._proposed(batch, saliency.on_grid(model, maps), index, sizes)
+            return self._proposed(batch, encoder.grids(images, index, maps), index, sizes)
         else:
-            corners = saliency.best_rectangles(saliency.on_grid(model, maps), self.alpha)
+            corners = saliency.best_rectangles(encoder.grids(images, index, maps), self.alpha)
         corners = corners * sizes.repeat(1, 2)
         return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
 
-    def _proposed(self, batch: CaptionBatch, maps: Tensor, index: Tensor, sizes: Tensor) -> Tensor:
+    def _proposed(self, batch: CaptionBatch, maps: Sequence[Tensor], index: Tensor, sizes: Tensor) -> Tensor:
         assert self.proposals is not None
         chosen = []
         for map, image, (width, height) in zip(maps, index.tolist(), sizes.int().tolist(), strict=True):
             image_id = batch["image_ids"][image]
             if not (boxes := self.proposals.get(str(image_id))):
                 raise DataError(f"the proposals of task.grounding_gradcam have no box for image {image_id}; add some")
-            boxes = torch.tensor(boxes, device=maps.device)[:, :4]
+            boxes = torch.tensor(boxes, device=map.device)[:, :4]
             chosen.append(boxes[saliency.best_proposal(map, boxes, (width, height), self.alpha)])
         return torch.stack(chosen)
 

@@ -54,6 +54,11 @@ def check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
             f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
             f"another image_encoder=NAME, or data with {encoder.reads}"
         )
+    if has == "pixel_values" and datamodule.finish.fit == "keep" and not encoder.reads_canvases:
+        raise ConfigError(
+            f"data.fit=keep gives images of different shapes, which {type(encoder).__name__} does not read; set "
+            "data.fit=squash, or choose image_encoder=patches"
+        )
 
 
 def check_length(source: str, datamodule: DataModule, most: int | None) -> None:

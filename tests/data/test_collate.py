@@ -93,3 +93,18 @@ def test_texts_are_counted_that_are_read_and_cut():
     assert counts.sum(dim=0).tolist() == counts[0].tolist() == [3, 1]
     make([item(SAMPLES[0])])
     assert counts.sum(dim=0).tolist() == [4, 1]
+
+
+def test_images_of_different_shapes_stand_on_canvases():
+    shapes = [(4, 8), (8, 4), (4, 4)]
+    items = [
+        item(sample)._replace(pixel_values=torch.ones(3, *shape)) for sample, shape in zip(SAMPLES, shapes, strict=True)
+    ]
+    batch = collate(SAMPLES, items)
+    assert batch["pixel_values"].shape == (3, 3, 8, 8)
+    assert batch["pixel_mask"].dtype == torch.bool
+    for row, (height, width) in enumerate(shapes):
+        assert batch["pixel_mask"][row, :height, :width].all()
+        assert batch["pixel_mask"][row].sum() == height * width
+        assert batch["pixel_values"][row].equal(batch["pixel_mask"][row].float().expand(3, -1, -1))
+    assert "pixel_mask" not in collate(SAMPLES)

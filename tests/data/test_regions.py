@@ -17,6 +17,7 @@ from fusionkit.data.images import CorruptImage
 from fusionkit.data.refcoco import RefCOCO
 from fusionkit.data.regions import Detections, pad_regions, read_regions
 from fusionkit.data.source import Source
+from fusionkit.encoders.patches import PatchEncoder
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.checks import check_images
 from tests.data.worlds import IDS, captions, instances, refs, write_json, write_photos, write_refs
@@ -202,6 +203,20 @@ def test_an_encoder_of_pixels_refuses_regions(tmp_path: Path) -> None:
     check_images("told", data, toy_model(regions=True).image_encoder)
     with pytest.raises(ConfigError, match="TimmEncoder reads pixel_values, but source 'told' has regions"):
         check_images("told", data, toy_model().image_encoder)
+
+
+def test_images_of_different_shapes_are_for_patches_alone(tmp_path: Path) -> None:
+    kept, squashed = (
+        DataModule(str(tmp_path), {"a": Source(None, {}, 1, {"captions": 1})}, image_size=32, fit=fit)
+        for fit in ("keep", "squash")
+    )
+    patches = PatchEncoder(8, 4, 16)
+    for data, encoder in ((kept, patches), (squashed, patches), (squashed, toy_model().image_encoder)):
+        check_images("a", data, encoder)
+    with pytest.raises(
+        ConfigError, match=r"data\.fit=keep gives images of different shapes, which TimmEncoder does not"
+    ):
+        check_images("a", kept, toy_model().image_encoder)
 
 
 def encoded(array: np.ndarray) -> str:

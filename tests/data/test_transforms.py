@@ -6,7 +6,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from fusionkit.data.cleaning import Clean, Ending
-from fusionkit.data.transforms import Augment, Finish, choose_crop, names_side
+from fusionkit.data.images import decode
+from fusionkit.data.transforms import Augment, Finish, choose_crop, kept_size, names_side
 from fusionkit.errors import ConfigError
 
 BOX = (30, 20, 60, 75)  # xyxy in an image of 120 x 90
@@ -177,3 +178,53 @@ def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
 )
 def test_texts_are_cleaned_as_published(clean, read):
     assert clean("A  <unk> man's T-shirt, says/ (hi?) #5, or so! ") == read
+
+
+@pytest.mark.parametrize(
+    ("size", "kept"),
+    [
+        ((640, 480), (512, 384)),
+        ((480, 640), (384, 512)),
+        ((500, 500), (384, 384)),
+        ((20, 30), (384, 576)),
+        ((1000, 590), (608, 352)),  # 651 is too long: 639 x 377
+        ((590, 1000), (352, 608)),
+        ((900, 541), (608, 384)),  # 638.8 is not
+        ((900, 540), (608, 352)),  # 640 is: 639 x 383.4
+        ((4000, 10), (608, 32)),  # one patch at least
+        ((10, 4000), (32, 608)),
+    ],
+)
+def test_proportions_are_kept_as_vilt_keeps_them(size, kept):
+    assert kept_size(size, 384, 32) == kept
+    pixel_values, boxes = Finish(384, (0, 0, 0), (1, 1, 1), fit="keep")(
+        Image.new("RGB", size), torch.tensor([[0.0, 0.0, size[0] / 2, size[1]]])
+    )
+    assert pixel_values.shape == (3, kept[1], kept[0])
+    assert boxes.tolist() == [[0.25, 0.5, 0.5, 1.0]]
+
+
+def test_sides_are_multiples_of_the_patch():
+    assert kept_size((30, 20), 24, 8) == (32, 24)  # 36, of which 32
+    assert kept_size((30, 20), 24, 5) == (35, 20)
+    assert kept_size((31, 20), 20, 1) == (31, 20)
+
+
+def test_proportions_decide_on_the_pixels_of_the_file(tmp_path):
+    """A JPEG that is decoded at a fraction of its size has other proportions, by a pixel that a side of a patch can hang on."""
+    finish = Finish(8, (0, 0, 0), (1, 1, 1), fit="keep", multiple=4)
+    assert Finish(8, (0, 0, 0), (1, 1, 1)).decode_side == 8
+    Image.new("RGB", (203, 97)).save(tmp_path / "a.jpg")
+    image, _ = decode(tmp_path / "a.jpg", finish.decode_side)
+    assert image.size == (203, 97)
+
+
+@pytest.mark.parametrize("multiple", [0, 31])
+def test_a_multiple_that_no_side_is(multiple):
+    with pytest.raises(
+        ConfigError, match=rf"data.multiple is {multiple}, but has to be between 1 and data.image_size, 30"
+    ):
+        Finish(30, (0, 0, 0), (1, 1, 1), fit="keep", multiple=multiple)
+    Finish(30, (0, 0, 0), (1, 1, 1), fit="squash", multiple=multiple)
+    for right in (1, 30):
+        Finish(30, (0, 0, 0), (1, 1, 1), fit="keep", multiple=right)

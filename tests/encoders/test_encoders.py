@@ -157,5 +157,5 @@ def test_an_intermediate_size_is_what_it_says(size):
 
 
 def test_an_intermediate_size_needs_a_width():
-    with pytest.raises(ConfigError, match="beside image_encoder.embed_dim"):
+    with pytest.raises(ConfigError, match=r"beside image_encoder\.embed_dim"):
         TimmEncoder("vit_tiny_patch16_224", intermediate_size=29)

@@ -5,6 +5,7 @@ import torch
 
 from fusionkit.encoders.patches import PatchEncoder, random_subset
 from fusionkit.errors import ConfigError
+from fusionkit.types import Pixels
 
 WIDTH, PATCH = 8, 4
 
@@ -52,3 +53,62 @@ def test_a_subset_takes_real_patches_first():
 def test_a_patch_that_does_not_divide_the_image_is_refused():
     with pytest.raises(ConfigError, match=r"no multiple of image_encoder\.patch_size 5"):
         PatchEncoder(WIDTH, 5, image_size=16)
+
+
+def canvases() -> Pixels:
+    """Two images of 8 x 12 and 16 x 4 pixels, in which a patch is black."""
+    values, mask = torch.rand(2, 3, 16, 12) + 0.1, torch.zeros(2, 16, 12, dtype=torch.bool)
+    mask[0, :8], mask[1, :, :4] = True, True
+    values[0, :, :4, 4:8] = 0
+    return Pixels(values * mask[:, None], mask)
+
+
+def test_a_mask_says_what_is_padding_and_black_is_none(encoder):
+    pixels = canvases()
+    tokens = encoder(pixels)
+    assert tokens.mask[:, 1:].unflatten(1, (4, 3)).tolist() == [
+        [[1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]],
+        [[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0]],
+    ]
+    alone = encoder(Pixels(pixels.values[1:, :, :, :4], pixels.mask[1:, :, :4]))
+    torch.testing.assert_close(tokens.embeds[1][tokens.mask[1].bool()], alone.embeds[0])
+    assert not encoder(pixels.values).mask[0, 2]  # without a mask it is read off the values
+
+
+def test_hidden_patches_stay_patches_even_painted_black(encoder):
+    pixels = canvases()
+    chosen = torch.zeros(2, 13, dtype=torch.bool)
+    chosen[0, 3], chosen[1, 1 + 3] = True, True  # first row, last column; second row, first column
+    hidden = encoder.hide(pixels, chosen, torch.zeros(3))
+    assert hidden.mask.equal(pixels.mask)
+    assert not hidden.values[0, :, :4, 8:].any()
+    assert not hidden.values[1, :, 4:8, :4].any()
+    assert (hidden.values != pixels.values).flatten(1).any(dim=1).all()
+    assert encoder.hide(torch.ones(1, 3, 8, 8), torch.ones(1, 5).bool(), torch.zeros(3)).mask.all()
+
+
+def test_places_are_parts_of_the_image_and_not_of_the_canvas(encoder):
+    pixels = canvases()
+    corners = encoder.corners(pixels, encoder(pixels))
+    assert corners.shape == (2, 13, 4)
+    assert not corners[:, 0].any()
+    places = corners[:, 1:].unflatten(1, (4, 3))
+    torch.testing.assert_close(places[0, 1, 2], torch.tensor([2 / 3, 1 / 2, 1, 1]))
+    torch.testing.assert_close(places[1, 2, 0], torch.tensor([0, 1 / 2, 1, 3 / 4]))
+    assert not places[0, 2:].any()
+    assert not places[1, :, 1:].any()
+
+
+def test_maps_become_pictures_of_each_image_s_own_shape(encoder):
+    maps = torch.arange(26.0).view(2, 13)
+    first, second, again = encoder.grids(canvases(), torch.tensor([0, 1, 0]), maps[[0, 1, 1]])
+    assert first.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert second.tolist() == [[14], [17], [20], [23]]
+    assert again.tolist() == [[14, 15, 16], [17, 18, 19]]
+
+
+def test_a_subset_of_the_patches_has_no_places(encoder):
+    encoder.max_patches = 5
+    pixels = canvases()
+    with pytest.raises(ConfigError, match="max_patches leaves out where an image's tokens lie"):
+        encoder.corners(pixels, encoder.train()(pixels))
