@@ -14,7 +14,7 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
-from fusionkit.distributed import gather_objects, rank
+from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.baselines import Tokenize
 from fusionkit.evaluation.by_matching import ByMatching
@@ -96,6 +96,8 @@ def predict_benchmarks(config: DictConfig, parts: Parts, folder: Path, device: t
         for name, records in each.records.items():
             path = write_predictions(folder, each.benchmark.label(each.split, name), records)
             print(f"{len(records):,} predictions: {path}")
+        for note in each.notes.values():
+            print(f"{each.benchmark.name}: {note}")
 
 
 def write_predictions(folder: Path, label: str, records: Records) -> Path:
@@ -122,7 +124,7 @@ def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[A
         helpers = {"itm": parts.tasks["itm"]} if has_contrast and "itm" in parts.tasks else {}
         for split in benchmark.splits:
             found = predict_source(parts.model, chosen | helpers, datamodule, benchmark.name, split, device, options)
-            read, cut = map(sum, zip(*gather_objects([datamodule.cut_texts(benchmark.name, split)]), strict=True))
+            read, cut = datamodule.cut_texts(benchmark.name, split)
             if rank() > 0:
                 continue
             records = {name: found.get(name + RERANKED, found[name]) for name in chosen}

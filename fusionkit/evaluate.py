@@ -10,14 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.asking import oracle_of
 from fusionkit.benchmarking import evaluate_benchmarks
-from fusionkit.distributed import gather_objects, rank
+from fusionkit.data.collate import told_cuts
+from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.attention import draw_attention
 from fusionkit.evaluation.run import evaluate_run, notes_of, splits_of
 from fusionkit.evaluation.table import print_scores
 from fusionkit.saliency import find_layer
 from fusionkit.scope import chosen, device_of, restore, share
-from fusionkit.training.callbacks import told_cuts
 from fusionkit.training.folder import keep_evaluation
 from fusionkit.training.launch import Parts, build_loggers, evaluation_options
 from fusionkit.training.loggers import finish, log_config
@@ -78,7 +78,7 @@ def said_beside(parts: Parts, objectives: Objectives, roles: Sequence[str]) -> l
         label = source if role == roles[0] else f"{source}_{role}"
         tasks = {name: parts.tasks[name] for name in objectives[source]}
         lines += [f"{label}: {what}: {note}" for what, note in notes_of(tasks, data.samples(source, role)).items()]
-        read, cut = map(sum, zip(*gather_objects([data.cut_texts(source, role)]), strict=True))
+        read, cut = data.cut_texts(source, role)
         if cut:
             lines.append(told_cuts(source, read, cut, data.sources[source].max_length))
     return lines

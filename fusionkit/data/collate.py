@@ -25,6 +25,14 @@ def new_counts() -> Tensor:
     return torch.zeros(MAX_WORKERS, 2, dtype=torch.long).share_memory_()
 
 
+def told_cuts(source: str, read: int, cut: int, max_length: int) -> str:
+    """A sentence about texts that are not read to their end."""
+    return (
+        f"source {source}: {cut:,} of the {read:,} texts read were cut at {max_length} tokens, "
+        f"data.sources.{source}.max_length"
+    )
+
+
 class Collate:
     """Makes the batches of one source.
 

@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 from torch import Tensor
@@ -22,6 +23,7 @@ from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer
 from fusionkit.data.transforms import Finish
+from fusionkit.distributed import gather_objects
 from fusionkit.errors import ConfigError, DataError
 
 BuildAnswers = Callable[[Iterable[str]], AnswerVocabulary]
@@ -113,10 +115,17 @@ class DataModule(LightningDataModule):
         return {source: int(data.corrupt.sum()) for source, data in self._training.items()}
 
     def cut_texts(self, source: str, role: str) -> tuple[int, int]:
-        """How many texts of a role this rank has read so far, and how many of them were longer than ``max_length`` and cut."""
-        counts = self._counts.get((source, role), new_counts())
-        read, cut = counts.sum(dim=0).tolist()
+        """How many texts of a role were read so far, and how many of them were longer than ``max_length`` and cut.
+
+        Over all ranks, each of which has to ask.
+        """
+        found = gather_objects([self.text_counts(source, role).sum(dim=0)])
+        read, cut = torch.stack(found).sum(dim=0).tolist()
         return read, cut
+
+    def text_counts(self, source: str, role: str) -> Tensor:
+        """Where this rank's ``Collate`` counts the texts of a role."""
+        return self._counts.setdefault((source, role), new_counts())
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -233,7 +242,7 @@ class DataModule(LightningDataModule):
 
     def _collate(self, source: str, role: str, samples: Sequence[Sample]) -> Collate:
         settings = self.sources[source]
-        counts = self._counts.setdefault((source, role), new_counts())
+        counts = self.text_counts(source, role)
         return Collate(
             source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers, settings.clean, counts
         )

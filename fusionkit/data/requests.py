@@ -91,7 +91,8 @@ def own_data(
         if settings.regions is None
         else RegionFiles(paths, settings.regions)
     )
-    collate = Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean)
+    counts = datamodule.text_counts(source, OWN)
+    collate = Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean, counts)
     return EvalData(samples, images, words, finish), collate
 
 

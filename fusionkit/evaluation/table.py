@@ -64,4 +64,4 @@ def print_details(details: Mapping[str, Mapping[str, Any]], console: Console | N
     console = console or Console()
     console.print(details_table(details))
     for note in dict.fromkeys(f"{name}: {note}" for about in details.values() for name, note in about["notes"].items()):
-        console.print(note, highlight=False, markup=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)

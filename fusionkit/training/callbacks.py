@@ -8,6 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
+from fusionkit.data.collate import told_cuts
 from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, suggest
 
@@ -129,7 +130,7 @@ class Throughput(Callback):
 
 
 class CutTexts(Callback):
-    """Tells after an epoch, where it is news, how many of the texts that this rank read were cut at ``max_length``."""
+    """Tells after an epoch, where it is news, how many of the texts that were read were cut at ``max_length``."""
 
     def __init__(self) -> None:
         self._told: dict[str, float] = {}
@@ -140,15 +141,8 @@ class CutTexts(Callback):
             read, cut = data.cut_texts(source, "train")
             if cut and cut / read > 1.1 * self._told.get(source, 0.0):
                 self._told[source] = cut / read
-                print(told_cuts(source, read, cut, settings.max_length), flush=True)
-
-
-def told_cuts(source: str, read: int, cut: int, max_length: int) -> str:
-    """A sentence about texts that the model has not read to their end."""
-    return (
-        f"source {source}: {cut:,} of the {read:,} texts read were cut at {max_length} tokens, "
-        f"data.sources.{source}.max_length"
-    )
+                if trainer.is_global_zero:
+                    print(told_cuts(source, read, cut, settings.max_length), flush=True)
 
 
 class SkippedImages(Callback):

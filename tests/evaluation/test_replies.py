@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fusionkit.data.collate import new_counts
 from fusionkit.data.regions import Detections
 from fusionkit.data.requests import Request
 from fusionkit.data.source import Source
@@ -35,9 +36,8 @@ def oracle(fusion: str = "cross_attention", regions: bool = False, **options) ->
         "shouting": Source(**settings, clean=lambda text: text.replace("red", "ring"), regions=found),
         "plain": Source(**settings, max_length=5, regions=found),
     }
-    data = SimpleNamespace(
-        sources=sources, finish=Finish(32, [0.5] * 3, [0.5] * 3), tokenizer=word_tokenizer([TEXT] * 3)
-    )
+    finish, tokenizer = Finish(32, [0.5] * 3, [0.5] * 3), word_tokenizer([TEXT] * 3)
+    data = SimpleNamespace(sources=sources, finish=finish, tokenizer=tokenizer, text_counts=lambda *place: new_counts())
     trained = {"shouting": ["vqa"], "plain": list(NAMES)}
     how = EvaluationOptions(quiet=True)
     return Oracle(model, tasks, trained, data, torch.device("cpu"), how, **{"batch_size": 2} | options)
