@@ -59,7 +59,7 @@ def train(config: DictConfig) -> float | None:
     last = resume_from(config)
     parts, module = build(config, last)
     if is_main and last and last.name != LAST:
-        print(f"{last.with_name(LAST)} cannot be read; going on from {last.name}", flush=True)
+        print(f"{last.with_name(LAST)} is not there or damaged; going on from {last.name}", flush=True)
     if is_main and not config.trainer.fast_dev_run:
         prepare_folder(config, last)
     try:

@@ -66,7 +66,7 @@ def _existing(path: str) -> Path:
 
 def _rows(path: Path) -> Iterator[Mapping[str, str]]:
     csv.field_size_limit(2**31 - 1)  # the features of an image are one field
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:  # what is none of base64 is told below
         for number, values in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if len(values) not in COLUMNS:
                 wanted = " or ".join(map(str, COLUMNS))
@@ -76,27 +76,33 @@ def _rows(path: Path) -> Iterator[Mapping[str, str]]:
 
 def _save(folder: Path, name: str, row: Mapping[str, str], path: Path) -> None:
     count, *size = (_whole(row, column, path) for column in ("num_boxes", "image_w", "image_h"))
-    boxes = _array(row, "boxes", count, path) / np.array(size * 2, dtype=np.float32)
+    boxes = _array(row, "boxes", count, path, 4) / np.array(size * 2, dtype=np.float32)
     arrays: dict[str, Any] = {
         "features": _array(row, "features", count, path).astype(np.float16),
         "norm_bb": np.concatenate([boxes, boxes[:, 2:] - boxes[:, :2]], axis=1),
         "size": np.array(size),
     }
     if "conf" in row:
-        arrays["conf"] = _array(row, "conf", count, path)[:, 0]
-    with atomic_write(folder / f"{_file_name(name, row['image_id'])}.npz") as file:
+        arrays["conf"] = _array(row, "conf", count, path, 1)[:, 0]
+    place = folder / f"{_file_name(name, row['image_id'])}.npz"
+    if "\0" in str(place) or not place.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"the image id {row['image_id']!r} in {path} is no name of a file below {folder}")
+    with atomic_write(place) as file:
         np.savez(file, **arrays)
 
 
 def _whole(row: Mapping[str, str], column: str, path: Path) -> int:
-    if not row[column].isdigit():
-        raise DataError(f"the {column} of image {row['image_id']} in {path} is '{row[column]}', but has to be a number")
-    return int(row[column])
+    value = row[column]
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value)):
+        raise DataError(
+            f"the {column} of image {row['image_id']} in {path} is '{value[:20]}', but has to be a number from 1 up"
+        )
+    return int(value)
 
 
-def _array(row: Mapping[str, str], column: str, count: int, path: Path) -> np.ndarray[Any, Any]:
+def _array(row: Mapping[str, str], column: str, count: int, path: Path, width: int = -1) -> np.ndarray[Any, Any]:
     try:
-        return np.frombuffer(base64.b64decode(row[column]), dtype=np.float32).reshape(count, -1)
+        return np.frombuffer(base64.b64decode(row[column]), dtype=np.float32).reshape(count, width)
     except (ValueError, binascii.Error) as error:
         raise DataError(
             f"the {column} of image {row['image_id']} in {path} are no {count} rows of numbers ({error})"

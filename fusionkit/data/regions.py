@@ -79,7 +79,7 @@ def read_regions(path: Path, detections: Detections) -> Decoded:
     except UserError:
         raise
     except Exception as error:  # a damaged archive raises nearly anything
-        raise CorruptImage(f"{path} cannot be read ({error})") from error
+        raise CorruptImage(f"{path} cannot be read ({str(error) or type(error).__name__})") from error
     for name in (*NEEDED, *(["soft_labels"] * detections.class_scores)):
         if name not in arrays:
             raise DataError(f"{path} has no '{name}' (it has {has}); expected {LAYOUT}" + _hint(name))

@@ -6,7 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import ConfigError, DataError, UserError
+
+ZIP = b"PK"  # what a zip file, and so an npz file, begins with
 
 
 def is_lmdb(folder: Path) -> bool:
@@ -24,13 +26,17 @@ def stored_bytes(path: Path) -> bytes:
 
 def lmdb_keys(folder: Path) -> list[str]:
     """The file names of an lmdb. DataError where its values are no npz files."""
-    with _open(folder, os.getpid()).begin() as transaction, transaction.cursor() as cursor:
-        names = [key.decode() for key in cursor.iternext(keys=True, values=False)]
-        names = [name for name in names if not name.startswith("__")]  # UNITER's __keys__
-        if names and not transaction.get(names[0].encode()).startswith(b"PK"):  # what a zip, and so an npz, begins with
-            raise DataError(
-                f"the values of {folder} are no npz files; take UNITER's lmdb whose name ends in _compressed"
-            )
+    try:
+        with _open(folder, os.getpid()).begin() as transaction, transaction.cursor() as cursor:
+            names = [key.decode() for key in cursor.iternext(keys=True, values=False)]
+            names = [name for name in names if not name.startswith("__")]  # UNITER's __keys__
+            first = transaction.get(names[0].encode()) if names else ZIP
+    except UserError:
+        raise
+    except Exception as error:  # lmdb's own, and names that are no text
+        raise DataError(f"{folder} cannot be read as an lmdb ({error}); copy it again") from error
+    if not first.startswith(ZIP):
+        raise DataError(f"the values of {folder} are no npz files; take UNITER's lmdb whose name ends in _compressed")
     return names
 
 
@@ -44,6 +50,10 @@ def _open(folder: Path, process: int) -> Any:
             f"{folder} is an lmdb, and the package lmdb is not installed; run: pip install 'fusionkit[regions]'"
         ) from None
     try:
-        return lmdb.open(str(folder), readonly=True, create=False, lock=False)
+        store = lmdb.open(str(folder), readonly=True, create=False, lock=False)
     except lmdb.Error as error:
         raise DataError(f"{folder} cannot be read as an lmdb ({error}); copy it again") from error
+    whole = (store.info()["last_pgno"] + 1) * store.stat()["psize"]  # bytes
+    if (folder / "data.mdb").stat().st_size < whole:  # a look behind the end would kill the process
+        raise DataError(f"{folder} is an lmdb that ends before its last page ({whole:,} bytes); copy it again")
+    return store

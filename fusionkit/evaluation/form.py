@@ -55,7 +55,7 @@ def is_text(value: Any) -> bool:
 
 def is_box(value: Any) -> bool:
     """Four finite numbers."""
-    return isinstance(value, list | tuple) and len(value) == 4 and all(_is_number(number) for number in value)
+    return isinstance(value, list | tuple) and len(value) == 4 and all(is_number(number) for number in value)
 
 
 def is_list(value: Any) -> bool:
@@ -68,7 +68,8 @@ def one_of(*labels: str) -> Check:
     return lambda value: isinstance(value, str) and value in labels
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """A number that can be reckoned with."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGE < value < LARGE
 
 
@@ -178,7 +179,7 @@ def _check_list(record: Record, form: Form, known: Container[Any], path: Path) -
     if len(set(items)) < len(items):
         raise DataError(f"{place} name an id twice; keep its first place")
     scores = record.get("scores", [0] * len(items))
-    if not (isinstance(scores, list) and len(scores) == len(items) and all(map(_is_number, scores))):
+    if not (isinstance(scores, list) and len(scores) == len(items) and all(map(is_number, scores))):
         raise DataError(
             f"{place} have other scores than a list of {len(items)} finite numbers; correct or leave them out"
         )

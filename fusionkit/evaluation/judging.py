@@ -13,16 +13,19 @@ So a file of rows is enough to compute the scores, their intervals and whether a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fusionkit.data.sample import Sample
+from fusionkit.errors import DataError
 from fusionkit.evaluation.corpus import ADDENDS, FORMULAS
-from fusionkit.evaluation.form import Form
+from fusionkit.evaluation.form import Form, is_number
 from fusionkit.evaluation.records import Record
 
+AGAIN = "evaluate that run again"
 LOWER_IS_BETTER = ("_rank", "_loss")  # how the names of such metrics end
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
@@ -45,6 +48,25 @@ class Measure(Protocol):
         ...
 
     def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> Judged: ...
+
+
+def check_rows(rows: Sequence[Any], path: Path) -> None:
+    """Raise DataError with the first row of a file that is not as described above."""
+    widths: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        for key in ("id", "image_id"):
+            if type(row.get(key)) not in (int, str):
+                raise DataError(f"{path} row {number}: its {key} is no whole number or text; {AGAIN}")
+        parts = {key: row.get(key, {}) for key in ("values", "ranks", "sums")}
+        if wrong := [key for key, value in parts.items() if not isinstance(value, dict)]:
+            raise DataError(f"{path} row {number}: its {wrong[0]} are no map; {AGAIN}")
+        numbers = {"score": row.get("score"), **parts["values"], **parts["ranks"]}
+        if wrong := [name for name, value in numbers.items() if not is_number(value)]:
+            raise DataError(f"{path} row {number}: its {wrong[0]} is no number; {AGAIN}")
+        for name, sums in parts["sums"].items():
+            is_list = isinstance(sums, list) and all(map(is_number, sums))
+            if name not in FORMULAS or not is_list or widths.setdefault(name, len(sums)) != len(sums):
+                raise DataError(f"{path} row {number}: its sums of {name} are not those of a metric; {AGAIN}")
 
 
 def scores_of(rows: Sequence[Row]) -> dict[str, float]:

@@ -74,7 +74,12 @@ def _in_order_of(rows: Sequence[Row], others: Sequence[Row]) -> list[Row]:
     if len(by_id) > len(rows):
         extra = next(iter(by_id.keys() - {row["id"] for row in rows}))
         raise DataError(f"the runs were scored on different samples: only one has {extra!r}; score both alike")
-    return [by_id[row["id"]] for row in rows]
+    found = [by_id[row["id"]] for row in rows]
+    for row, other in zip(rows, found, strict=True):
+        if row["image_id"] != other["image_id"]:
+            images = f"{row['image_id']!r} and {other['image_id']!r}"
+            raise DataError(f"the runs disagree on the image of {row['id']!r} ({images}); score both alike")
+    return found
 
 
 def _drawn(tables: Sequence[Table], resamples: int, seed: int) -> list[dict[str, Floats]]:

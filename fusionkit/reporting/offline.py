@@ -18,7 +18,7 @@ from fusionkit.errors import DataError
 MAGIC = b":W&B\xe1\xbe\x00"
 BLOCK = 32768  # bytes; the log's format is LevelDB's (leveldb/doc/log_format.md)
 HEAD = struct.Struct("<IHB")  # of a piece: checksum, length, and which of a record's pieces it is
-WHOLE, FIRST, LAST = 1, 2, 4
+KINDS = WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 LABEL = "label_"  # what the keys begin with that dashboards group by (training.loggers)
 
 
@@ -48,7 +48,7 @@ class OfflineRun:
 def read_offline(path: Path) -> OfflineRun:
     """The run in a folder ``offline-run-*`` or in its ``.wandb`` file; what a killed run wrote whole is read.
 
-    DataError where there is no such file, or it is of another kind.
+    DataError where there is no such file, it is of another kind, or damaged before its end.
     """
     from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
@@ -87,24 +87,56 @@ def _log_file(path: Path) -> Path:
 
 
 def _records(path: Path) -> Iterator[bytes]:
-    """The records of a log, put together of their pieces, up to the first that is not whole."""
+    """The records of a log, put together of their pieces; the last may be cut off, as a kill leaves it.
+
+    DataError where a piece before the end is not what was written.
+    """
     content = path.read_bytes()
     if not content.startswith(MAGIC):
         raise DataError(f"{path} is no W&B log, or one of a version that fusionkit does not know")
-    at, record = len(MAGIC), b""
-    while True:
-        if BLOCK - at % BLOCK < HEAD.size:  # the rest of a block that is too short for a piece is padding
-            at += BLOCK - at % BLOCK
-        if at + HEAD.size > len(content):
-            return
-        checksum, length, kind = HEAD.unpack_from(content, at)
-        piece = content[at + HEAD.size : at + HEAD.size + length]
-        if len(piece) < length or zlib.crc32(bytes([kind]) + piece) != checksum:
-            return
-        at += HEAD.size + length
-        record = piece if kind in (WHOLE, FIRST) else record + piece
+    at, record = len(MAGIC), None
+    while at < len(content):
+        if (room := BLOCK - at % BLOCK) < HEAD.size:  # the rest of a block that is too short for a piece is padding
+            at += room
+            continue
+        kind, piece = _piece(content, at)
+        if piece is None or (record is None) != (kind in (WHOLE, FIRST)):
+            if piece is None and _is_cut(content, at):
+                return
+            raise DataError(
+                f"{path} is damaged at byte {at:,} of {len(content):,}; copy it again from where it was written, or leave it out"
+            )
+        at += HEAD.size + len(piece)
+        record = (record or b"") + piece
         if kind in (WHOLE, LAST):
             yield record
+            record = None
+
+
+def _piece(content: bytes, at: int) -> tuple[int, bytes | None]:
+    """Which of a record's pieces lies there, and its bytes; None where it is not whole."""
+    if at + HEAD.size > len(content):
+        return 0, None
+    checksum, length, kind = HEAD.unpack_from(content, at)
+    piece = content[at + HEAD.size : at + HEAD.size + length]
+    is_whole = len(piece) == length and zlib.crc32(bytes([kind]) + piece) == checksum
+    return kind, piece if is_whole and kind in KINDS else None
+
+
+def _is_cut(content: bytes, at: int) -> bool:
+    """Whether a log ends within the piece that begins there: it reaches to the end of the file, and no other is behind it.
+
+    Where a machine went down, the end of a file may be zeros that were never written.
+    """
+    if not any(content[at:]):
+        return True
+    if at + HEAD.size <= len(content):
+        checksum, length, kind = HEAD.unpack_from(content, at)
+        end, left = at + HEAD.size + length, content[at + HEAD.size :]
+        is_all_there = zlib.crc32(bytes([kind]) + left) == checksum  # and its length is what was changed
+        if is_all_there or kind not in KINDS or end <= len(content) or end > at - at % BLOCK + BLOCK:
+            return False
+    return all(_piece(content, place)[1] is None for place in range(at + 1, len(content) - HEAD.size))
 
 
 def _update(target: dict[str, Any], items: Iterable[Any]) -> None:
@@ -141,6 +173,9 @@ def _tables(files: Path, summary: dict[str, Any]) -> dict[str, Table]:
     tables = {}
     for name, value in summary.items():
         if _is_media(value) and value["_type"] == "table-file" and (path := files / value["path"]).exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            tables[name] = Table(content["columns"], content["data"])
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                tables[name] = Table(content["columns"], content["data"])
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(f"{path} is no whole table of W&B's ({error}); copy it again, or remove it") from error
     return tables

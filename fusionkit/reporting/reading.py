@@ -1,23 +1,21 @@
 """Finds runs on disk and reads each as a ``RunRecord``: folders of training runs, of evaluations, and W&B's offline runs."""
 
-import csv
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fusionkit.errors import DataError
-from fusionkit.evaluation.records import RERANKED, read_records
+from fusionkit.evaluation.records import RERANKED
 from fusionkit.reporting.joining import join, named
 from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored
+from fusionkit.reporting.run_files import part, read_csv, read_details, read_json, read_rows, read_yaml
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 
@@ -60,9 +58,11 @@ def read_run(path: Path) -> RunRecord:
     """One run; its name is its folder's."""
     if any(path.glob("run-*.wandb")):
         return _offline(path)
-    evaluation, details = _yaml(path / "evaluation.yaml"), _json(path / "details.json")
-    metrics = _numbers(_json(path / "metrics.json"))
-    config = _resolved(evaluation.get("run") or _yaml(path / "config.yaml"))
+    evaluation, details = read_yaml(path / "evaluation.yaml"), read_details(path / "details.json")
+    asked = partial(part, evaluation, place=path / "evaluation.yaml")
+    metrics = _numbers(read_json(path / "metrics.json"))
+    config = _resolved(asked("run", dict) or read_yaml(path / "config.yaml"))
+    settings = part(config, "evaluation", dict, path / "config.yaml") or {}
     history = _history(path)
     return RunRecord(
         name=path.name,
@@ -72,14 +72,14 @@ def read_run(path: Path) -> RunRecord:
         intervals={
             f"{label}/{name}": (low, high)
             for label, about in details.items()
-            for name, (low, high) in about["intervals"].items()
+            for name, (low, high) in about.get("intervals", {}).items()
         },
-        base=Path(evaluation.get("working_folder") or _base(path, config.get("output_dir"))),
+        base=Path(asked("working_folder", str) or _base(path, part(config, "output_dir", str, path / "config.yaml"))),
         history=history,
-        samples=_of_benchmarks(path, details) if details else _of_run(path, metrics, _first_role(evaluation, config)),
-        checkpoint=_checkpoint(path, evaluation, config),
-        parameters=evaluation.get("parameters") or _last(history, "parameters"),
-        benchmarks=evaluation.get("benchmark") or {},
+        samples=_of_benchmarks(path, details) if details else _of_run(path, metrics, _first_role(evaluation, settings)),
+        checkpoint=_checkpoint(path, asked("checkpoint", str), settings),
+        parameters=asked("parameters", int) or _last(history, "parameters"),
+        benchmarks=asked("benchmark", dict) or {},
     )
 
 
@@ -105,11 +105,11 @@ def _logged(summary: Mapping[str, float], prefix: str, suffix: str) -> dict[str,
     return {name.removeprefix(prefix).removesuffix(suffix): value for name, value in named.items()}
 
 
-def _checkpoint(path: Path, evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> Path | None:
+def _checkpoint(path: Path, scored: str | None, settings: Mapping[str, Any]) -> Path | None:
     """What was scored: of a training the one that its configuration names, else the last."""
-    if "checkpoint" in evaluation:
-        return Path(evaluation["checkpoint"])
-    named = (config.get("evaluation") or {}).get("checkpoint", "best")
+    if scored:
+        return Path(scored)
+    named = settings.get("checkpoint", "best")
     found = (path / "checkpoints" / f"{name}.ckpt" for name in (named, "last"))
     return next((checkpoint for checkpoint in found if checkpoint.exists()), None)
 
@@ -124,25 +124,25 @@ def _of_benchmarks(path: Path, details: Mapping[str, Any]) -> dict[str, Scored]:
         if rows.exists():
             predictions = path / "predictions" / f"{name}.jsonl"
             kept = predictions if predictions.exists() else None
-            found[label] = Scored(label, read_records(rows), kept, about["split"])
+            found[label] = Scored(label, read_rows(rows), kept, about.get("split"))
     return found
 
 
-def _first_role(evaluation: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
+def _first_role(evaluation: Mapping[str, Any], settings: Mapping[str, Any]) -> str | None:
     """What ``split=`` of the command named first, else the run's own first role."""
-    roles = evaluation.get("split") or (config.get("evaluation") or {}).get("roles") or [None]
-    return roles if isinstance(roles, str) else roles[0]
+    roles = evaluation.get("split") or settings.get("roles")
+    return roles[0] if isinstance(roles, list) and roles else roles if isinstance(roles, str) else None
 
 
 def _of_run(path: Path, metrics: Iterable[str], role: str | None) -> dict[str, Scored]:
     """``samples/<source>_<task>.jsonl``; a source may have underscores, but its metrics tell it."""
     sources, found = {name.partition("/")[0] for name in metrics}, {}
-    for rows in sorted((path / "samples").glob("*.jsonl")):
+    for rows in sorted((path / "samples").glob("[!.]*.jsonl")):
         source = max((name for name in sources if rows.stem.startswith(f"{name}_")), key=len, default=None)
         if source is not None:
             files = [path / "predictions" / f"{rows.stem}{suffix}.jsonl" for suffix in (RERANKED, "")]
             predictions = next((file for file in files if file.exists()), None)
-            found[rows.stem] = Scored(source, read_records(rows), predictions, role=role)
+            found[rows.stem] = Scored(source, read_rows(rows), predictions, role=role)
     return found
 
 
@@ -150,8 +150,7 @@ def _history(path: Path) -> list[dict[str, float]]:
     """What Lightning's csv logger kept, else W&B's own file in the same folder; a run that was resumed has several."""
     rows: list[dict[str, Any]] = []
     for file in sorted(path.glob("logs/csv/version_*/metrics.csv"), key=lambda file: file.stat().st_mtime):
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows += csv.DictReader(lines)
+        rows += read_csv(file)
     if not rows:
         for folder in sorted(path.glob("logs/wandb/offline-run-*")):
             rows += read_offline(folder).history
@@ -184,29 +183,6 @@ def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
         if not isinstance(value, bool) and abs(number) < float("inf"):
             found[name] = number
     return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """An object of a file; empty where there is none."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not complete json ({error}); evaluate that run again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is no map of metrics to numbers; evaluate that run again")
-    return content
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} is not valid yaml ({' '.join(str(error).split())}); restore it or leave out the run"
-        ) from error
-    return content if isinstance(content, dict) else {}
 
 
 def _resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -160,19 +160,14 @@ def checkpoints(config: DictConfig) -> list[Path]:
 
 
 def last_checkpoint(config: DictConfig) -> Path | None:
-    """Where to resume, if there is such a place: the newest checkpoint that reads.
-
-    DataError where there are some, and none reads. The best is of the run's last steps at times, but of none without others.
-    """
+    """Where to resume: the newest checkpoint that reads. DataError where there are some, and none does."""
     folder = Path(config.output_dir) / "checkpoints"
-    last, *others = (folder / name for name in (LAST, PREVIOUS, BEST))
-    if not last.is_file() and not others[0].is_file():
-        return None
-    if last.is_file() and is_whole(last):
-        return last
-    readable = [path for path in others if path.is_file() and is_whole(path)]
+    found = [path for name in (LAST, PREVIOUS, BEST) if (path := folder / name).is_file()]
+    if not found or (found[0].name == LAST and is_whole(found[0])):
+        return found[0] if found else None
+    readable = [path for path in found if is_whole(path)]
     if not readable:
-        read_checkpoint(last if last.is_file() else others[0])  # says what is wrong with it
+        read_checkpoint(found[0])  # says what is wrong with it
     return max(readable, key=lambda path: read_tensors(path, mmap=True).get("global_step", 0))
 
 

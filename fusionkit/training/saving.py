@@ -8,7 +8,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from fusionkit.tensor_files import read_tensors, save_tensors
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
-ADVICE = "make room, then go on with resume=true"
+ADVICE = "make room, then give the same command with resume=auto"
 
 
 class WholeCheckpoints(TorchCheckpointIO):

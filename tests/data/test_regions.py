@@ -17,6 +17,7 @@ from fusionkit.data.images import CorruptImage
 from fusionkit.data.refcoco import RefCOCO
 from fusionkit.data.regions import Detections, pad_regions, read_regions
 from fusionkit.data.source import Source
+from fusionkit.data.stores import lmdb_keys
 from fusionkit.encoders.patches import PatchEncoder
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.checks import check_images
@@ -250,6 +251,16 @@ def test_bottom_up_tsv_becomes_npz(tmp_path: Path, line: list[str], capsys: pyte
         ("7\t32\t24\t2\tx", [], 1, "line 1 of {}/a.tsv has 5 columns; bottom-up attention tsv has 6 or 10"),
         ("7\t32\t24\t2\tAAAA\tAAAA", [], 1, "the boxes of image 7 in {}/a.tsv are no 2 rows of numbers"),
         ("7\t32\t24\ttwo\tAAAA\tAAAA", [], 1, "the num_boxes of image 7 in {}/a.tsv is 'two'"),
+        ("7\t32\t24\t0\t\t", [], 1, "the num_boxes of image 7 in {}/a.tsv is '0', but has to be a number from 1 up"),
+        ("7\t32\t24\t²\tAAAA\tAAAA", [], 1, "the num_boxes of image 7 in {}/a.tsv is '²'"),
+        ("7\t32\t24\t1234567890\tAAAA\tAAAA", [], 1, "the num_boxes of image 7 in {}/a.tsv is '1234567890'"),
+        ("7\t32\t24\t2\t" + encoded(FEATURES), [], 1, "line 1 of {}/a.tsv has 5 columns"),
+        ("7\t32\t24\t2\t" + encoded(FEATURES) + "\t" + encoded(FEATURES), [], 1, "the boxes of image 7 in"),
+        ("7\t32\t24\t1\té\tAAAA", [], 1, "the boxes of image 7 in"),
+        ("../7\t32\t24\t2\t" + encoded(BOXES) + "\t" + encoded(FEATURES), ["name=%s"], 1,
+         "the image id '../7' in {}/a.tsv is no name of a file below {}/out"),
+        ("/7\t32\t24\t2\t" + encoded(BOXES) + "\t" + encoded(FEATURES), ["name=%s"], 1, "the image id '/7' in {}/a.tsv"),
+        ("a\0b\t32\t24\t2\t" + encoded(BOXES) + "\t" + encoded(FEATURES), ["name=%s"], 1, "the image id 'a\\x00b'"),
         ("7\t32\t24\t1\t" + encoded(BOXES[:1]) + "\t" + encoded(FEATURES[:1]), ["name=%d/%d"], 2, "name=%d/%d cannot hold"),
         ("", [], 1, "{}/a.tsv is empty"),
     ],
@@ -258,7 +269,39 @@ def test_a_tsv_of_another_layout_is_one_sentence(tmp_path: Path, line, more, cod
     (tmp_path / "a.tsv").write_text(line)
     assert run(["data", "convert", "bottom_up", f"tsv={tmp_path}/a.tsv", f"root={tmp_path}/out", *more]) == code
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert words.format(tmp_path) in sentence
+    assert words.format(tmp_path, tmp_path) in sentence
+    assert not list(tmp_path.rglob("*7.npz"))
+
+
+def test_a_tsv_that_is_no_text_is_one_sentence(tmp_path: Path, capsys) -> None:
+    line = "\t".join(["7", "32", "24", "2", encoded(BOXES), encoded(FEATURES)]).encode()
+    (tmp_path / "a.tsv").write_bytes(line[:30] + b"\xe9" + line[31:])
+    assert run(["data", "convert", "bottom_up", f"tsv={tmp_path}/a.tsv", f"root={tmp_path}/out"]) == 1
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert f"the boxes of image 7 in {tmp_path}/a.tsv are no 2 rows of numbers" in sentence
+
+
+def test_a_file_that_was_changed_or_cut_off_is_corrupt(tmp_path: Path) -> None:
+    path = write_regions(tmp_path / "a.npz")
+    whole = path.read_bytes()
+    at = whole.index(b"NUMPY") + 140  # among the numbers
+    huge = whole.replace(b"(3, 5)", b"(9" + b"9" * 12 + b",)")  # more than any memory holds
+    for damaged in (b"", whole[:-1], whole[:at], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], huge):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptImage, match=r"a\.npz cannot be read \(.+\)"):
+            read_regions(path, ALL)
+
+
+def test_an_lmdb_that_is_cut_off_or_changed_is_told(tmp_path: Path) -> None:
+    values = {f"{i}.npz": write_regions(tmp_path / "npz" / f"{i}.npz", 9).read_bytes() for i in range(40)}
+    whole = (write_lmdb(tmp_path / "db", values) / "data.mdb").read_bytes()
+    used = whole.rindex(b"NUMPY")
+    for number, content in enumerate((whole[: used - 4096], whole[:50], b"x" * len(whole))):
+        folder = tmp_path / f"copy_{number}"
+        folder.mkdir()
+        (folder / "data.mdb").write_bytes(content)
+        with pytest.raises(DataError, match=f"copy_{number} (cannot be read as an lmdb|is an lmdb that ends before)"):
+            lmdb_keys(folder)
 
 
 def test_an_lmdb_without_its_package_is_one_sentence(tmp_path: Path, monkeypatch, capsys) -> None:

@@ -6,7 +6,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.captioning import bleu_counts
-from fusionkit.evaluation.judging import Table, scores_of
+from fusionkit.evaluation.judging import Table, check_rows, scores_of
 from fusionkit.evaluation.uncertainty import compare, intervals
 
 
@@ -15,6 +15,42 @@ def rows_of(scores, images, **more):
         {"id": at, "score": score, "image_id": image, "values": {"accuracy": score}} | more
         for at, (score, image) in enumerate(zip(scores, images, strict=True))
     ]
+
+
+ROW = {"id": 1, "score": 50.0, "image_id": "a", "values": {"x": 1}, "ranks": {"r": 2.0}, "sums": {"bleu": [1] * 10}}
+
+
+def test_rows_that_can_be_reckoned_with_pass():
+    check_rows([ROW, {"id": "b", "score": 0, "image_id": 3}, ROW | {"sums": {"meteor": [0.5] * 23}}], "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": None}, "its id is no whole number or text"),
+        ({"image_id": [1]}, "its image_id is no whole number or text"),
+        ({"image_id": True}, "its image_id is no whole number or text"),
+        ({"score": None}, "its score is no number"),
+        ({"score": float("inf")}, "its score is no number"),
+        ({"values": [1]}, "its values are no map"),
+        ({"ranks": None}, "its ranks are no map"),
+        ({"values": {"x": "1"}}, "its x is no number"),
+        ({"ranks": {"r": float("nan")}}, "its r is no number"),
+        ({"sums": {"bleu": 3}}, "its sums of bleu are not those of a metric"),
+        ({"sums": {"bleu": [1, None]}}, "its sums of bleu are not those of a metric"),
+        ({"sums": {"bleu": [1] * 9}}, "its sums of bleu are not those of a metric"),
+        ({"sums": {"rouge": [1] * 10}}, "its sums of rouge are not those of a metric"),
+    ],
+)
+def test_rows_that_cannot_be_are_told(change, words):
+    with pytest.raises(DataError, match=f"x.jsonl row 2: {words}; evaluate that run again"):
+        check_rows([ROW, ROW | change], "x.jsonl")
+
+
+def test_runs_that_put_a_sample_on_different_images_are_not_compared():
+    rows = rows_of([100.0, 0.0], [1, 2])
+    with pytest.raises(DataError, match=r"the runs disagree on the image of 1 \(2 and 3\); score both alike"):
+        compare(rows, rows_of([100.0, 0.0], [1, 3]), 10)
 
 
 def test_a_metric_is_the_mean_over_the_rows_that_have_it():

@@ -1,13 +1,14 @@
 """What W&B wrote offline is read back, whole or cut."""
 
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
 import wandb
 
 from fusionkit.errors import DataError
-from fusionkit.reporting.offline import BLOCK, read_offline
+from fusionkit.reporting.offline import BLOCK, HEAD, MAGIC, _records, read_offline
 
 LOSSES = [float(1000 - step) for step in range(120)]
 
@@ -58,6 +59,77 @@ def test_a_killed_run_is_read_to_its_last_whole_record(folder, tmp_path):
         counts.append(len(losses))
     assert counts == sorted(counts)
     assert 0 == counts[0] < counts[2] < counts[-1]
+
+
+def test_a_log_that_is_damaged_anywhere_is_told(folder, tmp_path):
+    whole = next(folder.glob("*.wandb")).read_bytes()
+    log, losses = tmp_path / "run-x.wandb", len(LOSSES)
+    end = len(whole)
+    places = {*range(60), *range(0, end, 601), *range(BLOCK - 30, BLOCK + 30), *range(end - 40, end)}
+    refused = []
+    for at in places:
+        log.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        try:
+            found = read_offline(log)
+        except DataError as error:
+            refused.append(str(error))
+        else:  # padding between two blocks holds nothing
+            assert BLOCK - 7 < at < BLOCK
+            assert len([row for row in found.history if "train/loss" in row]) == losses
+    assert len(refused) > len(places) - 7
+    assert all("run-x.wandb" in told for told in refused)
+    log.write_bytes(whole[: BLOCK // 2] + whole[BLOCK // 2 + 5 :])
+    with pytest.raises(DataError, match=r"run-x\.wandb is damaged at byte [\d,]+ of [\d,]+; copy it again"):
+        read_offline(log)
+
+
+def pieces(*records: tuple[int, bytes]) -> bytes:
+    """A log of one block with these pieces, each with its kind."""
+    return MAGIC + b"".join(
+        HEAD.pack(zlib.crc32(bytes([kind]) + piece), len(piece), kind) + piece for kind, piece in records
+    )
+
+
+@pytest.mark.parametrize(
+    ("log", "records"),
+    [
+        (pieces((1, b"a"), (2, b"b"), (3, b"c"), (4, b"d")), [b"a", b"bcd"]),
+        (pieces((1, b"a"), (2, b"b"), (3, b"c")), [b"a"]),  # the rest was not written any more
+        (pieces((1, b"a")) + bytes(50), [b"a"]),
+        (pieces((1, b"a"), (1, b"b" * 20))[:-1], [b"a"]),
+        (pieces((1, b"a"), (1, b"b" * 20))[:-24], [b"a"]),
+        (pieces((1, b"a"), (4, b"d")), None),
+        (pieces((2, b"a"), (1, b"d")), None),
+        (pieces((1, b"a"), (5, b"d")), None),
+        (pieces((1, b"a"), (0, b"d")), None),
+        (pieces((1, b"a")) + b"x" * 20, None),
+        (pieces((1, b"a"), (1, b"b" * 20))[:-1] + pieces((1, b"c"))[len(MAGIC) :], None),
+    ],
+)
+def test_what_was_cut_off_is_told_from_what_was_changed(log, records, tmp_path):
+    (tmp_path / "run-x.wandb").write_bytes(log)
+    if records is not None:
+        assert list(_records(tmp_path / "run-x.wandb")) == records
+    else:
+        with pytest.raises(DataError, match=r"run-x\.wandb is damaged at byte"):
+            list(_records(tmp_path / "run-x.wandb"))
+
+
+def test_a_piece_whose_length_was_changed_is_not_taken_for_one_that_was_cut_off(tmp_path):
+    whole = pieces((1, b"a"), (1, b"b" * 20))
+    at = len(pieces((1, b"a"))) + 4  # the length's low byte
+    (tmp_path / "run-x.wandb").write_bytes(whole[:at] + bytes([whole[at] | 64]) + whole[at + 1 :])
+    with pytest.raises(DataError, match="is damaged"):
+        list(_records(tmp_path / "run-x.wandb"))
+
+
+@pytest.mark.parametrize("text", ["", '{"columns": ["id"]', "[]", '{"columns": []}'])
+def test_a_damaged_table_is_told(folder, tmp_path, text):
+    copy = shutil.copytree(folder, tmp_path / "run")
+    for table in copy.rglob("*.table.json"):
+        table.write_text(text)
+    with pytest.raises(DataError, match=r"table\.json is no whole table of W&B's"):
+        read_offline(copy)
 
 
 def test_a_table_whose_file_is_gone_is_left_out(folder, tmp_path):

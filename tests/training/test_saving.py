@@ -61,17 +61,18 @@ def test_a_run_goes_on_from_the_newest_that_reads(folder):
 
 
 def test_the_one_before_is_gone_on_from_where_the_last_is_gone(folder):
-    (folder / "checkpoints" / "last.ckpt").unlink()
-    (folder / "checkpoints" / "best.ckpt").unlink()
-    assert last_checkpoint(config(folder)).name == "previous.ckpt"
+    for name, found in (("last", "best"), ("best", "previous")):
+        (folder / "checkpoints" / f"{name}.ckpt").unlink()
+        assert last_checkpoint(config(folder)).name == f"{found}.ckpt"
     (folder / "checkpoints" / "previous.ckpt").unlink()
     assert last_checkpoint(config(folder)) is None
 
 
-def test_the_best_alone_is_no_place_to_go_on_from(folder):
-    for name in ("last", "previous"):
-        (folder / "checkpoints" / f"{name}.ckpt").unlink()
-    assert last_checkpoint(config(folder)) is None
+def test_of_two_of_one_step_the_one_before_the_last_counts(folder):
+    best, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "previous"))
+    best.write_bytes(previous.read_bytes())
+    damage(folder, "last")
+    assert last_checkpoint(config(folder)) == previous
 
 
 def test_a_checkpoint_without_a_hash_is_gone_on_from(folder):
@@ -98,7 +99,9 @@ def test_a_full_disk_says_how_to_go_on(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(tensor_files._Hashed, "_put", fail)
-    with pytest.raises(DataError, match="the one before is whole; make room, then go on with resume=true"):
+    with pytest.raises(
+        DataError, match="the one before is whole; make room, then give the same command with resume=auto"
+    ):
         io.save_checkpoint({"global_step": 2}, path)
     assert io.load_checkpoint(path)["global_step"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]

@@ -1,0 +1,77 @@
+"""The files of a run, each read to what it has to be, or told in a sentence that names it."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fusionkit.errors import DataError
+from fusionkit.evaluation.judging import Row, check_rows
+from fusionkit.evaluation.records import read_records
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
+WORDS = {dict: "a section", str: "a text", int: "a whole number"}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object of a file; empty where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not complete json ({error}); evaluate that run again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no map of metrics to numbers; evaluate that run again")
+    return content
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A section of a file; empty where there is none."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not valid yaml ({reason}); restore it or leave out the run") from error
+    return content if isinstance(content, dict) else {}
+
+
+def part(content: Mapping[str, Any], key: str, kind: type, place: Path) -> Any:
+    """A value of a file, None where it has none; DataError where it is of another kind."""
+    value = content.get(key)
+    if value is not None and not isinstance(value, kind):
+        shown = repr(value)[:40]
+        raise DataError(f"{place}: {key} is {shown}, but has to be {WORDS[kind]}; restore it or leave out the run")
+    return value
+
+
+def read_details(path: Path) -> dict[str, dict[str, Any]]:
+    """By label, the ``intervals`` of its metrics and its ``split``."""
+    details = read_json(path)
+    for label in details:
+        about = part(details, label, dict, path) or {}
+        intervals = part(about, "intervals", dict, path) or {}
+        part(about, "split", str, path)
+        for name, ends in intervals.items():
+            if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
+                raise DataError(f"{path}: the interval of {label}/{name} is no pair of numbers; score that run again")
+    return {label: about for label, about in details.items() if about}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What each sample scored."""
+    rows = read_records(path)
+    check_rows(rows, path)
+    return rows
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """The lines of a csv logger."""
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            return list(csv.DictReader(lines))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no csv file of a logger ({error}); restore it or leave out the run") from error
