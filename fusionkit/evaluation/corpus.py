@@ -52,5 +52,6 @@ def meteor(sums: Floats) -> dict[str, Floats]:
 
 
 FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {"bleu": bleu, "meteor": meteor}
+WIDTHS = {"bleu": 10, "meteor": 23}  # of what is summed
 ADDENDS: dict[str, Callable[[Floats], Floats]] = {"meteor": without_whole}
 """What is summed of the counts of each sample, where it is not the counts."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
-from fusionkit.evaluation.corpus import ADDENDS, FORMULAS
+from fusionkit.evaluation.corpus import ADDENDS, FORMULAS, WIDTHS
 from fusionkit.evaluation.form import Form, is_number
 from fusionkit.evaluation.records import Record
 
@@ -52,7 +52,6 @@ class Measure(Protocol):
 
 def check_rows(rows: Sequence[Any], path: Path) -> None:
     """Raise DataError with the first row of a file that is not as described above."""
-    widths: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         for key in ("id", "image_id"):
             if type(row.get(key)) not in (int, str):
@@ -65,7 +64,7 @@ def check_rows(rows: Sequence[Any], path: Path) -> None:
             raise DataError(f"{path} row {number}: its {wrong[0]} is no number; {AGAIN}")
         for name, sums in parts["sums"].items():
             is_list = isinstance(sums, list) and all(map(is_number, sums))
-            if name not in FORMULAS or not is_list or widths.setdefault(name, len(sums)) != len(sums):
+            if not is_list or len(sums) != WIDTHS.get(name):
                 raise DataError(f"{path} row {number}: its sums of {name} are not those of a metric; {AGAIN}")
 
 
