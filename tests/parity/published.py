@@ -32,10 +32,10 @@ FOLDER = Path(os.environ.get("FUSIONKIT_FIXTURES", PUBLIC))
 def fixtures(*beginnings: str, but: tuple[str, ...] = ()) -> list[Any]:
     """Paths without suffix of the fixtures whose names begin so, each once; those that are not copied here may be missing.
 
-    A folder that is named in the environment comes before the copies, and needs no other reference files.
+    The copies, of each family one at least, come before the reference files; before both a folder named in the environment.
     """
     found = {}
-    for folder in (DATA, FOLDER):
+    for folder in (FOLDER, DATA) if FOLDER == PUBLIC else (DATA, FOLDER):
         for path in sorted(folder.glob("*.json")):
             if path.stem.startswith(beginnings) and not path.stem.startswith(but or ("-",)):
                 found[path.stem] = path.with_suffix("")
@@ -44,7 +44,7 @@ def fixtures(*beginnings: str, but: tuple[str, ...] = ()) -> list[Any]:
         pytest.param(
             FOLDER / beginnings[0],
             id=beginnings[0],
-            marks=pytest.mark.skip(reason=f"no file {FOLDER}/{beginnings[0]}*"),
+            marks=pytest.mark.skip(reason=f"a further fixture, not copied here: no file {FOLDER}/{beginnings[0]}*"),
         )
     ]
     return [pytest.param(path, id=name, marks=marks[name]) for name, path in found.items()] or missing
