@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.evaluation.box_units import note_on_units
 from fusionkit.evaluation.form import Form, is_box
 from fusionkit.evaluation.judging import Judged, scores_of
 from fusionkit.evaluation.records import Record, index_records
@@ -63,7 +64,8 @@ class GroundingMeasure:
             values = {f"acc{percent}": 100.0 * (overlap >= percent / 100) for percent in (50, 75)}
             values["mean_iou"] = 100 * overlap
             rows.append({"id": expression.id, "score": values["acc50"], "image_id": sample.image_id, "values": values})
-        return Judged(rows, {"boxes": self.boxes})
+        note = note_on_units(*_columns(records, samples), box_iou)
+        return Judged(rows, {"boxes": self.boxes} | ({"coordinates": note} if note else {}))
 
 
 def expression_overlaps(records: Sequence[Record], samples: Sequence[Sample]) -> dict[int | str, float]:
@@ -74,6 +76,16 @@ def expression_overlaps(records: Sequence[Record], samples: Sequence[Sample]) ->
     nothing = {"bbox": (0.0, 0.0, 0.0, 0.0)}
     overlaps = box_iou([given.get(key, nothing)["bbox"] for key in true], list(true.values()))
     return dict(zip(true, overlaps.tolist(), strict=True))
+
+
+def _columns(
+    records: Sequence[Record], samples: Sequence[Sample]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[tuple[int, int] | None]]:
+    """Predicted and true boxes (N, 4) of the expressions that have both, and the sizes of their images."""
+    given = {record["sent_id"]: record["bbox"] for record in records}
+    rows = [(sample, text) for sample, text in boxed_expressions(samples) if text.id in given]
+    boxes = np.array([(given[text.id], text.facts["box"]) for _, text in rows], dtype=float).reshape(-1, 2, 4)
+    return boxes[:, 0], boxes[:, 1], [sample.size for sample, _ in rows]
 
 
 def boxed_expressions(samples: Sequence[Sample]) -> Iterator[tuple[Sample, Text]]:
