@@ -1,6 +1,7 @@
 """Weak grounding: boxes from matching alone, which no box label has taught (ALBEF)."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,4 +104,20 @@ def _read_proposals(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is not complete JSON ({error}); download it again") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; expected {{image id: [[x, y, width, height], ...]}}")
-    return content
+    for image_id, boxes in content.items():
+        if wrong := [box for box in boxes if not _is_box(box)] if isinstance(boxes, list) else [boxes]:
+            raise DataError(
+                f"{path} has {str(wrong[0])[:60]} for image {image_id}, but a box is [x, y, width, height] in pixels, and has an "
+                "area; correct or remove it"
+            )
+    return {image_id: [box[:4] for box in boxes] for image_id, boxes in content.items()}
+
+
+def _is_box(value: Any) -> bool:
+    """Whether it begins with the four numbers of a box; a detector's confidence may follow."""
+    return (
+        isinstance(value, list)
+        and len(value) >= 4
+        and all(type(number) in (int, float) and math.isfinite(number) for number in value[:4])
+        and min(value[2:4]) > 0
+    )
