@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from fusionkit.cli import run
 from fusionkit.compare import samples_of
@@ -290,6 +291,114 @@ def test_training_starts_from_the_weights_of_a_checkpoint(world: Path, capsys: C
     start = f"checkpoint={world}/first/checkpoints/best.ckpt"
     assert train(world, start, "trainer.fast_dev_run=true", name="tuned") == 0
     assert f"started from {world}/first/checkpoints/best.ckpt\n" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def changed_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same data with other words, more often said, and every answer in the place of another."""
+    folder = tmp_path_factory.mktemp("changed") / "shapes"
+    shutil.copytree(world / "shapes", folder)
+    captions = folder / "annotations/captions_train.json"
+    content = json.loads(captions.read_text())
+    content["annotations"] = [{**row, "caption": "zebra yonder " + row["caption"]} for row in content["annotations"]]
+    captions.write_text(json.dumps(content))
+    path = folder / "vqa/v2_mscoco_train_annotations.json"
+    content = json.loads(path.read_text())
+    names = sorted({row["multiple_choice_answer"] for row in content["annotations"]})
+    turned = dict(zip(names, names[1:] + names[:1], strict=True))
+    for row in content["annotations"]:
+        row["multiple_choice_answer"] = turned[row["multiple_choice_answer"]]
+        row["answers"] = [{**one, "answer": turned.get(one["answer"], one["answer"])} for one in row["answers"]]
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def rows_of(checkpoint: dict, key: str, names: list[str]) -> dict[str, torch.Tensor]:
+    return dict(zip(names, checkpoint["state_dict"][key], strict=True))
+
+
+def words_of(checkpoint: dict) -> list[str]:
+    vocabulary = json.loads(checkpoint["fusionkit"]["tokenizer"]["tokenizer.json"])["model"]["vocab"]
+    return sorted(vocabulary, key=vocabulary.__getitem__)
+
+
+@pytest.mark.parametrize("way", ["start", "list", "resume"])
+def test_words_and_answers_keep_their_meaning_on_other_data(
+    world: Path, changed_world: Path, tmp_path: Path, way: str, capsys: Capture, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Also from a copied folder, and with another rate, so small that nothing moves."""
+    first = torch.load(world / "first/checkpoints/last.ckpt", weights_only=True)
+    shutil.copytree(world / "first", tmp_path / "run")
+    still = ["optimizer.lr=1e-12", "optimizer.weight_decay=0", "trainer.max_epochs=2", "evaluation.roles=[]"]
+    line = [*still, f"data.root={changed_world}", f"output_dir={tmp_path}/run"]
+    if way == "resume":
+        line.append("resume=true")
+    else:
+        line += [f"checkpoint={world}/first/checkpoints/last.ckpt", "overwrite=true"]
+    if way == "list":
+        answers = [*reversed(first["fusionkit"]["answers"]), "zebra"]
+        (tmp_path / "answers.json").write_text(json.dumps(answers))
+        line.append(f"data.answers={tmp_path}/answers.json")
+    assert train(world, *line) == 0
+    out = capsys.readouterr().out
+    assert sum("does not know 2 words of the training texts" in str(told.message) for told in recwarn) == 1
+    after = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert words_of(after) == words_of(first)
+    for found in (
+        [
+            rows_of(c, "model.text_encoder.transformer.embeddings.word_embeddings.weight", words_of(c))
+            for c in (first, after)
+        ],
+        [rows_of(c, "tasks.vqa.head.3.weight", c["fusionkit"]["answers"]) for c in (first, after)],
+    ):
+        assert all(torch.allclose(found[0][name], found[1][name], atol=1e-6) for name in found[0])
+    assert after["fusionkit"]["answers"] == (answers if way == "list" else first["fusionkit"]["answers"])
+    if way == "resume":
+        assert "optimizer.lr was 0.0001 and is 1e-12" in out
+        assert "going on from" in out
+    else:
+        assert ("1 of" in out) == (way == "list")
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["optimizer"]["lr"] == 1e-12
+    assert max(group["initial_lr"] for group in after["optimizer_states"][0]["param_groups"]) == 1e-12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "words"),
+    [
+        (["seed=2"], 2, "seed is 2, but was 1"),
+        (["optimizer=muon"], 2, "optimizer._target_ is fusionkit.training.muon.build_muon, but was"),
+        (["optimizer.rules=[[itm,0,null]]"], 2, "was trained, and is not any more"),
+        (["objectives.shapes.vqa=0"], 2, "objectives: shapes/vqa was trained and is not"),
+        (["trainer.max_steps=1"], 2, "trainer.max_steps is 1, but the run has made 5 already"),
+        (["scheduler.warmup_steps=1.5"], 2, "scheduler.warmup_steps: expected"),
+        (["balance=gradnorm"], 1, "balance.next_factors is missing there"),
+    ],
+)
+def test_a_resume_that_cannot_work_keeps_scores_and_configuration(
+    overrides: list[str], code: int, words: str, world: Path, capsys: Capture
+) -> None:
+    kept = {name: (world / "first" / name).read_text() for name in ("metrics.json", "config.yaml")}
+    assert train(world, "resume=true", "trainer.max_epochs=2", *overrides) == code
+    assert words in sentence(capsys)
+    assert {name: (world / "first" / name).read_text() for name in kept} == kept
+
+
+@pytest.mark.parametrize("key", ["pytorch-lightning_version", "progress", "loops", "deep"])
+def test_a_damaged_place_is_one_sentence_and_nothing_is_lost(
+    world: Path, tmp_path: Path, key: str, capsys: Capture
+) -> None:
+    shutil.copytree(world / "first", tmp_path / "run")
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    content = torch.load(last, weights_only=True)
+    if key == "deep":
+        content["loops"]["fit_loop"]["epoch_progress"] = 3
+    else:
+        del content[key]
+    torch.save(content, last)
+    assert train(world, "resume=true", "trainer.max_epochs=2", f"output_dir={tmp_path}/run") == 1
+    assert ("cannot be gone on from" if key == "deep" else f"has no '{key}'") in sentence(capsys)
+    assert (tmp_path / "run/metrics.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: P
             f"name them again, or {_anew(path)}"
         )
     for key, done in (("max_steps", checkpoint["global_step"]), ("max_epochs", checkpoint["epoch"])):
-        if 0 <= (end := config.trainer.get(key) or -1) < done:
+        if (end := config.trainer.get(key)) is not None and 0 <= end < done:
             raise ConfigError(f"trainer.{key} is {end}, but the run has made {done} already; give a later end")
 
 

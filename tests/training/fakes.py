@@ -155,10 +155,13 @@ def fake_module(
     scheduler=warmup_cosine,
     tasks=None,
     balance=None,
+    with_norm: bool = False,
     **options,
 ) -> TrainingModule:
     torch.manual_seed(0)
     model = FakeModel()
+    if with_norm:
+        model.image_encoder.append(nn.BatchNorm1d(WIDTH))
     tasks = tasks or {"a": FakeTask(count_records)}
     return TrainingModule(
         model,

@@ -37,6 +37,28 @@ def test_best_keeps_the_best_and_last_the_last(tmp_path):
     assert (step_of(tmp_path / "best.ckpt"), step_of(tmp_path / "last.ckpt")) == (4, 6)
 
 
+@pytest.mark.parametrize("place", ["here", "moved"])
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_run_that_goes_on_keeps_its_best_score_where_its_folder_has_moved(tmp_path, place, is_kept):
+    def run(folder, values, steps, **options):
+        scorer = Peak()
+        scorer.values = iter(values)
+        best = BestCheckpoint(str(folder), "val/coco/score")
+        callbacks = [best, LastCheckpoint(str(folder)), StopAfter()]
+        options |= {"enable_checkpointing": True, "max_steps": steps, "max_epochs": -1, "val_check_interval": 2}
+        fit(tmp_path, fake_module(tasks={"a": FakeTask(scorer)}), callbacks=callbacks, **options)
+        return best
+
+    run(tmp_path / "here", [1.0, 3.0, 2.0], 6)
+    (tmp_path / "here").rename(tmp_path / place)
+    if not is_kept:  # a copy of last.ckpt alone: the best of what follows is the best that there is
+        (tmp_path / place / "best.ckpt").unlink()
+    best = run(tmp_path / place, [2.0, 2.5, 2.2], 12, ckpt_path=tmp_path / place / "last.ckpt")
+    assert best.best_model_score == (3.0 if is_kept else 2.5)
+    assert best.best_model_path == str(tmp_path / place / "best.ckpt")
+    assert step_of(tmp_path / place / "best.ckpt") == (4 if is_kept else 10)
+
+
 def test_an_unknown_monitor_is_told_at_the_first_validation(tmp_path):
     callbacks = [BestCheckpoint(str(tmp_path), "val/coco/coverag")]
     with pytest.raises(

@@ -14,6 +14,7 @@ from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
+from fusionkit.training.schedule import constant, warmup_cosine, warmup_linear
 from fusionkit.training.weights import require_fit
 from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
 
@@ -211,6 +212,98 @@ def test_a_resumed_run_balances_bit_for_bit(tmp_path, name, accumulate):
     start, kept = fake().balance.state_dict(), whole.balance.state_dict()
     assert not kept or any(not torch.equal(value, kept[key]) for key, value in start.items())
     assert float(whole.step_metrics["train/coco/b_weight"]) > 0
+
+
+@pytest.mark.parametrize("balance", [Fixed, partial(DWA, window=2), GradNorm])
+@pytest.mark.parametrize("every", [1, 2, 4, 7])
+def test_a_checkpoint_between_two_steps_goes_on_from_the_first_bit_for_bit(tmp_path, balance, every):
+    """With batch-norm statistics, a teacher and balancers that have seen the micro-batches that are seen again."""
+
+    def fake():
+        torch.manual_seed(0)
+        tasks = {"a": FakeTask(), "b": FakeTask(value=0.5)}
+        return fake_module({"coco": {"a": 1.0, "b": 2.0}}, tasks=tasks, balance=balance(), teacher=True, with_norm=True)
+
+    options = {"max_epochs": 3, "accumulate_grad_batches": 3, "val_check_interval": every, "enable_checkpointing": True}
+    options["check_val_every_n_epoch"] = None
+    last = tmp_path / "half" / "last.ckpt"
+    run = lambda module, place, *more, **also: fit(  # noqa: E731
+        tmp_path,
+        module,
+        FakeData(batches=5),
+        callbacks=[LastCheckpoint(str(tmp_path / place)), *more],
+        **options,
+        **also,
+    )
+    whole, resumed = fake(), fake()
+    run(whole, "whole")
+    with pytest.raises(KeyError, match="interrupted"):
+        run(fake(), "half", Interrupt(5))
+    progress = torch.load(last, weights_only=True)["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"]["processed"] in (0, 3, 5)  # where a step has just been made
+    steps = run(resumed, "half", ckpt_path=last).fit_loop.epoch_loop._batches_that_stepped
+    assert steps == 6
+    assert 0 < len(resumed.model.encoded) < len(whole.model.encoded)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+def resumed_with(tmp_path, before, after, steps=6):
+    """A module that has made three steps with one set of options, and the others with another."""
+    options = {"max_epochs": -1, "limit_val_batches": 0}
+    run = fit(tmp_path, fake_module(**before), max_steps=3, **options)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    module = fake_module(**after)
+    return module, fit(tmp_path, module, ckpt_path=tmp_path / "x.ckpt", max_steps=steps, **options)
+
+
+@pytest.mark.parametrize("kind", [build_optimizer, partial(build_muon, matrices="image_encoder")])
+def test_a_resumed_run_has_the_options_of_its_command_line(tmp_path, kind):
+    options = {"lr": 0.002, "weight_decay": 0.0, "betas": (0.5, 0.7), "rules": [["tasks", 3, None]], "eps": 1e-6}
+    after = {"optimizer": partial(kind, **options), "scheduler": constant}
+    module, run = resumed_with(tmp_path, {"optimizer": partial(kind, lr=0.05)}, after)
+    fresh = fake_module(**after).build_optimizer().param_groups
+    found = run.optimizers[0].param_groups
+    assert len(found) == len(fresh) > 1
+    for group, new in zip(found, fresh, strict=True):
+        assert {key: group[key] for key in new if key != "params"} == {k: v for k, v in new.items() if k != "params"}
+        assert [p.shape for p in group["params"]] == [p.shape for p in new["params"]]
+    assert module.step_metrics["train/lr"] == pytest.approx(0.002)
+    assert all(state for state in run.optimizers[0].state.values()) or kind is not build_optimizer
+
+
+def test_a_resumed_run_with_the_same_options_is_as_if_they_were_not_applied(tmp_path):
+    """Only the rate differs, from the step on at which it is changed."""
+    module, _ = resumed_with(tmp_path, {}, {})
+    same, run = resumed_with(tmp_path, {}, {"optimizer": partial(build_optimizer, lr=0.05)})
+    other, _ = resumed_with(tmp_path, {}, {"optimizer": partial(build_optimizer, lr=0.025)})
+    key = "model.image_encoder.0.weight"
+    assert torch.equal(module.state_dict()[key], same.state_dict()[key])
+    assert not torch.equal(module.state_dict()[key], other.state_dict()[key])
+    assert other.step_metrics["train/lr"] == pytest.approx(same.step_metrics["train/lr"] / 2)
+    moments = [state["step"].item() for state in run.optimizers[0].state.values()]
+    assert moments == [6.0] * len(moments)
+
+
+def test_a_resumed_run_takes_a_schedule_up_at_its_step(tmp_path):
+    """A longer one spans the new end; another, or the first one, begins where the run is; none is constant."""
+    linear = warmup_linear  # after two steps of warm-up
+    longer, _ = resumed_with(tmp_path, {"scheduler": linear}, {"scheduler": linear}, steps=12)
+    assert longer.step_metrics["train/lr"] == pytest.approx(0.05 / 10)
+    for before, after, rate in ((None, linear, 0.05 / 4), (warmup_cosine, linear, 0.05 / 4), (linear, None, 0.05)):
+        module, _ = resumed_with(tmp_path, {"scheduler": before}, {"scheduler": after})
+        assert module.step_metrics["train/lr"] == pytest.approx(rate)
+
+
+def one_cycle(optimizer, total_steps, warmup_steps):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=total_steps)
+
+
+def test_a_schedule_of_ones_own_goes_on_as_it_was_stored_and_does_not_replace_another(tmp_path):
+    module, _ = resumed_with(tmp_path, {"scheduler": one_cycle}, {"scheduler": one_cycle}, steps=3)
+    assert module.global_step == 3
+    with pytest.raises(ConfigError, match=r"scheduler: OneCycleLR cannot go on where a schedule of factors stopped"):
+        resumed_with(tmp_path, {}, {"scheduler": one_cycle})
 
 
 def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
