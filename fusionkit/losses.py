@@ -1,8 +1,27 @@
-"""Losses as pure functions of tensors. Everything is computed in fp32, whatever the precision of the run."""
+"""Losses as functions of tensors, each this rank's share of the mean over the global batch (``global_mean``).
+
+Everything is computed in fp32 at least, whatever the precision of the run.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from fusionkit.distributed import mean_over_ranks
+from fusionkit.types import at_least_fp32
+
+IGNORE = -100  # the target of a row that teaches nothing
+
+
+def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
+    """A rank's sum over its own rows, divided by the mean number of rows of the ranks; 0 where no rank has any.
+
+    DDP averages gradients, so W ranks together have the mean over all rows, as one process has, however many rows each has.
+    With gradient accumulation each micro-batch is a mean of its own. A collective: every rank calls it, rows or not.
+    """
+    rows = count.to(total.dtype) if isinstance(count, Tensor) else torch.full_like(total.detach(), count)
+    rows = mean_over_ranks(rows)
+    return total / rows.masked_fill(rows == 0, 1)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -10,8 +29,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
     0 for no row at all. Columns with a logit of -inf are allowed where the target is 0.
     """
-    log_probs = F.log_softmax(logits.float(), dim=-1)
-    return -(targets * log_probs.masked_fill(targets == 0, 0.0)).sum() / max(len(targets), 1)
+    log_probs = F.log_softmax(at_least_fp32(logits), dim=-1)
+    return global_mean(-(targets * log_probs.masked_fill(targets == 0, 0.0)).sum(), len(targets))
 
 
 def contrastive_targets(row_keys: Tensor, column_keys: Tensor) -> Tensor:
@@ -20,15 +39,16 @@ def contrastive_targets(row_keys: Tensor, column_keys: Tensor) -> Tensor:
     return positives / positives.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def masked_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy over rows, (R, C) and (R,); 0 (with a gradient of 0) for no row at all."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
+def masked_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross entropy over rows, (R, C) and (R,), that are not IGNORE; 0 (with a gradient of 0) for no row at all."""
+    total = F.cross_entropy(at_least_fp32(logits), targets, reduction="sum", label_smoothing=label_smoothing)
+    return global_mean(total, (targets != IGNORE).sum())
 
 
 def soft_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy against soft answer scores (T, A): summed over answers, mean over questions (UNITER, ViLT, METER)."""
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="sum")
-    return loss / max(len(targets), 1)
+    logits = at_least_fp32(logits)
+    return global_mean(F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="sum"), len(targets))
 
 
 def to_corners(boxes: Tensor) -> Tensor:
@@ -42,7 +62,7 @@ def generalized_iou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> Tensor:
 
     A degenerate box only spoils its own row.
     """
-    a, b = to_corners(boxes.float()), to_corners(others.float())
+    a, b = to_corners(at_least_fp32(boxes)), to_corners(at_least_fp32(others))
     overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
     union = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - overlap
@@ -54,9 +74,11 @@ def box_loss(boxes: Tensor, targets: Tensor, giou_all_or_nothing: bool = False) 
 
     ``giou_all_or_nothing`` drops the GIoU of the whole batch where one box is degenerate, as X-VLM does by mistake.
     """
-    count = max(len(targets), 1)
-    l1 = F.l1_loss(boxes.float(), targets.float(), reduction="sum") / count
-    giou = (1 - generalized_iou(boxes, targets)).sum() / count
+    boxes = at_least_fp32(boxes)
+    targets = targets.to(boxes)
+    l1 = global_mean(F.l1_loss(boxes, targets, reduction="sum"), len(targets))
+    giou = global_mean((1 - generalized_iou(boxes, targets)).sum(), len(targets))
     if giou_all_or_nothing:
-        giou = giou * (torch.cat([boxes, targets])[:, 2:] >= 0).all()
+        is_whole = (torch.cat([boxes, targets])[:, 2:] >= 0).all()
+        giou = giou * (mean_over_ranks(is_whole.to(giou)) == 1)
     return l1, giou

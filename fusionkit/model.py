@@ -13,7 +13,7 @@ from fusionkit.encoders.text import TextEncoder
 from fusionkit.encoders.views import ViewEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.types import Batch, Encoded, Fused, Pixels, Regions, Tokens, Whole
+from fusionkit.types import Batch, Encoded, Fused, Pixels, Regions, Tokens, Whole, at_least_fp32
 
 
 class Reader(nn.Module):
@@ -122,12 +122,12 @@ class VisionLanguageModel(Reader):
 
     def project_image(self, image: Tokens) -> Tensor:
         """Image tokens -> (I, E), L2-normalised, fp32."""
-        return F.normalize(self.image_projection(image.pooled).float(), dim=-1)
+        return F.normalize(at_least_fp32(self.image_projection(image.pooled)), dim=-1)
 
     def project_text(self, text: Tokens) -> Tensor:
         """Text tokens -> (T, E), L2-normalised, fp32."""
         pooled = self.fusion.alone(text)[:, 0] if hasattr(self.fusion, "alone") else text.pooled
-        return F.normalize(self.text_projection(pooled).float(), dim=-1)
+        return F.normalize(at_least_fp32(self.text_projection(pooled)), dim=-1)
 
     @torch.no_grad()
     def clamp_temperature(self) -> None:

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
+import torch
 from torch import Tensor
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """x in fp32 whatever the precision of the run is, as losses and similarities need; fp64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Tokens(NamedTuple):
@@ -105,7 +111,7 @@ class Encoded:
 class TaskOutput(NamedTuple):
     """What a task returns for training."""
 
-    loss: Tensor  # scalar, unweighted
+    loss: Tensor  # scalar, unweighted; of several ranks each has its share: their mean is the loss of the global batch
     logits: Tensor
     targets: Tensor
     metrics: Mapping[str, Tensor] = MappingProxyType({})  # scalars to log, detached; never optimised

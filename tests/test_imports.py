@@ -26,7 +26,7 @@ RULES = {
     "unicode": {"fusionkit.errors"},
     "account": {"fusionkit.errors", "wandb"},
     "types": {"torch"},
-    "losses": TENSORS,
+    "losses": TENSORS | {"fusionkit.distributed"},
     "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.distributed"},
     "balance": TENSORS | {"fusionkit.balance", "fusionkit.distributed"},
     "momentum": TENSORS,

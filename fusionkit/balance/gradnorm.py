@@ -9,6 +9,7 @@ from fusionkit.balance.base import Balancer, Step, relation_metrics
 from fusionkit.balance.gradients import gradient_matrix, inner_products, is_on_cadence
 from fusionkit.distributed import mean_over_ranks
 from fusionkit.errors import ConfigError, find_names
+from fusionkit.types import at_least_fp32
 
 LEAST = 1e-3  # a factor stays above 0, where its objective could not come back
 
@@ -66,7 +67,7 @@ class GradNorm(Balancer):
         if not is_on_cadence(step.number, step.is_first, self.every_n_steps):
             return super().read_gradients(losses, step)
         gram = inner_products(gradient_matrix(losses, self._chosen(step)))
-        self._move(mean_over_ranks(losses.detach().float()), gram.diagonal().clamp(min=0).sqrt())
+        self._move(mean_over_ranks(at_least_fp32(losses.detach())), gram.diagonal().clamp(min=0).sqrt())
         return relation_metrics(self.objectives, gram)
 
     def _chosen(self, step: Step) -> list[nn.Parameter]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from fusionkit.balance.base import Balancer, Step
 from fusionkit.distributed import mean_over_ranks
 from fusionkit.errors import ConfigError
+from fusionkit.types import at_least_fp32
 
 
 class DWA(Balancer):
@@ -42,7 +43,7 @@ class DWA(Balancer):
     def factors(self, losses: Tensor, step: Step) -> Tensor:
         if step.number // self.window > int(self.number):
             self._turn(step.number // self.window)
-        self.sums += mean_over_ranks(losses.detach().float())
+        self.sums += mean_over_ranks(at_least_fp32(losses.detach()))
         self.count += 1
         last, before = self.means.unbind()
         if not (before > 0).all():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.types import Tokens
+from fusionkit.types import Tokens, at_least_fp32
 
 
 class PixelEncoder(nn.Module):
@@ -38,7 +38,7 @@ class PixelEncoder(nn.Module):
 
         A constant, and normalised so that states which shrink are told no better (data2vec, arXiv 2202.03555).
         """
-        return F.layer_norm(tokens.embeds.detach().float(), (self.hidden_size,))
+        return F.layer_norm(at_least_fp32(tokens.embeds.detach()), (self.hidden_size,))
 
     def corners(self, pixel_values: Tensor, tokens: Tokens) -> Tensor:
         """Where the tokens lie, (I, N, 4): left, top, right, bottom in parts of the image; zeros for one that has no place."""

@@ -54,7 +54,7 @@ class RegionEncoder(nn.Module):
         require_width(regions.features.shape[2], self.feature_size)
         states = self.project(regions.features)
         if self.position_size:
-            places = self.place(regions.positions[..., : self.position_size])
+            places = self.place(regions.positions[..., : self.position_size].to(regions.features.dtype))
             states = self.norm_features(states) + self.norm_positions(places)
         if self.is_finished:
             states = self.norm(states + self.type_embedding)

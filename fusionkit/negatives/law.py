@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.negatives.pool import OwnBatch, Pool
-from fusionkit.types import Batch
+from fusionkit.types import Batch, at_least_fp32
 
 
 class Drawn(NamedTuple):
@@ -17,7 +17,7 @@ class Drawn(NamedTuple):
 
     columns: Tensor  # (R, k) int64
     is_valid: Tensor  # (R, k) bool; a row with fewer than k allowed columns has invalid ones
-    entropy: Tensor  # scalar: the law's entropy in nats, mean over the rows with a partner; 0 is one certain partner
+    entropy: Tensor  # scalar: the law's entropy in nats, mean over the rows with a partner; 0 is one certain, NaN: no law
 
 
 class Negatives(nn.Module):
@@ -70,12 +70,13 @@ class Negatives(nn.Module):
             columns = torch.zeros(len(is_excluded), min(self.k, 1), dtype=torch.int64, device=is_excluded.device)
             return Drawn(columns, torch.zeros_like(columns, dtype=torch.bool), similarity.new_zeros(()))
         law = self.law(similarity, is_excluded, listed)
-        columns = torch.multinomial(law, min(self.k, law.shape[1]))
+        # a law that is not finite draws any column, for torch.multinomial would end the process; its entropy says so
+        columns = torch.multinomial(torch.where(law.isfinite(), law, 1.0), min(self.k, law.shape[1]))
         return Drawn(columns, ~is_excluded.gather(1, columns), _entropy(law, ~is_excluded.all(dim=1)))
 
     def law(self, similarity: Tensor, is_excluded: Tensor, listed: Tensor | None = None) -> Tensor:
         """The probabilities (R, C); of a row with no column to draw any, for it is dropped."""
-        logits = self.logits(similarity.float(), None if listed is None else listed & ~is_excluded)
+        logits = self.logits(at_least_fp32(similarity), None if listed is None else listed & ~is_excluded)
         logits = logits.masked_fill(is_excluded, float("-inf"))
         has_any = ~is_excluded.all(dim=1, keepdim=True)
         return torch.where(has_any, logits, torch.zeros_like(logits)).softmax(dim=1)

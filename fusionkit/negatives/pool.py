@@ -141,17 +141,16 @@ class Queue(Pool):
 
     @torch.no_grad()
     def _push(self, name: str, tokens: Tokens, feats: Tensor, keys: Tensor) -> None:
-        """Append the rows of all ranks, overwriting the oldest, so that the queue is the same on each."""
+        """Append the rows of all ranks, overwriting the oldest, so that the queue is the same on each; none if one is not finite."""
         values = {"embeds": tokens.embeds, "mask": _mask(tokens), "pooled": tokens.pooled, "feats": feats, "keys": keys}
         size, pointer = len(self.get_buffer(f"{name}_keys")), self.get_buffer(f"{name}_pointer")
-        count = 0
-        for key, value in values.items():
-            rows = gather(value)[-size:]
-            count = len(rows)
-            places = (pointer + torch.arange(count, device=rows.device)) % size
+        rows = {key: gather(value)[-size:] for key, value in values.items()}
+        is_finite = torch.stack([part.isfinite().all() for part in rows.values()]).all()
+        places = (pointer + torch.arange(len(rows["keys"]), device=pointer.device)) % size
+        for key, part in rows.items():
             buffer = self.get_buffer(f"{name}_{key}")
-            buffer[places] = rows.to(buffer.dtype)
-        pointer.copy_((pointer + count) % size)
+            buffer[places] = torch.where(is_finite, part.to(buffer.dtype), buffer[places])
+        pointer.copy_((pointer + len(places) * is_finite) % size)
 
     def _require_shape(self, name: str, tokens: Tokens, feats: Tensor) -> None:
         found, expected = tuple(tokens.embeds.shape[1:]), self.shapes[name]

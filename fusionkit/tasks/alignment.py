@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.errors import ConfigError
-from fusionkit.types import Fused
+from fusionkit.losses import global_mean
+from fusionkit.types import Fused, at_least_fp32
 
 FAR = 1e4  # added to a denominator, so that padding has next to no mass (UNITER)
 
@@ -40,10 +41,10 @@ class Alignment:
         if self.image_prefix is not None:
             text_mask, image_mask = words_alone(text_mask), image_mask.clone()
             image_mask[:, : self.image_prefix] = 0
-        cost = cosine_cost(fused.text.float(), fused.image.float(), text_mask.bool(), image_mask.bool())
+        cost = cosine_cost(at_least_fp32(fused.text), at_least_fp32(fused.image), text_mask.bool(), image_mask.bool())
         plan = transport_plan(cost.detach(), text_mask.bool(), image_mask.bool(), self.beta, self.iterations)
         distances = (cost * plan).sum(dim=(1, 2))
-        return self.weight * (distances * (2 * targets - 1)).sum() / max(len(targets), 1)
+        return self.weight * global_mean((distances * (2 * targets - 1)).sum(), len(targets))
 
 
 def words_alone(mask: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Encoded, TaskOutput
 
 if TYPE_CHECKING:
@@ -64,8 +65,11 @@ class Task(nn.Module, Generic[B]):
 
 
 def hit_rate(logits: Tensor, targets: Tensor, name: str = "accuracy") -> dict[str, Tensor]:
-    """{name: share of rows whose highest logit (R, C) is at the target (R,)}; nothing for no row at all."""
-    return {name: (logits.detach().argmax(dim=1) == targets).float().mean()} if len(targets) else {}
+    """{name: share of rows whose highest logit (R, C) is at the target (R,), IGNORE left out}; nothing for no row at all."""
+    if not len(targets):
+        return {}
+    hits = (logits.detach().argmax(dim=1) == targets).float().sum()
+    return {name: hits / (targets != IGNORE).sum().clamp(min=1)}
 
 
 def leading_rows(image_index: Tensor, count: int | None) -> Tensor:

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.losses import masked_cross_entropy
 from fusionkit.model import Reader, VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate, leading_rows
@@ -76,8 +76,8 @@ class Captioning(Task[CaptionBatch]):
         spoken, reader = self._spoken(batch), self.reader(model)
         states = fuse_causal(reader, encoded.memory, spoken.text)[spoken.is_said]
         logits, targets = self.predictor(states, reader.text_encoder.word_embeddings.weight), spoken.targets
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.label_smoothing)
-        return TaskOutput(loss / max(len(targets), 1), logits, targets, hit_rate(logits, targets, "token_accuracy"))
+        loss = masked_cross_entropy(logits, targets, self.label_smoothing)
+        return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
 
     def _spoken(self, batch: CaptionBatch) -> Spoken:
         captions = batch["captions"]

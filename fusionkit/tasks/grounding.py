@@ -8,7 +8,7 @@ from fusionkit.losses import box_loss, to_corners
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens, at_least_fp32
 
 
 class ExpressionRows(TextRows):
@@ -36,7 +36,7 @@ class ImagePooling(nn.Module):
     def weights(self, pooled: Tensor, image: Tokens, image_index: Tensor) -> Tensor:
         """Where each text looks (T, N), sum 1."""
         query = self.query(pooled) * pooled.shape[1] ** -0.5
-        scores = (self.key(image.embeds)[image_index] @ query[..., None]).squeeze(2).float()
+        scores = at_least_fp32((self.key(image.embeds)[image_index] @ query[..., None]).squeeze(2))
         if image.mask is not None:
             scores = scores.masked_fill(~image.mask[image_index].bool(), float("-inf"))
         return scores.softmax(dim=1).to(pooled.dtype)

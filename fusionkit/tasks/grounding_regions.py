@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.losses import global_mean
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.grounding import ExpressionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput
+from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 NONE = -1e4  # the score of padding (UNITER)
 
@@ -53,7 +54,7 @@ class GroundingRegions(Task[ExpressionBatch]):
         best, targets = overlaps.max(dim=1)
         taught = best > 0
         losses = self.losses(scores, targets)[taught]
-        loss = losses.sum() / max(len(losses), 1)
+        loss = global_mean(losses.sum(), len(losses))
         return TaskOutput(loss, scores, targets, hit_rate(scores[taught], targets[taught]))
 
     def score_tokens(
@@ -65,7 +66,7 @@ class GroundingRegions(Task[ExpressionBatch]):
         assert fused.image is not None
         corners = model.image_encoder.corners(model.images_of(batch), encoded.image)
         is_place = corners.sum(dim=2) > 0
-        return self.head(fused.image).squeeze(2).float().masked_fill(~is_place[index], NONE), corners[index]
+        return at_least_fp32(self.head(fused.image).squeeze(2)).masked_fill(~is_place[index], NONE), corners[index]
 
     def losses(self, scores: Tensor, targets: Tensor, others: Tensor | None = None) -> Tensor:
         """Of scores (T, N) and the true tokens (T,): (T,). ``others`` are drawn where they are not given."""

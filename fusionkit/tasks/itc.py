@@ -12,7 +12,7 @@ from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.negatives import queue_ages
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
 
 EMPTY = torch.iinfo(torch.int64).min  # image key of a queue slot that was never filled
 
@@ -35,13 +35,13 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, feats: Tensor, keys: Tensor) -> None:
-        """Append feats (B, E) and keys (B,), overwriting the oldest."""
+        """Append feats (B, E) and keys (B,), overwriting the oldest; none of them where one is not finite."""
         size = len(self.keys)
-        feats, keys = feats[-size:], keys[-size:]
+        feats, keys, is_finite = feats[-size:], keys[-size:], feats.isfinite().all()
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
-        self.feats[places] = feats.to(self.feats.dtype)
-        self.keys[places] = keys
-        self.pointer.copy_((self.pointer + len(keys)) % size)
+        self.feats[places] = torch.where(is_finite, feats.to(self.feats.dtype), self.feats[places])
+        self.keys[places] = torch.where(is_finite, keys, self.keys[places])
+        self.pointer.copy_((self.pointer + len(keys) * is_finite) % size)
 
 
 class ITC(Task[CaptionBatch]):
@@ -132,5 +132,5 @@ class ITC(Task[CaptionBatch]):
 def _similarity(rows: Tensor, columns: Tensor, column_keys: Tensor, temperature: Tensor) -> Tensor:
     """Cosines (R, C) over temperature, in fp32 (bf16 moves a loss over a long queue by 1e-2); -inf for empty queue slots."""
     with torch.autocast(rows.device.type, enabled=False):
-        similarity = rows.float() @ columns.float().T / temperature
+        similarity = at_least_fp32(rows) @ at_least_fp32(columns).T / temperature
     return similarity.masked_fill(column_keys == EMPTY, float("-inf"))

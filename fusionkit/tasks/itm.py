@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
@@ -14,7 +15,7 @@ from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, Fused, TaskOutput, TextRows, Tokens
+from fusionkit.types import Dims, Encoded, Fused, TaskOutput, TextRows, Tokens, at_least_fp32
 
 LABELS = ("mismatch", "match")  # what the two logits of a pair stand for
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
@@ -64,9 +65,8 @@ class ITM(Task[CaptionBatch]):
         text, (memory, places) = candidates.text.take(texts), prepared(model, candidates, images)
         fused = model.fuse(memory, text, places)
         logits = self.head(fused.pooled)
-        loss = masked_cross_entropy(logits, targets)
-        metrics = self._metrics(logits, targets, wrong_image, wrong_text)
-        metrics |= {"chance_gap": loss.detach() - prior_entropy(targets)} | candidates.metrics
+        loss = masked_cross_entropy(logits, targets) + only_nan(wrong_image.entropy + wrong_text.entropy)
+        metrics = self._metrics(logits, targets, wrong_image, wrong_text) | candidates.metrics
         if self.alignment is not None:
             assert text.mask is not None
             image_mask = None if candidates.image.mask is None else candidates.image.mask[images]
@@ -132,6 +132,8 @@ class ITM(Task[CaptionBatch]):
             for name, chosen in (("positive_logit", targets), ("negative_logit", 1 - targets)):
                 metrics[name] = (gap * chosen).sum() / chosen.sum().clamp(min=1)
             metrics["logit_gap"] = metrics["positive_logit"] - metrics["negative_logit"]
+            own_loss = F.cross_entropy(at_least_fp32(logits.detach()), targets)  # not the share of the global mean
+            metrics["chance_gap"] = own_loss - prior_entropy(targets)
         return metrics
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
@@ -158,6 +160,11 @@ class ITM(Task[CaptionBatch]):
     def evidence(self, fused: Fused) -> Tensor:
         """The logit of a match, (T,)."""
         return self.head(fused.pooled)[:, 1]
+
+
+def only_nan(entropy: Tensor) -> Tensor:
+    """NaN where no law was there to draw negatives by, else 0: as part of a loss it has the step left out."""
+    return 0 * entropy.detach()
 
 
 def prior_entropy(targets: Tensor) -> Tensor:
@@ -206,4 +213,4 @@ def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -
 def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
     """Cosines (R, C) of normalised features over the temperature, in fp32."""
     with torch.autocast(rows.device.type, enabled=False):
-        return rows.float() @ columns.float().T / temperature
+        return at_least_fp32(rows) @ at_least_fp32(columns).T / temperature

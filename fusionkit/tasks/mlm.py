@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionkit.losses import masked_cross_entropy, soft_cross_entropy
+from fusionkit.losses import IGNORE, masked_cross_entropy, soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput
-
-IGNORE = -100
+from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 
 class Masking(Protocol):
@@ -137,9 +135,9 @@ class MLM(Task[CaptionBatch]):
         masked = (input_ids, captions["attention_mask"][rows], captions["image_index"][rows], targets != IGNORE)
         logits, targets = self._logits(model, self.head, encoded, *masked), targets[targets != IGNORE]
         loss = masked_cross_entropy(logits, targets)
-        if teacher is not None and teacher.alpha > 0 and len(targets):
+        if teacher is not None and teacher.alpha > 0:
             with torch.no_grad():
-                soft = self._logits(teacher.model, teacher.head, teacher.encoded, *masked).float().softmax(dim=-1)
+                soft = at_least_fp32(self._logits(teacher.model, teacher.head, teacher.encoded, *masked)).softmax(dim=-1)
             loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
         return TaskOutput(loss, logits, targets)
 

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
-from fusionkit.losses import masked_cross_entropy
+from fusionkit.losses import global_mean, masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.mlm import fixed_choice
-from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
+from fusionkit.types import Dims, Encoded, TaskOutput, Tokens, at_least_fp32
 
 
 class HiddenHead(nn.Module):
@@ -74,7 +74,7 @@ class MRM(Task[CaptionBatch]):
         states, at = self._hidden_states(model, batch, encoded, rows, chosen)
         features = self.regress(model, states)
         targets = model.image_encoder.features(model.images_of(batch), encoded.image)[at]
-        regression = squared_error(features, targets).sum() / max(targets.numel(), 1)
+        regression = global_mean(squared_error(features, targets).sum(), targets.numel())
         metrics = {"regression": regression.detach()}
         if self.classify is None:
             return TaskOutput(regression, features, targets, metrics)
@@ -100,8 +100,8 @@ class MRM(Task[CaptionBatch]):
     def class_loss(self, logits: Tensor, scores: Tensor) -> Tensor:
         """Of logits (M, C) against the detector's probabilities (M, C)."""
         if self.is_soft:
-            divergence = F.kl_div(F.log_softmax(logits.float(), dim=1), scores.float(), reduction="sum")
-            return divergence / max(scores.numel(), 1)
+            log_probs = F.log_softmax(at_least_fp32(logits), dim=1)
+            return global_mean(F.kl_div(log_probs, scores.to(log_probs), reduction="sum"), scores.numel())
         return masked_cross_entropy(logits, scores[:, 1:].argmax(dim=1) + 1)
 
     def _class_scores(self, model: VisionLanguageModel, batch: CaptionBatch) -> Tensor:
@@ -157,4 +157,5 @@ def choose(draw: Tensor, probability: float, can: Tensor) -> Tensor:
 
 def squared_error(first: Tensor, second: Tensor) -> Tensor:
     """By element, in fp32."""
-    return F.mse_loss(first.float(), second.float(), reduction="none")
+    first = at_least_fp32(first)
+    return F.mse_loss(first, second.to(first), reduction="none")

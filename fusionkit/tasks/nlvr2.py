@@ -10,7 +10,7 @@ from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.heads import gelu_norm
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
 
 LABELS = ("False", "True")
 
@@ -56,7 +56,8 @@ class NLVR2(Task[StatementBatch]):
         loss = masked_cross_entropy(logits, targets)
         if teacher is not None and teacher.alpha > 0:
             with torch.no_grad():
-                soft = self._logits(teacher.model, teacher.head, batch, teacher.encoded).float().softmax(dim=1)
+                soft = self._logits(teacher.model, teacher.head, batch, teacher.encoded)
+            soft = at_least_fp32(soft).softmax(dim=1)
             loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
         return TaskOutput(loss, logits, targets, hit_rate(logits, targets))
 

@@ -9,7 +9,7 @@ from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.nlvr2 import LABELS, StatementBatch, second_memory
-from fusionkit.types import Dims, Encoded, TaskOutput
+from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 
 class AttentionPooling(nn.Module):
@@ -21,7 +21,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """States (P, M, D), mask (P, M) -> (P, D)."""
-        scores = self.score(states).squeeze(2).relu().float().masked_fill(~mask.bool(), -1e4)
+        scores = at_least_fp32(self.score(states).squeeze(2).relu()).masked_fill(~mask.bool(), -1e4)
         return (scores.softmax(dim=1).to(states.dtype)[:, None] @ states).squeeze(1)
 
 

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from fusionkit.losses import masked_cross_entropy
+from fusionkit.losses import global_mean, masked_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, Negatives
 from fusionkit.tasks.base import Scorer, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.tasks.itm import ITM, prepared
-from fusionkit.types import Dims, Encoded, TaskOutput
+from fusionkit.tasks.itm import ITM, only_nan, prepared
+from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 
 class Ranking(ITM):
@@ -51,6 +51,7 @@ class Ranking(ITM):
         targets = torch.zeros_like(rows)
         logits = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(~wrong.is_valid, float("-inf"))], dim=1)
         loss = masked_cross_entropy(logits, targets) if self.margin is None else triplet_loss(logits, self.margin)
+        loss = loss + only_nan(wrong.entropy)
         is_first = (logits.detach().argmax(dim=1) == 0).float()
         metrics = {"accuracy": is_first.mean(), "negatives_entropy": wrong.entropy} if len(rows) else {}
         return TaskOutput(loss, logits, targets, metrics)
@@ -70,6 +71,6 @@ def hardest_of(wrong: Drawn, scores: Tensor, count: int) -> Drawn:
 
 def triplet_loss(logits: Tensor, margin: float) -> Tensor:
     """Mean of max(0, margin + sigmoid(wrong) - sigmoid(true)), for logits (R, 1 + k), the true one's first; -inf is none."""
-    scores, is_there = logits.float().sigmoid(), ~logits[:, 1:].isneginf()
+    scores, is_there = at_least_fp32(logits).sigmoid(), ~logits[:, 1:].isneginf()
     apart = (margin + scores[:, 1:] - scores[:, :1]).clamp(min=0) * is_there
-    return apart.sum() / is_there.sum().clamp(min=1)
+    return global_mean(apart.sum(), is_there.sum())

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.losses import global_mean
 from fusionkit.model import Reader, VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.answering import Answering
@@ -15,7 +16,7 @@ from fusionkit.tasks.generation import Steps
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch
 from fusionkit.tasks.vqa_generative import GenerativeVQA, good_pairs
-from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
+from fusionkit.types import Dims, Encoded, TaskOutput, Tokens, at_least_fp32
 
 
 class Decoder(nn.Module):
@@ -79,15 +80,16 @@ class DecoderVQA(GenerativeVQA):
         text = self._said_before(ids, pairs.questions)
         logits = self.head(self.head.prepare(model, batch, encoded), text)[mask]
         targets = ids[mask]
-        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing
+        losses = F.cross_entropy(at_least_fp32(logits), targets, reduction="none", label_smoothing=smoothing)
         if teacher is not None and teacher.alpha > 0:
             assert isinstance(teacher.head, Decoder)
             with torch.no_grad():
                 memory = teacher.head.prepare(teacher.model, batch, teacher.encoded)
-                soft = teacher.head(memory, text)[mask].float().softmax(dim=-1)
-            distilled = -(soft * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+                soft = at_least_fp32(teacher.head(memory, text)[mask]).softmax(dim=-1)
+            distilled = -(soft * F.log_softmax(at_least_fp32(logits), dim=-1)).sum(dim=-1)
             losses = (1 - teacher.alpha) * losses + teacher.alpha * distilled
-        loss = (weights[:, None].expand_as(mask)[mask] * losses).sum() / max(len(scores), 1)
+        loss = global_mean((weights[:, None].expand_as(mask)[mask] * losses).sum(), len(scores))
         return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
 
     def _said_before(self, ids: Tensor, questions: Tensor) -> Prompts:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from fusionkit.errors import ConfigError
+from fusionkit.losses import global_mean
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
 from fusionkit.tasks.answering import Answering, Answers, Ranking
@@ -18,7 +19,7 @@ from fusionkit.tasks.generation import Steps
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch, named
 from fusionkit.tasks.words import Words
-from fusionkit.types import Dims, Encoded, TaskOutput
+from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 
 class Pairs(NamedTuple):
@@ -81,9 +82,10 @@ class GenerativeVQA(Task[QuestionBatch]):
         places = questions.prefix[:, None] - 1 + torch.arange(ids.shape[1], device=ids.device)  # before each token
         said = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))[mask.bool()]
         logits, targets = self.head(said, model.text_encoder.word_embeddings.weight), ids[mask.bool()]
-        losses = F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing
+        losses = F.cross_entropy(at_least_fp32(logits), targets, reduction="none", label_smoothing=smoothing)
         weights = pairs.weights[:, None].expand_as(mask)[mask.bool()]
-        loss = (weights * losses).sum() / max(len(batch["questions"]["input_ids"]), 1)
+        loss = global_mean((weights * losses).sum(), len(batch["questions"]["input_ids"]))
         return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
 
     def _prompts(self, batch: QuestionBatch) -> Prompts:
