@@ -1,7 +1,9 @@
 """Collectives over the ranks of a run; each is the identity where there is one process. Imports torch only."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -87,6 +89,15 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     total = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total.div_(world_size())
+
+
+def mean_by_name(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of numbers by name, floats or scalar tensors, the mean of each over the ranks that have it."""
+    if world_size() == 1:
+        return numbers
+    parts = gather_objects([{name: float(number) for name, number in numbers.items()}])
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: fmean(part[name] for part in parts if name in part) for name in names}
 
 
 def largest_of_ranks(value: int, device: torch.device) -> int:

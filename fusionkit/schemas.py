@@ -12,6 +12,7 @@ class TrainConfig:
 
     name: str = MISSING
     seed: int = MISSING
+    max_skipped_steps: int = 3  # the run ends at so many steps in a row whose losses or gradients are not finite
     output_dir: str = MISSING
     resume: bool | str = False  # go on from output_dir/checkpoints/last.ckpt; "auto": where there is such a file
     overwrite: bool = False  # replace a finished run of the same output_dir

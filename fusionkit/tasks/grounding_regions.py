@@ -27,7 +27,7 @@ class GroundingRegions(Task[ExpressionBatch]):
     ``head``           makes the scorer of (hidden_size, 1): linear, or fusionkit.tasks.heads.gelu_norm.
     """
 
-    needs = frozenset({"text", "image"})
+    needs = frozenset({"image"})  # what has seen the text; the text states themselves are not read
     reads = "expressions"
     replies_to = "phrase"
 

@@ -84,6 +84,7 @@ def build_module(parts: Parts) -> TrainingModule:
         teacher=build_teacher(config, parts.model, parts.tasks),
         artifacts=collect_artifacts(config, parts.datamodule, parts.model),
         stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
+        max_skipped_steps=config.max_skipped_steps,
     )
 
 

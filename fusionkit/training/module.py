@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,19 +11,22 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionkit.balance import Balancer, Step
-from fusionkit.distributed import gather_objects, rank
+from fusionkit.distributed import gather_objects, mean_by_name, rank
 from fusionkit.errors import ConfigError, UserError, refusals
 from fusionkit.tasks.base import Task
+from fusionkit.training.finite import ADVICE, FiniteSteps, not_finite
 from fusionkit.training.objectives import active_objectives, text_kinds
 from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
 from fusionkit.training.progress_state import count_back, pending_batches
+from fusionkit.training.precision import exact_inputs
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
 from fusionkit.training.weights import require_fit
-from fusionkit.types import Batch, TaskOutput
+from fusionkit.types import Batch, TaskOutput, at_least_fp32
 
 
 class TrainingModule(LightningModule):
@@ -33,6 +37,7 @@ class TrainingModule(LightningModule):
     ``optimizer``  called with the named parameters, returns the optimiser; its groups keep their ``lr_scale``.
     ``scheduler``  called with (optimiser, total_steps=...), returns a schedule stepped with the optimiser; None: constant.
     ``teacher``    a momentum teacher (fusionkit.momentum), advanced once per optimiser step.
+    ``max_skipped_steps`` at so many steps in a row that are not finite, and so left out, the run ends (fusionkit.training.finite).
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
     What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of
@@ -50,6 +55,7 @@ class TrainingModule(LightningModule):
         teacher: Any = None,
         artifacts: Mapping[str, Any] | None = None,
         stages: Mapping[str, Stage] | None = None,
+        max_skipped_steps: int = 3,
     ) -> None:
         super().__init__()
         self.objectives = active_objectives(objectives, tasks)
@@ -63,6 +69,7 @@ class TrainingModule(LightningModule):
         self._build_optimizer, self._build_scheduler = optimizer, scheduler
         self.step_metrics: dict[str, Any] = {}  # of the last training step, by log key
         self.validation = Validation()
+        self.finite = FiniteSteps(max_skipped_steps, list(self.weights))
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
         self._seed = torch.initial_seed()
         self._is_resumed = False
@@ -74,22 +81,27 @@ class TrainingModule(LightningModule):
 
     def training_step(self, batches: dict[str, Batch], batch_idx: int) -> Tensor:
         """One step over all sources; returns the balanced loss."""
+        step = self._step(batch_idx)
         self.model.clamp_temperature()
         self._advance_teacher()
-        step = self._step(batch_idx)
-        if step.is_first and self.trainer.accumulate_grad_batches > 1:
-            self._step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        if step.is_first:
+            self.finite.begin()
+            if self.trainer.accumulate_grad_batches > 1:
+                self._step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         losses: dict[str, Tensor] = {}
         metrics: dict[str, Any] = {}
         for source in self.objectives:
             for name, output in self._outputs(source, batches[source]).items():
                 losses[f"{source}/{name}"] = output.loss
                 metrics |= {f"train/{source}/{name}_{key}": value for key, value in output.metrics.items()}
-        self._require_finite(losses)
         balanced = self.balance(losses, self.weights, step)
-        metrics |= {f"train/{objective}_loss": loss.detach() for objective, loss in losses.items()} | balanced.metrics
-        self.step_metrics = metrics | {"train/loss": balanced.loss.detach(), **self._state_of_training()}
-        return balanced.loss
+        told = torch.stack([at_least_fp32(loss.detach()) for loss in (*losses.values(), balanced.loss)])
+        self.step_metrics = metrics | dict(balanced.metrics) | self._named(told.unbind()) | self._state_of_training()
+        return balanced.loss * self.finite.add(told, batches)
+
+    def _named(self, losses: Iterable[Any]) -> dict[str, Any]:
+        """The log keys of the objectives' losses and of the balanced one."""
+        return dict(zip([*(f"train/{name}_loss" for name in self.weights), "train/loss"], losses, strict=True))
 
     def _step(self, batch_idx: int) -> Step:
         return Step(
@@ -100,9 +112,9 @@ class TrainingModule(LightningModule):
         )
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Hand over the metrics where Lightning will use them: it spends half a millisecond on each value."""
+        """Hand over the metrics, of all ranks, where Lightning will use them: it spends half a millisecond on each value."""
         if self.trainer._logger_connector.should_update_logs:
-            self.log_dict(self.step_metrics, on_step=True, on_epoch=False)
+            self.log_dict(mean_by_name(self.step_metrics), on_step=True, on_epoch=False)
 
     def _outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
         """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks."""
@@ -125,6 +137,7 @@ class TrainingModule(LightningModule):
             self.validation.add(batch["source"], batch["image_ids"], records)
 
     def on_validation_epoch_start(self) -> None:
+        self._require_finite_weights()
         self.validation.clear()
 
     def on_validation_epoch_end(self) -> None:
@@ -159,17 +172,41 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip here: Lightning refuses to clip under a fused optimiser in mixed precision, though bf16 scales no gradient."""
+        """Leave out a step that is not finite, and clip any other.
+
+        Lightning refuses to clip under a fused optimiser in mixed precision, though bf16 scales no gradient.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        means, is_finite = self.finite.end(norm)
+        if not is_finite:
+            self._leave_out(optimizer, means)
+            return
+        self.step_metrics |= self._named(means)
         if not gradient_clip_val:
             return
         if self.trainer.precision == "16-mixed":  # its scaler must unscale first
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if gradient_clip_algorithm == "value":
+        elif gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         else:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def _leave_out(self, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is None:
+            optimizer.zero_grad(set_to_none=True)  # what has no gradient an optimiser leaves alone, moments and decay included
+        elif all(map(math.isfinite, losses)) and scaler.get_scale() > 1:
+            return  # the scale was too large for fp16: the scaler leaves the step out and lowers it, as it is meant to
+        told = self.finite.leave_out(self.global_step)
+        if self.trainer.is_global_zero:
+            print(f"warning: {told}", flush=True)
+        # what the tasks saw in it is no measure of anything
+        self.step_metrics = self._named(losses) | self._state_of_training()
+
+    def setup(self, stage: str) -> None:
+        exact_inputs(self.trainer.precision_plugin, getattr(self.model.image_encoder, "reads", "pixel_values"))
 
     def on_fit_start(self) -> None:
         """All ranks must train the same; a launcher that replays a sweep in every rank gives each its own config."""
@@ -199,6 +236,8 @@ class TrainingModule(LightningModule):
 
         The rates are those of the schedule that the run now has.
         """
+        self._require_finite_weights()
+        self.finite.watch(self.model, self.tasks, self.balance)
         if self._is_resumed:
             for config in self.trainer.lr_scheduler_configs:
                 set_rates(config.scheduler)
@@ -228,8 +267,10 @@ class TrainingModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Between two optimiser steps the place to go on from is the first of them, where no gradient was gathered yet."""
+        self._require_finite_weights()
         checkpoint["fusionkit"] = self.artifacts
         progress: dict[str, Any] = {"seed": self._seed, "teacher_step": self._teacher_step}
+        progress["skipped_steps"] = self.finite.state_dict()
         if self.trainer.optimizers:
             progress["parameters"] = parameter_names(self.trainer.optimizers[0], self.named_parameters())
         if pending := pending_batches(self.trainer):
@@ -242,6 +283,8 @@ class TrainingModule(LightningModule):
         require_fit(self.state_dict(), checkpoint["state_dict"], "to resume from")
         progress = checkpoint["progress"]
         self._seed, self._teacher_step = progress["seed"], progress["teacher_step"]
+        if "skipped_steps" in progress:  # not in checkpoints of earlier versions
+            self.finite.load_state_dict(progress["skipped_steps"])
         state = checkpoint["state_dict"]
         state |= {name: buffer for name, buffer in progress.get("buffers", {}).items() if name in state}
         refit(
@@ -268,16 +311,16 @@ class TrainingModule(LightningModule):
 
     def _state_of_training(self) -> dict[str, Any]:
         state = {f"train/{name}": value for name, value in self.model.metrics().items()}
-        return state | {"train/lr": self._rate}
+        return state | {"train/lr": self._rate, "train/skipped_steps": float(self.finite.count)}
 
-    def _require_finite(self, losses: Mapping[str, Tensor]) -> None:
-        finite = torch.stack([loss.detach() for loss in losses.values()]).isfinite().tolist()
-        for (objective, loss), is_finite in zip(losses.items(), finite, strict=True):
-            if not is_finite:
-                raise UserError(
-                    f"objective {objective}: the loss is {loss.item()} at step {self.global_step}; lower optimizer.lr, "
-                    "clip with trainer.gradient_clip_val, or set trainer.precision=32-true"
-                )
+    def _require_finite_weights(self) -> None:
+        """UserError where there are weights that nothing can be learnt with, read off by, or gone on from."""
+        if names := not_finite(self):
+            which = f"{names[0]} and {len(names) - 1} more tensors" if len(names) > 1 else names[0]
+            told = f"the weights are not finite at step {self.global_step} ({which})"
+            if not self.global_step:
+                raise UserError(f"{told}: the checkpoint or the pretrained files that they come from are damaged; give others")
+            raise UserError(f"{told}, so none are saved; {ADVICE}; the checkpoints from before are kept")
 
 
 def seed_batch(*place: int) -> None:
