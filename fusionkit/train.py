@@ -15,6 +15,7 @@ from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.evaluate import score
 from fusionkit.rank import run_in_ranks
 from fusionkit.schemas import TrainConfig
+from fusionkit.training.checks import lonely
 from fusionkit.training.folder import (
     GoingOn,
     check_folder,
@@ -66,6 +67,9 @@ def train(config: DictConfig) -> float | None:
         log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True), parts.parameters)  # type: ignore[arg-type]
         if is_main:
             print_run(parts, trainer)
+            batches = {name: source.batch_size for name, source in parts.datamodule.sources.items()}
+            for sentence in lonely(module.objectives, parts.tasks, batches, trainer.world_size):
+                print(f"warning: {sentence}", flush=True)
         fit(trainer, module, parts, config, last)
         leave()
         if trainer.is_global_zero and not config.trainer.fast_dev_run:

@@ -11,7 +11,7 @@ A row is a plain dictionary, one JSON line:
 So a file of rows is enough to compute the scores, their intervals and whether another run differs.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,9 +26,26 @@ from fusionkit.evaluation.form import Form, is_number
 from fusionkit.evaluation.records import Record
 
 AGAIN = "evaluate that run again"
-LOWER_IS_BETTER = ("_rank", "_loss")  # how the names of such metrics end
+# the last word of metrics of which less is better, where their scorer does not say (``known_direction``)
+ERRORS = frozenset(("rank", "loss", "error", "errors", "mae", "mse", "rmse", "wer", "cer", "perplexity", "distance"))
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
+
+
+def known_direction(metric: str, declared: Any = None) -> bool | None:
+    """Whether more of a metric is better, None where nobody says: it is then taken to be.
+
+    ``declared``  what a scorer has as ``metrics``, {name: more is better}; without it the name's last word tells an error.
+    """
+    name = metric.rpartition("/")[2]
+    if isinstance(declared, Mapping) and name in declared:
+        return bool(declared[name])
+    return False if name.lower().rpartition("_")[2] in ERRORS else None
+
+
+def is_error(metric: str) -> bool:
+    """Whether less of a metric is better, by its name alone."""
+    return known_direction(metric) is False
 
 
 @dataclass(frozen=True)

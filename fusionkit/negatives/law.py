@@ -17,7 +17,9 @@ class Drawn(NamedTuple):
 
     columns: Tensor  # (R, k) int64
     is_valid: Tensor  # (R, k) bool; a row with fewer than k allowed columns has invalid ones
-    entropy: Tensor  # scalar: the law's entropy in nats, mean over the rows with a partner; 0 is one certain, NaN: no law
+    entropy: (
+        Tensor  # scalar: the law's entropy in nats, mean over the rows with a partner; 0 is one certain, NaN: no law
+    )
 
 
 class Negatives(nn.Module):

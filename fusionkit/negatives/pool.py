@@ -43,6 +43,10 @@ class Pool(nn.Module):
         """Features of the own images or texts -> those of all candidates."""
         return feats
 
+    def partners(self, images: int, ranks: int) -> int:
+        """How many other images there are to draw from, for so many in the batch of each rank."""
+        return images - 1
+
 
 class OwnBatch(Pool):
     """The batch of this rank."""
@@ -89,6 +93,9 @@ class AllRanks(Pool):
     def columns(self, feats: Tensor) -> Tensor:
         return gather(feats)
 
+    def partners(self, images: int, ranks: int) -> int:
+        return images * ranks - 1
+
 
 class Queue(Pool):
     """The own batch and the last ``size`` images and texts of all ranks, as constants.
@@ -132,6 +139,9 @@ class Queue(Pool):
         image, image_feats, image_keys, text, text_feats, text_keys = joined
         return Candidates(image, None, image_feats, image_keys, text, text_feats, text_keys, metrics=ages)
 
+    def partners(self, images: int, ranks: int) -> int:
+        return images - 1 + len(self.get_buffer("image_keys"))
+
     def _tokens(self, name: str) -> Tokens:
         get = self.get_buffer
         return Tokens(get(f"{name}_embeds"), get(f"{name}_mask"), get(f"{name}_pooled"))
@@ -141,7 +151,7 @@ class Queue(Pool):
 
     @torch.no_grad()
     def _push(self, name: str, tokens: Tokens, feats: Tensor, keys: Tensor) -> None:
-        """Append the rows of all ranks, overwriting the oldest, so that the queue is the same on each; none if one is not finite."""
+        """Append the rows of all ranks, overwriting the oldest, so that each has the same queue; none if one is not finite."""
         values = {"embeds": tokens.embeds, "mask": _mask(tokens), "pooled": tokens.pooled, "feats": feats, "keys": keys}
         size, pointer = len(self.get_buffer(f"{name}_keys")), self.get_buffer(f"{name}_pointer")
         rows = {key: gather(value)[-size:] for key, value in values.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.evaluation.judging import LOWER_IS_BETTER, Row
+from fusionkit.evaluation.judging import Row, is_error
 from fusionkit.evaluation.table import GUESSERS
 from fusionkit.evaluation.uncertainty import Difference, compare, intervals
 from fusionkit.reporting.differences import differences, group_name, group_seeds
@@ -84,7 +84,7 @@ class Comparison:
 
 def gain(metric: str, value: float) -> float:
     """The value, with its sign turned where less is better."""
-    return -value if metric.endswith(LOWER_IS_BETTER) else value
+    return -value if is_error(metric) else value
 
 
 def compare_runs(

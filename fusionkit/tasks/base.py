@@ -50,6 +50,10 @@ class Task(nn.Module, Generic[B]):
         """The objective's loss on one batch."""
         raise NotImplementedError
 
+    def partners(self, images: int, ranks: int) -> int | None:
+        """How many other images each of a batch is set against, for so many in a batch and rank; None: it is not about others."""
+        return None
+
     def predict(self, model: "VisionLanguageModel", batch: B, encoded: Encoded) -> Records:
         """The benchmark's own records for one batch, plain Python values that can be written as JSON lines."""
         raise NotImplementedError

@@ -94,6 +94,9 @@ class ITC(Task[CaptionBatch]):
         assert target_i2t is not None
         return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t, metrics)
 
+    def partners(self, images: int, ranks: int) -> int:
+        return images * ranks - 1 + (len(self.image_queue.keys) if self.image_queue else 0)
+
     def _columns(
         self, feats: Tensor, keys: Tensor, queue: FeatureQueue | None, teacher: Teacher | None
     ) -> tuple[Tensor, Tensor]:

@@ -74,6 +74,9 @@ class ITM(Task[CaptionBatch]):
             loss, metrics["alignment_loss"] = loss + aligned, aligned.detach()
         return TaskOutput(loss, logits, targets, metrics)
 
+    def partners(self, images: int, ranks: int) -> int:
+        return self.negatives.pool.partners(images, ranks)
+
     def _rows(self, batch: CaptionBatch) -> TextRows:
         return batch[self.reads]  # type: ignore[literal-required]
 

@@ -137,7 +137,9 @@ class MLM(Task[CaptionBatch]):
         loss = masked_cross_entropy(logits, targets)
         if teacher is not None and teacher.alpha > 0:
             with torch.no_grad():
-                soft = at_least_fp32(self._logits(teacher.model, teacher.head, teacher.encoded, *masked)).softmax(dim=-1)
+                soft = at_least_fp32(self._logits(teacher.model, teacher.head, teacher.encoded, *masked)).softmax(
+                    dim=-1
+                )
             loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
         return TaskOutput(loss, logits, targets)
 

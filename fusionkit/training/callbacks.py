@@ -22,20 +22,51 @@ def require_validation(key: str, monitor: str) -> None:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``: the best value of one validation metric, "val/<source>/<metric>" or "val/mean"."""
+    """Keeps ``best.ckpt``: the best value of one validation metric, "val/<source>/<metric>" or "val/mean".
 
-    def __init__(self, directory: str, monitor: str = "val/mean", mode: str = "max") -> None:
+    ``mode``  "auto": as the metric says, more or less of it (training.validation); "max" or "min" for one that does not say.
+    """
+
+    def __init__(self, directory: str, monitor: str = "val/mean", mode: str = "auto") -> None:
+        if mode not in ("auto", "max", "min"):
+            raise ConfigError(f"callbacks.best.mode is '{mode}'; {suggest(mode, ('auto', 'max', 'min'))}")
+        self._asked, self._key = mode, ""
         super().__init__(
-            directory, "best", monitor=monitor, mode=mode, save_on_train_epoch_end=False, enable_version_counter=False
+            directory,
+            "best",
+            monitor=monitor,
+            mode="max" if mode == "auto" else mode,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
         )
+        self._key = (
+            super().state_key
+        )  # a mode that is found out later does not change under what name the state is kept
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    @property
+    def state_key(self) -> str:
+        return self._key or super().state_key
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         known = [name for name in trainer.callback_metrics if name.startswith("val/")]
         if self.monitor not in known:
             raise ConfigError(
                 f"callbacks.best.monitor: no validation score '{self.monitor}'; {suggest(str(self.monitor), known)}"
             )
+        self._turn(pl_module.validation.directions.get(str(self.monitor)))
         super().on_validation_end(trainer, pl_module)
+
+    def _turn(self, is_up: bool | None) -> None:
+        """Look for the most or the least of the metric, by whether more of it is better (None: nobody says)."""
+        mode = self._asked if is_up is None else ("max" if is_up else "min")
+        if self._asked not in ("auto", mode):
+            raise ConfigError(
+                f"callbacks.best.mode is {self._asked}, but {'more' if is_up else 'less'} of {self.monitor} is better; leave the "
+                "mode out, or let the scorer's metrics say otherwise"
+            )
+        if mode != "auto" and mode != self.mode:
+            self.mode = mode
+            self.kth_value = -self.kth_value if self.kth_value.isinf() else self.kth_value
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The best score so far, also where the folder has moved; forgotten where its checkpoint is not there any more."""

@@ -1,5 +1,6 @@
 """Whether the parts of a run fit together, which can only be seen once they are there: ConfigError where they do not."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -79,3 +80,19 @@ def check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
     """The source has the texts that the task reads."""
     if task.reads not in kinds:
         raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")
+
+
+def lonely(
+    objectives: Mapping[str, Mapping[str, float]],
+    tasks: Mapping[str, Task[Any]],
+    batches: Mapping[str, int],
+    ranks: int,
+) -> list[str]:
+    """What to say of objectives that compare an image with others, where a source's batch (images a rank) holds none."""
+    return [
+        f"objectives.{source}.{name}: with data.sources.{source}.batch_size={batches[source]} there is no other image to compare "
+        f"one with, so that only true pairs are trained; set it to 2 at least (more is better, and micro-batches do not add up)"
+        for source, row in objectives.items()
+        for name in row
+        if tasks[name].partners(batches[source], ranks) == 0
+    ]

@@ -98,7 +98,9 @@ class FiniteSteps:
         return f"{told}; the step is left out ({self.count} so far)"
 
     def _find(self) -> Finding:
-        everything, suspects, faulty = {}, {}, set()
+        everything: Images = {}
+        suspects: Images = {}
+        faulty: set[str] = set()
         for losses, images in self._parts:
             finite = losses[:-1].isfinite().tolist()
             names = [name for name, is_finite in zip(self.objectives, finite, strict=True) if not is_finite]

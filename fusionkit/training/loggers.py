@@ -16,7 +16,7 @@ from fusionkit.account import require_key
 from fusionkit.config import flatten
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.examples import Example
-from fusionkit.evaluation.judging import LOWER_IS_BETTER
+from fusionkit.evaluation.judging import is_error
 
 
 class ScoreWandbLogger(WandbLogger):
@@ -58,6 +58,7 @@ class ScoreWandbLogger(WandbLogger):
         )
         self._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
         self._defined: set[str] = set()
+        self.directions: dict[str, bool] = {}  # by score, whether more is better, as far as scorers say
         self.tables = tables
 
     @rank_zero_only
@@ -82,7 +83,7 @@ class ScoreWandbLogger(WandbLogger):
     def _log_metrics(self, metrics: Mapping[str, float], step: int | None) -> None:
         for name in metrics:
             if step is not None and name.startswith("val/") and name not in self._defined:
-                best = "min" if name.endswith(LOWER_IS_BETTER) else "max"
+                best = "max" if self.directions.get(name, not is_error(name)) else "min"
                 self.experiment.define_metric(name, summary=best, step_metric="trainer/global_step")
                 self._defined.add(name)
         super().log_metrics(metrics, step)

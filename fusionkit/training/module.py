@@ -21,8 +21,8 @@ from fusionkit.tasks.base import Task
 from fusionkit.training.finite import ADVICE, FiniteSteps, not_finite
 from fusionkit.training.objectives import active_objectives, text_kinds
 from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
-from fusionkit.training.progress_state import count_back, pending_batches
 from fusionkit.training.precision import exact_inputs
+from fusionkit.training.progress_state import count_back, pending_batches
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
 from fusionkit.training.weights import require_fit
@@ -37,7 +37,7 @@ class TrainingModule(LightningModule):
     ``optimizer``  called with the named parameters, returns the optimiser; its groups keep their ``lr_scale``.
     ``scheduler``  called with (optimiser, total_steps=...), returns a schedule stepped with the optimiser; None: constant.
     ``teacher``    a momentum teacher (fusionkit.momentum), advanced once per optimiser step.
-    ``max_skipped_steps`` at so many steps in a row that are not finite, and so left out, the run ends (fusionkit.training.finite).
+    ``max_skipped_steps`` at so many steps in a row that are not finite, and so left out, the run ends (training.finite).
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
     What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of
@@ -150,6 +150,9 @@ class TrainingModule(LightningModule):
         limit = self.trainer.limit_val_batches
         is_partial = self.trainer.sanity_checking or isinstance(limit, int) or limit < 1.0
         scores = self.validation.score(scorers, lambda source: datamodule.samples(source, "val"), is_partial)
+        for logger in self.trainer.loggers:
+            if hasattr(logger, "directions"):
+                logger.directions |= self.validation.directions
         # every rank computed the same numbers; sync_dist only tells Lightning so
         self.log_dict(scores, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
 
@@ -196,7 +199,9 @@ class TrainingModule(LightningModule):
     def _leave_out(self, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None:
-            optimizer.zero_grad(set_to_none=True)  # what has no gradient an optimiser leaves alone, moments and decay included
+            optimizer.zero_grad(
+                set_to_none=True
+            )  # what has no gradient an optimiser leaves alone, moments and decay included
         elif all(map(math.isfinite, losses)) and scaler.get_scale() > 1:
             return  # the scale was too large for fp16: the scaler leaves the step out and lowers it, as it is meant to
         told = self.finite.leave_out(self.global_step)
@@ -319,7 +324,9 @@ class TrainingModule(LightningModule):
             which = f"{names[0]} and {len(names) - 1} more tensors" if len(names) > 1 else names[0]
             told = f"the weights are not finite at step {self.global_step} ({which})"
             if not self.global_step:
-                raise UserError(f"{told}: the checkpoint or the pretrained files that they come from are damaged; give others")
+                raise UserError(
+                    f"{told}: the checkpoint or the pretrained files that they come from are damaged; give others"
+                )
             raise UserError(f"{told}, so none are saved; {ADVICE}; the checkpoints from before are kept")
 
 

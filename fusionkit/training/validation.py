@@ -5,6 +5,7 @@ from typing import Any
 
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects
+from fusionkit.evaluation.judging import known_direction
 from fusionkit.evaluation.records import merge_records
 from fusionkit.tasks.base import Records, Scorer
 
@@ -16,6 +17,7 @@ class Validation:
         self._records: dict[tuple[str, str], Records] = {}
         self._images: dict[str, list[Any]] = {}
         self.answers: dict[tuple[str, str], tuple[Records, Sequence[Sample]]] = {}  # what was scored, of all ranks
+        self.directions: dict[str, bool] = {}  # by log key, whether more is better, where that is known
 
     def clear(self) -> None:
         """Forget the last epoch."""
@@ -33,8 +35,10 @@ class Validation:
         samples_of: Callable[[str], Sequence[Sample]],
         is_partial: bool,
     ) -> dict[str, float]:
-        """``val/<source>/<metric>`` over all ranks' records, and ``val/mean`` over each scorer's first metric.
+        """``val/<source>/<metric>`` over all ranks' records, and ``val/mean`` over each scorer's first metric, an error negative.
 
+        So more of ``val/mean`` is better. A scorer says with ``metrics``, {name: more is better}, which are errors, also a plain
+        function (``score.metrics = {"age_off_by": False}``); else a name such as "age_mae" tells (``judging.ERRORS``).
         ``is_partial``: validation was limited, so only the images that were seen are scored.
         """
         scores: dict[str, float] = {}
@@ -51,5 +55,10 @@ class Validation:
                 self.answers[source, task] = records, samples
                 metrics = scorer(records, samples)
                 scores |= {f"val/{source}/{name}": value for name, value in metrics.items()}
-                headlines += list(metrics.values())[:1]
-        return scores | ({"val/mean": sum(headlines) / len(headlines)} if headlines else {})
+                known = {name: known_direction(name, getattr(scorer, "metrics", None)) for name in metrics}
+                self.directions |= {f"val/{source}/{name}": up for name, up in known.items() if up is not None}
+                headlines += [-value if known[name] is False else value for name, value in list(metrics.items())[:1]]
+        if not headlines:
+            return scores
+        self.directions["val/mean"] = True
+        return scores | {"val/mean": sum(headlines) / len(headlines)}

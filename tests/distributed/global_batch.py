@@ -1,15 +1,20 @@
 """Gradients of W processes against one on the joint batch: every task, teacher and balancer, with uneven counts.
 
-``python -m tests.distributed.global_batch 2 4`` prints the relative L2 difference of each case, in fp64 and fp32.
+``python -m tests.distributed.global_batch 2 .`` prints the relative L2 difference of each case with two processes, in fp64
+and, of the cases that the regex finds, in fp32; a third argument is a json file to write them to.
 """
 
 import copy
+import json
 import os
+import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from multiprocessing import get_context
-from multiprocessing.connection import wait
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -94,7 +99,7 @@ def single(name: str) -> Callable[[Dims], dict[str, Task[Any]]]:
 
 
 def cases() -> dict[str, Case]:
-    """Every file of conf/task, plain, with an empty rank and, where it listens to one, with a teacher; options; every balancer."""
+    """Every file of conf/task, plain and with an empty rank, those that listen to a teacher with one; options; every balancer."""
     names = choices("task")
     found = {name: Case(single(name)) for name in names}
     found |= {f"{name}, a rank without texts": Case(single(name), empty=True) for name in names}
@@ -133,7 +138,10 @@ def cases() -> dict[str, Case]:
 
 def shared_captioning(dims: Dims) -> dict[str, Task[Any]]:
     layers = partial(SelfAttentionLayers, num_layers=2, num_heads=4, dropout=0.0)
-    return {"captioning_shared": SharedCaptioning(dims, layers), "mlm": MLM(dims)}  # each has a self-attention of its own
+    return {
+        "captioning_shared": SharedCaptioning(dims, layers),
+        "mlm": MLM(dims),
+    }  # each has a self-attention of its own
 
 
 class Run(nn.Module):
@@ -278,22 +286,31 @@ def work(number: int, world: int, folder: str, formats: Mapping[str, Sequence[to
 def differences(world: int, formats: Mapping[str, Sequence[torch.dtype]]) -> dict[str, list[float]]:
     """Relative L2 differences by case, the largest of the ranks, in the number formats that each case is to be tried in.
 
-    The ranks are forked once for all cases, from a process that has imported torch.
+    The ranks are forked once for all cases, from this process, which has imported torch and made no backward pass yet.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["tests.distributed.global_batch"])
     with TemporaryDirectory() as folder:
-        ranks = [context.Process(target=work, args=(number, world, folder, formats)) for number in range(world)]
-        for process in ranks:
-            process.start()
-        while wait([process.sentinel for process in ranks if process.exitcode is None]):
-            if any(process.exitcode for process in ranks):  # its trace stands above; the others would wait for it
+        ranks = [fork(partial(work, number, world, folder, formats)) for number in range(world)]
+        for _ in ranks:
+            _, status = os.wait()
+            if status:  # its trace stands above, and the others would wait for it
                 for process in ranks:
-                    process.kill()
-        assert [process.exitcode for process in ranks] == [0] * world
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+                raise SystemExit(1)
         found = [torch.load(f"{folder}/{number}.pt") for number in range(world)]
     return {name: [max(numbers) for numbers in zip(*(one[name] for one in found), strict=True)] for name in formats}
+
+
+def fork(job: Callable[[], None]) -> int:
+    """Do a job in a process of its own; gives its number."""
+    if process := os.fork():
+        return process
+    try:
+        job()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
 
 
 def table(found: Mapping[str, Sequence[float]]) -> Iterator[str]:
@@ -304,8 +321,9 @@ def table(found: Mapping[str, Sequence[float]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from tests.distributed.global_batch import differences  # under the name that the ranks know
-
-    for count in map(int, sys.argv[1:] or ["2"]):
-        print(f"{count} processes against one")
-        print("\n".join(table(differences(count, dict.fromkeys(cases(), (torch.float64, torch.float32))))))
+    world, twice, file = int(sys.argv[1]), re.compile(sys.argv[2]), sys.argv[3:]
+    names = {name: 2 if twice.search(name) else 1 for name in cases()}
+    found = differences(world, {name: (torch.float64, torch.float32)[:count] for name, count in names.items()})
+    print(f"{world} processes against one", *table(found), sep="\n")
+    for path in file:
+        Path(path).write_text(json.dumps(found))
