@@ -72,3 +72,12 @@ def test_broken_characters_are_read(tmp_path):
     tokenizer = word_tokenizer(["so happy \ud83d", "nul\0 here"])
     assert tokens(tokenizer, "happy so here") == ["happy", "so", "here"]
     assert not [token for token in tokenizer.get_vocab() if not token.isascii()]
+
+
+def test_a_written_tokenizer_reads_other_scripts_as_the_built_one(tmp_path):
+    texts = ["con bò màu đỏ", "红色的圆", "สีแดง", "a red cat"]
+    build_tokenizer(texts, tmp_path)
+    built, loaded = word_tokenizer(texts), load_tokenizer(tmp_path)
+    for text in (*texts, unicodedata.normalize("NFD", texts[0]).upper()):
+        assert loaded(text)["input_ids"] == built(text)["input_ids"]
+        assert built.unk_token_id not in built(text)["input_ids"]
