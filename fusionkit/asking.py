@@ -9,7 +9,6 @@ from lightning import seed_everything
 from omegaconf import DictConfig
 
 from fusionkit.cli import STORED
-from fusionkit.data.collate import told_cuts
 from fusionkit.data.requests import ASKED, OWN, read_requests
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.overlays import draw_reply
@@ -56,10 +55,8 @@ def answer_own(config: DictConfig) -> None:
     written = {"replies": config.output, "pictures": folder if config.overlay or config.attention else None}
     if told := [f"{what}: {where}" for what, where in written.items() if where]:
         print("   ".join(told))
-    for source, settings in parts.datamodule.sources.items():
-        read, cut = parts.datamodule.cut_texts(source, OWN)
-        if cut:
-            print(told_cuts(source, read, cut, settings.max_length))
+    for line in [line for source in parts.datamodule.sources for line in parts.datamodule.told_cuts(source, OWN)]:
+        print(line)
     _tell_errors(replies)
 
 

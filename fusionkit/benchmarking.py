@@ -124,13 +124,17 @@ def answer(config: DictConfig, parts: Parts, device: torch.device) -> Iterator[A
         helpers = {"itm": parts.tasks["itm"]} if has_contrast and "itm" in parts.tasks else {}
         for split in benchmark.splits:
             found = predict_source(parts.model, chosen | helpers, datamodule, benchmark.name, split, device, options)
-            read, cut = datamodule.cut_texts(benchmark.name, split)
+            notes = notes_on_length(benchmark, *datamodule.cut_texts(benchmark.name, split))
             if rank() > 0:
                 continue
             records = {name: found.get(name + RERANKED, found[name]) for name in chosen}
-            said = f"{cut:,} of the {read:,} texts read were cut at {benchmark.max_length} tokens, the benchmark's max_length"
-            notes = {"length": said} if cut else {}
             yield Answers(benchmark, split, datamodule.samples(benchmark.name, split), chosen, records, notes)
+
+
+def notes_on_length(benchmark: Published, read: int, cut: int) -> dict[str, str]:
+    """A note where texts of the benchmark were not read to their end."""
+    told = f"{cut:,} of the {read:,} texts read were cut at {benchmark.max_length} tokens, the benchmark's max_length"
+    return {"length": told} if cut else {}
 
 
 def tasks_for(benchmark: Published, tasks: Mapping[str, Task[Any]]) -> dict[str, Task[Any]]:

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.asking import oracle_of
 from fusionkit.benchmarking import evaluate_benchmarks
-from fusionkit.data.collate import told_cuts
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.attention import draw_attention
@@ -78,9 +77,7 @@ def said_beside(parts: Parts, objectives: Objectives, roles: Sequence[str]) -> l
         label = source if role == roles[0] else f"{source}_{role}"
         tasks = {name: parts.tasks[name] for name in objectives[source]}
         lines += [f"{label}: {what}: {note}" for what, note in notes_of(tasks, data.samples(source, role)).items()]
-        read, cut = data.cut_texts(source, role)
-        if cut:
-            lines.append(told_cuts(source, read, cut, data.sources[source].max_length))
+        lines += data.told_cuts(source, role)
     return lines
 
 

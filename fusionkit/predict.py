@@ -5,7 +5,6 @@ from omegaconf import DictConfig
 from fusionkit.asking import answer_own
 from fusionkit.benchmarking import predict_benchmarks
 from fusionkit.config import check_top_level
-from fusionkit.data.collate import told_cuts
 from fusionkit.data.requests import ASKED
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
@@ -43,6 +42,6 @@ def predict_share(config: DictConfig) -> None:
             path = folder / "predictions" / f"{source}_{role}_{name}.jsonl"
             write_records(path, records)
             print(f"{len(records):,} predictions: {path}")
-        read, cut = parts.datamodule.cut_texts(source, role)
-        if cut and rank() == 0:
-            print(told_cuts(source, read, cut, parts.datamodule.sources[source].max_length))
+        for line in parts.datamodule.told_cuts(source, role):
+            if rank() == 0:
+                print(line)

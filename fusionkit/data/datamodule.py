@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.data.collate import Collate, new_counts
+from fusionkit.data.collate import Collate, new_counts, told_cuts
 from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData, image_paths
 from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
 from fusionkit.data.loader import Loader
@@ -122,6 +122,11 @@ class DataModule(LightningDataModule):
         found = gather_objects([self.text_counts(source, role).sum(dim=0)])
         read, cut = torch.stack(found).sum(dim=0).tolist()
         return read, cut
+
+    def told_cuts(self, source: str, role: str) -> list[str]:
+        """A sentence about the texts of a role that were cut; none where all were read to their end."""
+        read, cut = self.cut_texts(source, role)
+        return [told_cuts(source, read, cut, self.sources[source].max_length)] if cut else []
 
     def text_counts(self, source: str, role: str) -> Tensor:
         """Where this rank's ``Collate`` counts the texts of a role."""
