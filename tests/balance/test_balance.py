@@ -284,3 +284,14 @@ def test_the_penalty_of_uncertainty_has_the_users_weight():
     found = balancer(losses, {NAMES[0]: 4.0, NAMES[1]: 1.0}, step_of())
     expected = 4 * (math.exp(-0.5) * 2 + 0.25) + 1 * (math.exp(1.0) * 3 - 0.5)
     assert found.loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradnorm_reckons_progress_from_each_objectives_own_first_loss():
+    """Losses of unequal size that fall by the same share have one rate, so equal norms stay where they are."""
+    balancer = started(GradNorm(alpha=1.0, lr=0.1))
+    move = lambda *losses: balancer._move(torch.tensor(losses), torch.ones(2))  # noqa: E731
+    move(8.0, 0.5)
+    move(4.0, 0.25)
+    assert balancer.next_factors.tolist() == [1.0, 1.0]
+    move(4.0, 0.125)  # the second is ahead: rates 1/2 and 1/4, targets 4/3 and 2/3
+    assert balancer.next_factors.tolist() == pytest.approx([1.1, 0.9])

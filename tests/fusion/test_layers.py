@@ -139,6 +139,7 @@ def test_sizes_that_cannot_be():
         Attention(8, 0)
     with pytest.raises(ConfigError, match=r"fusion\.num_layers is 0"):
         stack(0, lambda number: FeedForward(2, 3))
+    assert len(stack(1, lambda number: FeedForward(2, 3))) == 1
     assert [layer[0].out_features for layer in stack(2, lambda number: FeedForward(2, 3 + number))] == [3, 4]
     assert PreNormBlock(WIDTH, HEADS).feed_forward[0].out_features == 4 * WIDTH
     assert PreNormBlock(WIDTH, HEADS, intermediate_size=5).feed_forward[0].out_features == 5
