@@ -64,9 +64,9 @@ def apart(what: str, groups: Sequence[str], ids: Sequence[Id], things: Sequence[
 
 
 def _clash(ids: Sequence[Id], things: Sequence[Hashable]) -> int | None:
-    """The first row whose id is of another thing in a row before it."""
-    owners: dict[Id, Hashable] = {}
-    return next((row for row, id in enumerate(ids) if owners.setdefault(id, things[row]) != things[row]), None)
+    """The first row whose id is of another thing in a row before it; 7 and "7" are one id, as the keys of JSON are texts."""
+    owners: dict[str, Hashable] = {}
+    return next((row for row, id in enumerate(ids) if owners.setdefault(str(id), things[row]) != things[row]), None)
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:

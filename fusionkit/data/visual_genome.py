@@ -8,6 +8,7 @@ from typing import Any
 
 from fusionkit.data.boxes import image_size, usable
 from fusionkit.data.files import add_new, annotation_file, expecting, read_json
+from fusionkit.data.identity import check_id
 from fusionkit.data.images import find_images
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
@@ -16,7 +17,7 @@ from fusionkit.unicode import readable
 IMAGES, QUESTIONS, REGIONS = (
     f"Visual Genome {name}" for name in ("image_data", "question_answers", "region_descriptions")
 )
-ROWS = {QUESTIONS: "qas", REGIONS: "regions"}
+ROWS, IDS = {QUESTIONS: "qas", REGIONS: "regions"}, {QUESTIONS: "qa_id", REGIONS: "region_id"}
 ALL = "train"  # Visual Genome has no splits
 
 
@@ -49,6 +50,7 @@ class VisualGenome:
                 with expecting(path, layout):
                     rows = [(image, row) for image in read_json(path) for row in image[ROWS[layout]]]
                     for image, row in rows:
+                        check_id(row[IDS[layout]], f"a row of image {row['image_id']}", path)
                         _require_known(image, row["image_id"], known, path, self.image_data)
                     found = _questions(rows) if layout == QUESTIONS else _regions(rows, known, path)
                     for image_id, text in found:

@@ -172,6 +172,13 @@ def test_regions_of_visual_genome_are_cut_to_their_image(tmp_path):
 def test_mistakes_in_visual_genome_are_one_sentence(tmp_path, options, sentence):
     with pytest.raises(DataError, match=sentence):
         genome(tmp_path, (1, 1, 2, 2), **options).read("train")
+    (tmp_path / "data.json").unlink()
+    reader = genome(tmp_path, (1, 1, 2, 2))
+    regions = json.loads((tmp_path / "regions.json").read_text())
+    regions[0]["regions"][0]["region_id"] = None
+    write_json(tmp_path / "regions.json", regions)
+    with pytest.raises(DataError, match=r"regions.json has a row of image 5 with the id None"):
+        reader.read("train")
     with pytest.raises(DataError, match=r"region 0 in .* four numbers"):
         genome(tmp_path, (1, 1, "2", 2)).read("train")
     rows = json.loads((tmp_path / "data.json").read_text())

@@ -124,7 +124,8 @@ def test_numbers_of_karpathys_layout_are_ids_only_where_all_files_are_numbered(t
 
 
 def test_ids_are_told_apart_by_their_groups_only_where_they_have_to_be():
-    assert apart("it", ["a", "b"], [1, "1"], [0, 1]) == [1, "1"]
+    assert apart("it", ["a", "b"], [1, "2"], [0, 1]) == [1, "2"]
+    assert apart("it", ["a", "b"], [1, "1"], [0, 1]) == ["a/1", "b/1"]
     assert apart("it", ["a", "b", "b"], [1, 1, 2], [7, 7, 8]) == [1, 1, 2]  # one thing twice
     assert apart("it", ["a", "b", "b"], [1, 1, 2], [7, 8, 9]) == ["a/1", "b/1", "b/2"]
     with pytest.raises(DataError, match="an image has the id 1 twice in b; ids must be unique"):
