@@ -13,9 +13,11 @@ import torch
 from fusionkit.cli import run
 from fusionkit.data.coco import CocoCaptions
 from fusionkit.data.datamodule import DataModule
-from fusionkit.data.images import CorruptImage
+from fusionkit.data.dataset import EvalData
+from fusionkit.data.images import CorruptImage, find_images
 from fusionkit.data.refcoco import RefCOCO
-from fusionkit.data.regions import Detections, pad_regions, read_regions
+from fusionkit.data.regions import Detections, RegionFiles, as_found, pad_regions, read_regions
+from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source
 from fusionkit.data.stores import lmdb_keys
 from fusionkit.encoders.patches import PatchEncoder
@@ -337,3 +339,61 @@ def test_an_lmdb_of_uniter_is_read_in_place_and_converted(tmp_path: Path, capsys
     packed = write_lmdb(tmp_path / "msgpack", {"a.npz": b"\x82"})
     assert run(["data", "convert", "uniter", f"lmdb={packed}", f"root={tmp_path}/out"]) == 1
     assert "whose name ends in _compressed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"conf": np.ones(3)}, r"a.npz has conf \(3,\), beside features \(4, \d+\); expected \(4,\)"),
+        ({"conf": np.ones((4, 2))}, r"has conf \(4, 2\)"),
+        ({"size": np.array(7)}, r"has size \(\), beside"),
+        ({"size": np.array([32, 24, 3])}, r"has size \(3,\), .* expected \(2,\)"),
+        ({"size": np.array([-1, 24])}, r"the size of .*a.npz is \[-1, 24\]"),
+        ({"size": np.array(["32", "24"])}, r"the size of .*a.npz are not all finite numbers"),
+        ({"soft_labels": np.ones((3, 5))}, r"has soft_labels \(3, 5\), .* expected \(4, 5\)"),
+        ({"features": np.full((4, 5), np.nan)}, r"the features of .*a.npz are not all finite numbers"),
+        ({"norm_bb": np.full((4, 6), np.inf)}, r"the norm_bb of .* are not all finite numbers"),
+        ({"features": np.array([["x"] * 5] * 4)}, r"the features of .* are not all finite numbers"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_told(tmp_path, change, told):
+    arrays = {"features": np.ones((4, 5)), "norm_bb": np.zeros((4, 6))}
+    np.savez(tmp_path / "a.npz", **arrays | change)
+    with pytest.raises(DataError, match=told):
+        read_regions(tmp_path / "a.npz", Detections(class_scores="soft_labels" in change))
+    np.savez(tmp_path / "a.npz", **arrays, conf=np.ones(4), size=np.array([32, 24]), soft_labels=np.ones((4, 9)))
+    assert read_regions(tmp_path / "a.npz", Detections(class_scores=True)).size == (32, 24)
+
+
+def test_any_damage_of_an_archive_is_a_corrupt_image(tmp_path):
+    path = write_regions(tmp_path / "a.npz")
+    whole = path.read_bytes()
+    rng, outcomes = np.random.default_rng(0), set()
+    for _ in range(60):
+        start = int(rng.integers(len(whole)))
+        path.write_bytes(whole[:start] + bytes(rng.integers(0, 255, 6, dtype=np.uint8)) + whole[start + 6 :])
+        try:
+            read_regions(path, ALL)
+        except (CorruptImage, DataError) as error:
+            outcomes.add(type(error))
+    assert CorruptImage in outcomes
+
+
+def test_boxes_need_regions_of_their_own_picture(tmp_path):
+    """A detector that saw the picture turned has found other places than the boxes are about."""
+    box = Text(1, "it", {"box": (1.0, 1.0, 4.0, 4.0)})
+    path = write_regions(tmp_path / "a.npz", size=np.array([64, 48]))
+    data = EvalData(
+        [Sample(1, path, {"expressions": (box,)}, (32, 24))], RegionFiles([path], ALL), ["expressions"], as_found
+    )
+    assert data[0].size == (32, 24)
+    write_regions(path, size=np.array([24, 32]))
+    with pytest.raises(DataError, match=r"a.npz is 24 x 32 pixels, which its annotations' 32 x 24 are no scale of"):
+        data[0]
+
+
+def test_the_regions_of_a_picture_are_those_of_its_own_spelling(tmp_path):
+    for name in ("Cat.npz", "cat.npz"):
+        write_regions(tmp_path / name)
+    found = find_images(tmp_path, {1: ["cat.jpg"], 2: ["Cat.jpg"]}, tmp_path / "x.json")
+    assert [found[number].name for number in (1, 2)] == ["cat.npz", "Cat.npz"]
