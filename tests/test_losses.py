@@ -8,13 +8,16 @@ import torch.nn.functional as F
 from torchvision.ops import box_convert, generalized_box_iou
 
 from fusionkit.losses import (
+    IGNORE,
     box_loss,
     contrastive_targets,
     generalized_iou,
+    global_mean,
     masked_cross_entropy,
     soft_binary_cross_entropy,
     soft_cross_entropy,
 )
+from fusionkit.tasks.base import hit_rate
 
 
 def test_soft_cross_entropy_is_torchs_for_probabilities():
@@ -91,3 +94,29 @@ def test_no_row_has_no_loss():
     nothing = torch.zeros(0, 4)
     assert soft_cross_entropy(nothing, nothing) == soft_binary_cross_entropy(nothing, nothing) == 0
     assert [part.item() for part in box_loss(nothing, nothing)] == [0.0, 0.0]
+
+
+def test_rows_to_ignore_teach_nothing_and_are_not_counted():
+    logits, targets = torch.randn(4, 3), torch.tensor([0, IGNORE, 2, IGNORE])
+    expected = F.cross_entropy(logits[[0, 2]], targets[[0, 2]], label_smoothing=0.1)
+    torch.testing.assert_close(masked_cross_entropy(logits, targets, label_smoothing=0.1), expected)
+    assert masked_cross_entropy(logits, torch.full((4,), IGNORE)) == 0
+    best = logits.argmax(dim=1)
+    assert hit_rate(logits, torch.tensor([best[0], IGNORE, (best[2] + 1) % 3, IGNORE]))["accuracy"] == 0.5
+    assert hit_rate(logits, torch.full((4,), IGNORE))["accuracy"] == 0
+    assert hit_rate(logits[:0], targets[:0]) == {}
+
+
+@pytest.mark.parametrize("count", [4, torch.tensor(4)])
+def test_alone_a_mean_is_the_sum_over_the_count(count):
+    assert global_mean(torch.tensor(6.0), count) == 1.5
+    assert global_mean(torch.tensor(0.0), 0 * count) == 0
+
+
+def test_losses_are_in_fp32_at_least():
+    double, low = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.bfloat16)
+    soft, boxes = torch.rand(3, 4), torch.rand(3, 4)
+    losses = (soft_cross_entropy, soft_binary_cross_entropy, lambda x, y: sum(box_loss(x.sigmoid(), y)))
+    for loss, targets in zip(losses, (soft, soft, boxes), strict=True):
+        assert loss(double, targets).dtype == torch.float64
+        assert loss(low, targets).dtype == torch.float32

@@ -80,3 +80,23 @@ def test_upper_layers_that_do_not_fit_are_refused(fusion, options, message):
     text = text_encoder(num_layers=1, give_upper_layers=True)
     with pytest.raises(ConfigError, match=message):
         assemble(image_encoder(), text, lambda **s: fusion(**s, **{"num_layers": 3, "num_heads": 4} | options))
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0.5, 0.01), (0.0, 0.5), (-1, 0.5), (0.01, float("inf")), (float("nan"), 0.5), (0.01,), ("a", 1)]
+)
+def test_a_range_of_temperatures_that_cannot_be_is_refused(bounds):
+    with pytest.raises(
+        ConfigError, match=r"model.temperature_range is \[.*; give two numbers above 0, the lower one first"
+    ):
+        toy_model(temperature_range=bounds)
+
+
+@pytest.mark.parametrize("start", [0.005, 0.6, float("nan")])
+def test_a_temperature_outside_its_range_is_refused(start):
+    with pytest.raises(ConfigError, match=r"model.temperature is .*, outside of model.temperature_range \[0.01, 0.5\]"):
+        toy_model(temperature=start, temperature_range=(0.01, 0.5))
+
+
+def test_a_temperature_may_be_fixed_by_its_range():
+    assert toy_model(temperature=0.05, temperature_range=(0.05, 0.05)).temperature.item() == pytest.approx(0.05)

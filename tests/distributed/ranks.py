@@ -9,11 +9,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from lightning import Callback
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Step, Uncertainty
-from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, join, rank, world_size
+from fusionkit.distributed import (
+    from_rank_zero,
+    gather,
+    gather_objects,
+    gather_with_grad,
+    join,
+    mean_by_name,
+    rank,
+    world_size,
+)
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.evaluation.reranking import Reranking
 from fusionkit.evaluation.run import evaluate_run
@@ -62,11 +72,12 @@ def collectives() -> dict:
         "nothing from rank 0": gather(torch.ones(rank(), 2, dtype=torch.int64)),
         "objects": gather_objects([f"{rank()}{letter}" for letter in "ab"[: rank() + 1]]),
         "from rank zero": from_rank_zero(rank() + 7.0),
+        "by name": mean_by_name({"both": rank() + 1, "one": torch.tensor(5.0)} if rank() else {"both": 0}),
         "world": (rank(), world_size()),
     }
 
 
-def training(folder: Path, artifacts: dict, **options: Any) -> dict:
+def training(folder: Path, artifacts: dict, callbacks: list | None = None, steps: int = 3, **options: Any) -> dict:
     """Three steps of plain DDP, and a validation in which both ranks see the first batch."""
     from lightning import Trainer
 
@@ -83,12 +94,25 @@ def training(folder: Path, artifacts: dict, **options: Any) -> dict:
         "enable_checkpointing": False,
     }
     trainer = Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=3, max_epochs=-1, num_sanity_val_steps=1,
-        use_distributed_sampler=False, default_root_dir=folder, **quiet,
+        accelerator="cpu", devices=2, strategy="ddp", max_steps=steps, max_epochs=-1, num_sanity_val_steps=1,
+        use_distributed_sampler=False, default_root_dir=folder, callbacks=callbacks or [], **quiet,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
     scores = trainer.validate(module, datamodule=data, verbose=False)[0]
-    return {"state": module.state_dict(), "scores": scores, "updates": module.teacher.updates, "world": world_size()}
+    found = {"state": module.state_dict(), "scores": scores, "updates": module.teacher.updates, "world": world_size()}
+    return found | {"skipped": module.finite.count}
+
+
+class SpoilOneRank(Callback):
+    """One image of rank 1 at step 1, and rank 0's gradient at step 2, once the ranks have shared it, are not finite."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: dict, batch_idx: int) -> None:
+        if (trainer.global_step, rank()) == (1, 1):
+            batch["coco"]["pixel_values"][2] = float("nan")
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        if (trainer.global_step, rank()) == (2, 0):
+            next(p for p in module.parameters() if p.grad is not None).grad.fill_(float("inf"))
 
 
 BALANCERS = {
@@ -218,6 +242,7 @@ if __name__ == "__main__":
         "balancing": balancing,
         "matching": matching,
         "evaluating": lambda: evaluating(folder),
+        "spoilt": lambda: training(folder, config, [SpoilOneRank()], steps=5),
         "stages": lambda: training(folder, config, stages=stages),
     }
     found = cases.get(case, lambda: training(folder, config))()

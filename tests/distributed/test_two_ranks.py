@@ -65,6 +65,7 @@ def test_ddp_gradients_are_those_of_one_process_and_parts_may_differ_in_length(r
         assert found["nothing from rank 0"].tolist() == [[1, 1]]
         assert found["objects"] == ["0a", "1a", "1b"]
         assert found["from rank zero"] == 7
+        assert found["by name"] == {"both": 1, "one": 5}
         assert found["world"] == (number, 2)
 
 
@@ -190,3 +191,18 @@ def test_what_ranks_fail_of_is_told_once(monkeypatch, code, mistakes, sentence, 
     with pytest.raises(UserError, match=sentence) as caught:
         run_in_ranks("fusionkit.train:train", OmegaConf.create({"seed": 1}), 2)
     assert caught.value.exit_code == exit_code
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_on_one_rank_is_left_out_on_both(run, capfd):
+    first, second = run("spoilt")
+    assert first["skipped"] == second["skipped"] == 2
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+        assert value.isfinite().all(), name
+    told = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: step")]
+    assert told == [
+        "warning: step 1: the loss of coco/a is not finite (pixels or features that are not finite in images 6 of coco); "
+        "the step is left out (1 so far)",
+        "warning: step 2: the gradient is not finite (images 8, 9, 10, 11 of coco); the step is left out (2 so far)",
+    ]

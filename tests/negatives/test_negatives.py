@@ -10,10 +10,10 @@ from omegaconf import OmegaConf
 
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.momentum import Teacher
-from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
+from fusionkit.negatives import AllRanks, HardNegatives, OfflineNegatives, Queue, RandomNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
-from tests.toys import CONF, choices, toy_batch, toy_dims, toy_model, toy_no_rows
+from tests.toys import CONF, choices, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
 
 OFFLINE = {"100": [101, 103], "101": [100]}
 
@@ -169,3 +169,49 @@ def test_mistakes_are_named(tmp_path):
         OfflineNegatives(str(tmp_path / "list.json"))
     with pytest.raises(ConfigError, match=r"set negatives.pool.text_shape=\[7,6\]"):
         queue(encoded_rows(2, length=7), "captions", torch.arange(2), torch.arange(2))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_similarities_that_are_not_finite_draw_without_a_trace_and_say_so(value):
+    similarity = torch.tensor([[0.0, 1.0, 2.0], [value, 1.0, 2.0]])
+    same = torch.tensor([[True, False, False], [False, True, False]])
+    drawn = HardNegatives(k=2)(similarity, same)
+    assert drawn.entropy.isnan()
+    assert drawn.columns.shape == (2, 2)
+    assert HardNegatives(k=2)(similarity[:1], same[:1]).entropy.isfinite()
+    assert HardNegatives()(similarity, torch.tensor([[True, False, False], [True, False, False]])).entropy.isfinite()
+
+
+@pytest.mark.parametrize("task", ["itm", "ranking", "grounding_gradcam"])
+def test_a_loss_says_that_negatives_could_not_be_drawn(task):
+    torch.manual_seed(0)
+    model = toy_model()
+    task = toy_task(task, toy_dims(model))
+    batch = toy_batch(images=3)
+    encoded = model.encode(batch, [task.reads])
+    assert task(model, batch, encoded).loss.isfinite()
+    encoded.image_feats.data[1] = math.nan  # which the fusion does not read
+    encoded.text_feats[task.reads].data[1] = math.nan
+    assert task(model, batch, encoded).loss.isnan()
+
+
+@pytest.mark.parametrize("part", ["embeds", "pooled", "feats"])
+def test_a_queue_takes_no_rows_of_which_one_is_not_finite(part):
+    torch.manual_seed(0)
+    model, batch = toy_model(), toy_batch(images=2)
+    queue = Queue(5, (17, 32), (9, 32), 16)
+    encoded, keys = model.encode(batch, ["captions"]), batch["image_keys"]
+    queue(encoded, "captions", keys, keys)
+    before = {name: buffer.clone() for name, buffer in queue.named_buffers()}
+    for spoilt in (encoded.image_feats,) if part == "feats" else (getattr(encoded.image, part),):
+        spoilt.data[1] = math.inf
+    queue(encoded, "captions", keys, keys)
+    for name, buffer in queue.named_buffers():
+        assert torch.equal(buffer, before[name]) == name.startswith("image"), name
+    assert (int(queue.image_pointer), int(queue.text_pointer)) == (2, 4)
+
+
+def test_how_many_others_there_are_to_draw_from():
+    assert (HardNegatives().pool.partners(1, 4), HardNegatives().pool.partners(3, 4)) == (0, 2)
+    assert AllRanks().partners(1, 4) == 3
+    assert Queue(5, (17, 32), (9, 32), 16).partners(1, 4) == 5

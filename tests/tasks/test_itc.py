@@ -80,3 +80,19 @@ def test_the_age_of_a_queue_is_the_steps_since_its_entries_were_written():
         assert metrics["queue_age_max"].item() == max(ages, default=0)
         written = [*written, *[step] * 4][-10:]
     assert build()[1](model, batch, model.encode(batch, ["captions"])).metrics == {}
+
+
+def test_a_queue_of_features_takes_none_where_one_is_not_finite():
+    queue = FeatureQueue(4, 2)
+    queue.push(torch.ones(2, 2), torch.tensor([1, 2]))
+    queue.push(torch.tensor([[3.0, 3.0], [3.0, torch.nan]]), torch.tensor([3, 4]))
+    assert queue.keys.tolist() == [1, 2, EMPTY, EMPTY]
+    assert queue.feats.tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
+    queue.push(torch.full((1, 2), 5.0), torch.tensor([5]))
+    assert queue.keys.tolist() == [1, 2, 5, EMPTY]
+
+
+def test_how_many_others_an_image_is_set_against():
+    assert build()[1].partners(1, 1) == 0
+    assert build()[1].partners(2, 3) == 5
+    assert build(queue_size=5)[1].partners(1, 1) == 5

@@ -1,4 +1,4 @@
-"""Which number format "auto" is."""
+"""Which number format "auto" is, and what of a batch a low one rounds."""
 
 import os
 import subprocess
@@ -6,9 +6,14 @@ import sys
 
 import pytest
 import torch
+from lightning import Callback
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision
 
 from fusionkit.training import precision
-from fusionkit.training.precision import PROBED, bf16_gain, resolve_precision
+from fusionkit.training.precision import PROBED, bf16_gain, exact_inputs, resolve_precision
+from tests.toys import toy_batch, toy_model
+from tests.training.fakes import fake_module
+from tests.training.test_module import fit
 
 
 @pytest.mark.parametrize(
@@ -62,3 +67,49 @@ def test_the_gain_is_that_of_bf16_over_fp32(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "__matmul__", timed)
     monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
     assert bf16_gain(2) == 4.0
+
+
+@pytest.mark.parametrize("name", ["bf16-true", "16-true"])
+def test_a_low_precision_rounds_images_alone(name):
+    plugin = HalfPrecision(name)
+    exact_inputs(plugin, "pixel_values")
+    exact_inputs(plugin, "pixel_values")  # once more, for another stage
+    batch = toy_batch(2)
+    batch["image_sizes"][0] = torch.tensor([641.0, 479.0])
+    found = plugin.convert_input({"toy": batch})["toy"]
+    low = {"bf16-true": torch.bfloat16, "16-true": torch.float16}[name]
+    assert found["pixel_values"].dtype == low
+    assert found["image_sizes"][0].tolist() == [641, 479]
+    for kind, fact in (("expressions", "boxes"), ("questions", "answer_scores"), ("hypotheses", "neutral")):
+        assert torch.equal(found[kind][fact], batch[kind][fact])
+    assert torch.equal(found["regions"].features, batch["regions"].features)
+    assert plugin.convert_input(3) == 3
+    exact_inputs(plugin, "regions")
+    found = plugin.convert_input(batch)
+    assert found["regions"].features.dtype == low
+    assert torch.equal(found["regions"].positions, batch["regions"].positions)
+    assert torch.equal(found["regions"].class_scores, batch["regions"].class_scores)
+    assert found["pixel_values"].dtype == torch.float32
+
+
+def test_double_precision_is_for_all_of_a_batch():
+    plugin = DoublePrecision()
+    exact_inputs(plugin, "pixel_values")
+    assert plugin.convert_input(toy_batch(2))["image_sizes"].dtype == torch.float64
+
+
+def test_a_module_has_its_precision_leave_exact_numbers_alone(tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            seen.extend((batch["coco"]["pixel_values"].dtype, batch["coco"]["targets"].dtype))
+
+    fit(tmp_path, fake_module(), callbacks=[Look()], precision="bf16-true", max_steps=1, limit_val_batches=0)
+    assert seen == [torch.bfloat16, torch.float32]
+
+
+def test_regions_are_read_in_a_low_precision_with_exact_positions():
+    model, batch = toy_model(regions=True).to(torch.bfloat16), toy_batch(2)
+    regions = batch["regions"]._replace(features=batch["regions"].features.bfloat16())
+    assert model.encode_image(regions).embeds.dtype == torch.bfloat16
