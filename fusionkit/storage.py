@@ -18,9 +18,8 @@ from fusionkit.errors import DataError
 BEGIN, END = ".fusionkit-", ".tmp"  # of the name of what is not written yet
 ADVICE = "make room, or choose another folder"
 ABANDONED = 3600.0  # seconds without a byte after which a temporary file belongs to no living process
-DISK = {  # what a disk refuses: never a defect of ours, wherever it is raised
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
-}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG)
 
 
 @contextmanager
@@ -90,11 +89,13 @@ def writing(path: Path, advice: str = ADVICE) -> Iterator[None]:
 
 
 def refused(error: OSError) -> DataError | None:
-    """The sentence for what a disk refuses; None for any other error of the system."""
-    if error.errno not in DISK:
-        return None
+    """The sentence for what the disk refuses, which is never a defect of ours; None for any other error of the system."""
     place = f"{error.filename}: " if error.filename else ""
-    return DataError(f"{place}{error.strerror}; {ADVICE} (what was written before is whole)")
+    if error.errno in FULL:
+        return DataError(f"{place}{error.strerror}; {ADVICE} (what was written before is whole)")
+    if error.errno in FORBIDDEN:
+        return DataError(f"{place}{error.strerror}; see to its permissions and its disk, or choose another place")
+    return None
 
 
 def _temporary(place: Path) -> Path:

@@ -176,6 +176,9 @@ def test_what_the_disk_refuses_is_a_sentence_wherever_it_is_met():
     error = OSError(errno.ENOSPC, "No space left on device", "logs/metrics.csv")
     assert str(refused(error)).startswith("logs/metrics.csv: No space left on device; make room")
     assert str(refused(full())).startswith("No space left on device; make room")
+    assert str(refused(PermissionError(errno.EACCES, "Permission denied", "a.json"))) == (
+        "a.json: Permission denied; see to its permissions and its disk, or choose another place"
+    )
     assert refused(FileNotFoundError(errno.ENOENT, "No such file")) is None
     assert isinstance(translate(error), DataError)
     assert translate(FileNotFoundError(errno.ENOENT, "No such file")) is None
