@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -92,6 +93,7 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     register_resolvers()
     see_working_folder()
     logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # it prints what it raises, too
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"  # without the place in our code
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions to us, rather than print them
     shell_line, groups, failures = sys.argv, primary_groups(command.config_name), list[int]()
 
