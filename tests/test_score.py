@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from fusionkit.cli import run
 from fusionkit.config import check_arguments, register_resolvers
 from fusionkit.evaluation.published import Published
+from tests.data.test_boxes import entities
 from tests.toys import CONF, choices
 
 CASES = json.loads((CONF.parent / "tests/evaluation/data/vqa_official_cases.json").read_text())
@@ -215,3 +216,19 @@ def test_every_benchmark_is_built(name: str) -> None:
     assert all(measure.forms for measure in benchmark.measures.values())
     assert set(benchmark.measures) <= set(choices("task"))
     assert benchmark.measures[benchmark.answered_by([])]([], []).rows == []
+
+
+def test_wrong_boxes_of_published_annotations_are_told_in_one_line(tmp_path: Path) -> None:
+    entities(tmp_path, (1, 4, 4, 24, 24), (2, 4, 4, 4, 30))
+    write(tmp_path / "p.json", [{"sent_id": "100/0/0", "bbox": [4, 4, 20, 20]}])
+    files = [f"predictions={tmp_path}/p.json", f"annotations={tmp_path}", f"output={tmp_path}/out", "resamples=20"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fusionkit", "score", "benchmark=flickr30k_entities", *files],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "warning: 1 of 2 boxes are left out; the first: the box [4.0, 4.0, 0.0, 26.0] of entity 2 of"
+    )
