@@ -144,7 +144,7 @@ def _require_same_run(config: DictConfig) -> None:
         if here.get(key) != there.get(key):
             raise ConfigError(
                 f"resume=auto: {path} is of another run ({key} was {there.get(key)}, is {here.get(key)}); choose another "
-                "output_dir=FOLDER, or remove the folder"
+                "output_dir=FOLDER, go on with it as it is now by resume=true, or remove the folder"
             )
 
 

@@ -1,5 +1,6 @@
 """What a run that goes on may change: all that can be applied is, the rest is refused before anything is lost."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def require_state(module: TrainingModule, config: DictConfig, checkpoint: Mappin
 
 def changed(there: DictConfig, here: DictConfig, sections: Iterable[str] = TOLD) -> list[str]:
     """What differs between the configurations of a run before and now, in words."""
+    there = copy.deepcopy(there)
+    OmegaConf.update(there, "output_dir", here.output_dir)  # what lies in the folder has moved with it
     before, now = (
         {key: value for section in sections for key, value in _values(config, section)} for config in (there, here)
     )
