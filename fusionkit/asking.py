@@ -30,7 +30,7 @@ def answer_own(config: DictConfig) -> None:
     Raises DataError at the end, when all others are answered, where an image could not be read.
     """
     _check(config)
-    parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, has_data=False)
+    parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, False, config.trust)
     if config.attention:
         find_layer(parts.model, config.layer)
     requests = read_requests(config.image, {word: config[word] for word in ASKED}, parts.model.image_encoder.reads)

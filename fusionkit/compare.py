@@ -1,9 +1,10 @@
 """``fusionkit compare``: runs beside a baseline as tables, plots and one page, without torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -22,7 +23,10 @@ from fusionkit.reporting.record import RunRecord
 from fusionkit.reporting.side_by_side import examples
 from fusionkit.schemas import CompareConfig
 from fusionkit.storage import write_text
+from fusionkit.trust import require_trusted_block
 
+# of a configuration that is no run's, and DataError, which is a ValueError
+MISFITS = (KeyError, TypeError, ValueError, AttributeError)
 NO_RUNS = "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"
 
 
@@ -36,8 +40,11 @@ def compare(config: DictConfig) -> None:
             raise ConfigError(f"{key} is {config[key]}, but has to be a number from {least} up")
     if not (runs := _list("runs", config.runs)):
         raise ConfigError(NO_RUNS)
+    records = read_runs(runs)
+    if config.examples:
+        require_readers(records, config.trust)
     comparison = compare_runs(
-        read_runs(runs),
+        records,
         config.baseline,
         _list("metrics", config.metrics),
         config.group_seeds,
@@ -69,23 +76,41 @@ def _list(key: str, value: object) -> list[str]:
     return list(found)
 
 
+def require_readers(runs: Sequence[RunRecord], trust: object) -> None:
+    """Raise ConfigError where the samples of a run, which the page shows, would be read by a reader that is not ours."""
+    for run in runs:
+        for label in run.samples:
+            try:
+                place, block, _ = reading(run, label)
+                reader = block["reader"]
+            except MISFITS:  # a run that does not say how its data are read has no examples
+                continue
+            try:
+                require_trusted_block(reader, "data", f"{place}.reader", f"run {run.paths[0]}", trust)
+            except ConfigError as error:
+                raise ConfigError(f"{error}, or show no samples: examples=0") from None
+
+
+def reading(run: RunRecord, label: str) -> tuple[str, Mapping[str, Any], Sequence[str]]:
+    """Where a run's configuration says how the samples of a file of rows are read, what it says, and of which splits."""
+    scored = run.samples[label]
+    name = scored.prefix.partition("/")[0]
+    if scored.split is not None:
+        return f"benchmark.{name}", run.benchmarks[name], [scored.split]
+    sources = run.config["data"]["sources"]
+    source = max((known for known in sources if f"{name}_".startswith(f"{known}_")), key=len)
+    return f"data.sources.{source}", sources[source], sources[source]["splits"][name[len(source) + 1 :] or scored.role]
+
+
 def samples_of(run: RunRecord, label: str) -> Sequence[Sample]:
     """The samples that one of the run's files of rows is about, read by the reader of its configuration.
 
     Empty where the data, or the reader, are gone: a report does without the examples then.
     """
-    scored = run.samples[label]
-    name = scored.prefix.partition("/")[0]
     try:
-        if scored.split is not None:
-            block, splits = run.benchmarks[name], [scored.split]
-        else:
-            sources = run.config["data"]["sources"]
-            source = max((known for known in sources if f"{name}_".startswith(f"{known}_")), key=len)
-            block = sources[source]
-            splits = block["splits"][name[len(source) + 1 :] or scored.role]
+        _, block, splits = reading(run, label)
         with chdir(run.base):  # what the paths of a configuration start from
             found = [sample for split in splits for sample in instantiate(block["reader"]).read(split)]
-    except (InstantiationException, DataError, KeyError, ValueError, OSError):
+    except (InstantiationException, OSError, *MISFITS):
         return []
     return [replace(sample, image=run.base / sample.image) for sample in found]

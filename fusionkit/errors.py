@@ -36,6 +36,11 @@ def refusals(section: str) -> Iterator[None]:
         raise ConfigError(f"{section}: {str(error).splitlines()[0]}") from error
 
 
+def install_extra(name: str) -> str:
+    """The tail of a sentence about a package that an extra brings: how to install it, from the sources of fusionkit."""
+    return f"run in fusionkit's repository: pip install '.[{name}]'"
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """The tail of a sentence about an unknown name: the nearest known one, then all of them."""
     known = sorted(str(choice) for choice in choices)

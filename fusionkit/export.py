@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from fusionkit.config import check_top_level
 from fusionkit.errors import ConfigError
 from fusionkit.schemas import ExportConfig
+from fusionkit.trust import packages
 
 
 def export(config: DictConfig) -> None:
@@ -20,11 +21,12 @@ def export(config: DictConfig) -> None:
 
     output = Path(config.output)
     if config.layout is None:
-        export_into(output, from_pretrained(config.checkpoint))
+        export_into(output, from_pretrained(config.checkpoint, packages(config.trust)))
     else:
         if config.hub:
             raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
-        write_published(output, from_pretrained(config.checkpoint), _published_layout(config.layout))
+        pretrained = from_pretrained(config.checkpoint, packages(config.trust))
+        write_published(output, pretrained, _published_layout(config.layout))
     print(f"wrote {output}")
     if config.hub:
         print(f"uploaded to {upload(output, config.hub)}")

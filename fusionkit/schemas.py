@@ -42,6 +42,7 @@ class RestoreConfig:
     """What ``fusionkit evaluate`` and ``predict`` share; what lies below the sections is the checkpoint's to know."""
 
     checkpoint: str = MISSING
+    trust: Any = None  # packages whose parts a stored configuration may name, beside our own
     split: Any = None
     sources: Any = None
     output_dir: str | None = None
@@ -116,6 +117,7 @@ class CompareConfig:
     """The top level of ``fusionkit compare``."""
 
     runs: Any = MISSING
+    trust: Any = None
     baseline: str | None = None
     metrics: Any = None
     group_seeds: bool = MISSING
@@ -131,5 +133,6 @@ class ExportConfig:
 
     checkpoint: str = MISSING
     output: str = MISSING
+    trust: Any = None
     layout: str | None = None
     hub: str | None = None

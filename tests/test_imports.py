@@ -24,6 +24,7 @@ RULES = {
     "storage": {"fusionkit.errors"},
     "tensor_files": TENSORS | {"fusionkit.storage", "xxhash"},
     "unicode": {"fusionkit.errors"},
+    "names": set(),
     "account": {"fusionkit.errors", "wandb"},
     "types": {"torch"},
     "losses": TENSORS | {"fusionkit.distributed"},
@@ -90,7 +91,7 @@ FORBIDDEN = {  # rooms that may import much, but not this
 FROM_CONFIG = ("launch", "checks", "folder", "artifacts", "restore", "resume", "vocabulary")
 HYDRA_ROOMS = {f"training/{name}" for name in FROM_CONFIG} | ENTRY
 HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "pretrained", "write")}
-HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading"}
+HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading", "trust"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

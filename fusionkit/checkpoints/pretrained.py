@@ -1,17 +1,18 @@
 """``from_pretrained``: a checkpoint of ours as a network that is ready to use, without its data."""
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fusionkit.checkpoints.build import Network, build_network
 from fusionkit.checkpoints.source import local
 from fusionkit.errors import DataError
 from fusionkit.training.artifacts import tokenizer_from
-from fusionkit.training.restore import forget_files, load_weights, read_checkpoint
+from fusionkit.training.restore import forget_files, load_weights, read_checkpoint, text_config_of
+from fusionkit.trust import NETWORK, read_stored, require_trusted
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,18 @@ class Pretrained(Network):
         return self.artifacts.get("origin")
 
 
-def from_pretrained(path: str | Path) -> Pretrained:
-    """Load what ``fusionkit import`` or ``export`` wrote, or a checkpoint of a run; weights load strictly, no code is run.
+def from_pretrained(path: str | Path, trust: Sequence[str] = ()) -> Pretrained:
+    """Load what ``fusionkit import`` or ``export`` wrote, or a checkpoint of a run; weights load strictly.
 
-    ``path`` may also name a model on the Hugging Face hub that ``export`` uploaded, OWNER/NAME.
+    ``path`` may also name a model on the Hugging Face hub that ``export`` uploaded, OWNER/NAME. What its configuration
+    names is built where it is fusionkit's own, or of a package in ``trust``; ConfigError names what is neither.
     """
     path = local(path)
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
-    config = OmegaConf.create(artifacts["config"])
-    assert isinstance(config, DictConfig)
-    forget_files(config, json.loads(artifacts["text_encoder"]))
+    config = read_stored(artifacts["config"], path, trust)
+    forget_files(config, text_config_of(artifacts, path))
+    require_trusted(config, (*NETWORK, "teacher"), f"checkpoint {path}", trust)
     files = artifacts["tokenizer"]
     tokenizer = tokenizer_from(files) if files else None
     words = tokenizer if tokenizer is not None else artifacts.get("ids")

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.errors import ConfigError, DataError, UserError, install_extra
 
 ZIP = b"PK"  # what a zip file, and so an npz file, begins with
 
@@ -47,7 +47,7 @@ def _open(folder: Path, process: int) -> Any:
         lmdb = importlib.import_module("lmdb")
     except ImportError:
         raise ConfigError(
-            f"{folder} is an lmdb, and the package lmdb is not installed; run: pip install 'fusionkit[regions]'"
+            f"{folder} is an lmdb, and the package lmdb is not installed; {install_extra('regions')}"
         ) from None
     try:
         store = lmdb.open(str(folder), readonly=True, create=False, lock=False)

@@ -11,8 +11,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Splits
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, UserError
+from fusionkit.names import is_file_name
 from fusionkit.unicode import UNSPACED, readable
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
@@ -65,7 +67,10 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
             "transformers tokenizer was saved to, or the name of one on the hub"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        require_own_files(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
@@ -79,3 +84,18 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
         lack = f"has no {' and no '.join(missing)} token" if missing else "is not a fast tokenizer"
         raise ConfigError(f"tokenizer: '{name}' {lack}; choose a BERT-like tokenizer such as bert-base-uncased")
     return tokenizer
+
+
+def require_own_files(name: str) -> None:
+    """Raise ConfigError where a tokenizer's own configuration names files elsewhere, which would be read in place of its own.
+
+    What transformers wrote there of old, ``special_tokens_map_file``, it does not read.
+    """
+    said = get_tokenizer_config(name, trust_remote_code=False)
+    files = {key: value for key, value in said.items() if key.endswith(("_file", "_files"))}
+    for key, value in files.items():
+        named = value if isinstance(value, list) else [value]
+        if key != "special_tokens_map_file" and not all(each is None or is_file_name(each) for each in named):
+            raise ConfigError(
+                f"tokenizer: tokenizer_config.json of '{name}' says that its {key} is {value!a}, outside of it"
+            )

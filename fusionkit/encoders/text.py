@@ -15,6 +15,15 @@ from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.types import Tokens
 
 UNLISTED = {"flava_text_model": FlavaTextModel}  # towers that AutoModel does not know
+CODE = (  # what a configuration names that transformers would fetch and run
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "use_kernels",
+    "quantization_config",
+)
 POOLS = ("cls", "last", "mean")
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
 
@@ -195,7 +204,7 @@ def _plain_tower(config: Any) -> dict[str, Any]:
 
 
 def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
-    fields = {"vocab_size": vocab_size} | dict(config)
+    fields = {"vocab_size": vocab_size} | {key: value for key, value in config.items() if key not in CODE}
     try:
         built = AutoConfig.for_model(**fields)
     except (TypeError, ValueError) as error:
@@ -205,7 +214,7 @@ def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
     try:
         if built.model_type in UNLISTED:
             return UNLISTED[built.model_type]._from_config(built, **_plain_tower(built))
-        return AutoModel.from_config(built, **_plain_tower(built))
+        return AutoModel.from_config(built, trust_remote_code=False, **_plain_tower(built))
     except ValueError as error:
         raise ConfigError(f"text_encoder.config: {str(error).splitlines()[0]}") from error
 
@@ -217,10 +226,15 @@ def _load(pretrained: str, overrides: Mapping[str, Any]) -> PreTrainedModel:
             f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id"
         )
     try:
-        config = AutoConfig.from_pretrained(pretrained, **overrides)
+        config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **overrides)
         with _quiet_loading():
             tower, report = AutoModel.from_pretrained(
-                pretrained, config=config, dtype=torch.float32, output_loading_info=True, **_plain_tower(config)
+                pretrained,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **_plain_tower(config),
             )
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]

@@ -15,6 +15,7 @@ from fusionkit.reporting.joining import join, named
 from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored
 from fusionkit.reporting.run_files import part, read_csv, read_details, read_json, read_rows, read_yaml
+from fusionkit.trust import as_texts
 
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
@@ -186,9 +187,12 @@ def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With references filled in, as W&B has them; as it stands where one needs what this machine lacks."""
+    """With references filled in, as W&B has them; as it stands where one needs what this machine lacks.
+
+    What asks for anything of this machine, such as its environment, stays text: the page may go to others.
+    """
     try:
-        resolved: Any = OmegaConf.to_container(OmegaConf.create(dict(config)), resolve=True)
+        resolved: Any = OmegaConf.to_container(OmegaConf.create(as_texts(dict(config))), resolve=True)
     except OmegaConfBaseException:
         return config
     return resolved

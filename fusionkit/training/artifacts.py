@@ -14,7 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from fusionkit import __version__
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.model import VisionLanguageModel
+from fusionkit.names import is_file_name
 
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "transformers", "hydra-core")
 
@@ -51,11 +53,19 @@ def tokenizer_files(tokenizer: Any) -> dict[str, str]:
 
 
 def tokenizer_from(files: dict[str, str]) -> Any:
-    """The tokenizer that ``tokenizer_files`` took apart."""
+    """The tokenizer that ``tokenizer_files`` took apart; DataError where a name among them leads elsewhere."""
+    for name, text in files.items():
+        if not is_file_name(name) or not isinstance(text, str):
+            raise DataError(
+                f"the checkpoint's tokenizer has a file named {name!a}, which is no plain name of a text file"
+            )
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
             (Path(folder) / name).write_text(text, encoding="utf-8")
-        return load_tokenizer(folder)
+        try:
+            return load_tokenizer(folder)
+        except ConfigError as error:
+            raise DataError(f"the checkpoint's own {str(error).replace(folder, 'tokenizer')}") from error
 
 
 def git_commit() -> str | None:

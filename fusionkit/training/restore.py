@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor, nn
 
 from fusionkit.checkpoints.directory import is_directory, read_directory
-from fusionkit.config import check_arguments, check_objectives
+from fusionkit.config import check_arguments, check_objectives, leaves
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.tensor_files import read_tensors
@@ -17,7 +17,9 @@ from fusionkit.training.artifacts import tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
 from fusionkit.training.vocabulary import carry_answers
 from fusionkit.training.weights import require_fit
+from fusionkit.trust import NETWORK, read_stored, require_trusted, targets
 
+BUILT = (*NETWORK, "data", "evaluation", "trainer")  # of a stored configuration, to evaluate and predict
 Checkpoint = dict[str, Any]
 
 
@@ -44,32 +46,57 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return content
 
 
-def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = True) -> Parts:
+def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = True, trust: object = ()) -> Parts:
     """The data, model and tasks of a checkpoint, with its weights; ``overrides`` change keys that its configuration has.
 
-    Without ``has_data`` the checkpoint is enough: none of the files that the run read are looked for.
+    Without ``has_data`` the checkpoint is enough: none of the files that the run read are looked for. What its
+    configuration names is built where it is ours, or of a package in ``trust``.
     """
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
-    config = OmegaConf.create(artifacts["config"])
-    OmegaConf.set_struct(config, True)
-    config = OmegaConf.merge(config, overrides)
+    stored = read_stored(artifacts["config"], path, trust)
+    OmegaConf.set_struct(stored, True)
+    config = OmegaConf.merge(stored, overrides)
     assert isinstance(config, DictConfig)
-    if "root" in overrides.get("data", {}):
-        # a folder that the user names is there, or the name is wrong
-        OmegaConf.update(config, "data.prepare", None, force_add=True)
+    forget_writing(config, overrides)
     check_objectives(config)
-    check_arguments(config)
-    forget_files(config, json.loads(artifacts["text_encoder"]))
+    forget_files(config, text_config_of(artifacts, path))
+    answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
+    if answers:  # the rule that made them has nothing left to do
+        OmegaConf.update(config, "data.answers", None, force_add=True)
     if not has_data:
         forget_data(config, artifacts["answers"])
-    answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
+    require_trusted(config, BUILT, f"checkpoint {path}", trust, overrides)
+    check_arguments(OmegaConf.masked_copy(config, list(BUILT)))
     restored: dict[str, Any] = {"answers": AnswerVocabulary(answers)} if answers else {}
     if tokenizer is not None:
         restored["tokenizer"] = tokenizer_from(tokenizer)
     parts = build_parts(config, has_data, **restored)
     load_weights(nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)}), checkpoint, path)
     return parts
+
+
+def text_config_of(artifacts: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says of its text encoder, values alone; DataError where it is anything else."""
+    try:
+        found = json.loads(artifacts["text_encoder"])
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise DataError(f"checkpoint {path}: its text_encoder is no json ({error})") from error
+    named = [place for place, _ in targets(found, "text_encoder")]
+    named += [place for place, value in leaves(found, "text_encoder") if isinstance(value, str) and "${" in value]
+    if named or not isinstance(found, dict):
+        raise DataError(
+            f"checkpoint {path}: {(named or ['text_encoder'])[0]} is no plain value of a text encoder's sizes"
+        )
+    return found
+
+
+def forget_writing(config: DictConfig, overrides: Mapping[str, Any]) -> None:
+    """A stored configuration makes no data and says not where files are written: the command line does."""
+    OmegaConf.update(config, "data.prepare", None, force_add=True)
+    options = (overrides.get("evaluation") or {}).get("options") or {}
+    if "cache" not in options and OmegaConf.select(config, "evaluation.options") is not None:
+        OmegaConf.update(config, "evaluation.options.cache", None, force_add=True)
 
 
 def forget_files(config: DictConfig, text_config: Mapping[str, Any]) -> None:
@@ -98,7 +125,7 @@ def start_from(config: DictConfig, checkpoint: Checkpoint, path: str | Path) -> 
     Raises ConfigError for one that was imported for images of another size.
     """
     artifacts = checkpoint["fusionkit"]
-    own = OmegaConf.create(artifacts["config"])
+    own = read_stored(artifacts["config"], path)
     there, here = (
         stored.image_encoder.get("img_size", stored.image_encoder.get("image_size")) for stored in (own, config)
     )
@@ -107,11 +134,11 @@ def start_from(config: DictConfig, checkpoint: Checkpoint, path: str | Path) -> 
             f"checkpoint={path} was imported for images of {there} pixels, but the run's have {here}; import it again with "
             f"image_size={here}, which resizes its positions"
         )
-    forget_weights(config, json.loads(artifacts["text_encoder"]))
+    forget_weights(config, text_config_of(artifacts, path))
 
 
 def forget_data(config: DictConfig, answers: Any) -> None:
-    """Build without the data's own files: any place for its folder, and no boxes of a detector.
+    """Build without the data's own files: any place for its folder, no reader, and no boxes of a detector.
 
     ConfigError where answers would be read off training questions; a list that the configuration names is another file.
     """
@@ -122,6 +149,8 @@ def forget_data(config: DictConfig, answers: Any) -> None:
             "the checkpoint carries no list of answers to choose from; give the one that it was trained with, a .json file, "
             "as data.answers=FILE"
         )
+    for source in config.data.sources.values():
+        source.update({key: None for key in ("reader", "augment") if key in source})
     for task in config.task.values():
         if "proposals" in task:
             task.proposals = None

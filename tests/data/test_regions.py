@@ -312,7 +312,7 @@ def test_an_lmdb_without_its_package_is_one_sentence(tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "lmdb", None)
     assert run(["data", "convert", "uniter", f"lmdb={tmp_path}/db", f"root={tmp_path}/out"]) == 2
     (sentence,) = capsys.readouterr().err.splitlines()
-    assert "run: pip install 'fusionkit[regions]'" in sentence
+    assert "run in fusionkit's repository: pip install '.[regions]'" in sentence
     assert run(["data", "convert", "uniter", f"lmdb={tmp_path}", f"root={tmp_path}/out"]) == 2
     assert f"did you mean {tmp_path}/db?" in capsys.readouterr().err
 

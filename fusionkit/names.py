@@ -1,0 +1,23 @@
+"""Names that stand in files, where they become the names of other files: they never lead out of a folder."""
+
+import os
+import re
+from pathlib import Path
+
+LONGEST = 200  # bytes; file systems take 255, and endings are added
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a name is that of one file in a folder: no separator, no ``..``, not hidden, no control character."""
+    return (
+        isinstance(name, str)
+        and re.fullmatch(r"[^/\\\x00-\x1f\x7f]+", name) is not None
+        and not name.startswith(".")
+        and len(name.encode("utf-8", "replace")) <= LONGEST
+    )
+
+
+def is_inside(folder: str | Path, name: str) -> bool:
+    """Whether ``folder / name`` lies in the folder, going by the words alone; links that the user made there are his own."""
+    base, path = (os.path.abspath(place) for place in (folder, os.path.join(folder, name)))
+    return "\0" not in name and path != base and os.path.commonpath([base, path]) == base

@@ -1,0 +1,288 @@
+"""What a stored configuration may build. One that the user composes is his own; one that came in a file is data.
+
+Every ``_target_``, and every ``path`` that ``hydra.utils.get_object`` and its like look up, is checked by its name before
+anything is imported, then as the object that the name leads to. What is not in the table needs ``trust=[PACKAGE]``.
+"""
+
+import importlib.util
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fusionkit.config import leaves, target_blocks
+from fusionkit.errors import ConfigError, DataError
+
+LAYERS = ("torch.nn.", "timm.layers.", "transformers.activations.")
+TABLE: Mapping[str, tuple[str, ...]] = {
+    # by section of a configuration: what it may build. An entry that ends in "." is a module or package, of which classes,
+    # functions and constants that are defined in it are parts; any other is one name. No entry writes, deletes or starts.
+    "image_encoder": ("fusionkit.encoders.", *LAYERS),
+    "text_encoder": ("fusionkit.encoders.", *LAYERS),
+    "fusion": ("fusionkit.fusion.", *LAYERS),
+    "model": ("fusionkit.model.VisionLanguageModel", "fusionkit.model.assemble"),
+    "teacher": ("fusionkit.momentum.MomentumTeacher",),
+    "negatives": ("fusionkit.negatives.",),
+    "task": (
+        "fusionkit.tasks.",
+        "fusionkit.fusion.",
+        "fusionkit.negatives.",
+        "fusionkit.model.text_decoder",
+        "fusionkit.evaluation.benchmarks.",
+        "fusionkit.evaluation.captioning.CaptionMeasure",
+        "fusionkit.evaluation.grounding.GroundingMeasure",
+        "fusionkit.evaluation.labels.EntailmentMeasure",
+        "fusionkit.evaluation.labels.NLVR2Measure",
+        "fusionkit.evaluation.ranking.RetrievalMeasure",
+        "fusionkit.evaluation.vqa.VQAMeasure",
+        *LAYERS,
+    ),
+    "data": (
+        "fusionkit.data.answers.AnswerVocabulary",
+        "fusionkit.data.answers.AnswerVocabulary.build",
+        "fusionkit.data.caption_lists.",
+        "fusionkit.data.cleaning.",
+        "fusionkit.data.coco.",
+        "fusionkit.data.datamodule.DataModule",
+        "fusionkit.data.flickr30k_entities.",
+        "fusionkit.data.joint.",
+        "fusionkit.data.nlvr2.",
+        "fusionkit.data.refcoco.",
+        "fusionkit.data.regions.Detections",
+        "fusionkit.data.snli_ve.",
+        "fusionkit.data.source.Source",
+        "fusionkit.data.transforms.Augment",
+        "fusionkit.data.visual_genome.",
+        "fusionkit.data.vqa.",
+    ),
+    "evaluation": (
+        "fusionkit.evaluation.prediction.EvaluationOptions",
+        "fusionkit.evaluation.reranking.Reranking",
+    ),
+    "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer", "lightning.pytorch.strategies."),
+    "balance": ("fusionkit.balance.",),
+    "optimizer": ("fusionkit.training.optim.build_optimizer", "fusionkit.training.muon.build_muon", "torch.optim."),
+    "scheduler": ("fusionkit.training.schedule.", "torch.optim.lr_scheduler."),
+    "stages": ("fusionkit.training.stages.Stage",),
+    "callbacks": ("fusionkit.training.callbacks.", "fusionkit.training.diagnostics.", "fusionkit.training.progress."),
+    "logger": ("fusionkit.training.loggers.ScoreWandbLogger", "lightning.pytorch.loggers."),
+}
+BASES = {  # of another library's module only the classes below one of its own
+    "torch.nn.": "torch.nn.modules.module.Module",
+    "timm.layers.": "torch.nn.modules.module.Module",
+    "transformers.activations.": "torch.nn.modules.module.Module",
+    "torch.optim.": "torch.optim.optimizer.Optimizer",
+    "torch.optim.lr_scheduler.": "torch.optim.lr_scheduler.LRScheduler",
+    "lightning.pytorch.strategies.": "lightning.pytorch.strategies.strategy.Strategy",
+    "lightning.pytorch.loggers.": "lightning.pytorch.loggers.logger.Logger",
+}
+NETWORK = ("image_encoder", "text_encoder", "fusion", "model", "task")  # what is built of any checkpoint
+GETTERS = tuple(f"hydra.utils.get_{kind}" for kind in ("object", "class", "method"))
+RESOLVERS = ("package_file", "first_of", "oc.select")  # of ${name:...}, those that read nothing of this machine
+NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+ESCAPED = re.compile(r"\\*\$\{")
+DEEPEST = 60  # levels of a configuration
+
+
+def read_stored(text: Any, origin: str | Path, trust: object = ()) -> DictConfig:
+    """A configuration as it stands in a file, ``origin``; raises DataError where it is none.
+
+    What asks for anything of this machine (``${oc.env:...}``) stays text, unless ``trust`` names its resolver.
+    """
+    if fault := fault_of_yaml(text):
+        raise DataError(f"{origin}: its configuration {fault}; it was not written by fusionkit")
+    try:
+        config = OmegaConf.create(text)
+        plain = OmegaConf.to_container(config, resolve=False)
+        config = OmegaConf.create(as_texts(plain, packages(trust)))
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{origin}: its configuration cannot be read ({reason})") from error
+    if not isinstance(config, DictConfig):
+        raise DataError(f"{origin}: its configuration is no mapping of keys; it was not written by fusionkit")
+    return config
+
+
+def fault_of_yaml(text: Any) -> str | None:
+    """Why a text is no stored configuration, if it is none.
+
+    It is no yaml, or has aliases, by which a few lines become millions, or is nested more deeply than any of ours.
+    """
+    if not isinstance(text, str):
+        return f"is no text but {type(text).__name__}"
+    depth = 0
+    try:
+        for event in yaml.parse(text, LOADER):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                return f"has aliases (*{event.anchor}), which no configuration of ours has"
+            if depth > DEEPEST:
+                return f"is more than {DEEPEST} levels deep"
+    except (yaml.YAMLError, ValueError) as error:
+        return f"is not valid yaml ({' '.join(str(error).split())[:200]})"
+    return None
+
+
+def as_texts(node: Any, trusted: Sequence[str] = ()) -> Any:
+    """A plain configuration in which texts that call a resolver which is not ours, nor trusted, are texts and no calls."""
+    if isinstance(node, dict):
+        return {key: as_texts(child, trusted) for key, child in node.items()}
+    if isinstance(node, list):
+        return [as_texts(child, trusted) for child in node]
+    if isinstance(node, str) and foreign_resolver(node, trusted):
+        return ESCAPED.sub(
+            r"\\${", node
+        )  # of two backslashes the first would escape the second, and the call be one again
+    return node
+
+
+def foreign_resolver(text: str, trusted: Sequence[str] = ()) -> str | None:
+    """The first resolver that a text calls which is not one of ours, nor trusted, if there is one."""
+    for start in re.finditer(r"\$\{", text):
+        called = re.match(r"\s*([^{}\[\]]*?)\s*([:${}\[]|$)", text[start.end() :])
+        name, end = called.groups() if called else ("", "")
+        if end == "$":  # a name that is itself looked up can become any
+            return "${"
+        if end == ":" and name not in (*RESOLVERS, *trusted):
+            return name
+    return None
+
+
+def packages(trust: object) -> tuple[str, ...]:
+    """``trust`` as names of packages; raises ConfigError for what is none."""
+    names = [trust] if isinstance(trust, str) else list(trust) if isinstance(trust, Iterable) else [trust]
+    if names == [None]:
+        return ()
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name):
+            raise ConfigError(f"trust names {name!r}, but takes names of packages: trust=[my_package]")
+    return tuple(names)
+
+
+def require_trusted(
+    config: DictConfig,
+    sections: Iterable[str],
+    origin: str | Path,
+    trust: object = (),
+    own: Mapping[str, Any] | None = None,
+) -> None:
+    """Raise ConfigError unless these sections of a stored configuration build what the table lets them, or ``trust`` names.
+
+    ``own`` is what the user laid over it, and is not asked about.
+    """
+    given = {place for place, _ in leaves(OmegaConf.to_container(OmegaConf.create(dict(own or {})), resolve=False))}
+    trusted, stored = packages(trust), OmegaConf.to_container(config, resolve=False)
+    assert isinstance(stored, dict)
+    for section in sections:
+        for place, value in leaves(stored.get(section), section):
+            if place not in given:
+                _require_known_resolver(place, value, origin, trusted)
+        if config.get(section) is None:
+            continue
+        resolved = OmegaConf.to_container(config[section], resolve=True)
+        for place, name in targets(resolved, section):
+            if place not in given:
+                require_part(place, name, origin, TABLE[section], trusted)
+
+
+def require_trusted_block(block: Any, section: str, place: str, origin: str | Path, trust: object = ()) -> None:
+    """The same for one plain block, found at ``place``, of the kind of a section."""
+    trusted = packages(trust)
+    for inner, value in leaves(block, place):
+        _require_known_resolver(inner, value, origin, trusted)
+    for inner, name in targets(block, place):
+        require_part(inner, name, origin, TABLE[section], trusted)
+
+
+def _require_known_resolver(place: str, value: Any, origin: str | Path, trusted: Sequence[str]) -> None:
+    name = foreign_resolver(value, trusted) if isinstance(value, str) else None
+    if name is not None:
+        fix = "write its value there" if name == "${" else f"add trust=[{name}] if you trust who wrote it"
+        raise ConfigError(
+            f"{origin}: {place} is {_short(ESCAPED.sub('${', value))}, which a stored configuration does not get from this "
+            f"machine; {fix}"
+        )
+
+
+def targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """All that a plain configuration names to be built or looked up, each with the key that names it."""
+    for key, block in target_blocks(node, place):
+        yield f"{key}._target_", block["_target_"]
+        if block["_target_"] in GETTERS:
+            # without a path of its own it would look up what it is called with
+            is_plain = "_args_" not in block and not block.get("_partial_")
+            yield f"{key}.path", block.get("path") if is_plain else None
+
+
+def require_part(place: str, name: Any, origin: str | Path, allowed: Sequence[str], trusted: Sequence[str]) -> None:
+    """Raise ConfigError unless a name is one of the ``allowed`` entries, or of a trusted package; imports nothing else."""
+    if name in GETTERS and place.endswith("._target_"):
+        return
+    if isinstance(name, str) and NAME.fullmatch(name) and "._" not in name:
+        top = name.partition(".")[0]
+        if top != "fusionkit" and any(f"{name}.".startswith(f"{package}.") for package in trusted):
+            return
+        if any(_is_part(name, entry) for entry in allowed):
+            return
+        if top != "fusionkit":
+            raise ConfigError(
+                f"{origin}: {place} is {_short(name)}, which a stored configuration does not build by itself: it would run "
+                f"code of {top}; add trust=[{top}] if you trust who wrote it"
+            )
+    raise ConfigError(
+        f"{origin}: {place} is {_short(name)}, which is no part that fusionkit builds there; the file was not written by "
+        "fusionkit, or not by this version"
+    )
+
+
+def _short(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _is_part(name: str, entry: str) -> bool:
+    """Whether a name is that of an entry, and leads to what is defined there."""
+    if not (name.startswith(entry) if entry.endswith(".") else name == entry):
+        return False
+    module, rest = _module_of(name)
+    found: Any = module
+    for part in rest:
+        found = vars(found).get(part) if isinstance(found, ModuleType) else getattr(found, part, None)
+    if not entry.endswith("."):
+        return found is not None and not isinstance(found, ModuleType)
+    if len(rest) != 1 or module is None:
+        return False
+    base = BASES.get(entry)
+    if base is not None:
+        return isinstance(found, type) and base in {f"{each.__module__}.{each.__qualname__}" for each in found.__mro__}
+    home = found if isinstance(found, type | FunctionType) else type(found)
+    return f"{home.__module__}.".startswith(entry)
+
+
+def _module_of(name: str) -> tuple[ModuleType | None, list[str]]:
+    """The innermost module of a dotted name, each imported by its own name, and what is left of the name."""
+    parts, module = name.split("."), None
+    for count in range(1, len(parts) + 1):
+        if module is not None and not hasattr(module, "__path__"):
+            return module, parts[count - 1 :]
+        if module is not None and not _is_module(module, parts[count - 1]):
+            return module, parts[count - 1 :]
+        try:
+            module = importlib.import_module(".".join(parts[:count]))
+        except ImportError:
+            return module, parts[count - 1 :]
+    return module, []
+
+
+def _is_module(package: ModuleType, name: str) -> bool:
+    """Whether a package's name is a module; what it defines under the name comes first, as in ``hydra.utils``."""
+    found = vars(package).get(name)
+    if found is None:
+        return importlib.util.find_spec(f"{package.__name__}.{name}") is not None
+    return isinstance(found, ModuleType) and found.__name__ == f"{package.__name__}.{name}"
