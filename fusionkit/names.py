@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 LONGEST = 200  # bytes; file systems take 255, and endings are added
@@ -19,5 +20,17 @@ def is_file_name(name: object) -> bool:
 
 def is_inside(folder: str | Path, name: str) -> bool:
     """Whether ``folder / name`` lies in the folder, going by the words alone; links that the user made there are his own."""
+    if not name.startswith("/") and ".." not in name and "\0" not in name and name not in ("", "."):
+        return True
     base, path = (os.path.abspath(place) for place in (folder, os.path.join(folder, name)))
     return "\0" not in name and path != base and os.path.commonpath([base, path]) == base
+
+
+def link_out_of(folder: Path, paths: Iterable[Path]) -> Path | None:
+    """The first link among these paths of a folder, and all below them, that leads out of it, if there is one."""
+    home = folder.resolve()
+    for path in paths:
+        for place in (path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())):
+            if place.is_symlink() and not place.resolve().is_relative_to(home):
+                return place
+    return None

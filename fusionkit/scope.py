@@ -13,13 +13,16 @@ from fusionkit.distributed import join, rank, world_size
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.records import require_writable
 from fusionkit.evaluation.run import splits_of
+from fusionkit.names import link_out_of
 from fusionkit.rank import run_in_ranks
 from fusionkit.reporting.joining import home_of
 from fusionkit.schemas import EvaluateConfig
-from fusionkit.training.folder import evaluation_folder
+from fusionkit.training.folder import CONTENT, SCORES, evaluation_folder
 from fusionkit.training.launch import Parts, bare_trainer
 from fusionkit.training.objectives import active_objectives
 from fusionkit.training.restore import load_parts
+
+WRITTEN = [name for name in CONTENT if name not in ("checkpoints", "cache", "evaluation")]  # beside the scores
 
 
 def share(job: str, config: DictConfig) -> None:
@@ -53,11 +56,23 @@ def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, P
     home = home_of(Path(config.checkpoint))
     is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
     folder = Path(config.output_dir) if config.output_dir else home if is_own else evaluation_folder(home, config)
+    if not config.output_dir:
+        require_no_links(home, [folder, *(folder / name for name in (*SCORES, *WRITTEN))])
     require_writable(folder)
     options = parts.config.evaluation.options
     if options.get("cache") is None:
+        require_no_links(home, [home / "cache"])
         OmegaConf.update(options, "cache", str(home / "cache"), force_add=True)
     return parts, folder
+
+
+def require_no_links(home: Path, paths: Iterable[Path]) -> None:
+    """DataError where what is written into the folder of a run, which may be another's, would be written elsewhere."""
+    if (link := link_out_of(home, paths)) is not None:
+        raise DataError(
+            f"{link} is a link that leads out of the run's folder, and what is written there would follow it; remove it, or "
+            "choose another output_dir=FOLDER and evaluation.options.cache=FOLDER"
+        )
 
 
 def chosen(config: DictConfig, parts: Parts) -> tuple[dict[str, dict[str, float]], list[str]]:

@@ -95,12 +95,13 @@ def read_stored(text: Any, origin: str | Path, trust: object = ()) -> DictConfig
 
     What asks for anything of this machine (``${oc.env:...}``) stays text, unless ``trust`` names its resolver.
     """
+    trusted = packages(trust)
     if fault := fault_of_yaml(text):
         raise DataError(f"{origin}: its configuration {fault}; it was not written by fusionkit")
     try:
         config = OmegaConf.create(text)
         plain = OmegaConf.to_container(config, resolve=False)
-        config = OmegaConf.create(as_texts(plain, packages(trust)))
+        config = OmegaConf.create(as_texts(plain, trusted))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{origin}: its configuration cannot be read ({reason})") from error

@@ -160,3 +160,44 @@ def test_the_wheel_carries_the_package_and_its_configuration(tmp_path: Path) -> 
     assert len(conf) > 10
     assert conf | package <= names
     assert not any(name.startswith("tests/") for name in names)
+
+
+def test_no_text_installs_the_package_of_this_name_from_the_registry() -> None:
+    """On PyPI it is somebody else's: ours is built, or installed from its repository."""
+    endings = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".cfg", ".ipynb", ".sh", ""}
+    kept = [path for path in ROOT.rglob("*") if path.is_file() and path.suffix in endings]
+    places = ("fusionkit", "conf", "docs", "tests", "experiments", "benchmarks", "hydra_plugins", ".ci", ".github")
+    files = [path for path in kept if path.parent == ROOT or path.relative_to(ROOT).parts[0] in places]
+    assert ROOT / "README.md" in files
+    assert PACKAGE / "errors.py" in files
+    for path in files:
+        text = path.read_text(encoding="utf-8", errors="replace")
+        assert not from_registry(text), path
+
+
+def from_registry(text: str) -> list[str]:
+    """Commands that would install the registry's package of our name."""
+    asked = re.findall(
+        r"(?:pip[0-9.]*|uv|pipx|poetry|conda|mamba)[\"', ]+(?:pip )?(?:install|add|run)\b([^\n`|;&]*)", text
+    )
+    return [line for line in asked if re.search(r"(?<![\w./*-])fusionkit(?![\w/-]|\.\w|-\*)", line)]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_asked"),
+    [
+        ("pip install NAME", True),
+        ("`pip install -U NAME`", True),
+        ("python -m pip install 'NAME[pretrained]'", True),
+        ("pip install --quiet torch NAME==0.1.0", True),
+        ("uv pip install NAME", True),
+        ("uv add NAME", True),
+        ("pip install dist/NAME-*.whl", False),
+        ("pip install dist/fusionkit-0.1.0-py3-none-any.whl", False),
+        ("pip install '.[pretrained]'; fusionkit train", False),
+        ("pip install ./fusionkit", False),
+        ("pip install git+https://host/fusionkit.git", False),
+    ],
+)
+def test_what_would_install_it_is_known(line: str, is_asked: bool) -> None:
+    assert bool(from_registry(line.replace("NAME", "fusionkit"))) is is_asked

@@ -12,7 +12,7 @@ def test_plain_names_are_file_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "../x", "..\\x", 
+    ["", ".", "..", ".hidden", "a/b", "/etc/passwd", "../x", "..\\x",
      "a\x00b", "a\nb", "a\x1b[2J", "a\x7f", "x" * (LONGEST + 1), None, 3],
 )  # fmt: skip
 def test_other_names_are_none(name: object) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.names import is_file_name
 from fusionkit.storage import atomic_write
 
 # the columns of a line, by their number: bottom-up attention's own, and LXMERT's
@@ -111,6 +112,11 @@ def _array(row: Mapping[str, str], column: str, count: int, path: Path, width: i
 
 def _file_name(name: str, image_id: str) -> str:
     try:
-        return name % (int(image_id) if image_id.isdigit() else image_id)
+        named = name % (int(image_id) if image_id.isdigit() else image_id)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"name={name} cannot hold the image id '{image_id}' ({error}); try name=%s") from error
+    if not is_file_name(named):
+        raise DataError(
+            f"the image id {image_id!a} is no part of a plain file name, and could lie outside of root; mend the ids"
+        )
+    return named

@@ -17,6 +17,7 @@ from fusionkit.data.identity import coco_number, photo_of
 from fusionkit.data.sample import Sample
 from fusionkit.data.stores import is_lmdb, lmdb_keys
 from fusionkit.errors import DataError
+from fusionkit.names import is_inside
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")
 ORIENTATION = "orientation"
@@ -98,6 +99,11 @@ def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], anno
     found: dict[int | str, Path] = {}
     for image_id, names in wanted.items():
         for name in names:
+            if not is_inside(folder, name):
+                raise DataError(
+                    f"{annotations} says that the image {image_id!a} is {name!a}, which lies outside of its folder {folder}; "
+                    "name it below that folder, or point the reader's 'images' at one that holds all ('/' does)"
+                )
             below, _, base = name.rpartition("/")
             if below not in listed:
                 listed[below] = _list(folder / below)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.errors import ConfigError, DataError, UserError, install_extra
+from fusionkit.names import is_file_name
 
 ZIP = b"PK"  # what a zip file, and so an npz file, begins with
 
@@ -35,6 +36,8 @@ def lmdb_keys(folder: Path) -> list[str]:
         raise
     except Exception as error:  # lmdb's own, and names that are no text
         raise DataError(f"{folder} cannot be read as an lmdb ({error}); copy it again") from error
+    if odd := [name for name in names if not is_file_name(name)]:
+        raise DataError(f"{folder} has a key {odd[0]!a}, which is no plain file name")
     if not first.startswith(ZIP):
         raise DataError(f"the values of {folder} are no npz files; take UNITER's lmdb whose name ends in _compressed")
     return names

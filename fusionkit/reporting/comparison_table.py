@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.text import Text
 
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.differences import ABSENT
+from fusionkit.reporting.html import clean
 from fusionkit.reporting.study_table import markdown
 
 PADDING = 3  # characters of a column beside its content
@@ -34,18 +36,18 @@ def as_markdown(comparison: Comparison) -> str:
     header = ["", *map(_plain, names)]
     parts = []
     if comparison.differences:
-        rows = [[f"`{key}`", *map(_plain, values)] for key, values in comparison.differences.items()]
+        rows = [[_code(key), *map(_plain, values)] for key, values in comparison.differences.items()]
         parts.append("## What differs\n\n" + markdown(*_upright(header, rows)))
     scores = [
-        [f"`{metric}`", *(score_text(comparison.cells.get((name, metric))) for name in names)]
+        [_code(metric), *(score_text(comparison.cells.get((name, metric))) for name in names)]
         for metric in comparison.metrics
     ]
     parts.append("## Scores, in %, with 95% intervals\n\n" + markdown(*_upright(header, scores)))
-    tests = [[f"`{metric}`", _plain(name), *tested_texts(cell)] for metric, name, cell in _tested(comparison)]
+    tests = [[_code(metric), _plain(name), *tested_texts(cell)] for metric, name, cell in _tested(comparison)]
     if tests:
         titles = ["", "run", f"more than {_plain(comparison.baseline)}", "95% interval", "p", "p, corrected", ""]
         parts.append("## Against the baseline\n\n" + markdown(titles, tests))
-    return "\n".join([*parts, "\n\n".join(comparison.notes)]) + "\n"
+    return "\n".join([*parts, "\n\n".join(map(_plain, comparison.notes))]) + "\n"
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -102,8 +104,25 @@ def _upright(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[
 
 
 def _plain(text: str) -> str:
-    """Without what ends a cell of markdown."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """A text of a run, which shows as it is: no markup, no link, no end of the cell."""
+    escaped = re.sub(
+        r"([\\`*\[\]|~!#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.|(?<=\w)@)", r"\\\1", _line(text)
+    )
+    return re.sub(
+        r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"&(?=#?\w+;)", "&amp;", escaped)
+    )  # where a tag or a character begins
+
+
+def _code(text: str) -> str:
+    """A name as code, within as many backticks as it takes."""
+    line = _line(text).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
+
+
+def _line(text: str) -> str:
+    """Without control characters and ends of lines."""
+    return clean(" ".join(text.splitlines()))
 
 
 def _differences(comparison: Comparison) -> list[Column]:

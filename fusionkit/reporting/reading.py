@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fusionkit.errors import DataError
 from fusionkit.evaluation.records import RERANKED
+from fusionkit.names import link_out_of
 from fusionkit.reporting.joining import join, named
 from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored
@@ -18,6 +19,7 @@ from fusionkit.reporting.run_files import part, read_csv, read_details, read_jso
 from fusionkit.trust import as_texts
 
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
+READ = (*FILES, "details.json", "samples.jsonl", "samples", "predictions", "attention", "logs")
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 
 
@@ -56,7 +58,9 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(path: Path) -> RunRecord:
-    """One run; its name is its folder's."""
+    """One run; its name is its folder's. DataError where a file of it is a link that leads out of the folder."""
+    if (link := link_out_of(path, [path / name for name in READ])) is not None:
+        raise DataError(f"{link} leads out of the run's folder; put the file itself there, or leave out the run")
     if any(path.glob("run-*.wandb")):
         return _offline(path)
     evaluation, details = read_yaml(path / "evaluation.yaml"), read_details(path / "details.json")

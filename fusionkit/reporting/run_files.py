@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from fusionkit.errors import DataError
+from fusionkit.errors import DataError, UserError
 from fusionkit.evaluation.judging import Row, check_rows
 from fusionkit.evaluation.records import read_records
+from fusionkit.trust import fault_of_yaml
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
 WORDS = {dict: "a section", str: "a text", int: "a whole number"}
@@ -32,7 +33,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A section of a file; empty where there is none."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), LOADER) if path.exists() else {}
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        if fault := fault_of_yaml(text):
+            raise DataError(f"{path} {fault}; restore it or leave out the run")
+        content = yaml.load(text, LOADER)
+    except UserError:
+        raise
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not valid yaml ({reason}); restore it or leave out the run") from error

@@ -17,6 +17,7 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import load_tokenizer
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.artifacts import tokenizer_from
+from fusionkit.trust import read_stored
 
 SPECIAL = ("pad", "unk", "cls", "sep", "mask")
 ANY_LENGTH = ("truncation", "padding")  # sections of a tokenizer that say how long its rows are, not what they mean
@@ -50,7 +51,7 @@ def own_vocabularies(
 
 def _reads_the_same_answers(config: DictConfig, artifacts: Mapping[str, Any]) -> bool:
     """Whether a checkpoint knows answers, and has learnt a task of the run that is about questions."""
-    learnt = OmegaConf.create(artifacts["config"]).task
+    learnt = read_stored(artifacts["config"], "the checkpoint").task
     shared = [get_object(block._target_) for name, block in config.task.items() if name in learnt]
     return bool(artifacts["answers"]) and any(getattr(task, "reads", None) == "questions" for task in shared)
 

@@ -92,7 +92,7 @@ def test_files_that_were_scored_without_a_model_are_compared(tmp_path: Path) -> 
     assert run(["compare", f"{tmp_path}/?", f"output_dir={tmp_path}/out", "resamples=100"]) == 0
     text = (tmp_path / "out/table.md").read_text()
     assert "| `vqav2/accuracy` | b | +37.5 |" in text
-    assert "* differs from a: p < 0.05. Bootstrap over images, 100 draws" in text  # nothing to correct for
+    assert "\n\\* differs from a: p < 0.05. Bootstrap over images, 100 draws" in text  # nothing to correct for
 
 
 def test_too_few_draws_are_told(evaluations: Path) -> None:

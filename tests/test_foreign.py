@@ -1,0 +1,316 @@
+"""Checkpoints, exports and run folders of strangers: nothing of them runs, and nothing is read or written elsewhere."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.cli import run
+from fusionkit.data.coco import CocoCaptions
+from fusionkit.errors import ConfigError, DataError, UserError
+from tests.test_predict import LINE
+
+Capture = pytest.CaptureFixture[str]
+MODULES = ("strange", "strange.inner")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of ours, which strangers then change: run/, its data in shapes/."""
+    folder = tmp_path_factory.mktemp("foreign")
+    assert run(["data", "make", "shapes", f"root={folder}/shapes", "scenes=20"]) == 0
+    assert run(["train", *LINE.split(), f"data.root={folder}/shapes", f"output_dir={folder}/run"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a package that tells where it is imported, and an image to ask about."""
+    for name in MODULES:
+        sys.modules.pop(name, None)
+        file = tmp_path / name.replace(".", "/") / "__init__.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')\ndef build(*_, **__): pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SECRET", "hunter2")
+    Image.new("RGB", (64, 64), "red").save("a.jpg")
+    return tmp_path
+
+
+def sentence(capsys: Capture) -> str:
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], object]  # of a checkpoint's artifacts, and of its configuration
+
+
+def foreign(world: Path, change: Change) -> str:
+    checkpoint = torch.load(world / "run/checkpoints/last.ckpt", weights_only=True)
+    artifacts = dict(checkpoint["fusionkit"])
+    artifacts["tokenizer"] = dict(artifacts["tokenizer"])
+    config = yaml.safe_load(artifacts.pop("config"))
+    change(artifacts, config)
+    artifacts.setdefault("config", yaml.safe_dump(config, sort_keys=False))
+    torch.save(checkpoint | {"fusionkit": artifacts}, "foreign.ckpt")
+    return "checkpoint=foreign.ckpt"
+
+
+def at(*keys: str, value: Any) -> Change:
+    def change(_: Any, config: dict[str, Any]) -> None:
+        node = config
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = value
+
+    return change
+
+
+def code(*_: Any) -> dict[str, Any]:
+    return {"_target_": "fusionkit.training.ranks.start_ranks", "command": ["touch", "pwned"], "count": 1}
+
+
+SOURCE = ("data", "sources", "shapes")
+GET = "hydra.utils.get_object"
+BUILT = {  # what every command builds
+    "scorer": at("task", "vqa", "scorer", value=code()),
+    "negatives": at("task", "itm", "negatives", value=code()),
+    "fusion": at("fusion", value=code()),
+    "encoder": at("image_encoder", value=code()),
+    "text": at("text_encoder", "config", "inner", value=code()),
+    "model": at("model", value=code()),
+    "os": at("task", "vqa", "scorer", value={"_target_": "os.system", "command": "touch pwned"}),
+    "package": at("fusion", value={"_target_": "strange.inner.build"}),
+    "path": at("task", "vqa", "scorer", value={"_target_": GET, "path": "strange.inner.build"}),
+    "arguments": at("task", "vqa", "scorer", value={"_target_": GET, "_args_": ["strange.build"]}),
+    "walk": at("fusion", value={"_target_": "torch.nn.functional.os.system", "command": "touch pwned"}),
+    "elsewhere": lambda _, config: (at("optimizer", value=code())(_, config), at("fusion", value="${optimizer}")(_, config)),
+    "create": at("task", "vqa", "scorer", value="${oc.create:{_target_: strange.build}}"),
+    "name": lambda _, config: config["task"].update({"../../x": config["task"].pop("vqa")}),
+    "text_json": lambda artifacts, _: artifacts.update(text_encoder=json.dumps({"x": code()})),
+    "text_call": lambda artifacts, _: artifacts.update(text_encoder=json.dumps({"x": "${oc.env:SECRET}"})),
+    "text_list": lambda artifacts, _: artifacts.update(text_encoder="[1]"),
+    "text_none": lambda artifacts, _: artifacts.update(text_encoder=None),
+    "absolute": lambda artifacts, _: artifacts["tokenizer"].update({str(Path.cwd() / "pwned"): "x"}),
+    "upwards": lambda artifacts, _: artifacts["tokenizer"].update({"../pwned": "x"}),
+    "backslash": lambda artifacts, _: artifacts["tokenizer"].update({"..\\pwned": "x"}),
+    "nul": lambda artifacts, _: artifacts["tokenizer"].update({"a\0b": "x"}),
+    "bytes": lambda artifacts, _: artifacts["tokenizer"].update({"a": b"x"}),
+    "tag": lambda artifacts, _: artifacts.update(config="a: !!python/object/apply:os.system ['touch pwned']"),
+    "bomb": lambda artifacts, _: artifacts.update(config="a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]"),
+}  # fmt: skip
+DATA = {  # what a command builds that reads data
+    "reader": at(*SOURCE, "reader", value=code()),
+    "augment": at(*SOURCE, "augment", value={"_target_": "strange.build"}),
+    "environment": at(*SOURCE, "reader", "annotations", value="${oc.env:SECRET}"),
+}  # fmt: skip
+ASKED = {  # what answers to one's own questions need, too
+    "clean": at(*SOURCE, "clean", value=code()),
+    "looking_up": at(*SOURCE, "clean", value={"_target_": GET, "_partial_": True}),
+    "evaluation": at("evaluation", "options", "reranking", value=code()),
+    "trainer": at("trainer", "callbacks", value=[code()]),
+    "source": lambda _, config: (
+        config["data"]["sources"].update({"../x": config["data"]["sources"].pop("shapes")}),
+        config["objectives"].update({"../x": config["objectives"].pop("shapes")}),
+    ),
+    "role": at(*SOURCE, "splits", "../x", value=["val"]),
+    "package_file": at("data", "mean", value="${package_file:strange.inner,x}"),
+}  # fmt: skip
+
+
+def assert_untouched(place: Path) -> None:
+    assert not (place / "pwned").exists()
+    assert not (place.parent / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", [*BUILT, *ASKED])
+def test_a_foreign_checkpoint_runs_nothing_when_it_is_asked(
+    name: str, world: Path, place: Path, capsys: Capture
+) -> None:
+    line = foreign(world, (BUILT | ASKED)[name])
+    assert run(["predict", line, "image=a.jpg", "question=what"]) in (1, 2)
+    assert "hunter2" not in sentence(capsys)
+    assert_untouched(place)
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_foreign_reader_is_refused_where_data_are_read_and_else_left_out(
+    name: str, world: Path, place: Path, capsys: Capture
+) -> None:
+    line = foreign(world, DATA[name])
+    assert run(["evaluate", line, f"data.root={world}/shapes", "output_dir=out"]) == 2
+    assert f"foreign.ckpt: data.sources.shapes.{'reader' if name == 'environment' else name}" in sentence(capsys)
+    assert run(["predict", line, "image=a.jpg", "question=what"]) == 0
+    assert_untouched(place)
+
+
+@pytest.mark.parametrize("name", [*BUILT, "teacher"])
+def test_a_foreign_checkpoint_runs_nothing_when_it_is_loaded_or_exported(
+    name: str, world: Path, place: Path, capsys: Capture
+) -> None:
+    line = foreign(world, at("teacher", value=code()) if name == "teacher" else BUILT[name])
+    if name != "name":  # which is then no part of a file's
+        with pytest.raises(UserError):
+            from_pretrained("foreign.ckpt")
+        assert run(["export", line, "output=exported"]) in (1, 2)
+        assert sentence(capsys)
+    assert not (place / "exported").exists()
+    assert_untouched(place)
+
+
+def test_what_is_not_built_is_not_asked_about(world: Path, place: Path) -> None:
+    def change(_: Any, config: dict[str, Any]) -> None:
+        for section in ("optimizer", "scheduler", "balance", "logger", "callbacks"):
+            config[section] = {"x": code(), "y": "${oc.env:SECRET}"}
+        config["data"] |= {"prepare": code(), "answers": {"_target_": "strange.build"}}
+        config["evaluation"]["options"]["cache"] = str(place / "pwned")
+
+    line = foreign(world, change)
+    assert (
+        run(["evaluate", line, f"data.root={world}/shapes", "output_dir=out", "evaluation.options.reranking.k=4"]) == 0
+    )
+    kept = (place / "out/evaluation.yaml").read_text()
+    assert "${oc.env:SECRET}" in kept
+    assert "hunter2" not in kept
+    assert_untouched(place)
+
+
+def test_the_command_line_says_where_the_cache_is_and_may_name_code(world: Path, place: Path, capsys: Capture) -> None:
+    line = foreign(world, at(*SOURCE, "augment", value=None))
+    at_home = [line, f"data.root={world}/shapes", "output_dir=out", "evaluation.options.reranking.k=4"]
+    assert run(["evaluate", *at_home, "evaluation.options.cache=kept"]) == 0
+    assert list((place / "kept").iterdir())
+    assert not (place / "cache").exists()
+    assert run(["evaluate", *at_home, "data.sources.shapes.augment={_target_: strange.inner.build}"]) == 0
+    assert (place / "pwned").exists()  # his own words
+
+
+def test_the_checkpoint_that_a_run_starts_from_runs_nothing(world: Path, place: Path, capsys: Capture) -> None:
+    for name in ("text_json", "upwards", "tag", "bomb"):
+        start = foreign(world, BUILT[name])
+        assert run(["train", *LINE.split(), start, f"data.root={world}/shapes", "output_dir=out"]) == 1, name
+        assert sentence(capsys)
+    assert_untouched(place)
+    assert not (place / "out").exists()
+
+
+def test_a_tokenizer_reads_no_other_files_and_fetches_no_code(world: Path, place: Path, capsys: Capture) -> None:
+    (place / "vocab.json").write_text("{}")
+
+    def change(more: dict[str, Any]) -> Change:
+        def changed(artifacts: dict[str, Any], _: Any) -> None:
+            files = artifacts["tokenizer"]
+            files["tokenizer_config.json"] = json.dumps(json.loads(files["tokenizer_config.json"]) | more)
+
+        return changed
+
+    for key, value in {
+        "tokenizer_file": str(place / "vocab.json"),
+        "fast_tokenizer_files": ["../tokenizer.4.0.0.json"],
+    }.items():
+        assert run(["predict", foreign(world, change({key: value})), "image=a.jpg", "question=what"]) == 1
+        assert f"says that its {key} is " in sentence(capsys)
+    automatic = {"auto_map": {"AutoTokenizer": ["stranger/code--a.B", None]}, "tokenizer_class": "Strange"}
+    assert run(["predict", foreign(world, change(automatic)), "image=a.jpg", "question=what"]) in (0, 1)
+    harmless = {"special_tokens_map_file": "/root/.cache/x.json", "tokenizer_file": None, "vocab_file": "vocab.txt"}
+    assert run(["predict", foreign(world, change(harmless)), "image=a.jpg", "question=what"]) == 0
+
+
+def test_what_is_written_follows_no_link_out_of_the_run(world: Path, place: Path, capsys: Capture) -> None:
+    (place / "mine").mkdir()
+    (place / "mine/secret.json").write_text("{}")
+    for name, target in {"predictions": "mine", "metrics.json": "mine/secret.json", "cache": "mine"}.items():
+        home = place / f"of_{name}"
+        shutil.copytree(world / "run", home)
+        path = home / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        path.symlink_to(place / target)
+        assert run(
+            ["evaluate", f"checkpoint={home}/checkpoints/last.ckpt", f"data.root={world}/shapes", "split=test"]
+        ) in (0, 1)
+        capsys.readouterr()
+        assert run(["evaluate", f"checkpoint={home}/checkpoints/last.ckpt"]) == 1
+        assert f"{path} is a link that leads out of the run's folder" in sentence(capsys)
+        if name != "cache":
+            assert run(["compare", str(home), "output_dir=cmp", "resamples=20"]) == 1
+            assert f"{path} leads out of the run's folder" in sentence(capsys)
+    assert [path.name for path in (place / "mine").iterdir()] == ["secret.json"]
+    assert (place / "mine/secret.json").read_text() == "{}"
+
+
+def test_a_foreign_run_folder_shows_nothing_of_this_machine(world: Path, place: Path, capsys: Capture) -> None:
+    shutil.copytree(world / "run", place / "good")
+    shutil.copytree(world / "run", place / "bad")
+    path = place / "bad/config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config |= {"tokenizer": "${oc.env:SECRET}", "seed": r"\\${oc.env:SECRET}", "fusion": "<img src=x onerror=alert(1)>"}
+    config["model"] |= {"name": "![x](http://evil/x.png) <script>alert(1)</script> `", "other": "a|b\nc"}
+    path.write_text(yaml.safe_dump(config))
+    line = ["compare", "good", "bad", "output_dir=cmp", "resamples=20"]
+    assert run(line) == 0, capsys.readouterr().err
+    table, page = (place / "cmp/table.md").read_text(), (place / "cmp/index.html").read_text()
+    printed = capsys.readouterr().out
+    assert "hunter2" not in table + page + printed + (place / "cmp/table.csv").read_text()
+    assert "oc.env:SECRET" in table
+    for markup in ("<img", "<script", "![x](", "](http://"):
+        assert markup not in table, markup
+    assert "<script>alert" not in page
+    assert '<img src="x"' not in page
+    config["data"]["sources"]["shapes"]["reader"] = code()
+    path.write_text(yaml.safe_dump(config))
+    shutil.rmtree(place / "cmp")
+    assert run(line) == 2
+    told = sentence(capsys)
+    assert f"run {place}/bad: data.sources.shapes.reader._target_ is 'fusionkit.training.ranks.start_ranks'" in told
+    assert "examples=0" in told
+    assert not (place / "cmp").exists()
+    assert run([*line, "examples=0"]) == 0
+    config["data"]["sources"]["shapes"]["reader"] = {"_target_": "strange.inner.build"}
+    path.write_text(yaml.safe_dump(config))
+    assert run(line) == 2
+    assert "add trust=[strange]" in sentence(capsys)
+    assert_untouched(place)
+    assert run([*line, "trust=[strange]"]) == 0
+    assert (place / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "{place}/secret.jpg"])
+def test_images_outside_of_their_folder_are_not_read(name: str, place: Path) -> None:
+    (place / "images").mkdir()
+    shutil.copy("a.jpg", "secret.jpg")
+    shutil.copy("a.jpg", "images/own.jpg")
+    own = {"id": 2, "file_name": f"{place}/images/own.jpg"}
+    rows = [{"id": 1, "file_name": name.format(place=place)}, own]
+    said = [{"id": n, "image_id": n, "caption": "a"} for n in (1, 2)]
+    Path("captions.json").write_text(json.dumps({"images": rows, "annotations": said}))
+    with pytest.raises(
+        DataError, match=r"captions\.json says that the image 1 is .*, which lies outside of its folder"
+    ):
+        CocoCaptions("captions.json", f"{place}/images").read("train")
+    Path("captions.json").write_text(json.dumps({"images": [own], "annotations": said[1:]}))
+    assert [sample.image for sample in CocoCaptions("captions.json", f"{place}/images").read("train")] == [
+        place / "images/own.jpg"
+    ]
+
+
+def test_trust_is_a_list_of_packages(world: Path, capsys: Capture) -> None:
+    line = foreign(world, lambda *_: None)
+    for command in (
+        ["predict", line, "image=a.jpg", "question=what"],
+        ["export", line, "output=out"],
+        ["compare", str(world / "run")],
+    ):
+        assert run([*command, "trust=3"]) == 2
+        assert "trust names 3, but takes names of packages" in sentence(capsys)
+    with pytest.raises(ConfigError, match="takes names of packages"):
+        from_pretrained("foreign.ckpt", trust=["*"])
