@@ -93,7 +93,7 @@ class FiniteSteps:
         self.count, self.in_a_row = self.count + 1, self.in_a_row + 1
         told = f"step {step}: {describe(gather_objects([self._find()]))}"
         if self.in_a_row >= self.most:
-            row = f", the {self.in_a_row}th step in a row" if self.in_a_row > 1 else ""
+            row = f", as at the {self.in_a_row - 1} before it" if self.in_a_row > 1 else ""
             raise UserError(f"{told}{row}; {ADVICE}; the checkpoints from before are kept")
         return f"{told}; the step is left out ({self.count} so far)"
 
