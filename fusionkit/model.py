@@ -81,7 +81,7 @@ class VisionLanguageModel(Reader):
         temperature_range: tuple[float, float] = (0.001, 0.5),
         projection_bias: bool = True,
     ) -> None:
-        _check_temperature(temperature, temperature_range)
+        _check_range(temperature_range)
         nn.Module.__init__(self)  # in this order the parameters stand in the optimisers of checkpoints
         self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
         self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
@@ -153,17 +153,13 @@ class VisionLanguageModel(Reader):
             self.fusion.freeze_unused(needs)
 
 
-def _check_temperature(start: float, bounds: Sequence[float]) -> None:
-    """ConfigError unless the bounds are two rising numbers above 0, with the start between them."""
+def _check_range(bounds: Sequence[float]) -> None:
+    """ConfigError unless the bounds of the temperature are two rising numbers above 0."""
     is_range = len(bounds) == 2 and all(isinstance(bound, int | float) for bound in bounds)
     if not (is_range and 0 < bounds[0] <= bounds[1] < math.inf):
         raise ConfigError(
             f"model.temperature_range is {list(bounds)}; give two numbers above 0, the lower one first: similarities are divided "
             "by the temperature"
-        )
-    if not bounds[0] <= start <= bounds[1]:
-        raise ConfigError(
-            f"model.temperature is {start}, outside of model.temperature_range {list(bounds)}; start within it, or widen it"
         )
 
 

@@ -10,7 +10,7 @@ from fusionkit.fusion.bert import BERT_LAYER
 from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.fusion.merged_attention import MergedAttention
 from fusionkit.model import assemble
-from fusionkit.training.checks import lacking
+from fusionkit.training.checks import check_temperature, lacking
 from tests.toys import VOCABULARY, choices, toy_batch, toy_dims, toy_model, toy_task
 
 
@@ -93,10 +93,16 @@ def test_a_range_of_temperatures_that_cannot_be_is_refused(bounds):
 
 
 @pytest.mark.parametrize("start", [0.005, 0.6, float("nan")])
-def test_a_temperature_outside_its_range_is_refused(start):
+def test_a_training_does_not_start_at_a_temperature_outside_its_range(start):
+    model = toy_model(temperature=start, temperature_range=(0.01, 0.5))  # a checkpoint's own value follows
     with pytest.raises(ConfigError, match=r"model.temperature is .*, outside of model.temperature_range \[0.01, 0.5\]"):
-        toy_model(temperature=start, temperature_range=(0.01, 0.5))
+        check_temperature(model)
+
+
+@pytest.mark.parametrize("start", [0.01, 0.07, 0.5])
+def test_a_temperature_within_its_range_is_fine(start):
+    check_temperature(toy_model(temperature=start, temperature_range=(0.01, 0.5)))
 
 
 def test_a_temperature_may_be_fixed_by_its_range():
-    assert toy_model(temperature=0.05, temperature_range=(0.05, 0.05)).temperature.item() == pytest.approx(0.05)
+    check_temperature(toy_model(temperature=0.07, temperature_range=(0.07, 0.07)))

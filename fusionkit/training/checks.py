@@ -82,6 +82,15 @@ def check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
         raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")
 
 
+def check_temperature(model: Any) -> None:
+    """A training starts at a temperature within its range, where the first step would move it otherwise."""
+    start, bounds = model.temperature.detach(), model.temperature_range
+    if start.clamp(*bounds) != start:
+        raise ConfigError(
+            f"model.temperature is {start:.4g}, outside of model.temperature_range {list(bounds)}; start within it, or widen it"
+        )
+
+
 def lonely(
     objectives: Mapping[str, Mapping[str, float]],
     tasks: Mapping[str, Task[Any]],

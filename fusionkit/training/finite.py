@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from fusionkit.distributed import gather_objects, mean_over_ranks
 from fusionkit.errors import ConfigError, UserError
@@ -115,8 +116,8 @@ class FiniteSteps:
 
 def damaged_images(batch: Batch) -> list[Any]:
     """The ids of the images whose pixels or features are not finite."""
-    values = batch["regions"].features if "regions" in batch else batch["pixel_values"]
-    if len(values) != len(batch["image_ids"]):  # views of images
+    values = batch["regions"].features if "regions" in batch else batch.get("pixel_values")
+    if values is None or len(values) != len(batch["image_ids"]):  # inputs of one's own; views of images
         return []
     is_finite = values.isfinite().flatten(1).all(dim=1).tolist()
     return [image for image, fine in zip(batch["image_ids"], is_finite, strict=True) if not fine]
@@ -141,9 +142,14 @@ def _joined(parts: Sequence[Images]) -> str:
     return "; ".join(told)
 
 
+def whole(x: Tensor) -> Tensor:
+    """A tensor that a strategy may have split, put together; every rank calls it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def not_finite(module: nn.Module) -> list[str]:
     """The names of the parameters that hold NaN or infinite numbers, and of the buffers that hold NaN (a mask may be -inf)."""
     parts = {name: ~parameter.detach().isfinite().all() for name, parameter in module.named_parameters()}
     parts |= {name: buffer.isnan().any() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    flags = torch.stack(list(parts.values())).tolist() if parts else []
+    flags = torch.stack([whole(part) for part in parts.values()]).tolist() if parts else []
     return [name for name, is_wrong in zip(parts, flags, strict=True) if is_wrong]

@@ -28,6 +28,7 @@ from fusionkit.training.checks import (
     check_needs,
     check_reads,
     check_roles,
+    check_temperature,
 )
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
@@ -71,6 +72,7 @@ class Parts:
 def build_module(parts: Parts) -> TrainingModule:
     """The Lightning module that trains the parts; raises ConfigError or DataError where it cannot work."""
     config = parts.config
+    check_temperature(parts.model)
     for source in parts.objectives:
         if (width := parts.datamodule.feature_size(source, "train")) is not None:
             require_width(width, parts.model.image_encoder.feature_size)

@@ -11,14 +11,13 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionkit.balance import Balancer, Step
 from fusionkit.distributed import gather_objects, mean_by_name, rank
 from fusionkit.errors import ConfigError, UserError, refusals
 from fusionkit.tasks.base import Task
-from fusionkit.training.finite import ADVICE, FiniteSteps, not_finite
+from fusionkit.training.finite import ADVICE, FiniteSteps, not_finite, whole
 from fusionkit.training.objectives import active_objectives, text_kinds
 from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
 from fusionkit.training.precision import exact_inputs
@@ -180,8 +179,7 @@ class TrainingModule(LightningModule):
         Lightning refuses to clip under a fused optimiser in mixed precision, though bf16 scales no gradient.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         means, is_finite = self.finite.end(norm)
         if not is_finite:
             self._leave_out(optimizer, means)

@@ -229,6 +229,8 @@ def test_damaged_images_are_those_with_such_features_too():
     batch["pixel_values"][2, 0, 0, 0] = torch.nan
     assert damaged_images(batch) == [102]
     assert damaged_images(batch | {"image_ids": [1, 2]}) == []  # views of these
+    del batch["pixel_values"]
+    assert damaged_images(batch) == []
 
 
 @pytest.mark.parametrize("most", [0, -1, 1.5, True, "many", None])
