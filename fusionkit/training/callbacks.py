@@ -24,13 +24,14 @@ def require_validation(key: str, monitor: str) -> None:
 class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``: the best value of one validation metric, "val/<source>/<metric>" or "val/mean".
 
-    ``mode``  "auto": as the metric says, more or less of it (training.validation); "max" or "min" for one that does not say.
+    ``mode``  "auto": as the metric says, more or less of it (training.validation); "max" or "min" for one that does not say, and
+              with a warning against what it says.
     """
 
     def __init__(self, directory: str, monitor: str = "val/mean", mode: str = "auto") -> None:
         if mode not in ("auto", "max", "min"):
             raise ConfigError(f"callbacks.best.mode is '{mode}'; {suggest(mode, ('auto', 'max', 'min'))}")
-        self._asked, self._key = mode, ""
+        self._asked, self._key, self._is_told = mode, "", False
         super().__init__(
             directory,
             "best",
@@ -60,10 +61,13 @@ class BestCheckpoint(ModelCheckpoint):
         """Look for the most or the least of the metric, by whether more of it is better (None: nobody says)."""
         mode = self._asked if is_up is None else ("max" if is_up else "min")
         if self._asked not in ("auto", mode):
-            raise ConfigError(
-                f"callbacks.best.mode is {self._asked}, but {'more' if is_up else 'less'} of {self.monitor} is better; leave the "
-                "mode out, or let the scorer's metrics say otherwise"
-            )
+            mode = self._asked
+            if not self._is_told:
+                rank_zero_warn(
+                    f"callbacks.best.mode is {mode}, but {'more' if is_up else 'less'} of {self.monitor} is better: best.ckpt is "
+                    "the worst one; leave the mode out, or let the scorer's metrics say otherwise"
+                )
+            self._is_told = True
         if mode != "auto" and mode != self.mode:
             self.mode = mode
             self.kth_value = -self.kth_value if self.kth_value.isinf() else self.kth_value

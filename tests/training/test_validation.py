@@ -102,14 +102,13 @@ def test_best_is_what_the_metric_says_is_best(tmp_path, scorer, monitor, mode, s
     ("monitor", "mode", "more"),
     [("val/coco/age_mae", "max", "less"), ("val/mean", "min", "more")],
 )
-def test_a_mode_that_contradicts_the_metric_is_refused(tmp_path, monitor, mode, more):
+def test_a_mode_that_contradicts_the_metric_is_told_once(tmp_path, monitor, mode, more, recwarn):
     module = fake_module(tasks={"a": FakeTask(Falling("age_mae"))})
-    with pytest.raises(
-        ConfigError, match=f"best.mode is {mode}, but {more} of {monitor} is better; leave the mode out"
-    ):
-        fit(
-            tmp_path, module, callbacks=[BestCheckpoint(str(tmp_path), monitor, mode)], enable_checkpointing=True, max_steps=2,
-            num_sanity_val_steps=1,
-        )  # fmt: skip
+    best = BestCheckpoint(str(tmp_path), monitor, mode)
+    fit(tmp_path, module, callbacks=[best], enable_checkpointing=True, max_epochs=1, val_check_interval=2)
+    told = [str(one.message) for one in recwarn if "callbacks.best.mode" in str(one.message)]
+    assert len(told) == 1
+    assert f"best.mode is {mode}, but {more} of {monitor} is better: best.ckpt is the worst one" in told[0]
+    assert best.mode == mode
     with pytest.raises(ConfigError, match=r"callbacks.best.mode is 'mx'; did you mean 'max'\?"):
         BestCheckpoint(str(tmp_path), monitor, "mx")
