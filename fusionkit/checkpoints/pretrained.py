@@ -11,7 +11,7 @@ from fusionkit.checkpoints.build import Network, build_network
 from fusionkit.checkpoints.source import local
 from fusionkit.errors import DataError
 from fusionkit.training.artifacts import tokenizer_from
-from fusionkit.training.restore import forget_files, load_weights, read_checkpoint, text_config_of
+from fusionkit.training.restore import forget_files, load_weights, read_checkpoint, text_config_of, told_of
 from fusionkit.trust import NETWORK, read_stored, require_trusted
 
 
@@ -36,6 +36,11 @@ def from_pretrained(path: str | Path, trust: Sequence[str] = ()) -> Pretrained:
     names is built where it is fusionkit's own, or of a package in ``trust``; ConfigError names what is neither.
     """
     path = local(path)
+    with told_of(path):
+        return _pretrained(path, trust)
+
+
+def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
     config = read_stored(artifacts["config"], path, trust)

@@ -66,8 +66,10 @@ def impossible_sizes(path: Path) -> Iterator[None]:
     """Where no network has such sizes (no patch, padding outside the vocabulary), say that the options are wrong."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
     except (
         ArithmeticError,
         AssertionError,

@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from fusionkit.errors import ConfigError, UserError
+from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.names import is_file_name
 from fusionkit.unicode import UNSPACED, readable
 
@@ -71,7 +71,12 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged file the tokenizers' own library raises this very class
+        if Path(name).exists():
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(
+                f"tokenizer: the files in {name} cannot be read ({reason[:200]}); save them anew"
+            ) from error
         raise ConfigError(
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
             "check the path, or download it once and give its folder"

@@ -2,14 +2,18 @@
 
 import json
 import platform
+import reprlib
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+import yaml
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from fusionkit import __version__
 from fusionkit.data.datamodule import DataModule
@@ -50,6 +54,58 @@ def tokenizer_files(tokenizer: Any) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+
+
+def check_content(path: str | Path, content: Any) -> None:
+    """Raise DataError with the first field of a checkpoint's content that is not what ``artifacts_of`` and a model gave."""
+    artifacts, state = content["fusionkit"], content["state_dict"]
+    if not isinstance(artifacts, dict):
+        raise DataError(f"checkpoint {path} is damaged: its part 'fusionkit' is {reprlib.repr(artifacts)}, no object")
+    answers, files = artifacts.get("answers"), artifacts.get("tokenizer")
+    for name, is_right, expected in (
+        ("config", is_object(artifacts.get("config"), read_yaml), "a configuration as yaml text"),
+        ("text_encoder", is_object(artifacts.get("text_encoder"), json.loads), "the sizes of an encoder as json text"),
+        ("answers", answers is None or is_all(answers, list, str), "a list of texts, or null"),
+        (
+            "tokenizer",
+            files is None or (is_all(files, dict, str) and is_all(files.values(), None, str)),
+            "files as texts",
+        ),
+    ):
+        if not is_right:
+            found = reprlib.repr(artifacts[name]) if name in artifacts else "missing"
+            raise DataError(f"checkpoint {path} is damaged: its '{name}' is {found}, but has to be {expected}")
+    if not is_all(state, dict, str) or not state:
+        raise DataError(
+            f"checkpoint {path} is damaged: its state_dict is {reprlib.repr(state)}, but has to hold tensors"
+        )
+    for name, tensor in state.items():
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.layout is not torch.strided
+            or tensor.is_quantized
+            or tensor.is_meta
+        ):
+            found = "a sparse, quantized or empty tensor" if isinstance(tensor, Tensor) else reprlib.repr(tensor)
+            raise DataError(f"checkpoint {path} is damaged: {name} is {found}, but has to be a plain tensor")
+
+
+def is_all(values: Any, kind: type | None, inner: type) -> bool:
+    """Whether it is of a kind, if one is named, and holds nothing but the inner one."""
+    return (kind is None or isinstance(values, kind)) and all(isinstance(value, inner) for value in values)
+
+
+def is_object(text: Any, parse: Callable[[str], Any]) -> bool:
+    """Whether it is a text that parses to names and values."""
+    try:
+        return isinstance(text, str) and isinstance(parse(text), dict)
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return False
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values, by libyaml where it is there: quickly, and as deep as it goes."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def tokenizer_from(files: dict[str, str]) -> Any:

@@ -1,19 +1,22 @@
 """Rebuilds model, tasks and data from a checkpoint alone; the files of pretrained weights are not needed again."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from fusionkit.checkpoints.directory import is_directory, read_directory
-from fusionkit.config import check_arguments, check_objectives, leaves
+from fusionkit.config import check_arguments, check_objectives, first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.tensor_files import read_tensors
-from fusionkit.training.artifacts import tokenizer_from
+from fusionkit.training.artifacts import check_content, tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
 from fusionkit.training.vocabulary import carry_answers
 from fusionkit.training.weights import require_fit
@@ -33,7 +36,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if is_directory(path):
         config, state = read_directory(path)
-        return {"fusionkit": config["fusionkit"], "state_dict": state}
+        folder = {"fusionkit": config["fusionkit"], "state_dict": state}
+        check_content(path, folder)
+        return folder
     if not path.is_file():
         place, fault = (path, "is a folder") if path.is_dir() else (path.parent, "does not exist")
         near = sorted(str(found) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for found in place.glob(pattern))
@@ -43,6 +48,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or not {"fusionkit", "state_dict"} <= content.keys():
         keys = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
         raise DataError(f"checkpoint {path} was not written by fusionkit train: it holds {keys}")
+    check_content(path, content)
     return content
 
 
@@ -52,6 +58,30 @@ def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = 
     Without ``has_data`` the checkpoint is enough: none of the files that the run read are looked for. What its
     configuration names is built where it is ours, or of a package in ``trust``.
     """
+    with told_of(path):
+        return _parts(path, overrides, has_data, trust)
+
+
+@contextmanager
+def told_of(path: str | Path) -> Iterator[None]:
+    """Where a checkpoint's own configuration cannot be built, or a part of it is refused, name the checkpoint."""
+    try:
+        yield
+    except OmegaConfBaseException:  # of a key that the user changes, told as everywhere
+        raise
+    except (UserError, InstantiationException, TypeError, AttributeError, KeyError, RecursionError) as error:
+        link: BaseException | None = error
+        while link is not None and not isinstance(link, UserError):
+            link = link.__cause__
+        if link is None:
+            said = f"its configuration cannot be built ({first_cause(error)}); is it damaged?"
+            raise DataError(f"checkpoint {path}: {said}") from error
+        if str(path) in str(link):
+            raise
+        raise type(link)(f"checkpoint {path}: {link}") from error
+
+
+def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust: object) -> Parts:
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
     stored = read_stored(artifacts["config"], path, trust)

@@ -18,7 +18,10 @@ from transformers import (
 )
 
 from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.checkpoints.runs import sizes_of
+from fusionkit.checkpoints.source import Source
 from fusionkit.cli import run
+from fusionkit.errors import DataError
 from fusionkit.types import Tokens
 from tests.parity.imported import close
 
@@ -139,3 +142,63 @@ def refuse(line: list[str], words: str, code: int, tmp_path: Path, capsys) -> No
     (sentence,) = capsys.readouterr().err.splitlines()
     assert words in sentence
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("vilt")
+    saved(ViltForMaskedLM(ViltConfig(**VILT)), place)
+    return place
+
+
+DEEP: list = [1]
+for _ in range(400):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("hidden_size", "20", "hidden_size is '20', but has to be a whole number, such as 768"),
+        ("hidden_size", 20.0, "hidden_size is 20.0, but has to be a whole number"),
+        ("hidden_size", True, "hidden_size is True, but has to be a whole number"),
+        ("max_position_embeddings", DEEP, "max_position_embeddings is [[[[[[[...]]]]]]], but has to be a whole number"),
+        ("layer_norm_eps", [1], "layer_norm_eps is [1], but has to be a number, such as 1e-06"),
+        ("layer_norm_eps", float("inf"), "layer_norm_eps is inf, but has to be a number"),
+        ("hidden_act", 3, "hidden_act is 3, but has to be a text, such as gelu"),
+        ("num_hidden_layers", 10**9, "num_hidden_layers is 1000000000, but the checkpoint has"),
+        ("architectures", 3, "config.json names the class 3; what can be imported is"),
+        ("architectures", [["x"]], "config.json names the class [['x']]; what can be imported is"),
+        ("num_attention_heads", 3, "fusion.num_heads is 3, which does not divide"),
+    ],
+)
+def test_a_size_of_another_kind_names_its_file(key, value, words, folder, tmp_path, capsys):
+    (tmp_path / "theirs").mkdir()
+    for file in folder.iterdir():
+        (tmp_path / "theirs" / file.name).write_bytes(file.read_bytes())
+    content = json.loads((folder / "config.json").read_text())
+    (tmp_path / "theirs/config.json").write_text(json.dumps(content | {key: value}))
+    capsys.readouterr()
+    assert run(["import", f"vilt={tmp_path}/theirs", f"output={tmp_path}/ours"]) in (1, 2)
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert words in sentence
+    assert f"{tmp_path}/theirs" in sentence
+
+
+def test_whole_numbers_are_numbers_and_the_limit_of_layers_is_that_of_tensors():
+    source = Source(Path("x"), dict.fromkeys("abc", torch.ones(1)), {"eps": 1, "num_layers": 3}, "")
+    assert sizes_of({"eps": 0.1, "num_layers": 12}, source) == {"eps": 1, "num_layers": 3}
+    for config, words in (
+        ({"text": [1]}, r"x/config.json: text is \[1\], but has to be an object with sizes"),
+        ({"text": {"num_layers": 4}}, r"text\.num_layers is 4, but the checkpoint has 3 tensors"),
+    ):
+        with pytest.raises(DataError, match=words):
+            sizes_of({"num_layers": 12}, Source(Path("x"), source.state, config, ""), "text")
+
+
+@pytest.mark.parametrize("damage", ["[" * 20000, "{", "[]", "\ufeff{}x"])
+def test_a_damaged_configuration(damage, folder, tmp_path, capsys):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/config.json").write_text(damage)
+    (tmp_path / "theirs/model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    refuse([f"vilt={tmp_path}/theirs"], f"{tmp_path}/theirs/config.json", 1, tmp_path, capsys)
