@@ -118,6 +118,22 @@ class TaskOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
+class TextFormat:
+    """Ids of the tokens that every text is wrapped in, and of those that stand for something else than words."""
+
+    start: int
+    end: int
+    pad: int  # may be the end or the unknown word: an attention mask hides it
+    mask: int | None = None  # None: the tokenizer has none, so that no word can be hidden
+    unknown: int | None = None  # None: every text can be spelt
+
+    @property
+    def pads_alone(self) -> bool:
+        """Whether padding has a token of its own."""
+        return self.pad not in (self.start, self.end, self.unknown)
+
+
+@dataclass(frozen=True)
 class Dims:
     """The plain values that tasks are built from."""
 
@@ -130,9 +146,15 @@ class Dims:
     cls_token_id: int
     sep_token_id: int
     pad_token_id: int
-    mask_token_id: int
+    mask_token_id: int | None  # None: the tokenizer has none
     feature_size: int = 0  # width of what is to be told of a hidden image token (task mrm)
     hiding_size: int = 0  # width of what stands in its place
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
     answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The tokens that are not part of a text."""
+        ids = (self.cls_token_id, self.sep_token_id, self.pad_token_id, self.mask_token_id)
+        return frozenset(token for token in ids if token is not None)

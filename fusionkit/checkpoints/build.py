@@ -13,6 +13,7 @@ from torch import nn
 
 from fusionkit.checkpoints.base import Plan
 from fusionkit.config import conf_dir, register_resolvers
+from fusionkit.data.tokenizer import text_format
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
@@ -41,7 +42,7 @@ def build_network(config: DictConfig, words: Any, answers: Sequence[str] = ()) -
     """
     is_spelling = not isinstance(words, Mapping)
     config = config if is_spelling else without_prompts(config)
-    model = build_model(config, vocab_size=len(words) if is_spelling else 1)
+    model = build_model(config, *((len(words), text_format(words)) if is_spelling else (1,)))
     dims = dims_of(model, words, answers) if is_spelling else plain_dims(model, words, answers)
     tasks = build_tasks(config, dims, model.fusion)
     return Network(model, tasks, build_teacher(config, model, tasks))

@@ -21,7 +21,7 @@ from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
-from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer
+from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer, wrapped
 from fusionkit.data.transforms import Finish
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import ConfigError, DataError
@@ -138,7 +138,7 @@ class DataModule(LightningDataModule):
         if self._tokenizer is None:
             answers = self.answers.answers if self.spell_answers and self.answers else []
             return word_tokenizer(chain((text.text for text in self._splits.training_texts()), answers))
-        return load_tokenizer(self._tokenizer) if isinstance(self._tokenizer, str | Path) else self._tokenizer
+        return load_tokenizer(self._tokenizer) if isinstance(self._tokenizer, str | Path) else wrapped(self._tokenizer)
 
     @cached_property
     def answers(self) -> AnswerVocabulary | None:

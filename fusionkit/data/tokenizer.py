@@ -15,13 +15,14 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.names import is_file_name
+from fusionkit.types import TextFormat
 from fusionkit.unicode import UNSPACED, readable
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """In BERT's order, so that [PAD] has the index 0."""
 
-STAND_INS = {"cls": "bos", "sep": "eos", "mask": "unk"}
-"""What CLIP's tokenizer has in their place."""
+PROBE = "a \u2603 zqxj"  # a word, and what few vocabularies hold
+CHOOSE = "choose a BERT-like tokenizer such as bert-base-uncased"
 
 
 def build_tokenizer(texts: Iterable[str], directory: Path) -> None:
@@ -55,11 +56,7 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a directory or by its hub name.
-
-    One that begins and ends texts as CLIP's does, and so has no mask, gets BERT's special tokens by ``STAND_INS``.
-    Raises ConfigError where there is none, or where it lacks word numbers or one of these tokens still.
-    """
+    """A fast tokenizer from a directory or by its hub name, made to wrap texts (``wrapped``); ConfigError where there is none."""
     name = str(name_or_directory)
     if Path(name).exists() and not any((Path(name) / file).exists() for file in ("tokenizer.json", "vocab.txt")):
         raise ConfigError(
@@ -81,13 +78,37 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
             "check the path, or download it once and give its folder"
         ) from error
-    if tokenizer.cls_token_id is None:
-        for token, other in STAND_INS.items():
-            setattr(tokenizer, f"{token}_token", getattr(tokenizer, f"{other}_token"))
-    missing = [token for token in SPECIAL_TOKENS if getattr(tokenizer, f"{token}_token_id") is None]
-    if missing or not tokenizer.is_fast:
-        lack = f"has no {' and no '.join(missing)} token" if missing else "is not a fast tokenizer"
-        raise ConfigError(f"tokenizer: '{name}' {lack}; choose a BERT-like tokenizer such as bert-base-uncased")
+    return wrapped(tokenizer, name)
+
+
+def wrapped(tokenizer: PreTrainedTokenizerBase, name: str = "the one given") -> PreTrainedTokenizerBase:
+    """Make a tokenizer put one token before each text and one behind it, and padding on the right; gives it back.
+
+    What it wraps texts in is read off a probe. Where that is not one token on either side (GPT-2 and Qwen: none, Llama: no
+    end, T5: no start, XLNet: both behind), a template is put in its place: the start is the token that it calls cls or bos,
+    else its end; the end what it calls sep or eos. Where it has no padding the end pads. A tokenizer without a mask stays
+    without. Raises ConfigError where it has no end, or cannot spell every text.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(f"tokenizer: '{name}' is not a fast tokenizer; {CHOOSE}")
+    if (ends := _ends(tokenizer, name)) is None:
+        end = tokenizer.sep_token or tokenizer.eos_token
+        if end is None:
+            raise ConfigError(f"tokenizer: '{name}' has no token that ends a text (sep or eos); {CHOOSE}")
+        start = tokenizer.cls_token or tokenizer.bos_token or end
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=[start, "$A", end],
+            pair=[start, "$A", end, "$B", end],
+            special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in {start, end}],
+        )
+        if (ends := _ends(tokenizer, name)) is None:
+            raise ConfigError(f"tokenizer: '{name}' does not put a token before and behind each text; {CHOOSE}")
+    for key, token in zip(("cls_token", "sep_token"), ends, strict=True):
+        if getattr(tokenizer, key) != token:
+            setattr(tokenizer, key, token)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = ends[1]
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
 
@@ -104,3 +125,22 @@ def require_own_files(name: str) -> None:
             raise ConfigError(
                 f"tokenizer: tokenizer_config.json of '{name}' says that its {key} is {value!a}, outside of it"
             )
+
+
+def _ends(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str] | None:
+    """The tokens that a text stands between; None where they are not one on either side."""
+    try:
+        encoded = tokenizer(PROBE, return_special_tokens_mask=True)
+    except Exception as error:  # what tokenizers raises where a word is unknown and there is no token for such
+        raise ConfigError(f"tokenizer: '{name}' cannot spell every text ({error}); {CHOOSE}") from error
+    ids, is_added = encoded["input_ids"], encoded["special_tokens_mask"]
+    if len(ids) < 2 or is_added != [1, *[0] * (len(ids) - 2), 1]:
+        return None
+    return [str(tokenizer.convert_ids_to_tokens(place)) for place in (ids[0], ids[-1])]
+
+
+def text_format(tokenizer: PreTrainedTokenizerBase) -> TextFormat:
+    """The ids of a ``wrapped`` tokenizer's special tokens; a mask that is one of the others is none."""
+    start, end, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    mask = None if tokenizer.mask_token_id in (start, end, pad) else tokenizer.mask_token_id
+    return TextFormat(start, end, pad, mask, tokenizer.unk_token_id)

@@ -1,15 +1,18 @@
 """Any timm model as a tower that gives image tokens."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
-from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.encoders.probe import first_line, freeze, rehearse, unreached_parameters
+from fusionkit.errors import ConfigError, DataError, UserError, suggest
 from fusionkit.types import Tokens, at_least_fp32
 
 
@@ -76,6 +79,7 @@ class TimmEncoder(PixelEncoder):
     ``intermediate_size`` width between the two maps of a transformer's feed-forward parts, for timm's ``mlp_ratio``, which is one
                    of floats and rounds; needs ``embed_dim``.
     ``frozen``     no gradient, batch-norm statistics and dropout as in evaluation.
+    A class token that timm does not declare (VOLO) is found, and what no token depends on (a classifier's last layers) is frozen.
     Other options go to ``timm.create_model`` (``img_size``, ``patch_size``, ``dynamic_img_size``, ...).
     """
 
@@ -95,6 +99,10 @@ class TimmEncoder(PixelEncoder):
         **options: Any,
     ) -> None:
         super().__init__()
+        if (channels := options.get("in_chans", 3)) != 3:
+            raise ConfigError(
+                f"image_encoder.in_chans is {channels}, but images are read with 3 channels, grey ones too; leave it out"
+            )
         if stage is not None:
             options |= {"features_only": True, "out_indices": (stage,)}
         else:
@@ -110,25 +118,51 @@ class TimmEncoder(PixelEncoder):
             pretrained = True
         self.backbone: Any = _create(name, pretrained, options)
         self.has_stage, self.pool, self.is_frozen = stage is not None, pool, frozen
-        info: Any = self.backbone
-        self.hidden_size: int = info.feature_info.channels()[-1] if self.has_stage else info.num_features
-        self.num_prefix_tokens = getattr(self.backbone, "num_prefix_tokens", 0)
-        if pool not in ("cls", "mean", "max") or (pool == "cls" and not self.num_prefix_tokens):
-            raise ConfigError(f"image_encoder.pool is '{pool}', which {name} cannot give; set image_encoder.pool=mean")
         for unused in ("head", "fc_norm"):  # parts that only the classifier reads would never get a gradient
             if hasattr(self.backbone, unused):
                 setattr(self.backbone, unused, nn.Identity())
+        info: Any = self.backbone
+        self.hidden_size: int = info.feature_info.channels()[-1] if self.has_stage else info.num_features
+        self.num_prefix_tokens = getattr(self.backbone, "num_prefix_tokens", 0)
+        self.top_layers = top_layers
+        self._try_out(name, options.get("img_size"))
+        if pool not in ("cls", "mean", "max") or (pool == "cls" and not self.num_prefix_tokens):
+            raise ConfigError(f"image_encoder.pool is '{pool}', which {name} cannot give; set image_encoder.pool=mean")
         if weights is not None and match_by_order:
             load_by_order(self.backbone, weights)
         self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
         self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
-        self.top_layers, self.hidden_size = top_layers, top_layers * self.hidden_size
+        self.hidden_size = top_layers * self.hidden_size
         self.last_norm: Any = nn.Identity()
         if before_norm:
             self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
         if frozen:
             self.backbone.requires_grad_(False)
         self.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so, on CPU and GPU
+
+    def _try_out(self, name: str, size: int | Sequence[int] | None) -> None:
+        """Find a class token that is not declared, freeze what no token depends on; ConfigError for what gives no tokens."""
+        own: Any = get_pretrained_cfg(name)
+        sides = own.input_size[1:] if size is None else (size, size) if isinstance(size, int) else size
+        try:
+            found = rehearse(self, TimmEncoder._features, 1, 3, *sides)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a model makes of its own images
+            raise ConfigError(
+                f"image_encoder: {name} does not read pixels ({first_line(error)}); choose another"
+            ) from error
+        if found is None:
+            return
+        states, twin = found
+        if not isinstance(states, Tensor):
+            raise ConfigError(
+                f"image_encoder.name: {name} gives several grids of tokens, not one; choose another model"
+            )
+        patches = states.shape[1] - self.num_prefix_tokens
+        if sides[0] == sides[1] and math.isqrt(patches) ** 2 != patches and math.isqrt(patches - 1) ** 2 == patches - 1:
+            self.num_prefix_tokens += 1
+        freeze(self, unreached_parameters(twin, [states]))
 
     def train(self, mode: bool = True) -> "TimmEncoder":
         super().train(mode)
@@ -166,7 +200,7 @@ class TimmEncoder(PixelEncoder):
             )
             return torch.cat([torch.cat([prefix, patches], dim=1) for patches, prefix in kept], dim=2)
         states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)
-        if states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
+        if isinstance(states, Tensor) and states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
             states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)
         return states
 

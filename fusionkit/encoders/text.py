@@ -1,31 +1,37 @@
 """Any BERT-like transformers encoder as a tower that gives text tokens."""
 
-import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, DynamicCache, FlavaTextModel, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.types import Tokens
-
-UNLISTED = {"flava_text_model": FlavaTextModel}  # towers that AutoModel does not know
-CODE = (  # what a configuration names that transformers would fetch and run
-    "auto_map",
-    "attn_implementation",
-    "_attn_implementation",
-    "experts_implementation",
-    "_experts_implementation",
-    "use_kernels",
-    "quantization_config",
+from fusionkit.encoders.probe import (
+    TextAbilities,
+    causal_mask,
+    differ,
+    first_line,
+    freeze,
+    made_up_texts,
+    probe_text,
+    undisturbed,
 )
+from fusionkit.encoders.tower import (
+    CACHES,
+    CHOOSE,
+    KeysValues,
+    build_tower,
+    first_position,
+    load_tower,
+    quiet,
+    read_on,
+    word_table,
+)
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.types import TextFormat, Tokens
+
 POOLS = ("cls", "last", "mean")
-KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
 
 
 class TextEncoder(nn.Module):
@@ -41,10 +47,14 @@ class TextEncoder(nn.Module):
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
     ``token_types`` False leaves BERT's token type embeddings out (BLIP).
     ``first_token_id`` is read in place of the first token of each text (BLIP's [ENC] and [DEC] for [CLS]).
+    ``text_format`` what the tokenizer wraps texts in; the tower pads as it does.
     ``added_tokens`` so many new embeddings behind those of the tokenizer or the pretrained model, for such first tokens.
 
     A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers; its pooled vector is
     that of the first token as it is written.
+
+    What the tower can do is tried out when it is built (``abilities``, ``is_incremental``): what it cannot do at all is refused,
+    and what no state depends on (a pooler) is frozen.
     """
 
     def __init__(
@@ -61,17 +71,18 @@ class TextEncoder(nn.Module):
         added_tokens: int = 0,
         before_norm: bool = False,
         top_layers: int = 1,
+        text_format: TextFormat | None = None,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, POOLS)}")
         if pretrained:
-            self.backbone = _load(pretrained, config or {})
+            self.backbone = load_tower(pretrained, config or {}, text_format)
             if added_tokens:
                 words = self.word_embeddings.num_embeddings + added_tokens
                 self.backbone.resize_token_embeddings(words, mean_resizing=False)
         else:
-            self.backbone = _from_config(config or {}, vocab_size + added_tokens)
+            self.backbone = build_tower(config or {}, vocab_size + added_tokens, text_format)
         self.config = self.backbone.config
         self.hidden_size: int = top_layers * self.config.hidden_size
         self.pool, self.is_frozen, self.before_norm, self.top_layers = pool, frozen, before_norm, top_layers
@@ -89,24 +100,55 @@ class TextEncoder(nn.Module):
         self.upper_layers = tuple(upper) if give_upper_layers else ()  # a tuple: not ours to train or save
         if frozen:
             self.backbone.requires_grad_(False)
+        self._pad = text_format.pad if text_format else self.word_embeddings.padding_idx or 0
+        self._abilities: TextAbilities | None = None
+        self._cache_name: str | None = None
+        if self.word_embeddings.weight.device.type != "meta":  # there are numbers
+            self._try_out()
 
     @property
     def word_embeddings(self) -> nn.Embedding:
         """The table that the MLM decoder is tied to."""
-        table = self.backbone.get_input_embeddings()
-        assert isinstance(table, nn.Embedding)
-        return table
+        return word_table(self.backbone)
 
     @property
     def max_length(self) -> int | None:
         """The most tokens of a text that there are positions for; None where the backbone needs none."""
         positions: int | None = getattr(self.config, "max_position_embeddings", None)
-        return None if positions is None else positions - self._first_position
+        return None if positions is None or positions < 1 else positions - first_position(self.backbone)
 
     @property
-    def _first_position(self) -> int:
-        """RoBERTa counts from behind its padding."""
-        return int(getattr(getattr(self.backbone, "embeddings", None), "padding_idx", -1)) + 1
+    def abilities(self) -> TextAbilities:
+        """What it can do."""
+        if self._abilities is None:
+            self._try_out()
+        assert self._abilities is not None
+        return self._abilities
+
+    def _try_out(self) -> None:
+        """Find the abilities, and the name by which the tower takes earlier keys and values; ConfigError where it cannot work."""
+        kind = self.config.model_type
+        with quiet():
+            try:
+                self._abilities = probe_text(self, self._pad)
+            except Exception as error:  # whatever a model makes of plain texts that it is not for
+                raise ConfigError(
+                    f"text_encoder: {kind} cannot read plain texts ({first_line(error)}); {CHOOSE}"
+                ) from error
+            self._cache_name = next((name for name in CACHES if self._caches(name)), None)
+        freeze(self, self._abilities.unreached)
+        if not self._abilities.pools_text and self.config.num_hidden_layers:
+            others, place = ("last or mean", "first") if self.pool == "cls" else ("mean", "last")
+            raise ConfigError(
+                f"text_encoder.pool is '{self.pool}', but the {place} token of {kind} sees no "
+                f"other, so that all texts would have the same vector; set text_encoder.pool to {others}"
+            )
+        if self._abilities.reads_padding:
+            warnings.warn(
+                f"text_encoder: {kind} reads the padding beside a text, so that scores depend a little on which texts share a "
+                f"batch; {CHOOSE}, if they must not",
+                stacklevel=2,
+            )
 
     def _cut(self, num_layers: int | None) -> list[nn.Module]:
         total = self.config.num_hidden_layers
@@ -116,7 +158,11 @@ class TextEncoder(nn.Module):
             raise ConfigError(
                 f"text_encoder.num_layers is {num_layers}, but the encoder has {total}; give 0 to {total}"
             )
-        layers = next(m for m in self.backbone.modules() if isinstance(m, nn.ModuleList) and len(m) == total)
+        lists = (part for part in self.backbone.modules() if isinstance(part, nn.ModuleList) and len(part) == total)
+        if (layers := next(lists, None)) is None:
+            raise ConfigError(
+                f"text_encoder.num_layers: {self.config.model_type} does not keep its layers one by one; leave it out"
+            )
         upper = list(layers[num_layers:])
         del layers[num_layers:]
         self.config.num_hidden_layers = num_layers
@@ -145,10 +191,31 @@ class TextEncoder(nn.Module):
 
     @property
     def is_incremental(self) -> bool:
-        """Whether ``extend`` works: the backbone has to take earlier keys and values, and to be told positions."""
-        if self.before_norm or self.top_layers > 1:
+        """Whether ``extend`` works."""
+        assert self.abilities
+        return self._cache_name is not None
+
+    def _caches(self, name: str) -> bool:
+        """Whether two texts, the second padded, come out the same in two pieces, by this name of the argument, and as wholes."""
+        if self.before_norm or self.top_layers > 1 or self.abilities.not_causal:
             return False
-        return {"past_key_values", "position_ids"} <= inspect.signature(self.backbone.forward).parameters.keys()
+        texts = made_up_texts(self, self._pad)[:1].expand(2, -1)
+        last = texts.shape[1] - 1
+        places = torch.arange(last, device=texts.device).expand(2, -1)
+        lengths = torch.tensor([[last], [last - 1]], device=texts.device)
+        is_there = (places < lengths).long()
+        with undisturbed(self), torch.no_grad():
+            whole = self(texts, causal_mask(texts)).embeds
+            try:
+                first, past = self._extend(
+                    name, texts[:, :last], causal_mask(texts[:, :last]) * is_there[:, None], places, None
+                )
+                seen = torch.cat([is_there, torch.ones_like(lengths)], dim=1)
+                second, _ = self._extend(name, texts.gather(1, lengths), seen[:, None], lengths, past)
+            except Exception:  # whatever a model makes of an argument that it does not have
+                return False
+        ends = whole[torch.arange(2), lengths[:, 0]]
+        return not differ(whole[0, :last], first.embeds[0], 1e-4) and not differ(ends, second.embeds[:, 0], 1e-4)
 
     def extend(
         self, input_ids: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
@@ -157,15 +224,23 @@ class TextEncoder(nn.Module):
 
         The mask is (T, L, P + L), over the earlier tokens too; ``past`` is what the earlier call returned, None for none.
         """
-        cache: Any = DynamicCache(past)
+        assert self.is_incremental
+        assert self._cache_name is not None
+        return self._extend(self._cache_name, input_ids, mask, positions, past)
+
+    def _extend(
+        self, cache_name: str, input_ids: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
+    ) -> tuple[Tokens, KeysValues]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            states = self.backbone(
+            states, past = read_on(
+                self.backbone,
+                cache_name,
+                past,
                 input_ids=self._opened(input_ids, positions),
                 attention_mask=self._added(mask),
-                position_ids=positions + self._first_position,
-                past_key_values=cache,
-            ).last_hidden_state
-        return Tokens(states, mask, states[:, 0]), [(layer.keys, layer.values) for layer in cache.layers]
+                position_ids=positions + first_position(self.backbone),
+            )
+        return Tokens(states, mask, states[:, 0]), past
 
     def _opened(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """The ids (T, L), at positions (T, L) or from 0 on, with the first token of each text replaced if so configured."""
@@ -193,70 +268,3 @@ class NoTokenTypes(nn.Module):
 
     def forward(self, token_type_ids: Tensor) -> Tensor:
         return torch.zeros((), device=token_type_ids.device)
-
-
-def _plain_tower(config: Any) -> dict[str, Any]:
-    """What makes the tower a plain encoder: no pooler, and plain attention where it trains faster (CPU, see benchmarks)."""
-    options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
-    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert", *UNLISTED):
-        options["add_pooling_layer"] = False
-    return options
-
-
-def _from_config(config: Mapping[str, Any], vocab_size: int) -> PreTrainedModel:
-    fields = {"vocab_size": vocab_size} | {key: value for key, value in config.items() if key not in CODE}
-    try:
-        built = AutoConfig.for_model(**fields)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})"
-        ) from error
-    try:
-        if built.model_type in UNLISTED:
-            return UNLISTED[built.model_type]._from_config(built, **_plain_tower(built))
-        return AutoModel.from_config(built, trust_remote_code=False, **_plain_tower(built))
-    except ValueError as error:
-        raise ConfigError(f"text_encoder.config: {str(error).splitlines()[0]}") from error
-
-
-def _load(pretrained: str, overrides: Mapping[str, Any]) -> PreTrainedModel:
-    is_path = pretrained.startswith((".", "/", "~")) or Path(pretrained).exists()
-    if is_path and not (Path(pretrained).expanduser() / "config.json").is_file():
-        raise DataError(
-            f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id"
-        )
-    try:
-        config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **overrides)
-        with _quiet_loading():
-            tower, report = AutoModel.from_pretrained(
-                pretrained,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                trust_remote_code=False,
-                **_plain_tower(config),
-            )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"text_encoder.pretrained: '{pretrained}' could not be loaded ({reason}); give a directory or a hub id"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise DataError(
-            f"text_encoder.pretrained: '{pretrained}' lacks {len(missing)} weights of a {config.model_type} encoder, among them "
-            f"{missing[0]}; give the directory of a whole model"
-        )
-    return tower
-
-
-@contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """Without transformers' progress bar and its report on heads that an encoder does not have."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()

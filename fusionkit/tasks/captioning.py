@@ -26,7 +26,7 @@ class Spoken(NamedTuple):
 
 
 class Captioning(Task[CaptionBatch]):
-    """Predict each token of a caption from those before it and the image; [SEP] ends it.
+    """Predict each token of a caption from those before it and the image; the tokenizer's end (BERT's [SEP]) ends it.
 
     ``prompt``          words that every caption starts with, as "a picture of"; they are read and not scored.
     ``label_smoothing`` share of the target probability that is spread over the vocabulary.
@@ -55,10 +55,12 @@ class Captioning(Task[CaptionBatch]):
         super().__init__(scorer)
         self.texts_per_image, self.label_smoothing = texts_per_image, label_smoothing
         self.search: Search = search or BeamSearch()
-        special = (dims.cls_token_id, dims.pad_token_id, dims.mask_token_id)
-        self.words = Words(dims.tokens, (*special, dims.sep_token_id))
+        special = dims.special_ids
+        self.words = Words(dims.tokens, special)
         self.opening = [dims.cls_token_id, *self.words.spell(prompt, "task.captioning.prompt")]
-        self.rules = Rules(dims.sep_token_id, max_length, min_length, no_repeat_ngram, special, tuple(self.opening))
+        self.rules = Rules(
+            dims.sep_token_id, max_length, min_length, no_repeat_ngram, tuple(special), tuple(self.opening)
+        )
         self.head: nn.Module = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
 
     def reader(self, model: VisionLanguageModel) -> Reader:

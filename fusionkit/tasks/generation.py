@@ -47,7 +47,7 @@ class Rules:
     ``max_length``      most tokens of a text, its end included; a text that has not ended then is cut.
     ``min_length``      fewest tokens before the end.
     ``no_repeat_ngram`` length of the token sequences that may come only once in a text; 0: all may repeat.
-    ``banned``          tokens that are never generated.
+    ``banned``          tokens that are never generated; the end is never one of them, be it the start or padding too.
     ``prompt``          what every text starts with; of the searches only ``ClassicBeamSearch`` counts it.
     """
 
@@ -65,6 +65,7 @@ class Rules:
             )
         if self.no_repeat_ngram < 0:
             raise ConfigError(f"generation: no_repeat_ngram is {self.no_repeat_ngram}; give 0 (off) or a length")
+        object.__setattr__(self, "banned", tuple(token for token in self.banned if token != self.end))
 
     def restrict(self, scores: Tensor, tokens: Tensor) -> Tensor:
         """Scores (R, V) of the token after tokens (R, t), -inf for those that the rules forbid."""

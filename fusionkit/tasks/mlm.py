@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.errors import ConfigError
 from fusionkit.losses import IGNORE, masked_cross_entropy, soft_cross_entropy
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import Teacher
@@ -43,8 +44,11 @@ class RandomMasking:
     most: int | None = None
 
     def __call__(self, input_ids: Tensor, word_index: Tensor) -> tuple[Tensor, Tensor]:
-        if self.mask_sep:  # a word of its own, behind the last one
-            is_sep = input_ids == self.dims.sep_token_id
+        if (
+            self.mask_sep
+        ):  # a word of its own, the place behind the last one: its token may be the start and padding too
+            places = torch.arange(input_ids.shape[1], device=input_ids.device)
+            is_sep = places == (places * (word_index >= 0)).amax(dim=1, keepdim=True) + 1
             word_index = torch.where(is_sep, word_index.amax(dim=1, keepdim=True) + 1, word_index)
         draw = torch.rand(input_ids.shape, device=input_ids.device)
         if self.whole_word:
@@ -53,7 +57,7 @@ class RandomMasking:
         targets = input_ids.masked_fill(~chosen, IGNORE)
         fate = torch.rand(input_ids.shape, device=input_ids.device)
         noise = torch.randint_like(input_ids, self.dims.vocab_size)
-        corrupted = input_ids.masked_fill(chosen & (fate < 0.8), self.dims.mask_token_id)
+        corrupted = input_ids.masked_fill(chosen & (fate < 0.8), mask_of(self.dims))
         return torch.where(chosen & (fate >= 0.9), noise, corrupted), targets
 
     def _choose(self, draw: Tensor, is_word: Tensor) -> Tensor:
@@ -121,6 +125,8 @@ class MLM(Task[CaptionBatch]):
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__(scorer)
+        if dims.tokens:  # else weights alone are wanted
+            mask_of(dims)
         self.dims, self.texts_per_image, self.probability = dims, texts_per_image, probability
         self.masking = masking or RandomMasking(dims, probability, whole_word, at_least_one, mask_sep, most)
         width = dims.text_size if tied else dims.hidden_size
@@ -165,7 +171,7 @@ class MLM(Task[CaptionBatch]):
         input_ids = captions["input_ids"]
         is_masked = fixed_choice(captions["ids"], input_ids.shape[1], self.probability).to(input_ids.device)
         is_masked &= captions["word_index"] >= 0
-        corrupted = input_ids.masked_fill(is_masked, self.dims.mask_token_id)
+        corrupted = input_ids.masked_fill(is_masked, mask_of(self.dims))
         masked = (corrupted, captions["attention_mask"], captions["image_index"], is_masked)
         tokens = self.dims.tokens
         logits = self._logits(model, self.head, encoded, *masked)
@@ -176,6 +182,16 @@ class MLM(Task[CaptionBatch]):
                 is_masked.nonzero().tolist(), predicted.tolist(), input_ids[is_masked].tolist(), strict=True
             )
         ]
+
+
+def mask_of(dims: Dims) -> int:
+    """The token that stands for a hidden word."""
+    if dims.mask_token_id is None:
+        raise ConfigError(
+            "task.mlm: the tokenizer has no mask token of its own; leave mlm out of task=[...], or choose a tokenizer with one, "
+            "such as bert-base-uncased"
+        )
+    return dims.mask_token_id
 
 
 def fixed_choice(ids: list[Any], length: int, probability: float) -> Tensor:

@@ -55,8 +55,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         super().__init__(scorer)
         self.label_smoothing, self.start, self.end = label_smoothing, dims.cls_token_id, dims.sep_token_id
         self.answering: Answering = answering or Ranking()
-        special = (dims.cls_token_id, dims.sep_token_id, dims.pad_token_id, dims.mask_token_id)
-        self.words = Words(dims.tokens, special)
+        self.words = Words(dims.tokens, dims.special_ids)
         self.answer_ids: Tensor
         self.answer_mask: Tensor
         if dims.tokens:  # else weights alone are wanted: without a tokenizer nothing can be said

@@ -6,7 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fusionkit.data.datamodule import DataModule
-from fusionkit.errors import ConfigError, suggest
+from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
+from fusionkit.errors import ConfigError, UserError, suggest
 from fusionkit.tasks.base import Task
 from fusionkit.types import Dims
 
@@ -59,6 +60,37 @@ def check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
         raise ConfigError(
             f"data.fit=keep gives images of different shapes, which {type(encoder).__name__} does not read; set "
             "data.fit=squash, or choose image_encoder=patches"
+        )
+
+
+def check_image_size(encoder: Any, size: int) -> None:
+    """The encoder reads images of the data's size; what none of its tokens depends on is frozen."""
+    try:
+        found = rehearse(encoder, lambda twin, pixels: twin(pixels), 1, 3, size, size)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model makes of images of another size
+        raise ConfigError(
+            f"data.image_size is {size}, but the image encoder does not read such images ({first_line(error)}); set "
+            "data.image_size to its own size, or image_encoder.img_size or image_encoder.dynamic_img_size where it takes them"
+        ) from error
+    if found is not None:
+        tokens, twin = found
+        freeze(encoder, unreached_parameters(twin, [tokens.embeds, tokens.pooled]))
+
+
+def check_text(name: str, task: Task[Any], model: Any, abilities: TextAbilities) -> None:
+    """The text encoder reads texts as the task needs them read."""
+    kind = getattr(getattr(model.text_encoder, "config", None), "model_type", type(model.text_encoder).__name__)
+    if "causal" in task.needs and abilities.not_causal is not None:
+        raise ConfigError(
+            f"task '{name}' needs {PARTS['causal']}, but the text encoder {kind} cannot read so ({abilities.not_causal}); choose "
+            f"another text_encoder.config.model_type, such as bert or roberta, or leave {name} out of task=[...]"
+        )
+    if "feats" in task.needs and not abilities.pools_text and not hasattr(model.fusion, "alone"):
+        raise ConfigError(
+            f"task '{name}' compares texts by a vector each, but of the text encoder {kind} all texts have the same; set "
+            f"text_encoder.pool=mean, or leave {name} out of task=[...]"
         )
 
 

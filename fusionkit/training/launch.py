@@ -12,7 +12,10 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.config import signature_of
 from fusionkit.data.datamodule import DataModule
+from fusionkit.data.tokenizer import text_format
+from fusionkit.encoders.probe import abilities_of
 from fusionkit.encoders.regions import require_width
 from fusionkit.errors import refusals
 from fusionkit.evaluation.prediction import EvaluationOptions
@@ -23,17 +26,19 @@ from fusionkit.training.artifacts import collect_artifacts
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.checks import (
     check_answers,
+    check_image_size,
     check_images,
     check_length,
     check_needs,
     check_reads,
     check_roles,
     check_temperature,
+    check_text,
 )
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.precision import resolve_precision
 from fusionkit.training.saving import WholeCheckpoints
-from fusionkit.types import Dims
+from fusionkit.types import Dims, TextFormat
 
 NOTICES = (  # of libraries, about what is meant to be so here
     ".*LeafSpec",  # Lightning's own use of torch
@@ -101,25 +106,36 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
     if has_data:
         datamodule.prepare_data()
         datamodule.setup()
-    model = build_model(config, len(datamodule.tokenizer))
+    words = text_format(datamodule.tokenizer)
+    model = build_model(config, len(datamodule.tokenizer), words)
     for source in config.objectives:
         check_images(str(source), datamodule, model.image_encoder)
         check_length(str(source), datamodule, model.text_encoder.max_length)
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = build_tasks(config, dims, model.fusion)
+    if model.image_encoder.reads == "pixel_values":
+        check_image_size(model.image_encoder, datamodule.finish.size)
+    abilities = abilities_of(model.text_encoder, words.pad)
     for source, weights in config.objectives.items():
-        for name in weights:
+        for name, weight in weights.items():
+            if weight > 0:
+                check_text(str(name), tasks[name], model, abilities)
             check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
             check_answers(f"objectives.{source}.{name}", tasks[name], dims)
     return Parts(config, datamodule, model, tasks)
 
 
-def build_model(config: DictConfig, vocab_size: int) -> VisionLanguageModel:
-    """Encoders, fusion and model; the vocabulary is the tokenizer's."""
+def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = None) -> VisionLanguageModel:
+    """Encoders, fusion and model; vocabulary and text format are the tokenizer's.
+
+    A text encoder that takes no format pads as it will.
+    """
     with refusals("image_encoder"):
         image_encoder = instantiate(config.image_encoder)
+    takes_format = words is not None and "text_format" in signature_of(config.text_encoder._target_)
     with refusals("text_encoder"):
-        text_encoder = instantiate(config.text_encoder, vocab_size=vocab_size)
+        build = instantiate(config.text_encoder, _partial_=True)  # Hydra would take a TextFormat apart
+        text_encoder = build(vocab_size=vocab_size, **({"text_format": words} if takes_format else {}))
     with refusals("model or fusion"):
         return instantiate(config.model)(
             image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
@@ -144,7 +160,8 @@ def build_teacher(
 
 def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:
     """The plain values of a model, its tokenizer and the answers."""
-    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("cls", "sep", "pad", "mask")}
+    words = text_format(tokenizer)
+    ids = {"cls": words.start, "sep": words.end, "pad": words.pad, "mask": words.mask}
     return replace(
         plain_dims(model, ids, answers),
         answer_tokens=spell(tokenizer, answers),
@@ -152,7 +169,7 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
     )
 
 
-def plain_dims(model: VisionLanguageModel, ids: Mapping[str, int], answers: Sequence[str]) -> Dims:
+def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequence[str]) -> Dims:
     """The plain values of a model without a tokenizer, from the ids of the special tokens: no task can spell with them."""
     words = model.text_encoder.word_embeddings
     return Dims(

@@ -147,6 +147,8 @@ def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
                 image[key] = value
         if text.get("pretrained"):
             text.update(_convert_="all", pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
+        elif text.get("config") and text_config.get("pad_token_id") is not None:  # RoBERTa counts positions from it
+            text.config.setdefault("pad_token_id", text_config["pad_token_id"])
 
 
 def start_from(config: DictConfig, checkpoint: Checkpoint, path: str | Path) -> None:

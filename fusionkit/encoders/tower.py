@@ -1,0 +1,179 @@
+"""transformers' models as text towers: how they are built, loaded, padded and read on; their inner names stand here alone."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    DynamicCache,
+    FlavaTextModel,
+    PreTrainedModel,
+    Siglip2TextModel,
+    SiglipTextModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from fusionkit.encoders.probe import first_line
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.types import TextFormat
+
+UNLISTED = {  # towers that AutoModel does not know
+    "flava_text_model": FlavaTextModel,
+    "siglip_text_model": SiglipTextModel,
+    "siglip2_text_model": Siglip2TextModel,
+}
+CODE = (  # what a configuration names that transformers would fetch and run
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+    "use_kernels",
+    "quantization_config",
+)
+CHOOSE = "choose another model_type, such as bert or roberta"
+CACHES = ("cache", "past_key_values")  # what the argument is called from transformers 5.24 on, and before
+KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
+
+
+def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | None) -> PreTrainedModel:
+    """A tower without trained weights; its padding token is the tokenizer's, where ``config`` names none."""
+    given = {key: value for key, value in config.items() if key not in CODE}
+    fields = {"vocab_size": vocab_size} | ({"pad_token_id": words.pad} if words else {}) | given
+    try:
+        built = AutoConfig.for_model(**fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})"
+        ) from error
+    try:
+        tower = _from_config(built)
+        word_table(tower)
+    except (
+        Exception
+    ) as error:  # a library's own checks of sizes: assertions, missing fields, and what follows from them
+        reason = first_line(error)
+        if reason.startswith("Unrecognized configuration class"):  # names classes, and tables of them
+            reason = f"transformers has no text encoder of model_type '{built.model_type}'; {CHOOSE}"
+        raise ConfigError(f"text_encoder.config: {reason}") from error
+    if words is not None:
+        _pad_as(tower, words, is_given="pad_token_id" in config)
+    return tower
+
+
+def _from_config(config: Any) -> PreTrainedModel:
+    if config.model_type in UNLISTED:
+        build = UNLISTED[config.model_type]._from_config
+    else:
+        build = partial(_auto(config).from_config, trust_remote_code=False)
+    try:
+        return build(config, **_plain(config))
+    except ValueError as error:
+        if "attn_implementation" not in str(error):
+            raise
+        return build(config, **_plain(config) | {"attn_implementation": "eager"})  # one that knows no other
+
+
+def load_tower(pretrained: str, overrides: Mapping[str, Any], words: TextFormat | None) -> PreTrainedModel:
+    """A tower with the weights of a hub id or a local directory."""
+    is_path = pretrained.startswith((".", "/", "~")) or Path(pretrained).exists()
+    if is_path and not (Path(pretrained).expanduser() / "config.json").is_file():
+        raise DataError(
+            f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id"
+        )
+    try:
+        config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **overrides)
+        kind: Any = UNLISTED.get(config.model_type) or _auto(config)
+        with quiet():
+            tower, report = kind.from_pretrained(
+                pretrained,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **_plain(config),
+            )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"text_encoder.pretrained: '{pretrained}' could not be loaded ({first_line(error)}); give a directory or a hub id"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise DataError(
+            f"text_encoder.pretrained: '{pretrained}' lacks {len(missing)} weights of a {config.model_type} encoder, among them "
+            f"{missing[0]}; give the directory of a whole model"
+        )
+    if words is not None:
+        _pad_as(tower, words, is_given=True)
+    return tower
+
+
+def _auto(config: Any) -> Any:
+    """Which of transformers' tables has the model: of one that is an encoder with a decoder, the encoder alone (T5)."""
+    return AutoModelForTextEncoding if config.is_encoder_decoder else AutoModel
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """What makes the tower a plain encoder: no pooler, and plain attention where it trains faster (CPU, see benchmarks)."""
+    options: dict[str, Any] = {"attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
+    if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert", "flava_text_model"):
+        options["add_pooling_layer"] = False
+    return options
+
+
+def word_table(tower: Any) -> nn.Embedding:
+    """The table of word embeddings."""
+    table = tower.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise ConfigError(f"text_encoder: {tower.config.model_type} has no plain table of word embeddings; {CHOOSE}")
+    return table
+
+
+def first_position(tower: nn.Module) -> int:
+    """The position of a text's first token: RoBERTa and its like count from behind the number of their padding token."""
+    embeddings = getattr(tower, "embeddings", None)
+    return 0 if isinstance(embeddings, nn.Embedding) else int(getattr(embeddings, "padding_idx", -1)) + 1
+
+
+def _pad_as(tower: Any, words: TextFormat, is_given: bool) -> None:
+    """Make the tokenizer's padding token the tower's: the one whose embedding does not learn, and that has no position.
+
+    A token that is a word, a start or an end too has to learn. A tower whose padding is ``is_given``, by its weights or its
+    configuration, keeps its positions.
+    """
+    old, counts = word_table(tower).padding_idx, first_position(tower) > 0
+    if counts and (not words.pads_alone or (is_given and tower.config.pad_token_id != words.pad)):
+        other = "is a word, the start or the end of texts too" if not words.pads_alone else f"has the id {words.pad}"
+        raise ConfigError(
+            f"text_encoder: {tower.config.model_type} counts positions from its padding token, which has the id "
+            f"{tower.config.pad_token_id}, but the tokenizer's {other}; give it the tokenizer that it was made for, or {CHOOSE}"
+        )
+    for part in tower.modules():
+        if old is not None and getattr(part, "padding_idx", None) == old:
+            part.padding_idx = words.pad if words.pads_alone else None
+
+
+def read_on(tower: Any, cache_name: str, past: KeysValues | None, **inputs: Tensor) -> tuple[Tensor, KeysValues]:
+    """The states of further tokens, and the keys and values of all; ``cache_name`` is one of ``CACHES``."""
+    cache: Any = DynamicCache(past)
+    states = tower(**inputs, **{cache_name: cache}).last_hidden_state
+    return states, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bar and its report on heads that an encoder does not have."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
