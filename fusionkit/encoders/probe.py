@@ -56,7 +56,8 @@ def probe_text(encoder: Any, pad_token_id: int) -> TextAbilities:
 
 def made_up_texts(encoder: Any, pad_token_id: int) -> Tensor:
     """Four texts (4, L) of two words: one, and others that differ from it between the ends, in the first, in the last token."""
-    length = max(3, min(LENGTH, (encoder.max_length or LENGTH) - PADDING))
+    room = encoder.max_length
+    length = LENGTH if room is None else max(3, min(LENGTH, room - PADDING))
     table = encoder.word_embeddings
     one, other = [word for word in range(table.num_embeddings) if word != pad_token_id][-2:]
     first = [one, other, one, one, other, one][:length]
@@ -157,5 +158,6 @@ def rehearse(module: nn.Module, call: Callable[[Any, Tensor], Any], *shape: int)
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of a library says, in one line."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """What an exception of a library says, in one line: its first, and the next where that only announces it."""
+    lines = [line.strip() for line in (str(error) or type(error).__name__).splitlines()]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

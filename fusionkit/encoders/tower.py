@@ -1,5 +1,6 @@
 """transformers' models as text towers: how they are built, loaded, padded and read on; their inner names stand here alone."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -49,9 +50,9 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
     fields = {"vocab_size": vocab_size} | ({"pad_token_id": words.pad} if words else {}) | given
     try:
         built = AutoConfig.for_model(**fields)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # unknown kinds, and fields that a kind does not have, each with an error of its own
         raise ConfigError(
-            f"text_encoder.config: needs a known 'model_type' such as bert or roberta ({error})"
+            f"text_encoder.config: needs a known 'model_type' such as bert or roberta, and its fields ({first_line(error)})"
         ) from error
     try:
         tower = _from_config(built)
@@ -168,12 +169,14 @@ def read_on(tower: Any, cache_name: str, past: KeysValues | None, **inputs: Tens
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bar and its report on heads that an encoder does not have."""
+    """Without transformers' progress bar, its report on heads that an encoder does not have, and what it says of old names."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Token ids to text and back, by the tokenizer's vocabulary alone: WordPiece, word-level and byte-level BPE."""
+"""Token ids to text and back, by the tokenizer's vocabulary alone: WordPiece, word-level, SentencePiece, BPE of bytes."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,8 @@ from functools import cached_property
 from fusionkit.errors import ConfigError
 from fusionkit.unicode import UNSPACED
 
-_PIECE, _SPACE = "##", "\u0120"  # what marks the inner piece of a word (WordPiece), and a word's first piece (BPE)
+# what marks the inner piece of a word (WordPiece), a word's first piece (BPE, SentencePiece), and its last one (CLIP)
+_PIECE, _SPACE, _META, _LAST = "##", "\u0120", "\u2581", "</w>"
 
 _UNSPACED = UNSPACED + "\u3001\u3002\uff01-\uff0f\uff1a-\uff1f"  # and the marks that such languages write
 
@@ -19,9 +20,12 @@ class Words:
         self.tokens, self.special = tuple(tokens), frozenset(special)
 
     @cached_property
-    def is_bpe(self) -> bool:
-        """Whether words start with a mark for the space before them."""
-        return any(token.startswith(_SPACE) for token in self.tokens)
+    def marks(self) -> tuple[str, str]:
+        """What a word begins and ends with, of those that mark spaces."""
+        for mark in (_SPACE, _META):
+            if any(token.startswith(mark) for token in self.tokens):
+                return mark, ""
+        return "", _LAST if any(token.endswith(_LAST) for token in self.tokens) else ""
 
     @cached_property
     def ids(self) -> dict[str, int]:
@@ -31,21 +35,34 @@ class Words:
     def text(self, ids: Iterable[int]) -> str:
         """The text of some tokens, special ones left out; marks stand as they do in writing ("a dog's, a cat")."""
         pieces = [self.tokens[number] for number in ids if number not in self.special and number < len(self.tokens)]
-        if self.is_bpe:
+        before, behind = self.marks
+        if before == _SPACE:
             return _from_bytes("".join(pieces)).strip()
+        if before == _META:
+            return _from_byte_names("".join(pieces)).replace(_META, " ").strip()
+        if behind:
+            pieces = _from_bytes("".join(pieces).replace(_LAST, _SPACE)).split()
         text = " ".join(pieces).replace(f" {_PIECE}", "")
         text = re.sub(rf"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])", "", text)
         return re.sub(r"(?<=\w) ' (?=\w)", "'", re.sub(r" (?=[.,!?;:%])", "", text))
 
     def spell(self, text: str, key: str) -> list[int]:
         """The ids of a text of whole words; ConfigError naming ``key`` where one of them is not one token."""
-        words = [_SPACE + word if self.is_bpe else word for word in text.split()]
+        before, behind = self.marks
+        words = text.split()
         for word in words:
-            if word not in self.ids:
-                raise ConfigError(
-                    f"{key}: '{word.removeprefix(_SPACE)}' is no token of the tokenizer; use whole words that it knows"
-                )
-        return [self.ids[word] for word in words]
+            if before + word + behind not in self.ids:
+                raise ConfigError(f"{key}: '{word}' is no token of the tokenizer; use whole words that it knows")
+        return [self.ids[before + word + behind] for word in words]
+
+
+def _from_byte_names(text: str) -> str:
+    """The text in which SentencePiece has named the bytes of letters that it has no token for, as <0xE2>."""
+    return re.sub(
+        r"(<0x[0-9A-F]{2}>)+",
+        lambda run: bytes(int(name, 16) for name in re.findall("x(..)", run[0])).decode("utf-8", errors="replace"),
+        text,
+    )
 
 
 def _from_bytes(text: str) -> str:

@@ -1,9 +1,13 @@
 import unicodedata
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
-from fusionkit.data.tokenizer import build_tokenizer, load_tokenizer, word_tokenizer
+from fusionkit.data.tokenizer import build_tokenizer, load_tokenizer, text_format, word_tokenizer, wrapped
 from fusionkit.errors import ConfigError
+from fusionkit.types import TextFormat
 
 TEXTS = ["A red Square, left of the blue circle.", "Is a square red?"]
 
@@ -38,11 +42,120 @@ def test_what_is_no_tokenizer_is_one_sentence(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="'nobody/nothing' is neither a tokenizer folder nor the name"):
         load_tokenizer("nobody/nothing")
-    build_tokenizer(TEXTS, tmp_path)
-    config = tmp_path / "tokenizer_config.json"
-    config.write_text("\n".join(line for line in config.read_text().splitlines() if "mask_token" not in line))
-    with pytest.raises(ConfigError, match="has no mask token; choose a BERT-like tokenizer"):
-        load_tokenizer(tmp_path)
+
+
+def model_of(kind):
+    """A small model of one kind of tokenizer, trained on a few words, and its special tokens in the order of their ids."""
+    words = ["a red circle left of a blue square", "two dogs"] * 5
+    if kind == "word":
+        vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", "a", "red"])}
+        return Tokenizer(models.WordLevel(vocabulary))
+    if kind == "unigram":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=60, special_tokens=["<pad>", "<s>", "</s>", "<unk>"], unk_token="<unk>"
+        )
+    else:
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer, tokenizer.decoder = (
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            decoders.ByteLevel(),
+        )
+        trainer = trainers.BpeTrainer(
+            special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+    tokenizer.train_from_iterator(words, trainer)
+    return tokenizer
+
+
+def foreign(kind, template=None, **special):
+    tokenizer = model_of(kind)
+    if template:
+        ids = [(token, tokenizer.token_to_id(token)) for token in {"<s>", "</s>"} & set(template.split())]
+        tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side="left", **special)
+
+
+GPT2 = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "</s>"}
+LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "start", "pad"),
+    [
+        (foreign("bytes", **GPT2), "</s>", "</s>"),
+        (foreign("bytes", eos_token="</s>", pad_token="<pad>"), "</s>", "<pad>"),  # Qwen
+        (foreign("bytes", "<s> $A </s>", bos_token="<s>", eos_token="</s>", pad_token="</s>"), "<s>", "</s>"),  # CLIP
+        (foreign("unigram", "<s> $A", **LLAMA), "<s>", "</s>"),
+        (foreign("unigram", "$A </s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"), "</s>", "<pad>"),  # T5
+        (
+            foreign("unigram", "$A </s> <s>", cls_token="<s>", sep_token="</s>", unk_token="<unk>"),
+            "<s>",
+            "</s>",
+        ),  # XLNet
+        (foreign("unigram", "<s> <s> $A </s>", **LLAMA), "<s>", "</s>"),
+    ],
+)
+def test_texts_are_wrapped(tokenizer, start, pad, tmp_path):
+    wrapped(tokenizer).save_pretrained(tmp_path)
+    for again in (tokenizer, load_tokenizer(tmp_path)):
+        words = text_format(again)
+        assert again.convert_ids_to_tokens([words.start, words.end, words.pad]) == [start, "</s>", pad]
+        assert words.mask is None
+        plain = again("two dogs", add_special_tokens=False)["input_ids"]
+        assert len(plain) > 1
+        rows = again(["two dogs", ""], padding=True)
+        assert rows["input_ids"][0] == [words.start, *plain, words.end]
+        assert rows["input_ids"][1] == [words.start, words.end, *[words.pad] * len(plain)]
+        assert rows.word_ids(0)[0] is rows.word_ids(0)[-1] is None
+        assert None not in rows.word_ids(0)[1:-1]
+        assert again("two dogs", truncation=True, max_length=3)["input_ids"] == [words.start, plain[0], words.end]
+
+
+def test_a_text_is_wrapped_in_what_the_tokenizer_puts_there():
+    """Names are not asked where one token stands on either side (NLLB's language in place of its cls)."""
+    tokenizer = wrapped(foreign("unigram", "<s> $A </s>", cls_token="<pad>", eos_token="</s>", unk_token="<unk>"))
+    assert tokenizer.convert_ids_to_tokens(tokenizer("a")["input_ids"])[0] == tokenizer.cls_token == "<s>"
+
+
+def test_a_tokenizer_that_cannot_wrap_or_spell_is_refused():
+    with pytest.raises(ConfigError, match="tokenizer: 'mine' has no token that ends a text"):
+        wrapped(foreign("unigram", unk_token="<unk>"), "mine")
+    with pytest.raises(ConfigError, match="'mine' cannot spell every text"):
+        wrapped(foreign("word", eos_token="</s>"), "mine")
+    stubborn = foreign("unigram", eos_token="</s>", unk_token="<unk>")
+    stubborn.__class__ = type("Stubborn", (type(stubborn),), {"__call__": lambda self, text, **_: Plain()})
+    with pytest.raises(ConfigError, match="'mine' does not put a token before and behind"):
+        wrapped(stubborn, "mine")
+    slow = foreign("unigram", eos_token="</s>", unk_token="<unk>")
+    slow.__class__ = type("Slow", (type(slow),), {"is_fast": False})
+    with pytest.raises(ConfigError, match="'mine' is not a fast tokenizer"):
+        wrapped(slow, "mine")
+
+
+class Plain(dict):
+    """What a tokenizer gives that wraps nothing."""
+
+    def __init__(self):
+        super().__init__(input_ids=[5], special_tokens_mask=[0])
+
+
+def test_a_mask_that_is_another_special_token_is_none():
+    tokenizer = word_tokenizer(TEXTS)
+    assert text_format(tokenizer) == TextFormat(2, 3, 0, 4, 1)
+    tokenizer.mask_token = "[UNK]"
+    assert text_format(tokenizer).mask == 1
+    for token in ("[CLS]", "[SEP]", "[PAD]"):
+        tokenizer.mask_token = token
+        assert text_format(tokenizer).mask is None
+
+
+def test_whether_padding_has_a_token_of_its_own():
+    assert TextFormat(2, 3, 0, 4, 1).pads_alone
+    assert TextFormat(2, 3, 0).pads_alone
+    for pad in (2, 3, 1):
+        assert not TextFormat(2, 3, pad, 4, 1).pads_alone
 
 
 def tokens(tokenizer, text):

@@ -1,12 +1,16 @@
 """What is scored, what is said, and that a model that has learnt captions says them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fusionkit.errors import ConfigError
+from fusionkit.tasks.answering import Saying
 from fusionkit.tasks.captioning import Captioning
 from fusionkit.tasks.generation import Greedy
+from fusionkit.tasks.vqa_generative import GenerativeVQA
 from fusionkit.tasks.words import Words
 from tests.toys import CLS, SEP, toy_batch, toy_dims, toy_model
 
@@ -85,3 +89,42 @@ def test_letters_of_languages_without_spaces_are_written_together():
     assert words.text(range(1, 5)) == "\u7ea2\u7684\u5706\u3002"
     assert words.text([5, 6, 7]) == "a red \u5706"
     assert words.text([8, 9]) == "\u0e14\u0e07"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        (["\u2581two", "\u2581dog", "s", ",", "\u2581a", "\u2581caf", "<0xC3>", "<0xA9>"], "two dogs, a caf\u00e9"),
+        (["two</w>", "do", "gs</w>", ",</w>", "a</w>", "caf", "\u00c3\u00a9</w>"], "two dogs, a caf\u00e9"),
+    ],
+)
+def test_sentencepiece_and_clip_become_text(tokens, text):
+    words = Words(["<s>", *tokens], special={0})
+    assert words.text(range(len(tokens) + 1)) == text
+    assert words.spell("two a", "task.captioning.prompt") == [1, tokens.index(words.tokens[1].replace("two", "a")) + 1]
+    with pytest.raises(ConfigError, match="'dogs' is no token"):
+        words.spell("dogs", "task.captioning.prompt")
+
+
+@pytest.mark.parametrize(
+    "shared", [{"pad_token_id": SEP}, {"cls_token_id": SEP, "pad_token_id": SEP}, {"mask_token_id": None}]
+)
+def test_the_end_is_said_where_it_is_padding_or_start_too(model, shared):
+    dims = replace(toy_dims(model), **shared)
+    batch = toy_batch(images=3)
+    captions = batch["captions"]
+    end = captions["attention_mask"].sum(dim=1) - 1
+    captions["input_ids"] = captions["input_ids"].masked_fill(captions["attention_mask"] == 0, dims.pad_token_id)
+    captions["input_ids"][:, 0] = dims.cls_token_id
+    task = Captioning(dims, min_length=1).eval()
+    assert (task(model, batch, model.encode(batch, [])).targets == SEP).sum() == len(end)
+    assert SEP not in task.rules.banned
+    assert dims.special_ids - {SEP} == set(task.rules.banned)
+    with torch.no_grad():
+        task.head.bias[SEP] = 1e4
+    assert [record["caption"] for record in task.predict(model, batch, model.encode(batch, []))] != [""] * 3
+    questions = GenerativeVQA(dims, answering=Saying(Greedy()))
+    with torch.no_grad():
+        questions.head.bias[SEP] = 1e4
+    said = questions.eval().predict(model, batch, model.encode(batch, []))
+    assert all(len(record["answer"].split()) <= 1 for record in said)

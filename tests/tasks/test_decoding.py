@@ -32,12 +32,13 @@ def causal_fusions() -> list[str]:
 
 
 CAUSAL = causal_fusions()
+CACHING = [name for name in CAUSAL if hasattr(toy_fusion(name)(image_size=8, text_size=8), "extend")]
 
 
 def text_encoder(kind):
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = {"model_type": kind, "max_position_embeddings": 40, "pad_token_id": PAD, **sizes}
-    return TextEncoder(VOCABULARY, config=config)
+    return TextEncoder(VOCABULARY, config=config, pool="mean" if kind in ("gpt2", "llama") else "cls")
 
 
 def shared(fusion, kind="bert", ragged=True):
@@ -58,12 +59,14 @@ def shared(fusion, kind="bert", ragged=True):
 
 
 @pytest.mark.parametrize("search", [Greedy(), BeamSearch(3)], ids=["greedy", "beam"])
-@pytest.mark.parametrize(("fusion", "kind"), [*((name, "bert") for name in CAUSAL), ("cross_attention", "roberta")])
+@pytest.mark.parametrize(
+    ("fusion", "kind"),
+    [*((name, "bert") for name in CACHING), *(("cross_attention", kind) for kind in ("roberta", "gpt2", "llama"))],
+)
 @torch.inference_mode()
 def test_a_cache_gives_the_same_tokens(fusion, kind, search):
     parts = shared(fusion, kind)
-    if not parts.model.is_incremental:
-        pytest.skip(f"{fusion} keeps no keys and values")
+    assert parts.model.is_incremental
     cached, anew = (search(steps(parts), RULES) for steps in (CachedSteps, RecomputedSteps))
     assert torch.equal(cached.tokens, anew.tokens)
     torch.testing.assert_close(cached.scores, anew.scores, rtol=1e-5, atol=1e-4)
@@ -120,14 +123,18 @@ def test_a_later_token_changes_no_logit(fusion):
         assert not torch.equal(before[:, token], after[:, token])
 
 
-@pytest.mark.parametrize("fusion", CAUSAL)
+def test_which_fusions_keep_keys_and_values():
+    assert {"cross_attention", "gated_cross_attention", "merged_attention"} <= set(CACHING) < set(CAUSAL)
+    for name in CAUSAL:
+        assert shared(name).model.is_incremental == (name in CACHING)
+
+
+@pytest.mark.parametrize("fusion", CACHING)
 @torch.inference_mode()
 def test_a_text_in_pieces_is_the_whole_text(fusion):
     """``extend`` of a fusion alone, with a prefix that sees itself and padding within."""
     parts = shared(fusion)
     fused = parts.model.fusion
-    if not hasattr(fused, "extend"):
-        pytest.skip(f"{fusion} keeps no keys and values")
     embeds, index = torch.randn(5, 6, WIDTH), parts.prompts.image_index
     seen = torch.tensor([[1, 1, 1, 1, 1, 1]] * 4 + [[1, 1, 0, 1, 1, 1]])
     mask = prefix_mask(seen, torch.tensor([3, 1, 2, 3, 2]))

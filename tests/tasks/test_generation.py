@@ -168,3 +168,13 @@ def test_a_running_text_is_compared_at_the_length_it_has():
     assert found.tokens[0].tolist() == [END] * 6
     patient = BeamSearch(2, length_penalty=3.0)(Chain(), Rules(END, max_length=6))
     assert patient.tokens[0, :3].tolist() == [2, 3, END]
+
+
+def test_the_end_is_never_banned():
+    """Where one token starts, ends and pads texts (GPT-2, CLIP), the rules of every task let it end them."""
+    rules = Rules(END, max_length=5, min_length=1, banned=(0, END, 4))
+    assert rules.banned == (0, 4)
+    scores = rules.restrict(torch.zeros(1, 6), torch.zeros(1, 1, dtype=torch.long))
+    assert scores[0, END] == 0
+    assert scores[0, [0, 4]].isneginf().all()
+    assert rules.restrict(torch.zeros(1, 6), torch.zeros(1, 0, dtype=torch.long))[0, END].isneginf()

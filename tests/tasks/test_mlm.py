@@ -1,8 +1,11 @@
 """Masking statistics and the tied decoder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from fusionkit.errors import ConfigError
 from fusionkit.tasks.mlm import IGNORE, MLM, RandomMasking
 from tests.toys import CLS, MASK, PAD, SEP, toy_batch, toy_dims, toy_model, toy_rows
 
@@ -74,3 +77,27 @@ def test_predictions_do_not_depend_on_the_batch(model):
         batch["captions"][key] = batch["captions"][key][2:]
     batch["captions"]["ids"] = batch["captions"]["ids"][2:]
     assert task.predict(model, batch, model.encode(batch, [])) == [r for r in records if r["caption_id"] >= 2]
+
+
+def test_the_end_is_a_place_where_its_token_is_the_start_and_padding_too(model):
+    torch.manual_seed(0)
+    rows, end = toy_rows(images=4000, texts_per_image=1), CLS
+    is_end = rows["input_ids"] == SEP
+    input_ids = rows["input_ids"].masked_fill(torch.isin(rows["input_ids"], torch.tensor([SEP, PAD])), end)
+    dims = replace(toy_dims(model), sep_token_id=end, pad_token_id=end)
+    chosen = RandomMasking(dims, 0.15, mask_sep=True)(input_ids, rows["word_index"])[1] != IGNORE
+    assert chosen[is_end].float().mean() == pytest.approx(0.15, abs=0.02)
+    assert not chosen[(rows["word_index"] < 0) & ~is_end].any()
+    blank = torch.tensor([[CLS, end, end]])
+    assert (RandomMasking(dims, 1.0, mask_sep=True)(blank, torch.full_like(blank, -1))[1] != IGNORE).tolist() == [
+        [False, True, False]
+    ]
+
+
+def test_without_a_mask_no_word_can_be_hidden(model):
+    dims = replace(toy_dims(model), mask_token_id=None)
+    with pytest.raises(ConfigError, match=r"task.mlm: the tokenizer has no mask token of its own; leave mlm out"):
+        MLM(dims)
+    assert MLM(replace(dims, tokens=())).head  # weights alone
+    with pytest.raises(ConfigError, match="no mask token"):
+        RandomMasking(dims)(torch.ones(1, 3).long(), torch.tensor([[-1, 0, -1]]))
