@@ -56,14 +56,12 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
         ) from error
     try:
         tower = _from_config(built)
-        word_table(tower)
-    except (
-        Exception
-    ) as error:  # a library's own checks of sizes: assertions, missing fields, and what follows from them
+    except Exception as error:  # a library's own checks of sizes, and what follows from them
         reason = first_line(error)
         if reason.startswith("Unrecognized configuration class"):  # names classes, and tables of them
             reason = f"transformers has no text encoder of model_type '{built.model_type}'; {CHOOSE}"
         raise ConfigError(f"text_encoder.config: {reason}") from error
+    word_table(tower)
     if words is not None:
         _pad_as(tower, words, is_given="pad_token_id" in config)
     return tower
@@ -130,7 +128,10 @@ def _plain(config: Any) -> dict[str, Any]:
 
 def word_table(tower: Any) -> nn.Embedding:
     """The table of word embeddings."""
-    table = tower.get_input_embeddings()
+    try:
+        table = tower.get_input_embeddings()
+    except NotImplementedError:  # CANINE, which hashes letters
+        table = None
     if not isinstance(table, nn.Embedding):
         raise ConfigError(f"text_encoder: {tower.config.model_type} has no plain table of word embeddings; {CHOOSE}")
     return table
