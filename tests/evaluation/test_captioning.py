@@ -73,6 +73,7 @@ def test_without_java_meteor_is_missing_and_says_why(monkeypatch):
     scores = scores_of(judged.rows)
     assert scores.keys() == {"rouge_l", "cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4"}
     assert judged.notes["meteor"] == "missing: METEOR is a Java program (no java on the PATH)"
+    assert judged.notes["spice"] == "missing: SPICE is a Java program"
     assert [row["id"] for row in judged.rows] == [1, 2, 3]
     assert all(0 <= row["score"] <= 100 for row in judged.rows)
     with pytest.raises(DataError, match="java=true, but there is no java on the PATH"):
