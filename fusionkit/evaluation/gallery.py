@@ -146,7 +146,7 @@ def _draw_row(panels: Sequence[Panel], widest: int, cell: tuple[int, int]) -> Im
     height = max(map(len, headings))
     top = LINE * height + 6
     notes = [[_wrap_notes(picture.notes, cell_width) for picture in panel.pictures] for panel in panels]
-    bottom = LINE * max((len(lines) for row in notes for lines in row), default=0) + 8
+    bottom = LINE * max(len(lines) for row in notes for lines in row) + 8
     canvas = Image.new("RGB", (panel_width * len(panels), top + cell_height + bottom + GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
     for at, panel in enumerate(panels):
