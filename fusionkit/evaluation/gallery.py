@@ -204,7 +204,7 @@ def _warmed(image: Image.Image, heat: np.ndarray, is_middle: bool) -> Image.Imag
     low, high = float(heat.min()), float(heat.max())
     even = (heat - low) / max(high - low, 1e-30)
     fine = np.asarray(Image.fromarray(even.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-    colors = Image.fromarray((matplotlib.colormaps["inferno"](fine)[..., :3] * 255).astype(np.uint8))
+    colors = Image.fromarray(matplotlib.colormaps["inferno"](fine, bytes=True))
     opacity = Image.fromarray((255 * (0.15 + 0.7 * fine)).astype(np.uint8))
     warmed = Image.blend(image.convert("L").convert("RGB"), image, 0.4)
     warmed.paste(colors, (left, top), opacity)
@@ -214,8 +214,8 @@ def _warmed(image: Image.Image, heat: np.ndarray, is_middle: bool) -> Image.Imag
 def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, wide: float, high: float, size: tuple[int, int]) -> None:
     """A line of 3 pixels on a thin white halo around the box, so that it hides nothing in it; kept inside the picture."""
     x, y, w, h = mark.box
-    left, right = (min(max(value, 2), size[0] - 3) for value in (x * wide - 3, (x + w) * wide + 3))
-    top, bottom = (min(max(value, 2), size[1] - 3) for value in (y * high - 3, (y + h) * high + 3))
+    left, right = np.clip((x * wide - 3, (x + w) * wide + 3), 2, size[0] - 3)
+    top, bottom = np.clip((y * high - 3, (y + h) * high + 3), 2, size[1] - 3)
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
     strokes = [stroke for a, b in itertools.pairwise(corners) for stroke in _strokes(a, b, mark.is_dashed)]
     for color, width in ((PAPER, 5), (mark.color, 3)):
@@ -227,5 +227,8 @@ def _strokes(start: Point, end: Point, is_dashed: bool) -> list[tuple[Point, Poi
     """The line in one stroke, or every other piece of about ``DASH`` pixels of it, with a piece at either end."""
     wide, high = end[0] - start[0], end[1] - start[1]
     count = round(max(abs(wide), abs(high)) / DASH) | 1 if is_dashed else 1  # odd
-    points = [(start[0] + wide * at / count, start[1] + high * at / count) for at in range(count + 1)]
-    return [(points[at], points[at + 1]) for at in range(0, count, 2)]
+
+    def point(at: int) -> Point:
+        return start[0] + wide * at / count, start[1] + high * at / count
+
+    return [(point(at), point(at + 1)) for at in range(0, count, 2)]
