@@ -69,7 +69,7 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
 
 def _from_config(config: Any) -> PreTrainedModel:
     if config.model_type in UNLISTED:
-        build = UNLISTED[config.model_type]._from_config
+        build: Any = UNLISTED[config.model_type]._from_config  # type: ignore[attr-defined]
     else:
         build = partial(_auto(config).from_config, trust_remote_code=False)
     try:

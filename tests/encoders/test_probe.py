@@ -139,6 +139,7 @@ def test_weights_are_those_of_the_seed():
         assert torch.equal(ours, theirs)
     assert all(p.grad is None and p.requires_grad for p in tower("bert").parameters())
     assert tower("bert").training
+    assert tower("bert").eval().train().training
 
 
 class Words(nn.Module):
