@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from fusionkit.internals import lerp_all
 from fusionkit.types import Batch, Encoded
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class MomentumTeacher(nn.Module):
             self._average(head, tasks[name].head)  # type: ignore[arg-type]
 
     def _average(self, mean: nn.Module, student: nn.Module) -> None:
-        torch._foreach_lerp_(list(mean.parameters()), list(student.parameters()), 1 - self.momentum)
+        lerp_all(list(mean.parameters()), list(student.parameters()), 1 - self.momentum)
         for ours, theirs in zip(mean.buffers(), student.buffers(), strict=True):
             ours.copy_(theirs)
 

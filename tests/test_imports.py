@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fusionkit"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 # room (the longest matching path decides) -> third-party packages and fusionkit modules it may import
-TENSORS = {"torch", "fusionkit.types", "fusionkit.errors"}
+TENSORS = {"torch", "fusionkit.types", "fusionkit.errors", "fusionkit.internals"}
 RULES = {
     "__init__": set(),
     "__main__": {"fusionkit.cli"},
@@ -27,6 +27,7 @@ RULES = {
     "names": set(),
     "account": {"fusionkit.errors", "wandb"},
     "types": {"torch"},
+    "internals": {"torch"},
     "losses": TENSORS | {"fusionkit.distributed"},
     "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.distributed"},
     "balance": TENSORS | {"fusionkit.balance", "fusionkit.distributed"},

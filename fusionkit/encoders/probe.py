@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from fusionkit.errors import ConfigError
+from fusionkit.internals import FAKE_TENSORS, NEEDS_NUMBERS
 
 LENGTH, PADDING = 6, 1  # tokens of a made-up text, and of padding behind it
 ROUNDING = 1e-5  # of the largest state: what is nearer than that is equal
@@ -146,14 +146,14 @@ def rehearse(module: nn.Module, call: Callable[[Any, Tensor], Any], *shape: int)
     Gives it and the copy, without memory, arithmetic or a trace on the module (torch's FakeTensorMode); None where the shapes
     depend on the numbers. What the module raises is passed on.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = FAKE_TENSORS(allow_non_fake_inputs=True)
     tensors = list(chain(module.parameters(), module.buffers()))
     twin = copy.deepcopy(module, {id(tensor): mode.from_tensor(tensor) for tensor in tensors}).eval()
     device = tensors[0].device if tensors else None
     with torch.random.fork_rng(devices=[]), mode:
         try:
             return call(twin, torch.zeros(shape, device=device)), twin
-        except DataDependentOutputException:
+        except NEEDS_NUMBERS:
             return None
 
 

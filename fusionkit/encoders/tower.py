@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from fusionkit.encoders.probe import first_line
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.internals import build_from_config
 from fusionkit.types import TextFormat
 
 UNLISTED = {  # towers that AutoModel does not know
@@ -69,7 +70,7 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
 
 def _from_config(config: Any) -> PreTrainedModel:
     if config.model_type in UNLISTED:
-        build: Any = UNLISTED[config.model_type]._from_config  # type: ignore[attr-defined]
+        build = partial(build_from_config, UNLISTED[config.model_type])
     else:
         build = partial(_auto(config).from_config, trust_remote_code=False)
     try:

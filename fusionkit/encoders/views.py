@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.errors import ConfigError
+from fusionkit.internals import with_positions
 from fusionkit.types import Tokens
 
 
@@ -53,7 +54,7 @@ class ViewEncoder(TimmEncoder):
     def _upper_blocks(self, pixel_values: Tensor, image_index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             tower = self.backbone
-            states = tower.norm_pre(tower.patch_drop(tower._pos_embed(tower.patch_embed(pixel_values))))
+            states = tower.norm_pre(tower.patch_drop(with_positions(tower, tower.patch_embed(pixel_values))))
             shared = len(tower.blocks) - self.view_blocks
             for block in tower.blocks[:shared]:
                 states = block(states)

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from fusionkit.data.collate import told_cuts
 from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.internals import save_now
 
 
 def require_validation(key: str, monitor: str) -> None:
@@ -95,8 +96,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(directory, "last", enable_version_counter=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        save_now(self, trainer)
 
 
 class StopAfter(Callback):

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from fusionkit.distributed import gather_objects, mean_over_ranks
 from fusionkit.errors import ConfigError, UserError
+from fusionkit.internals import copy_all
 from fusionkit.negatives import Queue
 from fusionkit.tasks.itc import FeatureQueue
 from fusionkit.types import Batch
@@ -66,7 +67,7 @@ class FiniteSteps:
         """Before the first micro-batch of a step."""
         self._parts = []
         if self._buffers:
-            torch._foreach_copy_(self._kept, self._buffers)
+            copy_all(self._kept, self._buffers)
 
     def add(self, losses: Tensor, batches: Mapping[str, Batch]) -> Tensor:
         """Note the losses (K + 1,), the balanced one last, of a micro-batch; gives 1, or NaN where one is not finite.

@@ -17,6 +17,7 @@ from fusionkit.config import flatten
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.examples import Example
 from fusionkit.evaluation.judging import is_error
+from fusionkit.internals import replace_run, wandb_options, wandb_run
 
 
 class ScoreWandbLogger(WandbLogger):
@@ -56,7 +57,7 @@ class ScoreWandbLogger(WandbLogger):
             tags=list(tags or ()) or None,
             **options,
         )
-        self._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
+        wandb_options(self).pop("anonymous", None)  # W&B warns of it, whatever its value
         self._defined: set[str] = set()
         self.directions: dict[str, bool] = {}  # by score, whether more is better, as far as scorers say
         self.tables = tables
@@ -66,8 +67,8 @@ class ScoreWandbLogger(WandbLogger):
         """Say what the dashboards group by; called once, before anything is logged."""
         tags = list(dict.fromkeys(tag for names in labels.values() for tag in names))
         for key, value in {"group": "+".join(labels["fusion"]), "tags": tags, "job_type": job_type}.items():
-            if self._wandb_init.get(key) is None:
-                self._wandb_init[key] = value
+            if wandb_options(self).get(key) is None:
+                wandb_options(self)[key] = value
         Path(str(self.save_dir)).mkdir(parents=True, exist_ok=True)  # W&B would write to another folder and say nothing
 
     @rank_zero_only
@@ -112,12 +113,12 @@ class ScoreWandbLogger(WandbLogger):
 
     def _attempt(self, log: Callable[[], None]) -> None:
         """Log something, unless W&B has failed before: no failure of it may cost a run."""
-        if isinstance(self._experiment, DummyExperiment):
+        if isinstance(wandb_run(self), DummyExperiment):
             return
         try:
             log()
         except Exception as error:
-            self._experiment = DummyExperiment()  # type: ignore[assignment]
+            replace_run(self, DummyExperiment())
             _tell(_reason(error))
 
 

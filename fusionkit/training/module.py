@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fusionkit.balance import Balancer, Step
 from fusionkit.distributed import gather_objects, mean_by_name, rank
 from fusionkit.errors import ConfigError, UserError, refusals
+from fusionkit.internals import training_batches, uses_metrics
 from fusionkit.tasks.base import Task
 from fusionkit.training.finite import ADVICE, FiniteSteps, not_finite, whole
 from fusionkit.training.objectives import active_objectives, text_kinds
@@ -112,7 +113,7 @@ class TrainingModule(LightningModule):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Hand over the metrics, of all ranks, where Lightning will use them: it spends half a millisecond on each value."""
-        if self.trainer._logger_connector.should_update_logs:
+        if uses_metrics(self.trainer):
             self.log_dict(mean_by_name(self.step_metrics), on_step=True, on_epoch=False)
 
     def _outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
@@ -244,7 +245,7 @@ class TrainingModule(LightningModule):
         if self._is_resumed:
             for config in self.trainer.lr_scheduler_configs:
                 set_rates(config.scheduler)
-        fetcher = self.trainer.fit_loop._data_fetcher
+        fetcher = training_batches(self.trainer)
         if self._is_resumed and fetcher is not None:
             iter(fetcher)
 

@@ -1,0 +1,65 @@
+"""The private parts of libraries that fusionkit touches, all of them: a release that moves one is mended here.
+
+``tests/test_internals.py`` tries each with the versions at hand and names the range that it was seen with.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+FAKE_TENSORS = FakeTensorMode  # torch: tensors that have shapes and no numbers
+NEEDS_NUMBERS = DataDependentOutputException  # what a shape that depends on numbers raises among them
+
+
+def lerp_all(ours: Sequence[Tensor], theirs: Sequence[Tensor], weight: float) -> None:
+    """torch: move each tensor of ours in place towards theirs by this share of the way, in few kernels."""
+    torch._foreach_lerp_(list(ours), list(theirs), weight)
+
+
+def copy_all(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
+    """torch: copy each of theirs into ours, in few kernels."""
+    torch._foreach_copy_(list(ours), list(theirs))
+
+
+def uses_metrics(trainer: Any) -> bool:
+    """Lightning: whether what is logged at this step goes anywhere."""
+    return trainer._logger_connector.should_update_logs
+
+
+def training_batches(trainer: Any) -> Any:
+    """Lightning: the iterable of training batches that the fit loop reads, or None before there is one."""
+    return trainer.fit_loop._data_fetcher
+
+
+def save_now(checkpoint: Any, trainer: Any) -> None:
+    """Lightning: let a ModelCheckpoint save at this moment, where the trainer saves at all (no sanity check, no dry run)."""
+    if not checkpoint._should_skip_saving_checkpoint(trainer):
+        checkpoint._save_topk_checkpoint(trainer, checkpoint._monitor_candidates(trainer))
+
+
+def wandb_options(logger: Any) -> dict[str, Any]:
+    """Lightning: what a WandbLogger will start its run with; may be changed until then."""
+    return logger._wandb_init
+
+
+def wandb_run(logger: Any) -> Any:
+    """Lightning: the run of a WandbLogger, or None before it has begun (``experiment`` would begin it)."""
+    return logger._experiment
+
+
+def replace_run(logger: Any, run: Any) -> None:
+    """Lightning: let a WandbLogger log to something else from now on."""
+    logger._experiment = run
+
+
+def build_from_config(network: Any, config: Any, **options: Any) -> Any:
+    """transformers: a model of this class with random weights, for those that no Auto class lists."""
+    return network._from_config(config, **options)
+
+
+def with_positions(tower: Any, patches: Tensor) -> Tensor:
+    """timm: patches (I, N, D) of a vision transformer with its class token and position embeddings."""
+    return tower._pos_embed(patches)
