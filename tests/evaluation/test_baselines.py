@@ -7,7 +7,10 @@ from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.evaluation.baselines import (
+    caption_baselines,
+    entailment_baselines,
     grounding_baselines,
+    hidden_baselines,
     masked_baselines,
     matching_baselines,
     retrieval_baselines,
@@ -119,3 +122,98 @@ def test_without_training_samples():
         "itm_accuracy_baseline": 50,
         "itm_accuracy_chance": 50,
     }
+
+
+def test_hidden_features_are_guessed_as_their_mean():
+    assert hidden_baselines([], [], [], str.split, score_vqa) == {
+        "mrm_explained_baseline": 0,
+        "mrm_explained_chance": 0,
+    }
+
+
+def test_of_equally_common_captions_the_first_by_the_alphabet_is_said():
+    told = []
+    train = captions("b", "a", "b", "a", "c")
+    asked = [*captions("x"), Sample(2, Path("y.png"), {})]
+    scores = caption_baselines(train, asked, [], str.split, lambda records, samples: told.append(records) or {"s": 1.0})
+    assert told == [[{"image_id": 1, "caption": "a"}]]
+    assert scores == {"s_baseline": 1, "s_chance": 1}
+    assert caption_baselines([], asked, [], str.split, score_vqa) == {}
+
+
+def test_labels_come_from_the_words_or_are_the_commonest():
+    texts = [("red", "yes"), ("red it", "yes"), ("blue", "no"), ("it", "yes"), ("blue it", "no")]
+
+    def hypotheses(pairs):
+        rows = (Text(at, text, {"gold_label": label}) for at, (text, label) in enumerate(pairs))
+        return [Sample(1, Path("x.png"), {"hypotheses": tuple(rows)})]
+
+    told = []
+    entailment_baselines(
+        hypotheses(texts),
+        hypotheses([("it", "yes"), ("blue", "yes"), ("red it", "no")]),
+        [],
+        str.split,
+        lambda records, samples: told.append([record["label"] for record in records]) or {},
+    )
+    assert told == [["yes", "no", "yes"], ["yes", "yes", "yes"]]
+
+
+def test_what_is_published_as_the_answer_comes_before_the_commonest():
+    chosen = Text(1, "is it", {"answers": ["a", "b", "b"], "multiple_choice_answer": "a"})
+    train = [Sample(1, Path("x.png"), {"questions": (chosen,)})]
+    told = []
+    vqa_baselines(train, questions(("is it?", "z")), [], str.split, lambda records, _: told.append(records) or {})
+    assert told == [[{"question_id": 0, "answer": "a"}]] * 2
+
+
+def test_boxes_are_relative_to_the_picture_as_it_is_seen(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    Image.new("RGB", (200, 100)).save(tmp_path / "turned.jpg", exif=exif)
+    known = Text(1, "it", {"box": (10, 20, 30, 40)})
+    train = [Sample(1, Path("x.png"), {"expressions": (known,)}, size=(100, 200))]
+    asked = [
+        Sample(2, tmp_path / "turned.jpg", {"expressions": (Text(2, "it", {"box": (0, 0, 1, 1)}),)}, upright=upright)
+        for upright in (True, False)
+    ]
+    told = []
+    grounding_baselines(train, asked, [], str.split, lambda records, _: told.append(records) or {})
+    for records in told:
+        assert [record["sent_id"] for record in records] == [2, 2]
+        assert records[0]["bbox"] == pytest.approx([10, 20, 30, 40])
+        assert records[1]["bbox"] == pytest.approx([20, 10, 60, 20])
+
+
+def test_neighbours_of_a_masked_token():
+    """Before and behind a caption stands nothing; of the end itself, where it is masked, only what is before is known."""
+    train = captions("a b c", "a x c", "a x d", "q b c", "q e", "z")
+    records = [{"caption_id": 0, "position": place} for place in (1, 2, 3, 4)]
+    told = []
+    asked = captions("a b c")
+    for chosen in (records[1:2], records[:1], records[2:3], records[3:]):
+        masked_baselines(train, asked, chosen, str.split, lambda found, _: told.append(found[0]["token"]) or {})
+    assert told[::2] == ["b", "a", "c", "a"]
+    assert set(told[1::2]) == {"a"}
+
+
+def test_retrieval_chance_at_each_cut_by_counting():
+    counts = (1, 3, 2)
+    samples = [
+        Sample(image, Path("x.png"), {"captions": tuple(Text(10 * image + i, "a") for i in range(count))})
+        for image, count in enumerate(counts)
+    ]
+    scores = retrieval_baselines([], samples, [], str.split, score_vqa)
+    assert scores == {
+        f"{name}_{guesser}": pytest.approx(value)
+        for guesser in ("baseline", "chance")
+        for name, value in {
+            "text_to_image_r1": 100 / 3,
+            "text_to_image_r5": 100,
+            "text_to_image_r10": 100,
+            "image_to_text_r1": 100 * (1 / 6 + 3 / 6 + 2 / 6) / 3,
+            "image_to_text_r5": 100 * (5 / 6 + 1 + 1) / 3,
+            "image_to_text_r10": 100,
+        }.items()
+    }
+    assert retrieval_baselines([], [], [], str.split, score_vqa) == {}
