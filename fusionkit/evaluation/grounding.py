@@ -73,7 +73,7 @@ def expression_overlaps(records: Sequence[Record], samples: Sequence[Sample]) ->
     known = {text.id for sample in samples for text in sample.texts.get("expressions", ())}
     given = index_records(records, "sent_id", known)
     true = {text.id: text.facts["box"] for _, text in boxed_expressions(samples)}
-    nothing = {"bbox": (0.0, 0.0, 0.0, 0.0)}
+    nothing = {"bbox": [0.0] * 4}
     overlaps = box_iou([given.get(key, nothing)["bbox"] for key in true], list(true.values()))
     return dict(zip(true, overlaps.tolist(), strict=True))
 

@@ -87,7 +87,7 @@ def list_rank(record: Record | None, key: str, right: set[Any], total: int, amon
     counted = [(item, score) for item, score in listed if among is None or item in among]
     own = [score for item, score in counted if item in right]
     last = total - len(right)
-    if not own or (len(counted) < total and not max(own) > min(scores)):  # equal scores may go on beyond the list
+    if not own or not max(own) > min(scores):  # equal scores may go on beyond the list
         return last
     return sum(item not in right and not score < max(own) for item, score in counted)
 
@@ -121,12 +121,12 @@ def _row(query: Query) -> Row:
 def _without_unknown_medians(rows: Sequence[Row], queries: Sequence[Query]) -> dict[str, str]:
     """Take from the rows a median rank that lies beyond the end of the lists; returns notes that say so."""
     notes = {}
-    scores = scores_of(rows)
     for way in dict.fromkeys(query.way for query in queries):
         lists = [query for query in queries if query.way == way and query.record is not None]
         listed, total = min(((len(each.record[each.key]), each.total) for each in lists if each.record), default=(0, 0))
         name = f"{way}_median_rank"
-        if listed < total and scores[name] > listed:
+        ranks = sorted(row["ranks"][name] for row in rows if name in row["ranks"])
+        if listed < total and ranks[len(ranks) // 2] > listed:  # the upper of two in the middle
             notes[name] = f"missing: it lies beyond the {listed:,} items of {total:,} that are listed"
             for row in rows:
                 row["ranks"].pop(name, None)

@@ -6,8 +6,8 @@ from pycocoevalcap.bleu.bleu import Bleu
 
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.captioning import bleu_counts
-from fusionkit.evaluation.judging import Table, check_rows, scores_of
-from fusionkit.evaluation.uncertainty import compare, intervals
+from fusionkit.evaluation.judging import Table, check_rows, is_error, known_direction, scores_of
+from fusionkit.evaluation.uncertainty import _weights, check_draws, compare, intervals
 
 
 def rows_of(scores, images, **more):
@@ -151,3 +151,78 @@ def test_equal_runs_do_not_differ():
 def test_runs_on_other_samples_are_not_compared(others):
     with pytest.raises(DataError, match=r"different samples: only one has [23]; score both alike"):
         compare(rows_of([1.0, 2.0, 3.0], [1, 2, 3]), rows_of(others, range(len(others))))
+
+
+def test_intervals_and_comparisons_by_a_plain_bootstrap():
+    rng = np.random.default_rng(5)
+    scores = rng.integers(0, 101, 7).astype(float)
+    others = scores + rng.integers(-30, 60, 7)
+    rows, beside = rows_of(scores.tolist(), range(7)), rows_of(others.tolist(), range(7))
+    draws = np.random.default_rng(3).integers(7, size=(40, 7))
+    means, moved = scores[draws].mean(axis=1), (scores - others)[draws].mean(axis=1)
+    assert intervals(rows, 40, 3)["accuracy"] == pytest.approx(np.percentile(means, [2.5, 97.5]))
+    assert intervals(rows, 40, 3, 0.5)["accuracy"] == pytest.approx(np.percentile(means, [25, 75]))
+    against = min((moved <= 0).sum(), (moved >= 0).sum())
+    assert 0 < against < 19
+    expected = ((scores - others).mean(), *np.percentile(moved, [2.5, 97.5]), 2 * (1 + against) / 41)
+    assert compare(rows, beside, 40, 3)["accuracy"] == pytest.approx(expected)
+    assert compare(beside, rows, 40, 3)["accuracy"].p == pytest.approx(expected[3])
+    assert compare(rows, beside, 40, 3, 0.5)["accuracy"][1:3] == pytest.approx(np.percentile(moved, [25, 75]))
+    assert intervals(rows) == intervals(rows, 1000, 0, 0.95)
+    assert compare(rows, beside) == compare(rows, beside, 1000, 0, 0.95)
+
+
+def test_only_metrics_of_both_runs_are_compared_in_the_order_of_the_first():
+    rows, others = rows_of([1.0, 2.0], [1, 2]), rows_of([3.0, 4.0], [1, 2])
+    for each, name in ((rows, "own"), (others, "theirs")):
+        each[0]["values"] = {name: 1.0, "shared": 5.0, "accuracy": 2.0}
+    assert list(compare(rows, others, 20)) == ["shared", "accuracy"]
+    assert compare(rows, others, 20)["shared"] == (0, 0, 0, 1)
+    rare = rows_of([1.0] * 200, range(200))
+    rare[0]["values"]["rare"] = 7.0
+    assert list(compare(rare, rare, 1, 1)) == ["accuracy"]  # the draw lacks the only image that has the other
+
+
+def test_what_can_be_drawn():
+    check_draws(1, 0)
+    with pytest.raises(
+        ConfigError, match="resamples is 0, but an interval needs at least 1 draw; the default is 1,000"
+    ):
+        check_draws(0, 0)
+    with pytest.raises(ConfigError, match="seed is -1, but has to be a whole number from 0 up"):
+        check_draws(1, -1)
+
+
+def test_a_matrix_of_weights_is_cut_into_draws(monkeypatch):
+    whole = np.concatenate(list(_weights(20, 50, 3)))
+    for cells, heights in ((5, [1] * 50), (60, [3] * 16 + [2]), (2000, [50])):
+        monkeypatch.setattr("fusionkit.evaluation.uncertainty.CELLS", cells)
+        parts = list(_weights(20, 50, 3))
+        assert [len(part) for part in parts] == heights
+        assert np.array_equal(np.concatenate(parts), whole)
+    assert (whole.sum(axis=1) == 20).all()
+
+
+def test_the_direction_of_a_metric():
+    names = ("coco/median_rank", "WER", "mean_error", "val/a/loss", "accuracy", "rank_correlation", "word/accuracy")
+    assert [known_direction(name) for name in names] == [False] * 4 + [None] * 3
+    assert [is_error(name) for name in names] == [True] * 4 + [False] * 3
+    declared = {"wer": True, "gap": 0}
+    names = ("x/wer", "gap", "x/rank", "accuracy")
+    assert [known_direction(name, declared) for name in names] == [True, False, False, None]
+    assert known_direction("wer", ["wer"]) is False
+
+
+def test_scores_have_ten_decimals_and_stand_in_their_order():
+    rows = [{"id": at, "image_id": at, "values": {"b": value, "a": 1}} for at, value in enumerate((0.0, 0.0, 1.0))]
+    assert list(scores_of(rows).items()) == [("b", 0.3333333333), ("a", 1.0)]
+    assert scores_of([]) == {}
+
+
+def test_a_weighted_median_and_one_of_nothing():
+    rows = [{"id": at, "image_id": at, "ranks": {"r": rank}} for at, rank in enumerate((4, 1, 9))]
+    weights = np.array([[1.0, 1, 1], [0, 1, 1], [3, 1, 1], [1, 0, 5], [2, 1, 1]])
+    assert Table(rows)(weights)["r"].tolist() == [4, 5, 4, 9, 4]
+    assert Table([{"id": 1, "image_id": 1, "values": {"x": 3}}])(np.zeros((1, 1)))["x"].tolist() == pytest.approx(
+        [np.nan], nan_ok=True
+    )

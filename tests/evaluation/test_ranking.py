@@ -8,7 +8,7 @@ import pytest
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.evaluation.judging import scores_of
-from fusionkit.evaluation.ranking import RetrievalMeasure
+from fusionkit.evaluation.ranking import MISS, RetrievalMeasure, list_rank
 
 COUNTS = (5, 5, 6, 5, 5, 5, 7, 5, 5, 5, 5, 5)  # captions of each image
 
@@ -111,3 +111,79 @@ def test_a_median_rank_beyond_the_lists_is_missing():
     said = "missing: it lies beyond the 5 items of 12 that are listed"
     assert judged.notes["text_to_image_median_rank"] == said
     assert "text_to_image_median_rank" in scores_of(RetrievalMeasure()(lists(samples, seen(samples), 5), samples).rows)
+
+
+def row(way, query, image, reached, rank):
+    values = {f"{way}_r{cut}": 100.0 * is_in for cut, is_in in zip((1, 5, 10), reached, strict=True)}
+    own = {"id": f"{way}/{query}", "score": values[f"{way}_r1"], "image_id": image}
+    return own | {"values": values, "ranks": {f"{way}_median_rank": rank}}
+
+
+def test_rows_say_what_each_query_reached():
+    records = [
+        {"caption_id": 1000, "image_ids": [0, 1]},
+        {"caption_id": 1001, "image_ids": [1, 0]},
+        {"image_id": 0, "caption_ids": [1002, 1000, 1001], "scores": [0.5, 0.2, 0.1]},
+    ]
+    judged = RetrievalMeasure()(records, world((2, 1)))
+    assert judged.rows == [
+        row("text_to_image", 1000, 0, (1, 1, 1), 1),
+        row("text_to_image", 1001, 0, (0, 1, 1), 2),
+        row("text_to_image", 1002, 1, (0, 0, 0), 3),  # not answered: behind the last of two
+        row("image_to_text", 0, 0, (0, 1, 1), 2),
+        row("image_to_text", 1, 1, (0, 0, 0), 4),
+    ]
+    assert judged.notes == {"ties": "pessimistic: an equal score counts as a better one"}
+    nothing = RetrievalMeasure()([], world((2, 1)))
+    assert nothing.notes == judged.notes
+    assert [each["ranks"] for each in nothing.rows[:1]] == [{"text_to_image_median_rank": 3}]
+
+
+@pytest.mark.parametrize(("place", "reached"), [(4, (0, 1, 1)), (5, (0, 0, 1)), (9, (0, 0, 1)), (10, (0, 0, 0))])
+def test_the_cuts_are_those_of_the_first_one_five_and_ten(place, reached):
+    others = list(range(1, 12))
+    record = {"caption_id": 1000, "image_ids": [*others[:place], 0, *others[place:]]}
+    assert RetrievalMeasure()([record], world((1,) * 12)).rows[0] == row("text_to_image", 1000, 0, reached, place + 1)
+
+
+def test_a_rank_within_a_list():
+    record = {"ids": [5, 6, 7, 8], "scores": [0.9, 0.8, 0.8, 0.1]}
+    assert [list_rank(record, "ids", {item}, 4) for item in (5, 6, 7, 8)] == [0, 2, 2, 3]
+    assert [list_rank(record, "ids", {item}, 9) for item in (5, 7, 8, 1)] == [0, 2, 8, 8]
+    assert list_rank(record, "ids", {7, 8}, 9) == 2  # itself is none of those before it
+    assert list_rank(record, "ids", {1, 2}, 9) == 7
+    assert list_rank(record, "ids", {7}, 3, {6, 7, 8}) == 1
+    assert list_rank(record, "ids", {7}, 2, {7, 8}) == 0
+    assert list_rank(None, "ids", {7}, 2) == MISS == 2**31
+    assert list_rank(record | {"scores": [float("nan")] * 4}, "ids", {5}, 4) == 3
+    with pytest.raises(ValueError, match="shorter"):
+        list_rank(record | {"scores": [1]}, "ids", {5}, 4)
+
+
+@pytest.mark.parametrize("beyond", [1, 2, 3])
+def test_a_median_rank_is_known_where_both_in_the_middle_are_listed(beyond):
+    """Lists of three of four images; a mean of a rank and of the unknown one behind the list would look as if known."""
+    samples = world((1,) * 4)
+    records = [{"caption_id": 1000 + at, "image_ids": [at, (at + 1) % 4, (at + 2) % 4]} for at in range(4)]
+    for at in range(beyond):
+        records[at]["image_ids"] = [image for image in range(4) if image != at]
+    judged = RetrievalMeasure()(records, samples)
+    scores = scores_of(judged.rows)
+    if beyond == 1:
+        assert scores["text_to_image_median_rank"] == 1
+        assert "text_to_image_median_rank" not in judged.notes
+    else:
+        assert "text_to_image_median_rank" not in scores
+        said = "missing: it lies beyond the 3 items of 4 that are listed"
+        assert judged.notes["text_to_image_median_rank"] == said
+    assert scores["image_to_text_median_rank"] == 5  # without a list at all
+
+
+def test_folds_larger_than_the_split_or_as_large_are_left_out():
+    samples = world((1,) * 6)
+    judged = RetrievalMeasure({"all": 6, "4": 4, "halves": 3})(lists(samples, seen(samples)), samples)
+    assert judged.notes["all"] == "left out: 6 images do not make folds of 6"
+    assert judged.notes["4"] == "left out: 6 images do not make folds of 4"
+    assert "halves" not in judged.notes
+    assert {name.split("/")[0] for row in judged.rows for name in row["values"] if "/" in name} == {"halves"}
+    assert not any(form.of_images != (form.key == "image_id") for form in RetrievalMeasure().forms)
