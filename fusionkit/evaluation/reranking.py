@@ -177,7 +177,7 @@ class Reranker:
             self.matcher.score_pairs(self.model, memory, _to(self.texts.take(rows), self.device), at)
             for rows, at in zip(parts, index.split(self.chunk), strict=True)
         ]
-        return torch.cat(logits).float().cpu()
+        return torch.cat(logits).cpu()
 
     def _combine(self, logits: Tensor, cosine: Tensor) -> Tensor:
         """Scores (P,) of pairs from the matching logits (P, 2) and cosines (P,)."""

@@ -5,6 +5,7 @@ import stat
 import sys
 import unicodedata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pycocoevalcap.tokenizer.ptbtokenizer as ptb
 import pytest
@@ -205,3 +206,100 @@ def test_marks_are_written_in_one_way_on_both_sides():
     assert score_captions([{"image_id": 1, "caption": VIETNAMESE[1][0]}], decomposed) == pytest.approx(
         dict.fromkeys(KEYS, 100.0)
     )
+
+
+def test_what_bleu_counts():
+    """Lengths of a caption and of the nearest reference, of two as near the shorter; its n-grams; those that are right."""
+    counts = captioning.bleu_counts(["a b c d", "a a"], [["a b", "a b c d e f", "x"], ["a b c"]])
+    assert counts == [[4, 2, 4, 3, 2, 1, 4, 3, 2, 1], [2, 3, 2, 1, 0, 0, 1, 0, 0, 0]]
+
+
+def test_rouge_and_cider_are_in_percent():
+    from pycocoevalcap.cider.cider import Cider
+
+    said, wanted = ["a b c", "d e"], [["a b c"], ["d f", "x"]]
+    longest = 0.5  # of two words each, precision and recall alike
+    assert captioning.rouge(said, wanted) == pytest.approx([100, 100 * longest])
+    theirs = Cider().compute_score({0: wanted[0], 1: wanted[1]}, {0: [said[0]], 1: [said[1]]})[1]
+    assert captioning.cider(said, wanted) == pytest.approx(100 * theirs)
+    assert captioning.cider(said, wanted)[0] > 100
+    assert captioning.cider(["a", "b"], [[""], [""]]) == [0, 0]
+
+
+@pytest.mark.parametrize("scorer", [captioning.bleu_counts, captioning.rouge])
+def test_each_caption_has_its_references(scorer):
+    with pytest.raises(ValueError, match="shorter"):
+        scorer(["a", "b"], [["a"]])
+
+
+def test_meteor_is_asked_line_by_line(monkeypatch):
+    asked = []
+    monkeypatch.setattr(captioning, "answer_lines", lambda *each: asked.append(each) or ["1 2.5"])
+    assert captioning.meteor_counts(["a ||| b"], [["x", "y"]], "java") == [[1, 2.5]]
+    ((command, folder, lines),) = asked
+    assert command[:3] == ["java", "-Xmx2G", "-jar"]
+    assert command[4:] == ["-", "-", "-stdio", "-l", "en", "-norm"]
+    assert (folder / command[3]).is_file()
+    assert lines == ["SCORE ||| x ||| y ||| a  b"]
+    with pytest.raises(ValueError, match="shorter"):
+        captioning.meteor_counts(["a", "b"], [["x"]], "java")
+
+
+def test_spice_in_percent_of_each_image(monkeypatch):
+    class Spice:
+        def compute_score(self, wanted, said):
+            assert (wanted, said) == ({0: ["x", "y"], 1: ["z"]}, {0: ["a"], 1: ["b"]})
+            return 0.5, [{"All": {"f": 0.25}}, {"All": {"f": 0.75}}]
+
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.spice.spice", SimpleNamespace(Spice=Spice))
+    assert captioning.spice(["a", "b"], [["x", "y"], ["z"]]) == [25, 75]
+
+
+def test_spice_is_missing_until_its_models_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        captioning, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    )
+    assert captioning._lack_of_spice(None) == "SPICE is a Java program"
+    (tmp_path / "lib").mkdir()
+    lack = f"its models stanford-corenlp-3.6.0.jar and -models.jar are not in {tmp_path / 'lib'}"
+    assert captioning._lack_of_spice("java") == lack
+    (tmp_path / "lib/stanford-corenlp-3.6.0.jar").touch()
+    assert captioning._lack_of_spice("java") == lack
+    (tmp_path / "lib/stanford-corenlp-3.6.0-models.jar").touch()
+    assert captioning._lack_of_spice("java") is None
+    monkeypatch.setattr(captioning, "find_spec", lambda name: None)
+    assert captioning._lack_of_spice("java").endswith("are not in lib")
+
+
+def test_with_java_meteor_stands_beside_the_others(monkeypatch):
+    monkeypatch.setattr(captioning.shutil, "which", lambda name: "/bin/java" if name == "java" else None)
+    monkeypatch.setattr(captioning, "tokenize", lambda captions, java: tokenize(captions) if java else fail())
+    monkeypatch.setattr(captioning, "meteor_counts", lambda said, wanted, java: [[1.0] * 23 for _ in said])
+    monkeypatch.setattr(captioning, "_lack_of_spice", lambda java: f"no models for {java}")
+    for measure in (CaptionMeasure(), CaptionMeasure(java=True)):
+        judged = measure(RECORDS, samples())
+        assert judged.notes == {
+            "tokenizer": "Stanford's PTB tokenizer",
+            "spice": "missing: no models for /bin/java",
+        }
+        assert [row["sums"].keys() for row in judged.rows] == [{"bleu", "meteor"}] * 3
+        assert [row["score"] for row in judged.rows] == [row["values"]["rouge_l"] for row in judged.rows]
+    monkeypatch.setattr(captioning, "tokenize", lambda captions, java: fail() if java else tokenize(captions))
+    notes = CaptionMeasure(java=False)(RECORDS, samples()).notes
+    assert notes["tokenizer"] == "ours, which stands in for Stanford's (java=false)"
+    assert notes["meteor"] == "missing: METEOR is a Java program (java=false)"
+    assert notes["spice"] == "missing: no models for None"
+    assert [form.wanted(samples()) for form in CaptionMeasure().forms] == [[1, 2, 3]]
+
+
+def fail():
+    raise AssertionError
+
+
+def test_an_image_without_a_caption_of_people_is_not_asked_and_one_without_a_record_is_empty():
+    asked = [*samples(), Sample(4, Path("x.jpg"), {})]
+    rows = CaptionMeasure(java=False)(RECORDS[:2], asked).rows
+    assert [row["id"] for row in rows] == [1, 2, 3]
+    assert rows[2]["values"] == {"rouge_l": 0, "cider": 0}
+    assert rows[2]["sums"]["bleu"][0] == 0
+    assert score_captions([], [Sample(4, Path("x.jpg"), {})]) == {}

@@ -1,5 +1,7 @@
 """A checkpoint that is asked: which task replies, from which source, in batches, of pixels and of regions."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from fusionkit.data.source import Source
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.data.transforms import Finish
 from fusionkit.errors import ConfigError
+from fusionkit.evaluation import replies
 from fusionkit.evaluation.attention import spread
 from fusionkit.evaluation.overlays import draw_reply
 from fusionkit.evaluation.prediction import EvaluationOptions
@@ -133,3 +136,80 @@ def test_samples_are_spread_over_the_images_and_their_texts() -> None:
     assert [(sample.image_id, text.id) for sample, text in found] == [(0, 0), (2, 5), (5, 10)]
     assert len(spread(samples("captions", {}), "captions", 99)) == 8
     assert spread(samples("captions", {}), "questions", 2) == []
+
+
+class Bar:
+    """What a bar was told."""
+
+    def __init__(self, progress, title: str) -> None:
+        assert title == "answering"
+
+    def begin(self, *told: int) -> None:
+        self.told.append(told)
+
+    def advance(self, count: int) -> None:
+        self.told.append(count)
+
+
+@pytest.mark.parametrize(("quiet", "count", "is_hidden"), [(False, 2, True), (False, 3, False), (True, 3, True)])
+def test_more_than_a_batch_shows_how_far_it_is(images, monkeypatch, quiet: bool, count: int, is_hidden: bool) -> None:
+    told, asked = [], []
+    monkeypatch.setattr(replies, "show_progress", lambda is_quiet: asked.append(is_quiet) or nullcontext())
+    monkeypatch.setattr(replies, "Bar", Bar)
+    monkeypatch.setattr(Bar, "told", told, raising=False)
+    model = oracle()
+    model = replace(model, options=EvaluationOptions(quiet=quiet))
+    model.answer([Request(images[0], {"question": TEXT})] * count)
+    assert asked == [is_hidden]
+    assert told == [(count, 0), 2, *[1] * (count - 2)]
+
+
+def test_batches_ask_the_same_of_each_image() -> None:
+    asks = ["question", "text", "question", "question", "text", "question"]
+    requests = [Request(Path("x"), {word: TEXT}) for word in asks]
+    assert list(oracle()._batches(requests)) == [(0, 2), (3, 5), (1, 4)]
+
+
+def test_what_an_oracle_does_unless_told() -> None:
+    made = Oracle(None, {}, {}, None, None, None)
+    assert made == Oracle(None, {}, {}, None, None, None, by=None, top=5, batch_size=16, looks=False, layer=None)
+
+
+def test_without_looks_there_are_none_and_facts_stand_first(images: list[Path]) -> None:
+    (reply,) = oracle().answer([Request(images[0], {"question": TEXT}, facts={"image_id": 7})])
+    assert reply.looks == {}
+    assert list(reply.record)[:3] == ["image_id", "image", "question"]
+    assert (reply.record["image_id"], reply.record["image"], reply.record["question"]) == (7, str(images[0]), TEXT)
+
+
+def test_top_names_so_many_answers(images: list[Path]) -> None:
+    for top in (1, 3):
+        (reply,) = oracle(top=top).answer([Request(images[0], {"question": TEXT})])
+        assert len(reply.record["answers"]) == top
+
+
+def test_an_image_that_cannot_be_read_has_an_error_and_the_others_an_answer(images: list[Path], tmp_path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    paths = [tmp_path / "bad.png", images[0], tmp_path / "missing.png"]
+    found = oracle().answer([Request(path, {"question": TEXT}) for path in paths])
+    assert ["error" in reply.record for reply in found] == [True, False, True]
+    assert "answer" in found[1].record
+    alone = oracle(looks=True).answer([Request(paths[0], {"question": TEXT})])
+    assert [(reply.record.keys(), reply.looks) for reply in alone] == [({"image", "question", "error"}, {})]
+
+
+def test_layers_are_the_ones_asked_for_or_the_tasks_own(images: list[Path], monkeypatch) -> None:
+    taken = []
+    monkeypatch.setattr(replies, "look", lambda *parts: taken.append((parts[1], parts[-1])) or ["a look"])
+    model = oracle(looks=True)
+    encoded = SimpleNamespace(text={"phrase": None}, image=None)
+    monkeypatch.setattr(type(model.model), "images_of", lambda model, batch: None)
+    own = SimpleNamespace(evidence="its evidence", layer=4)
+    for given, layer, evidence in ((None, 4, own), (0, 0, own), (1, 1, own), (None, None, SimpleNamespace())):
+        asked = replace(model, layer=given)
+        asked._look("phrase", {"own": evidence}, {"phrase": None}, encoded)
+        evidence = getattr(evidence, "evidence", model.tasks["itm"].evidence)
+        assert taken.pop() == (evidence, layer if layer is not None else getattr(model.tasks["itm"], "layer", None))
+    nobody = replace(model, tasks={"vqa": SimpleNamespace(replies_to="question")})
+    nobody._look("phrase", {"own": SimpleNamespace()}, {"phrase": None}, encoded)
+    assert taken == [(None, None)]

@@ -9,7 +9,7 @@ from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.candidates import best
 from fusionkit.evaluation.encodings import Encodings
-from fusionkit.evaluation.reranking import Reranker, Reranking
+from fusionkit.evaluation.reranking import Reranker, Reranking, Texts, _bytes, _join
 from fusionkit.evaluation.retrieval import Pairing
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
@@ -208,3 +208,66 @@ def test_a_full_disk_names_the_option(tmp_path, monkeypatch):
 def test_bad_settings(bad):
     with pytest.raises(ConfigError):
         Reranking(**bad)
+
+
+def test_the_least_that_reranking_can_be_told():
+    assert Reranking(k=0, chunk=1).k == 0
+    with pytest.raises(ConfigError, match="did you mean 'itm'"):
+        Reranking(rule="itn")
+
+
+def reranker(model, matcher, encodings, **settings):
+    return Reranker(model, matcher, encodings, len(BATCHES), Pairing.of(samples()), Reranking(**settings), CPU)
+
+
+def test_the_memory_bounds_the_pairs_at_a_time_and_what_is_moved(tmp_path, monkeypatch):
+    """A layer holds eight widths of each state of a pair: of the largest image and the longest caption."""
+    model, matcher = toy_matching()
+    encodings, _ = keep(model, tmp_path)
+    kept = [encodings.load(number) for number in range(len(BATCHES))]
+    image = kept[0][1].image.embeds[0].nbytes
+    longest = max(int(encoded.text["captions"].mask.sum(dim=1).max()) for _, encoded in kept)
+    share = 8 * (image + longest * 4 * kept[0][1].image.embeds.shape[2])
+    for memory, chunk in ((5 * share, 5), (5 * share - 1, 4), (0, 1), (2**40, 256)):
+        assert reranker(model, matcher, encodings, memory_bytes=memory).chunk == chunk
+    assert reranker(model, matcher, encodings, chunk=3).chunk == 3
+    moved = []
+    monkeypatch.setattr(Texts, "to", lambda texts, device: moved.append(texts.embeds.nbytes))
+    reranker(model, matcher, encodings)
+    reranker(model, matcher, encodings, memory_bytes=moved[0])
+    reranker(model, matcher, encodings, memory_bytes=moved[0] - 1)
+    assert len(moved) == 2
+    ranks = reranker(model, matcher, encodings, memory_bytes=1000)
+    for prepared, count in ((torch.zeros(25), 10), (torch.zeros(1000), 1), ({}, 1000)):
+        monkeypatch.setattr(model.fusion, "prepare", lambda image, prepared=prepared: prepared)
+        assert ranks.images_at_once() == count
+
+
+def test_bytes_of_all_that_is_nested():
+    four = torch.zeros(1)
+    assert _bytes({"a": [four, (four, four)], "b": None, "c": {"d": four}, "e": "text"}) == 16
+    assert _bytes(Tokens(four, None, four)) == 8
+
+
+def test_states_of_several_batches_are_padded_out_of_sight():
+    def tokens(rows, length, mask=None):
+        return Tokens(torch.ones(rows, length, 2), mask, torch.full((rows, 2), float(length)))
+
+    mask = torch.tensor([[1, 1], [1, 0]])
+    joined = _join([tokens(1, 3), tokens(2, 2, mask)])
+    assert joined.embeds[:, :, 0].tolist() == [[1, 1, 1], [1, 1, 0], [1, 1, 0]]
+    assert joined.embeds.shape == (3, 3, 2)
+    assert joined.mask.tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    assert joined.pooled.tolist() == [[3, 3], [2, 2], [2, 2]]
+    assert _join([tokens(1, 3), tokens(1, 2)]).mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert _join([tokens(1, 3), tokens(2, 3)]).mask is None
+    assert _join([tokens(2, 2), tokens(2, 2, mask)]).mask.tolist() == [[1, 1], [1, 1], [1, 1], [1, 0]]
+
+
+def test_logits_are_kept_under_a_name_of_their_candidates(tmp_path):
+    model, matcher = toy_matching()
+    encodings, sim = keep(model, tmp_path)
+    rerank(model, matcher, encodings, sim, k=2)
+    (file,) = tmp_path.glob("logits_*")
+    assert len(file.name) == len("logits_") + 20
+    assert file.stat().st_size % 12 == 0

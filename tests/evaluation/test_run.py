@@ -10,12 +10,13 @@ from torch import nn
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.evaluation import run
 from fusionkit.evaluation.benchmarks import MATCHING, RETRIEVAL, VQA
 from fusionkit.evaluation.by_matching import ByMatching
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.evaluation.records import read_records
 from fusionkit.evaluation.reranking import Reranking
-from fusionkit.evaluation.run import evaluate_run, evaluate_source, notes_of
+from fusionkit.evaluation.run import draw_gallery, evaluate_run, evaluate_source, notes_of, sample_rows, splits_of
 from fusionkit.tasks.base import Task
 from fusionkit.types import Encoded, Tokens
 
@@ -301,3 +302,101 @@ def test_notes_name_their_task_and_a_plain_scorer_has_none():
     notes = notes_of(tasks, [few])
     assert list(notes) == ["vqa, few answers"]
     assert notes["vqa, few answers"].startswith("1 of 1 questions have fewer than four answers")
+
+
+def test_a_run_is_watched_task_by_task_and_draws_only_what_it_is_asked_to(data, tasks, tmp_path):
+    seen = []
+    options = EvaluationOptions(quiet=True, gallery=False)
+    objectives = {"toy": ["itc", "itm", "vqa", "mine"]}
+    evaluate_run(
+        FakeModel(), tasks, data, objectives, tmp_path, CPU, options, ["odd", "test"], lambda *each: seen.append(each)
+    )
+    assert not (tmp_path / "gallery").exists()
+    assert [each[0] for each in seen] == ["toy_itc", "toy_vqa", "toy_test_itc", "toy_test_vqa"]
+    label, measure, records, samples, rows = seen[0]
+    assert measure is RETRIEVAL.measure
+    assert records == read_records(tmp_path / "predictions" / "toy_itc_reranked.jsonl")  # those that are scored
+    assert [sample.image_id for sample in samples] == list(range(NUM_IMAGES))
+    assert rows == read_records(tmp_path / "samples" / f"{label}.jsonl")
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {f"{each[0]}.jsonl" for each in seen}
+    assert json.loads((tmp_path / "metrics.json").read_text())["toy_test/vqa_accuracy"] == 100
+
+
+def test_a_task_that_nobody_scores_is_predicted_alone(data, tasks):
+    tasks["mine"] = Counting(None)
+    metrics, predictions = evaluate_source(FakeModel(), tasks, data, "toy", "test", CPU, QUIET)
+    assert len(predictions["mine"]) == 2 * NUM_IMAGES
+    assert "counted" not in metrics
+    assert metrics["vqa_accuracy"] == 100
+
+
+def test_a_source_without_training_data_has_the_baselines_that_need_none(data, tasks):
+    data.sources["toy"].splits.pop("train")
+    metrics, _ = evaluate_source(FakeModel(), tasks, data, "toy", "test", CPU, QUIET)
+    assert {"itm_accuracy_baseline", "text_to_image_r1_baseline"} <= metrics.keys()
+    assert "vqa_accuracy_baseline" not in metrics
+
+
+def test_training_data_that_is_missing_is_told_in_a_line(capsys):
+    def fail():
+        raise DataError("no [bold]file at 3")
+
+    assert run.or_none(fail, "toy") == []
+    said = capsys.readouterr()
+    assert (said.out, " ".join(said.err.split())) == (
+        "",
+        "toy: baselines that need training data are left out: no [bold]file at 3",
+    )
+    assert run.or_none(lambda: ["a"], "toy") == ["a"]
+
+
+def test_pictures_have_a_title_and_only_what_there_is_is_drawn(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(run, "draw_sheet", lambda *each: drawn.append(each))
+
+    def scorer(panels):
+        return SimpleNamespace(sheet=lambda records, samples: SimpleNamespace(panels=panels, shown=(records, samples)))
+
+    made = {"a": scorer([1]), "b": scorer([]), "c": SimpleNamespace(), "d": scorer([1])}
+    made = {name: SimpleNamespace(scorer=each) for name, each in made.items()}
+    predictions = {"a": ["first"], "a_reranked": ["again"], "b": [], "c": []}
+    draw_gallery(made, predictions, ["sample"], "toy · test", tmp_path / "gallery" / "toy")
+    ((sheet, title, path),) = drawn
+    assert (title, path) == ("toy · test · a · worst first", tmp_path / "gallery" / "toy_a.png")
+    assert sheet.shown == (["again"], ["sample"])
+
+
+def test_a_run_names_its_pictures_after_source_and_role(data, tasks, tmp_path, monkeypatch):
+    drawn, curves = [], []
+    monkeypatch.setattr(run, "draw_sheet", lambda sheet, title, path: drawn.append((title, path)))
+    monkeypatch.setattr(run, "write_curve", lambda curve, title, stem: curves.append((title, stem)))
+    evaluate_run(FakeModel(), tasks, data, {"toy": ["itc", "itm"]}, tmp_path, CPU, QUIET, ["odd"])
+    assert drawn == [("toy · odd · itc · worst first", tmp_path / "gallery" / "toy_itc.png")]
+    assert curves == [("toy · odd", tmp_path / "curves" / "toy_itc")]
+
+
+def test_pictures_of_regions_are_not_drawn(data, tasks, tmp_path, monkeypatch):
+    samples = [replace(sample, image=Path(f"{sample.image_id}.npz")) for sample in data.samples("toy", "test")]
+    monkeypatch.setattr(data, "samples", lambda source, role: samples)
+    evaluate_run(FakeModel(), tasks, data, {"toy": ["vqa"]}, tmp_path, CPU, QUIET)
+    assert not (tmp_path / "gallery").exists()
+    assert (tmp_path / "samples" / "toy_vqa.jsonl").exists()
+
+
+def test_rows_of_tasks_that_were_predicted_and_say_something():
+    def scorer(rows):
+        return SimpleNamespace(
+            scorer=SimpleNamespace(rows=lambda records, samples: rows and [(rows, records, samples)])
+        )
+
+    made = {"a": scorer("of a"), "b": scorer([]), "c": scorer("of c"), "d": SimpleNamespace(scorer=None)}
+    found = sample_rows(made, {"a": [1], "a_reranked": [2], "b": [], "d": []}, ["sample"])
+    assert found == {"a": [("of a", [2], ["sample"])]}
+
+
+def test_splits_stand_in_the_order_of_the_roles(data):
+    assert splits_of(data, {"toy": [], "other": []}, ["odd", "test"]) == [
+        ("odd", "toy"),
+        ("test", "toy"),
+        ("test", "other"),
+    ]

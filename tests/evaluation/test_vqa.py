@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.judging import scores_of
 from fusionkit.evaluation.vqa import (
     VQAMeasure,
@@ -18,6 +18,7 @@ from fusionkit.evaluation.vqa import (
     leave_one_out,
     normalize_answer,
     official_accuracy,
+    question_notes,
     score_vqa,
 )
 
@@ -209,6 +210,40 @@ def test_questions_without_answers_are_left_out():
 def test_bad_records(records, message):
     with pytest.raises(DataError, match=message):
         score_vqa(records, [sample(question(1, ["a"] * 10))])
+
+
+def test_a_rule_that_there_is_not():
+    with pytest.raises(ConfigError, match="there is no VQA rule 'offical'; did you mean 'official'"):
+        VQAMeasure("offical")
+
+
+def test_notes_name_how_many_questions_they_are_about():
+    people = [["red"], ["red"] * 3, ["red"] * 4, ["The red"] * 4, ["có"] * 5, ["red", "blue", "The red", "red"]]
+    asked = [sample(*(question(at, answers) for at, answers in enumerate(people)))]
+    notes = question_notes(asked)
+    assert list(notes) == ["few answers", "spelling", "language"]
+    assert notes["few answers"].startswith("2 of 6 questions have fewer than four answers")
+    assert notes["spelling"].startswith("the answers to 1 of 6 questions are all alike")
+    assert notes["language"].startswith("1 of 6 questions have answers with other letters")
+    assert list(question_notes(asked, "evalai")) == ["few answers", "language"]
+    judged = VQAMeasure()([{"question_id": 2, "answer": "Red"}], asked)
+    assert judged.notes == {"rule": "official"} | notes  # what is right but for its spelling is not told a second time
+    assert question_notes([sample(question(1, ["red"] * 4))]) == {}
+
+
+def test_rows_of_questions():
+    first = Text(1, "?", {"answers": ["red"] * 10, "answer_type": "Other", "question_type": "Is this a"})
+    rows = VQAMeasure()(
+        [{"question_id": 1, "answer": "red"}], [sample(first, Text(2, "?", {"answers": ["b"] * 4}))]
+    ).rows
+    names = ("accuracy", "accuracy/other", "accuracy/question_type/is_this_a")
+    assert rows == [
+        {"id": 1, "score": 100.0, "image_id": 1, "values": dict.fromkeys(names, 100.0)},
+        {"id": 2, "score": 0.0, "image_id": 1, "values": {"accuracy": 0.0}},
+    ]
+    assert VQAMeasure().forms[0].wanted([sample(first, Text(2, "?"))]) == [1, 2]
+    found = score_vqa([{"question_id": 1, "answer": "red"}], [sample(first)])
+    assert found == {"vqa_accuracy": 100, "vqa_accuracy_other": 100}
 
 
 def test_imports_no_torch():
