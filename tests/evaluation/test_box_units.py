@@ -77,3 +77,34 @@ def test_the_note_stands_beside_the_score():
     corners = [{"sent_id": at, "bbox": box} for at, box in enumerate(CORNERS.tolist())]
     assert "corners" in GroundingMeasure()(corners[1:], samples).notes["coordinates"]
     assert GroundingMeasure()([], samples).notes == {"boxes": "regressed"}
+
+
+def test_numbers_of_the_note_and_its_limits():
+    """One box of 100 x 100 that is given as its corners: as such it fits, as xywh by so much."""
+    true = np.array([[100.0, 100, 100, 100]])
+    note = note_on_units(np.array([[100.0, 100, 200, 200]]), true, [None], box_iou)
+    assert note == (
+        "the boxes fit the true ones as corners [x0, y0, x1, y1] in pixels (mean IoU 100.0), and were scored as "
+        f"{XYWH} in pixels (25.0): convert the file"
+    )
+    halved = np.array([[100.0, 100, 200, 150]])  # as corners .5, as xywh 1/3: less than twice as good
+    assert note_on_units(halved, true, [None], box_iou) is None
+    third = np.array([[100.0, 100, 200, 130], [900.0, 0, 901, 1]])
+    assert (
+        note_on_units(third[:1], true, [None], lambda boxes, _: np.array([0.3 if boxes[0, 2] == 100 else 0.1]))
+        is not None
+    )
+    assert (
+        note_on_units(third[:1], true, [None], lambda boxes, _: np.array([0.29 if boxes[0, 2] == 100 else 0.1])) is None
+    )
+
+
+def test_few_or_partly_empty_boxes():
+    true = np.array([[0.0, 0, 50, 50]] * 4)
+    empty = np.array([[0.0, 0, 0, 0]] * 3 + [[0, 0, 50, 50]])
+    assert note_on_units(empty, true, [(60, 60)] * 4, box_iou) is None
+    leaving = np.array([[0.0, 0, 66, 50], [30, 0, 37, 50], [0, 0, 50, 67], [20, 0, 47, 50]])
+    note = note_on_units(leaving, true[:, [0, 1, 3, 2]] + 500, [(60, 60)] * 4, lambda given, true: np.zeros(len(given)))
+    assert "3 of 4 boxes leave their image" in str(note)
+    half = leaving[[0, 1, 2, 0]]
+    assert note_on_units(half, true, [(60, 60)] * 4, lambda given, true: np.zeros(len(given))) is None

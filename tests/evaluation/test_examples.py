@@ -1,6 +1,7 @@
 """Single answers to look at: which, and what stands beside them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -76,3 +77,25 @@ def test_the_table_of_wandb_has_small_pictures_with_boxes(tmp_path):
     (drawn,) = first._boxes["given"]._val
     assert drawn["position"] == pytest.approx({"minX": 0, "minY": 0, "maxX": 0.5, "maxY": 0.5})
     assert drawn["scores"] == {"score": 50.0}
+
+
+def test_so_many_evenly_from_the_first_on():
+    samples = samples_of("questions", 7, answers=["red"])
+    for limit, ids in ((1, [0]), (2, [0, 40]), (3, [0, 30, 60]), (4, [0, 20, 40, 60]), (7, [*range(0, 70, 10)])):
+        assert [each.id for each in shown(VQAMeasure(), [], samples, limit)] == ids
+    assert shown(VQAMeasure(), [], samples, -1) == []
+
+
+def test_lists_are_shown_by_their_first_and_other_texts_are_none_of_it():
+    captions = samples_of("captions", 2)
+    records = [
+        {"caption_id": 0, "image_ids": [1, 0]},
+        {"caption_id": 10, "image_ids": []},
+        {"image_id": 1, "caption_ids": [0]},
+    ]
+    first, second = shown(RetrievalMeasure(), records, captions)
+    assert (first.given, first.true, second.given, second.true) == (1, 0, None, 1)
+    by_image = SimpleNamespace(forms=[form for form in RetrievalMeasure().forms if form.of_images])
+    assert examples_of(by_image, records, captions, [{"id": 0, "score": 1.0}], 2) == []
+    (missing,) = shown(GroundingMeasure(), [], samples_of("expressions", 1, box=BOX))
+    assert (missing.given, missing.boxes) == (None, {"true": BOX})

@@ -4,12 +4,23 @@ import codecs
 import gzip
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
-from fusionkit.evaluation.form import check_predictions, read_predictions
+from fusionkit.evaluation.form import (
+    Form,
+    check_predictions,
+    is_box,
+    is_list,
+    is_number,
+    is_text,
+    one_of,
+    read_predictions,
+)
 from fusionkit.evaluation.grounding import GroundingMeasure
 from fusionkit.evaluation.ranking import FORMS
 from fusionkit.evaluation.vqa import VQAMeasure
@@ -131,3 +142,38 @@ def test_texts_of_predictions_are_read_as_those_of_annotations(tmp_path):
     (tmp_path / "p.json").write_text(json.dumps([{"image_id": 1, "caption": "a" * 10 * 2**20}]))
     with pytest.raises(DataError, match=r"p.json: a text of 10,485,760 characters is longer than the 100,000"):
         read_predictions(tmp_path / "p.json")
+
+
+def test_long_values_are_cut_and_short_ones_are_not():
+    for count, shown in ((58, "a" * 58 + '"'), (59, "a" * 59 + "...")):
+        with pytest.raises(DataError, match=re.escape(f'the question_id "{shown} (a text) has to be a whole number')):
+            check([{"question_id": "a" * count, "answer": "a"}])
+
+
+def test_what_counts_as_a_value():
+    assert [is_number(value) for value in (0, -1.5, 1e99, -1e99, 1e100, -1e100, True, "1", None)] == [True] * 4 + [
+        False
+    ] * 5
+    assert [is_box(value) for value in ([0, 0, 1, 1], (0, 0, 1, 1), [0, 0, 1], [0] * 5, "abcd", None)] == [True] * 2 + [
+        False
+    ] * 4
+    assert [is_list(value) for value in ([1, "a"], [], [1.0], (1,), "ab")] == [True, True, False, False, False]
+    assert [one_of("a", "b")(value) for value in ("a", "b", "ab", 1, ["a"])] == [True, True, False, False, False]
+    assert [is_text(value) for value in ("", 1)] == [True, False]
+
+
+def test_what_a_form_asks_about():
+    asked = [
+        Sample(1, Path("x"), {"captions": (Text(5, "a"), Text(6, "b"))}),
+        Sample(2, Path("x"), {"questions": (Text(7, "c"),)}),
+    ]
+    form = Form("captions", "caption_id", "value", "a text", is_text)
+    assert form == Form("captions", "caption_id", "value", "a text", is_text, of_images=False, lists=None)
+    assert form.wanted(asked) == [5, 6]
+    assert replace(form, of_images=True).wanted(asked) == [1]
+
+
+def test_a_list_may_leave_out_ids_and_scores_but_name_none_twice():
+    lists = [{"caption_id": 1, "image_ids": [2], "scores": [0.5]}, {"image_id": 1, "caption_ids": []}]
+    lists += [{"caption_id": 2, "image_ids": [2, 1]}, {"image_id": 2, "caption_ids": [1]}]
+    check(lists, FORMS)

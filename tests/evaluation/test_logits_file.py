@@ -80,3 +80,20 @@ def test_what_the_disk_does_not_take_is_told(path, monkeypatch):
     monkeypatch.setattr("pathlib.Path.open", fail)
     with pytest.raises(DataError, match=r"logits cannot be written \(Input/output error\)"):
         file.write(0, LOGITS[:1])
+
+
+def test_the_check_of_a_row_is_what_it_has_always_been(tmp_path):
+    """A file that another version wrote goes on: three words a row, the third of which knows its place."""
+    file = LogitsFile(tmp_path / "logits", 3)
+    file.write(1, torch.tensor([[1.0, -2.0]], dtype=torch.float64))
+    one, two, place = 0x3F800000, 0xC0000000, 1
+    check = (one * 0x9E3779B1 + two * 0x85EBCA77 + place * 0xC2B2AE3D) % 2**32 | 1
+    row = b"".join(word.to_bytes(4, "little") for word in (one, two, check))
+    assert (tmp_path / "logits").read_bytes() == bytes(12) + row + bytes(12)
+    assert file.read()[1].tolist() == [1, -2]
+
+
+def test_only_the_first_process_makes_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionkit.evaluation.logits_file.rank", lambda: 1)
+    LogitsFile(tmp_path / "logits", 3)
+    assert not (tmp_path / "logits").exists()

@@ -5,9 +5,13 @@ import pytest
 
 from fusionkit.errors import DataError
 from fusionkit.evaluation.records import (
+    check_records,
+    identity,
+    index_records,
     merge_metrics,
     merge_records,
     read_records,
+    require_writable,
     write_metrics,
     write_records,
 )
@@ -55,3 +59,49 @@ def test_a_name_that_is_no_utf8_is_written_and_read_back(tmp_path):
     record = {"image": os.fsdecode(b"caf\xe9.jpg"), "answer": "größer"}
     write_records(tmp_path / "replies.jsonl", [record])
     assert read_records(tmp_path / "replies.jsonl") == [record]
+
+
+def test_an_identity_is_all_that_is_named_id_and_the_place_of_a_token():
+    record = {"position": 3, "image_id": 1, "caption_id": 2, "answer": "a", "id_of": 4}
+    assert identity(record) == (("caption_id", 2), ("image_id", 1), ("position", 3))
+
+
+def test_what_a_checked_record_has_to_have():
+    check_records([{"a": 1, "b": 1}, {"a": 1, "b": 2}], ("a", "b"), {1})
+    for records, words in (
+        ([{}], "a prediction record lacks 'a': it has no keys"),
+        ([{"x": 1, "a": 1}], "lacks 'b': it has x, a"),
+        ([{"a": 1, "b": 2}] * 2, "two predictions for a 1, b 2: keep one record for each"),
+        ([{"a": 2, "b": 2}], "prediction for the unknown a 2: score it against"),
+    ):
+        with pytest.raises(DataError, match=words):
+            check_records(records, ("a", "b"), {1})
+    assert index_records([{"a": 1}, {"a": "1"}], "a", {1, "1"}) == {1: {"a": 1}, "1": {"a": "1"}}
+
+
+def test_metrics_are_sorted_and_finite(tmp_path):
+    write_metrics(tmp_path / "m.json", {"b": 1.0, "é": 2, "a": 3})
+    assert (tmp_path / "m.json").read_text() == '{\n "a": 3,\n "b": 1.0,\n "é": 2\n}\n'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_metrics(tmp_path / "m.json", {"a": math.inf})
+
+
+def test_a_folder_to_write_to_is_made_with_those_above_it(tmp_path):
+    for _ in range(2):
+        require_writable(tmp_path / "a" / "b")
+        assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"out=.*file cannot be written to \(File exists\); choose another out=FOLDER"):
+        require_writable(tmp_path / "file", "out")
+    with pytest.raises(DataError, match=r"output_dir=.*choose another output_dir=FOLDER"):
+        require_writable(tmp_path / "file")
+
+
+def test_lines_are_counted_from_one_and_empty_ones_are_none(tmp_path):
+    (tmp_path / "x.jsonl").write_text('\ufeff{"a": 1}\n\n{"a": 2}\n')
+    assert read_records(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
+    (tmp_path / "x.jsonl").write_text("{")
+    with pytest.raises(DataError, match=r"x.jsonl line 1 is not JSON"):
+        read_records(tmp_path / "x.jsonl")
+    write_records(tmp_path / "y.jsonl", [{"a": "é"}])
+    assert (tmp_path / "y.jsonl").read_text() == '{"a": "é"}\n'

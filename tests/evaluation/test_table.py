@@ -2,7 +2,7 @@ import io
 
 from rich.console import Console
 
-from fusionkit.evaluation.table import print_details, print_scores
+from fusionkit.evaluation.table import details_table, print_details, print_scores, score_table
 
 
 def test_a_score_stands_beside_its_guessers():
@@ -38,3 +38,39 @@ def test_a_benchmark_stands_beside_its_interval_and_guessers():
     assert "chance" not in lines[2]
     assert not any("a/b/c" in row for row in rows)
     assert lines[-1].strip() == "boxes: regressed"
+
+
+def cells(table):
+    return list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
+
+
+def test_a_source_is_named_once_and_set_apart_from_the_next():
+    metrics = {"a/x": 1.25, "a/y": 2, "b/z": 3, "b/z_chance": 0, "b/w/v": 4}
+    table = score_table(metrics)
+    assert cells(table) == [
+        ("a", "x", "[bold]1.2[/bold]", "", ""),
+        ("", "y", "[bold]2.0[/bold]", "", ""),
+        ("b", "z", "[bold]3.0[/bold]", "", "0.0"),
+        ("", "w/v", "[bold]4.0[/bold]", "", ""),
+    ]
+    assert [row.end_section for row in table.rows] == [False, True, False, False]
+
+
+def test_details_show_two_levels_and_notes_once():
+    about = {"split": "val", "samples": 1234, "guesses": {}, "notes": {"rule": "[red] 3"}}
+    one = about | {"scores": {"a/b": 1.005, "a/b/c": 9, "n": 2}, "intervals": {"a/b": [0.5, 2]}}
+    two = about | {"scores": {"n": 3}, "intervals": {}, "guesses": {"n_chance": 1, "n_baseline": None}}
+    details = {"x": one, "y/val": two}
+    table = details_table(details)
+    assert cells(table) == [
+        ("[bold]x[/bold], val, 1,234 samples", "", "", "", ""),
+        ("  a/b", "[bold]1.00[/bold]", "0.50 to 2.00", "", ""),
+        ("  n", "[bold]2.00[/bold]", "", "", ""),
+        ("[bold]y/val[/bold], 1,234 samples", "", "", "", ""),
+        ("  n", "[bold]3.00[/bold]", "", "", "1.00"),
+    ]
+    console = Console(width=60, record=True, file=io.StringIO(), force_terminal=True)
+    console.print = (lambda show: lambda *what, **how: said.append((what, how)) or show(*what, **how))(console.print)
+    said = []
+    print_details(details, console)
+    assert said[1:] == [(("rule: [red] 3",), {"highlight": False, "markup": False, "soft_wrap": True})]
