@@ -89,14 +89,14 @@ def test_numbers_of_the_note_and_its_limits():
     )
     halved = np.array([[100.0, 100, 200, 150]])  # as corners .5, as xywh 1/3: less than twice as good
     assert note_on_units(halved, true, [None], box_iou) is None
-    third = np.array([[100.0, 100, 200, 130], [900.0, 0, 901, 1]])
-    assert (
-        note_on_units(third[:1], true, [None], lambda boxes, _: np.array([0.3 if boxes[0, 2] == 100 else 0.1]))
-        is not None
-    )
-    assert (
-        note_on_units(third[:1], true, [None], lambda boxes, _: np.array([0.29 if boxes[0, 2] == 100 else 0.1])) is None
-    )
+
+    def told(as_corners):
+        """The note where the boxes fit so well as corners, and by .1 in every other reading."""
+        fits = lambda boxes, _: np.array([as_corners if boxes[0, 2] == 100 else 0.1])  # noqa: E731
+        return note_on_units(np.array([[100.0, 100, 200, 130]]), true, [None], fits)
+
+    assert "(mean IoU 30.0), and were scored as [x, y, width, height] in pixels (10.0)" in str(told(0.3))
+    assert told(0.29) is None
 
 
 def test_few_or_partly_empty_boxes():

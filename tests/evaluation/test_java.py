@@ -1,6 +1,7 @@
 """Java programs that fail, hang or say too little end in one sentence."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,3 +49,28 @@ def test_captions_tell_how_to_go_on_without_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"score without METEOR: benchmark\.NAME\.measures\.captioning\.java=false"):
         CaptionMeasure()(RECORDS, samples())
+
+
+def test_nothing_to_ask_asks_nothing_and_each_line_has_its_time(tmp_path, monkeypatch):
+    assert java.answer_lines([str(tmp_path / "no program")], tmp_path, []) == []
+    asked = []
+
+    def run(command, **how):
+        asked.append((command, how))
+        return SimpleNamespace(stdout=b"1\n2\n", stderr=b"", returncode=0)
+
+    monkeypatch.setattr(java.subprocess, "run", run)
+    assert java.answer_lines(["java", "-x"], tmp_path, ["a", "é"]) == ["1", "2"]
+    ((command, how),) = asked
+    assert command == ["java", "-x"]
+    assert (how["cwd"], how["input"], how["timeout"]) == (tmp_path, "a\né\n".encode(), 120.4)
+
+
+@pytest.mark.parametrize(("stdout", "code"), [(b"1\n", 0), (b"1\n2\n3\n", 0), (b"1\n2", 0), (b"1\n2\n", 1)])
+def test_too_few_or_many_answers_are_a_failure(stdout, code, tmp_path, monkeypatch):
+    done = SimpleNamespace(stdout=stdout, stderr=b" first\nlast one \n", returncode=code)
+    monkeypatch.setattr(java.subprocess, "run", lambda command, **how: done)
+    with pytest.raises(
+        DataError, match=r"^java cannot run pycocoevalcap's programs for captions \(last one\); install"
+    ):
+        java.answer_lines(["java", "-x"], tmp_path, ["a", "b"])

@@ -5,7 +5,7 @@ import pytest
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.evaluation.baselines import entailment_baselines, nlvr2_baselines
-from fusionkit.evaluation.labels import score_entailment, score_nlvr2
+from fusionkit.evaluation.labels import EntailmentMeasure, NLVR2Measure, score_entailment, score_nlvr2
 
 
 def sample(kind, *texts):
@@ -54,3 +54,27 @@ def test_guessers_read_the_words_or_nothing():
         "nlvr2_accuracy_chance"
     ] == pytest.approx(400 / 6)
     assert entailment_baselines([], PAIRS, [], str.split, score_entailment) == {}
+
+
+def test_what_is_asked_and_what_is_taken_for_an_answer():
+    (form,) = EntailmentMeasure().forms
+    assert (form.wanted(PAIRS), form.expected) == (list("abcde"), "one of contradiction, neutral, entailment")
+    assert [form.is_valid(label) for label in ("neutral", "Neutral", 1)] == [True, False, False]
+    (form,) = NLVR2Measure().forms
+    assert (form.wanted(STATEMENTS)[0], [form.is_valid(label) for label in ("True", "False", True)]) == (
+        "dev-1-0-0",
+        [True, True, False],
+    )
+
+
+def test_rows_of_labels():
+    rows = EntailmentMeasure()([{"pair_id": "b", "label": "entailment"}], PAIRS).rows
+    assert [(row["id"], row["score"], row["image_id"]) for row in rows] == [
+        (key, 100.0 * (key == "b"), PAIRS[0].image_id) for key in "abcd"
+    ]
+    assert rows[1]["values"] == {"accuracy": 100.0, "accuracy/entailment": 100.0}
+    given = [{"statement_id": f"dev-1-{pair}-0", "label": "True"} for pair in (0, 1, 2)]
+    rows = NLVR2Measure()(given, STATEMENTS).rows
+    assert [row["image_id"] for row in rows] == ["dev-1"] * 3 + ["dev-2"] * 3
+    assert [row["score"] for row in rows] == [100, 100, 0, 0, 0, 0]
+    assert [row["values"].get("consistency") for row in rows] == [0, None, None, 0, None, None]
