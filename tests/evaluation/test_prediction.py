@@ -140,3 +140,13 @@ def test_a_record_takes_its_own_row_along_and_not_the_matrix():
     assert record["feats"].tolist() == [4, 5, 6, 7]
     assert record["feats"].untyped_storage().nbytes() == 16
     assert prediction._unshared({"image_id": 1}) == {"image_id": 1}
+
+
+def test_only_the_first_of_several_processes_shows_how_far_it_is(data, monkeypatch):
+    asked = []
+    monkeypatch.setattr(prediction, "show_progress", lambda is_quiet: asked.append(is_quiet) or nullcontext())
+    monkeypatch.setattr(prediction, "Bar", Bar)
+    monkeypatch.setattr(prediction, "rank", lambda: 1)
+    with pytest.raises(AssertionError, match="each batch is predicted once"):  # the first one's batch did not come
+        evaluate_source(FakeModel(), all_tasks(), data, "toy", "test", CPU, EvaluationOptions(quiet=False))
+    assert asked == [True]

@@ -400,3 +400,10 @@ def test_splits_stand_in_the_order_of_the_roles(data):
         ("test", "toy"),
         ("test", "other"),
     ]
+
+
+def test_only_the_first_of_several_processes_scores_and_writes(data, tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "rank", lambda: 1)
+    assert evaluate_source(FakeModel(), tasks, data, "toy", "test", CPU, QUIET) == ({}, {})
+    assert evaluate_run(FakeModel(), tasks, data, {"toy": ["vqa"]}, tmp_path / "out", CPU, QUIET) == {}
+    assert not (tmp_path / "out").exists()
