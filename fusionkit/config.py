@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ValidationError
 
@@ -21,6 +23,18 @@ def conf_dir() -> Path:
     """The folder of configuration files: inside the installed package, else at the top of the repository."""
     package = Path(__file__).parent
     return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+
+
+def training_config(*overrides: str) -> DictConfig:
+    """What ``fusionkit train`` with these overrides would be given; its open values stay open."""
+    register_resolvers()
+    state, above = GlobalHydra.instance(), GlobalHydra.instance().hydra  # of an entry point, which has its own
+    state.clear()
+    try:
+        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
+            return compose("train", list(overrides))
+    finally:
+        state.hydra = above
 
 
 def group_choices(group: str) -> list[str]:

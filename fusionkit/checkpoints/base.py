@@ -197,7 +197,8 @@ def _require_all(source: Source, found: Mapping[str, Tensor], expected: Mapping[
     if shapes:
         told = [f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here" for name in shapes]
         raise DataError(f"{source.path}: {_some(told, '; ')}; give its own sizes as options")
-    kinds = [name for name in expected if found[name].is_floating_point() != expected[name].is_floating_point()]
+    # a counter that was cast with the weights still counts
+    kinds = [name for name in expected if expected[name].is_floating_point() and not found[name].is_floating_point()]
     if kinds:
         told = [f"{name} is {found[name].dtype} there and {expected[name].dtype} here" for name in kinds]
         raise DataError(f"{source.path}: {_some(told, '; ')}; give the checkpoint's own weights, not quantized ones")

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from fusionkit.checkpoints.base import Plan
-from fusionkit.config import conf_dir, register_resolvers
+from fusionkit.config import training_config
 from fusionkit.data.tokenizer import text_format
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import MomentumTeacher
@@ -65,10 +63,7 @@ def empty_network(config: DictConfig, words: Any, answers: Sequence[str] = ()) -
 
 def compose_plan(plan: Plan, tokenizer: str) -> DictConfig:
     """The configuration of a run of this plan, as ``fusionkit train`` would write it; data.root stays open."""
-    register_resolvers()
-    GlobalHydra.instance().clear()  # this runs below an entry point that Hydra has composed
-    with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-        config = compose("train", [*plan.groups, f"tokenizer={tokenizer}"])
+    config = training_config(*plan.groups, f"tokenizer={tokenizer}")
     with open_dict(config):
         for key, value in plan.config.items():
             is_whole = not isinstance(value, Mapping) or "_target_" in value

@@ -10,7 +10,7 @@ from fusionkit.tasks import entailment, itm, nlvr2
 
 Classes = Mapping[str, Sequence[str]]
 """By task, the class that each output of a head stands for, by its name here."""
-OURS: Classes = {
+OURS: Classes = {  # constants: a checkpoint of ours stores no names for these, so that another order would permute it
     "itm": itm.LABELS,
     "nlvr2": nlvr2.LABELS,
     "nlvr2_paired": nlvr2.LABELS,

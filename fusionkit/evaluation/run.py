@@ -1,5 +1,6 @@
 """Evaluate a model on sources: predict, write the records, score them beside their baselines, draw them."""
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fusionkit.evaluation.gallery import draw_sheet
 from fusionkit.evaluation.judging import Row
 from fusionkit.evaluation.prediction import EvaluationData, EvaluationOptions, predict_source
 from fusionkit.evaluation.records import RERANKED, Record, Records, merge_metrics, write_metrics, write_records
+from fusionkit.storage import write_text
 from fusionkit.tasks.base import Task
 
 
@@ -32,16 +34,19 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Evaluate the tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
 
-    Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl``, ``curves/*`` and ``gallery/*.png`` below ``output_dir``
-    and returns the metrics: ``<source>/<metric>`` for the first role, ``<source>_<role>/<metric>`` for the others. Of several
-    processes rank 0 does so; the others help it to predict, and return nothing. ``watch`` is given the label, the measure, the
-    records, the samples and their rows of each task that is judged sample by sample.
+    Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl``, ``curves/*`` and ``gallery/*.png`` below
+    ``output_dir``, ``directions.json`` where scorers say which way is better, and returns the metrics: ``<source>/<metric>`` for
+    the first role, ``<source>_<role>/<metric>`` for the others. Of several processes rank 0 does so; the others help it to
+    predict, and return nothing. ``watch`` is given the label, the measure, the records, the samples and their rows of each
+    task that is judged sample by sample.
     """
     parts = {}
+    directions: dict[str, bool] = {}
     for role, source in splits_of(datamodule, objectives, roles):
         label = source if role == roles[0] else f"{source}_{role}"
         chosen = {name: tasks[name] for name in objectives[source]}
         parts[label], predictions = evaluate_source(model, chosen, datamodule, source, role, device, options)
+        directions |= {f"{label}/{name}": up for name, up in declared_directions(chosen.values()).items()}
         for name, records in predictions.items():
             write_records(output_dir / "predictions" / f"{label}_{name}.jsonl", records)
         samples = datamodule.samples(source, role)
@@ -58,7 +63,23 @@ def evaluate_run(
     metrics = merge_metrics(parts)
     if rank() == 0:
         write_metrics(output_dir / "metrics.json", metrics)
+        keep_directions(output_dir, directions)
     return metrics
+
+
+def declared_directions(tasks: Iterable[Task[Any]]) -> dict[str, bool]:
+    """Whether more is better, by metric, of scorers that say so themselves: their names need not tell it."""
+    declared = [getattr(task.scorer, "metrics", None) for task in tasks]
+    return {str(name): bool(up) for each in declared if isinstance(each, Mapping) for name, up in each.items()}
+
+
+def keep_directions(folder: Path, directions: Mapping[str, bool]) -> None:
+    """Write ``directions.json``, from which ``fusionkit compare`` knows the better run; none where names say it all."""
+    path = folder / "directions.json"
+    if directions:
+        write_text(path, json.dumps(directions, indent=1, sort_keys=True) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def evaluate_source(

@@ -76,15 +76,15 @@ class Comparison:
         """How many scores were tested against the baseline's."""
         return sum(cell.p is not None for cell in self.cells.values())
 
+    def gain(self, metric: str, value: float) -> float:
+        """The value, with its sign turned where less is better."""
+        said = [run.directions[metric] for entry in self.entries for run in entry.runs if metric in run.directions]
+        return value if (said[0] if said else not is_error(metric)) else -value
+
     def guess(self, metric: str) -> float | None:
         """What a guesser reaches that reads the text alone, where it is known."""
         found = [value for entry in self.entries for value in entry.values(f"{metric}_baseline")]
         return max(found, default=None)
-
-
-def gain(metric: str, value: float) -> float:
-    """The value, with its sign turned where less is better."""
-    return -value if is_error(metric) else value
 
 
 def compare_runs(

@@ -36,6 +36,7 @@ def _together(one: RunRecord, other: RunRecord) -> RunRecord:
         one,
         paths=one.paths + other.paths,
         metrics={**one.metrics, **other.metrics},
+        directions={**one.directions, **other.directions},
         intervals={**one.intervals, **other.intervals},
         history=one.history or other.history,
         samples={**one.samples, **other.samples},

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from fusionkit.reporting.cards import example_card, overlay_figures
-from fusionkit.reporting.comparison import Cell, Comparison, gain
+from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.comparison_plots import Panel, draw
 from fusionkit.reporting.comparison_table import p_text
 from fusionkit.reporting.differences import ABSENT
@@ -61,7 +61,11 @@ def _verdicts(comparison: Comparison) -> list[Element]:
     verdicts = []
     for entry in comparison.entries[1:]:
         cells = {m: cell for m in comparison.metrics if (cell := comparison.cells.get((entry.name, m)))}
-        moves = [gain(m, cell.difference.value) for m, cell in cells.items() if cell.mark == "*" and cell.difference]
+        moves = [
+            comparison.gain(m, cell.difference.value)
+            for m, cell in cells.items()
+            if cell.mark == "*" and cell.difference
+        ]
         tested = sum(cell.p is not None for cell in cells.values())
         if tested:
             better, worse = sum(move > 0 for move in moves), sum(move < 0 for move in moves)
@@ -100,10 +104,12 @@ def _score(comparison: Comparison, metric: str, cell: Cell | None) -> Element:
     if cell is None:
         return element("td", ABSENT, class_="number soft")
     column = [each for (_, name), each in comparison.cells.items() if name == metric]
-    is_best = len(column) > 1 and gain(metric, cell.score) == max(gain(metric, each.score) for each in column)
+    is_best = len(column) > 1 and comparison.gain(metric, cell.score) == max(
+        comparison.gain(metric, each.score) for each in column
+    )
     moved = None
     if cell.difference:
-        color = None if cell.mark != "*" else "good" if gain(metric, cell.difference.value) > 0 else "bad"
+        color = None if cell.mark != "*" else "good" if comparison.gain(metric, cell.difference.value) > 0 else "bad"
         moved = element("span", f" {cell.difference.value:+.1f}{cell.mark}", class_=color)
     interval = element("small", f"{cell.interval[0]:.1f} to {cell.interval[1]:.1f}") if cell.interval else None
     parts = [element("b", f"{cell.score:.1f}"), moved, interval, _strip(cell, column)]
@@ -149,9 +155,11 @@ def _tests(comparison: Comparison) -> list[Element]:
             if cell is None or cell.difference is None or cell.p is None:
                 continue
             value, low, high, p = cell.difference
-            word = {"*": "better" if gain(metric, value) > 0 else "worse", "(*)": "not after correction", "": "no"}[
-                cell.mark
-            ]
+            word = {
+                "*": "better" if comparison.gain(metric, value) > 0 else "worse",
+                "(*)": "not after correction",
+                "": "no",
+            }[cell.mark]
             color = {"better": "good", "worse": "bad"}.get(word)
             rows.append(
                 element(

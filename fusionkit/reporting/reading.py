@@ -19,7 +19,7 @@ from fusionkit.reporting.run_files import part, read_csv, read_details, read_jso
 from fusionkit.trust import as_texts
 
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
-READ = (*FILES, "details.json", "samples.jsonl", "samples", "predictions", "attention", "logs")
+READ = (*FILES, "directions.json", "details.json", "samples.jsonl", "samples", "predictions", "attention", "logs")
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 
 
@@ -74,6 +74,7 @@ def read_run(path: Path) -> RunRecord:
         paths=(path,),
         config=config,
         metrics=metrics,
+        directions={name: up is not False for name, up in read_json(path / "directions.json").items()},
         intervals={
             f"{label}/{name}": (low, high)
             for label, about in details.items()

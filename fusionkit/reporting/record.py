@@ -32,6 +32,7 @@ class RunRecord:
     ``paths``      the folders it was read from.
     ``config``     nested, as in its config.yaml; empty where it is not known.
     ``metrics``    flat, ``<source>/<metric>`` or ``<benchmark>/<metric>``, in %.
+    ``directions`` of those metrics whose scorer says so, whether more is better.
     ``intervals``  95%, of those metrics that were stored with one.
     ``base``       what relative paths of the configuration start from.
     ``history``    what was logged while it trained, one map a step, each with its ``step``.
@@ -45,6 +46,7 @@ class RunRecord:
     paths: tuple[Path, ...]
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
+    directions: Mapping[str, bool] = field(default_factory=dict)
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     base: Path = Path()
     history: Sequence[Mapping[str, float]] = ()

@@ -54,6 +54,7 @@ class GenerativeVQA(Task[QuestionBatch]):
     ) -> None:
         super().__init__(scorer)
         self.label_smoothing, self.start, self.end = label_smoothing, dims.cls_token_id, dims.sep_token_id
+        self.pad = dims.pad_token_id
         self.answering: Answering = answering or Ranking()
         self.words = Words(dims.tokens, dims.special_ids)
         self.answer_ids: Tensor
@@ -68,7 +69,8 @@ class GenerativeVQA(Task[QuestionBatch]):
         self.texts = tuple(texts)
         rows = [torch.tensor([*answer, self.end]) for answer in tokens] or [torch.zeros(0, dtype=torch.int64)]
         masks = [torch.ones_like(row) for row in rows]
-        self.register_buffer("answer_ids", pad_sequence(rows, batch_first=True), persistent=False)  # (A, L)
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad)  # (A, L)
+        self.register_buffer("answer_ids", ids, persistent=False)
         self.register_buffer("answer_mask", pad_sequence(masks, batch_first=True), persistent=False)
 
     def forward(
@@ -77,7 +79,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         pairs = good_pairs(batch["questions"]["answer_scores"])
         questions = _take(self._prompts(batch), pairs.questions)
         ids, mask = self.answer_ids[pairs.answers], self.answer_mask[pairs.answers]
-        states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask))
+        states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask, self.pad))
         places = questions.prefix[:, None] - 1 + torch.arange(ids.shape[1], device=ids.device)  # before each token
         said = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))[mask.bool()]
         logits, targets = self.head(said, model.text_encoder.word_embeddings.weight), ids[mask.bool()]
@@ -122,11 +124,11 @@ def good_pairs(scores: Tensor) -> Pairs:
     return Pairs(questions, answers, scores[questions, answers] / scores.sum(dim=1)[questions])
 
 
-def followed_by(questions: Prompts, ids: Tensor, mask: Tensor) -> Prompts:
-    """Each question with the tokens (R, L) of an answer directly after it."""
+def followed_by(questions: Prompts, ids: Tensor, mask: Tensor, pad: int) -> Prompts:
+    """Each question with the tokens (R, L) of an answer directly after it, and ``pad`` behind both."""
     places = questions.prefix[:, None] + torch.arange(ids.shape[1], device=ids.device)
     return questions._replace(
-        input_ids=F.pad(questions.input_ids, (0, ids.shape[1])).scatter(1, places, ids),
+        input_ids=F.pad(questions.input_ids, (0, ids.shape[1]), value=pad).scatter(1, places, ids),
         attention_mask=F.pad(questions.attention_mask, (0, ids.shape[1])).scatter(1, places, mask),
     )
 

@@ -95,6 +95,9 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, directory: str) -> None:
         super().__init__(directory, "last", enable_version_counter=False)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the file is where the folder of the run is now."""
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         save_now(self, trainer)
 

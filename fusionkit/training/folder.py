@@ -9,7 +9,7 @@ import yaml
 from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.config import leaves
+from fusionkit.config import leaves, training_config
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.records import require_writable
 from fusionkit.storage import remove_leftovers, write_text
@@ -18,7 +18,8 @@ from fusionkit.training.launch import Parts
 from fusionkit.training.restore import read_checkpoint
 from fusionkit.training.saving import BEST, LAST, PREVIOUS
 
-SCORES = ("metrics.json", "details.json", "evaluation.yaml")
+SCORES = ("metrics.json", "directions.json", "details.json", "evaluation.yaml")
+BEST_MODE = ("callbacks.best.mode", "max", "auto")  # what was the default, and is: the same, but for errors
 CONTENT = ("checkpoints", "logs", "predictions", "samples", "curves", "gallery", "attention", "evaluation", "cache")
 
 
@@ -140,8 +141,12 @@ def _require_same_run(config: DictConfig) -> None:
     kept = OmegaConf.load(path)
     OmegaConf.update(kept, "output_dir", config.output_dir)  # the folder may have moved, and what lies in it with it
     here, there, asked = _choices(config), _choices(kept), _choices(config, resolve=False)
-    for key in sorted(here.keys() | there.keys(), key=lambda key: ("${" in str(asked.get(key)), key)):  # causes first
-        if here.get(key) != there.get(key):
+    told = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key)]
+    new = _choices(training_config(), resolve=False) if any(key not in there for key in told) else {}
+    for key in sorted(told, key=lambda key: ("${" in str(asked.get(key)), key)):  # causes first
+        # by a later version, and left as it comes; a key that is not asked for is a copy of another
+        is_added = key not in there and (key not in asked or (key in new and new[key] == asked[key]))
+        if not is_added and (key, there.get(key), here.get(key)) != BEST_MODE:
             raise ConfigError(
                 f"resume=auto: {path} is of another run ({key} was {there.get(key)}, is {here.get(key)}); choose another "
                 "output_dir=FOLDER, go on with it as it is now by resume=true, or remove the folder"

@@ -15,6 +15,6 @@ def fast() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for tower in ("vision_transformer", "swin_transformer"):
             patch.setattr(f"timm.models.{tower}.trunc_normal_", lambda tensor, **options: tensor)
-        cached = functools.cache(build.compose)
-        patch.setattr(build, "compose", lambda name, overrides: copy.deepcopy(cached(name, tuple(overrides))))
+        cached = functools.cache(build.training_config)
+        patch.setattr(build, "training_config", lambda *overrides: copy.deepcopy(cached(*overrides)))
         yield

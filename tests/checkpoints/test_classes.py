@@ -61,6 +61,15 @@ HEADS: dict[str, tuple[Any, dict[str, Any], str, str, list[str]]] = {
 }
 
 
+def test_what_stored_heads_mean_never_changes() -> None:
+    assert {task: list(labels) for task, labels in OURS.items()} == {
+        "itm": ["mismatch", "match"],
+        "nlvr2": ["False", "True"],
+        "nlvr2_paired": ["False", "True"],
+        "entailment": ["contradiction", "neutral", "entailment"],
+    }
+
+
 def listed(published: Any) -> Source:
     if not isinstance(published, str):
         return source_of(published())

@@ -16,7 +16,16 @@ from fusionkit.evaluation.by_matching import ByMatching
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.evaluation.records import read_records
 from fusionkit.evaluation.reranking import Reranking
-from fusionkit.evaluation.run import draw_gallery, evaluate_run, evaluate_source, notes_of, sample_rows, splits_of
+from fusionkit.evaluation.run import (
+    declared_directions,
+    draw_gallery,
+    evaluate_run,
+    evaluate_source,
+    keep_directions,
+    notes_of,
+    sample_rows,
+    splits_of,
+)
 from fusionkit.tasks.base import Task
 from fusionkit.types import Encoded, Tokens
 
@@ -273,6 +282,19 @@ def test_a_run_leaves_metrics_predictions_and_pictures(data, tasks, tmp_path):
     assert last["text_to_image_r1"] == metrics["toy/text_to_image_r1"] == 100
     records = read_records(tmp_path / "out" / "predictions" / "toy_itc_reranked.jsonl")
     assert RETRIEVAL(records, data.samples("toy", "test"))["text_to_image_r1"] == metrics["toy/text_to_image_r1"]
+
+
+def test_which_way_a_metric_is_better_is_kept_where_the_scorer_says_so(data, tasks, tmp_path):
+    task = tasks["itm"]
+    for declared, kept in (({"off_by": False, "hits": True}, True), (None, False), (["off_by"], False)):
+        task.scorer = SimpleNamespace(metrics=declared)
+        found = declared_directions([task, SimpleNamespace(scorer=None)])
+        assert found == ({"off_by": False, "hits": True} if kept else {})
+        keep_directions(tmp_path, {f"coco/{name}": up for name, up in found.items()})
+        assert (tmp_path / "directions.json").exists() == kept
+        if kept:
+            said = json.loads((tmp_path / "directions.json").read_text())
+            assert said == {"coco/off_by": False, "coco/hits": True}
 
 
 def test_missing_training_annotations_cost_only_the_baselines(data, tasks, monkeypatch, capsys):

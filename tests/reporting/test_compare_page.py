@@ -1,5 +1,6 @@
 """The report page: well-formed, complete in itself, and nothing that a model or a data set says becomes markup."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 from PIL import Image
 
 from fusionkit.cli import run
-from fusionkit.reporting.comparison import gain
+from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.html import element, thumbnail
+from fusionkit.reporting.reading import read_runs
 from tests.reporting.worlds import QUESTIONS, write_evaluation, write_questions, write_run
 
 VOID = {"meta", "link", "img", "br", "wbr", "source", "input", "hr"}
@@ -115,9 +117,29 @@ def test_the_page_can_be_read_without_eyes(page: str) -> None:
     assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 3
 
 
-def test_less_is_better_for_ranks() -> None:
-    assert gain("coco/text_to_image_median_rank", 2.0) == -2.0
-    assert gain("coco/text_to_image_r1", 2.0) == 2.0
+def test_less_is_better_for_ranks_and_where_the_scorer_said_so(tmp_path: Path) -> None:
+    metrics = {f"coco/{name}": 1.0 for name in ("median_rank", "r1", "age_off_by", "rank")}
+    for name, directions in (("a", None), ("b", {"coco/age_off_by": False, "coco/rank": True})):
+        folder = write_run(tmp_path / name, metrics)
+        if directions:
+            (folder / "directions.json").write_text(json.dumps(directions))
+    comparison = compare_runs(read_runs([str(tmp_path)]), metrics=["*"])
+    signs = {name: comparison.gain(name, 2.0) for name in metrics}
+    assert signs == {"coco/median_rank": -2, "coco/r1": 2, "coco/age_off_by": -2, "coco/rank": 2}
+    alone = compare_runs(read_runs([str(tmp_path / "a")]), metrics=["*"])
+    assert alone.gain("coco/age_off_by", 2.0) == 2
+
+
+def test_a_lower_error_is_the_better_run(tmp_path: Path) -> None:
+    for name, off_by in (("a", 40.0), ("b", 10.0)):
+        folder = write_run(tmp_path / name, {"coco/age_off_by": off_by})
+        rows = [{"id": n, "image_id": n, "score": 0.0, "values": {"age_off_by": off_by}} for n in range(9)]
+        (folder / "directions.json").write_text('{"coco/age_off_by": false}')
+        (folder / "samples").mkdir()
+        (folder / "samples/coco_age.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["compare", f"runs=[{tmp_path}/a,{tmp_path}/b]", f"output_dir={tmp_path}/out", "metrics=['*']"]) == 0
+    text = Reader((tmp_path / "out/index.html").read_text()).text
+    assert "better in 1" in " ".join(text.split())
 
 
 def test_examples_are_bounded_and_pictured(page: str) -> None:

@@ -77,9 +77,14 @@ def test_an_answer_follows_its_question_directly():
     questions = Prompts(
         torch.tensor([[2, 8, 3], [2, 3, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]]), None, torch.tensor([3, 2])
     )
-    text = followed_by(questions, torch.tensor([[9, 3], [7, 3]]), torch.tensor([[1, 1], [1, 1]]))
-    assert text.input_ids.tolist() == [[2, 8, 3, 9, 3], [2, 3, 7, 3, 0]]
+    text = followed_by(questions, torch.tensor([[9, 3], [7, 3]]), torch.tensor([[1, 1], [1, 1]]), 6)
+    assert text.input_ids.tolist() == [[2, 8, 3, 9, 3], [2, 3, 7, 3, 6]]
     assert text.attention_mask.tolist() == [[1] * 5, [1] * 4 + [0]]
+
+
+def test_answers_are_padded_as_texts_are(model):
+    task = GenerativeVQA(replace(toy_dims(model), pad_token_id=7))
+    assert task.answer_ids[task.answer_mask == 0].unique().tolist() == [7]
 
 
 @pytest.mark.parametrize("answering", [Ranking(score="blip"), Saying(BeamSearch(2))], ids=["rank", "say"])

@@ -137,3 +137,13 @@ def test_tells_of_cut_texts_where_that_is_news(tmp_path, capsys):
         "source coco: 30 of the 200 texts read were cut at 30 tokens, data.sources.coco.max_length",
         "source coco: 90 of the 400 texts read were cut at 30 tokens, data.sources.coco.max_length",
     ]
+
+
+def test_last_of_a_moved_folder_is_that_of_the_new_place(tmp_path, recwarn):
+    options = {"enable_checkpointing": True, "max_epochs": -1, "limit_val_batches": 0, "check_val_every_n_epoch": None}
+    fit(tmp_path, fake_module(), callbacks=[LastCheckpoint(str(tmp_path / "a"))], max_steps=2, **options)
+    last = LastCheckpoint(str(tmp_path / "b"))
+    fit(tmp_path, fake_module(), callbacks=[last], max_steps=4, ckpt_path=tmp_path / "a/last.ckpt", **options)
+    assert (step_of(tmp_path / "a/last.ckpt"), step_of(tmp_path / "b/last.ckpt")) == (2, 4)
+    assert last.best_model_path == str(tmp_path / "b/last.ckpt")
+    assert not [warning for warning in recwarn if "dirpath" in str(warning.message)]

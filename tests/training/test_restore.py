@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.artifacts import check_content
-from fusionkit.training.restore import told_of
+from fusionkit.training.restore import forget_weights, told_of
 
 GOOD = {"config": "name: x", "text_encoder": "{}", "answers": None, "tokenizer": None}
 
@@ -108,3 +109,14 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         path.write_text(damage)
         with pytest.raises(DataError, match=rf"tokenizer: the files in {tmp_path}/t cannot be read"):
             load_tokenizer(tmp_path / "t")
+
+
+def test_a_tower_that_counts_from_its_padding_is_built_as_it_was_trained() -> None:
+    """Before the tokenizer's padding was the tower's, RoBERTa had its own: what the checkpoint says, not the tokenizer."""
+    config = OmegaConf.create({"image_encoder": {}, "text_encoder": {"config": {"model_type": "roberta"}}})
+    forget_weights(config, {"hidden_size": 8})
+    assert config.text_encoder.config == {"model_type": "roberta"}
+    forget_weights(config, {"pad_token_id": 1})
+    assert config.text_encoder.config.pad_token_id == 1
+    forget_weights(config, {"pad_token_id": 5})
+    assert config.text_encoder.config.pad_token_id == 1  # what the run itself was given

@@ -1,0 +1,78 @@
+"""A checkpoint that an earlier fusionkit wrote: three steps on 40 drawn scenes. It scores as it did there, and goes on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fusionkit.cli import run
+from fusionkit.config import training_config
+from fusionkit.errors import ConfigError
+from fusionkit.train import train
+from fusionkit.training.folder import check_folder
+
+HERE = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    assert run(["data", "make", "shapes", f"root={folder}/data", "scenes=40"]) == 0
+    return folder
+
+
+@pytest.fixture
+def earlier(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The folder of the earlier run beside its data; gives its configuration with what a command of today adds."""
+    monkeypatch.chdir(drawn)
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(HERE / "before.ckpt", tmp_path / "checkpoints/last.ckpt")
+    kept = torch.load(HERE / "before.ckpt", weights_only=True)["fusionkit"]["config"]
+    (tmp_path / "config.yaml").write_text(kept)
+    today = training_config()
+    added = {"max_skipped_steps": today.max_skipped_steps, "callbacks": {"cut_texts": today.callbacks.cut_texts}}
+    changes = {"output_dir": str(tmp_path), "resume": "auto", "callbacks": {"best": {"mode": "auto"}}}
+    return OmegaConf.merge(OmegaConf.create(kept), added, changes)
+
+
+def test_it_scores_as_it_did(earlier: Any) -> None:
+    folder = Path(earlier.output_dir)
+    assert run(["evaluate", f"checkpoint={folder}/checkpoints/last.ckpt", f"output_dir={folder}/scores"]) == 0
+    before = json.loads((HERE / "before.json").read_text())
+    now = json.loads((folder / "scores/metrics.json").read_text())
+    assert len(before) > 40
+    assert {name: now.get(name) for name in before} == pytest.approx(before, rel=1e-6)
+
+
+def test_it_goes_on(earlier: Any) -> None:
+    check_folder(earlier)
+    earlier.trainer.max_steps = 4
+    with pytest.raises(ConfigError, match=r"trainer.max_steps was 3, is 4"):
+        check_folder(earlier)
+    earlier.resume, earlier.evaluation.roles = True, []
+    train(earlier)
+    last = torch.load(Path(earlier.output_dir) / "checkpoints/last.ckpt", weights_only=True)
+    before = torch.load(HERE / "before.ckpt", weights_only=True)
+    assert (before["global_step"], last["global_step"]) == (3, 4)
+    moved = [name for name, tensor in before["state_dict"].items() if not tensor.equal(last["state_dict"][name])]
+    assert "model.text_encoder.backbone.embeddings.word_embeddings.weight" in moved
+    assert max((last["state_dict"][n] - before["state_dict"][n]).abs().max() for n in moved) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("max_skipped_steps=4", "max_skipped_steps was None, is 4"),
+        ("callbacks.best.mode=min", "callbacks.best.mode was max, is min"),
+        ("image_encoder.in_chans=4", "image_encoder.in_chans was None, is 4"),
+        ("callbacks.throughput=null", r"callbacks.throughput(._target_)? was"),
+        ("callbacks.cut_texts._target_=a.B", "callbacks.cut_texts._target_ was None, is a.B"),
+    ],
+)
+def test_what_is_another_run_for_all_that(earlier: Any, change: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_folder(OmegaConf.merge(earlier, OmegaConf.from_dotlist([change])))
