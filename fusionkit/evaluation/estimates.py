@@ -17,7 +17,7 @@ class Majority:
     def __init__(self, observations: Iterable[tuple[Hashable, Any]]) -> None:
         self.counts: dict[Hashable, Counter[Any]] = {}
         for context, value in observations:
-            self.counts.setdefault(context, Counter())[value] += 1
+            self.counts.setdefault(context, Counter()).update([value])
 
     def __call__(self, contexts: Iterable[Hashable]) -> Any:
         """The answer of the first context that was observed; None if none was."""
