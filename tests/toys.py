@@ -22,6 +22,27 @@ ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
 TOY_OPTIONS = {name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")}
 
 
+def scattered(*shape: int, seed: int) -> torch.Tensor:
+    """Numbers from -1 to 1, as if drawn, that hang on no generator."""
+    places = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    return ((torch.sin(12.9898 * places + seed) * 43758.5453) % 2 - 1).float().view(shape)
+
+
+def scatter_weights(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights that a formula gives, those of norms around 1; single numbers (a temperature) stay."""
+    for place, (name, parameter) in enumerate(sorted(module.named_parameters())):
+        if parameter.numel() > 1:
+            centre = 1.0 if name.endswith("weight") and parameter.dim() == 1 else 0.05
+            parameter.data = 0.4 * scattered(*parameter.shape, seed=seed + place) + centre
+    return module
+
+
+def number_of(tensor: torch.Tensor) -> float:
+    """One number that depends on each entry of a tensor and on its place."""
+    flat = tensor.detach().double().flatten()
+    return round((flat * torch.sin(1.0 + torch.arange(len(flat)))).sum().item(), 4) + 0.0
+
+
 def choices(group: str) -> list[str]:
     """Names of the files in a config group; a group without files is a broken test, not an empty one."""
     names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
