@@ -57,7 +57,7 @@ def test_perfect_rankings_score_exactly_100_at_every_k():
 def test_a_curve_is_written_as_numbers_and_as_a_picture(matrices, tmp_path):
     curve = recall_curve(*records(*matrices, 4), SAMPLES, 4)
     write_curve(curve, "toy · test", tmp_path / "curves" / "toy_itc")
-    assert json.loads((tmp_path / "curves" / "toy_itc.json").read_text()) == curve
+    assert (tmp_path / "curves" / "toy_itc.json").read_text() == json.dumps(curve, indent=1) + "\n"
     assert Image.open(tmp_path / "curves" / "toy_itc.png").size == (1080, 432)
 
 
