@@ -101,6 +101,12 @@ def check_top_level(config: DictConfig, schema: type) -> None:
 def check_objectives(config: DictConfig) -> None:
     """Sources and tasks of the objectives exist, the weights are numbers from 0 up, and every configured task is used."""
     sources, tasks = list(config.data.sources), list(config.task)
+    for name, source in config.data.sources.items():
+        if not isinstance(source, DictConfig) or "_target_" not in source:
+            raise ConfigError(
+                f"data.sources.{name} has no _target_, as the settings of a source that data=NAME has not; leave it out with "
+                f"~data.sources.{name}, or give it all that a source has"
+            )
     roles = [role for source in config.data.sources.values() for role in source.get("splits") or ()]
     for what, names in (("task", tasks), ("data.sources", sources), ("data.sources.SOURCE.splits", roles)):
         for name in names:

@@ -90,6 +90,8 @@ def test_the_top_level_has_a_schema(overrides: list[str], words: str) -> None:
         (["objectives.shapes.vqa=nan"], "objectives.shapes.vqa is nan, but"),
         (["objectives.shapes.vqa=true"], "objectives.shapes.vqa is True, but"),
         (["~objectives.shapes"], "objectives is empty"),
+        (["experiment=quickstart", "data=coco_captions"], "data.sources.shapes has no _target_, as the settings of a"),
+        (["data.sources.shapes=null"], "data.sources.shapes has no _target_"),
     ],
 )
 def test_objectives_name_what_there_is(overrides: list[str], words: str) -> None:

@@ -1,6 +1,7 @@
 """The official VQA v2 accuracy, quirks included (GT-Vision-Lab/VQA, vqaEval.py of 2021). Imports no torch."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,7 +17,8 @@ AnswerRule = Callable[[str, Sequence[str]], float]
 QUESTION_TYPE = "question_type/"
 AGREEMENT = "agreement"
 ENOUGH = 4  # people who all agree, and each of whom has three others that do
-OUT_OF_REACH = {"few answers", "spelling"}  # notes on questions whose right answers the rule calls wrong
+WRONGED = {"few answers", "spelling"}  # notes on questions whose right answers the rule calls wrong
+REACH = 0.95  # of what agreement can give: a rule that gives right answers less is none to choose a checkpoint by
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _THOUSANDS = re.compile(r"\d,\d")
@@ -103,11 +105,10 @@ def score_vqa(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str,
     """Percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
 
     An unanswered question scores 0; questions without human answers (a test split) are left out. The official script rounds
-    to two decimals, this does not. ``vqa_agreement`` stands first where the official rule cannot call all right answers right.
+    to two decimals, this does not. ``vqa_agreement`` stands first where the official rule is out of ``reach``.
     """
-    judged = VQAMeasure()(records, samples)
-    scores = scores_of(judged.rows)
-    first = {AGREEMENT: scores[AGREEMENT]} | scores if judged.notes.keys() & OUT_OF_REACH else scores
+    scores = scores_of(VQAMeasure()(records, samples).rows)
+    first = scores if reach(samples) >= REACH else {AGREEMENT: scores[AGREEMENT]} | scores
     return {f"vqa_{name.replace('/', '_')}": value for name, value in first.items() if QUESTION_TYPE not in name}
 
 
@@ -116,8 +117,8 @@ class VQAMeasure:
     """Judges answers by the ``official`` script's rule, or by ``evalai``'s, which always normalises both sides.
 
     Every question counts for ``accuracy``, ``accuracy/<answer type>`` and ``accuracy/question_type/<question type>``; under
-    the other rule these are ``evalai_accuracy``, lest one is taken for the official score. Where the rule calls right answers
-    wrong, ``agreement`` stands beside it, and a note says why and of how many questions.
+    the other rule these are ``evalai_accuracy``, lest one is taken for the official score. ``agreement`` stands beside it, by
+    answer type too where the rule is out of ``reach``; notes say of how many questions the rule calls right answers wrong.
     """
 
     rule: str = "official"
@@ -136,28 +137,41 @@ class VQAMeasure:
         asked = [(sample, question) for sample in samples for question in annotated_questions([sample])]
         agreed = question_accuracies(records, samples, agreement)
         notes = {"rule": self.rule} | question_notes(samples, self.rule)
-        misspelt = sum(agreed[key] > accuracies[key] for key in agreed) if not notes.keys() & OUT_OF_REACH else 0
+        misspelt = sum(agreed[key] > accuracies[key] for key in agreed) if not notes.keys() & WRONGED else 0
         if misspelt:
             notes["answers"] = (
                 f"{misspelt:,} of the given answers are right but for their spelling, which the rule counts as wrong where "
                 f"people all spell alike ('Yes' is not 'yes'); {AGREEMENT} always normalises both sides"
             )
         parts = _type_names([question for _, question in asked])
+        is_in_reach = reach(samples, RULES[self.rule]) >= REACH
         rows = []
         for sample, question in asked:
             score = 100 * accuracies[question.id]
-            values = dict.fromkeys([name, *(f"{name}/{part}" for part in parts(question))], score)
-            if notes.keys() & {*OUT_OF_REACH, "answers"}:
-                kinds = [part for part in parts(question) if not part.startswith(QUESTION_TYPE)]
-                names = [AGREEMENT, *(f"{AGREEMENT}/{part}" for part in kinds)]
-                values |= dict.fromkeys(names, 100 * agreed[question.id])
+            types = parts(question)
+            values = dict.fromkeys([name, *(f"{name}/{part}" for part in types)], score)
+            shown = [] if is_in_reach else [part for part in types if not part.startswith(QUESTION_TYPE)]
+            values |= dict.fromkeys([AGREEMENT, *(f"{AGREEMENT}/{part}" for part in shown)], 100 * agreed[question.id])
             rows.append({"id": question.id, "score": score, "image_id": sample.image_id, "values": values})
         return Judged(rows, notes)
 
 
+def reach(samples: Sequence[Sample], rule: AnswerRule = official_accuracy) -> float:
+    """What the rule gives at most, as a share of what ``agreement`` does; people's answers alone tell, no records.
+
+    The answer to each question is then what most people say, normalised, as published answer lists have it.
+    """
+    people = _people(samples)
+    given = [Counter(map(answer_key, answers)).most_common(1)[0] for answers in people]
+    most = sum(leave_one_out(count, len(answers)) for (_, count), answers in zip(given, people, strict=True))
+    return (
+        sum(rule(answer, answers) for (answer, _), answers in zip(given, people, strict=True)) / most if most else 1.0
+    )
+
+
 def question_notes(samples: Sequence[Sample], rule: str = "official") -> dict[str, str]:
     """Where the rule cannot do the answers to these questions justice."""
-    people = [question.facts["answers"] for question in annotated_questions(samples)]
+    people = _people(samples)
     few = sum(len(answers) < ENOUGH for answers in people)
     enough = [answers for answers in people if len(answers) >= ENOUGH] if rule == "official" else []
     spelt = sum(map(is_spelling_decisive, enough))
@@ -203,6 +217,11 @@ def annotated_questions(samples: Sequence[Sample]) -> Iterator[Text]:
     """The questions that have human answers."""
     for sample in samples:
         yield from (question for question in sample.texts.get("questions", ()) if question.facts.get("answers"))
+
+
+def _people(samples: Sequence[Sample]) -> list[Sequence[str]]:
+    """People's answers to every annotated question."""
+    return [question.facts["answers"] for question in annotated_questions(samples)]
 
 
 def _type_names(questions: Sequence[Text]) -> Callable[[Text], list[str]]:

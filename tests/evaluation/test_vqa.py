@@ -19,6 +19,7 @@ from fusionkit.evaluation.vqa import (
     normalize_answer,
     official_accuracy,
     question_notes,
+    reach,
     score_vqa,
 )
 
@@ -87,12 +88,14 @@ def test_score_by_answer_type_and_missing_prediction():
         "vqa_accuracy_yes_no": 100,
         "vqa_accuracy_number": 0,
         "vqa_accuracy_other": 0,
+        "vqa_agreement": pytest.approx(100 / 3),
     }
+    assert next(iter(scores)) == "vqa_accuracy"
 
 
 def test_normalized_scores_have_their_own_names():
     judged = VQAMeasure("evalai")([{"question_id": 1, "answer": "A b"}], [sample(question(1, ["b"] * 10))])
-    assert scores_of(judged.rows) == {"evalai_accuracy": 100, "evalai_accuracy/other": 100}
+    assert scores_of(judged.rows) == {"evalai_accuracy": 100, "evalai_accuracy/other": 100, "agreement": 100}
     assert judged.notes == {"rule": "evalai"}
 
 
@@ -131,11 +134,11 @@ def test_letters_that_normalising_takes_away_stay_apart():
     assert (answer_key("Hà Nội"), answer_key("The Dog."), answer_key("")) == ("hà nội", "dog", "")
 
 
-def test_ten_answers_as_they_are_published_have_the_official_score_alone():
+def test_ten_answers_as_they_are_published_need_no_note():
     scores, notes = score_one("yes", ["yes"] * 7 + ["No"] * 3)
-    assert scores == {"accuracy": 100, "accuracy/other": 100}
+    assert scores == {"accuracy": 100, "accuracy/other": 100, "agreement": 100}
     assert notes == {"rule": "official"}
-    assert score_one("yes", ["yes"] * 4)[0].keys() == {"accuracy", "accuracy/other"}  # four are enough
+    assert "few answers" not in score_one("yes", ["yes"] * 4)[1]  # four are enough
 
 
 def test_given_answers_in_another_spelling_are_told():
@@ -153,6 +156,29 @@ def test_a_score_that_cannot_be_reached_does_not_stand_first(people):
     assert "vqa_accuracy" in scores
 
 
+def test_a_few_questions_out_of_reach_leave_the_official_score_first():
+    """As in VQA v2, where people sometimes agree on "t-shirt"; of 20 questions one such may be."""
+    for people, alone in ((["t-shirt"] * 10, 1.0), (["red"], 0)):
+        for count, first in ((20, "accuracy"), (19, "agreement")):
+            samples = [sample(*(question(at, ["red"] * 10 if at else people) for at in range(count)))]
+            given = [{"question_id": at, "answer": "red" if at else people[0]} for at in range(count)]
+            assert reach(samples) == pytest.approx(1 - 1 / count)
+            scores = score_vqa(given, samples)
+            assert next(iter(scores)) == f"vqa_{first}"
+            assert scores["vqa_accuracy"] == pytest.approx(100 * (1 - (1 - alone) / count))
+            assert scores["vqa_agreement"] == 100
+            assert ("vqa_agreement_other" in scores) == (first == "agreement")
+
+
+def test_reach_is_of_what_people_agree_on():
+    assert reach([]) == 1
+    assert reach([sample(question(1, [f"{number}th" for number in range(10)]))]) == 1  # no answer has more than 30
+    assert reach([sample(question(1, ["hai"] * 3 + ["ba"]))]) == pytest.approx(1)
+    assert reach([sample(question(1, ["hai"] * 2))]) == pytest.approx(1 / 3)
+    assert reach([sample(question(1, ["ba", "hai", "hai"]))]) == pytest.approx((4 / 9) / (2 / 3))
+    assert reach([sample(question(1, ["Yes"] * 10))], always_normalized_accuracy) == 1
+
+
 def test_agreement_is_the_official_accuracy_where_that_can_be_reached():
     for case in CASES:
         if not is_spelling_decisive(case["answers"]) and normalize_answer(case["pred"]) == case["pred"]:
@@ -165,7 +191,8 @@ def test_agreement_is_the_official_accuracy_where_that_can_be_reached():
 
 def test_the_other_rule_says_nothing_of_spelling_that_it_normalises():
     scores, notes = score_one("yes", ["Yes"] * 10, measure=VQAMeasure("evalai"))
-    assert (scores, notes) == ({"evalai_accuracy": 100, "evalai_accuracy/other": 100}, {"rule": "evalai"})
+    assert scores == {"evalai_accuracy": 100, "evalai_accuracy/other": 100, "agreement": 100}
+    assert notes == {"rule": "evalai"}
     assert score_one("yes", ["Yes"], measure=VQAMeasure("evalai"))[0]["agreement"] == 100
 
 
