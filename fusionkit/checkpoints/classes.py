@@ -1,6 +1,8 @@
 """What the outputs of heads with fixed classes mean, here and in published checkpoints, and their order by meaning."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +18,20 @@ OURS: Classes = {  # constants: a checkpoint of ours stores no names for these, 
     "nlvr2_paired": nlvr2.LABELS,
     "entailment": entailment.LABELS,
 }
+
+TURNED = {"uniter": "entailment", "visualbert": "itm"}
+"""By family, the head that was imported in the published order before ``origin`` said what its classes mean."""
+
+
+def require_ordered(path: Path, content: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Raise DataError for an import of an earlier version whose classes would be called by each other's names."""
+    origin = content.get("origin") or {}
+    task = TURNED.get(str(origin.get("family")))
+    if "classes" not in origin and any(name.startswith(f"tasks.{task}.head.") for name in state):
+        raise DataError(
+            f"checkpoint {path} was imported by an earlier version, which took the classes of {task} for each other; import "
+            f"{origin.get('file', 'the published file')} again"
+        )
 
 
 def to_ours(state: Mapping[str, Tensor], theirs: Classes) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from fusionkit.evaluation.vqa import answer_key, clean_spaces, leave_one_out, no
 from fusionkit.storage import write_text
 
 PUBLISHED_MIN_COUNT = 9
-"""Keeps 3,129 answers of VQA v2 train and val (ViLT's write_vqa.py, UNITER's ans2label.json)."""
+"""Keeps 3,129 answers of VQA v2 train and val (ViLT's write_vqa.py, UNITER's ans2label.json), one of which is "": all that
+normalising leaves nothing of ("a", "the"). Here each such answer counts for itself."""
 
 
 def n_over_3(count: int, total: int) -> float:

@@ -3,6 +3,7 @@
 Half of its images are COCO's; by the `coco_id` of image_data.json they are known where other sources show them.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ class VisualGenome:
                     for image, row in rows:
                         check_id(row[IDS[layout]], f"a row of image {row['image_id']}", path)
                         _require_known(image, row["image_id"], known, path, self.image_data)
+                    rows = _distinct(rows, IDS[layout], path)
                     found = _questions(rows) if layout == QUESTIONS else _regions(rows, known, path)
                     for image_id, text in found:
                         texts.setdefault(image_id, {}).setdefault(kind, []).append(text)
@@ -82,6 +84,17 @@ def _sample(row: dict[str, Any], file: Path, texts: dict[str, tuple[Text, ...]])
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:
     return int(row["width"]), int(row["height"])
+
+
+def _distinct(rows: list[tuple[Any, Any]], key: str, path: Path) -> list[tuple[Any, Any]]:
+    """The rows without those that stand there already, word for word, which are told."""
+    first: dict[Any, Any] = {}
+    kept = [(image, row) for image, row in rows if (seen := first.setdefault(row[key], row)) is row or seen != row]
+    if len(kept) < len(rows):
+        warnings.warn(
+            f"{path} has {len(rows) - len(kept):,} of its {len(rows):,} rows twice; each is read once", stacklevel=2
+        )
+    return kept
 
 
 def _questions(rows: list[tuple[Any, Any]]) -> list[tuple[int, Text]]:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.config import check_arguments, check_objectives, first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
@@ -38,6 +39,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         config, state = read_directory(path)
         folder = {"fusionkit": config["fusionkit"], "state_dict": state}
         check_content(path, folder)
+        require_ordered(path, config["fusionkit"], state)
         return folder
     if not path.is_file():
         place, fault = (path, "is a folder") if path.is_dir() else (path.parent, "does not exist")

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import transformers
 from fusionkit.checkpoints import albef as albef_layout
 from fusionkit.checkpoints.base import Key, Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
-from fusionkit.checkpoints.classes import OURS, named_classes, to_ours, to_theirs
+from fusionkit.checkpoints.classes import OURS, named_classes, require_ordered, to_ours, to_theirs
+from fusionkit.checkpoints.directory import read_directory, write_directory
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.write import import_into
@@ -142,6 +144,27 @@ def test_a_sure_checkpoint_is_asked(tmp_path) -> None:
     batch: Any = {"regions": regions, "captions": text_rows(ids, torch.ones_like(ids))}
     (reply,) = network.tasks["itm"].reply(network.model, batch, network.model.encode(batch, ["captions"]), 1)
     assert reply["match"] == pytest.approx(0.9975, abs=1e-3)
+    config, state = read_directory(tmp_path / "ours")
+    del config["fusionkit"]["origin"]["classes"]  # as before the classes had names
+    write_directory(tmp_path / "earlier", state, config)
+    with pytest.raises(
+        DataError, match=r"earlier was imported by an earlier version, which .* of itm .*; import theirs again"
+    ):
+        from_pretrained(tmp_path / "earlier")
+
+
+def test_earlier_imports_are_refused_for_heads_that_were_turned_alone() -> None:
+    head = {"tasks.entailment.head.2.bias": torch.zeros(3)}
+    with pytest.raises(DataError, match=r"took the classes of entailment for each other; import x\.pt again"):
+        require_ordered(Path("folder"), {"origin": {"family": "uniter", "file": "x.pt"}}, head)
+    for content in (
+        {},
+        {"origin": None},
+        {"origin": {"family": "albef"}},
+        {"origin": {"family": "uniter", "classes": {}}},
+    ):
+        require_ordered(Path("folder"), content, head)
+    require_ordered(Path("folder"), {"origin": {"family": "uniter"}}, {"tasks.itm.head.bias": torch.zeros(2)})
 
 
 def saved_labels(**labels: str) -> Source:

@@ -1,10 +1,12 @@
+import random
 import unicodedata
+from collections import Counter
 
 import pytest
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluation.vqa import agreement, leave_one_out, official_accuracy
+from fusionkit.evaluation.vqa import agreement, leave_one_out, normalize_answer, official_accuracy
 from tests.data.worlds import write_json
 
 
@@ -15,6 +17,21 @@ def test_the_published_rule_normalises_and_counts():
     assert [built.place(each) for each in ("Dog.", "2", "yes", "cat")] == [0, 1, 2, None]
     with pytest.raises(ConfigError, match=r"data.answers.min_count=20 leaves no answer .*occurs 10 times\); lower it"):
         AnswerVocabulary.build(given, min_count=20)
+
+
+def test_drawn_answers_have_the_classes_of_the_published_rule_in_its_order():
+    rng = random.Random(3)
+    words = ["dog", "t-shirt", "one way", "hà nội", "dont know", "12", "yes", "zoo", "red", "tv"]
+    forms = [str, str.upper, str.title, "the {}".format, "{}.".format, "{}?".format, " {} ".format, "a {}\n".format]
+    given = [rng.choice(forms)(rng.choice(words[: rng.randint(1, 10)])) for _ in range(400)]
+    counts = Counter(map(normalize_answer, given))
+    published = sorted((each for each in counts if counts[each] >= 9), key=lambda each: (-counts[each], each))
+    built = AnswerVocabulary.build(given)
+    assert 6 < len(published) < len(counts) < len(set(given))
+    assert list(map(normalize_answer, built.answers)) == published
+    assert [built.place(each) for each in given] == [
+        published.index(name) if (name := normalize_answer(each)) in published else None for each in given
+    ]
 
 
 @pytest.mark.parametrize(("count", "score"), [(1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)])

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from fusionkit.data.joint import merge_samples
 from fusionkit.data.visual_genome import VisualGenome
 from fusionkit.errors import DataError
 from tests.recipes.world import make_world
@@ -56,3 +57,29 @@ def test_empty_boxes_are_left_out_and_mistakes_are_one_sentence(vg, tmp_path):
         DataError, match=r"an entry of .*image_data.json .*; expected the Visual Genome question_answers"
     ):
         reader(vg, questions="image_data").read("train")
+
+
+@pytest.mark.parametrize(
+    ("file", "rows", "kind"),
+    [("region_descriptions", "regions", "expressions"), ("question_answers", "qas", "questions")],
+)
+def test_a_row_that_is_there_twice_is_read_once_and_told(vg, tmp_path, file, rows, kind):
+    images = json.loads((vg / f"{file}.json").read_text())
+    again = images[0][rows][0]
+    images[0][rows].append(dict(again))
+    images.append(images[1])  # a whole image
+    (tmp_path / f"{file}.json").write_text(json.dumps(images))
+    option = {"regions": "regions", "qas": "questions"}[rows]
+    count, more = sum(len(image[rows]) for image in images), 1 + len(images[1][rows])
+    with pytest.warns(UserWarning, match=rf"{file}.json has {more} of its {count} rows twice; each is read once"):
+        samples = reader(vg, **{option: str(tmp_path / file)}).read("train")
+    assert samples == reader(vg, **{option: file}).read("train")
+    assert sum(len(sample.texts[kind]) for sample in samples) == count - more
+    images[0][rows][-1]["phrase" if kind == "expressions" else "question"] = (
+        "another"  # an id of two things is left to be refused
+    )
+    (tmp_path / f"{file}.json").write_text(json.dumps(images))
+    with pytest.warns(UserWarning, match=rf"has {more - 1} of its"):
+        samples = reader(vg, **{option: str(tmp_path / file)}).read("train")
+    with pytest.raises(DataError, match="twice"):
+        merge_samples([("vg", samples)])
