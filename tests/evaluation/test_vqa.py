@@ -139,6 +139,7 @@ def test_ten_answers_as_they_are_published_need_no_note():
     assert scores == {"accuracy": 100, "accuracy/other": 100, "agreement": 100}
     assert notes == {"rule": "official"}
     assert "few answers" not in score_one("yes", ["yes"] * 4)[1]  # four are enough
+    assert "spelling" in score_one("yes", ["Yes"] * 4)[1]
 
 
 def test_given_answers_in_another_spelling_are_told():
@@ -263,10 +264,10 @@ def test_rows_of_questions():
     rows = VQAMeasure()(
         [{"question_id": 1, "answer": "red"}], [sample(first, Text(2, "?", {"answers": ["b"] * 4}))]
     ).rows
-    names = ("accuracy", "accuracy/other", "accuracy/question_type/is_this_a")
+    names = ("accuracy", "accuracy/other", "accuracy/question_type/is_this_a", "agreement")
     assert rows == [
         {"id": 1, "score": 100.0, "image_id": 1, "values": dict.fromkeys(names, 100.0)},
-        {"id": 2, "score": 0.0, "image_id": 1, "values": {"accuracy": 0.0}},
+        {"id": 2, "score": 0.0, "image_id": 1, "values": {"accuracy": 0.0, "agreement": 0.0}},
     ]
     assert VQAMeasure().forms[0].wanted([sample(first, Text(2, "?"))]) == [1, 2]
     found = score_vqa([{"question_id": 1, "answer": "red"}], [sample(first)])
