@@ -171,3 +171,15 @@ def test_intermediate_sizes_are_numbers(family: str) -> None:
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
     found = covered(family, source_of(shapes, config.to_dict() | {"architectures": [name]}), {})
     assert found["model.image_encoder.backbone.blocks.0.mlp.fc1.weight"].shape == (29, 20)
+
+
+@pytest.mark.parametrize(("kind", "asks"), [("pretrain", True), ("retrieval", False)])
+def test_blip_draws_by_the_teacher_in_pretraining_alone(kind: str, asks: bool) -> None:
+    plan = planned("blip", {})(source_of(blip(kind)))
+    assert plan.config["negatives"] == {"by_teacher": asks}
+    assert compose_plan(plan, plan.tokenizer).negatives.by_teacher is asks
+
+
+def test_clip_keeps_its_logit_scale_between_1_and_100() -> None:
+    plan = planned("clip", {})(source_of(*of_transformers("CLIPModel")))
+    assert compose_plan(plan, plan.tokenizer).model.temperature_range == [1 / 100, 1 / 1]

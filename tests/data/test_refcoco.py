@@ -32,6 +32,13 @@ def test_expressions_with_their_boxes(tmp_path, protocol):
         reader.read("testA")
 
 
+def test_a_split_is_taken_by_its_whole_name(tmp_path):
+    splits = ("testA", "testB", "test", "testA")
+    reader = make_reader(tmp_path, [ref | {"split": split} for ref, split in zip(refs(), splits, strict=True)])
+    read = {split: [sample.image_id for sample in reader.read(split)] for split in ("test", "testA", "testB")}
+    assert read == {"test": [3], "testA": [1, 4], "testB": [2]}
+
+
 def test_strings_of_python_2(tmp_path):
     reader = make_reader(tmp_path)
     content = b"(lp0\n(dp1\nS'split'\np2\nS'caf\\xe9'\np3\nsa."
