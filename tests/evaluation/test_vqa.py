@@ -271,7 +271,7 @@ def test_rows_of_questions():
     ]
     assert VQAMeasure().forms[0].wanted([sample(first, Text(2, "?"))]) == [1, 2]
     found = score_vqa([{"question_id": 1, "answer": "red"}], [sample(first)])
-    assert found == {"vqa_accuracy": 100, "vqa_accuracy_other": 100}
+    assert found == {"vqa_accuracy": 100, "vqa_accuracy_other": 100, "vqa_agreement": 100}
 
 
 def test_imports_no_torch():
