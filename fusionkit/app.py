@@ -7,18 +7,24 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.cli import Command, load
-from fusionkit.config import conf_dir, primary_groups, register_resolvers
+from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
 from fusionkit.errors import ConfigError, UserError
-from fusionkit.mistakes import translate
+from fusionkit.mistakes import composing, translate
+
+_GRAMMAR = OverridesParser.create()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,7 +42,8 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     parser.add_argument("overrides", nargs="*")
     parsed = parser.parse_intermixed_args(arguments)
     options = [flag for flag, is_set in (("--multirun", parsed.multirun), ("--resolve", parsed.resolve)) if is_set]
-    for flag, value in (("--config-dir", parsed.config_dir), ("--cfg", parsed.cfg)):
+    config_dir = parsed.config_dir and os.path.expanduser(parsed.config_dir)
+    for flag, value in (("--config-dir", config_dir), ("--cfg", parsed.cfg)):
         options += [flag, value] if value else []
     return options, parsed.overrides
 
@@ -46,14 +53,55 @@ def open_sections(overrides: Sequence[str], sections: Sequence[str]) -> list[str
     return [f"++{text}" if text.split(".")[0] in sections else text for text in overrides]
 
 
-def quote_paths(overrides: Sequence[str], paths: Sequence[str]) -> list[str]:
-    """Quote a path that has parentheses, such as the published refs(unc).p, which Hydra would take for a function call."""
-    quoted = []
+def without_null(overrides: Sequence[str], groups: Mapping[str, Any]) -> list[str]:
+    """A group that is set to null, which Hydra does not take, as ``none`` (``fixed``), an empty list, or as left out.
+
+    ``groups`` have their defaults.
+    """
+    found = []
     for override in overrides:
         key, _, value = override.partition("=")
-        is_call = key in paths and "(" in value and value[0] not in "'\""
-        quoted.append(f"{key}={_quoted(value)}" if is_call else override)
-    return quoted
+        if value != "null" or key not in groups:
+            found.append(override)
+        elif neutral := next((name for name in ("none", "fixed") if name in group_choices(key)), None):
+            found.append(f"{key}={neutral}")
+        elif groups[key] is not None:  # where it is null by default there is nothing to do
+            found.append(f"{key}=[]" if isinstance(groups[key], list) else f"~{key}")
+    return found
+
+
+def quote_paths(overrides: Sequence[str], paths: Sequence[str], is_sweep: bool = False) -> list[str]:
+    """Quote a path that Hydra would take for something else, and any value that it cannot read but as a text.
+
+    ``paths`` are the keys of paths; a value of any other key is one where such a file exists. ``~`` is the home folder, as a
+    shell has it, which leaves it alone behind the =. Of a sweep, commas and calls stay what they are.
+    """
+    return [_with_path(override, paths, is_sweep) for override in overrides]
+
+
+def _with_path(override: str, paths: Sequence[str], is_sweep: bool) -> str:
+    key, _, value = override.partition("=")
+    if not value or value == "null" or _is_quoted(value):
+        return override
+    name, path = key.lstrip("+"), os.path.expanduser(value)
+    is_there = os.sep in path and os.path.lexists(path)
+    if "${" in path:  # a reference, unless a folder is called so
+        path = path.replace("${", "\\${") if is_there else path
+    try:
+        parsed = _GRAMMAR.parse_override(override)
+        read = parsed.value()
+    except HydraException:  # a list or section that is not closed is a mistake, and no text
+        return f"{key}={_quoted(path)}" if name in paths or is_there or value[0] not in "[{'\"" else override
+    is_text = is_there or (name in paths and not (is_sweep and parsed.is_sweep_override()) and not _is_container(read))
+    return f"{key}={_quoted(path)}" if path != value or (is_text and read != path) else override
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
 
 
 def quote_texts(overrides: Sequence[str], texts: Sequence[str]) -> list[str]:
@@ -64,8 +112,8 @@ def quote_texts(overrides: Sequence[str], texts: Sequence[str]) -> list[str]:
     quoted = []
     for override in overrides:
         key, _, value = override.partition("=")
-        is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        quoted.append(f"{key}={_quoted(value)}" if key in texts and not is_quoted and value != "null" else override)
+        is_plain = not _is_quoted(value) and value != "null"
+        quoted.append(f"{key}={_quoted(value)}" if key in texts and is_plain else override)
     return quoted
 
 
@@ -73,10 +121,9 @@ def gather(overrides: Sequence[str], key: str | None) -> list[str]:
     """Words that name no key, as one list of the key: "a b c=1" is "c=1 runs=['a','b']". A word that is a file is no override."""
     if key is None:
         return list(overrides)
-    words = [text for text in overrides if "=" not in text or os.path.exists(text)]
-    return [text for text in overrides if text not in words] + (
-        [f"{key}=[{','.join(map(_quoted, words))}]"] if words else []
-    )
+    words = [text for text in overrides if "=" not in text or os.path.exists(os.path.expanduser(text))]
+    folders = ",".join(_quoted(os.path.expanduser(word)) for word in words)
+    return [text for text in overrides if text not in words] + ([f"{key}=[{folders}]"] if words else [])
 
 
 def _quoted(text: str) -> str:
@@ -100,21 +147,24 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     def run_job(config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             begin_sweep_job(config)
+        expand_home(config, command.texts)
         try:
             return load(command.target)(config)  # imported now: a wrong override is told without waiting for torch
         except Exception as error:
-            failures.append(report(error, groups))
+            failures.append(report(error, groups, own_files(arguments)))
             return float("nan")
 
     try:
         options, overrides = parse(name, arguments)
+        overrides = without_null(overrides, groups)
         overrides = quote_texts(gather(overrides, command.operands), command.texts)
-        overrides = quote_paths(open_sections(overrides, command.sections), command.paths)
+        overrides = quote_paths(overrides, command.paths, "--multirun" in options)
+        overrides = open_sections(overrides, command.sections)
         sys.argv = [f"fusionkit {name}", *options, *overrides]
         conf = str(conf_dir().resolve())
         hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()
     except Exception as error:
-        failures.append(report(error, groups))
+        failures.append(report(composing(error, own_files(arguments)), groups, own_files(arguments)))
     finally:
         sys.argv = shell_line
     return failures[0] if failures else 0
@@ -138,6 +188,26 @@ def begin_sweep_job(config: DictConfig) -> None:
     print(f"job {job.num}: {' '.join(HydraConfig.get().overrides.task)}", flush=True)
 
 
+def expand_home(config: DictConfig, texts: Sequence[str]) -> None:
+    """Let a path in a file begin with ~ too; ``texts`` are keys of words."""
+    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        if isinstance(value, str) and value.startswith("~/") and key not in texts:
+            OmegaConf.update(config, key, os.path.expanduser(value))
+
+
+def own_files(arguments: Sequence[str]) -> list[Path]:
+    """The files of --config-dir that these arguments choose, such as its experiment/mine.yaml; the folder where none."""
+    with suppress(ConfigError):
+        options, overrides = parse("", arguments)
+        if "--config-dir" in options:
+            folder = Path(options[options.index("--config-dir") + 1])
+            chosen = (text.lstrip("+").partition("=") for text in overrides)
+            return [path for group, _, name in chosen if (path := folder / group / f"{name}.yaml").is_file()] or [
+                folder
+            ]
+    return []
+
+
 def join_study(config: DictConfig) -> None:
     """Let loggers that group runs group those of a sweep by its name, and tell them apart by their folders."""
     for block in (config.get("logger") or {}).values():
@@ -145,12 +215,20 @@ def join_study(config: DictConfig) -> None:
             block.group, block.name = config.name, "/".join(config.output_dir.split(os.sep)[-2:])
 
 
-def report(error: Exception, groups: Iterable[str] = ()) -> int:
+def report(error: Exception, groups: Iterable[str] = (), files: Sequence[Path] = ()) -> int:
     """Tell a user's mistake on stderr and give its exit code; raise anything else. FUSIONKIT_TRACE=1 adds the trace."""
-    mistake: UserError | None = translate(error, groups)
+    mistake = mistake_of(error, groups, files)
     if mistake is None:
         raise error
     if os.environ.get("FUSIONKIT_TRACE") == "1":
         traceback.print_exception(error)
     print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
     return mistake.exit_code
+
+
+def mistake_of(error: Exception, groups: Iterable[str], files: Sequence[Path]) -> UserError | None:
+    """As ``translate``; one in the configuration names the ``files`` of the user's that it is composed with."""
+    mistake = translate(error, groups)
+    if isinstance(mistake, ConfigError) and files and not any(str(path) in str(mistake) for path in files):
+        return ConfigError(f"{mistake} (composed with {', '.join(map(str, files))})")
+    return mistake

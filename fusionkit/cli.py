@@ -43,6 +43,7 @@ COMMANDS = {
             "-m experiment=quickstart fusion=cross_attention,merged_attention",
         ),
         "train",
+        paths=("data.root", "output_dir", "checkpoint", "tokenizer"),
     ),
     "evaluate": Command(
         "score a checkpoint: metrics.json, predictions, picture gallery",
@@ -50,6 +51,7 @@ COMMANDS = {
         ("checkpoint=outputs/quickstart/checkpoints/best.ckpt", "checkpoint=PATH split=test data.root=OTHER_FOLDER"),
         "evaluate",
         STORED,
+        paths=("checkpoint", "output_dir", "root", "data.root"),
     ),
     "predict": Command(
         "write a checkpoint's predictions without scoring them, or ask it about your own images",
@@ -62,7 +64,8 @@ COMMANDS = {
         ),
         "predict",
         STORED,
-        texts=("image", "question", "phrase", "text"),
+        paths=("checkpoint", "output_dir", "root", "data.root", "image", "output"),
+        texts=("question", "phrase", "text"),
     ),
     "score": Command(
         "score a file of predictions against a benchmark's annotations, without a model",
@@ -72,7 +75,7 @@ COMMANDS = {
             "benchmark=refcoco predictions=P.jsonl annotations='refs(unc).p' split=testA output=scores",
         ),
         "score",
-        paths=("predictions", "annotations", "questions", "instances", "output"),
+        paths=("predictions", "annotations", "questions", "instances", "output", "root"),
     ),
     "compare": Command(
         "compare runs: what differs, scores with intervals and tests, plots, one page",
@@ -94,7 +97,7 @@ COMMANDS = {
             "benchmark=vqav2 predictions=P.jsonl questions=v2_OpenEnded_mscoco_test2015_questions.json output=submission",
         ),
         "submit",
-        paths=("predictions", "questions", "output"),
+        paths=("predictions", "questions", "output", "root"),
     ),
     "import": Command(
         "bring a published checkpoint over: import FAMILY=PATH",
@@ -109,6 +112,7 @@ COMMANDS = {
             "checkpoint=outputs/albef layout=albef output=ALBEF_again.pth",
         ),
         "export",
+        paths=("checkpoint", "output"),
     ),
     "data": Command(
         "make a data set: data make NAME; or convert one: data convert NAME",

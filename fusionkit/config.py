@@ -12,11 +12,12 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ValidationError
 
 from fusionkit.errors import ConfigError, DataError, install_extra, suggest
 from fusionkit.names import is_file_name, is_inside
+from fusionkit.sections import check_sections
 
 
 def conf_dir() -> Path:
@@ -77,7 +78,14 @@ def register_resolvers() -> None:
 
 
 def check_top_level(config: DictConfig, schema: type) -> None:
-    """Every key of the top level is one of the schema's, of its type, and no value is left open."""
+    """Every key of the top level is one of the schema's, of its type, and no value is left open.
+
+    Of a group that was set to null Hydra leaves no key: where the schema lets it be None, it is.
+    """
+    with open_dict(config):
+        for field in fields(schema):
+            if field.name not in config and field.default is not MISSING:
+                config[field.name] = field.default
     known = [field.name for field in fields(schema)]
     for key in map(str, config):
         if key not in known:
@@ -92,14 +100,27 @@ def check_top_level(config: DictConfig, schema: type) -> None:
             else f": {str(error).splitlines()[0]}"
         )
         raise ConfigError(f"{error.full_key}{reason}") from error
-    for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    for field in fields(schema):
+        if field.name not in plain:
+            raise ConfigError(f"'{field.name}' has no value yet; {_choose(field.name)}")
+        if field.default is MISSING and plain[field.name] is None:
+            raise ConfigError(f"{field.name} is null, but nothing works without it; {_choose(field.name)}")
+    for key, value in leaves(plain):
         if value == "???":
             raise ConfigError(f"'{key}' has no value yet; give it as {key}=VALUE")
     OmegaConf.to_container(config, resolve=True)  # a reference to nothing is told before any data are read
 
 
+def _choose(key: str) -> str:
+    """How to give a value of the top level."""
+    choices = group_choices(key)
+    return f"give it as {key}=NAME, {suggest('', choices)}" if choices else f"give it as {key}=VALUE"
+
+
 def check_objectives(config: DictConfig) -> None:
     """Sources and tasks of the objectives exist, the weights are numbers from 0 up, and every configured task is used."""
+    check_sections(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
     sources, tasks = list(config.data.sources), list(config.task)
     for name, source in config.data.sources.items():
         if not isinstance(source, DictConfig) or "_target_" not in source:

@@ -11,6 +11,8 @@ from fusionkit.cli import DATA_VERBS, Command
 from fusionkit.config import check_arguments, group_choices
 from fusionkit.errors import ConfigError, suggest
 
+FILES = ("root", "tsv", "lmdb")  # the keys whose values are files
+
 
 def run(arguments: Sequence[str]) -> int:
     """The ``data`` command."""
@@ -19,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"fusionkit data cannot '{verb}'; {suggest(verb, DATA_VERBS)}")
     if name not in group_choices(verb):
         raise ConfigError(f"fusionkit data {verb} knows no data set '{name}'; {suggest(name, group_choices(verb))}")
-    command = Command(f"{verb} a data set", "fusionkit.datasets:write", (), f"data_{verb}")
+    command = Command(f"{verb} a data set", "fusionkit.datasets:write", (), f"data_{verb}", paths=FILES)
     return run_app(f"data {verb}", command, [f"{verb}={name}", *overrides])
 
 

@@ -12,6 +12,7 @@ from fusionkit.cli import Command
 from fusionkit.config import PLAIN, check_arguments, conf_dir, group_choices
 from fusionkit.errors import ConfigError, suggest
 
+FILES = ("path", "output", "tokenizer", "answers")
 OWN = ("path", "output", "tokenizer")  # the other keys are the family's
 
 
@@ -26,8 +27,8 @@ def run(arguments: Sequence[str]) -> int:
     if not path:
         raise ConfigError(f"'{family}' has no value yet; give it as {family}=PATH")
     others = [text for text in arguments if text not in named]
-    command = Command("import a checkpoint", "fusionkit.import_:import_checkpoint", (), "import")
-    return run_app("import", command, [f"import={family}", f"path='{path}'", f"output=outputs/{family}", *others])
+    command = Command("import a checkpoint", "fusionkit.import_:import_checkpoint", (), "import", paths=FILES)
+    return run_app("import", command, [f"import={family}", f"path={path}", f"output=outputs/{family}", *others])
 
 
 def import_checkpoint(config: DictConfig) -> None:

@@ -1,7 +1,8 @@
 """Hydra's and OmegaConf's exceptions as one sentence that names the key, the nearest known name and the choices."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import yaml
 from hydra.errors import (
@@ -22,7 +23,10 @@ from omegaconf.errors import (
 
 from fusionkit.config import conf_dir, first_cause, group_choices
 from fusionkit.errors import ConfigError, UserError, suggest
+from fusionkit.plain_files import YAML, other_kind
 from fusionkit.storage import refused
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def translate(error: Exception, groups: Iterable[str] = ()) -> UserError | None:
@@ -45,7 +49,40 @@ def translate(error: Exception, groups: Iterable[str] = ()) -> UserError | None:
     if isinstance(error, yaml.YAMLError):
         return ConfigError(f"not valid yaml: {' '.join(str(error).split())}")
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return next((told for link in chain if (told := _configuration(link, groups))), ConfigError(_first_line(error)))
+        found = next(
+            (told for link in chain if (told := _configuration(link, groups))), ConfigError(_first_line(error))
+        )
+        return ConfigError(
+            ": ".join([*getattr(error, "__notes__", ()), str(found)])
+        )  # what it is in, where that is known
+    return None
+
+
+def composing(error: Exception, files: Sequence[Path]) -> Exception:
+    """The mistake in one of the user's files behind what Hydra raised while it read them; the error itself where none is.
+
+    ``files`` are those that were chosen, or their folder. Of a file that is no yaml Hydra names neither the file nor, mostly, the
+    place, and of one whose parts are of a wrong kind it raises nearly anything.
+    """
+    if not files or isinstance(error, UserError):
+        return error
+    folder = files[0] if files[0].is_dir() else files[0].parent.parent
+    for path in dict.fromkeys([*files, *sorted(folder.rglob("*.yaml"))]):
+        if path.is_file() and (fault := _fault_of_yaml(path)):
+            return ConfigError(fault)
+    if translate(error) is None:
+        named = ", ".join(map(str, files))
+        return ConfigError(f"{named}: no configuration can be composed of it ({_first_line(error)[:200]}); correct it")
+    return error
+
+
+def _fault_of_yaml(path: Path) -> str | None:
+    """Why a file cannot be read as yaml, in words; None where it can."""
+    try:
+        yaml.load(path.read_bytes().decode(), LOADER)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        told = other_kind(path, YAML, "fill it or leave it out")
+        return told or f"{path} is not valid yaml ({' '.join(str(error).split())[:300]}); correct it"
     return None
 
 

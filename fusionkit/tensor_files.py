@@ -13,6 +13,7 @@ import torch
 from xxhash import xxh3_128
 
 from fusionkit.errors import DataError
+from fusionkit.plain_files import CHECKPOINT, other_kind
 from fusionkit.storage import ADVICE, atomic_write
 
 MARK = b"fusionkit xxh3_128 "
@@ -45,7 +46,8 @@ def read_tensors(path: Path, mmap: bool = False) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # bytes that are no pickle can fail anywhere in it
         fault = (str(error).partition(". ")[0].splitlines() or [type(error).__name__])[0]
-    raise DataError(f"{path} cannot be read: it is truncated, damaged or no such file at all ({fault})")
+    told = other_kind(path, CHECKPOINT)
+    raise DataError(told or f"{path} cannot be read: it is truncated, damaged or no such file at all ({fault})")
 
 
 def is_whole(path: Path) -> bool:

@@ -14,7 +14,11 @@ UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf
 """Letters of languages written without spaces between words, for a regex: Thai to Lao, Burmese, Khmer, kana, Chinese."""
 
 
-class LongText(DataError):
+class BadText(DataError):
+    """A value that is no text, or none that anybody wrote; who knows the file it stands in names it."""
+
+
+class LongText(BadText):
     """A text of more characters than any that people wrote about an image."""
 
 

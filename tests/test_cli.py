@@ -1,5 +1,6 @@
 """The command line: help without heavy imports, dispatch, mistakes in one sentence, sweeps, completion."""
 
+import gzip
 import importlib
 import json
 import subprocess
@@ -7,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit import __version__, cli
-from fusionkit.app import gather
+from fusionkit.app import gather, quote_paths
 from fusionkit.cli import COMMANDS, run
 from fusionkit.errors import DataError
 from tests.toys import CONF, choices
@@ -280,3 +281,152 @@ def test_the_bash_script_completes_after_an_equals_sign(tmp_path: Path) -> None:
     """
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, cwd=CONF.parent)
     assert "merged_attention" in done.stdout.split()
+
+
+ODD = [
+    "dữ liệu/ảnh",
+    "a  b",
+    " a ",
+    "\U0001f600",
+    "x=1",
+    "it's",
+    'so "said"',
+    "$HOME ${x}",
+    "a(1)",
+    "a,b",
+    "[1]",
+    "{1}",
+    "#&;!^",
+    "2024",
+    "true",
+    "b\\",
+    "~x",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [
+        ("train", ("data.root", "output_dir", "checkpoint", "tokenizer")),
+        ("evaluate", ("checkpoint", "output_dir", "root", "data.root")),
+        ("predict", ("checkpoint", "output_dir", "root", "data.root", "image", "output")),
+        ("score", ("predictions", "annotations", "questions", "instances", "output")),
+        ("submit", ("predictions", "questions", "output")),
+        ("compare", ("output_dir",)),
+        ("export", ("checkpoint", "output")),
+    ],
+)
+def test_a_path_arrives_as_it_was_written(
+    command: str, keys: tuple[str, ...], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs.clear()
+    monkeypatch.setitem(cli.COMMANDS, command, COMMANDS[command]._replace(target=f"{__name__}:jobs_append"))
+    path = tmp_path / name
+    path.mkdir(parents=True)
+    more = [] if command not in ("score", "submit") else ["benchmark=vqav2"]
+    assert run([command, *more, *(f"{key}={path}" for key in keys)]) == 0
+    assert [OmegaConf.select(jobs[0], key) for key in keys] == [str(path)] * len(keys)
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if "$" not in name and name.strip() == name and name != "[1]"])
+def test_a_path_that_is_not_there_yet_arrives_too(name: str, recorded: list[DictConfig]) -> None:
+    assert run(["train", f"output_dir={name}", f"data.root=new/{name}"]) == 0
+    assert (recorded[0].output_dir, recorded[0].data.root) == (name, f"new/{name}")
+
+
+def test_the_home_folder_is_found(recorded: list[DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "conf/experiment").mkdir(parents=True)
+    (tmp_path / "conf/experiment/mine.yaml").write_text("# @package _global_\ncheckpoint: ~/c.ckpt\nname: a~/b\n")
+    line = [
+        "train",
+        "--config-dir=~/conf",
+        "experiment=mine",
+        "data.root=~/dữ liệu",
+        "output_dir='~/quoted'",
+        "tokenizer=~",
+    ]
+    assert run(line) == 0
+    config = recorded[0]
+    assert (config.checkpoint, config.data.root) == (f"{tmp_path}/c.ckpt", f"{tmp_path}/dữ liệu")
+    assert (config.output_dir, config.tokenizer, config.name) == (f"{tmp_path}/quoted", str(tmp_path), "a~/b")
+
+
+def test_words_about_a_home_folder_stay_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs.clear()
+    monkeypatch.setitem(cli.COMMANDS, "predict", COMMANDS["predict"]._replace(target=f"{__name__}:jobs_append"))
+    assert run(["predict", "checkpoint=x", "question=~/is it?"]) == 0
+    assert jobs[0].question == "~/is it?"
+
+
+def test_runs_of_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a=b").mkdir()
+    assert gather(["~/a", "~/a=b", "seed=1"], "runs") == ["seed=1", f"runs=['{tmp_path}/a','{tmp_path}/a=b']"]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=1", "seed=1"),
+        ("data.sources.x.splits={train: [a]}", "data.sources.x.splits={train: [a]}"),
+        ("task=[itc,itm]", "task=[itc,itm]"),
+        ("task=[itc", "task=[itc"),
+        ("name={a", "name={a"),
+        ("output_dir=[a", "output_dir='[a'"),
+        ("output_dir=[a]", "output_dir=[a]"),
+        ("output_dir='a b'", "output_dir='a b'"),
+        ("output_dir=", "output_dir="),
+        ("output_dir=null", "output_dir=null"),
+        ("+data.folder=dữ", "+data.folder='dữ'"),
+        ("++output_dir=1", "++output_dir='1'"),
+        ("output_dir=runs/${name}", "output_dir=runs/${name}"),
+        ("output_dir=dữ/${name}", "output_dir='dữ/${name}'"),
+        ("~callbacks.best", "~callbacks.best"),
+    ],
+)
+def test_other_values_stay_what_they_are(override: str, expected: str) -> None:
+    assert quote_paths([override], COMMANDS["train"].paths) == [expected]
+
+
+def test_a_sweep_over_paths_is_one() -> None:
+    given = ["checkpoint=a,b", "output_dir=choice(a,b)", "output_dir=a b"]
+    assert quote_paths(given, ("checkpoint", "output_dir"), is_sweep=True) == given
+    assert quote_paths(given[:2], ("checkpoint", "output_dir")) == ["checkpoint='a,b'", "output_dir='choice(a,b)'"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"a: b: c", "is not valid yaml (mapping values are not allowed"),
+        ("name: é".encode("latin-1"), "is not valid yaml ('utf-8' codec can't decode byte 0xe9"),
+        (gzip.compress(b"name: a"), "is compressed by gzip, where yaml is read; unpack it first"),
+        ("name: a".encode("utf-16"), "is text in UTF-16, where yaml is read"),
+        (b"a: " + b"[" * 20000, "is not valid yaml (while increasing flow level exceeded maximum nesting depth"),
+        (b"# @package _global_\ndefaults: 5", "no configuration can be composed of it"),
+    ],
+)
+@pytest.mark.parametrize("is_chosen", [True, False])
+def test_the_file_that_cannot_be_composed_is_named(
+    content: bytes, words: str, is_chosen: bool, tmp_path: Path, recorded: list[DictConfig], capsys
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_bytes(content)
+    chosen = ["experiment=mine"] if is_chosen else ["+experiment@x=mine"]
+    assert run(["train", "--config-dir", str(tmp_path), *chosen]) == 2
+    told = error_of(capsys)
+    assert words in told
+    assert (f"{tmp_path}/experiment/mine.yaml" if is_chosen or "composed" not in words else str(tmp_path)) in told
+
+
+def test_a_mistake_names_the_file_it_is_composed_with(tmp_path: Path, recorded: list[DictConfig], capsys) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nseed: ${sede}\n")
+    assert run(["train", "--config-dir", str(tmp_path), "experiment=mine"]) == 2
+    assert error_of(capsys).endswith(f"(composed with {tmp_path}/experiment/mine.yaml)")
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nseed: 13\n")
+    assert run(["train", "--config-dir", str(tmp_path), "experiment=mine"]) == 1
+    assert "composed with" not in error_of(capsys)  # files of data are another matter
+    assert run(["train", "fusion=nothing"]) == 2
+    assert "composed with" not in error_of(capsys)

@@ -22,29 +22,31 @@ RULES = {
     "cli": {"fusionkit"},
     "errors": set(),
     "storage": {"fusionkit.errors"},
-    "tensor_files": TENSORS | {"fusionkit.storage", "xxhash"},
+    "tensor_files": TENSORS | {"fusionkit.plain_files", "fusionkit.storage", "xxhash"},
     "unicode": {"fusionkit.errors"},
     "names": set(),
+    "plain_files": {"fusionkit.errors"},
+    "sections": {"fusionkit.errors"},
     "account": {"fusionkit.errors", "wandb"},
     "types": {"torch"},
     "internals": {"torch"},
     "losses": TENSORS | {"fusionkit.distributed"},
-    "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.distributed"},
+    "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.distributed", "fusionkit.plain_files"},
     "balance": TENSORS | {"fusionkit.balance", "fusionkit.distributed"},
     "momentum": TENSORS,
     "distributed": TENSORS,
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
-    "checkpoints/directory": TENSORS | {"fusionkit.storage", "safetensors"},
+    "checkpoints/directory": TENSORS | {"fusionkit.plain_files", "fusionkit.storage", "safetensors"},
     "checkpoints/pickled": TENSORS | {"numpy"},
     "checkpoints/source": TENSORS
-    | {"fusionkit.checkpoints.directory", "fusionkit.checkpoints.pickled", "huggingface_hub"},
+    | {"fusionkit.checkpoints.directory", "fusionkit.checkpoints.pickled", "fusionkit.plain_files", "huggingface_hub"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source", "fusionkit.checkpoints.classes"},
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
     "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
     | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")}
-    | {"fusionkit.fusion.layers", "fusionkit.unicode"},
+    | {"fusionkit.fusion.layers", "fusionkit.plain_files", "fusionkit.unicode"},
 }
 HYDRA = {"hydra", "omegaconf"}
 ENTRY = {

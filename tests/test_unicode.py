@@ -7,7 +7,7 @@ import pytest
 from fusionkit.data.files import expecting
 from fusionkit.data.sample import Text
 from fusionkit.errors import DataError
-from fusionkit.unicode import MAX_CHARACTERS, LongText, metric_words, readable
+from fusionkit.unicode import MAX_CHARACTERS, BadText, LongText, metric_words, readable
 
 
 @pytest.mark.parametrize(
@@ -43,8 +43,9 @@ def test_a_text_of_many_characters_names_itself_and_its_file() -> None:
         Text(7, "x" * 10 * 2**20)
 
 
-def test_what_is_no_text_is_left_to_whoever_knows_its_source() -> None:
-    assert Text(1, None).text is None  # type: ignore[arg-type]
+def test_what_is_no_text_is_told() -> None:
+    with pytest.raises(BadText, match=r"^text 1 is None, but has to be a string"):
+        Text(1, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fusionkit import plain_files
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.plain_files import other_kind, reason_of
 from fusionkit.storage import atomic_folder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -70,17 +72,15 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file, on the CPU."""
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read: it is truncated or no safetensors file ({reason})") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+        told = other_kind(path, "a safetensors file")
+        told = told or f"{path} cannot be read: it is truncated or no safetensors file ({reason_of(error)})"
+        raise DataError(told) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a json file holds."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not valid json ({error})") from error
+    content = plain_files.read_json(path, "take the whole folder again")
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, but has to hold an object")
     return content

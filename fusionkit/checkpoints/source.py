@@ -13,6 +13,7 @@ from torch import Tensor
 from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, read_json, read_safetensors, sha256
 from fusionkit.checkpoints.pickled import read_pickled
 from fusionkit.errors import DataError
+from fusionkit.plain_files import CHECKPOINT, other_kind
 
 PICKLED = "pytorch_model.bin"
 SAVED = (WEIGHTS, f"{WEIGHTS}.index.json", PICKLED, f"{PICKLED}.index.json")  # by transformers, one of
@@ -94,6 +95,8 @@ def _unpickled(path: Path) -> Any:
     except Exception as error:  # bytes that are no pickle can fail anywhere in it
         said = str(error).partition("WeightsUnpickler error:")
         reason = (said[2] or said[0]).strip().partition(". ")[0].splitlines()[:1] or [type(error).__name__]
+        if told := other_kind(path, CHECKPOINT):
+            raise DataError(told) from error
         raise DataError(
             f"{path} cannot be read: it is truncated, no checkpoint, or holds more than tensors and plain values, which "
             f"would run its code ({reason[0]})"

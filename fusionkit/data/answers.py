@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from fusionkit.data.files import read_json
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.evaluation.vqa import answer_key, clean_spaces, leave_one_out, normalize_answer
+from fusionkit.plain_files import read_json
 from fusionkit.storage import write_text
 
 PUBLISHED_MIN_COUNT = 9

@@ -5,11 +5,12 @@ from pathlib import Path
 from posixpath import normpath
 from typing import Any
 
-from fusionkit.data.files import annotation_file, expecting, read_json
+from fusionkit.data.files import annotation_file, expecting
 from fusionkit.data.identity import coco_number, short_names
 from fusionkit.data.images import find_images
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError, suggest
+from fusionkit.plain_files import read_json
 
 LAYOUT = 'list of {"image": path, "caption": text or list of texts}'
 NO_FACTS: dict[str, Any] = {}

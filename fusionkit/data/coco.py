@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.boxes import size_or_none
-from fusionkit.data.files import add_new, annotation_file, expecting, read_json, require_split, table
+from fusionkit.data.files import add_new, annotation_file, expecting, require_split, table
 from fusionkit.data.identity import check_id
 from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.plain_files import read_json
 
 NO_FACTS: dict[str, Any] = {}  # one for all captions, of which there can be 600,000
 OFFICIAL, KARPATHY = "official COCO captions", "Karpathy dataset_coco.json"

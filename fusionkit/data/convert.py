@@ -85,7 +85,7 @@ def _save(folder: Path, name: str, row: Mapping[str, str], path: Path) -> None:
     }
     if "conf" in row:
         arrays["conf"] = _array(row, "conf", count, path, 1)[:, 0]
-    place = folder / f"{_file_name(name, row['image_id'])}.npz"
+    place = folder / f"{_file_name(name, row['image_id'], path)}.npz"
     if "\0" in str(place) or not place.resolve().is_relative_to(folder.resolve()):
         raise DataError(f"the image id {row['image_id']!r} in {path} is no name of a file below {folder}")
     with atomic_write(place) as file:
@@ -110,13 +110,13 @@ def _array(row: Mapping[str, str], column: str, count: int, path: Path, width: i
         ) from error
 
 
-def _file_name(name: str, image_id: str) -> str:
+def _file_name(name: str, image_id: str, path: Path) -> str:
     try:
         named = name % (int(image_id) if image_id.isdigit() else image_id)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"name={name} cannot hold the image id '{image_id}' ({error}); try name=%s") from error
     if not is_file_name(named):
         raise DataError(
-            f"the image id {image_id!a} is no part of a plain file name, and could lie outside of root; mend the ids"
+            f"the image id {image_id!a} in {path} is no part of a plain file name, and could lie outside of root; mend the ids"
         )
     return named

@@ -1,7 +1,5 @@
 """Annotation files: found, read and unwrapped, with one sentence for whatever is wrong with them."""
 
-import gc
-import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +8,8 @@ from typing import Any
 
 from fusionkit.data.identity import check_id
 from fusionkit.errors import DataError, UserError, suggest
-from fusionkit.unicode import LongText
+from fusionkit.plain_files import AGAIN, PICKLE, collector_paused, other_kind, reason_of
+from fusionkit.unicode import BadText
 
 
 def annotation_file(template: str, split: str) -> Path:
@@ -24,33 +23,11 @@ def annotation_file(template: str, split: str) -> Path:
     parent, (before, found, after) = path.parent, Path(template).name.partition("{split}")
     if not found or not parent.is_dir():
         raise DataError(
-            f"the annotation file {path} does not exist; check data.root and the reader's path '{template}'"
+            f"the annotation file {path} {'is a folder' if path.is_dir() else 'does not exist'}; check data.root and the "
+            f"reader's path '{template}'"
         )
     known = [file.name[len(before) : len(file.name) - len(after)] for file in parent.glob(f"{before}*{after}")]
     raise DataError(f"the annotation file {path} of split '{split}' does not exist; {suggest(split, known)}")
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; DataError where it is cut short or is no JSON."""
-    try:
-        with _collector_paused():
-            return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not complete JSON ({error}); download it again") from error
-
-
-def read_json_lines(path: Path) -> list[Any]:
-    """The values of a file with one JSON value a line; DataError where a line is none, or there is no line at all."""
-    rows = []
-    with path.open("rb") as lines, _collector_paused():
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise DataError(f"line {number} of {path} is no JSON ({error}); download it again") from error
-    if not rows:
-        raise DataError(f"{path} is empty; download it again")
-    return rows
 
 
 def read_pickle(path: Path) -> Any:
@@ -64,7 +41,8 @@ def read_pickle(path: Path) -> Any:
     except DataError as error:
         raise DataError(f"{path} {error}") from None
     except Exception as error:  # a broken pickle can raise nearly anything
-        raise DataError(f"{path} is not a complete pickle file ({error}); download it again") from error
+        told = other_kind(path, PICKLE) or f"{path} is not a complete pickle file ({reason_of(error)}); {AGAIN}"
+        raise DataError(told) from error
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -90,27 +68,15 @@ def table(content: Any, name: str, path: Path, layout: str) -> list[Any]:
 def expecting(path: Path, layout: str) -> Iterator[None]:
     """Turns a missing key or a malformed value in the block into a DataError about `path`; fast where it makes many objects."""
     try:
-        with _collector_paused():
+        with collector_paused():
             yield
-    except LongText as error:
+    except BadText as error:
         raise DataError(f"{path}: {error}") from error
     except UserError:
         raise
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
         raise DataError(f"an entry of {path} {reason}; expected the {layout} layout") from error
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Millions of new objects that all stay: the cyclic collector would walk them again and again for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def require_split(split: str, known: dict[str, int], path: Path) -> None:

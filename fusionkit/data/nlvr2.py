@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from fusionkit.data.files import add_new, annotation_file, expecting, read_json_lines
+from fusionkit.data.files import add_new, annotation_file, expecting
 from fusionkit.data.images import find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError, suggest
+from fusionkit.plain_files import read_json_lines
 
 LAYOUT = "NLVR2 json"
 LABELS = {"True": 1, "False": 0}

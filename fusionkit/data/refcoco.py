@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.boxes import Box, image_size, require_boxes
-from fusionkit.data.files import add_new, annotation_file, expecting, read_json, read_pickle, require_split, table
+from fusionkit.data.files import add_new, annotation_file, expecting, read_pickle, require_split, table
 from fusionkit.data.identity import check_id
 from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.plain_files import read_json
 
 REFS, INSTANCES = "RefCOCO refs", "RefCOCO instances.json"
 

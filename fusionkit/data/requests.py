@@ -10,12 +10,12 @@ from PIL import Image
 from fusionkit.data.collate import Collate
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import EvalData
-from fusionkit.data.files import read_json_lines
 from fusionkit.data.images import ImageFiles, has_pixels
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.stores import is_lmdb
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
+from fusionkit.plain_files import read_json_lines
 from fusionkit.unicode import LongText, readable
 
 TEXTS = ("question", "phrase", "text")

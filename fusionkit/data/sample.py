@@ -1,11 +1,12 @@
 """What a reader makes of the files on disk: images with their texts, and the facts known about each text."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fusionkit.unicode import LongText, readable
+from fusionkit.unicode import BadText, readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,14 @@ class Text:
     """By name: ``answers`` (ten strings), ``answer_type``, ``box`` (x, y, w, h in pixels of ``Sample.size``), ``label``..."""
 
     def __post_init__(self) -> None:
-        """Keep the text as ``readable`` gives it; what is no text is left to ``Splits``, which names its source."""
-        if isinstance(self.text, str):
-            try:
-                object.__setattr__(self, "text", readable(self.text))
-            except LongText as error:
-                raise LongText(f"text {self.id}: {error}") from None
+        """Keep the text as ``readable`` gives it. Raises BadText, such as for the null of a caption that was never written."""
+        if not isinstance(self.text, str):
+            shown = reprlib.repr(self.text)
+            raise BadText(f"text {self.id} is {shown}, but has to be a string; correct or remove it")
+        try:
+            object.__setattr__(self, "text", readable(self.text))
+        except BadText as error:
+            raise BadText(f"text {self.id}: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)

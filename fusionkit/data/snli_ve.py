@@ -4,10 +4,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from fusionkit.data.files import add_new, annotation_file, expecting, read_json_lines
+from fusionkit.data.files import add_new, annotation_file, expecting
 from fusionkit.data.images import find_images, folder_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.plain_files import read_json_lines
 
 LAYOUT = "SNLI-VE jsonl"
 LABELS = ("contradiction", "neutral", "entailment")

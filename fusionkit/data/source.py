@@ -11,6 +11,7 @@ from fusionkit.data.leakage import by_photo, check_allowed, require_apart, witho
 from fusionkit.data.regions import Detections
 from fusionkit.data.sample import Reader, Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.unicode import BadText
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,10 @@ class Splits:
         """The images that have texts of the source's kinds."""
         if (name, role) not in self._read:
             source = self.sources[name]
-            samples = merge_samples([(split, source.reader.read(split)) for split in source.splits[role]])
-            _check_texts(name, samples)
+            try:
+                samples = merge_samples([(split, source.reader.read(split)) for split in source.splits[role]])
+            except BadText as error:  # of one's own reader, which names no file
+                raise DataError(f"source {name}: {error}") from error
             _check_boxes(name, samples)
             there = {kind for sample in samples for kind in sample.texts}
             for kind in source.kinds:
@@ -161,15 +164,3 @@ def _check_boxes(source: str, samples: Sequence[Sample]) -> None:
     ]
     boxes, sizes = [box for box, _, _, _ in rows], [size for _, size, _, _ in rows]
     require_boxes(boxes, sizes, [f"{id} of the {kind}" for _, _, kind, id in rows], f"source {source}")
-
-
-def _check_texts(source: str, samples: Sequence[Sample]) -> None:
-    """Raise DataError for a text that is none, such as the null of a caption that was never written."""
-    for sample in samples:
-        for kind, texts in sample.texts.items():
-            for text in texts:
-                if not isinstance(text.text, str):
-                    raise DataError(
-                        f"source {source}: the text {text.id} of the {kind} of image {sample.image_id} is {text.text!r}, "
-                        "but has to be a string; correct or remove it in the annotation file"
-                    )

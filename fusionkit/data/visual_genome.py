@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.boxes import image_size, usable
-from fusionkit.data.files import add_new, annotation_file, expecting, read_json
+from fusionkit.data.files import add_new, annotation_file, expecting
 from fusionkit.data.identity import check_id
 from fusionkit.data.images import find_images
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.plain_files import read_json
 from fusionkit.unicode import readable
 
 IMAGES, QUESTIONS, REGIONS = (

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fusionkit.data.files import add_new, annotation_file, expecting, read_json, table
+from fusionkit.data.files import add_new, annotation_file, expecting, table
 from fusionkit.data.identity import check_id
 from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.plain_files import read_json
 from fusionkit.unicode import readable
 
 QUESTIONS, ANNOTATIONS = "VQA v2 questions", "VQA v2 annotations"

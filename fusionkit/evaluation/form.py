@@ -9,11 +9,11 @@ from typing import Any
 from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
 from fusionkit.evaluation.records import Record, read_records
+from fusionkit.plain_files import read_json
 from fusionkit.unicode import LongText, readable
 
 Check = Callable[[Any], bool]
 LARGE = 1e100  # whose products are still finite
-GZIP = b"\x1f\x8b"  # what a compressed file begins with
 WORDS = {
     int: "a whole number",
     str: "a text",
@@ -77,18 +77,8 @@ def read_predictions(path: Path) -> list[Record]:
     """Records of a JSON list, as benchmarks want them, or one a line, as ``fusionkit predict`` writes them."""
     if not path.is_file():
         raise DataError(f"the predictions {path} do not exist; write them with: fusionkit predict checkpoint=PATH")
-    with path.open("rb") as file:
-        if file.read(len(GZIP)) == GZIP:
-            raise DataError(f"{path} is compressed; unpack it first, as with: gunzip {path}")
-    if path.suffix == ".jsonl":
-        records: Any = read_records(path)
-    else:
-        try:
-            records = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{path} is not complete JSON ({error}); name a file of one record a line .jsonl"
-            ) from error
+    is_lines = path.suffix == ".jsonl"
+    records: Any = read_records(path) if is_lines else read_json(path, "name a file of one record a line .jsonl")
     if not isinstance(records, list):
         raise DataError(f"{path} holds {_words(records)}, but has to be a list of records")
     try:

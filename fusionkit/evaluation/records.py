@@ -8,6 +8,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from fusionkit.errors import DataError
+from fusionkit.plain_files import LINES, other_kind, reason_of
 from fusionkit.storage import remove_leftovers, write_text
 
 RERANKED = "_reranked"  # how the name of a task's second predictions ends, which are then the ones that are scored
@@ -93,7 +94,9 @@ def read_records(path: Path) -> Records:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{path} line {number} is not JSON ({error}): expected one record a line") from error
+            told = other_kind(path, LINES) if number == 1 else None
+            told = told or f"{path} line {number} is not JSON ({reason_of(error)}): expected one record a line"
+            raise DataError(told) from error
         if not isinstance(record, dict):
             raise DataError(f"{path} line {number} is not a JSON object: expected one record a line")
         records.append(record)

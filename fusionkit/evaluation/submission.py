@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fusionkit.data.files import add_new, annotation_file, expecting, read_json, table
+from fusionkit.data.files import add_new, annotation_file, expecting, table
 from fusionkit.errors import ConfigError
 from fusionkit.evaluation.form import Form, check_predictions
 from fusionkit.evaluation.records import Record, require_writable
+from fusionkit.plain_files import read_json
 from fusionkit.storage import write_text
 
 LAYOUT = "published"

@@ -1,14 +1,14 @@
 """The law that wrong partners are drawn by. Imports torch only."""
 
-import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.negatives.pool import OwnBatch, Pool
+from fusionkit.plain_files import read_json
 from fusionkit.types import Batch, at_least_fp32
 
 
@@ -143,8 +143,11 @@ def _entropy(law: Tensor, has_any: Tensor) -> Tensor:
 
 
 def _read_table(path: Path) -> dict[str, frozenset[str]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(image): frozenset(map(str, partners)) for image, partners in content.items()}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise DataError(f"negatives.file {path}: expected json {{image id: [image ids]}} ({error})") from error
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(_are_ids(partners) for partners in content.values()):
+        raise DataError(f"negatives.file {path}: expected json {{image id: [image ids]}}")
+    return {image: frozenset(map(str, partners)) for image, partners in content.items()}
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(type(partner) in (int, str) for partner in value)

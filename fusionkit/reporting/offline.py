@@ -14,6 +14,7 @@ from typing import Any
 
 from fusionkit.config import flatten
 from fusionkit.errors import DataError
+from fusionkit.plain_files import read_json
 
 MAGIC = b":W&B\xe1\xbe\x00"
 BLOCK = 32768  # bytes; the log's format is LevelDB's (leveldb/doc/log_format.md)
@@ -173,9 +174,8 @@ def _tables(files: Path, summary: dict[str, Any]) -> dict[str, Table]:
     tables = {}
     for name, value in summary.items():
         if _is_media(value) and value["_type"] == "table-file" and (path := files / value["path"]).exists():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                tables[name] = Table(content["columns"], content["data"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise DataError(f"{path} is no whole table of W&B's ({error}); copy it again, or remove it") from error
+            content = read_json(path, advice := "copy it again, or remove it")
+            if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("columns", "data")):
+                raise DataError(f"{path} is no table of W&B's; {advice}")
+            tables[name] = Table(content["columns"], content["data"])
     return tables

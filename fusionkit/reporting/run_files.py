@@ -1,13 +1,13 @@
 """The files of a run, each read to what it has to be, or told in a sentence that names it."""
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from fusionkit import plain_files
 from fusionkit.errors import DataError, UserError
 from fusionkit.evaluation.judging import Row, check_rows
 from fusionkit.evaluation.records import read_records
@@ -21,10 +21,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object of a file; empty where there is none."""
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not complete json ({error}); evaluate that run again") from error
+    content = plain_files.read_json(path, "evaluate that run again")
     if not isinstance(content, dict):
         raise DataError(f"{path} is no map of metrics to numbers; evaluate that run again")
     return content

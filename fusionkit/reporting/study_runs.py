@@ -1,12 +1,11 @@
 """Reads the runs of a sweep from the files that they wrote: SWEEP/VARIANT/SEED/{config.yaml,metrics.json}."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fusionkit.errors import DataError
+from fusionkit.plain_files import read_json
 
 
 @dataclass(frozen=True)
@@ -27,10 +26,9 @@ def read_runs(sweep: Path, source: str) -> list[Run]:
 
 
 def _read(path: Path, prefix: str) -> Run:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not valid json ({error}); remove it and run the sweep again") from error
+    content = read_json(path, advice := "remove it and run the sweep again")
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is no map of metrics to numbers; {advice}")
     metrics = {name.removeprefix(prefix): value for name, value in content.items() if name.startswith(prefix)}
     return Run(path.parent.parent.name, path.parent.name, metrics)
 

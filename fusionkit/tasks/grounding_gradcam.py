@@ -1,6 +1,5 @@
 """Weak grounding: boxes from matching alone, which no box label has taught (ALBEF)."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from fusionkit import saliency
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.model import VisionLanguageModel
 from fusionkit.negatives import Negatives
+from fusionkit.plain_files import read_json
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.itm import ITM
@@ -98,10 +98,7 @@ def by_matching(itm: ITM, dims: Dims, layer: int | None = None) -> GradCAMGround
 def _read_proposals(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"task.grounding_gradcam.proposals: no such file {path}; give a json file, or null")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not complete JSON ({error}); download it again") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds a {type(content).__name__}; expected {{image id: [[x, y, width, height], ...]}}")
     for image_id, boxes in content.items():

@@ -12,6 +12,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.balance import Fixed
 from fusionkit.config import signature_of
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import text_format
@@ -85,7 +86,7 @@ def build_module(parts: Parts) -> TrainingModule:
         parts.model,
         parts.tasks,
         parts.objectives,
-        balance=instantiate(config.balance),
+        balance=instantiate(config.balance) if config.balance else Fixed(),
         optimizer=instantiate(config.optimizer),
         scheduler=instantiate(config.scheduler),
         teacher=build_teacher(config, parts.model, parts.tasks),

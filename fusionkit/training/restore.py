@@ -69,7 +69,8 @@ def told_of(path: str | Path) -> Iterator[None]:
     """Where a checkpoint's own configuration cannot be built, or a part of it is refused, name the checkpoint."""
     try:
         yield
-    except OmegaConfBaseException:  # of a key that the user changes, told as everywhere
+    except OmegaConfBaseException as error:  # told as everywhere, by its key
+        error.add_note(f"checkpoint {path}")
         raise
     except (UserError, InstantiationException, TypeError, AttributeError, KeyError, RecursionError) as error:
         link: BaseException | None = error

@@ -260,7 +260,7 @@ def test_bottom_up_tsv_becomes_npz(tmp_path: Path, line: list[str], capsys: pyte
         ("7\t32\t24\t2\t" + encoded(FEATURES) + "\t" + encoded(FEATURES), [], 1, "the boxes of image 7 in"),
         ("7\t32\t24\t1\té\tAAAA", [], 1, "the boxes of image 7 in"),
         ("../7\t32\t24\t2\t" + encoded(BOXES) + "\t" + encoded(FEATURES), ["name=%s"], 1,
-         "the image id '../7' in {}/a.tsv is no name of a file below {}/out"),
+         "the image id '../7' in {}/a.tsv is no part of a plain file name"),
         ("/7\t32\t24\t2\t" + encoded(BOXES) + "\t" + encoded(FEATURES), ["name=%s"], 1, "the image id '/7' in {}/a.tsv"),
         ("a\0b\t32\t24\t2\t" + encoded(BOXES) + "\t" + encoded(FEATURES), ["name=%s"], 1, "the image id 'a\\x00b'"),
         ("7\t32\t24\t1\t" + encoded(BOXES[:1]) + "\t" + encoded(FEATURES[:1]), ["name=%d/%d"], 2, "name=%d/%d cannot hold"),

@@ -116,9 +116,9 @@ def test_other_files_are_told(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (gzip.compress(b"[]", mtime=0), "is compressed; unpack it first"),
+        (gzip.compress(b"[]", mtime=0), "is compressed by gzip, where one JSON .* is read; unpack it first"),
         (b'[{"answer": "\xe9"}]', "can't decode"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested too deeply"),
     ],
 )
 def test_other_bytes_are_told(tmp_path, name, content, words):

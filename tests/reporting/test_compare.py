@@ -253,7 +253,7 @@ def test_a_sweep_is_compared_by_one_command(evaluations: Path, capsys: Capture) 
         ("{0}/empty", 1, "is no run and holds none"),
         ("{0}/a {0}/b", 1, "the runs have no metric in common: a has shapes/vqa_accuracy, b has coco/vqa_accuracy"),
         ("{0}/a {0}/c baseline=d", 2, "baseline: there is no run 'd'; known: a, c"),
-        ("{0}/a {0}/cut", 1, "cut/metrics.json is not complete json"),
+        ("{0}/a {0}/cut", 1, "cut/metrics.json is not complete JSON"),
         ("{0}/a {0}/c metrics=[shapes/vqa_acc]", 2, "did you mean 'shapes/vqa_accuracy'?"),
         ("{0}/unfinished", 1, "unfinished has no scores; finish it, or evaluate it"),
         ("runs=3", 2, "runs is 3, but has to be a list"),

@@ -15,8 +15,8 @@ DEEP = "[" * 100_000
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("metrics.json", "{", "is not complete json"),
-        ("metrics.json", DEEP, "is not complete json"),
+        ("metrics.json", "{", "is not complete JSON"),
+        ("metrics.json", DEEP, "is not complete JSON"),
         ("metrics.json", "[1]", "is no map of metrics to numbers"),
         ("details.json", '{"v": 3}', "v is 3, but has to be a section"),
         ("details.json", '{"v": {"intervals": []}}', "intervals is .., but has to be a section"),

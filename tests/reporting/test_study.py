@@ -53,7 +53,7 @@ def test_a_sweep_without_runs_and_a_torn_file_are_told_in_a_sentence(tmp_path, s
     with pytest.raises(DataError, match="holds no finished run"):
         read_runs(tmp_path, "world")
     (sweep / "late" / "1" / "metrics.json").write_text('{"world/')
-    with pytest.raises(DataError, match=r"late/1/metrics\.json is not valid json"):
+    with pytest.raises(DataError, match=r"late/1/metrics\.json is not complete JSON"):
         read_runs(sweep, "world")
 
 
