@@ -14,7 +14,8 @@ from typing import Any
 
 from fusionkit.config import flatten
 from fusionkit.errors import DataError
-from fusionkit.plain_files import read_json
+from fusionkit.names import is_inside
+from fusionkit.plain_files import read_json, reason_of
 
 MAGIC = b":W&B\xe1\xbe\x00"
 BLOCK = 32768  # bytes; the log's format is LevelDB's (leveldb/doc/log_format.md)
@@ -55,21 +56,30 @@ def read_offline(path: Path) -> OfflineRun:
 
     log = _log_file(Path(path))
     run, config, summary = OfflineRun(), dict[str, Any](), dict[str, Any]()
-    for content in _records(log):
-        record = Record.FromString(content)
-        kind = record.WhichOneof("record_type")
-        if kind == "run":
-            run.name, run.group, run.job_type = record.run.display_name, record.run.run_group, record.run.job_type
-            run.tags = list(record.run.tags)
-            _update(config, record.run.config.update)
-        elif kind == "config":
-            _update(config, record.config.update)
-        elif kind == "summary":
-            _update(summary, record.summary.update)
-        elif kind == "history":
-            row: dict[str, Any] = {}
-            _update(row, record.history.item)
-            run.history.append({key: value for key, value in row.items() if not _is_media(value)})
+    try:
+        for content in _records(log):
+            record = Record.FromString(content)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                run.name, run.group, run.job_type = record.run.display_name, record.run.run_group, record.run.job_type
+                run.tags = list(record.run.tags)
+                _update(config, record.run.config.update)
+            elif kind == "config":
+                _update(config, record.config.update)
+            elif kind == "summary":
+                _update(summary, record.summary.update)
+            elif kind == "history":
+                row: dict[str, Any] = {}
+                _update(row, record.history.item)
+                run.history.append({key: value for key, value in row.items() if not _is_media(value)})
+    except (
+        DecodeError,
+        ValueError,
+        RecursionError,
+    ) as error:  # whole as bytes, but no record, or a value that is no JSON
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{log} holds a record that is none of W&B's ({reason_of(error)}); leave it out") from error
     config.pop("_wandb", None)
     summary.pop("_wandb", None)
     run.config = _nested(config)
@@ -173,7 +183,8 @@ def _tables(files: Path, summary: dict[str, Any]) -> dict[str, Table]:
     """The tables that the summary names; one whose file is gone is left out."""
     tables = {}
     for name, value in summary.items():
-        if _is_media(value) and value["_type"] == "table-file" and (path := files / value["path"]).exists():
+        place = value.get("path") if _is_media(value) and value["_type"] == "table-file" else None
+        if isinstance(place, str) and is_inside(files, place) and (path := files / place).exists():
             content = read_json(path, advice := "copy it again, or remove it")
             if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("columns", "data")):
                 raise DataError(f"{path} is no table of W&B's; {advice}")

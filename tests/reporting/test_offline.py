@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from wandb.proto.wandb_internal_pb2 import Record
 
 from fusionkit.errors import DataError
 from fusionkit.reporting.offline import BLOCK, HEAD, MAGIC, _records, read_offline
@@ -143,3 +144,33 @@ def test_what_is_no_run_is_told(tmp_path):
     (tmp_path / "run-x.wandb").write_bytes(b"something else")
     with pytest.raises(DataError, match="is no W&B log"):
         read_offline(tmp_path / "run-x.wandb")
+
+
+def log_of(path: Path, *records: bytes) -> Path:
+    """A log of these records, each with its right checksum."""
+    pieces = [HEAD.pack(zlib.crc32(bytes([1]) + each), len(each), 1) + each for each in records]
+    path.write_bytes(MAGIC + b"".join(pieces))
+    return path
+
+
+def summary_of(value: str) -> bytes:
+    record = Record()
+    record.summary.update.add(key="answers", value_json=value)
+    return record.SerializeToString()
+
+
+@pytest.mark.parametrize("record", [b"\xff" * 40, *(summary_of(text) for text in ("", "{", "[" * 20000, "9" * 5000))])
+def test_a_whole_record_of_another_content_is_told(tmp_path, record):
+    with pytest.raises(DataError, match=r"run-a\.wandb holds a record that is none of W&B's \("):
+        read_offline(log_of(tmp_path / "run-a.wandb", record))
+
+
+@pytest.mark.parametrize("path", ['"../secret.json"', '"/etc/passwd"', "5", "null", '"gone.json"', '"a\\u0000b"'])
+def test_tables_outside_of_the_run_are_none(tmp_path, path):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "secret.json").write_text('{"columns": [], "data": []}')
+    value = f'{{"_type": "table-file", "path": {path}}}'
+    assert read_offline(log_of(tmp_path / "run-a.wandb", summary_of(value))).tables == {}
+    (tmp_path / "files/here.json").write_text('{"columns": [], "data": []}')
+    here = summary_of('{"_type": "table-file", "path": "here.json"}')
+    assert list(read_offline(log_of(tmp_path / "run-a.wandb", here)).tables) == ["answers"]
