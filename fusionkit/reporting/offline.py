@@ -72,13 +72,9 @@ def read_offline(path: Path) -> OfflineRun:
                 row: dict[str, Any] = {}
                 _update(row, record.history.item)
                 run.history.append({key: value for key, value in row.items() if not _is_media(value)})
-    except (
-        DecodeError,
-        ValueError,
-        RecursionError,
-    ) as error:  # whole as bytes, but no record, or a value that is no JSON
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # protobuf's own, and values that are no JSON
         raise DataError(f"{log} holds a record that is none of W&B's ({reason_of(error)}); leave it out") from error
     config.pop("_wandb", None)
     summary.pop("_wandb", None)
