@@ -85,16 +85,16 @@ def test_what_some_runs_have_more(monkeypatch):
     stages = {name: OmegaConf.create(stage) for name, stage in stages.items()}
     told = {}
     monkeypatch.setattr(
-        summary, "notes_of", lambda tasks, samples: told.setdefault(tuple(tasks), {"itm": f"of {len(samples)}"})
+        summary, "notes_of", lambda tasks, samples: told.setdefault(tuple(tasks), {"itm": f"of [{len(samples)}]"})
     )
     parts = parts_of(dropped=2, stages=stages, train="x", val="y")
     parts.tasks["mlm"] = nn.Linear(1, 1)
-    lines = printed(parts, trainer_of(world_size=3))
+    lines = printed(parts, trainer_of(world_size=2))
     assert "│   └── coco: 1,234 images, 16 a step, 2 dropped that held-out splits show" in lines
     assert "├── stages     warm (5 steps), then all (to the end)" in lines
-    assert "├── steps      2 epochs of 3" in lines
-    assert "└── device     cpu, 3 ranks, precision bf16-mixed" in lines
-    assert lines[-1] == "validation on coco, itm: of 5"
+    assert "├── steps      2 epochs of 4" in lines
+    assert "└── device     cpu, 2 ranks, precision bf16-mixed" in lines
+    assert lines[-1] == "validation on coco, itm: of [5]"
     assert list(told) == [("itm", "mlm")]
 
 
