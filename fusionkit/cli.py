@@ -8,7 +8,7 @@ from io import TextIOWrapper
 from typing import Any, NamedTuple
 
 from fusionkit import __version__
-from fusionkit.errors import ConfigError, UserError, suggest
+from fusionkit.errors import ConfigError, UserError, clean, suggest
 
 
 class Command(NamedTuple):
@@ -168,7 +168,7 @@ def run(arguments: Sequence[str]) -> int:
             return load(COMMANDS[name].target)(arguments[1:])
         return load("fusionkit.app:run_app")(name, COMMANDS[name], arguments[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160)), "\ufffd") | {13: " "}
+
 
 class UserError(ValueError):
     """Base of the errors whose message is all the user needs."""
@@ -23,6 +25,11 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A file (annotation, image, checkpoint) is missing, unreadable or says something impossible (exit code 1)."""
+
+
+def clean(text: str) -> str:
+    """A text that may be another's, without control characters, which no document may hold and terminals obey."""
+    return text.translate(CONTROLS).encode("utf-8", "replace").decode("utf-8")
 
 
 @contextmanager

@@ -106,7 +106,9 @@ def check_files(parts: Parts, objectives: Mapping[str, Iterable[str]], roles: Se
 
 def device_of(parts: Parts) -> torch.device:
     """The device that the checkpoint's trainer, or the command line's, would use; of several GPUs each process has one."""
-    device = bare_trainer(parts.config, devices=1, num_nodes=1, strategy="auto").strategy.root_device
+    # not its profiler, plugins and folders, which were another machine's
+    kept = {"trainer": {key: parts.config.trainer[key] for key in ("_target_", "accelerator", "precision")}}
+    device = bare_trainer(OmegaConf.create(kept), devices=1, num_nodes=1, strategy="auto").strategy.root_device
     if device.type != "cuda":
         return device
     if rank() >= torch.cuda.device_count():

@@ -36,6 +36,7 @@ from fusionkit.training.saving import LAST
 from fusionkit.training.summary import print_run
 from fusionkit.training.vocabulary import own_vocabularies, tell_unknown
 from fusionkit.training.watch import Watch
+from fusionkit.trust import read_stored
 
 
 def train(config: DictConfig) -> float | None:
@@ -105,7 +106,7 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
     module = build_module(parts)
     if last:
         require_state(module, config, checkpoint, last)
-        there = OmegaConf.create(checkpoint["fusionkit"]["config"])
+        there = read_stored(checkpoint["fusionkit"]["config"], last)
         told, news = f"going on from {last} after step {checkpoint['global_step']}", changed(there, config)
     else:
         module.build_optimizer()

@@ -6,10 +6,10 @@ anything is imported, then as the object that the name leads to. What is not in 
 
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,8 @@ from fusionkit.errors import ConfigError, DataError
 LAYERS = ("torch.nn.", "timm.layers.", "transformers.activations.")
 TABLE: Mapping[str, tuple[str, ...]] = {
     # by section of a configuration: what it may build. An entry that ends in "." is a module or package, of which classes,
-    # functions and constants that are defined in it are parts; any other is one name. No entry writes, deletes or starts.
+    # functions and constants that are defined in it are parts; any other is one name. No part that a command builds of a stored
+    # configuration writes, deletes, fetches or starts; loggers and the like are those of a run, which its user composes.
     "image_encoder": ("fusionkit.encoders.", *LAYERS),
     "text_encoder": ("fusionkit.encoders.", *LAYERS),
     "fusion": ("fusionkit.fusion.", *LAYERS),
@@ -72,7 +73,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "callbacks": ("fusionkit.training.callbacks.", "fusionkit.training.diagnostics.", "fusionkit.training.progress."),
     "logger": ("fusionkit.training.loggers.ScoreWandbLogger", "lightning.pytorch.loggers."),
 }
-BASES = {  # of another library's module only the classes below one of its own
+BASES = {  # of these modules only the classes below one
+    "fusionkit.encoders.": "torch.nn.modules.module.Module",
     "torch.nn.": "torch.nn.modules.module.Module",
     "timm.layers.": "torch.nn.modules.module.Module",
     "transformers.activations.": "torch.nn.modules.module.Module",
@@ -82,6 +84,8 @@ BASES = {  # of another library's module only the classes below one of its own
     "lightning.pytorch.loggers.": "lightning.pytorch.loggers.logger.Logger",
 }
 NETWORK = ("image_encoder", "text_encoder", "fusion", "model", "task")  # what is built of any checkpoint
+WEIGHTS = ("pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "file")
+"""Arguments of our own parts by which networks read files, or fetch them."""
 GETTERS = tuple(f"hydra.utils.get_{kind}" for kind in ("object", "class", "method"))
 RESOLVERS = ("package_file", "first_of", "oc.select")  # of ${name:...}, those that read nothing of this machine
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
@@ -166,6 +170,11 @@ def packages(trust: object) -> tuple[str, ...]:
     return tuple(names)
 
 
+def inert(config: DictConfig) -> DictConfig:
+    """A copy that asks this machine nothing, to be compared with what ``read_stored`` gives."""
+    return OmegaConf.create(as_texts(OmegaConf.to_container(config, resolve=False)))
+
+
 def require_trusted(
     config: DictConfig,
     sections: Iterable[str],
@@ -182,33 +191,49 @@ def require_trusted(
     assert isinstance(stored, dict)
     for section in sections:
         for place, value in leaves(stored.get(section), section):
-            if place not in given:
-                _require_known_resolver(place, value, origin, trusted)
-        if config.get(section) is None:
+            name = foreign_resolver(value, trusted) if isinstance(value, str) else None
+            if place not in given and name is not None:
+                _refuse_call(place, value, name, origin)
+        node = config.get(section)
+        if node is None:
             continue
-        resolved = OmegaConf.to_container(config[section], resolve=True)
-        for place, name in targets(resolved, section):
-            if place not in given:
-                require_part(place, name, origin, TABLE[section], trusted)
+        if not OmegaConf.is_config(node):
+            raise DataError(f"{origin}: {section} is {_short(node)}, but has to be a section of a configuration")
+        resolved = OmegaConf.to_container(node, resolve=True)
+        require_trusted_block(resolved, section, section, origin, trust, given)
 
 
-def require_trusted_block(block: Any, section: str, place: str, origin: str | Path, trust: object = ()) -> None:
-    """The same for one plain block, found at ``place``, of the kind of a section."""
+def require_trusted_block(
+    block: Any, section: str, place: str, origin: str | Path, trust: object = (), given: Container[str] = ()
+) -> None:
+    """The same for one plain block of the kind of a section, which was found at ``place``, its references filled in.
+
+    A text in it that would be a reference is refused: Hydra fills in once more. ``given`` are places that are the user's.
+    """
     trusted = packages(trust)
     for inner, value in leaves(block, place):
-        _require_known_resolver(inner, value, origin, trusted)
+        if isinstance(value, str) and "${" in value and inner not in given:
+            _refuse_call(inner, value, foreign_resolver(value, trusted) or "${", origin)
     for inner, name in targets(block, place):
-        require_part(inner, name, origin, TABLE[section], trusted)
+        if inner not in given:
+            require_part(inner, name, origin, TABLE[section], trusted)
+    for key, part in target_blocks(block, place):
+        if str(part["_target_"]).startswith("fusionkit."):
+            unnamed = ["_args_"] if part.get("_args_") else []  # which could be any of them
+            for argument in unnamed + [name for name in WEIGHTS if section in NETWORK and part.get(name)]:
+                if f"{key}.{argument}" not in given:
+                    raise ConfigError(
+                        f"{origin}: {key}.{argument} is {_short(part[argument])}, but a stored configuration reads no files for "
+                        "a network and names all arguments; its weights are those that lie beside it"
+                    )
 
 
-def _require_known_resolver(place: str, value: Any, origin: str | Path, trusted: Sequence[str]) -> None:
-    name = foreign_resolver(value, trusted) if isinstance(value, str) else None
-    if name is not None:
-        fix = "write its value there" if name == "${" else f"add trust=[{name}] if you trust who wrote it"
-        raise ConfigError(
-            f"{origin}: {place} is {_short(ESCAPED.sub('${', value))}, which a stored configuration does not get from this "
-            f"machine; {fix}"
-        )
+def _refuse_call(place: str, value: str, name: str, origin: str | Path) -> NoReturn:
+    fix = "write its value there" if name == "${" else f"add trust=[{name}] if you trust who wrote it"
+    raise ConfigError(
+        f"{origin}: {place} is {_short(ESCAPED.sub('${', value))}, which a stored configuration does not get from this "
+        f"machine; {fix}"
+    )
 
 
 def targets(node: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -259,9 +284,9 @@ def _is_part(name: str, entry: str) -> bool:
         return found is not None and not isinstance(found, ModuleType)
     if len(rest) != 1 or module is None:
         return False
-    base = BASES.get(entry)
-    if base is not None:
-        return isinstance(found, type) and base in {f"{each.__module__}.{each.__qualname__}" for each in found.__mro__}
+    base = BASES.get(entry, "builtins.object" if entry.startswith("fusionkit.data.") else None)
+    if base and not (isinstance(found, type) and base in {f"{c.__module__}.{c.__qualname__}" for c in found.__mro__}):
+        return False
     home = found if isinstance(found, type | FunctionType) else type(found)
     return f"{home.__module__}.".startswith(entry)
 

@@ -269,18 +269,163 @@ def test_a_foreign_run_folder_shows_nothing_of_this_machine(world: Path, place: 
     config["data"]["sources"]["shapes"]["reader"] = code()
     path.write_text(yaml.safe_dump(config))
     shutil.rmtree(place / "cmp")
-    assert run(line) == 2
-    told = sentence(capsys)
-    assert f"run {place}/bad: data.sources.shapes.reader._target_ is 'fusionkit.training.ranks.start_ranks'" in told
-    assert "examples=0" in told
-    assert not (place / "cmp").exists()
+    assert run(line) == 0  # the samples are read as the good run says
+    assert "warning" not in capsys.readouterr().err
+    line = ["compare", "bad", "good", "output_dir=cmp", "resamples=20"]
+    with pytest.warns(
+        UserWarning, match=f"^run {place}/bad: data.sources.shapes.reader._target_ is 'fusionkit.*not shown$"
+    ):
+        assert run(line) == 0
+    assert (place / "cmp/index.html").read_text().count("<img") > 1  # in its place the other run's are
     assert run([*line, "examples=0"]) == 0
     config["data"]["sources"]["shapes"]["reader"] = {"_target_": "strange.inner.build"}
     path.write_text(yaml.safe_dump(config))
-    assert run(line) == 2
-    assert "add trust=[strange]" in sentence(capsys)
+    with pytest.warns(
+        UserWarning, match=r"add trust=\[strange\] if you trust who wrote it; its samples are not shown$"
+    ):
+        assert run(line) == 0
+    assert_untouched(place)
+    assert run([*line, "examples=0", "trust=[strange]"]) == 0
     assert_untouched(place)
     assert run([*line, "trust=[strange]"]) == 0
+    assert (place / "pwned").exists()  # it is read by the trusted code
+
+
+LATER = {
+    "p": "${oc.create:{_target_: strange.inner.build}}"
+}  # a text, which Hydra would look up when it fills in again
+
+
+def later(*keys: str, value: Any = "${logger.p}") -> Change:
+    def change(artifacts: dict[str, Any], config: dict[str, Any]) -> None:
+        at("logger", value=LATER)(artifacts, config)
+        at(*keys, value=value)(artifacts, config)
+
+    return change
+
+
+TIMM = {"_target_": "fusionkit.encoders.image.TimmEncoder", "name": "resnet10t", "pool": "mean"}
+READS = {  # texts that become calls, and networks that read or fetch files: a change, what the sentence names
+    "later": (later("task", "itm", "negatives"), "task.itm.negatives is '${oc.create"),
+    "later_selected": (later("task", "itm", "negatives", value="${oc.select:logger.p}"), "task.itm.negatives is '${oc"),
+    "later_joined": (later("fusion", "act", value="${first_of:null,$}{logger.p}"), "fusion.act is '${logger.p}'"),
+    "arguments": (
+        at("image_encoder", value={"_target_": TIMM["_target_"], "_args_": ["resnet10t", True]}),
+        "_args_ is ",
+    ),
+    "nested": (at("image_encoder", "act_layer", value=TIMM | {"pretrained": True}), "act_layer.pretrained is True"),
+    "nested_file": (at("image_encoder", "act_layer", value=TIMM | {"weights": "x"}), "act_layer.weights is 'x'"),
+    "nested_path": (at("fusion", "act", value=[TIMM | {"checkpoint_path": "x"}]), "fusion.act.0._target_ is "),
+    "function": (
+        at(
+            "image_encoder", "act_layer", value={"_target_": "fusionkit.encoders.tower.load_tower", "pretrained": "a/b"}
+        ),
+        "act_layer._target_ is 'fusionkit.encoders.tower.load_tower'",
+    ),
+    "file": (
+        at("task", "itm", "negatives", value={"_target_": "fusionkit.negatives.OfflineNegatives", "_args_": ["x"]}),
+        "task.itm.negatives._args_ is ",
+    ),
+    "backbone": (
+        at("text_encoder", "config", value={"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"}),
+        "timm_wrapper",
+    ),
+    "section": (at("fusion", value="torch"), "fusion is 'torch', but has to be a section"),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_no_network_of_a_foreign_checkpoint_reads_files_or_fetches_them(
+    name: str, world: Path, place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change, words = READS[name]
+    line = foreign(world, change)
+    fetched: list[object] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: fetched.append(address) or [])
+    assert run(["predict", line, "image=a.jpg", "question=what"]) in (1, 2)
+    assert words in sentence(capsys)
+    with pytest.raises(UserError):
+        from_pretrained("foreign.ckpt")
+    assert not fetched
+    assert_untouched(place)
+
+
+def test_files_that_the_training_started_from_are_not_read_again(world: Path, place: Path, capsys: Capture) -> None:
+    (place / "x.pth").write_bytes(b"no weights")
+    for key in ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "weights"):
+        value = {"file": "x.pth"} if "cfg" in key else "x.pth"
+        assert (
+            run(["predict", foreign(world, at("image_encoder", key, value=value)), "image=a.jpg", "question=what"]) == 0
+        )
+
+
+def test_words_and_answers_that_a_checkpoint_only_names_are_not_read(world: Path, place: Path, capsys: Capture) -> None:
+    (place / "answers.json").write_text('["yes", "no"]')
+    for key, value in (("tokenizer", "a/b"), ("tokenizer", str(place)), ("answers", "answers.json")):
+
+        def change(artifacts: dict[str, Any], config: dict[str, Any], key: str = key, value: str = value) -> None:
+            artifacts[key], config["data"][key] = None, value
+
+        line = [foreign(world, change), "image=a.jpg", "question=what"]
+        assert run(["predict", *line]) == 2
+        told = sentence(capsys)
+        assert f"carries no {key}, but names '{value}'" in told
+        assert f"as data.{key}=PLACE" in told
+    assert run(["predict", *line, "data.answers=answers.json"]) == 1  # which is then read: too few for the head
+    assert "is of another architecture" in sentence(capsys)
+
+
+def test_a_run_that_goes_on_asks_this_machine_nothing(world: Path, place: Path, capsys: Capture) -> None:
+    shutil.copytree(world / "run", "run")
+    line = ["train", *LINE.split(), f"data.root={world}/shapes", "output_dir=run"]
+    calls = at("seed", value="${oc.env:SECRET}")
+    shutil.move(foreign(world, calls).removeprefix("checkpoint="), "run/checkpoints/last.ckpt")
+    assert run([*line, "resume=true"]) == 2
+    assert "seed is 1, but was ${oc.env:SECRET}" in sentence(capsys)
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    calls({}, config)
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    assert run([*line, "resume=auto"]) == 2
+    assert "(seed was ${oc.env:SECRET}, is 1)" in sentence(capsys)
+    for text in ("a: &a [x, x]\nb: [*a, *a]", "- a", "a: ["):
+        Path("run/config.yaml").write_text(text)
+        assert run([*line, "resume=auto"]) == 1
+        assert "run/config.yaml: its configuration " in sentence(capsys)
+    (place / "logs").mkdir()
+    shutil.rmtree("run/logs")
+    Path("run/logs").symlink_to(place / "logs")
+    for asked in ("resume=true", "resume=auto", "overwrite=true"):
+        assert run([*line, asked]) == 1
+        assert "run/logs is a link that leads out of the run's folder" in sentence(capsys)
+    assert list((place / "logs").iterdir()) == []
+
+
+def test_a_foreign_evaluation_is_none_of_ours(world: Path, place: Path, capsys: Capture) -> None:
+    shutil.copytree(world / "run", "run")
+    texts = ["- a", "a: 1", "checkpoint: [1]", "a: [", "checkpoint: !!python/object/apply:os.system ['touch pwned']"]
+    for number, text in enumerate(texts, 1):
+        folder = Path("run") / ("evaluation" if number == 1 else f"evaluation_{number}")
+        folder.mkdir()
+        (folder / "evaluation.yaml").write_text(text)
+    line = ["checkpoint=run/checkpoints/last.ckpt", f"data.root={world}/shapes", "split=test"]
+    assert run(["evaluate", *line]) == 0
+    assert Path("run/evaluation_6/metrics.json").is_file()
+    assert_untouched(place)
+
+
+def test_what_a_checkpoint_says_is_printed_without_control_characters(
+    world: Path, place: Path, capsys: Capture
+) -> None:
+    def change(artifacts: dict[str, Any], _: Any) -> None:
+        artifacts["answers"] = [f"\x1b]0;own\x07{number}" for number in range(len(artifacts["answers"]))]
+
+    assert run(["predict", foreign(world, change), "image=a.jpg", "question=what"]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b]" not in printed
+    assert "]0;own" in printed
+    assert run(["predict", "checkpoint=a\x1b[2Jb.ckpt", "image=a.jpg", "question=what"]) in (1, 2)
+    assert "\x1b" not in sentence(capsys)
 
 
 @pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "{place}/secret.jpg"])

@@ -18,9 +18,11 @@ from fusionkit.trust import (
     DEEPEST,
     GETTERS,
     TABLE,
+    WEIGHTS,
     as_texts,
     fault_of_yaml,
     foreign_resolver,
+    inert,
     packages,
     read_stored,
     require_part,
@@ -108,7 +110,8 @@ KIND = {  # what somebody might name: section, name
         "fusionkit.data.answers.json",
         "fusionkit.data.convert.convert_bottom_up", "fusionkit.data.files.read_pickle",
         "fusionkit.data.tokenizer.load_tokenizer",
-        "fusionkit.data.regions.read_regions", "fusionkit.data.coco.Path", "fusionkit.encoders.text.TextEncoder",
+        "fusionkit.data.regions.read_regions", "fusionkit.data.coco.CocoCaptions.read", "fusionkit.data.joint.positions",
+        "fusionkit.data.coco.Path", "fusionkit.encoders.text.TextEncoder",
         "fusionkit.data.shapes.make_shapes", "fusionkit.data.coco.read_json",
     ],
     "trainer": ["lightning.pytorch.callbacks.Callback", "lightning.pytorch.strategies.os", "lightning.Callback"],
@@ -161,7 +164,50 @@ def test_what_is_a_part_is_built(section: str, name: str) -> None:
 
 def test_every_library_of_the_table_has_a_base_and_every_base_a_row() -> None:
     rows = {entry for entries in TABLE.values() for entry in entries if entry.endswith(".")}
-    assert {row for row in rows if not row.startswith("fusionkit.")} == set(BASES)
+    assert {row for row in rows if not row.startswith("fusionkit.")} | {"fusionkit.encoders."} == set(BASES)
+
+
+def test_a_network_of_ours_names_its_arguments_and_no_files() -> None:
+    def ask(section: str = "image_encoder", target: str = "fusionkit.encoders.image.TimmEncoder", **block: Any) -> None:
+        require_trusted_block({"_target_": target} | block, section, section, "a.ckpt", given={f"{section}.weights"})
+
+    for key in (key for key in WEIGHTS if key != "weights"):
+        for empty in (None, False, ""):
+            ask(**{key: empty})
+        with pytest.raises(ConfigError, match=rf"^a\.ckpt: image_encoder\.{key} is 'x', but .* reads no files"):
+            ask(**{key: "x"})
+    ask(weights="x")  # the user's own word
+    ask("fusion", "torch.nn.GELU", _args_=["tanh"], file="x")
+    ask("data", "fusionkit.data.coco.CocoCaptions", file="x")  # which reads data
+    with pytest.raises(ConfigError, match=r"data\._args_ is \['x'\]"):
+        ask("data", "fusionkit.data.coco.CocoCaptions", _args_=["x"])
+
+
+def test_references_are_filled_in_before_they_are_checked() -> None:
+    for text in ("${name}", "a ${b} c", r"\${name}"):
+        with pytest.raises(ConfigError, match="write its value there"):
+            require_trusted_block({"x": [text]}, "data", "data.reader", "a.ckpt")
+        require_trusted_block({"x": [text]}, "data", "data.reader", "a.ckpt", given=["data.reader.x.0"])
+    config = stored(fusion=LAYER | {"size": "${name}"})
+    require_trusted(config, ["fusion"], "a.ckpt")
+    assert config.fusion.size == "a"
+    with pytest.raises(DataError, match="fusion is 'a', but has to be a section"):
+        require_trusted(stored(fusion="${name}"), ["fusion"], "a.ckpt")
+
+
+def test_an_inert_copy_is_what_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    text = "root: ${oc.env:SECRET}\nname: a\nother: ${name}"
+    config = OmegaConf.create(text)
+    assert OmegaConf.to_container(inert(config), resolve=True) == OmegaConf.to_container(
+        read_stored(text, "a"), resolve=True
+    )
+    assert OmegaConf.to_container(inert(config), resolve=True) == {
+        "root": "${oc.env:SECRET}",
+        "name": "a",
+        "other": "a",
+    }
+    assert config.root == "hunter2"
 
 
 def test_trust_is_of_whole_names_and_never_of_what_is_ours() -> None:

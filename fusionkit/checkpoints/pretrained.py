@@ -11,7 +11,14 @@ from fusionkit.checkpoints.build import Network, build_network
 from fusionkit.checkpoints.source import local
 from fusionkit.errors import DataError
 from fusionkit.training.artifacts import tokenizer_from
-from fusionkit.training.restore import forget_files, load_weights, read_checkpoint, text_config_of, told_of
+from fusionkit.training.restore import (
+    forget_files,
+    forget_proposals,
+    load_weights,
+    read_checkpoint,
+    text_config_of,
+    told_of,
+)
 from fusionkit.trust import NETWORK, read_stored, require_trusted
 
 
@@ -45,6 +52,7 @@ def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
     artifacts = checkpoint["fusionkit"]
     config = read_stored(artifacts["config"], path, trust)
     forget_files(config, text_config_of(artifacts, path))
+    forget_proposals(config)
     require_trusted(config, (*NETWORK, "teacher"), f"checkpoint {path}", trust)
     files = artifacts["tokenizer"]
     tokenizer = tokenizer_from(files) if files else None

@@ -104,6 +104,7 @@ def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None
         key = name if part is None else f"{part}.{name}"
         kind = type(options[name])
         is_right = type(value) is kind or (kind is float and type(value) is int)
+        is_right &= "${" not in str(value)  # which a configuration would look up
         if not is_right or (kind is float and not math.isfinite(value)):
             raise DataError(f"{place}{key} is {shown(value)}, but has to be {PLAIN[kind]}, such as {options[name]}")
         if name.endswith("layers") and value > len(source.state):

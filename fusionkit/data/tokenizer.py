@@ -21,6 +21,9 @@ from fusionkit.unicode import UNSPACED, readable
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """In BERT's order, so that [PAD] has the index 0."""
 
+PUBLISHED = ("bert-base-uncased", "bert-base-cased", "roberta-base", "openai/clip-vit-base-patch32")
+"""Names on the hub of the tokenizers of published checkpoints (``checkpoints.base.Plan.tokenizer``)."""
+
 PROBE = "a \u2603 zqxj"  # a word, and what few vocabularies hold
 CHOOSE = "choose a BERT-like tokenizer such as bert-base-uncased"
 

@@ -31,7 +31,7 @@ UNLISTED = {  # towers that AutoModel does not know
     "siglip_text_model": SiglipTextModel,
     "siglip2_text_model": Siglip2TextModel,
 }
-CODE = (  # what a configuration names that transformers would fetch and run
+CODE = (  # what a configuration names that transformers or timm would fetch, or run
     "auto_map",
     "attn_implementation",
     "_attn_implementation",
@@ -39,6 +39,9 @@ CODE = (  # what a configuration names that transformers would fetch and run
     "_experts_implementation",
     "use_kernels",
     "quantization_config",
+    "architecture",
+    "backbone",
+    "backbone_kwargs",
 )
 CHOOSE = "choose another model_type, such as bert or roberta"
 CACHES = ("cache", "past_key_values")  # what the argument is called from transformers 5.24 on, and before
@@ -47,7 +50,7 @@ KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, wi
 
 def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | None) -> PreTrainedModel:
     """A tower without trained weights; its padding token is the tokenizer's, where ``config`` names none."""
-    given = {key: value for key, value in config.items() if key not in CODE}
+    given = _without_code(config)
     fields = {"vocab_size": vocab_size} | ({"pad_token_id": words.pad} if words else {}) | given
     try:
         built = AutoConfig.for_model(**fields)
@@ -66,6 +69,13 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
     if words is not None:
         _pad_as(tower, words, is_given="pad_token_id" in config)
     return tower
+
+
+def _without_code(node: Any) -> Any:
+    """A configuration, with those of its parts, that fetches nothing."""
+    if isinstance(node, Mapping):
+        return {key: _without_code(value) for key, value in node.items() if key not in CODE}
+    return [_without_code(value) for value in node] if isinstance(node, list) else node
 
 
 def _from_config(config: Any) -> PreTrainedModel:

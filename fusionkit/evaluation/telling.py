@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fusionkit.errors import clean
+
 
 def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
     """What was asked about one's own images, and the replies."""
@@ -15,7 +17,7 @@ def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
         table.add_column(title, overflow="fold")
     for record in records:
         for number, (asked, reply) in enumerate(_rows(record)):
-            table.add_row(*(Text(cell) for cell in ("" if number else record["image"], asked, reply)))
+            table.add_row(*(Text(clean(cell)) for cell in ("" if number else record["image"], asked, reply)))
     return table
 
 

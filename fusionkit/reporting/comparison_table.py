@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fusionkit.errors import clean
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.differences import ABSENT
-from fusionkit.reporting.html import clean
 from fusionkit.reporting.study_table import markdown
 
 PADDING = 3  # characters of a column beside its content
@@ -21,13 +21,13 @@ COLUMNS = ("score", "low", "high", "difference", "difference_low", "difference_h
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """What differs, the scores in as many tables as the width takes, and what has to be said about them."""
-    names = [entry.name for entry in comparison.entries]
+    names = [clean(entry.name) for entry in comparison.entries]
     for table in _tables("what differs", names, _differences(comparison), console.width):
         console.print(table)
     for table in _tables("scores in %, 95% intervals", names, _scores(comparison), console.width):
         console.print(table)
     for note in comparison.notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(clean(note), markup=False, highlight=False)
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -54,15 +54,20 @@ def as_csv(comparison: Comparison) -> str:
     """One line for each run and metric: the score, the test against the baseline, and what differs in the configuration."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "metric", *COLUMNS, *comparison.differences])
+    writer.writerow(["run", "metric", *COLUMNS, *map(_cell, comparison.differences)])
     for at, entry in enumerate(comparison.entries):
-        settings = [values[at] for values in comparison.differences.values()]
+        settings = [_cell(values[at]) for values in comparison.differences.values()]
         for metric in comparison.metrics:
             if cell := comparison.cells.get((entry.name, metric)):
                 low, high = cell.interval or ("", "")
                 test = [*cell.difference, cell.p] if cell.difference else [""] * 5
-                writer.writerow([entry.name, metric, cell.score, low, high, *test, cell.mark, *settings])
+                writer.writerow([_cell(entry.name), _cell(metric), cell.score, low, high, *test, cell.mark, *settings])
     return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """A text of a run, which no spreadsheet takes for a formula; a number stays one."""
+    return f"'{text}" if re.match(r"[=+@\t\r]|-(?![\d.])", text) and not re.fullmatch(r"\+[\d.e+-]+", text) else text
 
 
 def score_text(cell: Cell | None) -> str:
@@ -126,7 +131,9 @@ def _line(text: str) -> str:
 
 
 def _differences(comparison: Comparison) -> list[Column]:
-    return [(_broken(key, "."), list(map(Text, values))) for key, values in comparison.differences.items()]
+    return [
+        (_broken(key, "."), [Text(clean(value)) for value in values]) for key, values in comparison.differences.items()
+    ]
 
 
 def _scores(comparison: Comparison) -> list[Column]:
@@ -144,7 +151,7 @@ def _scores(comparison: Comparison) -> list[Column]:
 
 def _broken(name: str, after: str) -> str:
     """On several lines, so that a column is no wider than it has to be."""
-    return name.replace(after, f"{after}\n")
+    return clean(name).replace(after, f"{after}\n")
 
 
 def _tables(title: str, names: Sequence[str], columns: Sequence[Column], width: int) -> Iterator[Table]:

@@ -11,10 +11,10 @@ from PIL import Image
 
 from fusionkit.data.frames import framed
 from fusionkit.data.images import CorruptImage, decode
+from fusionkit.errors import clean
 
 SMALL = 128  # pixels; a picture up to this size is a drawing, and kept as it is
 COLORS = 96  # of a plot
-CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32)), "�")  # no document may hold them
 Child = Element | str | None
 
 
@@ -34,11 +34,6 @@ def element(tag: str, *children: Child, **attributes: object) -> Element:
         elif child is not None:
             made.text = (made.text or "") + clean(child)
     return made
-
-
-def clean(text: str) -> str:
-    """Without control characters and half a surrogate pair, which no document may hold."""
-    return text.translate(CONTROLS).encode("utf-8", "replace").decode("utf-8")
 
 
 def document(head: list[Element], body: list[Element]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fusionkit import __version__
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import load_tokenizer
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import DataError, UserError
 from fusionkit.model import VisionLanguageModel
 from fusionkit.names import is_file_name
 
@@ -120,7 +120,7 @@ def tokenizer_from(files: dict[str, str]) -> Any:
             (Path(folder) / name).write_text(text, encoding="utf-8")
         try:
             return load_tokenizer(folder)
-        except ConfigError as error:
+        except UserError as error:
             raise DataError(f"the checkpoint's own {str(error).replace(folder, 'tokenizer')}") from error
 
 

@@ -12,6 +12,7 @@ from fusionkit.data.collate import told_cuts
 from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.internals import save_now
+from fusionkit.names import is_file_name
 
 
 def require_validation(key: str, monitor: str) -> None:
@@ -83,7 +84,8 @@ class BestCheckpoint(ModelCheckpoint):
             super().load_state_dict(here)
 
     def _moved(self, path: str) -> str:
-        return str(Path(str(self.dirpath)) / Path(path).name) if path else ""
+        name = Path(path).name
+        return str(Path(str(self.dirpath)) / name) if is_file_name(name) else ""
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -96,7 +98,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(directory, "last", enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the file is where the folder of the run is now."""
+        """Nothing: its one file has one name, and files that a checkpoint names would be removed when the next is written."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         save_now(self, trainer)

@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from fusionkit.config import leaves, training_config
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.evaluation.records import require_writable
+from fusionkit.names import link_out_of
 from fusionkit.storage import remove_leftovers, write_text
 from fusionkit.tensor_files import is_whole, read_tensors
 from fusionkit.training.launch import Parts
 from fusionkit.training.restore import read_checkpoint
 from fusionkit.training.saving import BEST, LAST, PREVIOUS
+from fusionkit.trust import fault_of_yaml, inert, read_stored
 
 SCORES = ("metrics.json", "directions.json", "details.json", "evaluation.yaml")
 BEST_MODE = ("callbacks.best.mode", "max", "auto")  # what was the default, and is: the same, but for errors
@@ -28,6 +30,11 @@ def check_folder(config: DictConfig) -> None:
     folder, earlier = Path(config.output_dir), checkpoints(config)
     if config.resume not in (True, False, "auto"):
         raise ConfigError(f"resume is '{config.resume}'; give true, false or auto")
+    if (config.resume or config.overwrite) and (link := link_out_of(folder, _written(folder))):
+        raise DataError(
+            f"{link} is a link that leads out of the run's folder, and what is written or removed there would follow it; put "
+            "what it leads to in its place, or give another output_dir=FOLDER"
+        )
     if config.resume and config.overwrite:
         raise ConfigError("resume=true and overwrite=true contradict each other; give one of them")
     if config.resume == "auto":
@@ -42,6 +49,11 @@ def check_folder(config: DictConfig) -> None:
             f"{folder} already holds a run ({earlier[0].name}); add resume=true to go on with it, overwrite=true to replace "
             "it, or choose another output_dir=FOLDER"
         )
+
+
+def _written(folder: Path) -> list[Path]:
+    """What a run writes, or removes, in its folder."""
+    return [*(folder / name for name in (*CONTENT, *SCORES, "config.yaml")), *folder.glob("evaluation_*")]
 
 
 def prepare_folder(config: DictConfig, last: Path | None = None) -> None:
@@ -117,13 +129,22 @@ def evaluation_folder(home: Path, config: DictConfig) -> Path:
 
 def _kept(folder: Path) -> dict[str, Any] | None:
     path = folder / "evaluation.yaml"
-    return _asked(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not path.exists():
+        return None
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        content = {} if fault_of_yaml(text) else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        content = {}
+    return _asked(
+        content if isinstance(content, dict) else {}
+    )  # of what is none of ours no new scores are written there
 
 
 def _asked(evaluation: Any) -> dict[str, Any]:
     """What an evaluation scores, of its configuration."""
     return {
-        "checkpoint": Path(evaluation["checkpoint"]).name,
+        "checkpoint": Path(str(evaluation.get("checkpoint"))).name,
         **{key: evaluation.get(key) or None for key in ("split", "sources", "benchmark", "data", "evaluation")},
     }
 
@@ -138,7 +159,7 @@ def _require_same_run(config: DictConfig) -> None:
     path = Path(config.output_dir) / "config.yaml"
     if not path.exists():
         return
-    kept = OmegaConf.load(path)
+    kept, config = read_stored(path.read_text(encoding="utf-8", errors="replace"), path), inert(config)
     OmegaConf.update(kept, "output_dir", config.output_dir)  # the folder may have moved, and what lies in it with it
     here, there, asked = _choices(config), _choices(kept), _choices(config, resolve=False)
     told = [key for key in here.keys() | there.keys() if here.get(key) != there.get(key)]

@@ -15,13 +15,14 @@ from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.config import check_arguments, check_objectives, first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.tokenizer import PUBLISHED
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.tensor_files import read_tensors
 from fusionkit.training.artifacts import check_content, tokenizer_from
 from fusionkit.training.launch import Parts, build_parts
 from fusionkit.training.vocabulary import carry_answers
 from fusionkit.training.weights import require_fit
-from fusionkit.trust import NETWORK, read_stored, require_trusted, targets
+from fusionkit.trust import NETWORK, WEIGHTS, read_stored, require_trusted, targets
 
 BUILT = (*NETWORK, "data", "evaluation", "trainer")  # of a stored configuration, to evaluate and predict
 Checkpoint = dict[str, Any]
@@ -95,6 +96,7 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     check_objectives(config)
     forget_files(config, text_config_of(artifacts, path))
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
+    require_own(config, artifacts, overrides, path)
     if answers:  # the rule that made them has nothing left to do
         OmegaConf.update(config, "data.answers", None, force_add=True)
     if not has_data:
@@ -132,6 +134,25 @@ def forget_writing(config: DictConfig, overrides: Mapping[str, Any]) -> None:
         OmegaConf.update(config, "evaluation.options.cache", None, force_add=True)
 
 
+def require_own(
+    config: DictConfig, artifacts: Mapping[str, Any], overrides: Mapping[str, Any], path: str | Path
+) -> None:
+    """Raise ConfigError where words or answers would be read from a file that only the checkpoint names.
+
+    It carries both. An import without a tokenizer names a published one.
+    """
+    for key, is_known in (
+        ("tokenizer", artifacts["tokenizer"] is not None or config.data.get("tokenizer") in PUBLISHED),
+        ("answers", bool(artifacts["answers"])),
+    ):
+        name = config.data.get(key)
+        if isinstance(name, str) and not is_known and (overrides.get("data") or {}).get(key) is None:
+            raise ConfigError(
+                f"checkpoint {path} carries no {key}, but names {name!a}, which is no part of it; give what it was trained with "
+                f"yourself, as data.{key}=PLACE"
+            )
+
+
 def forget_files(config: DictConfig, text_config: Mapping[str, Any]) -> None:
     """Build without the files that the training started from: the weights are in the checkpoint, and no negative is drawn."""
     forget_weights(config, text_config)
@@ -145,9 +166,9 @@ def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
     """Build the encoders without pretrained weights, since those of a checkpoint with this ``text_config`` follow."""
     with open_dict(config):
         image, text = config.image_encoder, config.text_encoder
-        for key, value in (("pretrained", False), ("weights", None), ("match_by_order", False)):
+        for key in (*WEIGHTS, "match_by_order"):
             if key in image:
-                image[key] = value
+                image[key] = False if key in ("pretrained", "match_by_order") else None
         if text.get("pretrained"):
             text.update(_convert_="all", pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
         elif text.get("config") and text_config.get("pad_token_id") is not None:  # RoBERTa counts positions from it
@@ -186,6 +207,11 @@ def forget_data(config: DictConfig, answers: Any) -> None:
         )
     for source in config.data.sources.values():
         source.update({key: None for key in ("reader", "augment") if key in source})
+    forget_proposals(config)
+
+
+def forget_proposals(config: DictConfig) -> None:
+    """Build tasks without a detector's boxes, which only a benchmark's images have."""
     for task in config.task.values():
         if "proposals" in task:
             task.proposals = None

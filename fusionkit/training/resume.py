@@ -12,6 +12,7 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.optimizer_state import fitted_state, is_fitting
 from fusionkit.training.weights import require_fit
+from fusionkit.trust import inert, read_stored
 
 KEPT = (  # what Lightning and we write, and need to go on
     "epoch",
@@ -35,7 +36,7 @@ def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: P
     for key in KEPT:
         if key not in checkpoint:
             raise DataError(f"checkpoint {path} has no '{key}', so no run can go on from it; {_anew(path)}")
-    there = OmegaConf.create(checkpoint["fusionkit"]["config"])
+    there, config = read_stored(checkpoint["fusionkit"]["config"], path), inert(config)
     for key, what in (
         ("seed", "draws are a function of it; give data.seed to have the samples alone in another order"),
         ("optimizer._target_", "its state is another optimiser's"),
@@ -64,7 +65,7 @@ def require_state(module: TrainingModule, config: DictConfig, checkpoint: Mappin
     if is_fitting(states, checkpoint["lr_schedulers"]):
         fitted_state(states[0], checkpoint["progress"].get("parameters"), optimizer, module.named_parameters(), path)
         return
-    there = OmegaConf.create(checkpoint["fusionkit"]["config"])
+    there = read_stored(checkpoint["fusionkit"]["config"], path)
     if changes := changed(
         there, config, ("optimizer", "scheduler")
     ):  # such a state holds its options: it is kept whole
@@ -73,7 +74,7 @@ def require_state(module: TrainingModule, config: DictConfig, checkpoint: Mappin
 
 def changed(there: DictConfig, here: DictConfig, sections: Iterable[str] = TOLD) -> list[str]:
     """What differs between the configurations of a run before and now, in words."""
-    there = copy.deepcopy(there)
+    there, here = copy.deepcopy(there), inert(here)
     OmegaConf.update(there, "output_dir", here.output_dir)  # what lies in the folder has moved with it
     before, now = (
         {key: value for section in sections for key, value in _values(config, section)} for config in (there, here)

@@ -146,3 +146,19 @@ def test_sizes_and_kinds_that_cannot_be_are_one_sentence():
     unusual.embeddings.word_embeddings = nn.Identity()
     with pytest.raises(ConfigError, match="bert has no plain table of word embeddings"):
         towers.word_table(unusual)
+
+
+def test_a_tower_fetches_neither_code_nor_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[object] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *address, **_: fetched.append(address) or [])
+    for kind in (
+        {"model_type": "timm_wrapper", "architecture": "hf-hub:a/b"},
+        {"model_type": "timm_backbone", "backbone": "a/b"},
+    ):
+        with pytest.raises(ConfigError):
+            build_tower(kind, 60, WORDS)
+    named = {"auto_map": {"AutoModel": "a/b--c.D"}, "_attn_implementation": "a/b", "use_kernels": True}
+    built = build_tower({"model_type": "bert", **SIZES, **named, "extra": [{"backbone": "a/b", "x": 1}]}, 60, WORDS)
+    assert built.config.extra == [{"x": 1}]
+    assert not fetched

@@ -227,6 +227,21 @@ def test_tables_say_the_same(evaluations: Path) -> None:
     assert "| `vqav2/accuracy` | most | +37.5 |" in text
 
 
+def test_no_spreadsheet_takes_a_text_for_a_formula_and_no_terminal_obeys_one() -> None:
+    names = ["=cmd|'/c calc'!A0", "@SUM(A1)", "+1+cmd", "-cmd", "a\x1b[2J", "-3", "+1.5e-3", "a-b"]
+    runs = [RunRecord(name, (Path(name),), config={"=x": name}, metrics={"=acc": 1.0}) for name in names]
+    comparison = compare_runs(runs, resamples=10)
+    text = as_csv(comparison)
+    rows = list(csv.reader(text.splitlines()))
+    assert [row[0] for row in rows[1:]] == [f"'{name}" if n < 4 else name for n, name in enumerate(names)]
+    assert [row[-1] for row in rows[1:]] == [row[0] for row in rows[1:]]
+    assert rows[0][-1] == "'=x"
+    assert {row[1] for row in rows[1:]} == {"'=acc"}
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_comparison(comparison, console)
+    assert "\x1b" not in console.export_text()
+
+
 @pytest.mark.parametrize("width", [60, 100])
 def test_the_table_fits_the_terminal(width: int, evaluations: Path) -> None:
     console = Console(width=width, record=True, file=io.StringIO())

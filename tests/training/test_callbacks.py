@@ -147,3 +147,20 @@ def test_last_of_a_moved_folder_is_that_of_the_new_place(tmp_path, recwarn):
     assert (step_of(tmp_path / "a/last.ckpt"), step_of(tmp_path / "b/last.ckpt")) == (2, 4)
     assert last.best_model_path == str(tmp_path / "b/last.ckpt")
     assert not [warning for warning in recwarn if "dirpath" in str(warning.message)]
+
+
+@pytest.mark.parametrize("name", ["../precious", "..", "best.ckpt/.."])
+def test_no_file_that_a_foreign_checkpoint_names_is_removed(tmp_path, name):
+    best, last = BestCheckpoint(str(tmp_path), "val/coco/score"), LastCheckpoint(str(tmp_path))
+    (tmp_path / "best.ckpt").touch()
+    path = f"{tmp_path}/{name}"
+    state = best.state_dict() | {"kth_best_model_path": path, "last_model_path": path, "best_k_models": {path: 0.0}}
+    state.pop("dirpath")
+    best.load_state_dict(state | {"best_model_path": f"elsewhere/{tmp_path.name}/best.ckpt"})
+    last.load_state_dict(state | {"best_model_path": path})
+    allowed = ("", str(tmp_path / "precious"))  # in the folder itself
+    assert best.best_model_path == str(tmp_path / "best.ckpt")
+    assert best.kth_best_model_path in allowed
+    assert best.last_model_path in allowed
+    assert set(best.best_k_models) <= set(allowed)
+    assert (last.best_model_path, last.kth_best_model_path, last.last_model_path) == ("", "", "")
