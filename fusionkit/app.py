@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.cli import Command, load
 from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
-from fusionkit.errors import ConfigError, UserError
+from fusionkit.errors import ConfigError, UserError, clean
 from fusionkit.mistakes import composing, translate
 
 _GRAMMAR = OverridesParser.create()
@@ -222,7 +222,7 @@ def report(error: Exception, groups: Iterable[str] = (), files: Sequence[Path] =
         raise error
     if os.environ.get("FUSIONKIT_TRACE") == "1":
         traceback.print_exception(error)
-    print(f"error: {' '.join(str(mistake).split())}", file=sys.stderr)
+    print(f"error: {clean(' '.join(str(mistake).split()))}", file=sys.stderr)
     return mistake.exit_code
 
 

@@ -138,8 +138,8 @@ def test_the_samples_of_a_source_are_those_of_the_role_that_was_scored(
     for stem in ("my_data_vqa", "my_data_test_vqa"):
         write(tmp_path / f"samples/{stem}.jsonl", "")
     (found,) = read_runs([str(tmp_path)])
-    assert [sample.image_id for sample in samples_of(found, "my_data_vqa")] == [role]
-    assert [sample.image_id for sample in samples_of(found, "my_data_test_vqa")] == ["test"]
+    assert [sample.image_id for sample in samples_of(found, "my_data_vqa", ["tests"])] == [role]
+    assert [sample.image_id for sample in samples_of(found, "my_data_test_vqa", ["tests"])] == ["test"]
 
 
 def test_a_training_is_joined_with_evaluations_of_the_checkpoint_that_it_scored(tmp_path: Path) -> None:
