@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ NO_SIDE, OUTSIDE = "has a side that is not positive", "does not lie inside its i
 
 
 def four_numbers(value: Any) -> bool:
-    """Whether a value is four finite numbers, and no texts or truth values."""
+    """Whether a value is four finite numbers, numpy's among them, and no texts or truth values."""
     return (
-        isinstance(value, list | tuple)
+        isinstance(value, list | tuple | np.ndarray)
         and len(value) == 4
-        and all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
+        and all(isinstance(number, Real) and not isinstance(number, bool) for number in value)
         and all(map(math.isfinite, value))
     )
 
@@ -32,8 +33,9 @@ def box_table(values: Sequence[Any], names: Sequence[Any], path: Path | str) -> 
     """Boxes (N, 4); ``names`` says in words which each is. DataError for what is not four finite numbers."""
     for value, name in zip(values, names, strict=True):
         if not four_numbers(value):
+            shown = " ".join(str(value).split())[:60]
             raise DataError(
-                f"the box of {name} in {path} is {str(value)[:60]}, but has to be four numbers, [x, y, width, height] in pixels"
+                f"the box of {name} in {path} is {shown}, but has to be four numbers, [x, y, width, height] in pixels"
             )
     return np.array(values, dtype=float).reshape(-1, 4)
 

@@ -9,7 +9,7 @@ from fusionkit.errors import DataError
 
 Id = int | str
 COCO = re.compile(
-    r"(?:COCO_[a-z]+(?:\d{4})?_)?(\d{12})", re.IGNORECASE
+    r"(?:COCO_[a-z]+(?:\d{4})?_)?(0{5}\d{7})", re.IGNORECASE
 )  # of 2014, of 2017, and UNITER's in small letters
 FLICKR = re.compile(r"(?:flickr30k_0*)?(\d+)", re.IGNORECASE)  # Flickr30k's, and UNITER's
 FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}", re.IGNORECASE)  # whose photos Flickr30k has too, by the number alone

@@ -1,6 +1,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 
 from fusionkit.data.boxes import box_table, faults, image_size, require_boxes, size_or_none, usable
@@ -43,12 +44,25 @@ def test_a_box_of_an_image_of_unknown_size_needs_an_area():
 
 @pytest.mark.parametrize(
     "value",
-    [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, "3", 4], [1, 2, True, 4], [1, 2, float("inf"), 4], None, "1234", {1: 2}],
+    [
+        [1, 2, 3],
+        [1, 2, 3, 4, 5],
+        np.ones(3),
+        np.ones((4, 1)),
+        np.array([True] * 4),
+        [1, 2, "3", 4],
+        [1, 2, True, 4],
+        [1, 2, float("inf"), 4],
+        None,
+        "1234",
+        {1: 2},
+    ],
 )
 def test_a_box_is_four_numbers(value):
     with pytest.raises(DataError, match=r"the box of b in f.json is .*, but has to be four numbers"):
         require_boxes([(1, 1, 2, 2), value], [SIZE, SIZE], ["a", "b"], "f.json")
     require_boxes([(1, 1, 2, 2)], [SIZE], ["a"], "f.json")
+    require_boxes([np.ones(4), np.arange(1, 5), [np.float32(1)] * 4], [None] * 3, "abc", "a reader of one's own")
 
 
 def test_the_first_wrong_box_is_told_with_its_name_and_its_image():

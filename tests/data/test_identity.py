@@ -24,6 +24,8 @@ from tests.data.worlds import annotations, captions, karpathy, questions, write_
         ("coco_train_000000000042.npz", "coco/42"),
         ("00000000042.jpg", None),
         ("my_000000000042.jpg", None),
+        ("202611301030.jpg", None),  # a date and time of 12 digits, which COCO's numbers do not fill
+        ("COCO_val2014_000001234567.jpg", "coco/1234567"),
         ("000000000042_1.jpg", None),
         ("flickr30k-images/1000092795.jpg", "flickr30k/1000092795"),
         ("Flickr8k/1000268201_693b08cb0e.jpg", "flickr30k/1000268201"),
