@@ -124,6 +124,8 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError, groups: Iterable[
     parent, _, key = str(error.full_key or error.key).rpartition(".")
     if not parent:
         known += [group for group in groups if group not in known]
+    if not parent and key in groups:  # an empty list of choices leaves the whole section out
+        return ConfigError(f"{key}: nothing is chosen; {suggest('', group_choices(key))}")
     if not known:  # Hydra has made an empty section of a single value before it looks for the key
         return ConfigError(
             f"'{parent}' is a single value or an empty section, so it has no key '{key}'; to a section, add it with "

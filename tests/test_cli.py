@@ -92,6 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "words"),
     [
         ("trian", "did you mean 'train'?"),
+        ("train logger=[]", "logger: nothing is chosen; known: csv, none, tensorboard, wandb"),
         ("train sead=2", "unknown key 'sead' in the configuration; did you mean 'seed'?"),
         ("train experimnt=quickstart", "did you mean 'experiment'?"),
         ("train trainer.max_epoch=2", "unknown key 'max_epoch' in trainer; did you mean 'max_epochs'?"),

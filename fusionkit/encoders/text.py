@@ -84,6 +84,8 @@ class TextEncoder(nn.Module):
         else:
             self.backbone = build_tower(config or {}, vocab_size + added_tokens, text_format)
         self.config = self.backbone.config
+        if not hasattr(self.config, "hidden_size"):  # of parts that have one each (ModernVBERT)
+            raise ConfigError(f"text_encoder: {self.config.model_type} is no text encoder alone; {CHOOSE}")
         self.hidden_size: int = top_layers * self.config.hidden_size
         self.pool, self.is_frozen, self.before_norm, self.top_layers = pool, frozen, before_norm, top_layers
         self.first_token_id = first_token_id

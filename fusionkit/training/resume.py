@@ -1,7 +1,7 @@
 """What a run that goes on may change: all that can be applied is, the rest is refused before anything is lost."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,21 +72,25 @@ def require_state(module: TrainingModule, config: DictConfig, checkpoint: Mappin
         raise ConfigError(f"{changes[0]}, but this strategy or schedule goes on only as it began; give it as it was")
 
 
-def changed(there: DictConfig, here: DictConfig, sections: Iterable[str] = TOLD) -> list[str]:
-    """What differs between the configurations of a run before and now, in words."""
+def changed(there: DictConfig, here: DictConfig, sections: Sequence[str] = TOLD) -> list[str]:
+    """What differs between the configurations of a run before and now, in words; what follows from it is not repeated."""
     there, here = copy.deepcopy(there), inert(here)
     OmegaConf.update(there, "output_dir", here.output_dir)  # what lies in the folder has moved with it
-    before, now = (
-        {key: value for section in sections for key, value in _values(config, section)} for config in (there, here)
-    )
-    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return [f"{key} was {before.get(key)} and is {now.get(key)}" for key in keys]
+    before, now = (_values(config, sections) for config in (there, here))
+    written, rewritten = (_values(config, sections, resolve=False) for config in (there, here))
+    causes = tuple(f"${{{section}." for section in sections)
+    return [
+        f"{key} was {before.get(key)} and is {now.get(key)}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+        and not (written.get(key) == rewritten.get(key) and any(cause in str(written.get(key)) for cause in causes))
+    ]
 
 
-def _values(config: DictConfig, section: str) -> Iterable[tuple[str, Any]]:
-    node = config.get(section)
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    return leaves(plain, section)
+def _values(config: DictConfig, sections: Sequence[str], resolve: bool = True) -> dict[str, Any]:
+    nodes = {section: config.get(section) for section in sections}
+    plain = {s: OmegaConf.to_container(n, resolve=resolve) if OmegaConf.is_config(n) else n for s, n in nodes.items()}
+    return dict(leaves(plain))
 
 
 def _objectives(config: DictConfig) -> list[str]:

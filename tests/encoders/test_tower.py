@@ -162,3 +162,11 @@ def test_a_tower_fetches_neither_code_nor_backbones(monkeypatch: pytest.MonkeyPa
     built = build_tower({"model_type": "bert", **SIZES, **named, "extra": [{"backbone": "a/b", "x": 1}]}, 60, WORDS)
     assert built.config.extra == [{"x": 1}]
     assert not fetched
+
+
+def test_a_tower_of_several_parts_is_one_sentence(monkeypatch):
+    parts = BertModel(BertConfig(vocab_size=60, **SIZES))
+    parts.config = type("Parts", (), {"model_type": "modernvbert"})()
+    monkeypatch.setattr("fusionkit.encoders.text.build_tower", lambda *given: parts)
+    with pytest.raises(ConfigError, match="modernvbert is no text encoder alone"):
+        TextEncoder(60, config={"model_type": "modernvbert"})

@@ -92,6 +92,15 @@ def test_changes_are_told_by_key_where_they_matter() -> None:
     assert changed(there, here, ("trainer",)) == []  # which lies in another folder
 
 
+def test_what_follows_from_a_change_is_not_told_again() -> None:
+    data = {"data.root": "x", "data.images": "${data.root}/images", "data.seed": "${seed}"}
+    there, here = run_with(**data), run_with(**data | {"data.root": "y", "seed": 2})
+    assert changed(there, here) == ["data.root was x and is y", "data.seed was 1 and is 2"]
+    moved = run_with(**data | {"data.images": "z", "data.seed": 1})
+    assert changed(there, moved) == ["data.images was x/images and is z"]
+    assert changed(moved, there) == ["data.images was z and is x/images"]
+
+
 def test_a_state_that_does_not_fit_is_refused_before_the_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_steps": 1, "limit_val_batches": 0}
 
