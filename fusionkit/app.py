@@ -143,8 +143,10 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"  # without the place in our code
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions to us, rather than print them
     shell_line, groups, failures = sys.argv, primary_groups(command.config_name), list[int]()
+    begun: list[bool] = []  # whether a job has, whose errors are not Hydra's
 
     def run_job(config: DictConfig) -> Any:
+        begun.append(True)
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             begin_sweep_job(config)
         expand_home(config, command.texts)
@@ -164,7 +166,8 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
         conf = str(conf_dir().resolve())
         hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()
     except Exception as error:
-        failures.append(report(composing(error, own_files(arguments)), groups, own_files(arguments)))
+        files = own_files(arguments)
+        failures.append(report(error if begun else composing(error, files), groups, files))
     finally:
         sys.argv = shell_line
     return failures[0] if failures else 0

@@ -431,3 +431,10 @@ def test_a_mistake_names_the_file_it_is_composed_with(tmp_path: Path, recorded: 
     assert "composed with" not in error_of(capsys)  # files of data are another matter
     assert run(["train", "fusion=nothing"]) == 2
     assert "composed with" not in error_of(capsys)
+
+
+def test_a_defect_of_a_job_is_no_mistake_of_a_file(tmp_path: Path, recorded: list[DictConfig]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\nseed: 14\n")
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(["train", "--config-dir", str(tmp_path), "experiment=mine"])
