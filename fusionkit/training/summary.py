@@ -85,7 +85,7 @@ def _span(stage: Any) -> str:
 def _length(parts: Parts, trainer: Trainer) -> str:
     """How long the run is, in the words of its configuration."""
     per_epoch = -(-parts.datamodule.steps // trainer.world_size)
-    limits = [f"{trainer.max_epochs} epochs of {per_epoch}"] if (trainer.max_epochs or -1) > 0 else []
+    limits = [f"{trainer.max_epochs} epochs of {per_epoch}"] if (trainer.max_epochs or 0) > 0 else []
     limits += [f"{trainer.max_steps} steps"] if trainer.max_steps > 0 else []
     minutes = (parts.config.scheduler or {}).get("max_minutes")
     limits += [f"{minutes:g} minutes"] if minutes else []

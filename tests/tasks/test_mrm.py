@@ -87,8 +87,9 @@ def test_missing_class_scores_are_one_sentence():
         run(model, task, batch)
     with pytest.raises(ConfigError, match="no class scores"):
         run(model, task, batch | {"regions": batch["regions"]._replace(class_scores=None)})
-    with pytest.raises(ConfigError, match=r"task\.mrm\.probability is 1"):
-        build(probability=1)
+    for probability in (0, 1):
+        with pytest.raises(ConfigError, match=rf"task\.mrm\.probability is {probability}"):
+            build(probability=probability)
 
 
 def test_the_score_is_the_share_that_a_mean_would_leave():
