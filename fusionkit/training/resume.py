@@ -1,6 +1,7 @@
 """What a run that goes on may change: all that can be applied is, the rest is refused before anything is lost."""
 
 import copy
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ KEPT = (  # what Lightning and we write, and need to go on
     "lr_schedulers",
     "progress",
 )
+KINDS = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "progress": dict}
 TOLD = ("optimizer", "scheduler", "stages", "balance", "teacher", "objectives", "trainer", "task", "data")
 
 
@@ -36,6 +38,11 @@ def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: P
     for key in KEPT:
         if key not in checkpoint:
             raise DataError(f"checkpoint {path} has no '{key}', so no run can go on from it; {_anew(path)}")
+    for key, kind in KINDS.items():
+        if not isinstance(checkpoint[key], kind):
+            raise DataError(
+                f"checkpoint {path} is damaged: its {key} is {reprlib.repr(checkpoint[key])}; {_anew(path)}"
+            )
     there, config = read_stored(checkpoint["fusionkit"]["config"], path), inert(config)
     for key, what in (
         ("seed", "draws are a function of it; give data.seed to have the samples alone in another order"),

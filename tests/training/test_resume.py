@@ -31,7 +31,12 @@ def run_with(**changes: Any) -> Any:
 
 
 def checkpoint(step: int = 5, epoch: int = 1, **more: Any) -> dict[str, Any]:
-    kept: dict[str, Any] = {key: {} for key in KEPT} | {"global_step": step, "epoch": epoch}
+    kept: dict[str, Any] = {key: {} for key in KEPT} | {
+        "global_step": step,
+        "epoch": epoch,
+        "optimizer_states": [],
+        "lr_schedulers": [],
+    }
     return kept | {"fusionkit": {"config": OmegaConf.to_yaml(OmegaConf.create(RUN))}} | more
 
 
@@ -73,6 +78,12 @@ def test_objectives_in_another_order_are_refused() -> None:
         ConfigError, match=r"they were coco/itc, coco/itm, vqa/vqa, and are vqa/vqa, coco/itc, coco/itm"
     ):
         require_resumable(run, checkpoint(), HERE)
+
+
+@pytest.mark.parametrize("key", ["epoch", "global_step", "optimizer_states", "lr_schedulers", "progress"])
+def test_a_state_of_another_kind_is_damage(key: str) -> None:
+    with pytest.raises(DataError, match=rf"^checkpoint x.ckpt is damaged: its {key} is 'x'; start a new run"):
+        require_resumable(run_with(), checkpoint(**{key: "x"}), HERE)
 
 
 @pytest.mark.parametrize("key", KEPT)
