@@ -178,6 +178,7 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
+        self._require_room(attention_mask)
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             given = {"output_hidden_states": True} if self.before_norm or self.top_layers > 1 else {}
@@ -233,6 +234,7 @@ class TextEncoder(nn.Module):
     def _extend(
         self, cache_name: str, input_ids: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
     ) -> tuple[Tokens, KeysValues]:
+        self._require_room(mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
             states, past = read_on(
                 self.backbone,
@@ -243,6 +245,15 @@ class TextEncoder(nn.Module):
                 position_ids=positions + first_position(self.backbone),
             )
         return Tokens(states, mask, states[:, 0]), past
+
+    def _require_room(self, mask: Tensor) -> None:
+        """Raise ConfigError for texts that there are no positions for: what a task says comes behind what was given."""
+        if self.max_length is not None and mask.shape[-1] > self.max_length:
+            raise ConfigError(
+                f"text_encoder: a text has come to {mask.shape[-1]} tokens with what a task says, but the encoder reads "
+                f"{self.max_length} at most; lower the max_length of the data's sources or of the task, or raise "
+                "text_encoder.config.max_position_embeddings"
+            )
 
     def _opened(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """The ids (T, L), at positions (T, L) or from 0 on, with the first token of each text replaced if so configured."""

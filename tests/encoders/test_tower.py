@@ -170,3 +170,17 @@ def test_a_tower_of_several_parts_is_one_sentence(monkeypatch):
     monkeypatch.setattr("fusionkit.encoders.text.build_tower", lambda *given: parts)
     with pytest.raises(ConfigError, match="modernvbert is no text encoder alone"):
         TextEncoder(60, config={"model_type": "modernvbert"})
+
+
+@pytest.mark.parametrize(("kind", "most"), [("bert", 40), ("roberta", 39)])
+def test_a_text_that_outgrows_the_positions_is_one_sentence(kind, most):
+    encoder = TextEncoder(60, config={"model_type": kind, **SIZES}, text_format=WORDS).eval()
+    texts = torch.full((1, most + 1), 9)
+    told = f"come to {most + 1} tokens .* reads {most} at most"
+    assert encoder(texts[:, 1:], torch.ones(1, most)).embeds.shape[1] == most
+    with pytest.raises(ConfigError, match=told):
+        encoder(texts, torch.ones_like(texts))
+    mask, places = torch.ones(1, most + 1, most + 1).tril(), torch.arange(most + 1)[None]
+    _, past = encoder.extend(texts[:, 1:], mask[:, 1:, 1:], places[:, :-1], None)
+    with pytest.raises(ConfigError, match=told):
+        encoder.extend(texts[:, :1], mask[:, -1:], places[:, -1:], past)
