@@ -46,7 +46,7 @@ def arrays() -> bytes:
 
 
 KINDS = [
-    (gzip.compress(b"{}"), "compressed by gzip", "gunzip"),
+    (gzip.compress(b"{}", mtime=0), "compressed by gzip", "gunzip"),
     (bz2.compress(b"{}"), "compressed by bzip2", "bunzip2"),
     (lzma.compress(b"{}"), "compressed by xz", "unxz"),
     (zipped("a.json"), "a zip archive", "unzip"),
