@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,9 +27,24 @@ SIDES = (
     *("trái", "phải"),  # Vietnamese
     *("左", "右", "왼", "오른"),  # Chinese, Japanese, Korean
     *("links", "rechts", "linke", "rechte"),  # German, Dutch
-    *("gauche", "droite", "izquierd", "derech", "esquerd", "direit", "sinistra", "destra"),  # French to Italian
+    *(
+        "gauche",
+        "droite",
+        "izquierd",
+        "derech",
+        "esquerd",
+        "direit",
+        "sinistr",
+        "destra",
+        "destro",
+    ),  # French to Italian
     *("слева", "справа", "левы", "правы", "лева", "права", "левой", "правой"),  # Russian
     *("kiri", "kanan", "ซ้าย", "ขวา", "يسار", "يمين", "बाएं", "बाईं", "दाएं", "दाईं"),  # Indonesian, Thai, Arabic, Hindi
+    *("बाएँ", "दाएँ", "बायें", "दायें", "बायीं", "दायीं", "বাম", "ডান"),  # Hindi as others spell it, Bengali
+    *("چپ", "راست", "שמאל", "ימין", "αριστερ", "δεξι"),  # Persian, Hebrew, Greek
+    *("lewej", "lewo", "lewy", "lewa", "prawej", "prawo", "prawy", "prawa"),  # Polish
+    *("vänster", "höger", "venstre", "højre", "høyre"),  # Swedish, Danish, Norwegian
+    *("solda", "sol taraf", "sağ", "ліворуч", "праворуч", "лівий", "правий"),  # Turkish, Ukrainian
 )
 """A mirror image makes these words false. Looked for inside words too ("leftmost", "rowleft"); "bright" is no loss."""
 
@@ -154,8 +170,12 @@ class Augment:
 def names_side(words: Sequence[str], sides: Sequence[str] = SIDES) -> bool:
     """Whether a mirror image would make one of the texts false: one of ``sides`` is in it, in small or capital letters."""
     spoken = [readable(text).casefold() for text in words]
-    looked_for = [readable(side).casefold() for side in sides]
-    return any(side in text for text in spoken for side in looked_for)
+    return any(side in text for text in spoken for side in _folded(tuple(sides)))
+
+
+@lru_cache
+def _folded(sides: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(readable(side).casefold() for side in sides)
 
 
 def enclose(boxes: Tensor) -> tuple[float, float, float, float] | None:
