@@ -60,6 +60,11 @@ def test_numbers_that_do_not_fit_their_depth_are_told(tmp_path, values, told):
         decode(save(tmp_path / "a.tif", values), 1)
 
 
+def test_32_bits_of_a_format_that_says_no_more_have_a_sign(tmp_path):
+    numbers = (GREY.astype(np.int64) * (2**31 - 1) // 255).astype(np.int32)
+    assert abs(grey(save(tmp_path / "a.im", numbers)).astype(int) - GREY).max() <= 1
+
+
 def test_black_is_black(tmp_path):
     assert grey(save(tmp_path / "a.tif", np.zeros((2, 2), np.int32))).max() == 0
 

@@ -139,3 +139,9 @@ def test_a_damaged_exif_block_does_not_damage_the_picture(tmp_path):
     exif[0x0112] = 9
     upright().save(tmp_path / "b.jpg", exif=exif.tobytes())
     assert decode(tmp_path / "b.jpg", 8).image.info == {"orientation": 1}
+
+
+def test_a_picture_that_says_nothing_of_its_orientation_is_upright():
+    found = Decoded(upright(), (64, 48))
+    for said in (None, (48, 64)):
+        assert framed(found, said, upright=True) is found
