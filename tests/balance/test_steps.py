@@ -80,6 +80,18 @@ def test_defaults(name):
     assert {p.name: p.default for p in parameters if isinstance(p.default, int | float)} == DEFAULTS[name]
 
 
+def test_factors_that_were_given_do_not_move_on_and_who_reads_gradients():
+    balancer = get_class("fusionkit.balance.gradnorm.GradNorm")()
+    balancer.start(NAMES)
+    given = balancer.factors(torch.ones(3), Step(0, 2.0, True, {}))
+    balancer.next_factors += 1
+    assert balancer.factors(torch.ones(3), Step(1, 2.0, True, {})).tolist() == [2.0] * 3
+    assert given.tolist() == [1.0] * 3
+    assert {name: get_class(f"fusionkit.balance.{name}")().reads_gradients for name in BALANCERS} == {
+        name: name in ("gradnorm.GradNorm", "pcgrad.PCGrad") for name in BALANCERS
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "good", "bad"),
     [

@@ -10,6 +10,7 @@ import json
 import zlib
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hydra.utils import get_class, get_object
 from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
 from fusionkit.model import text_decoder
 from fusionkit.momentum import Teacher
-from fusionkit.negatives import HardNegatives
+from fusionkit.negatives import Drawn, HardNegatives
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.answering import Saying
 from fusionkit.tasks.grounding import ImagePooling
@@ -211,6 +212,24 @@ def test_a_teacher_of_weight_0_is_not_asked(name):
     model, task = build(name)
     batch = batch_of(TASKS[name][3])
     assert run(model, task, batch, Teacher(None, None, None, 0.0)).loss == run(model, task, batch).loss
+
+
+def test_one_image_alone_has_no_wrong_one_and_a_lack_of_pairs_is_no_division_by_0():
+    model, task = build("itm")
+    torch.manual_seed(0)
+    batch = toy_batch(images=1, texts_per_image=2)
+    with torch.inference_mode():
+        records = task.predict(model, batch, model.encode(batch, ["captions"]))
+    assert [(record["caption_id"], record["label"]) for record in records] == [(0, 1), (1, 1)]
+    nobody = Drawn(torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor(1.0))
+    told = task._metrics(torch.tensor([[1.0, 3.0]]), torch.tensor([1]), nobody, nobody)
+    assert {name: value.item() for name, value in told.items() if name != "chance_gap"} == {
+        "negatives_entropy": 1.0, "accuracy": 1.0, "positive_logit": 2.0, "negative_logit": 0.0, "logit_gap": 2.0,
+    }  # fmt: skip
+    task.negatives.teacher_threshold = 1.0
+    view = SimpleNamespace(image_feats=torch.eye(2), text_feats={"captions": torch.eye(2)})
+    alike = task._alike(Teacher(None, None, view, 0.0), torch.tensor([1]), torch.tensor([1]))
+    assert [part.tolist() for part in alike] == [[[False, True]], [[False, True]]]  # the limit itself is alike
 
 
 def test_every_configured_task_is_here():
