@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fusionkit.errors import DataError
 
@@ -80,13 +80,13 @@ def _kind_of(path: Path, head: bytes, wanted: str, again: str) -> tuple[str | No
 
 
 def _kind_of_text(path: Path, head: bytes, wanted: str) -> tuple[str | None, str]:
-    start = head[:16].lower()
+    start = head.lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return "a web page, perhaps one that asks to log in", "download the file itself"
     if start.startswith(b"<?xml"):
         return "XML", "name the file that was meant"
     lines = head.splitlines()
-    if lines[0][:1] in (b"{", b"["):
+    if lines[0].startswith((b"{", b"[")):
         if wanted == JSON and len(lines) > 1 and _is_json(lines[0]):
             return (
                 "JSON of one value a line (jsonl)",
@@ -105,19 +105,32 @@ def _kind_of_text(path: Path, head: bytes, wanted: str) -> tuple[str | None, str
     return None, ""
 
 
+def parse(text: bytes | str) -> Any:
+    """The value of a JSON text; ValueError where it is none. NaN and infinity, which Python reads and JSON lacks, are none."""
+    return json.loads(text, parse_constant=_no_number)
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        parse(line)
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def read_json(path: Path, advice: str = AGAIN) -> Any:
-    """The content of a JSON file; DataError, which ends with the advice, where there is none, it is cut short or no JSON."""
+def read_json(path: Path, advice: str = AGAIN, *, has_nan: bool = False) -> Any:
+    """The content of a JSON file; DataError, which ends with the advice, where there is none, it is cut short or no JSON.
+
+    With ``has_nan`` as Python writes it, with NaN and infinity.
+    """
     try:
         with collector_paused():
-            return json.loads(path.read_bytes())
+            content = path.read_bytes()
+            return json.loads(content) if has_nan else parse(content)
     except (OSError, ValueError, RecursionError) as error:
         told = other_kind(path, JSON, advice) or f"{path} is not complete JSON ({reason_of(error)}); {advice}"
         raise DataError(told) from error
@@ -133,7 +146,7 @@ def read_json_lines(path: Path) -> list[Any]:
     with collector_paused():
         for number, line in enumerate(content.split(b"\n"), start=1):  # as text it could be cut at U+2028
             try:
-                rows += [json.loads(line)] if line.strip() else []
+                rows += [parse(line)] if line.strip() else []
             except (ValueError, RecursionError) as error:
                 told = other_kind(path, LINES) if number == 1 else None
                 raise DataError(told or f"line {number} of {path} is no JSON ({reason_of(error)}); {AGAIN}") from error

@@ -30,7 +30,7 @@ from fusionkit.training.launch import Parts, build_module, build_parts, build_tr
 from fusionkit.training.loggers import finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.ranks import is_rank
-from fusionkit.training.restore import initialise, load_weights, read_checkpoint, start_from
+from fusionkit.training.restore import initialise, load_weights, read_checkpoint, start_from, told_of
 from fusionkit.training.resume import changed, require_resumable, require_state
 from fusionkit.training.saving import LAST
 from fusionkit.training.summary import print_run
@@ -100,7 +100,8 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
     if last:
         require_resumable(config, checkpoint, last)
     start_from(config, checkpoint, begin)
-    vocabularies = own_vocabularies(config, checkpoint["fusionkit"], begin, goes_on=last is not None)
+    with told_of(begin):
+        vocabularies = own_vocabularies(config, checkpoint["fusionkit"], begin, goes_on=last is not None)
     parts = build_parts(config, **vocabularies)
     parts.datamodule.require_apart()
     module = build_module(parts)

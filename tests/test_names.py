@@ -1,8 +1,10 @@
 """Names that stand in files lead nowhere else."""
 
+from pathlib import Path
+
 import pytest
 
-from fusionkit.names import LONGEST, is_file_name, is_inside
+from fusionkit.names import LONGEST, is_file_name, is_inside, link_out_of
 
 
 @pytest.mark.parametrize("name", ["vocab.txt", "a b-c_1", "dữ liệu.json", "a..b", "x" * LONGEST])
@@ -45,3 +47,17 @@ def test_the_length_of_a_name_is_counted_in_bytes() -> None:
 def test_a_name_lies_in_a_folder_by_its_words(name: str, is_in: bool) -> None:
     assert is_inside("/data/images", name) is is_in
     assert is_inside("/", "/etc/x")
+
+
+def test_a_link_out_of_a_folder_is_found_at_any_depth(tmp_path: Path) -> None:
+    home, other = tmp_path / "home", tmp_path / "other"
+    for folder in (home / "a/b", other):
+        folder.mkdir(parents=True)
+    (home / "inner").symlink_to(home / "a")
+    places = [home / "a", home / "inner", home / "x"]
+    assert link_out_of(home, places) is None
+    (home / "a/b/link").symlink_to(other)
+    assert link_out_of(home, places) == home / "a/b/link"
+    (home / "x").symlink_to(other)
+    assert link_out_of(home, places[1:]) == home / "x"
+    assert link_out_of(home / "a", [home / "a"]) == home / "a/b/link"

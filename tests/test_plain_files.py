@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fusionkit.errors import DataError
+from fusionkit.evaluation.records import read_records
 from fusionkit.plain_files import CHECKPOINT, JSON, LINES, PICKLE, YAML, other_kind, read_json, read_json_lines
 
 
@@ -154,3 +155,16 @@ def test_the_line_and_the_depth_are_told(tmp_path: Path) -> None:
     (tmp_path / "c").write_bytes(b'{"a": 1')
     with pytest.raises(DataError, match=r"c is not complete JSON \(Expecting ',' delimiter: .*\); ask again$"):
         read_json(tmp_path / "c", "ask again")
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_json_lacks_are_told_with_their_place(name: str, tmp_path: Path) -> None:
+    (tmp_path / "c").write_text(f'{{"id": [{name}]}}')
+    with pytest.raises(DataError, match=rf"c is not complete JSON \({name} is no number of JSON\); ask again$"):
+        read_json(tmp_path / "c", "ask again")
+    assert str(read_json(tmp_path / "c", has_nan=True)["id"][0]) == str(float(name))
+    (tmp_path / "c").write_text(f'{{"id": 1}}\n{{"id": {name}}}\n')
+    for read in (read_json_lines, read_records):
+        with pytest.raises(DataError, match=rf"c.*\({name} is no number of JSON\)") as caught:
+            read(tmp_path / "c")
+        assert "line 2" in str(caught.value)

@@ -293,6 +293,16 @@ def test_training_starts_from_the_weights_of_a_checkpoint(world: Path, capsys: C
     assert f"started from {world}/first/checkpoints/best.ckpt\n" in capsys.readouterr().out
 
 
+def test_a_damaged_tokenizer_of_a_checkpoint_is_named(world: Path, tmp_path: Path, capsys: Capture) -> None:
+    content = torch.load(world / "first/checkpoints/best.ckpt", weights_only=True)
+    content["fusionkit"]["tokenizer"]["tokenizer_config.json"] = "../x"
+    torch.save(content, tmp_path / "x.ckpt")
+    assert train(world, f"checkpoint={tmp_path}/x.ckpt", "trainer.fast_dev_run=true", name="tuned") == 1
+    told = sentence(capsys)
+    assert f"checkpoint {tmp_path}/x.ckpt: the checkpoint's own tokenizer" in told
+    assert "/tmp/tmp" not in told
+
+
 @pytest.fixture(scope="module")
 def changed_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same data with other words, more often said, and every answer in the place of another."""

@@ -80,7 +80,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a json file holds."""
-    content = plain_files.read_json(path, "take the whole folder again")
+    content = plain_files.read_json(path, "take the whole folder again", has_nan=True)
     if not isinstance(content, dict):
         raise DataError(f"{path} holds {type(content).__name__}, but has to hold an object")
     return content

@@ -8,7 +8,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 from fusionkit.errors import DataError
-from fusionkit.plain_files import LINES, other_kind, reason_of
+from fusionkit.plain_files import LINES, other_kind, parse, reason_of
 from fusionkit.storage import remove_leftovers, write_text
 
 RERANKED = "_reranked"  # how the name of a task's second predictions ends, which are then the ones that are scored
@@ -92,7 +92,7 @@ def read_records(path: Path) -> Records:
         if not line:
             continue
         try:
-            record = json.loads(line)
+            record = parse(line)
         except (ValueError, RecursionError) as error:
             told = other_kind(path, LINES) if number == 1 else None
             told = told or f"{path} line {number} is not JSON ({reason_of(error)}): expected one record a line"

@@ -181,7 +181,7 @@ def _tables(files: Path, summary: dict[str, Any]) -> dict[str, Table]:
     for name, value in summary.items():
         place = value.get("path") if _is_media(value) and value["_type"] == "table-file" else None
         if isinstance(place, str) and is_inside(files, place) and (path := files / place).exists():
-            content = read_json(path, advice := "copy it again, or remove it")
+            content = read_json(path, advice := "copy it again, or remove it", has_nan=True)
             if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("columns", "data")):
                 raise DataError(f"{path} is no table of W&B's; {advice}")
             tables[name] = Table(content["columns"], content["data"])

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import torch
@@ -90,7 +91,7 @@ def check_content(path: str | Path, content: Any) -> None:
             raise DataError(f"checkpoint {path} is damaged: {name} is {found}, but has to be a plain tensor")
 
 
-def is_all(values: Any, kind: type | None, inner: type) -> bool:
+def is_all(values: Any, kind: type | None, inner: type | UnionType) -> bool:
     """Whether it is of a kind, if one is named, and holds nothing but the inner one."""
     return (kind is None or isinstance(values, kind)) and all(isinstance(value, inner) for value in values)
 

@@ -1,6 +1,7 @@
 """Builds a run from its configuration."""
 
 import logging
+import reprlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.probe import abilities_of
 from fusionkit.encoders.regions import require_width
-from fusionkit.errors import refusals
+from fusionkit.errors import ConfigError, refusals
 from fusionkit.evaluation.prediction import EvaluationOptions
 from fusionkit.model import VisionLanguageModel
 from fusionkit.momentum import MomentumTeacher
@@ -146,6 +147,13 @@ def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = 
 def build_tasks(config: DictConfig, dims: Dims, fusion: Any) -> dict[str, Task[Any]]:
     """The configured tasks, each built from the plain values of the run; those of weight 0 need nothing of the fusion."""
     tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
+    for name, task in tasks.items():
+        scorer = getattr(task, "scorer", None)
+        if not (scorer is None or callable(scorer)):
+            raise ConfigError(
+                f"task.{name}.scorer is {reprlib.repr(scorer)}, but has to be a function that gives the scores, as in "
+                "conf/task, or null"
+            )
     weights = [(name, weight) for row in config.objectives.values() for name, weight in row.items()]
     for name in dict.fromkeys(name for name, weight in weights if weight > 0):
         check_needs(name, tasks[name], fusion)

@@ -142,5 +142,5 @@ def _require_shapes(
 ) -> None:
     for name, state in states.items():
         for key in MOMENTS:
-            if state and key in state and state[key].shape != parameters[name].shape:
+            if state and key in state and getattr(state[key], "shape", None) != parameters[name].shape:
                 raise DataError(f"checkpoint {path}: the optimiser's {key} of {name} has another shape; is it damaged?")

@@ -2,7 +2,7 @@
 
 import copy
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.training.artifacts import is_all
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.optimizer_state import fitted_state, is_fitting
 from fusionkit.training.weights import require_fit
@@ -25,8 +26,39 @@ KEPT = (  # what Lightning and we write, and need to go on
     "lr_schedulers",
     "progress",
 )
-KINDS = {"epoch": int, "global_step": int, "optimizer_states": list, "lr_schedulers": list, "progress": dict}
+LARGE = 2**63  # no run makes as many steps
 TOLD = ("optimizer", "scheduler", "stages", "balance", "teacher", "objectives", "trainer", "task", "data")
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a number of steps or epochs."""
+    return type(value) is int and 0 <= value < LARGE
+
+
+def is_progress(value: Any) -> bool:
+    """Whether it is what our module writes, as far as it is read before a training begins: the names of the parameters."""
+    return isinstance(value, Mapping) and (value.get("parameters") is None or is_all(value["parameters"], list, str))
+
+
+def is_state(value: Mapping[str, Any]) -> bool:
+    """Whether it is the state of an optimiser, or of the parts of one: its groups number or name their parameters."""
+    parts = value.get("parts", [value])
+    return is_all(parts, list, Mapping) and all(
+        isinstance(part.get("state"), Mapping)
+        and is_all(part["state"].values(), None, Mapping)
+        and is_all(part.get("param_groups"), list, Mapping)
+        and all(is_all(group.get("params"), list, int | str) for group in part["param_groups"])
+        for part in parts
+    )
+
+
+RIGHT: Mapping[str, Callable[[Any], bool]] = {
+    "epoch": is_count,
+    "global_step": is_count,
+    "optimizer_states": lambda value: is_all(value, list, Mapping) and bool(value) and all(map(is_state, value)),
+    "lr_schedulers": lambda value: is_all(value, list, Mapping),
+    "progress": is_progress,
+}
 
 
 def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: Path) -> None:
@@ -38,8 +70,8 @@ def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: P
     for key in KEPT:
         if key not in checkpoint:
             raise DataError(f"checkpoint {path} has no '{key}', so no run can go on from it; {_anew(path)}")
-    for key, kind in KINDS.items():
-        if not isinstance(checkpoint[key], kind):
+    for key, is_right in RIGHT.items():
+        if not is_right(checkpoint[key]):
             raise DataError(
                 f"checkpoint {path} is damaged: its {key} is {reprlib.repr(checkpoint[key])}; {_anew(path)}"
             )
@@ -62,7 +94,9 @@ def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: P
         )
     for key, done in (("max_steps", checkpoint["global_step"]), ("max_epochs", checkpoint["epoch"])):
         if (end := config.trainer.get(key)) is not None and 0 <= end < done:
-            raise ConfigError(f"trainer.{key} is {end}, but the run has made {done} already; give a later end")
+            raise ConfigError(
+                f"trainer.{key} is {end}, but the run has made {done} already (checkpoint {path}); give a later end"
+            )
 
 
 def require_state(module: TrainingModule, config: DictConfig, checkpoint: Mapping[str, Any], path: Path) -> None:

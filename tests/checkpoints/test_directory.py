@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from fusionkit.checkpoints import directory
-from fusionkit.checkpoints.directory import is_directory, read_directory, write_directory
+from fusionkit.checkpoints.directory import is_directory, read_directory, read_json, write_directory
 from fusionkit.errors import ConfigError, DataError
 
 STATE = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.ones(2)}
@@ -27,6 +27,11 @@ def test_it_is_read_as_it_was_written(folder):
     assert config == {"fusionkit": {"answers": ["no", "yes"], "ids": {"2": "cls"}, "rate": 0.1}}
     assert all(state[name].equal(tensor) for name, tensor in STATE.items())
     assert (folder / "experiment" / "imported.yaml").read_text() == "a: 1\n"
+
+
+def test_a_configuration_may_hold_infinity_as_transformers_writes_it(tmp_path):
+    (tmp_path / "config.json").write_text('{"time_step_limit": [0.0, Infinity]}')
+    assert read_json(tmp_path / "config.json") == {"time_step_limit": [0.0, float("inf")]}
 
 
 def test_one_of_an_earlier_version_is_read(folder):

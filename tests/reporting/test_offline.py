@@ -133,6 +133,15 @@ def test_a_damaged_table_is_told(folder, tmp_path, text):
         read_offline(copy)
 
 
+def test_a_table_holds_numbers_as_wandb_writes_them(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "run")
+    for table in copy.rglob("*.table.json"):
+        table.write_text('{"columns": ["id", "score"], "data": [[1, NaN]]}')
+    tables = read_offline(copy).tables
+    assert tables
+    assert all(str(table.rows) == "[[1, nan]]" for table in tables.values())
+
+
 def test_a_table_whose_file_is_gone_is_left_out(folder, tmp_path):
     shutil.copy(next(folder.glob("*.wandb")), tmp_path)
     assert read_offline(tmp_path).tables == {}

@@ -105,6 +105,16 @@ def test_tasks_of_weight_0_need_nothing_of_the_fusion(monkeypatch):
     assert asked == ["a"]
 
 
+@pytest.mark.parametrize("scorer", ["", "x", 5, {}, [1]])
+def test_a_scorer_that_is_no_function_is_told(monkeypatch, scorer):
+    monkeypatch.setattr(launch, "instantiate", lambda block: lambda dims: SimpleNamespace(scorer=block.scorer))
+    config = {"task": {"a": {"scorer": None}, "b": {"scorer": scorer}}, "objectives": {}}
+    with pytest.raises(ConfigError, match=r"^task\.b\.scorer is .*, but has to be a function that gives the scores"):
+        build_tasks(OmegaConf.create(config), 7, None)
+    config["task"]["b"]["scorer"] = None
+    assert build_tasks(OmegaConf.create(config), 7, None).keys() == {"a", "b"}
+
+
 def test_libraries_are_quiet_about_what_is_meant():
     with warnings.catch_warnings():
         before = warnings.formatwarning

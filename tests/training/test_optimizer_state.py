@@ -99,9 +99,10 @@ def test_a_damaged_state_is_refused(key):
     state = before.state_dict()
     with pytest.raises(DataError, match=r"checkpoint x: the optimiser's state is not whole"):
         fitted_state(state, names[:-1], before, net.named_parameters(), "x")
-    state["state"][3][key] = torch.zeros(7)
-    with pytest.raises(DataError, match=rf"checkpoint x: the optimiser's {key} of b.bias has another shape"):
-        fitted_state(state, names, before, net.named_parameters(), "x")
+    for value in (torch.zeros(7), 5, None):
+        state["state"][3][key] = value
+        with pytest.raises(DataError, match=rf"checkpoint x: the optimiser's {key} of b.bias has another shape"):
+            fitted_state(state, names, before, net.named_parameters(), "x")
 
 
 def test_what_a_strategy_names_or_a_schedule_keeps_is_left_as_it_is():

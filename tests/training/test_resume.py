@@ -1,5 +1,7 @@
 """What a run that goes on cannot change is refused by name."""
 
+import re
+import reprlib
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ RUN: dict[str, Any] = {
     "trainer": {"max_steps": 9, "max_epochs": 2, "root": "${output_dir}/root"},
 }
 HERE = Path("x.ckpt")
+STATE: dict[str, Any] = {"state": {}, "param_groups": [{"params": [0, 1]}]}
 
 
 def run_with(**changes: Any) -> Any:
@@ -34,7 +37,7 @@ def checkpoint(step: int = 5, epoch: int = 1, **more: Any) -> dict[str, Any]:
     kept: dict[str, Any] = {key: {} for key in KEPT} | {
         "global_step": step,
         "epoch": epoch,
-        "optimizer_states": [],
+        "optimizer_states": [STATE],
         "lr_schedulers": [],
     }
     return kept | {"fusionkit": {"config": OmegaConf.to_yaml(OmegaConf.create(RUN))}} | more
@@ -61,7 +64,10 @@ def test_what_can_be_applied_passes(changes: dict[str, Any]) -> None:
         ({"optimizer._target_": "x.muon"}, r"^optimizer._target_ is x.muon, but was x.adamw, and its state"),
         ({"objectives.coco.itm": 0}, r"^objectives: coco/itm was trained and is not; a run that goes on"),
         ({"objectives.coco.mlm": 1}, r"^objectives: coco/mlm is new; a run"),
-        ({"trainer.max_steps": 4}, r"^trainer.max_steps is 4, but the run has made 5 already; give a later end"),
+        (
+            {"trainer.max_steps": 4},
+            r"^trainer.max_steps is 4, but the run has made 5 already \(checkpoint x.ckpt\); give a later end",
+        ),
         ({"trainer.max_steps": 0}, r"^trainer.max_steps is 0, but the run has made 5 already"),
         ({"trainer.max_epochs": 0}, r"^trainer.max_epochs is 0, but the run has made 1 already"),
     ],
@@ -80,10 +86,48 @@ def test_objectives_in_another_order_are_refused() -> None:
         require_resumable(run, checkpoint(), HERE)
 
 
-@pytest.mark.parametrize("key", ["epoch", "global_step", "optimizer_states", "lr_schedulers", "progress"])
-def test_a_state_of_another_kind_is_damage(key: str) -> None:
-    with pytest.raises(DataError, match=rf"^checkpoint x.ckpt is damaged: its {key} is 'x'; start a new run"):
-        require_resumable(run_with(), checkpoint(**{key: "x"}), HERE)
+GROUP = STATE["param_groups"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, "x") for key in ("epoch", "global_step", "optimizer_states", "lr_schedulers", "progress")),
+        *((key, value) for key in ("epoch", "global_step") for value in (True, -1, 2**63, 1.0)),
+        ("lr_schedulers", ["x"]),
+        ("progress", {"parameters": [{"x": 1}]}),
+        ("progress", {"parameters": ["a", [["b"]]]}),
+        ("progress", {"parameters": "ab"}),
+        ("optimizer_states", []),
+        ("optimizer_states", [[]]),
+        ("optimizer_states", [STATE, {}]),
+        ("optimizer_states", [{"state": [], "param_groups": GROUP}]),
+        ("optimizer_states", [{"state": {0: 1}, "param_groups": GROUP}]),
+        ("optimizer_states", [{"state": {}, "param_groups": {}}]),
+        ("optimizer_states", [{"state": {}, "param_groups": [1]}]),
+        ("optimizer_states", [{"state": {}, "param_groups": [*GROUP, {"params": [0, [1]]}]}]),
+        ("optimizer_states", [{"state": {}, "param_groups": [{}]}]),
+        ("optimizer_states", [{"parts": STATE}]),
+        ("optimizer_states", [{"parts": [STATE, {}]}]),
+    ],
+)
+def test_a_state_of_another_kind_is_damage(key: str, value: Any) -> None:
+    told = rf"^checkpoint x.ckpt is damaged: its {key} is {re.escape(reprlib.repr(value))}; start a new run"
+    with pytest.raises(DataError, match=told):
+        require_resumable(run_with(), checkpoint(**{key: value}), HERE)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"lr_schedulers": [{"lr_lambdas": [None]}], "progress": {"parameters": None}},
+        {"progress": {"parameters": ["a", "b"], "more": 1}},
+        {"optimizer_states": [{"parts": [STATE, {"state": {0: {"step": 1}}, "param_groups": [{"params": ["a"]}]}]}]},
+        {"global_step": 0, "epoch": 0},
+    ],
+)
+def test_a_state_of_the_right_kind_is_none(state: dict[str, Any]) -> None:
+    require_resumable(run_with(), checkpoint(**state), HERE)
 
 
 @pytest.mark.parametrize("key", KEPT)
