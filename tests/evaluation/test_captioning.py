@@ -303,3 +303,17 @@ def test_an_image_without_a_caption_of_people_is_not_asked_and_one_without_a_rec
     assert rows[2]["values"] == {"rouge_l": 0, "cider": 0}
     assert rows[2]["sums"]["bleu"][0] == 0
     assert score_captions([], [Sample(4, Path("x.jpg"), {})]) == {}
+
+
+def test_with_java_meteor_is_counted_from_what_is_said_to_what_is_wanted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(captioning.shutil, "which", lambda name: "/some/java")
+    monkeypatch.setattr(captioning, "_words", lambda said, wanted, java=None: (said, wanted))
+    monkeypatch.setattr(
+        captioning, "meteor_counts", lambda *given: seen.append(given) or [[0.0] * 23 for _ in given[0]]
+    )
+    monkeypatch.setattr(captioning, "_lack_of_spice", lambda java: "no models")
+    judged = CaptionMeasure()([{"image_id": 1, "caption": "a dog"}], samples_of({1: ("one dog", "the dog")}))
+    assert seen == [(["a dog"], [["one dog", "the dog"]], "/some/java")]
+    assert judged.notes["tokenizer"] == "Stanford's PTB tokenizer"
+    assert "meteor" not in judged.notes

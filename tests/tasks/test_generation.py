@@ -1,5 +1,7 @@
 """Decoding against transformers' own, for the scores of one small random language model."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TopKLogitsWarper, TopPLogitsWarper
@@ -178,3 +180,8 @@ def test_the_end_is_never_banned():
     assert scores[0, END] == 0
     assert scores[0, [0, 4]].isneginf().all()
     assert rules.restrict(torch.zeros(1, 6), torch.zeros(1, 0, dtype=torch.long))[0, END].isneginf()
+
+
+def test_rules_are_values():
+    with pytest.raises(FrozenInstanceError):
+        Rules(END).end = 2
