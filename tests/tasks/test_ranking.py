@@ -8,6 +8,7 @@ import torch
 
 from fusionkit.momentum import MomentumTeacher
 from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
+from fusionkit.negatives.pool import OwnBatch
 from fusionkit.tasks.itm import ITM, tossed_pairs
 from fusionkit.tasks.ranking import Ranking, triplet_loss
 from tests.toys import toy_batch, toy_dims, toy_model
@@ -105,3 +106,20 @@ def test_a_tossed_coin_makes_one_pair_a_caption():
     true = task.score_pairs(model, encoded.memory, text, torch.arange(8))
     is_same = (out.logits == true).all(dim=1)
     assert torch.equal(is_same, out.targets.bool())
+
+
+class Behind(OwnBatch):
+    """The own texts behind two of another rank's, here copies of the first."""
+
+    def forward(self, encoded, kind, image_keys, text_keys):
+        own = super().forward(encoded, kind, image_keys, text_keys)
+        rows = torch.cat([torch.zeros(2, dtype=torch.long), torch.arange(len(text_keys))])
+        moved = {"text": own.text.take(rows), "text_feats": own.text_feats[rows], "text_keys": text_keys[rows]}
+        return own._replace(**moved, first_text=2)
+
+
+def test_the_true_caption_is_the_own_one_where_other_ranks_stand_before():
+    model, task, batch, encoded = build(Ranking, negatives=RandomNegatives(Behind(), k=2))
+    logits = task(model, batch, encoded).logits
+    true = task.score_pairs(model, encoded.memory, encoded.text["captions"], torch.arange(6))[:, 1]
+    torch.testing.assert_close(logits[:, 0], true)
