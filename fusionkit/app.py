@@ -24,6 +24,7 @@ from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, re
 from fusionkit.errors import ConfigError, UserError, clean
 from fusionkit.mistakes import composing, translate
 
+LONGEST = 2000  # letters of a sentence
 _GRAMMAR = OverridesParser.create()
 
 
@@ -232,6 +233,8 @@ def report(error: Exception, groups: Iterable[str] = (), files: Sequence[Path] =
 def mistake_of(error: Exception, groups: Iterable[str], files: Sequence[Path]) -> UserError | None:
     """As ``translate``; one in the configuration names the ``files`` of the user's that it is composed with."""
     mistake = translate(error, groups)
+    if mistake and len(text := str(mistake)) > LONGEST:  # a value of the user's
+        mistake = type(mistake)(f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
     if isinstance(mistake, ConfigError) and files and not any(str(path) in str(mistake) for path in files):
         return ConfigError(f"{mistake} (composed with {', '.join(map(str, files))})")
     return mistake

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -252,6 +253,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _children(node: Any) -> Iterable[tuple[Any, Any]]:
     return node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+
+
+def require_seed(seed: Any) -> None:
+    """Raise ConfigError for what is no seed of numpy's."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {reprlib.repr(seed)}, but has to be a whole number from 0 to {2**32 - 1}")
 
 
 def first_cause(error: BaseException) -> str:

@@ -26,6 +26,8 @@ from fusionkit.errors import ConfigError, UserError, suggest
 from fusionkit.plain_files import YAML, other_kind
 from fusionkit.storage import refused
 
+SOUND = ("fusionkit.", "hydra.utils.", "lightning.")  # what one raises as it is built is about the values it was given
+WRONG = (AttributeError, LookupError, TypeError, ValueError)
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -152,7 +154,8 @@ def _composition(message: str, known: Iterable[str]) -> ConfigError:
 def _instantiation(error: Exception, cause: Exception) -> ConfigError | None:
     place = re.search(r"full_key: (\S+)", str(error))
     target = re.search(r"(?:call to|locating) target '([^']+)'", str(error))
-    if _is_signature_mismatch(cause) or (target and isinstance(cause, ImportError)):
+    is_about_values = target and target[1].startswith(SOUND) and isinstance(cause, WRONG)
+    if is_about_values or _is_signature_mismatch(cause) or (target and isinstance(cause, ImportError)):
         return ConfigError(f"{place[1] if place else 'configuration'} cannot be built: {first_cause(cause)}")
     return None
 

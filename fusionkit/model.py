@@ -1,5 +1,6 @@
 """The model: two encoders, a fusion, and the contrastive projection. It knows no loss."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -219,3 +220,6 @@ def assemble(
         built.start_from(text_encoder.upper_layers)
         text_encoder.upper_layers = ()
     return VisionLanguageModel(image_encoder, text_encoder, built, **options)
+
+
+assemble.__signature__ = inspect.signature(VisionLanguageModel)  # type: ignore[attr-defined]  # options are checked by it

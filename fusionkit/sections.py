@@ -24,6 +24,9 @@ def check_sections(plain: Mapping[Any, Any]) -> None:
         if key in BUILT or (key in OPTIONAL and value):
             _require_target(key, value)
     for key, value in _inner(plain):
+        is_of_another = value is None or (isinstance(value, Mapping) and "_target_" not in value)
+        if key.startswith("data.sources.") and is_of_another:
+            continue  # settings of a source that this data has not: ``check_objectives`` says so
         _require_section(key, value)
         _require_target(key, value)
     for key, value in (_at(plain, "objectives") or {}).items():

@@ -9,9 +9,9 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.config import check_arguments, check_objectives, check_top_level
+from fusionkit.config import check_arguments, check_objectives, check_top_level, require_seed
 from fusionkit.distributed import leave
-from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.errors import DataError, UserError
 from fusionkit.evaluate import score
 from fusionkit.rank import run_in_ranks
 from fusionkit.schemas import TrainConfig
@@ -44,8 +44,7 @@ def train(config: DictConfig) -> float | None:
     check_top_level(config, TrainConfig)
     check_objectives(config)
     check_arguments(config)
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed is {config.seed}, but has to be a whole number from 0 to {2**32 - 1}")
+    require_seed(config.seed)
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
         check_folder(config)

@@ -92,7 +92,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "words"),
     [
         ("trian", "did you mean 'train'?"),
-        ("train logger=[]", "logger: nothing is chosen; known: csv, none, tensorboard, wandb"),
+        ("train +model.embed=16", "did you mean 'embed_size'?"),
+        ("train model.embed_size=wide", "model.embed_size is 'wide', but has to be a whole number"),
+        ("train trainer.max_steps={}", "trainer cannot be built: "),
         ("train sead=2", "unknown key 'sead' in the configuration; did you mean 'seed'?"),
         ("train experimnt=quickstart", "did you mean 'experiment'?"),
         ("train trainer.max_epoch=2", "unknown key 'max_epoch' in trainer; did you mean 'max_epochs'?"),

@@ -74,6 +74,15 @@ def test_a_group_that_is_null_is_none(group: str) -> None:
     assert not config[group] or config[group]._target_ == "fusionkit.balance.Fixed"
 
 
+@pytest.mark.parametrize("group", ["logger", "callbacks"])
+def test_a_list_of_no_choices_is_none(group: str) -> None:
+    config = composed("train", [f"{group}=[]", "task=[itc]"])
+    OmegaConf.update(config, "objectives.shapes", {"itc": 1}, merge=False)
+    check_top_level(config, TrainConfig)
+    check_objectives(config)
+    assert not config.get(group)
+
+
 def test_other_nulls() -> None:
     given = ["experiment=null", "checkpoint=null", "task=null", "seed=1", "+logger=null", "data.root=null"]
     assert without_null(given, primary_groups("train")) == ["checkpoint=null", "task=[]", *given[3:]]

@@ -303,6 +303,27 @@ def test_a_damaged_tokenizer_of_a_checkpoint_is_named(world: Path, tmp_path: Pat
     assert "/tmp/tmp" not in told
 
 
+def test_a_checkpoint_of_impossible_numbers_is_named(world: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "x.ckpt"
+    content = torch.load(world / "first/checkpoints/best.ckpt", weights_only=True)
+    config = content["fusionkit"]["config"]
+    for seed in ("1.0e+308", "-1", "4294967296", "true"):
+        content["fusionkit"]["config"] = config.replace("\nseed: 1\n", f"\nseed: {seed}\n")
+        assert content["fusionkit"]["config"] != config
+        torch.save(content, path)
+        assert run(["evaluate", f"checkpoint={path}"]) == 2
+        assert f"checkpoint {path}: seed is " in sentence(capsys)
+    content["fusionkit"]["config"] = config
+    names = [name for name, tensor in content["state_dict"].items() if name.startswith("tasks.") and tensor.ndim][:2]
+    for name in names:
+        content["state_dict"][name] = content["state_dict"][name] * float("nan")
+    torch.save(content, path)
+    assert run(["evaluate", f"checkpoint={path}"]) == 1
+    told = sentence(capsys)
+    assert f"checkpoint {path}: " in told
+    assert "holds NaN or infinite numbers, as do 1 more tensors" in told
+
+
 @pytest.fixture(scope="module")
 def changed_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same data with other words, more often said, and every answer in the place of another."""

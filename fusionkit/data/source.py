@@ -1,5 +1,6 @@
 """What a source is made of, and the splits of all sources of a run: read once, when first needed, and kept apart."""
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,13 @@ class Source:
 
     def check(self, key: str) -> None:
         """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
+        for name, section in (("splits", self.splits), ("texts_per_image", self.texts_per_image)):
+            if not isinstance(section, Mapping):
+                raise ConfigError(f"{key}.{name} is {reprlib.repr(section)}, but has to be a section of keys")
+        counts = {f"texts_per_image.{kind}": count for kind, count in self.texts_per_image.items()}
+        for name, count in {"batch_size": self.batch_size, "max_length": self.max_length, **counts}.items():
+            if type(count) is not int:
+                raise ConfigError(f"{key}.{name} is {reprlib.repr(count)}, but has to be a whole number")
         if self.batch_size < 1:
             raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
         if self.max_length < 3:
@@ -52,6 +60,8 @@ class Source:
         for role, names in self.splits.items():
             if isinstance(names, str):
                 raise ConfigError(f"{key}.splits.{role} is '{names}', but has to be a list: [{names}]")
+            if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+                raise ConfigError(f"{key}.splits.{role} is {reprlib.repr(names)}, but has to be a list of names")
         if not self.kinds:
             raise ConfigError(f"{key}.texts_per_image asks for no texts; give e.g. {key}.texts_per_image.captions=1")
 

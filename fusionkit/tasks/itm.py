@@ -46,6 +46,10 @@ class ITM(Task[CaptionBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        if not (negatives is None or callable(negatives)):
+            raise ConfigError(
+                f"task.itm.negatives is {negatives!r}, but has to be built of a class; choose negatives=NAME"
+            )
         self.negatives = negatives or HardNegatives()
         self.texts_per_image, self.join, self.alignment = texts_per_image, join or join_pairs, alignment
         if alignment is not None:

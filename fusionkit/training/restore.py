@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
-from fusionkit.config import check_arguments, check_objectives, first_cause, leaves
+from fusionkit.config import check_arguments, check_objectives, first_cause, leaves, require_seed
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import PUBLISHED
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.tensor_files import read_tensors
 from fusionkit.training.artifacts import check_content, tokenizer_from
+from fusionkit.training.finite import not_finite
 from fusionkit.training.launch import Parts, build_parts
 from fusionkit.training.vocabulary import carry_answers
 from fusionkit.training.weights import require_fit
@@ -93,6 +94,8 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     config = OmegaConf.merge(stored, overrides)
     assert isinstance(config, DictConfig)
     forget_writing(config, overrides)
+    if config.get("seed") is not None:
+        require_seed(config.seed)
     check_objectives(config)
     forget_files(config, text_config_of(artifacts, path))
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
@@ -108,6 +111,9 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
         restored["tokenizer"] = tokenizer_from(tokenizer)
     parts = build_parts(config, has_data, **restored)
     load_weights(nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)}), checkpoint, path)
+    if names := not_finite(nn.ModuleList([parts.model, *parts.tasks.values()])):
+        more = f", as do {len(names) - 1} more tensors" if len(names) > 1 else ""
+        raise DataError(f"checkpoint {path}: {names[0]} holds NaN or infinite numbers{more}; take one of before that")
     return parts
 
 

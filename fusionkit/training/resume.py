@@ -36,8 +36,13 @@ def is_count(value: Any) -> bool:
 
 
 def is_progress(value: Any) -> bool:
-    """Whether it is what our module writes, as far as it is read before a training begins: the names of the parameters."""
-    return isinstance(value, Mapping) and (value.get("parameters") is None or is_all(value["parameters"], list, str))
+    """Whether it is what our module writes, as far as it is not read before the training has begun, or is needed earlier."""
+    if not isinstance(value, Mapping) or not (
+        value.get("parameters") is None or is_all(value["parameters"], list, str)
+    ):
+        return False
+    seed = value.get("seed", 0)  # without one Lightning's own loading is refused
+    return type(seed) is int and 0 <= seed < 2 * LARGE
 
 
 def is_state(value: Mapping[str, Any]) -> bool:

@@ -98,6 +98,7 @@ GROUP = STATE["param_groups"]
         ("progress", {"parameters": [{"x": 1}]}),
         ("progress", {"parameters": ["a", [["b"]]]}),
         ("progress", {"parameters": "ab"}),
+        *(("progress", {"seed": seed}) for seed in ("", None, -1, True, 2**64)),
         ("optimizer_states", []),
         ("optimizer_states", [[]]),
         ("optimizer_states", [STATE, {}]),
@@ -123,7 +124,8 @@ def test_a_state_of_another_kind_is_damage(key: str, value: Any) -> None:
         {"lr_schedulers": [{"lr_lambdas": [None]}], "progress": {"parameters": None}},
         {"progress": {"parameters": ["a", "b"], "more": 1}},
         {"optimizer_states": [{"parts": [STATE, {"state": {0: {"step": 1}}, "param_groups": [{"params": ["a"]}]}]}]},
-        {"global_step": 0, "epoch": 0},
+        {"global_step": 0, "epoch": 0, "progress": {"seed": 0}},
+        {"progress": {"seed": 2**64 - 1}},
     ],
 )
 def test_a_state_of_the_right_kind_is_none(state: dict[str, Any]) -> None:
