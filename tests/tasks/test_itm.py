@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from fusionkit.errors import ConfigError
 from fusionkit.negatives import HardNegatives, Queue
 from fusionkit.tasks.itm import ITM, join_pairs, prior_entropy
 from tests.toys import toy_batch, toy_dims, toy_model
@@ -119,3 +120,10 @@ def test_predictions_are_each_caption_with_its_own_and_with_the_next_image():
     assert told == pytest.approx([record["score"] for record in records[:3]])
     alone = toy_batch(images=1, texts_per_image=2)
     assert [r["label"] for r in itm.predict(model, alone, model.encode(alone, ["captions"]))] == [1, 1]
+
+
+@pytest.mark.parametrize("negatives", [7, "x", {"k": 1}])
+def test_negatives_that_are_none_are_told(negatives):
+    model = toy_model()
+    with pytest.raises(ConfigError, match=r"^task\.itm\.negatives is .*, but has to be built of a class; choose"):
+        ITM(toy_dims(model), negatives=negatives)
