@@ -1,5 +1,7 @@
 """Contrast: positives by image, the queue, the teacher."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -96,3 +98,17 @@ def test_how_many_others_an_image_is_set_against():
     assert build()[1].partners(1, 1) == 0
     assert build()[1].partners(2, 3) == 5
     assert build(queue_size=5)[1].partners(1, 1) == 5
+
+
+def test_a_cosine_of_half_precision_features_is_computed_in_full():
+    model = toy_model()
+    batch = toy_batch(images=3)
+    encoded = model.encode(batch, ["captions"])
+    low = replace(
+        encoded,
+        image_feats=encoded.image_feats.bfloat16(),
+        text_feats={"captions": encoded.text_feats["captions"].bfloat16()},
+    )
+    exact = (low.image_feats.double() * low.text_feats["captions"].double()).sum(dim=1)
+    told = [row["cosine"] for row in ITC(toy_dims(model)).reply(model, batch, low, 1)]
+    assert told == pytest.approx(exact.tolist(), abs=1e-6)
