@@ -107,7 +107,7 @@ def read_stored(text: Any, origin: str | Path, trust: object = ()) -> DictConfig
         plain = OmegaConf.to_container(config, resolve=False)
         config = OmegaConf.create(as_texts(plain, trusted))
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())
         raise DataError(f"{origin}: its configuration cannot be read ({reason})") from error
     if not isinstance(config, DictConfig):
         raise DataError(f"{origin}: its configuration is no mapping of keys; it was not written by fusionkit")

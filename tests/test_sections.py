@@ -61,6 +61,15 @@ def test_what_may_be_left_out(key: str) -> None:
     check_sections(OmegaConf.to_container(config, resolve=False))
 
 
+def test_settings_of_a_source_that_is_not_there_are_told_with_what_to_leave_out() -> None:
+    for value in (None, {}, {"batch_size": 2}):
+        config = composed("train", [])
+        OmegaConf.update(config, "data.sources.shapes", value, merge=False)
+        check_sections(OmegaConf.to_container(config, resolve=False))
+        with pytest.raises(ConfigError, match=r"^data\.sources\.shapes has no _target_.*leave it out with"):
+            check_objectives(config)
+
+
 def test_a_reference_to_a_section_is_one() -> None:
     check_sections(OmegaConf.to_container(composed("train", []), resolve=False) | {"fusion": "${model}"})
 
