@@ -18,7 +18,7 @@ from omegaconf.errors import ValidationError
 
 from fusionkit.errors import ConfigError, DataError, install_extra, suggest
 from fusionkit.names import is_file_name, is_inside
-from fusionkit.sections import check_sections
+from fusionkit.sections import TRAINING, check_sections
 
 
 def conf_dir() -> Path:
@@ -119,9 +119,13 @@ def _choose(key: str) -> str:
     return f"give it as {key}=NAME, {suggest('', choices)}" if choices else f"give it as {key}=VALUE"
 
 
-def check_objectives(config: DictConfig) -> None:
-    """Sources and tasks of the objectives exist, the weights are numbers from 0 up, and every configured task is used."""
-    check_sections(OmegaConf.to_container(config, resolve=False))  # type: ignore[arg-type]
+def check_objectives(config: DictConfig, is_trained: bool = True) -> None:
+    """Sources and tasks of the objectives exist, the weights are numbers from 0 up, and every configured task is used.
+
+    What only a training builds is not looked at where there ``is_trained`` nothing.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    check_sections({key: value for key, value in plain.items() if is_trained or key not in TRAINING})
     sources, tasks = list(config.data.sources), list(config.task)
     for name, source in config.data.sources.items():
         if not isinstance(source, DictConfig) or "_target_" not in source:

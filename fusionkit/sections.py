@@ -10,6 +10,15 @@ BUILT = ("image_encoder", "text_encoder", "fusion", "model", "data", "optimizer"
 OPTIONAL = ("scheduler", "teacher", "balance")  # also None
 HOLDERS = ("task", "data.sources")  # of sections that are built
 NAMED = ("logger", "callbacks", "stages")  # of sections that are built, or None
+TRAINING = (
+    "optimizer",
+    "scheduler",
+    "teacher",
+    "balance",
+    "logger",
+    "callbacks",
+    "stages",
+)  # what an evaluation builds not
 PLAIN = ("objectives", "evaluation", "evaluation.options")
 
 

@@ -23,7 +23,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     # by section of a configuration: what it may build. An entry that ends in "." is a module or package, of which classes,
     # functions and constants that are defined in it are parts; any other is one name. No part that a command builds of a stored
     # configuration writes, deletes, fetches or starts; loggers and the like are those of a run, which its user composes.
-    "image_encoder": ("fusionkit.encoders.", *LAYERS),
+    "image_encoder": ("fusionkit.encoders.", "fusionkit.fusion.", *LAYERS),
     "text_encoder": ("fusionkit.encoders.", *LAYERS),
     "fusion": ("fusionkit.fusion.", *LAYERS),
     "model": ("fusionkit.model.VisionLanguageModel", "fusionkit.model.assemble"),

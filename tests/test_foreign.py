@@ -424,7 +424,7 @@ def test_what_a_checkpoint_says_is_printed_without_control_characters(
     printed = capsys.readouterr().out
     assert "\x1b]" not in printed
     assert "]0;own" in printed
-    assert run(["predict", "checkpoint=a\x1b[2Jb.ckpt", "image=a.jpg"]) == 2
+    assert run(["predict", "checkpoint=a\x1b[2Jb.ckpt", "image=a.jpg"]) == 1
     assert "\x1b" not in sentence(capsys)
 
 

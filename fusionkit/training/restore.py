@@ -96,7 +96,7 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     forget_writing(config, overrides)
     if config.get("seed") is not None:
         require_seed(config.seed)
-    check_objectives(config)
+    check_objectives(config, is_trained=False)
     forget_files(config, text_config_of(artifacts, path))
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
     require_own(config, artifacts, overrides, path)

@@ -158,7 +158,7 @@ def test_a_checkpoint_of_retrieval_matches_by_the_row_that_retrieval_trained(fam
         ),
         ("albef", {"cls_head.2.weight": (3, 8)}, {"start": "vqa"}, "start=vqa is for checkpoints of pre-training"),
         ("albef", {}, {"start": "vqaa"}, "did you mean 'vqa'?"),
-        ("vilt", {}, {"start": "vqa"}, "known: nlvr2; all else starts from the import as it is"),
+        ("vilt", vilt(), {"start": "vqa"}, "known: nlvr2; all else starts from the import as it is"),
     ],
 )
 def test_what_cannot_be_imported_is_named(family: str, shapes: Shapes, options: dict[str, Any], words: str) -> None:
