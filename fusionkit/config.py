@@ -176,6 +176,9 @@ def check_arguments(config: DictConfig) -> None:
     """
     for place, block in target_blocks(OmegaConf.to_container(config, resolve=False)):
         name = block["_target_"]
+        for key, kind in (("_target_", str), ("_partial_", bool)):
+            if not isinstance(value := block.get(key, kind()), kind):
+                raise ConfigError(f"{place}.{key} is {value!r}, but has to be {PLAIN[kind]}")
         try:
             accepted = signature_of(name)
         except (ImportError, ValueError) as error:

@@ -27,7 +27,7 @@ from fusionkit.plain_files import YAML, other_kind
 from fusionkit.storage import refused
 
 SOUND = ("fusionkit.", "hydra.utils.", "lightning.")  # what one raises as it is built is about the values it was given
-WRONG = (AttributeError, LookupError, TypeError, ValueError)
+WRONG = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

@@ -92,6 +92,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ("line", "words"),
     [
         ("trian", "did you mean 'train'?"),
+        ("train task.itc.scorer._target_=true", "task.itc.scorer._target_ is True, but has to be a text"),
+        ("train task.itc._partial_=1", "task.itc._partial_ is 1, but has to be true or false"),
         ("train +model.embed=16", "did you mean 'embed_size'?"),
         ("train model.embed_size=wide", "model.embed_size is 'wide', but has to be a whole number"),
         ("train trainer.max_steps={}", "trainer cannot be built: "),
