@@ -110,8 +110,12 @@ def parse(text: bytes | str) -> Any:
     return json.loads(text, parse_constant=_no_number)
 
 
+class NoNumber(ValueError):
+    """NaN or infinity in a JSON text."""
+
+
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
+    raise NoNumber(f"{name} is no number of JSON")
 
 
 def _is_json(line: bytes) -> bool:
@@ -131,6 +135,8 @@ def read_json(path: Path, advice: str = AGAIN, *, has_nan: bool = False) -> Any:
         with collector_paused():
             content = path.read_bytes()
             return json.loads(content) if has_nan else parse(content)
+    except NoNumber as error:
+        raise DataError(f"{path} is not JSON ({error}); write null in its place, or leave it out") from error
     except (OSError, ValueError, RecursionError) as error:
         told = other_kind(path, JSON, advice) or f"{path} is not complete JSON ({reason_of(error)}); {advice}"
         raise DataError(told) from error

@@ -162,7 +162,9 @@ def test_the_line_and_the_depth_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
 def test_numbers_that_json_lacks_are_told_with_their_place(name: str, tmp_path: Path) -> None:
     (tmp_path / "c").write_text(f'{{"id": [{name}]}}')
-    with pytest.raises(DataError, match=rf"c is not complete JSON \({name} is no number of JSON\); ask again$"):
+    with pytest.raises(
+        DataError, match=rf"c is not JSON \({name} is no number of JSON\); write null in its place, or leave it out$"
+    ):
         read_json(tmp_path / "c", "ask again")
     assert str(read_json(tmp_path / "c", has_nan=True)["id"][0]) == str(float(name))
     (tmp_path / "c").write_text(f'{{"id": 1}}\n{{"id": {name}}}\n')

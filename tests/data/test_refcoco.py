@@ -88,7 +88,7 @@ def test_a_box_may_leave_its_image_by_rounding(tmp_path, box):
         ([0, 20, 4, 6], "does not lie inside its image"),
         ([4, 4, 0, 5], "has a side that is not positive"),
         ([4, 4, 5, -1], "has a side that is not positive"),
-        ([float("nan"), 4, 5, 5], r"is \[nan, 4, 5, 5\], but has to be four numbers"),
+        ([None, 4, 5, 5], r"is \[None, 4, 5, 5\], but has to be four numbers"),
         ([4, 4, 5, 5, 1], r"is \[4, 4, 5, 5, 1\], but has to be four numbers"),
     ],
 )
