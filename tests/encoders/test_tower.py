@@ -139,7 +139,7 @@ def test_sizes_and_kinds_that_cannot_be_are_one_sentence():
     with pytest.raises(ConfigError, match=r"text_encoder.config: .*multiple"):
         build_tower({"model_type": "bert", **SIZES | {"hidden_size": 33}}, 60, WORDS)
     with pytest.raises(ConfigError, match=r"has no text encoder|cannot read plain texts|no plain table"):
-        TextEncoder(60, config={"model_type": "vit_mae", "hidden_size": 32})
+        TextEncoder(60, config={"model_type": "vit_mae", "hidden_size": 32, "num_attention_heads": 4})
     with pytest.raises(ConfigError, match="num_layers: albert does not keep its layers one by one"):
         TextEncoder(60, config={"model_type": "albert", **SIZES, "embedding_size": 16}, num_layers=1)
     unusual = build_tower({"model_type": "bert", **SIZES}, 60, WORDS)
