@@ -53,7 +53,7 @@ check: setup ## formatting, lint, types, import rules
 	$(BIN)/python -m pytest tests/test_imports.py
 
 matrix: setup ## write the table of fusions and tasks into README.md
-	$(BIN)/python -m fusionkit.matrix README.md
+	$(BIN)/python -m fusionkit.commands.support_matrix README.md
 
 wheel: setup ## dist/*.whl, configuration included
 	$(BIN)/python -m build --wheel

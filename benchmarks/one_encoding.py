@@ -13,8 +13,8 @@ from benchmarks.timing import report
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.model import VisionLanguageModel, assemble
-from fusionkit.reporting.timing import race
+from fusionkit.model.model import VisionLanguageModel, assemble
+from fusionkit.reporting.cost import race
 
 
 def build(hidden_size: int, layers: int, image_size: int) -> VisionLanguageModel:

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import report
+from fusionkit.assembly.evaluation_options import Reranking
 from fusionkit.data.sample import Sample, Text
-from fusionkit.evaluation.candidates import Candidates, best
-from fusionkit.evaluation.encodings import Encodings
-from fusionkit.evaluation.progress import Bar, show_progress
-from fusionkit.evaluation.reranking import Reranker, Reranking
-from fusionkit.evaluation.retrieval import Pairing
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.reporting.timing import race
+from fusionkit.inference.encoding_cache import Encodings
+from fusionkit.inference.progress import Bar, show_progress
+from fusionkit.inference.reranking import Reranker
+from fusionkit.reporting.cost import race
+from fusionkit.scoring.candidates import Candidates, best
+from fusionkit.scoring.retrieval import Pairing
 from fusionkit.types import Encoded, Tokens
 
 RIVAL, PACKED, OURS = "pair by pair", "pair by pair, without padding", "image by image (fusionkit)"

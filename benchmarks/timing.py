@@ -1,4 +1,4 @@
-"""What a benchmark prints of rivals that took turns (fusionkit.reporting.timing)."""
+"""What a benchmark prints of rivals that took turns (fusionkit.reporting.cost)."""
 
 from collections.abc import Mapping
 

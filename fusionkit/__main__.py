@@ -1,5 +1,5 @@
 """``python -m fusionkit``."""
 
-from fusionkit.cli import main
+from fusionkit.cli.main import main
 
 main()

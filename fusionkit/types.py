@@ -148,7 +148,7 @@ class Dims:
     pad_token_id: int
     mask_token_id: int | None  # None: the tokenizer has none
     feature_size: int = 0  # width of what is to be told of a hidden image token (task mrm)
-    hiding_size: int = 0  # width of what stands in its place
+    mask_token_size: int = 0  # width of what stands in its place
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
     answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it

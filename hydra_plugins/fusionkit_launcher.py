@@ -45,7 +45,7 @@ class ParallelLauncher(Launcher):
 
     def _compose(self, number: int, overrides: list[str]) -> DictConfig:
         """The configuration of one run, in its own folder of the sweep."""
-        from fusionkit.app import join_study
+        from fusionkit.cli.app import join_study
 
         config = self.load(self.config, overrides)
         with open_dict(config):
@@ -58,7 +58,7 @@ class ParallelLauncher(Launcher):
 
     def _train(self, config: DictConfig) -> int:
         """Train in a process of its own; gives the exit code."""
-        from fusionkit.training.folder import is_finished
+        from fusionkit.commands.run_folder import is_finished
 
         folder = Path(config.output_dir)
         if config.resume == "auto" and is_finished(config):
@@ -68,7 +68,13 @@ class ParallelLauncher(Launcher):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "job.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
         share = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        command = [sys.executable, "-m", "fusionkit.rank", "fusionkit.train:train", str(folder / "job.yaml")]
+        command = [
+            sys.executable,
+            "-m",
+            "fusionkit.commands.worker",
+            "fusionkit.commands.train:train",
+            str(folder / "job.yaml"),
+        ]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": share}
             code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode

@@ -14,8 +14,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from fusionkit.cli import run
-from fusionkit.config import check_arguments, register_resolvers
+from fusionkit.assembly.config_checks import check_arguments
+from fusionkit.cli.main import run
+from fusionkit.config import register_resolvers
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.shapes import make_shapes
 from tests.toys import CONF, FEATURES, choices, toy_dims, toy_model, toy_regions, toy_task

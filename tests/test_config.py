@@ -7,18 +7,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.cli import COMMANDS, DATA_VERBS, run
-from fusionkit.config import (
-    check_arguments,
-    check_objectives,
-    check_top_level,
-    package_file,
-    primary_groups,
-    register_resolvers,
-)
+from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level
+from fusionkit.cli.main import COMMANDS, DATA_VERBS, run
+from fusionkit.cli.schemas import TrainConfig
+from fusionkit.commands.import_checkpoint import OWN
+from fusionkit.config import package_file, primary_groups, register_resolvers
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.import_ import OWN
-from fusionkit.schemas import TrainConfig
 from tests.toys import CONF, choices
 
 GROUPS = [(group, name) for group in primary_groups("train") for name in choices(group)]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fusionkit.checkpoints.pretrained import from_pretrained
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import Attention
 from fusionkit.tasks.base import Task

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from fusionkit.checkpoints.pretrained import from_pretrained
-from fusionkit.cli import run
-from fusionkit.data.coco import CocoCaptions
+from fusionkit.cli.main import run
+from fusionkit.data.readers.coco import CocoCaptions
 from fusionkit.errors import ConfigError, DataError, UserError
-from tests.test_predict import LINE
+from tests.commands.test_predict import LINE
 
 Capture = pytest.CaptureFixture[str]
 MODULES = ("strange", "strange.inner")
@@ -77,7 +77,7 @@ def at(*keys: str, value: Any) -> Change:
 
 
 def code(*_: Any) -> dict[str, Any]:
-    return {"_target_": "fusionkit.training.ranks.start_ranks", "command": ["touch", "pwned"], "count": 1}
+    return {"_target_": "fusionkit.commands.processes.start_ranks", "command": ["touch", "pwned"], "count": 1}
 
 
 SOURCE = ("data", "sources", "shapes")

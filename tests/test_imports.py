@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,87 +15,73 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fusionkit"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-# room (the longest matching path decides) -> third-party packages and fusionkit modules it may import
-TENSORS = {"torch", "fusionkit.types", "fusionkit.errors", "fusionkit.internals"}
-RULES = {
+FLOORS = (  # each room imports those before it, never those behind it
+    "errors",
+    "types",
+    "internals",
+    "distributed",
+    "files",
+    "config",
+    "losses",
+    "data",
+    "encoders",
+    "negatives",
+    "balance",
+    "fusion",
+    "model",
+    "tasks",
+    "scoring",
+    "assembly",
+    "visual",
+    "checkpoints",
+    "training",
+    "inference",
+    "reporting",
+    "cli",
+    "commands",
+    "__main__",
+)
+TENSORS = {"torch", "fusionkit.types", "fusionkit.errors", "fusionkit.internals", "fusionkit.distributed"}
+ALLOWED = {  # room (the longest matching path decides) -> the packages and modules that it may import, where they are few
     "__init__": set(),
-    "__main__": {"fusionkit.cli"},
-    "cli": {"fusionkit"},
     "errors": set(),
-    "storage": {"fusionkit.errors"},
-    "tensor_files": TENSORS | {"fusionkit.plain_files", "fusionkit.storage", "xxhash"},
-    "unicode": {"fusionkit.errors"},
-    "names": set(),
-    "plain_files": {"fusionkit.errors"},
-    "sections": {"fusionkit.errors"},
-    "account": {"fusionkit.errors", "wandb"},
     "types": {"torch"},
     "internals": {"torch"},
-    "losses": TENSORS | {"fusionkit.distributed"},
-    "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.distributed", "fusionkit.plain_files"},
-    "balance": TENSORS | {"fusionkit.balance", "fusionkit.distributed"},
-    "momentum": TENSORS,
     "distributed": TENSORS,
+    "files": {"fusionkit.errors", "fusionkit.files", "torch", "xxhash"},
+    "losses": TENSORS,
+    "negatives": TENSORS | {"fusionkit.negatives", "fusionkit.files"},
+    "balance": TENSORS | {"fusionkit.balance"},
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
-    "checkpoints/directory": TENSORS | {"fusionkit.plain_files", "fusionkit.storage", "safetensors"},
+    "model/momentum": TENSORS,
+    "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
+    "tasks": TENSORS
+    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "files")}
+    | {"fusionkit.fusion.layers"},
+    "checkpoints/directory": TENSORS | {"fusionkit.files", "safetensors"},
     "checkpoints/pickled": TENSORS | {"numpy"},
     "checkpoints/source": TENSORS
-    | {"fusionkit.checkpoints.directory", "fusionkit.checkpoints.pickled", "fusionkit.plain_files", "huggingface_hub"},
+    | {"fusionkit.checkpoints.directory", "fusionkit.checkpoints.pickled", "fusionkit.files", "huggingface_hub"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source", "fusionkit.checkpoints.classes"},
-    "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion"},
-    "saliency": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
-    "tasks": TENSORS
-    | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "momentum", "distributed", "saliency")}
-    | {"fusionkit.fusion.layers", "fusionkit.plain_files", "fusionkit.unicode"},
+}
+READS_RUNS = {"torch", "lightning", "fusionkit.training", "fusionkit.model", "fusionkit.tasks", "fusionkit.data"}
+FORBIDDEN = {  # rooms that import much, but not this
+    "data": {"fusionkit.encoders"},
+    "scoring": {"torch", "lightning", "fusionkit.model", "fusionkit.tasks"},
+    "inference": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"},
+    "visual": {"lightning", "fusionkit.fusion", "fusionkit.encoders"},
+    # what reads runs, counts and draws needs neither model nor trainer
+    "reporting": READS_RUNS,
+    "reporting/html": READS_RUNS - {"fusionkit.data"},  # shows pictures
+    "reporting/cost": set(),
+    "reporting/dashboard": set(),
 }
 HYDRA = {"hydra", "omegaconf"}
-ENTRY = {
-    "app",
-    "config",
-    "mistakes",
-    "completion",
-    "help",
-    "datasets",
-    "import_",
-    "export",
-    "matrix",
-    "train",
-    "evaluate",
-    "predict",
-    "compare",
-    "asking",
-    "schemas",
-    "scope",
-    "score",
-    "submit",
-    "benchmarking",
-    "cli",
-    "rank",
-    "__main__",
-}
-FORBIDDEN = {  # rooms that may import much, but not this
-    "data": {"fusionkit.model", "fusionkit.tasks", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"}
-    | HYDRA,
-    "evaluation": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"} | HYDRA,
-    # what reads runs, counts and draws needs neither model nor trainer
-    "reporting": {"torch", "lightning", "fusionkit.training", "fusionkit.model", "fusionkit.tasks", "fusionkit.data"},
-    "reporting/html": {
-        "torch",
-        "lightning",
-        "fusionkit.training",
-        "fusionkit.model",
-        "fusionkit.tasks",
-    },  # shows pictures
-    "reporting/cost": set(),
-    "training": {f"fusionkit.{name}" for name in ENTRY - {"config"}} | {"fusionkit.reporting"},
-    "checkpoints": {f"fusionkit.{name}" for name in ENTRY - {"config"}},
-}
-# a run is built from its configuration, written with it and read back
-FROM_CONFIG = ("launch", "checks", "folder", "artifacts", "restore", "resume", "vocabulary")
-HYDRA_ROOMS = {f"training/{name}" for name in FROM_CONFIG} | ENTRY
-HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "pretrained", "write")}
-HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading", "trust"}
+HYDRA_ROOMS = {"assembly", "cli", "commands", "config", "__main__"}
+HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "load", "pretrained", "write")}
+HYDRA_ROOMS |= {"training/trainer", "training/resume"}
+HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -128,18 +115,41 @@ def room(path: Path, table: dict[str, set[str]]) -> str | None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_room_imports_only_what_it_may(path: Path) -> None:
     modules = {name for name in imports(path) if name.split(".")[0] not in sys.stdlib_module_names}
-    if (allowed := room(path, RULES)) is not None:
-        # cli may import its own errors and version, and everything else by name when a command asks for it
-        extra = {"fusionkit.errors"} if allowed == "cli" else set()
-        assert {name for name in modules if not covers(RULES[allowed] | extra, name)} - {"fusionkit"} == set()
+    if (allowed := room(path, ALLOWED)) is not None:
+        assert {name for name in modules if not covers(ALLOWED[allowed], name)} == set()
     if (forbidden := room(path, FORBIDDEN)) is not None:
         assert {name for name in modules if covers(FORBIDDEN[forbidden], name)} == set()
-    if path.relative_to(PACKAGE).with_suffix("").as_posix() not in HYDRA_ROOMS:
+    if room(path, {name: set() for name in HYDRA_ROOMS}) is None:
         assert {name for name in modules if covers(HYDRA, name)} == set()
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_import_runs_up(path: Path) -> None:
+    own = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    if own == "__init__":
+        return
+    floor = FLOORS.index(own)
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("fusionkit.")}
+    assert {name for name in used - {own} if FLOORS.index(name) > floor} == set()
+
+
+def test_every_room_has_its_floor_and_no_more_files_than_one_can_survey() -> None:
+    rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - {"__init__"}
+    assert rooms == set(FLOORS)
+    assert len(rooms) <= 26
+    choices = {"tasks", "fusion", "data/readers", "checkpoints/families"}  # one file a choice
+    counts = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in FILES if path.name != "__init__.py")
+    assert {place: count for place, count in counts.items() if count > 25 and place not in choices} == {}
+
+
+def test_what_runs_a_model_or_scores_it_knows_no_configuration() -> None:
+    for place in ("inference", "scoring", "visual", "model"):
+        for path in (PACKAGE / place).rglob("*.py"):
+            assert "DictConfig" not in path.read_text(), path
+
+
 def test_the_rules_name_rooms_that_exist() -> None:
-    for name in RULES | FORBIDDEN:
+    for name in ALLOWED.keys() | FORBIDDEN | HYDRA_ROOMS:
         assert (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file(), name
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 
 COLOURS = {"đỏ": (255, 0, 0), "Xanh Lá": (0, 255, 0)}
 ASKED = "hình tròn bên trái có màu gì"

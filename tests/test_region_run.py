@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 
 SPLITS = ["train"] * 8 + ["restval"] * 4 + ["val"] * 4 + ["test"] * 4
 LINE = (

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.config import conf_dir, group_choices
 from fusionkit.reporting import cost
 
@@ -109,7 +109,7 @@ def test_the_sweep_of_wandb_is_that_of_hydra(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     configs = []
-    monkeypatch.setattr("fusionkit.train.train", lambda config: configs.append(OmegaConf.to_container(config)))
+    monkeypatch.setattr("fusionkit.commands.train.train", lambda config: configs.append(OmegaConf.to_container(config)))
     assert run(runs[-1][1:]) == 0
     (config,) = configs
     variant = dict(word.split("=") for word in runs[-1][-len(axes) :])["balance" if "balance" in axes else "fusion"]

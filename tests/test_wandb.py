@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.config import register_resolvers
 from fusionkit.reporting.dashboard import SECTIONS, main
 from fusionkit.reporting.offline import OfflineRun, read_offline
-from tests.test_train import SMALL
+from tests.commands.test_train import SMALL
 
 FUSIONS = ("cross_attention", "co_attention")
 TABLES = 6

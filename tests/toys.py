@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.encoders.text import TextEncoder
-from fusionkit.model import VisionLanguageModel, assemble
+from fusionkit.model.model import VisionLanguageModel, assemble
 from fusionkit.types import Dims, Regions
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -94,7 +94,7 @@ def toy_dims(model: VisionLanguageModel) -> Dims:
         text_size=model.text_encoder.hidden_size,
         embed_size=model.embed_size,
         feature_size=model.image_encoder.feature_size,
-        hiding_size=model.image_encoder.hiding_size,
+        mask_token_size=model.image_encoder.mask_token_size,
         vocab_size=VOCABULARY,
         cls_token_id=CLS,
         sep_token_id=SEP,

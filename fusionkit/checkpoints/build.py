@@ -9,13 +9,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from fusionkit.assembly.parts import build_model, build_tasks, build_teacher, dims_of, plain_dims
 from fusionkit.checkpoints.base import Plan
 from fusionkit.config import training_config
 from fusionkit.data.tokenizer import text_format
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import MomentumTeacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
-from fusionkit.training.launch import build_model, build_tasks, build_teacher, dims_of, plain_dims
 
 
 @dataclass(frozen=True)

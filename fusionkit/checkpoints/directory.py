@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fusionkit import plain_files
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.plain_files import other_kind, reason_of
-from fusionkit.storage import atomic_folder
+from fusionkit.files import plain as plain_files
+from fusionkit.files.atomic import atomic_folder
+from fusionkit.files.plain import other_kind, reason_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from fusionkit.assembly.artifacts import tokenizer_from
+from fusionkit.assembly.trust import NETWORK, read_stored, require_trusted
 from fusionkit.checkpoints.build import Network, build_network
-from fusionkit.checkpoints.source import local
-from fusionkit.errors import DataError
-from fusionkit.training.artifacts import tokenizer_from
-from fusionkit.training.restore import (
+from fusionkit.checkpoints.load import (
     forget_files,
     forget_proposals,
     load_weights,
@@ -19,7 +18,8 @@ from fusionkit.training.restore import (
     text_config_of,
     told_of,
 )
-from fusionkit.trust import NETWORK, read_stored, require_trusted
+from fusionkit.checkpoints.source import local
+from fusionkit.errors import DataError
 
 
 @dataclass(frozen=True)

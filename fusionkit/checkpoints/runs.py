@@ -10,12 +10,13 @@ import torch
 import yaml
 from torch import Tensor
 
+from fusionkit.assembly.config_checks import TYPE_NAMES
 from fusionkit.checkpoints.base import Key, constant
-from fusionkit.checkpoints.bert import word_head
 from fusionkit.checkpoints.classes import saved_labels
 from fusionkit.checkpoints.directory import CONFIG
+from fusionkit.checkpoints.families.bert import word_head
 from fusionkit.checkpoints.source import Source
-from fusionkit.config import PLAIN, conf_dir
+from fusionkit.config import conf_dir
 from fusionkit.data import source as data_source
 from fusionkit.data.answers import read_answers
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -106,7 +107,9 @@ def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None
         is_right = type(value) is kind or (kind is float and type(value) is int)
         is_right &= "${" not in str(value)  # which a configuration would look up
         if not is_right or (kind is float and not math.isfinite(value)):
-            raise DataError(f"{place}{key} is {shown(value)}, but has to be {PLAIN[kind]}, such as {options[name]}")
+            raise DataError(
+                f"{place}{key} is {shown(value)}, but has to be {TYPE_NAMES[kind]}, such as {options[name]}"
+            )
         if name.endswith("layers") and value > len(source.state):
             raise DataError(f"{place}{key} is {value}, but the checkpoint has {len(source.state)} tensors; correct it")
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, read_json, read_safetensors, sha256
 from fusionkit.checkpoints.pickled import read_pickled
 from fusionkit.errors import DataError
-from fusionkit.plain_files import CHECKPOINT, other_kind
+from fusionkit.files.plain import CHECKPOINT, other_kind
 
 PICKLED = "pytorch_model.bin"
 SAVED = (WEIGHTS, f"{WEIGHTS}.index.json", PICKLED, f"{PICKLED}.index.json")  # by transformers, one of

@@ -11,6 +11,7 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from fusionkit.assembly.artifacts import artifacts_of
 from fusionkit.checkpoints.base import Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.directory import write_directory
@@ -19,8 +20,7 @@ from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer
 from fusionkit.errors import ConfigError, DataError, UserError
-from fusionkit.tensor_files import save_tensors
-from fusionkit.training.artifacts import artifacts_of
+from fusionkit.files.tensors import save_tensors
 
 Planner = Callable[[Source], Plan]
 EXPERIMENT = "imported"  # a name that no recipe has: of two experiments of one name ours would be read

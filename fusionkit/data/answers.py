@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from fusionkit.data.vqa_answers import answer_key, clean_spaces, leave_one_out, normalize_answer
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.evaluation.vqa import answer_key, clean_spaces, leave_one_out, normalize_answer
-from fusionkit.plain_files import read_json
-from fusionkit.storage import write_text
+from fusionkit.files.atomic import write_text
+from fusionkit.files.plain import read_json
 
 PUBLISHED_MIN_COUNT = 9
 """Keeps 3,129 answers of VQA v2 train and val (ViLT's write_vqa.py, UNITER's ans2label.json), one of which is "": all that

@@ -11,8 +11,8 @@ import numpy as np
 
 from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.names import is_file_name
-from fusionkit.storage import atomic_write
+from fusionkit.files.atomic import atomic_write
+from fusionkit.files.names import is_file_name
 
 # the columns of a line, by their number: bottom-up attention's own, and LXMERT's
 COLUMNS = {

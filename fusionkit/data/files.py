@@ -8,8 +8,8 @@ from typing import Any
 
 from fusionkit.data.identity import check_id
 from fusionkit.errors import DataError, UserError, suggest
-from fusionkit.plain_files import AGAIN, PICKLE, collector_paused, other_kind, reason_of
-from fusionkit.unicode import BadText
+from fusionkit.files.plain import AGAIN, PICKLE, collector_paused, other_kind, reason_of
+from fusionkit.files.unicode import BadText
 
 
 def annotation_file(template: str, split: str) -> Path:

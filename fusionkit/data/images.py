@@ -17,7 +17,7 @@ from fusionkit.data.identity import coco_number, photo_of
 from fusionkit.data.sample import Sample
 from fusionkit.data.stores import is_lmdb, lmdb_keys
 from fusionkit.errors import DataError
-from fusionkit.names import is_inside
+from fusionkit.files.names import is_inside
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")
 ORIENTATION = "orientation"

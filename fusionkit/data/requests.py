@@ -15,8 +15,8 @@ from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.stores import is_lmdb
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
-from fusionkit.plain_files import read_json_lines
-from fusionkit.unicode import LongText, readable
+from fusionkit.files.plain import read_json_lines
+from fusionkit.files.unicode import LongText, readable
 
 TEXTS = ("question", "phrase", "text")
 ASKED = (*TEXTS, "caption")  # a caption is asked for without words

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fusionkit.unicode import BadText, readable
+from fusionkit.files.unicode import BadText, readable
 
 
 @dataclass(frozen=True, slots=True)

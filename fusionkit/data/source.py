@@ -12,7 +12,7 @@ from fusionkit.data.leakage import by_photo, check_allowed, require_apart, witho
 from fusionkit.data.regions import Detections
 from fusionkit.data.sample import Reader, Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.unicode import BadText
+from fusionkit.files.unicode import BadText
 
 
 @dataclass(frozen=True)

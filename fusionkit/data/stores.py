@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.errors import ConfigError, DataError, UserError, install_extra
-from fusionkit.names import is_file_name
+from fusionkit.files.names import is_file_name
 
 ZIP = b"PK"  # what a zip file, and so an npz file, begins with
 

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from fusionkit.errors import ConfigError, DataError, UserError
-from fusionkit.names import is_file_name
+from fusionkit.files.names import is_file_name
+from fusionkit.files.unicode import UNSPACED, readable
 from fusionkit.types import TextFormat
-from fusionkit.unicode import UNSPACED, readable
 
 SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 """In BERT's order, so that [PAD] has the index 0."""

@@ -16,7 +16,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 from fusionkit.data.randaugment import STYLES, rand_augment
 from fusionkit.errors import ConfigError, suggest
-from fusionkit.unicode import readable
+from fusionkit.files.unicode import readable
 
 BICUBIC = InterpolationMode.BICUBIC
 FITS = ("squash", "crop", "keep")

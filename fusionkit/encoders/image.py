@@ -21,7 +21,7 @@ class PixelEncoder(nn.Module):
 
     reads = "pixel_values"
     reads_canvases = False  # whether images may differ in shape (types.Pixels)
-    hiding_size = 3  # a colour
+    mask_token_size = 3  # a colour
     hidden_size: int
     num_prefix_tokens: int
 

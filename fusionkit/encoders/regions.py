@@ -36,7 +36,7 @@ class RegionEncoder(nn.Module):
         layers: Sequence[Callable[[int], nn.Module]] = (),
     ) -> None:
         super().__init__()
-        self.feature_size = self.hiding_size = feature_size
+        self.feature_size = self.mask_token_size = feature_size
         self.hidden_size, self.position_size, self.is_finished = hidden_size, position_size, is_finished
         self.project = nn.Linear(feature_size, hidden_size)
         if position_size:

@@ -14,7 +14,7 @@ class Fusion(Protocol):
 
     It may also have
     ``freeze_unused(needs)``    freeze the parameters that get no gradient where tasks read only these parts, as plain DDP wants;
-    ``alone(text)``             the states (T, L, D) of texts that see no image, whose first ones the model projects for
+    ``encode_unimodal(text)``           the states (T, L, D) of texts that see no image, whose first ones the model projects for
                                 contrast in place of the text encoder's pooled vectors;
     ``metrics()``               scalars by name, detached, that are logged at each step as ``train/fusion_<name>``;
     ``start_from(text_layers)`` copy the upper layers that a text encoder left over.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.co_attention import ImageSide, SelfThenCross
-from fusionkit.fusion.entry import Typed
+from fusionkit.fusion.input_projection import TypedProjection
 from fusionkit.fusion.layers import Attention, Grouping, stack
 from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
@@ -43,7 +43,7 @@ class Bridge(nn.Module):
         bridge_eps: float = 1e-5,
         bridged: int = 1,
         block: Callable[..., nn.Module] = SelfThenCross,
-        entry: Callable[..., Any] = Typed,
+        entry: Callable[..., Any] = TypedProjection,
         pool: Callable[..., Any] = DenseBoth,
     ) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.entry import Typed
+from fusionkit.fusion.input_projection import TypedProjection
 from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image, stack
 from fusionkit.fusion.pooling import DenseBoth, Streams
 from fusionkit.types import Fused, Tokens
@@ -97,8 +97,8 @@ class CoAttention(nn.Module):
     """``num_layers`` layers over two streams of width ``hidden_size``.
 
     ``block`` makes a layer of (hidden_size, num_heads, intermediate_size, dropout, eps): ``SelfThenCross``, ``CrossThenSelf``.
-    ``entry`` (fusionkit.fusion.entry) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off: METER's
-    with Swin by default, [first text state; mean image state], each through a linear layer and tanh.
+    ``entry`` (``input_projection``) brings the tokens in, ``pool`` (``pooling``) reads one vector off: METER's with Swin by default,
+    [first text state; mean image state], each through a linear layer and tanh.
     """
 
     provides = frozenset({"pooled", "text", "image", "causal", "attention"})
@@ -114,7 +114,7 @@ class CoAttention(nn.Module):
         dropout: float = 0.1,
         eps: float = 1e-5,
         block: Callable[..., nn.Module] = SelfThenCross,
-        entry: Callable[..., Any] = Typed,
+        entry: Callable[..., Any] = TypedProjection,
         pool: Callable[..., Any] = DenseBoth,
     ) -> None:
         super().__init__()

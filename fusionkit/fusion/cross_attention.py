@@ -51,9 +51,9 @@ class CrossAttentionLayer(nn.Module):
     ) -> Tensor:
         """The second part, cross-attention and feed-forward."""
         seen = self.cross_attention(states, memory, grouping, packing)
-        return self.think(self.norm_cross(states + self.dropout(seen)))
+        return self.feed_forward_block(self.norm_cross(states + self.dropout(seen)))
 
-    def think(self, states: Tensor) -> Tensor:
+    def feed_forward_block(self, states: Tensor) -> Tensor:
         """The last part, feed-forward: alone it follows self-attention in a text that sees no image."""
         return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
 

@@ -143,7 +143,7 @@ class Attention(nn.Module):
                 f"give one of {', '.join(str(n) for n in range(1, min(hidden_size, 16) + 1) if hidden_size % n == 0)}"
             )
         self.num_heads, self.dropout = num_heads, dropout
-        self.attend = attend  # fusionkit.saliency takes its place to see the weights
+        self.attend = attend  # fusionkit.model.saliency takes its place to see the weights
         self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.key = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
         self.value = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionkit.fusion.entry import NORMED
+from fusionkit.fusion.input_projection import NORMED
 from fusionkit.fusion.layers import Attention, KeyValue, PreNormBlock, stack
 from fusionkit.fusion.pooling import FirstText, Streams
 from fusionkit.types import Fused, Tokens
@@ -35,7 +35,7 @@ def image_mask(like: Tensor, image: Tokens) -> Tensor:
 class MergedAttention(nn.Module):
     """A transformer over the concatenated tokens.
 
-    ``entry`` (fusionkit.fusion.entry) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off.
+    ``entry`` (fusionkit.fusion.input_projection) brings the tokens in, ``pool`` (fusionkit.fusion.pooling) reads one vector off.
     ``block`` makes a layer of (hidden_size, num_heads, dropout): ``PreNormBlock`` as in ViLT, or as in UNITER and VisualBERT
     ``fusionkit.fusion.bert.PostNormBlock``, which ends normalised and needs no further norm (``norm_eps`` null).
     """

@@ -17,14 +17,14 @@ class MixedCrossAttention(CrossAttention):
     token as it is written ([CLS]), which begins the text alone.
     """
 
-    def alone(self, text: Tokens) -> Tensor:
+    def encode_unimodal(self, text: Tokens) -> Tensor:
         """States (T, L, D) of texts that see no image."""
         assert text.mask is not None
         packing = Packing.of(text.mask)
         tokens = packing.pack(text.embeds.index_copy(1, packing.place.new_zeros(1), text.pooled[:, None]))
         for layer in self.layers:
             own = layer.self_attention.project(tokens, text.mask, packing)
-            tokens = layer.think(layer.attend_self(tokens, own, packing))
+            tokens = layer.feed_forward_block(layer.attend_self(tokens, own, packing))
         return packing.unpack(tokens)
 
     def freeze_unused(self, needs: frozenset[str]) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from statistics import fmean
 
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.evaluation.judging import Row, is_error
-from fusionkit.evaluation.table import GUESSERS
-from fusionkit.evaluation.uncertainty import Difference, compare, intervals
 from fusionkit.reporting.differences import differences, group_name, group_seeds
 from fusionkit.reporting.record import Interval, RunRecord, Scored
 from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch
+from fusionkit.scoring.bootstrap import Difference, compare, intervals
+from fusionkit.scoring.sample_scores import Row, is_error
+from fusionkit.visual.score_table import GUESSERS
 
 GUESSES = tuple(f"_{suffix}" for suffix in GUESSERS)
 TASKS = ("vqa", "grounding", "weak_grounding", "itm", "mlm", "mrm", "entailment", "nlvr2", "captioning")

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from fusionkit.files.atomic import atomic_write
 from fusionkit.reporting.comparison import Comparison, Entry
 from fusionkit.reporting.styles import Style, label_ends, label_points, short, style_of
-from fusionkit.storage import atomic_write
 
 WIDTH, HEIGHT = 4.8, 3.2  # inches
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#161b22", "#e6edf3", "#30363d")}  # paper, ink, grid

@@ -6,7 +6,9 @@ take turns, and the medians count.
 
 import json
 import resource
-from collections.abc import Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fusionkit.assembly.objectives import text_kinds
+from fusionkit.assembly.parts import build_parts
+from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Step
 from fusionkit.config import register_resolvers
-from fusionkit.reporting.timing import race
-from fusionkit.storage import write_text
-from fusionkit.training.launch import build_module, build_parts
-from fusionkit.training.objectives import text_kinds
-from fusionkit.training.precision import resolve_precision
+from fusionkit.files.atomic import write_text
+from fusionkit.training.trainer import build_module
 from fusionkit.types import Encoded, Tokens
 
 ROUNDS = 5
@@ -200,3 +202,20 @@ def measure(sweep: Path, tasks: Sequence[str] | None, growth: bool) -> dict[str,
 def write_costs(path: Path, costs: Mapping[str, Any]) -> None:
     """Write the json file."""
     write_text(path, json.dumps(costs, indent=1))
+
+
+def race(
+    rivals: Mapping[str, Callable[[], object]], rounds: int = 15, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median seconds of each rival over ``rounds`` rounds in which each runs once, after one round that does not count.
+
+    ``clock`` time.process_time counts the seconds of processors instead, which others on a busy machine do not lengthen.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for number in range(rounds + 1):
+        for name, run in rivals.items():
+            start = clock()
+            run()
+            if number:
+                seconds[name].append(clock() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}

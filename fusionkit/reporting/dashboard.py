@@ -10,8 +10,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from fusionkit.account import require_key
 from fusionkit.errors import ConfigError, UserError
+from fusionkit.training.loggers import require_key
 
 GROUPS = ("group", "label_fusion", "label_tasks", "label_sources")  # what training.loggers sets
 SECTIONS = {  # heading -> panels: title and the pattern of its metrics

@@ -14,8 +14,8 @@ from typing import Any
 
 from fusionkit.config import flatten
 from fusionkit.errors import DataError
-from fusionkit.names import is_inside
-from fusionkit.plain_files import read_json, reason_of
+from fusionkit.files.names import is_inside
+from fusionkit.files.plain import read_json, reason_of
 
 MAGIC = b":W&B\xe1\xbe\x00"
 BLOCK = 32768  # bytes; the log's format is LevelDB's (leveldb/doc/log_format.md)

@@ -7,11 +7,11 @@ from xml.etree.ElementTree import Element
 
 import yaml
 
-from fusionkit.reporting.cards import example_card, overlay_figures
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.comparison_plots import Panel, draw
 from fusionkit.reporting.comparison_table import p_text
 from fusionkit.reporting.differences import ABSENT
+from fusionkit.reporting.example_cards import example_card, overlay_figures
 from fusionkit.reporting.html import breakable, document, element, embedded
 from fusionkit.reporting.side_by_side import Example
 

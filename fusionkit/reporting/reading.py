@@ -9,14 +9,14 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fusionkit.assembly.trust import as_texts
 from fusionkit.errors import DataError
-from fusionkit.evaluation.records import RERANKED
-from fusionkit.names import link_out_of
-from fusionkit.reporting.joining import join, named
+from fusionkit.files.names import link_out_of
+from fusionkit.reporting.merge_runs import join, named
 from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored
 from fusionkit.reporting.run_files import part, read_csv, read_details, read_json, read_rows, read_yaml
-from fusionkit.trust import as_texts
+from fusionkit.scoring.records import RERANKED
 
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
 READ = (*FILES, "directions.json", "details.json", "samples.jsonl", "samples", "predictions", "attention", "logs")

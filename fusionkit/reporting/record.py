@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fusionkit.evaluation.judging import Row
+from fusionkit.scoring.sample_scores import Row
 
 Interval = tuple[float, float]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from fusionkit import plain_files
+from fusionkit.assembly.trust import fault_of_yaml
 from fusionkit.errors import DataError, UserError
-from fusionkit.evaluation.judging import Row, check_rows
-from fusionkit.evaluation.records import read_records
-from fusionkit.trust import fault_of_yaml
+from fusionkit.files import plain as plain_files
+from fusionkit.scoring.records import read_records
+from fusionkit.scoring.sample_scores import Row, check_rows
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # C's is ten times as fast, where it is built
 WORDS = {dict: "a section", str: "a text", int: "a whole number"}

@@ -8,10 +8,10 @@ from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionkit.evaluation.judging import Row
-from fusionkit.evaluation.records import Record, read_records
 from fusionkit.reporting.comparison import Comparison
 from fusionkit.reporting.record import RunRecord
+from fusionkit.scoring.records import Record, read_records
+from fusionkit.scoring.sample_scores import Row
 
 if TYPE_CHECKING:
     from fusionkit.data.sample import Sample, Text

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fusionkit.evaluation.judging import Floats
-from fusionkit.evaluation.uncertainty import Difference
+from fusionkit.scoring.bootstrap import Difference
+from fusionkit.scoring.sample_scores import Floats
 
 LEVEL = 0.05
 ANGLES = np.linspace(0, math.pi / 2, 20_001)

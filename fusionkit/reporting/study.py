@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from fusionkit.files.atomic import write_text
 from fusionkit.reporting.statistics import exponent
 from fusionkit.reporting.study_runs import read_runs
 from fusionkit.reporting.study_table import growth_table, study_table
-from fusionkit.storage import write_text
 
 MARKERS = ("<!-- tables -->", "<!-- /tables -->")  # what a README shows between them is replaced
 TAIL = 3  # of the measured sizes, the largest ones, the exponent is taken over: small ones show the overhead

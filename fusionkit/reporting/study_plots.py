@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fusionkit.files.atomic import atomic_write
 from fusionkit.reporting.statistics import estimate
 from fusionkit.reporting.study_runs import Run, values_of
 from fusionkit.reporting.study_table import METRICS, ranked
-from fusionkit.storage import atomic_write
 
 AXES = {"image_tokens": "image tokens (one text)", "texts_per_image": "texts of one image"}
 MEASURES = {"seconds": "forward and backward, s", "megabytes": "kept for backward, MB"}

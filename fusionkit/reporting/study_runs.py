@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusionkit.errors import DataError
-from fusionkit.plain_files import read_json
+from fusionkit.files.plain import read_json
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.errors import ConfigError, suggest
-from fusionkit.tasks.generation import BeamSearch, Rules, Search, Steps, token_losses
+from fusionkit.tasks.generation import BeamSearch, DecoderState, GenerationConfig, Search, token_losses
 from fusionkit.tasks.words import Words
 
 ROWS_AT_ONCE = 1024  # (question, answer) pairs that are scored together: their keys and values are held in memory
@@ -26,18 +26,18 @@ class Answers(NamedTuple):
 class Answering(Protocol):
     """Answers R questions, given the steps that follow them."""
 
-    def __call__(self, steps: Steps, answers: Answers, words: Words, end: int) -> list[str]: ...
+    def __call__(self, steps: DecoderState, answers: Answers, words: Words, end: int) -> list[str]: ...
 
 
 @dataclass(frozen=True)
-class Saying:
+class GenerateAnswer:
     """Answers are generated; one that is spelt as an answer the run knows is written as that."""
 
     search: Search = field(default_factory=BeamSearch)
     max_length: int = 10
 
-    def __call__(self, steps: Steps, answers: Answers, words: Words, end: int) -> list[str]:
-        rules = Rules(end, self.max_length, min_length=1, banned=tuple(words.special - {end}))
+    def __call__(self, steps: DecoderState, answers: Answers, words: Words, end: int) -> list[str]:
+        rules = GenerationConfig(end, self.max_length, min_length=1, banned=tuple(words.special - {end}))
         known = {
             tuple(row[: count - 1]): text
             for row, count, text in zip(
@@ -49,7 +49,7 @@ class Saying:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankAnswers:
     """The answer of highest score among the ``k`` whose first token is likeliest.
 
     ``score`` "blip"  is minus the label-smoothed loss of the answer, "albef" the log-probability of its first token minus
@@ -66,12 +66,12 @@ class Ranking:
         if self.k < 1:
             raise ConfigError(f"answering.k is {self.k}; give 1 or more answers to score")
 
-    def __call__(self, steps: Steps, answers: Answers, words: Words, end: int) -> list[str]:
+    def __call__(self, steps: DecoderState, answers: Answers, words: Words, end: int) -> list[str]:
         best, candidates = self.scores(steps, answers)
         chosen = candidates.gather(1, best.argmax(dim=1, keepdim=True)).squeeze(1)
         return [answers.texts[number] for number in chosen.tolist()]
 
-    def scores(self, steps: Steps, answers: Answers) -> tuple[Tensor, Tensor]:
+    def scores(self, steps: DecoderState, answers: Answers) -> tuple[Tensor, Tensor]:
         """Scores (R, k) of the candidates and their numbers (R, k) among the answers, by the first token's probability."""
         logits, state = steps.start()
         k = min(self.k, len(answers.texts))

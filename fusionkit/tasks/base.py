@@ -10,8 +10,8 @@ from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Encoded, TaskOutput
 
 if TYPE_CHECKING:
-    from fusionkit.model import VisionLanguageModel
-    from fusionkit.momentum import Teacher
+    from fusionkit.model.model import VisionLanguageModel
+    from fusionkit.model.momentum import Teacher
 
 B = TypeVar("B", bound=Batch)
 Records = list[dict[str, Any]]
@@ -26,17 +26,17 @@ class Task(nn.Module, Generic[B]):
                 fusion in which the tokens of both have met, even if only the pooled vector is read.
     ``reads``   the text kind of a batch it is about: "captions", "questions", "expressions" or a kind of one's own.
     ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.
-    ``distils`` whether it listens to a momentum teacher.
+    ``uses_teacher`` whether it listens to a momentum teacher.
     ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
-    ``succeeds`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
+    ``init_from`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
     ``scorer``  a pure function of (records, samples) that gives the metrics, or None where there is nothing to score.
     """
 
     needs: ClassVar[frozenset[str]]
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
-    distils: ClassVar[bool] = False
-    succeeds: ClassVar[str | None] = None
+    uses_teacher: ClassVar[bool] = False
+    init_from: ClassVar[str | None] = None
     replies_to: ClassVar[str | None] = None
     scorer: Scorer | None
 

@@ -6,22 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.losses import masked_cross_entropy
-from fusionkit.model import Reader, VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import Reader, VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate, leading_rows
-from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
-from fusionkit.tasks.generation import BeamSearch, Rules, Search
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Search
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.words import Words
 from fusionkit.types import Dims, Encoded, TaskOutput
 
 
-class Spoken(NamedTuple):
+class CaptionTargets(NamedTuple):
     """Texts as a causal model reads them, and the tokens that it is to say."""
 
     text: Prompts
-    is_said: Tensor  # (R, L) bool, where the next token is to be predicted
+    loss_mask: Tensor  # (R, L) bool, where the next token is to be predicted
     targets: Tensor  # (M,) the tokens after those places
 
 
@@ -31,7 +31,7 @@ class Captioning(Task[CaptionBatch]):
     ``prompt``          words that every caption starts with, as "a picture of"; they are read and not scored.
     ``label_smoothing`` share of the target probability that is spread over the vocabulary.
     ``texts_per_image`` how many captions of an image are trained on; None: all in the batch.
-    ``search``          how a caption is found; ``max_length`` and the like say which may be (``Rules``).
+    ``search``          how a caption is found; ``max_length`` and the like say which may be (``GenerationConfig``).
     """
 
     needs = frozenset({"text", "causal"})
@@ -57,9 +57,9 @@ class Captioning(Task[CaptionBatch]):
         self.search: Search = search or BeamSearch()
         special = dims.special_ids
         self.words = Words(dims.tokens, special)
-        self.opening = [dims.cls_token_id, *self.words.spell(prompt, "task.captioning.prompt")]
-        self.rules = Rules(
-            dims.sep_token_id, max_length, min_length, no_repeat_ngram, tuple(special), tuple(self.opening)
+        self.prompt_ids = [dims.cls_token_id, *self.words.spell(prompt, "task.captioning.prompt")]
+        self.rules = GenerationConfig(
+            dims.sep_token_id, max_length, min_length, no_repeat_ngram, tuple(special), tuple(self.prompt_ids)
         )
         self.head: nn.Module = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
 
@@ -75,34 +75,36 @@ class Captioning(Task[CaptionBatch]):
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        spoken, reader = self._spoken(batch), self.reader(model)
-        states = fuse_causal(reader, encoded.memory, spoken.text)[spoken.is_said]
-        logits, targets = self.predictor(states, reader.text_encoder.word_embeddings.weight), spoken.targets
+        caption_targets, reader = self._caption_targets(batch), self.reader(model)
+        states = fuse_causal(reader, encoded.memory, caption_targets.text)[caption_targets.loss_mask]
+        logits, targets = self.predictor(states, reader.text_encoder.word_embeddings.weight), caption_targets.targets
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
         return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
 
-    def _spoken(self, batch: CaptionBatch) -> Spoken:
+    def _caption_targets(self, batch: CaptionBatch) -> CaptionTargets:
         captions = batch["captions"]
         rows = leading_rows(captions["image_index"], self.texts_per_image)
         caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
-        opening = self._opening(len(rows), caption.device)
-        mask = torch.cat([torch.ones_like(opening), mask], dim=1)
-        text = Prompts(torch.cat([opening, caption], dim=1), mask, captions["image_index"][rows], torch.ones_like(rows))
-        is_said = torch.zeros_like(mask, dtype=torch.bool)
-        first = len(self.opening)
-        is_said[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
-        return Spoken(text, is_said, text.input_ids[:, 1:][is_said[:, :-1]])
+        prompt_ids = self._prompt_ids(len(rows), caption.device)
+        mask = torch.cat([torch.ones_like(prompt_ids), mask], dim=1)
+        text = Prompts(
+            torch.cat([prompt_ids, caption], dim=1), mask, captions["image_index"][rows], torch.ones_like(rows)
+        )
+        loss_mask = torch.zeros_like(mask, dtype=torch.bool)
+        first = len(self.prompt_ids)
+        loss_mask[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
+        return CaptionTargets(text, loss_mask, text.input_ids[:, 1:][loss_mask[:, :-1]])
 
-    def _opening(self, rows: int, device: torch.device) -> Tensor:
-        return torch.tensor(self.opening, device=device).expand(rows, -1)  # (rows, P)
+    def _prompt_ids(self, rows: int, device: torch.device) -> Tensor:
+        return torch.tensor(self.prompt_ids, device=device).expand(rows, -1)  # (rows, P)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
         images = torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device)
-        opening = self._opening(len(images), images.device)
-        prompts = Prompts(opening, torch.ones_like(opening), images, torch.ones_like(images))
+        prompt_ids = self._prompt_ids(len(images), images.device)
+        prompts = Prompts(prompt_ids, torch.ones_like(prompt_ids), images, torch.ones_like(images))
         found = self.search(
-            steps_of(ModelSteps(self.reader(model), self.predictor, encoded.memory, prompts)), self.rules
+            decoder_state_of(DecoderInputs(self.reader(model), self.predictor, encoded.memory, prompts)), self.rules
         )
         return [
             {"image_id": image_id, "caption": self.words.text(tokens)}

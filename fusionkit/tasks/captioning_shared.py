@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fusionkit.model import Reader, VisionLanguageModel
+from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.tasks.base import Scorer
 from fusionkit.tasks.captioning import Captioning
 from fusionkit.tasks.generation import Search

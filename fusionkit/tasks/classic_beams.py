@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusionkit.tasks.generation import UNLIKELY, Generated, Rules, Steps
+from fusionkit.tasks.generation import UNLIKELY, DecoderState, Generated, GenerationConfig
 
 
 @dataclass
@@ -37,14 +37,14 @@ class ClassicBeamSearch:
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
 
-    def __call__(self, steps: Steps, rules: Rules) -> Generated:
+    def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated:
         best = self.search(steps, rules)
         tokens = torch.full((len(best), rules.max_length), rules.end, dtype=torch.int64)
         for row, found in zip(tokens, best, strict=True):
             row[: len(found[0][1])] = found[0][1]
         return Generated(tokens, torch.tensor([found[0][0] for found in best]))
 
-    def search(self, steps: Steps, rules: Rules) -> list[list[tuple[float, Tensor]]]:
+    def search(self, steps: DecoderState, rules: GenerationConfig) -> list[list[tuple[float, Tensor]]]:
         """By prompt, the scores and the tokens (without the end) of the ``beams`` best texts."""
         logits, state = steps.start()
         prompts, vocabulary = logits.shape
@@ -77,7 +77,7 @@ class ClassicBeamSearch:
             rows = (torch.arange(prompts, device=logits.device)[:, None] * self.beams + source).flatten()
             logits, state = steps.advance(token.flatten(), steps.select(state, rows))
 
-    def _penalised(self, log_probs: Tensor, tokens: Tensor, rules: Rules) -> Tensor:
+    def _penalised(self, log_probs: Tensor, tokens: Tensor, rules: GenerationConfig) -> Tensor:
         if self.repetition_penalty == 1.0:
             return log_probs
         prompt = torch.tensor(rules.prompt, dtype=torch.int64, device=tokens.device).expand(len(tokens), -1)
@@ -85,7 +85,7 @@ class ClassicBeamSearch:
         return log_probs.scatter(1, there, log_probs.gather(1, there) * self.repetition_penalty)
 
     def _finalised(
-        self, finished: list[_Best], is_done: list[bool], running: Tensor, tokens: Tensor, rules: Rules
+        self, finished: list[_Best], is_done: list[bool], running: Tensor, tokens: Tensor, rules: GenerationConfig
     ) -> list[Any]:
         """Texts that reached the longest length have not ended, and count as they are."""
         length = (len(rules.prompt) + tokens.shape[2]) ** self.length_penalty

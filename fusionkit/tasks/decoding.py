@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fusionkit.model import Reader
-from fusionkit.tasks.generation import Steps
+from fusionkit.model.model import Reader
+from fusionkit.tasks.generation import DecoderState
 
 
 def prefix_mask(attention_mask: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -30,7 +30,7 @@ class Prompts(NamedTuple):
     prefix: Tensor  # (R,) how many of the first tokens see one another; 1 for a plain causal text
 
 
-class ModelSteps(NamedTuple):
+class DecoderInputs(NamedTuple):
     """What both ways share: the model, the head over its fused states, and the images."""
 
     model: Reader
@@ -43,13 +43,13 @@ class ModelSteps(NamedTuple):
         return self.head(states, self.model.text_encoder.word_embeddings.weight)
 
 
-class CachedSteps:
+class CachedDecoderState:
     """Each token is encoded and fused once; the state holds the keys and values of those before it, of all layers.
 
     Padding between a prompt and what follows it is masked, and positions count without it.
     """
 
-    def __init__(self, shared: ModelSteps) -> None:
+    def __init__(self, shared: DecoderInputs) -> None:
         self.shared = shared
 
     def start(self) -> tuple[Tensor, Any]:
@@ -75,10 +75,10 @@ class CachedSteps:
         return select(state, rows)
 
 
-class RecomputedSteps:
+class RecomputedDecoderState:
     """The whole text is encoded and fused anew at each step, for fusions and encoders that keep no keys and values."""
 
-    def __init__(self, shared: ModelSteps) -> None:
+    def __init__(self, shared: DecoderInputs) -> None:
         self.shared = shared
 
     def start(self) -> tuple[Tensor, Any]:
@@ -105,9 +105,9 @@ class RecomputedSteps:
         return self.shared.logits(states[torch.arange(len(last), device=last.device), last])
 
 
-def steps_of(shared: ModelSteps) -> Steps:
+def decoder_state_of(shared: DecoderInputs) -> DecoderState:
     """The quicker way that the model allows."""
-    return CachedSteps(shared) if shared.model.is_incremental else RecomputedSteps(shared)
+    return CachedDecoderState(shared) if shared.model.is_incremental else RecomputedDecoderState(shared)
 
 
 def fuse_causal(model: Reader, memory: Any, text: Prompts) -> Tensor:

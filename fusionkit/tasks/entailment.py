@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.losses import soft_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows, at_least_fp32
@@ -34,7 +34,7 @@ class Entailment(Task[HypothesisBatch]):
 
     needs = frozenset({"pooled"})
     reads = "hypotheses"
-    distils = True
+    uses_teacher = True
     replies_to = "text"
 
     def __init__(

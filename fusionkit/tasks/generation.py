@@ -16,7 +16,7 @@ from fusionkit.errors import ConfigError
 UNLIKELY = -1e9  # the log-probability of a hypothesis that is not there
 
 
-class Steps(Protocol):
+class DecoderState(Protocol):
     """A language model asked for one token after the other; its state is a value that each call returns anew."""
 
     def start(self) -> tuple[Tensor, Any]:
@@ -40,7 +40,7 @@ class Generated(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
+class GenerationConfig:
     """What may be generated.
 
     ``end``             the token that ends a text.
@@ -92,14 +92,14 @@ def repeats(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
 class Search(Protocol):
     """Finds a text for each prompt."""
 
-    def __call__(self, steps: Steps, rules: Rules) -> Generated: ...
+    def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated: ...
 
 
 @dataclass(frozen=True)
 class Greedy:
     """The likeliest token at each step."""
 
-    def __call__(self, steps: Steps, rules: Rules) -> Generated:
+    def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated:
         return _walk(steps, rules, lambda scores: scores.argmax(dim=1))
 
 
@@ -121,7 +121,7 @@ class Sampling:
                 "above 0, a top_k from 0 up and a top_p above 0 and up to 1"
             )
 
-    def __call__(self, steps: Steps, rules: Rules) -> Generated:
+    def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated:
         return _walk(steps, rules, self._draw)
 
     def _draw(self, scores: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def keep_top_p(scores: Tensor, top_p: float) -> Tensor:
     return scores.masked_fill(torch.zeros_like(is_dropped).scatter(1, order, is_dropped), float("-inf"))
 
 
-def _walk(steps: Steps, rules: Rules, choose: Callable[[Tensor], Tensor]) -> Generated:
+def _walk(steps: DecoderState, rules: GenerationConfig, choose: Callable[[Tensor], Tensor]) -> Generated:
     """One text a prompt, token by token, as ``choose`` picks them from the restricted scores (R, V)."""
     logits, state = steps.start()
     tokens = torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)
@@ -180,7 +180,7 @@ class BeamSearch:
         if self.beams < 1:
             raise ConfigError(f"search: beams is {self.beams}; give 1 or more")
 
-    def __call__(self, steps: Steps, rules: Rules) -> Generated:
+    def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated:
         logits, state = steps.start()
         prompts, device = len(logits), logits.device
         first = torch.arange(prompts, device=device)[:, None] * self.beams  # the row of each prompt's first beam
@@ -219,7 +219,7 @@ class _Finished(NamedTuple):
     end: int
 
     @classmethod
-    def none(cls, prompts: int, beams: int, rules: Rules, device: torch.device) -> "_Finished":
+    def none(cls, prompts: int, beams: int, rules: GenerationConfig, device: torch.device) -> "_Finished":
         shape = (prompts, beams, rules.max_length)
         return cls(
             torch.full(shape, rules.end, dtype=torch.int64, device=device),
@@ -246,7 +246,7 @@ def _take(hypotheses: Tensor, index: Tensor) -> Tensor:
 
 
 def token_losses(
-    steps: Steps, logits: Tensor, state: Any, tokens: Tensor, mask: Tensor, label_smoothing: float = 0.0
+    steps: DecoderState, logits: Tensor, state: Any, tokens: Tensor, mask: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
     """Cross entropy (R,) of given texts, tokens (R, L) with their mask, summed over their tokens.
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from fusionkit.losses import box_loss, to_corners
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens, at_least_fp32
 

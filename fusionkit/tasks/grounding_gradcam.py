@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusionkit import saliency
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.model import VisionLanguageModel
+from fusionkit.files.plain import read_json
+from fusionkit.model import saliency
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.negatives import Negatives
-from fusionkit.plain_files import read_json
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.itm import ITM
@@ -31,7 +31,7 @@ class GradCAMGrounding(ITM):
     needs = frozenset({"pooled", "attention"})
     reads = "expressions"
     replies_to = "phrase"
-    succeeds = "itm"
+    init_from = "itm"
 
     def __init__(
         self,

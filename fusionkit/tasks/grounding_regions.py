@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.losses import global_mean
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.grounding import ExpressionBatch
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from fusionkit.distributed import gather, gather_with_grad, world_size
 from fusionkit.errors import ConfigError
 from fusionkit.losses import contrastive_targets, soft_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import queue_ages
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
@@ -53,7 +53,7 @@ class ITC(Task[CaptionBatch]):
 
     needs = frozenset({"feats"})
     reads = "captions"
-    distils = True
+    uses_teacher = True
     replies_to = "text"
 
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:

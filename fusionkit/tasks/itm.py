@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.losses import masked_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
 from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
@@ -26,7 +26,7 @@ class ITM(Task[CaptionBatch]):
 
     ``negatives``      draws the k wrong partners of each side from the contrastive similarities (fusionkit.negatives).
     ``texts_per_image`` how many captions of an image are matched; None: all in the batch.
-    ``join``           makes the pairs of true and wrong partners: ``join_pairs``, or ``tossed_pairs``.
+    ``join``           makes the pairs of true and wrong partners: ``join_pairs``, or ``bernoulli_pairs``.
     ``alignment``      also aligns words with image tokens (fusionkit.tasks.alignment); it needs a fusion that gives both.
     ``head``           builds the classifier from (size, 2).
     """
@@ -56,7 +56,7 @@ class ITM(Task[CaptionBatch]):
             self.needs = self.needs | {"text", "image"}  # type: ignore[misc]
         self.head = head(dims.pooled_size, len(LABELS))
         asks = self.negatives.by_teacher or self.negatives.teacher_threshold is not None
-        self.distils = asks  # type: ignore[misc]  # only to draw the negatives is a teacher asked at all
+        self.uses_teacher = asks  # type: ignore[misc]  # only to draw the negatives is a teacher asked at all
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -115,7 +115,7 @@ class ITM(Task[CaptionBatch]):
         if self.negatives.teacher_threshold is not None:
             alike_image, alike_text = self._alike(teacher, rows, images)
             no_image, no_text = no_image | alike_image, no_text | alike_text
-        listed = self.negatives.listed(batch)
+        listed = self.negatives.mined(batch)
         if listed is None:
             return self.negatives(to_image, no_image), self.negatives(to_text, no_text)
         named = listed.to(images.device)[images]  # (R, I)
@@ -197,7 +197,7 @@ def join_pairs(
     return (image_rows, text_rows), targets
 
 
-def tossed_pairs(
+def bernoulli_pairs(
     images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Each caption once, by a fair coin with its own image or with a wrong one (UNITER, ViLT, METER); as ``join_pairs``."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.losses import IGNORE, masked_cross_entropy, soft_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
@@ -106,7 +106,7 @@ class MLM(Task[CaptionBatch]):
 
     needs = frozenset({"text"})
     reads = "captions"
-    distils = True
+    uses_teacher = True
     encodes = False
 
     def __init__(

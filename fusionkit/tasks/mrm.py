@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.losses import global_mean, masked_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.mlm import fixed_choice
@@ -56,7 +56,7 @@ class MRM(Task[CaptionBatch]):
         if not 0 < probability < 1:
             raise ConfigError(f"task.mrm.probability is {probability}; give a number between 0 and 1")
         self.probability, self.texts_per_image, self.is_soft = probability, texts_per_image, is_soft
-        self.filling = nn.Parameter(torch.zeros(dims.hiding_size))
+        self.filling = nn.Parameter(torch.zeros(dims.mask_token_size))
         self.head = HiddenHead(dims.hidden_size, dims.image_size, eps)
         self.bias = nn.Parameter(torch.zeros(dims.feature_size))
         self.classify = None

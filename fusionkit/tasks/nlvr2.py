@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.losses import masked_cross_entropy, soft_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
@@ -40,7 +40,7 @@ class NLVR2(Task[StatementBatch]):
 
     needs = frozenset({"pooled"})
     reads = "statements"
-    distils = True
+    uses_teacher = True
     vectors = 2  # that the head reads of a statement
 
     def __init__(

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from fusionkit.fusion.layers import Attention
 from fusionkit.losses import masked_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.nlvr2 import LABELS, StatementBatch, second_memory
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from fusionkit.losses import global_mean, masked_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, Negatives
 from fusionkit.tasks.base import Scorer, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
@@ -21,7 +21,7 @@ class Ranking(ITM):
     ``hardest``      only so many of the k, those that the model itself scores highest (UNITER: 31 of 399); None: all.
     """
 
-    succeeds = "itm"
+    init_from = "itm"
 
     def __init__(
         self,

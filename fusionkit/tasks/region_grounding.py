@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from fusionkit.losses import box_loss
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.grounding import Grounding
 from fusionkit.types import Batch, Encoded, TaskOutput, TextRows, Whole
 

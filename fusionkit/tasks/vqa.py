@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.losses import soft_binary_cross_entropy
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows

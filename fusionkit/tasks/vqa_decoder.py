@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.losses import global_mean
-from fusionkit.model import Reader, VisionLanguageModel
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import Reader, VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.answering import Answering
 from fusionkit.tasks.base import Scorer, hit_rate
-from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
-from fusionkit.tasks.generation import Steps
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.generation import DecoderState
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch
 from fusionkit.tasks.vqa_generative import GenerativeVQA, good_pairs
@@ -52,7 +52,7 @@ class DecoderVQA(GenerativeVQA):
 
     needs = frozenset({"text"})
     encodes = True
-    distils = True
+    uses_teacher = True
     head: Decoder
 
     def __init__(
@@ -98,7 +98,9 @@ class DecoderVQA(GenerativeVQA):
         said = torch.cat([start, ids[:, :-1]], dim=1)
         return Prompts(said, torch.ones_like(said), questions, torch.ones_like(questions))
 
-    def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Steps:
+    def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> DecoderState:
         ids = batch["questions"]["input_ids"]
         start = self._said_before(ids[:, :1], torch.arange(len(ids), device=ids.device))
-        return steps_of(ModelSteps(self.head.reader, self.head.words, self.head.prepare(model, batch, encoded), start))
+        return decoder_state_of(
+            DecoderInputs(self.head.reader, self.head.words, self.head.prepare(model, batch, encoded), start)
+        )

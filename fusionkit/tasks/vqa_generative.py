@@ -10,12 +10,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fusionkit.errors import ConfigError
 from fusionkit.losses import global_mean
-from fusionkit.model import VisionLanguageModel
-from fusionkit.momentum import Teacher
-from fusionkit.tasks.answering import Answering, Answers, Ranking
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
+from fusionkit.tasks.answering import Answering, Answers, RankAnswers
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
-from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
-from fusionkit.tasks.generation import Steps
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.generation import DecoderState
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch, named
 from fusionkit.tasks.words import Words
@@ -55,7 +55,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         super().__init__(scorer)
         self.label_smoothing, self.start, self.end = label_smoothing, dims.cls_token_id, dims.sep_token_id
         self.pad = dims.pad_token_id
-        self.answering: Answering = answering or Ranking()
+        self.answering: Answering = answering or RankAnswers()
         self.words = Words(dims.tokens, dims.special_ids)
         self.answer_ids: Tensor
         self.answer_mask: Tensor
@@ -105,7 +105,7 @@ class GenerativeVQA(Task[QuestionBatch]):
 
     def reply(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, top: int) -> Records:
         """{"answer"}, and where answers are ranked {"answers"}: the likeliest, with their shares among the candidates."""
-        if not isinstance(self.answering, Ranking):
+        if not isinstance(self.answering, RankAnswers):
             return super().reply(model, batch, encoded, top)
         answers = Answers(self.texts, self.answer_ids, self.answer_mask)
         scores, candidates = self.answering.scores(self.steps(model, batch, encoded), answers)
@@ -113,9 +113,9 @@ class GenerativeVQA(Task[QuestionBatch]):
         numbers = candidates.gather(1, best.indices).tolist()
         return [named([self.texts[n] for n in row], p) for row, p in zip(numbers, best.values.tolist(), strict=True)]
 
-    def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Steps:
+    def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> DecoderState:
         """What is said after each question, token by token."""
-        return steps_of(ModelSteps(model, self.head, encoded.memory, self._prompts(batch)))
+        return decoder_state_of(DecoderInputs(model, self.head, encoded.memory, self._prompts(batch)))
 
 
 def good_pairs(scores: Tensor) -> Pairs:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from fusionkit.errors import ConfigError
-from fusionkit.unicode import UNSPACED
+from fusionkit.files.unicode import UNSPACED
 
 # what marks the inner piece of a word (WordPiece), a word's first piece (BPE, SentencePiece), and its last one (CLIP)
 _PIECE, _SPACE, _META, _LAST = "##", "\u0120", "\u2581", "</w>"

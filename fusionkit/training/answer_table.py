@@ -9,7 +9,7 @@ from PIL import Image
 
 from fusionkit.data.frames import framed
 from fusionkit.data.images import CorruptImage, decode
-from fusionkit.evaluation.examples import Example
+from fusionkit.scoring.examples import Example
 
 SIDE = 256  # pixels, the longer side of a picture
 CLASSES = {1: "true", 2: "given"}

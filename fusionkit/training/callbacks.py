@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from fusionkit.data.collate import told_cuts
 from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.files.names import is_file_name
 from fusionkit.internals import save_now
-from fusionkit.names import is_file_name
 
 
 def require_validation(key: str, monitor: str) -> None:

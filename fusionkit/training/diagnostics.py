@@ -9,8 +9,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
-from fusionkit.evaluation.retrieval import has_features
-from fusionkit.training.watch import Watch
+from fusionkit.scoring.retrieval import has_features
+from fusionkit.training.loggers import Watch
 
 
 class GradientNorms(Callback):

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from fusionkit.distributed import gather_objects, mean_over_ranks
 from fusionkit.errors import ConfigError, UserError
@@ -141,16 +140,3 @@ def _joined(parts: Sequence[Images]) -> str:
         more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
         told.append(f"{', '.join(map(str, ids[:NAMED]))}{more} of {source}")
     return "; ".join(told)
-
-
-def whole(x: Tensor) -> Tensor:
-    """A tensor that a strategy may have split, put together; every rank calls it."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
-
-
-def not_finite(module: nn.Module) -> list[str]:
-    """The names of the parameters that hold NaN or infinite numbers, and of the buffers that hold NaN (a mask may be -inf)."""
-    parts = {name: ~parameter.detach().isfinite().all() for name, parameter in module.named_parameters()}
-    parts |= {name: buffer.isnan().any() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    flags = torch.stack([whole(part) for part in parts.values()]).tolist() if parts else []
-    return [name for name, is_wrong in zip(parts, flags, strict=True) if is_wrong]

@@ -12,12 +12,13 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.loggers.logger import DummyExperiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from fusionkit.account import require_key
 from fusionkit.config import flatten
+from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError
-from fusionkit.evaluation.examples import Example
-from fusionkit.evaluation.judging import is_error
 from fusionkit.internals import replace_run, wandb_options, wandb_run
+from fusionkit.scoring.examples import Example, examples_of
+from fusionkit.scoring.records import Record
+from fusionkit.scoring.sample_scores import Measure, Row, is_error
 
 
 class ScoreWandbLogger(WandbLogger):
@@ -189,3 +190,47 @@ def _end_run(exit_code: int) -> None:
         except Exception as error:
             _tell(_reason(error))
             unset_globals()  # what is broken is not taken for the run of the next one
+
+
+class Watch:
+    """Passes on what is found out under names that begin with ``prefix``, as of an optimiser step (None: of no training).
+
+    A logger shows answers if it has ``log_examples(name, examples, step)`` and says with ``tables`` how many.
+    """
+
+    def __init__(self, loggers: Iterable[Any], prefix: str, step: int | None = None) -> None:
+        self.loggers, self.prefix, self.step = list(loggers), prefix, step
+
+    def log_scores(self, metrics: Mapping[str, float]) -> None:
+        """``<prefix>/<source>/<metric>``."""
+        for logger in self.loggers:
+            logger.log_metrics({f"{self.prefix}/{name}": value for name, value in metrics.items()}, self.step)
+            logger.save()  # what is logged after a training would not reach the csv file
+
+    def log_answers(
+        self,
+        label: str,
+        measure: Measure | None,
+        records: Sequence[Record],
+        samples: Sequence[Sample],
+        rows: Sequence[Row],
+    ) -> None:
+        """Some of the records, with what ``measure`` says of them in ``rows``."""
+        for logger in self.loggers:
+            if measure is not None and hasattr(logger, "log_examples"):
+                shown = examples_of(measure, records, samples, rows, logger.tables)
+                logger.log_examples(f"{self.prefix}/{label}", shown, self.step)
+
+
+def require_key(wish: str, instead: str) -> None:
+    """ConfigError where W&B has no key for this machine; in a terminal it asks for one first."""
+    import wandb
+
+    try:
+        if wandb.login(verify=False):
+            return
+    except wandb.errors.Error:  # no terminal to ask in
+        pass
+    raise ConfigError(
+        f"{wish} needs a W&B account, and there is no key: set WANDB_API_KEY, run wandb login, or {instead}"
+    )

@@ -13,19 +13,19 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fusionkit.assembly.objectives import active_objectives, text_kinds
+from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Balancer, Step
+from fusionkit.checkpoints.match import not_finite, require_fit, whole
 from fusionkit.distributed import gather_objects, mean_by_name, rank
 from fusionkit.errors import ConfigError, UserError, refusals
 from fusionkit.internals import training_batches, uses_metrics
 from fusionkit.tasks.base import Task
-from fusionkit.training.finite import ADVICE, FiniteSteps, not_finite, whole
-from fusionkit.training.objectives import active_objectives, text_kinds
+from fusionkit.training.finite import ADVICE, FiniteSteps
 from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
-from fusionkit.training.precision import exact_inputs
 from fusionkit.training.progress_state import count_back, pending_batches
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
-from fusionkit.training.weights import require_fit
 from fusionkit.types import Batch, TaskOutput, at_least_fp32
 
 
@@ -36,7 +36,7 @@ class TrainingModule(LightningModule):
     ``stages``     by name and in order, what trains for how long and how fast (fusionkit.training.stages); none: all of it.
     ``optimizer``  called with the named parameters, returns the optimiser; its groups keep their ``lr_scale``.
     ``scheduler``  called with (optimiser, total_steps=...), returns a schedule stepped with the optimiser; None: constant.
-    ``teacher``    a momentum teacher (fusionkit.momentum), advanced once per optimiser step.
+    ``teacher``    a momentum teacher (fusionkit.model.momentum), advanced once per optimiser step.
     ``max_skipped_steps`` at so many steps in a row that are not finite, and so left out, the run ends (training.finite).
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
@@ -121,7 +121,7 @@ class TrainingModule(LightningModule):
         tasks = self._tasks_of(source)
         encoded = self.model.encode(batch, text_kinds(tasks.values()))
         views: dict[str, Any] = {}
-        listening = {name: task for name, task in tasks.items() if task.distils}
+        listening = {name: task for name, task in tasks.items() if task.uses_teacher}
         if self.teacher is not None and listening:
             taught = self.teacher.encode(batch, text_kinds(listening.values()))
             alpha = self.teacher.alpha(self.global_step, self.trainer.estimated_stepping_batches)

@@ -8,13 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.assembly.artifacts import is_all
+from fusionkit.assembly.trust import inert, read_stored
+from fusionkit.checkpoints.match import require_fit
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.training.artifacts import is_all
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.optimizer_state import fitted_state, is_fitting
-from fusionkit.training.weights import require_fit
-from fusionkit.trust import inert, read_stored
 
 KEPT = (  # what Lightning and we write, and need to go on
     "epoch",

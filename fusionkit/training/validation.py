@@ -5,8 +5,8 @@ from typing import Any
 
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects
-from fusionkit.evaluation.judging import known_direction
-from fusionkit.evaluation.records import merge_records
+from fusionkit.scoring.records import merge_records
+from fusionkit.scoring.sample_scores import known_direction
 from fusionkit.tasks.base import Records, Scorer
 
 

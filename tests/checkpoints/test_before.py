@@ -9,11 +9,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from fusionkit.cli import run
+from fusionkit.assembly.trust import inert
+from fusionkit.cli.main import run
+from fusionkit.commands.run_folder import check_folder
+from fusionkit.commands.train import train
 from fusionkit.config import training_config
 from fusionkit.errors import ConfigError
-from fusionkit.train import train
-from fusionkit.training.folder import check_folder
 
 HERE = Path(__file__).parent / "data"
 
@@ -36,7 +37,7 @@ def earlier(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     today = training_config()
     added = {"max_skipped_steps": today.max_skipped_steps, "callbacks": {"cut_texts": today.callbacks.cut_texts}}
     changes = {"output_dir": str(tmp_path), "resume": "auto", "callbacks": {"best": {"mode": "auto"}}}
-    return OmegaConf.merge(OmegaConf.create(kept), added, changes)
+    return OmegaConf.merge(inert(OmegaConf.create(kept)), added, changes)
 
 
 def test_it_scores_as_it_did(earlier: Any) -> None:

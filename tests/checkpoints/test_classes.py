@@ -9,11 +9,11 @@ import pytest
 import torch
 import transformers
 
-from fusionkit.checkpoints import albef as albef_layout
 from fusionkit.checkpoints.base import Key, Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.classes import OURS, named_classes, require_ordered, to_ours, to_theirs
 from fusionkit.checkpoints.directory import read_directory, write_directory
+from fusionkit.checkpoints.families import albef as albef_layout
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.checkpoints.source import Source
 from fusionkit.checkpoints.write import import_into

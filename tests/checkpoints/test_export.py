@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusionkit.checkpoints.pretrained import from_pretrained
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from tests.checkpoints.test_import import ALBEF, SIZES
 
 

@@ -10,7 +10,7 @@ import torch
 from fusionkit.checkpoints.base import Key, Plan, convert, resize_positions
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.checkpoints.source import Source, read_source
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.errors import DataError
 from tests.checkpoints.worlds import coco_world
 from tests.parity.published import DATA

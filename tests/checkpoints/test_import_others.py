@@ -20,7 +20,7 @@ from transformers import (
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.checkpoints.runs import sizes_of
 from fusionkit.checkpoints.source import Source
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.errors import DataError
 from fusionkit.types import Tokens
 from tests.parity.imported import close

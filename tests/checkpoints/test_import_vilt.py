@@ -10,11 +10,11 @@ from PIL import Image
 from transformers import ViltConfig, ViltForImageAndTextRetrieval
 from transformers.models.vilt import ViltImageProcessor
 
+from fusionkit.checkpoints.load import load_parts
 from fusionkit.checkpoints.pretrained import from_pretrained
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.data.requests import Request, own_data
 from fusionkit.data.tokenizer import build_tokenizer
-from fusionkit.training.restore import load_parts
 from tests.parity.imported import close
 
 SIZES = {"hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 28, "num_hidden_layers": 2}

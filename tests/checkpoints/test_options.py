@@ -11,9 +11,9 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from fusionkit.checkpoints.albef import to_published
 from fusionkit.checkpoints.base import Plan
 from fusionkit.checkpoints.build import compose_plan, empty_network
+from fusionkit.checkpoints.families.albef import to_published
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.errors import ConfigError, DataError

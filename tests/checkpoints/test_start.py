@@ -11,11 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 
 from fusionkit.checkpoints.build import compose_plan, empty_network
+from fusionkit.checkpoints.load import inherited
 from fusionkit.checkpoints.pretrained import from_pretrained
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.tasks.itm import ITM
 from fusionkit.tasks.ranking import Ranking
-from fusionkit.training.restore import inherited
 from tests.checkpoints.published import albef, blip, meter, uniter, vilt, xvlm
 from tests.checkpoints.test_import import ALBEF, SIZES
 from tests.checkpoints.test_published_sizes import source_of

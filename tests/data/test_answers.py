@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.vqa_answers import leave_one_out, normalize_answer
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.evaluation.vqa import agreement, leave_one_out, normalize_answer, official_accuracy
+from fusionkit.scoring.vqa import agreement, official_accuracy
 from tests.data.worlds import write_json
 
 

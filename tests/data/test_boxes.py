@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from fusionkit.data.boxes import box_table, faults, image_size, require_boxes, size_or_none, usable
-from fusionkit.data.flickr30k_entities import Flickr30kEntities
-from fusionkit.data.visual_genome import VisualGenome
+from fusionkit.data.readers.flickr30k_entities import Flickr30kEntities
+from fusionkit.data.readers.visual_genome import VisualGenome
 from fusionkit.errors import DataError
 from tests.data.worlds import write_json, write_photo
 

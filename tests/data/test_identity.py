@@ -3,14 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.data.caption_lists import CaptionLists
-from fusionkit.data.coco import CocoCaptions
-from fusionkit.data.flickr30k_entities import Flickr30kEntities
 from fusionkit.data.identity import apart, check_id, coco_number, photo_by_name, photo_of, short_names
 from fusionkit.data.images import image_key, photo_keys
+from fusionkit.data.readers.caption_lists import CaptionLists
+from fusionkit.data.readers.coco import CocoCaptions
+from fusionkit.data.readers.flickr30k_entities import Flickr30kEntities
+from fusionkit.data.readers.snli_ve import SnliVE
+from fusionkit.data.readers.vqa import VQAv2
 from fusionkit.data.sample import Sample
-from fusionkit.data.snli_ve import SnliVE
-from fusionkit.data.vqa import VQAv2
 from fusionkit.errors import DataError
 from tests.data.worlds import annotations, captions, karpathy, questions, write_json, write_photo, write_photos
 

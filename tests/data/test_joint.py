@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.data.coco import CocoCaptions
 from fusionkit.data.joint import Joint, Named, merge_samples
 from fusionkit.data.leakage import by_photo, require_apart, without
+from fusionkit.data.readers.coco import CocoCaptions
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source, Splits
 from fusionkit.errors import DataError

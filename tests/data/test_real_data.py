@@ -7,9 +7,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.data.coco import CocoCaptions
 from fusionkit.data.images import image_key
-from fusionkit.data.refcoco import RefCOCO
+from fusionkit.data.readers.coco import CocoCaptions
+from fusionkit.data.readers.refcoco import RefCOCO
 from tests.toys import CONF
 
 pytestmark = pytest.mark.reference

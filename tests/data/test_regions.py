@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from fusionkit.cli import run
-from fusionkit.data.coco import CocoCaptions
+from fusionkit.assembly.checks import check_images
+from fusionkit.cli.main import run
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import EvalData
 from fusionkit.data.images import CorruptImage, find_images
-from fusionkit.data.refcoco import RefCOCO
+from fusionkit.data.readers.coco import CocoCaptions
+from fusionkit.data.readers.refcoco import RefCOCO
 from fusionkit.data.regions import Detections, RegionFiles, as_found, pad_regions, read_regions
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source
 from fusionkit.data.stores import lmdb_keys
 from fusionkit.encoders.patches import PatchEncoder
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.training.checks import check_images
 from tests.data.worlds import IDS, captions, instances, refs, write_json, write_photos, write_refs
 from tests.toys import toy_model
 

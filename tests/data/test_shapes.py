@@ -17,15 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fusionkit.data.coco import CocoCaptions
-from fusionkit.data.refcoco import RefCOCO
+from fusionkit.data.readers.coco import CocoCaptions
+from fusionkit.data.readers.refcoco import RefCOCO
+from fusionkit.data.readers.vqa import VQAv2
 from fusionkit.data.shapes import make_shapes, write
 from fusionkit.data.shapes.captions import sample_captions
 from fusionkit.data.shapes.draw import draw
 from fusionkit.data.shapes.records import SPLITS, annotate
 from fusionkit.data.shapes.scene import COLORS, HELD_OUT, Scene, Thing
 from fusionkit.data.shapes.words import VOCABULARY
-from fusionkit.data.vqa import VQAv2
 from fusionkit.errors import ConfigError, DataError
 
 SCENES = 150

@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fusionkit.balance import Balancer, Fixed, Step
 from fusionkit.distributed import gather_objects, world_size
 from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
-from fusionkit.momentum import MomentumTeacher
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.negatives import AllRanks
 from fusionkit.tasks import mrm
 from fusionkit.tasks.alignment import Alignment

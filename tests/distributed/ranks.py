@@ -13,6 +13,7 @@ from lightning import Callback
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fusionkit.assembly.evaluation_options import EvaluationOptions, Reranking
 from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Step, Uncertainty
 from fusionkit.distributed import (
     from_rank_zero,
@@ -24,9 +25,7 @@ from fusionkit.distributed import (
     rank,
     world_size,
 )
-from fusionkit.evaluation.prediction import EvaluationOptions
-from fusionkit.evaluation.reranking import Reranking
-from fusionkit.evaluation.run import evaluate_run
+from fusionkit.inference.evaluate import evaluate_run
 from fusionkit.negatives import AllRanks, Drawn, HardNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.training.stages import Stage
@@ -220,8 +219,8 @@ def matching() -> dict:
 
 
 def evaluating(folder: Path) -> dict:
-    """A whole evaluation, of three batches, with re-ranking; the world is that of tests/evaluation/test_run.py."""
-    from tests.evaluation.test_run import CPU, FakeData, FakeModel, all_tasks
+    """A whole evaluation, of three batches, with re-ranking; the world is that of tests/inference/test_evaluate.py."""
+    from tests.inference.test_evaluate import CPU, FakeData, FakeModel, all_tasks
 
     join()
     (folder / "images").mkdir(exist_ok=True)

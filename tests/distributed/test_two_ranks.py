@@ -11,10 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fusionkit.commands.processes import is_rank, start_ranks
+from fusionkit.commands.worker import run_in_ranks
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
 from fusionkit.errors import UserError
-from fusionkit.rank import run_in_ranks
-from fusionkit.training.ranks import is_rank, start_ranks
 from tests.distributed.ranks import (
     BALANCERS,
     Contrast,
@@ -159,7 +159,7 @@ def test_interrupted_ranks_may_end_by_themselves(tmp_path):
     )
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"from fusionkit.training.ranks import start_ranks; start_ranks([sys.executable, {str(rank_script)!r}], 2)"
+        f"from fusionkit.commands.processes import start_ranks; start_ranks([sys.executable, {str(rank_script)!r}], 2)"
     )
     starter = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE)
     try:
@@ -187,9 +187,9 @@ def test_what_ranks_fail_of_is_told_once(monkeypatch, code, mistakes, sentence, 
             Path(command[-1]).with_name(name).write_text(text)
         return code
 
-    monkeypatch.setattr("fusionkit.rank.start_ranks", fail)
+    monkeypatch.setattr("fusionkit.commands.worker.start_ranks", fail)
     with pytest.raises(UserError, match=sentence) as caught:
-        run_in_ranks("fusionkit.train:train", OmegaConf.create({"seed": 1}), 2)
+        run_in_ranks("fusionkit.commands.train:train", OmegaConf.create({"seed": 1}), 2)
     assert caught.value.exit_code == exit_code
 
 

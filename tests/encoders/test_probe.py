@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
+from fusionkit.assembly.checks import check_image_size, check_text
 from fusionkit.encoders.image import PixelEncoder, TimmEncoder
 from fusionkit.encoders.probe import (
     abilities_of,
@@ -21,7 +22,6 @@ from fusionkit.encoders.probe import (
 )
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.errors import ConfigError
-from fusionkit.training.checks import check_image_size, check_text
 from fusionkit.types import TextFormat, Tokens
 
 FORMAT = TextFormat(start=2, end=3, pad=0, mask=4, unknown=1)

@@ -15,7 +15,7 @@ from hydra.utils import get_class
 
 from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.co_attention import CrossThenSelf
-from fusionkit.fusion.entry import ClassToken
+from fusionkit.fusion.input_projection import ClassToken
 from fusionkit.fusion.pooling import DenseBoth, DenseImage, DenseText, LastWord
 from fusionkit.types import Tokens
 from tests.toys import choices, number_of, scatter_weights, scattered, toy_fusion
@@ -74,8 +74,8 @@ def numbers_of(name):
         if "pair" in fusion.provides:
             pairs = torch.stack([INDEX, INDEX.flip(0)], dim=1)
             found["pair"] = number_of(fusion(fusion.prepare(image), text, pairs).pooled)
-        if hasattr(fusion, "alone"):
-            found["alone"] = number_of(fusion.alone(text))
+        if hasattr(fusion, "encode_unimodal"):
+            found["alone"] = number_of(fusion.encode_unimodal(text))
         whole = image._replace(mask=None)
         found["unmasked"] = number_of(fusion(fusion.prepare(whole), text, INDEX)[0])
     if hasattr(fusion, "freeze_unused"):
@@ -99,7 +99,7 @@ def defaults_of(name):
     return {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
 
 
-PARTS = ("bert.PostNormBlock", "entry.Typed", "entry.TypedImage", "gated_cross_attention.GatedCrossAttentionBlock",
+PARTS = ("bert.PostNormBlock", "entry.TypedProjection", "entry.TypedImage", "gated_cross_attention.GatedCrossAttentionBlock",
     "layers.Attention", "layers.PreNormBlock", "mixed_cross_attention.SelfAttentionLayers", "pooling.DenseBoth")  # fmt: skip
 
 

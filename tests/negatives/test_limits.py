@@ -7,8 +7,8 @@ import torch
 
 from fusionkit.errors import ConfigError
 from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
-from fusionkit.negatives.law import _entropy
 from fusionkit.negatives.pool import EMPTY, AllRanks, Candidates, OwnBatch, Pool, lengthen, queue_ages
+from fusionkit.negatives.sampling import _entropy
 from fusionkit.types import Tokens
 
 
@@ -17,8 +17,8 @@ def test_defaults():
         parameters = inspect.signature(made).parameters.values()
         return {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
 
-    law = {"k": 1, "by_teacher": False}
-    assert (defaults(HardNegatives), defaults(RandomNegatives)) == (law | {"floor": 0.0}, law)
+    distribution = {"k": 1, "by_teacher": False}
+    assert (defaults(HardNegatives), defaults(RandomNegatives)) == (distribution | {"floor": 0.0}, distribution)
     assert defaults(OfflineNegatives) == {"k": 1}
     assert [Candidates._field_defaults[name] for name in ("first_image", "first_text")] == [0, 0]
     assert (Pool.has_teacher, OwnBatch.has_teacher, AllRanks.has_teacher, Queue.has_teacher) == (
@@ -46,16 +46,16 @@ def test_shorter_tokens_are_lengthened():
 
 
 def test_entropy_is_the_mean_over_rows_that_have_a_partner():
-    law = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]])
-    assert _entropy(law, torch.tensor([True, True, False])).item() == pytest.approx(0.6931 / 2, abs=1e-4)
-    assert _entropy(law, torch.zeros(3, dtype=torch.bool)) == 0
+    distribution = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]])
+    assert _entropy(distribution, torch.tensor([True, True, False])).item() == pytest.approx(0.6931 / 2, abs=1e-4)
+    assert _entropy(distribution, torch.zeros(3, dtype=torch.bool)) == 0
 
 
 def test_a_floor_is_added_before_the_logarithm():
-    law = HardNegatives(floor=0.25).law(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool))
-    assert law.tolist() == [[0.5, 0.5]]
+    distribution = HardNegatives(floor=0.25).distribution(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool))
+    assert distribution.tolist() == [[0.5, 0.5]]
     uneven = torch.tensor([[0.0, 1.0986]])  # .25 and .75
-    found = HardNegatives(floor=0.25).law(uneven, torch.zeros(1, 2, dtype=torch.bool))
+    found = HardNegatives(floor=0.25).distribution(uneven, torch.zeros(1, 2, dtype=torch.bool))
     torch.testing.assert_close(found, torch.tensor([[0.5, 1.0]]) / 1.5, rtol=1e-4, atol=1e-4)
 
 

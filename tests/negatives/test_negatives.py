@@ -1,4 +1,4 @@
-"""The law of negatives, where they come from, and what happens at the edges."""
+"""The distribution of negatives, where they come from, and what happens at the edges."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.momentum import Teacher
+from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import AllRanks, HardNegatives, OfflineNegatives, Queue, RandomNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
@@ -28,10 +28,10 @@ def test_hard_negatives_follow_the_softmax_over_other_images():
     torch.manual_seed(0)
     similarity = torch.tensor([[1.0, 0.0, 2.0, -1.0]])
     same = torch.tensor([[False, False, True, False]])
-    law = similarity.masked_fill(same, -torch.inf).softmax(dim=1)[0]
-    torch.testing.assert_close(draw_often(HardNegatives(), similarity, same), law, atol=0.015, rtol=0)
+    distribution = similarity.masked_fill(same, -torch.inf).softmax(dim=1)[0]
+    torch.testing.assert_close(draw_often(HardNegatives(), similarity, same), distribution, atol=0.015, rtol=0)
     entropy = HardNegatives()(similarity, same).entropy
-    assert entropy.item() == pytest.approx(-sum(p * math.log(p) for p in law.tolist() if p))
+    assert entropy.item() == pytest.approx(-sum(p * math.log(p) for p in distribution.tolist() if p))
 
 
 def test_random_negatives_are_uniform_over_other_images():
@@ -65,13 +65,13 @@ def test_a_row_without_another_image_is_invalid_and_low_temperatures_do_not_cras
 def test_offline_negatives_are_those_of_the_file_and_hard_ones_elsewhere(tmp_path):
     (tmp_path / "hard.json").write_text(json.dumps(OFFLINE))
     negatives = OfflineNegatives(str(tmp_path / "hard.json"))
-    listed = negatives.listed({"image_ids": [100, 101, 102, 103]})
-    assert listed.nonzero().tolist() == [[0, 1], [0, 3], [1, 0]]
+    mined = negatives.mined({"image_ids": [100, 101, 102, 103]})
+    assert mined.nonzero().tolist() == [[0, 1], [0, 3], [1, 0]]
     torch.manual_seed(0)
     similarity, same = torch.tensor([[0.0, 1.0, 9.0, 5.0]]), torch.tensor([[True, False, False, False]])
-    found = draw_often(negatives, similarity, same, listed=listed[:1].expand(20_000, -1))
+    found = draw_often(negatives, similarity, same, mined=mined[:1].expand(20_000, -1))
     torch.testing.assert_close(found, torch.tensor([0.0, 0.5, 0.0, 0.5]), atol=0.015, rtol=0)
-    found = draw_often(negatives, similarity, same, listed=listed[2:3].expand(20_000, -1))
+    found = draw_often(negatives, similarity, same, mined=mined[2:3].expand(20_000, -1))
     torch.testing.assert_close(found, draw_often(HardNegatives(), similarity, same), atol=0.015, rtol=0)
 
 
@@ -144,8 +144,8 @@ def test_what_the_teacher_takes_for_a_match_is_no_negative():
     torch.manual_seed(0)
     model = toy_model()
     itm = ITM(toy_dims(model), HardNegatives(k=3, teacher_threshold=0.9))
-    assert itm.distils
-    assert not ITM.distils
+    assert itm.uses_teacher
+    assert not ITM.uses_teacher
     batch = toy_batch(images=4)
     encoded = model.encode(batch, ["captions"])
     feats = torch.eye(16)[torch.tensor([0, 1, 0, 3])]  # to the teacher the images 0 and 2 are alike

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from fusionkit.checkpoints.base import resize_positions
-from fusionkit.evaluation.vqa import always_normalized_accuracy, official_accuracy
 from fusionkit.losses import box_loss, generalized_iou, soft_binary_cross_entropy
-from fusionkit.momentum import MomentumTeacher
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.negatives import HardNegatives
+from fusionkit.scoring.vqa import always_normalized_accuracy, official_accuracy
 from fusionkit.tasks.itc import ITC
 from tests.toys import toy_batch, toy_dims, toy_model
 

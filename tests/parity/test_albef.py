@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusionkit.tasks.answering import Answers, Ranking
+from fusionkit.tasks.answering import Answers, RankAnswers
 from fusionkit.tasks.entailment import LABELS
 from tests.parity.published import (
     Published,
@@ -72,7 +72,7 @@ def test_retrieval(load, path):
     published = load(path)
     io, tasks = published.io, published.network.tasks
     tasks["itm"].negatives = ScriptedNegatives(io["negative_image"], io["negative_text"], by_teacher=True)
-    tasks["itm"].distils = True
+    tasks["itm"].uses_teacher = True
     published.network.model.temperature_range = (0, torch.inf)  # which this published class alone does not keep
     captions = rows(io["input_ids"], io["attention_mask"])
     batch = {"image_keys": io["idx"], "pixel_values": io["pixel_values"], "captions": captions}
@@ -171,7 +171,7 @@ def check_ranking(published: Published, batch: dict) -> None:
     io, network, task = published.io, published.network, published.network.tasks["vqa_decoder"]
     task.eval()
     task.set_answers(*known(io["answer_list_ids"], io["answer_list_mask"]))
-    ranking = Ranking(k=published.sizes["k_test"], score="albef")
+    ranking = RankAnswers(k=published.sizes["k_test"], score="albef")
     with torch.no_grad():
         encoded = network.model.encode(batch, ["questions"])
         steps = task.steps(network.model, batch, encoded)

@@ -10,10 +10,10 @@ from transformers import (
     BlipForQuestionAnswering,
 )
 
-from fusionkit.tasks.answering import Answers, Ranking
+from fusionkit.tasks.answering import Answers, RankAnswers
 from fusionkit.tasks.classic_beams import ClassicBeamSearch
-from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
-from fusionkit.tasks.generation import Greedy, Rules
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.generation import GenerationConfig, Greedy
 from fusionkit.types import Tokens
 from tests.parity.published import (
     Published,
@@ -63,7 +63,7 @@ def check_contrast(published: Published, encoded, seen, outputs) -> None:
     close(encoded.text_feats["captions"], io["out.text_feat"])
     close(seen.image_feats, io["out.image_feat_m"])
     close(seen.text_feats["captions"], io["out.text_feat_m"])
-    alone = network.model.fusion.alone(encoded.text["captions"])
+    alone = network.model.fusion.encode_unimodal(encoded.text["captions"])
     close_where(io["in.attention_mask"], alone, io["out.text_hidden"])
     close(outputs["itc"].loss, io["loss.itc"])
     close(outputs["itm"].loss, io["loss.itm"])
@@ -144,11 +144,11 @@ def test_captions(load, path):
     )
     before = (sizes["ids"]["bos_DEC"], *prompt)
 
-    def rules(longest: int, shortest: int) -> Rules:
-        return Rules(end, longest - len(before), max(0, shortest - len(before)), prompt=before)
+    def rules(longest: int, shortest: int) -> GenerationConfig:
+        return GenerationConfig(end, longest - len(before), max(0, shortest - len(before)), prompt=before)
 
     with torch.no_grad():
-        steps = steps_of(ModelSteps(network.model, task.head, encoded.memory, prompts))
+        steps = decoder_state_of(DecoderInputs(network.model, task.head, encoded.memory, prompts))
         found = {
             "greedy_ids": Greedy()(steps, rules(30, 10)),
             "beam3_ids": ClassicBeamSearch(3)(steps, rules(30, 10)),
@@ -188,7 +188,7 @@ def test_answers(load, path):
     with torch.no_grad():
         steps = task.steps(network.model, batch, encoded)
         close(steps.start()[0], io["out.rank_first_token_logits"])
-        ranking = Ranking(k=published.sizes["k_test"], score="blip", label_smoothing=0.1)
+        ranking = RankAnswers(k=published.sizes["k_test"], score="blip", label_smoothing=0.1)
         likelihood, candidates = ranking.scores(steps, Answers(task.texts, task.answer_ids, task.answer_mask))
         assert candidates.equal(io["out.rank_topk_ids"])
         close(likelihood, io["out.rank_log_probs"])
@@ -197,9 +197,9 @@ def test_answers(load, path):
         memory = task.head.reader.fusion.prepare(Tokens(io["out.question_states"], None, states[:, 0]))
         start = torch.full((len(states), 1), published.sizes["ids"]["cls"])
         prompts = Prompts(start, torch.ones_like(start), texts["image_index"], torch.ones_like(start[:, 0]))
-        steps = steps_of(ModelSteps(task.head.reader, task.head.words, memory, prompts))
+        steps = decoder_state_of(DecoderInputs(task.head.reader, task.head.words, memory, prompts))
         ids = published.sizes["ids"]
-        said = ClassicBeamSearch(3)(steps, Rules(ids["sep"], 9, prompt=(ids["bos_DEC"],))).tokens
+        said = ClassicBeamSearch(3)(steps, GenerationConfig(ids["sep"], 9, prompt=(ids["bos_DEC"],))).tokens
     assert padded(said, ids["sep"], 9).equal(io["out.generate_ids"][:, 1:])
 
 

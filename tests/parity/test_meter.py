@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fusionkit.checkpoints.meter import resize_table
+from fusionkit.checkpoints.families.meter import resize_table
 from fusionkit.losses import masked_cross_entropy
 from tests.parity.imported import (
     NO_DROPOUT,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fusionkit.assembly.parts import plain_dims
 from fusionkit.tasks.region_grounding import RegionGrounding
-from fusionkit.training.launch import plain_dims
 from tests.parity.published import (
     Published,
     ScriptedNegatives,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from tests.recipes.test_recipes import overrides
 from tests.recipes.world import make_world
 

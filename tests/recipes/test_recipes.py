@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from tests.recipes.world import make_world
 from tests.toys import choices
 

@@ -10,15 +10,16 @@ import pytest
 import yaml
 from rich.console import Console
 
-from fusionkit.cli import run
-from fusionkit.compare import samples_of
-from fusionkit.evaluation.judging import scores_of
+from fusionkit.cli.main import run
+from fusionkit.commands.compare import samples_of
+from fusionkit.config import home_of
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
 from fusionkit.reporting.differences import differences, group_name, group_seeds
-from fusionkit.reporting.joining import home_of, short_names
+from fusionkit.reporting.merge_runs import short_names
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
+from fusionkit.scoring.sample_scores import scores_of
 from tests.reporting.worlds import QUESTIONS, write, write_evaluation, write_run
 
 Capture = pytest.CaptureFixture[str]

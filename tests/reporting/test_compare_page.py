@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fusionkit.cli import run
+from fusionkit.cli.main import run
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.html import element, thumbnail
 from fusionkit.reporting.reading import read_runs

@@ -5,7 +5,7 @@ from torch import nn
 
 from fusionkit.fusion.merged_attention import MergedAttention
 from fusionkit.reporting import cost
-from fusionkit.reporting.timing import race
+from fusionkit.reporting.cost import race
 from fusionkit.types import Fused
 
 

@@ -50,7 +50,7 @@ def write_evaluation(
     details = {"split": "val", "scores": {"accuracy": score}, "intervals": {"accuracy": [score - 1.5, score + 2.5]}}
     files = folder.parent / "data"
     reader = {
-        "_target_": "fusionkit.data.vqa.VQAv2",
+        "_target_": "fusionkit.data.readers.vqa.VQAv2",
         "questions": f"{files}/q.json",
         "annotations": f"{files}/a.json",
         "images": str(files),

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
+from fusionkit.assembly.checks import check_needs
 from fusionkit.errors import ConfigError
 from fusionkit.tasks.alignment import Alignment, cosine_cost, transport_plan
 from fusionkit.tasks.itm import ITM
-from fusionkit.training.checks import check_needs
 from fusionkit.types import Fused
 from tests.toys import toy_batch, toy_dims, toy_model
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fusionkit.errors import ConfigError
-from fusionkit.tasks.answering import Saying
+from fusionkit.tasks.answering import GenerateAnswer
 from fusionkit.tasks.captioning import Captioning
 from fusionkit.tasks.generation import Greedy
 from fusionkit.tasks.vqa_generative import GenerativeVQA
@@ -123,7 +123,7 @@ def test_the_end_is_said_where_it_is_padding_or_start_too(model, shared):
     with torch.no_grad():
         task.head.bias[SEP] = 1e4
     assert [record["caption"] for record in task.predict(model, batch, model.encode(batch, []))] != [""] * 3
-    questions = GenerativeVQA(dims, answering=Saying(Greedy()))
+    questions = GenerativeVQA(dims, answering=GenerateAnswer(Greedy()))
     with torch.no_grad():
         questions.head.bias[SEP] = 1e4
     said = questions.eval().predict(model, batch, model.encode(batch, []))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionkit.tasks.classic_beams import ClassicBeamSearch
-from fusionkit.tasks.generation import Rules
+from fusionkit.tasks.generation import GenerationConfig
 
 END = 0
 
@@ -32,7 +32,7 @@ STEPS = Chain([0.001, 0.6, 0.399], [[1.0, 0.0, 0.0], [0.7, 0.1, 0.2], [0.8, 0.15
 
 
 def rules(**options):
-    return Rules(**{"end": END, "max_length": 4} | options)
+    return GenerationConfig(**{"end": END, "max_length": 4} | options)
 
 
 def test_the_length_has_the_prompt_in_it_and_the_end_not():

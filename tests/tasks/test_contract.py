@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from fusionkit.assembly.checks import check_needs
 from fusionkit.data.requests import ASKED
 from fusionkit.errors import ConfigError
-from fusionkit.training.checks import check_needs
 from fusionkit.types import Regions
 from tests.toys import choices, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
 

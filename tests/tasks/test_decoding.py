@@ -5,22 +5,22 @@ import torch
 
 from fusionkit.encoders.text import TextEncoder
 from fusionkit.fusion.base import Fusion
-from fusionkit.model import VisionLanguageModel
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.decoding import (
-    CachedSteps,
-    ModelSteps,
+    CachedDecoderState,
+    DecoderInputs,
     Prompts,
-    RecomputedSteps,
+    RecomputedDecoderState,
+    decoder_state_of,
     fuse_causal,
     prefix_mask,
-    steps_of,
 )
-from fusionkit.tasks.generation import BeamSearch, Greedy, Rules
+from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.types import Tokens
 from tests.toys import CLS, PAD, SEP, VOCABULARY, WIDTH, choices, toy_fusion, toy_model
 
-RULES = Rules(SEP, max_length=8, min_length=3, banned=(CLS, PAD))
+RULES = GenerationConfig(SEP, max_length=8, min_length=3, banned=(CLS, PAD))
 IMAGES = 3
 
 
@@ -55,7 +55,7 @@ def shared(fusion, kind="bert", ragged=True):
     prefix = mask.sum(dim=1) if ragged else torch.ones(5, dtype=torch.long)
     prompts = Prompts(input_ids * mask, mask, torch.tensor([2, 0, 0, 1, 2]), prefix)
     head = MaskedLMHead(model.fusion.hidden_size, WIDTH, VOCABULARY).eval()
-    return ModelSteps(model, head, model.fusion.prepare(image), prompts)
+    return DecoderInputs(model, head, model.fusion.prepare(image), prompts)
 
 
 @pytest.mark.parametrize("search", [Greedy(), BeamSearch(3)], ids=["greedy", "beam"])
@@ -67,7 +67,7 @@ def shared(fusion, kind="bert", ragged=True):
 def test_a_cache_gives_the_same_tokens(fusion, kind, search):
     parts = shared(fusion, kind)
     assert parts.model.is_incremental
-    cached, anew = (search(steps(parts), RULES) for steps in (CachedSteps, RecomputedSteps))
+    cached, anew = (search(steps(parts), RULES) for steps in (CachedDecoderState, RecomputedDecoderState))
     assert torch.equal(cached.tokens, anew.tokens)
     torch.testing.assert_close(cached.scores, anew.scores, rtol=1e-5, atol=1e-4)
     assert len({tuple(row) for row in anew.tokens.tolist()}) > 2  # else nothing depends on the prompt
@@ -82,7 +82,7 @@ def test_a_cache_encodes_each_token_once(monkeypatch):
         "forward",
         lambda **given: lengths.append(given["input_ids"].shape[1]) or forward(**given),
     )
-    Greedy()(steps_of(parts), Rules(SEP, max_length=5, min_length=4))
+    Greedy()(decoder_state_of(parts), GenerationConfig(SEP, max_length=5, min_length=4))
     assert lengths == [6, 1, 1, 1, 1]
 
 
@@ -101,10 +101,10 @@ class WholeTextOnly(torch.nn.Module):
 @torch.inference_mode()
 def test_a_fusion_without_extend_is_recomputed():
     parts = shared("cross_attention")
-    expected = Greedy()(steps_of(parts), RULES).tokens
+    expected = Greedy()(decoder_state_of(parts), RULES).tokens
     parts.model.fusion = WholeTextOnly(parts.model.fusion)
-    steps = steps_of(parts)
-    assert isinstance(steps, RecomputedSteps)
+    steps = decoder_state_of(parts)
+    assert isinstance(steps, RecomputedDecoderState)
     assert torch.equal(Greedy()(steps, RULES).tokens, expected)
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TopKLogitsWarper, TopPLogitsWarper
 
 from fusionkit.errors import ConfigError
-from fusionkit.tasks.generation import BeamSearch, Greedy, Rules, Sampling, keep_top_k, keep_top_p
+from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy, Sampling, keep_top_k, keep_top_p
 
 VOCABULARY, END = 14, 1
 BANNED = (0, 2, 3)  # the prompts: no n-gram that comes twice holds one, and transformers counts those of the prompt too
@@ -23,7 +23,7 @@ def language_model(seed):
 
 
 class Reader:
-    """Steps over a language model; its state is all tokens so far."""
+    """DecoderState over a language model; its state is all tokens so far."""
 
     def __init__(self, model, prompts):
         self.model, self.prompts = model, prompts
@@ -62,10 +62,10 @@ def theirs(model, rules, **options):
 
 
 RULES = {
-    "plain": Rules(END, 9, banned=BANNED),
-    "long": Rules(END, 9, min_length=6, banned=BANNED),
-    "no_repeat": Rules(END, 12, no_repeat_ngram=2, banned=BANNED),
-    "all": Rules(END, 12, min_length=4, no_repeat_ngram=3, banned=BANNED),
+    "plain": GenerationConfig(END, 9, banned=BANNED),
+    "long": GenerationConfig(END, 9, min_length=6, banned=BANNED),
+    "no_repeat": GenerationConfig(END, 12, no_repeat_ngram=2, banned=BANNED),
+    "all": GenerationConfig(END, 12, min_length=4, no_repeat_ngram=3, banned=BANNED),
 }
 
 
@@ -122,7 +122,7 @@ def test_truncated_distributions_are_transformers():
 @torch.inference_mode()
 def test_samples_follow_the_truncated_law():
     model, count = language_model(0), 4000
-    steps, rules = Reader(model, PROMPTS[:1].repeat(count, 1)), Rules(END, 1, banned=BANNED)
+    steps, rules = Reader(model, PROMPTS[:1].repeat(count, 1)), GenerationConfig(END, 1, banned=BANNED)
     torch.manual_seed(1)
     drawn = torch.bincount(Sampling(20.0, top_k=5)(steps, rules).tokens[:, 0], minlength=VOCABULARY) / count
     scores = model(PROMPTS[:1]).logits[:, -1].log_softmax(dim=1) / 20.0
@@ -136,8 +136,8 @@ def test_samples_follow_the_truncated_law():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: Rules(END, 5, min_length=5), "min_length is 5"),
-        (lambda: Rules(END, no_repeat_ngram=-1), "no_repeat_ngram is -1"),
+        (lambda: GenerationConfig(END, 5, min_length=5), "min_length is 5"),
+        (lambda: GenerationConfig(END, no_repeat_ngram=-1), "no_repeat_ngram is -1"),
         (lambda: Sampling(top_p=0.0), "top_p 0.0"),
         (lambda: BeamSearch(beams=0), "beams is 0"),
     ],
@@ -166,15 +166,15 @@ def test_a_running_text_is_compared_at_the_length_it_has():
         def select(self, state, rows):
             return state.expand(len(rows))
 
-    found = BeamSearch(2)(Chain(), Rules(END, max_length=6))
+    found = BeamSearch(2)(Chain(), GenerationConfig(END, max_length=6))
     assert found.tokens[0].tolist() == [END] * 6
-    patient = BeamSearch(2, length_penalty=3.0)(Chain(), Rules(END, max_length=6))
+    patient = BeamSearch(2, length_penalty=3.0)(Chain(), GenerationConfig(END, max_length=6))
     assert patient.tokens[0, :3].tolist() == [2, 3, END]
 
 
 def test_the_end_is_never_banned():
     """Where one token starts, ends and pads texts (GPT-2, CLIP), the rules of every task let it end them."""
-    rules = Rules(END, max_length=5, min_length=1, banned=(0, END, 4))
+    rules = GenerationConfig(END, max_length=5, min_length=1, banned=(0, END, 4))
     assert rules.banned == (0, 4)
     scores = rules.restrict(torch.zeros(1, 6), torch.zeros(1, 1, dtype=torch.long))
     assert scores[0, END] == 0
@@ -184,4 +184,4 @@ def test_the_end_is_never_banned():
 
 def test_rules_are_values():
     with pytest.raises(FrozenInstanceError):
-        Rules(END).end = 2
+        GenerationConfig(END).end = 2

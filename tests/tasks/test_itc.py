@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fusionkit.losses import soft_cross_entropy
-from fusionkit.momentum import MomentumTeacher
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.itc import EMPTY, ITC, FeatureQueue
 from tests.toys import toy_batch, toy_dims, toy_model
 

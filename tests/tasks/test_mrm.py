@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusionkit.errors import ConfigError
-from fusionkit.evaluation.masked import score_hidden
+from fusionkit.scoring.masked import score_hidden
 from fusionkit.tasks.mrm import MRM, can_hide, choose
 from fusionkit.types import Tokens
 from tests.toys import CLASSES, toy_batch, toy_dims, toy_model, toy_no_rows

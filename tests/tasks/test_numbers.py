@@ -17,14 +17,14 @@ import torch
 from hydra.utils import get_class, get_object
 
 from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
-from fusionkit.model import text_decoder
-from fusionkit.momentum import Teacher
+from fusionkit.model.model import text_decoder
+from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Drawn, HardNegatives
 from fusionkit.tasks.alignment import Alignment
-from fusionkit.tasks.answering import Saying
+from fusionkit.tasks.answering import GenerateAnswer
 from fusionkit.tasks.grounding import ImagePooling
 from fusionkit.tasks.heads import norm_gelu, relu
-from fusionkit.tasks.itm import tossed_pairs
+from fusionkit.tasks.itm import bernoulli_pairs
 from tests.toys import CLASSES, choices, number_of, scatter_weights, toy_batch, toy_dims, toy_model
 
 DECODER = partial(text_decoder, num_layers=1, num_heads=4, dropout=0.0)
@@ -59,7 +59,12 @@ TASKS = {  # by name: class, fusion, options, whether the images are regions
     "itc": ("fusionkit.tasks.itc.ITC", "cross_attention", {}, False),
     "itc_queue": ("fusionkit.tasks.itc.ITC", "cross_attention", {"queue_size": 5}, False),
     "itm": ("fusionkit.tasks.itm.ITM", "cross_attention", {"negatives": HardNegatives(k=2)}, False),
-    "itm_tossed": ("fusionkit.tasks.itm.ITM", "cross_attention", {"join": tossed_pairs, "texts_per_image": 1}, False),
+    "itm_tossed": (
+        "fusionkit.tasks.itm.ITM",
+        "cross_attention",
+        {"join": bernoulli_pairs, "texts_per_image": 1},
+        False,
+    ),
     "mlm": ("fusionkit.tasks.mlm.MLM", "cross_attention", {"probability": 0.4}, False),
     "mlm_untied": (
         "fusionkit.tasks.mlm.MLM",
@@ -94,7 +99,7 @@ TASKS = {  # by name: class, fusion, options, whether the images are regions
     "vqa_saying": (
         "fusionkit.tasks.vqa_generative.GenerativeVQA",
         "cross_attention",
-        {"answering": Saying(max_length=4)},
+        {"answering": GenerateAnswer(max_length=4)},
         False,
     ),
 }
@@ -144,7 +149,7 @@ def numbers_of(name):
     found |= {key: value.item() for key, value in out.metrics.items()}
     found["to image"] = number_of(next(model.image_encoder.parameters()).grad * 100)
     found["to text"] = number_of(model.text_encoder.word_embeddings.weight.grad * 100)
-    if task.distils:
+    if task.uses_teacher:
         other, its = build(name, seed=50)
         encoded = other.encode(batch, [task.reads] if task.encodes else [])
         head = copy.deepcopy(getattr(its, "head", None))
@@ -185,9 +190,17 @@ def defaults_of(path):
 
 
 PARTS = (
-    *("fusionkit.tasks.answering.Ranking", "fusionkit.tasks.answering.Saying", "fusionkit.tasks.alignment.Alignment"),
+    *(
+        "fusionkit.tasks.answering.RankAnswers",
+        "fusionkit.tasks.answering.GenerateAnswer",
+        "fusionkit.tasks.alignment.Alignment",
+    ),
     *("fusionkit.tasks.mlm.MaskedLMHead", "fusionkit.tasks.mlm.RandomMasking", "fusionkit.tasks.generation.BeamSearch"),
-    *("fusionkit.tasks.heads.gelu_norm", "fusionkit.tasks.heads.norm_gelu", "fusionkit.tasks.generation.Rules"),
+    *(
+        "fusionkit.tasks.heads.gelu_norm",
+        "fusionkit.tasks.heads.norm_gelu",
+        "fusionkit.tasks.generation.GenerationConfig",
+    ),
     *("fusionkit.tasks.classic_beams.ClassicBeamSearch", "fusionkit.tasks.base.Task", "fusionkit.tasks.words.Words"),
     *("fusionkit.tasks.decoding.Prompts", "fusionkit.tasks.region_grounding.RegionGrounding"),
 )
@@ -209,7 +222,7 @@ def test_defaults(path):
     assert defaults_of(path) == kept("defaults")[path]
 
 
-@pytest.mark.parametrize("name", [n for n in TASKS if not n.startswith("itc") and get_class(TASKS[n][0]).distils])
+@pytest.mark.parametrize("name", [n for n in TASKS if not n.startswith("itc") and get_class(TASKS[n][0]).uses_teacher])
 def test_a_teacher_of_weight_0_is_not_asked(name):
     model, task = build(name)
     batch = batch_of(TASKS[name][3])

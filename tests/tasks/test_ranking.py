@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from fusionkit.momentum import MomentumTeacher
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
 from fusionkit.negatives.pool import OwnBatch
-from fusionkit.tasks.itm import ITM, tossed_pairs
+from fusionkit.tasks.itm import ITM, bernoulli_pairs
 from fusionkit.tasks.ranking import Ranking, triplet_loss
 from tests.toys import toy_batch, toy_dims, toy_model
 
@@ -94,7 +94,7 @@ def test_triplets_of_sigmoids():
 
 
 def test_a_tossed_coin_makes_one_pair_a_caption():
-    model, task, batch, encoded = build(ITM, images=8, join=tossed_pairs)
+    model, task, batch, encoded = build(ITM, images=8, join=bernoulli_pairs)
     shares = []
     for seed in range(40):
         torch.manual_seed(seed)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from fusionkit.errors import ConfigError
-from fusionkit.tasks.answering import Answers, Ranking, Saying
-from fusionkit.tasks.decoding import ModelSteps, Prompts, fuse_causal, steps_of
+from fusionkit.tasks.answering import Answers, GenerateAnswer, RankAnswers
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import BeamSearch
 from fusionkit.tasks.vqa_generative import GenerativeVQA, followed_by, good_pairs
 from tests.toys import ANSWER_TOKENS, ANSWERS, SEP, toy_batch, toy_dims, toy_model
@@ -51,24 +51,24 @@ def test_loss_weighs_the_answers_of_a_question(model):
 def test_ranking_is_the_published_score(model, score):
     batch, task = toy_batch(images=4, texts_per_image=2), GenerativeVQA(toy_dims(model)).eval()
     encoded = model.encode(batch, [])
-    steps = steps_of(ModelSteps(model, task.head, encoded.memory, task._prompts(batch)))
-    scores, candidates = Ranking(4, score).scores(steps, Answers(ANSWERS, task.answer_ids, task.answer_mask))
+    steps = decoder_state_of(DecoderInputs(model, task.head, encoded.memory, task._prompts(batch)))
+    scores, candidates = RankAnswers(4, score).scores(steps, Answers(ANSWERS, task.answer_ids, task.answer_mask))
     expected = -whole_text_losses(model, task, batch, encoded, 0.1 if score == "blip" else 0.0)
     if score == "albef":
         first = steps.start()[0].log_softmax(dim=1)
         expected = expected + first[:, [tokens[0] for tokens in ANSWER_TOKENS]]
     torch.testing.assert_close(scores, expected.gather(1, candidates), rtol=1e-5, atol=1e-3)
     best = [ANSWERS[i] for i in expected.argmax(dim=1).tolist()]
-    task.answering = Ranking(4, score)
+    task.answering = RankAnswers(4, score)
     assert [record["answer"] for record in task.predict(model, batch, encoded)] == best
     assert expected.std(dim=0).min() > 0.1  # the scores hang on the question
 
 
 def test_only_the_likeliest_first_tokens_are_scored(model):
     batch, task = toy_batch(images=4), GenerativeVQA(toy_dims(model)).eval()
-    steps = steps_of(ModelSteps(model, task.head, model.encode(batch, []).memory, task._prompts(batch)))
+    steps = decoder_state_of(DecoderInputs(model, task.head, model.encode(batch, []).memory, task._prompts(batch)))
     answers = Answers(ANSWERS, task.answer_ids, task.answer_mask)
-    _, candidates = Ranking(1).scores(steps, answers)
+    _, candidates = RankAnswers(1).scores(steps, answers)
     first = steps.start()[0][:, [tokens[0] for tokens in ANSWER_TOKENS]]
     assert torch.equal(first.gather(1, candidates), first.max(dim=1, keepdim=True).values)
 
@@ -87,7 +87,7 @@ def test_answers_are_padded_as_texts_are(model):
     assert task.answer_ids[task.answer_mask == 0].unique().tolist() == [7]
 
 
-@pytest.mark.parametrize("answering", [Ranking(score="blip"), Saying(BeamSearch(2))], ids=["rank", "say"])
+@pytest.mark.parametrize("answering", [RankAnswers(score="blip"), GenerateAnswer(BeamSearch(2))], ids=["rank", "say"])
 def test_learnt_answers_are_given(answering):
     torch.manual_seed(0)
     model, batch = toy_model(), toy_batch(images=4)
@@ -110,6 +110,6 @@ def test_what_cannot_be_spelt_or_scored_is_one_sentence(model):
     with pytest.raises(ConfigError, match=r"cannot spell the answer 'yes'; set data\.spell_answers=true"):
         GenerativeVQA(replace(dims, answer_tokens=((5,), (), (6,), (9,))))
     with pytest.raises(ConfigError, match="did you mean 'blip'"):
-        Ranking(score="blipp")
+        RankAnswers(score="blipp")
     with pytest.raises(ConfigError, match=r"answering\.k is 0"):
-        Ranking(k=0)
+        RankAnswers(k=0)

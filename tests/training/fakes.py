@@ -48,7 +48,7 @@ class FakeModel(nn.Module):
 class FakeTask(Task):
     needs = frozenset({"pooled"})
     reads = "captions"
-    distils = True
+    uses_teacher = True
 
     def __init__(self, scorer=None, value: float = 0.0) -> None:
         super().__init__(scorer)

@@ -8,9 +8,9 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import OmegaConf
 
+from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Step
 from fusionkit.training.callbacks import StopAfter
-from fusionkit.training.precision import resolve_precision
 from fusionkit.training.stages import Stages
 from tests.toys import CONF, choices
 

@@ -7,9 +7,9 @@ import torch
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from fusionkit.evaluation.benchmarks import Benchmark
-from fusionkit.evaluation.form import Form, is_text
-from fusionkit.evaluation.judging import Judged
+from fusionkit.scoring.record_schema import Form, is_text
+from fusionkit.scoring.sample_scores import SampleScores
+from fusionkit.scoring.scorers import Benchmark
 from fusionkit.tasks.base import Task
 from fusionkit.training.diagnostics import AnswerTables, CollapseAlarm, GradientNorms
 from tests.training.fakes import FakeTask, count_records, fake_module
@@ -101,14 +101,16 @@ class Said:
 
     forms = (Form("captions", "image_id", "answer", "a text", is_text),)
 
-    def __call__(self, records, samples) -> Judged:
-        return Judged([{"id": record["image_id"], "score": 100.0, "image_id": 1, "values": {}} for record in records])
+    def __call__(self, records, samples) -> SampleScores:
+        return SampleScores(
+            [{"id": record["image_id"], "score": 100.0, "image_id": 1, "values": {}} for record in records]
+        )
 
 
 def test_answers_are_shown_ever_less_often_and_only_where_they_can_be(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(
-        "fusionkit.training.watch.examples_of", lambda measure, records, *rest: shown.append(len(records)) or records
+        "fusionkit.training.loggers.examples_of", lambda measure, records, *rest: shown.append(len(records)) or records
     )
     tasks: dict[str, Task] = {"a": FakeTask(Benchmark(count_records, measure=Said())), "b": FakeTask(count_records)}
     options = {"callbacks": [AnswerTables()], "max_epochs": 1, "val_check_interval": 1}

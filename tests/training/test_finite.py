@@ -10,9 +10,10 @@ from lightning import Callback
 from torch import nn
 
 from fusionkit.balance import DWA, GradNorm, PCGrad
+from fusionkit.checkpoints.match import not_finite
 from fusionkit.errors import ConfigError, UserError
 from fusionkit.training.callbacks import LastCheckpoint
-from fusionkit.training.finite import FiniteSteps, damaged_images, not_finite
+from fusionkit.training.finite import FiniteSteps, damaged_images
 from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
 from tests.toys import toy_batch

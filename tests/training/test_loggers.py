@@ -11,10 +11,9 @@ from omegaconf import OmegaConf
 
 from fusionkit.config import flatten
 from fusionkit.errors import ConfigError
-from fusionkit.evaluation.examples import Example
 from fusionkit.reporting.offline import OfflineRun, read_offline
-from fusionkit.training.loggers import ScoreWandbLogger, finish, labels_of, log_config
-from fusionkit.training.watch import Watch
+from fusionkit.scoring.examples import Example
+from fusionkit.training.loggers import ScoreWandbLogger, Watch, finish, labels_of, log_config
 from tests.toys import CONF, choices
 
 CONFIG = {

@@ -10,12 +10,12 @@ from lightning import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Schedule, Uncertainty
+from fusionkit.checkpoints.match import require_fit
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
 from fusionkit.training.schedule import constant, warmup_cosine, warmup_linear
-from fusionkit.training.weights import require_fit
 from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
 
 TWO = {"coco": {"a": 1.0, "b": 2.0}, "vqa": {"a": 0.5}}

@@ -7,7 +7,7 @@ import torch
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError
-from fusionkit.evaluation.judging import is_error, known_direction
+from fusionkit.scoring.sample_scores import is_error, known_direction
 from fusionkit.training.callbacks import BestCheckpoint
 from fusionkit.training.validation import Validation
 from tests.training.fakes import FakeTask, fake_module

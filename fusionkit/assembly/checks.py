@@ -1,0 +1,139 @@
+"""Whether the parts of a run fit together, which can only be seen once they are there: ConfigError where they do not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fusionkit.data.datamodule import DataModule
+from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
+from fusionkit.errors import ConfigError, UserError, suggest
+from fusionkit.tasks.base import Task
+from fusionkit.types import Dims
+
+PARTS = {
+    "pooled": "a pooled vector of each pair",
+    "text": "text tokens that have seen the image's",
+    "image": "image tokens that have seen the text's",
+    "causal": "text that does not see what follows",
+    "attention": "attention of the text's tokens to the image's",
+    "pair": "a text fused with two images at once",
+}
+
+
+def check_roles(config: DictConfig, known: set[str]) -> None:
+    """The roles to evaluate are a list of those that a source has, and the checkpoint to evaluate is one that is kept."""
+    if isinstance(config.evaluation.roles, str):
+        raise ConfigError(f"evaluation.roles is one word, but has to be a list: [{config.evaluation.roles}]")
+    for role in config.evaluation.roles:
+        if role not in known:
+            raise ConfigError(f"evaluation.roles: no source has a split for the role '{role}'; {suggest(role, known)}")
+    if config.evaluation.checkpoint not in ("best", "last"):
+        hint = suggest(config.evaluation.checkpoint, ("best", "last"))
+        raise ConfigError(f"evaluation.checkpoint is '{config.evaluation.checkpoint}'; {hint}")
+
+
+def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
+    """The parts that a task needs and a fusion does not provide; "feats" are the model's own."""
+    return sorted(needs - {"feats"} - provides)
+
+
+def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
+    """The fusion provides what the task needs."""
+    if missing := lacking(task.needs, fusion.provides):
+        wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in missing)
+        raise ConfigError(
+            f"task '{name}' needs {wanted} from the fusion, but {type(fusion).__name__} provides "
+            f"{', '.join(sorted(fusion.provides))}; choose another fusion=NAME or leave {name} out of task=[...]"
+        )
+
+
+def check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
+    """The image encoder reads what the source has of its images."""
+    has = datamodule.sources[source].images
+    if encoder.reads != has:
+        raise ConfigError(
+            f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
+            f"another image_encoder=NAME, or data with {encoder.reads}"
+        )
+    if has == "pixel_values" and datamodule.finish.fit == "keep" and not encoder.reads_canvases:
+        raise ConfigError(
+            f"data.fit=keep gives images of different shapes, which {type(encoder).__name__} does not read; set "
+            "data.fit=squash, or choose image_encoder=patches"
+        )
+
+
+def check_image_size(encoder: Any, size: int) -> None:
+    """The encoder reads images of the data's size; what none of its tokens depends on is frozen."""
+    try:
+        found = rehearse(encoder, lambda twin, pixels: twin(pixels), 1, 3, size, size)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a model makes of images of another size
+        raise ConfigError(
+            f"data.image_size is {size}, but the image encoder does not read such images ({first_line(error)}); set "
+            "data.image_size to its own size, or image_encoder.img_size or image_encoder.dynamic_img_size where it takes them"
+        ) from error
+    if found is not None:
+        tokens, twin = found
+        freeze(encoder, unreached_parameters(twin, [tokens.embeds, tokens.pooled]))
+
+
+def check_text(name: str, task: Task[Any], model: Any, abilities: TextAbilities) -> None:
+    """The text encoder reads texts as the task needs them read."""
+    kind = getattr(getattr(model.text_encoder, "config", None), "model_type", type(model.text_encoder).__name__)
+    if "causal" in task.needs and abilities.not_causal is not None:
+        raise ConfigError(
+            f"task '{name}' needs {PARTS['causal']}, but the text encoder {kind} cannot read so ({abilities.not_causal}); choose "
+            f"another text_encoder.config.model_type, such as bert or roberta, or leave {name} out of task=[...]"
+        )
+    if "feats" in task.needs and not abilities.pools_text and not hasattr(model.fusion, "encode_unimodal"):
+        raise ConfigError(
+            f"task '{name}' compares texts by a vector each, but of the text encoder {kind} all texts have the same; set "
+            f"text_encoder.pool=mean, or leave {name} out of task=[...]"
+        )
+
+
+def check_length(source: str, datamodule: DataModule, most: int | None) -> None:
+    """The text encoder has positions for the longest texts of a source."""
+    length = datamodule.sources[source].max_length
+    if most is not None and length > most:
+        key = f"data.sources.{source}.max_length"
+        raise ConfigError(f"{key} is {length}, but the text encoder reads {most} tokens at most; set {key}={most}")
+
+
+def check_answers(key: str, task: Task[Any], dims: Dims) -> None:
+    """A task of questions needs answers where it runs; its weights alone can be loaded without."""
+    if task.reads == "questions" and not dims.answers:
+        raise ConfigError(f"{key}: the run has no answers; its data must hold questions with answers")
+
+
+def check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
+    """The source has the texts that the task reads."""
+    if task.reads not in kinds:
+        raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")
+
+
+def check_temperature(model: Any) -> None:
+    """A training starts at a temperature within its range, where the first step would move it otherwise."""
+    start, bounds = model.temperature.detach(), model.temperature_range
+    if start.clamp(*bounds) != start:
+        raise ConfigError(
+            f"model.temperature is {start:.4g}, outside of model.temperature_range {list(bounds)}; start within it, or widen it"
+        )
+
+
+def lonely(
+    objectives: Mapping[str, Mapping[str, float]],
+    tasks: Mapping[str, Task[Any]],
+    batches: Mapping[str, int],
+    ranks: int,
+) -> list[str]:
+    """What to say of objectives that compare an image with others, where a source's batch (images a rank) holds none."""
+    return [
+        f"objectives.{source}.{name}: with data.sources.{source}.batch_size={batches[source]} there is no other image to compare "
+        f"one with, so that only true pairs are trained; set it to 2 at least (more is better, and micro-batches do not add up)"
+        for source, row in objectives.items()
+        for name in row
+        if tasks[name].partners(batches[source], ranks) == 0
+    ]

@@ -1,0 +1,169 @@
+"""A configuration becomes parts: data, encoders, fusion, model, tasks, teacher."""
+
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.assembly.checks import (
+    check_answers,
+    check_image_size,
+    check_images,
+    check_length,
+    check_needs,
+    check_reads,
+    check_roles,
+    check_text,
+)
+from fusionkit.assembly.evaluation_options import EvaluationOptions
+from fusionkit.assembly.precision import resolve_precision
+from fusionkit.config import signature_of
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.tokenizer import text_format
+from fusionkit.encoders.probe import abilities_of
+from fusionkit.errors import ConfigError, refusals
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import MomentumTeacher
+from fusionkit.tasks.base import Task
+from fusionkit.types import Dims, TextFormat
+
+# what a model is built from, beside the vocabulary
+RECIPE = ("image_encoder", "text_encoder", "fusion", "model", "task")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What training and evaluation share."""
+
+    config: DictConfig
+    datamodule: DataModule
+    model: VisionLanguageModel
+    tasks: dict[str, Task[Any]]
+
+    @property
+    def objectives(self) -> dict[str, dict[str, float]]:
+        """Weight by source and task, as configured."""
+        return OmegaConf.to_container(self.config.objectives, resolve=True)  # type: ignore[return-value]
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers model and heads have; what they share counts once."""
+        modules = (self.model, *self.tasks.values())
+        return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+
+
+def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts:
+    """Data, model and tasks; ``data`` replaces arguments of the data module (a restored tokenizer, answers).
+
+    Without ``has_data`` no folder is looked for, and none is made: the data module says how inputs are read, and holds none.
+    """
+    evaluation_options(config)  # a mistake in them should not wait for the end of the training
+    datamodule: DataModule = instantiate(config.data, **data)
+    check_roles(config, {role for source in datamodule.sources.values() for role in source.splits})
+    if has_data:
+        datamodule.prepare_data()
+        datamodule.setup()
+    words = text_format(datamodule.tokenizer)
+    model = build_model(config, len(datamodule.tokenizer), words)
+    for source in config.objectives:
+        check_images(str(source), datamodule, model.image_encoder)
+        check_length(str(source), datamodule, model.text_encoder.max_length)
+    dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
+    tasks = build_tasks(config, dims, model.fusion)
+    if model.image_encoder.reads == "pixel_values":
+        check_image_size(model.image_encoder, datamodule.finish.size)
+    abilities = abilities_of(model.text_encoder, words.pad)
+    for source, weights in config.objectives.items():
+        for name, weight in weights.items():
+            if weight > 0:
+                check_text(str(name), tasks[name], model, abilities)
+            check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
+            check_answers(f"objectives.{source}.{name}", tasks[name], dims)
+    return Parts(config, datamodule, model, tasks)
+
+
+def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = None) -> VisionLanguageModel:
+    """Encoders, fusion and model; vocabulary and text format are the tokenizer's.
+
+    A text encoder that takes no format pads as it will.
+    """
+    with refusals("image_encoder"):
+        image_encoder = instantiate(config.image_encoder)
+    takes_format = words is not None and "text_format" in signature_of(config.text_encoder._target_)
+    with refusals("text_encoder"):
+        build = instantiate(config.text_encoder, _partial_=True)  # Hydra would take a TextFormat apart
+        text_encoder = build(vocab_size=vocab_size, **({"text_format": words} if takes_format else {}))
+    with refusals("model or fusion"):
+        return instantiate(config.model)(
+            image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
+        )
+
+
+def build_tasks(config: DictConfig, dims: Dims, fusion: Any) -> dict[str, Task[Any]]:
+    """The configured tasks, each built from the plain values of the run; those of weight 0 need nothing of the fusion."""
+    tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
+    for name, task in tasks.items():
+        scorer = getattr(task, "scorer", None)
+        if not (scorer is None or callable(scorer)):
+            raise ConfigError(
+                f"task.{name}.scorer is {reprlib.repr(scorer)}, but has to be a function that gives the scores, as in "
+                "conf/task, or null"
+            )
+    weights = [(name, weight) for row in config.objectives.values() for name, weight in row.items()]
+    for name in dict.fromkeys(name for name, weight in weights if weight > 0):
+        check_needs(name, tasks[name], fusion)
+    return tasks
+
+
+def build_teacher(
+    config: DictConfig, model: VisionLanguageModel, tasks: Mapping[str, Task[Any]]
+) -> MomentumTeacher | None:
+    """The momentum teacher, if the run has one."""
+    return instantiate(config.teacher)(model, tasks) if config.teacher else None
+
+
+def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:
+    """The plain values of a model, its tokenizer and the answers."""
+    words = text_format(tokenizer)
+    ids = {"cls": words.start, "sep": words.end, "pad": words.pad, "mask": words.mask}
+    return replace(
+        plain_dims(model, ids, answers),
+        answer_tokens=spell(tokenizer, answers),
+        tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
+    )
+
+
+def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequence[str]) -> Dims:
+    """The plain values of a model without a tokenizer, from the ids of the special tokens: no task can spell with them."""
+    words = model.text_encoder.word_embeddings
+    return Dims(
+        hidden_size=model.fusion.hidden_size,
+        pooled_size=model.fusion.pooled_size,
+        image_size=model.image_encoder.hidden_size,
+        feature_size=model.image_encoder.feature_size,
+        mask_token_size=model.image_encoder.mask_token_size,
+        text_size=words.embedding_dim,
+        embed_size=model.embed_size,
+        vocab_size=words.num_embeddings,
+        answers=tuple(answers),
+        cls_token_id=ids["cls"],
+        sep_token_id=ids["sep"],
+        pad_token_id=ids["pad"],
+        mask_token_id=ids["mask"],
+    )
+
+
+def spell(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each answer, without special ones; none for an answer with a word that the tokenizer does not know."""
+    rows = tokenizer(list(answers), add_special_tokens=False)["input_ids"] if answers else []
+    return tuple(() if tokenizer.unk_token_id in row else tuple(row) for row in rows)
+
+
+def evaluation_options(config: DictConfig) -> EvaluationOptions:
+    """The options of ``evaluation.options``, with a precision that the device computes in, and the recipe of the model."""
+    precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
+    recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE}
+    return instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))

@@ -1,0 +1,48 @@
+"""Names of parts in configurations that earlier versions stored, and where the parts are today."""
+
+RENAMES = {
+    # modules, then single names; of several that a name begins with the longest holds
+    "fusionkit.balance.window": "fusionkit.balance.dwa",
+    "fusionkit.data.caption_lists": "fusionkit.data.readers.caption_lists",
+    "fusionkit.data.coco": "fusionkit.data.readers.coco",
+    "fusionkit.data.flickr30k_entities": "fusionkit.data.readers.flickr30k_entities",
+    "fusionkit.data.nlvr2": "fusionkit.data.readers.nlvr2",
+    "fusionkit.data.refcoco": "fusionkit.data.readers.refcoco",
+    "fusionkit.data.snli_ve": "fusionkit.data.readers.snli_ve",
+    "fusionkit.data.visual_genome": "fusionkit.data.readers.visual_genome",
+    "fusionkit.data.vqa": "fusionkit.data.readers.vqa",
+    "fusionkit.encoders.views": "fusionkit.encoders.region_encoder",
+    "fusionkit.evaluation.benchmarks": "fusionkit.scoring.scorers",
+    "fusionkit.evaluation.captioning": "fusionkit.scoring.captioning",
+    "fusionkit.evaluation.grounding": "fusionkit.scoring.grounding",
+    "fusionkit.evaluation.labels": "fusionkit.scoring.classification",
+    "fusionkit.evaluation.masked": "fusionkit.scoring.masked",
+    "fusionkit.evaluation.matching": "fusionkit.scoring.matching",
+    "fusionkit.evaluation.prediction.EvaluationOptions": "fusionkit.assembly.evaluation_options.EvaluationOptions",
+    "fusionkit.evaluation.published.Published": "fusionkit.scoring.benchmark.Published",
+    "fusionkit.evaluation.ranking": "fusionkit.scoring.ranked_retrieval",
+    "fusionkit.evaluation.reranking.Reranking": "fusionkit.assembly.evaluation_options.Reranking",
+    "fusionkit.evaluation.retrieval": "fusionkit.scoring.retrieval",
+    "fusionkit.evaluation.submission": "fusionkit.scoring.submission",
+    "fusionkit.evaluation.vqa": "fusionkit.scoring.vqa",
+    "fusionkit.fusion.entry.Typed": "fusionkit.fusion.input_projection.TypedProjection",
+    "fusionkit.fusion.entry.Untyped": "fusionkit.fusion.input_projection.Projection",
+    "fusionkit.fusion.entry": "fusionkit.fusion.input_projection",
+    "fusionkit.model.VisionLanguageModel": "fusionkit.model.model.VisionLanguageModel",
+    "fusionkit.model.assemble": "fusionkit.model.model.assemble",
+    "fusionkit.model.text_decoder": "fusionkit.model.model.text_decoder",
+    "fusionkit.momentum": "fusionkit.model.momentum",
+    "fusionkit.negatives.law": "fusionkit.negatives.sampling",
+    "fusionkit.tasks.answering.Ranking": "fusionkit.tasks.answering.RankAnswers",
+    "fusionkit.tasks.answering.Saying": "fusionkit.tasks.answering.GenerateAnswer",
+    "fusionkit.tasks.itm.tossed_pairs": "fusionkit.tasks.itm.bernoulli_pairs",
+}
+
+
+def renamed(name: str) -> str:
+    """Today's name of a part that was stored as ``name``; any other text as it is."""
+    if name.startswith("fusionkit."):
+        for old in sorted(RENAMES, key=len, reverse=True):
+            if f"{name}.".startswith(f"{old}."):
+                return RENAMES[old] + name[len(old) :]
+    return name

@@ -1,0 +1,141 @@
+"""BridgeTower (Xu et al. 2023): CLIP's vision tower and RoBERTa, whose upper layers are led into METER's layers, one each.
+
+The folders that transformers' BridgeTower classes save, with published choices: shared maps, links that add.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fusionkit.checkpoints.base import Key, Plan, reshaped
+from fusionkit.checkpoints.families.bert import POSITION_IDS, text_config, text_encoder
+from fusionkit.checkpoints.families.clip import image_tower, resize_table
+from fusionkit.checkpoints.families.meter import CLIP_BLOCK, CROSS_LAYER
+from fusionkit.checkpoints.runs import (
+    NO_CONTRAST,
+    NO_HEAD,
+    OWN_WORD_HEAD,
+    activation,
+    groups_of,
+    layers,
+    of_class,
+    renamed,
+    run_of,
+    sizes_of,
+)
+from fusionkit.checkpoints.source import Source
+
+IMAGE = "model.image_encoder.backbone."
+TASKS = {  # by class
+    "BridgeTowerForImageAndTextRetrieval": ["itm"],
+    "BridgeTowerForMaskedLM": ["mlm"],
+    "BridgeTowerModel": ["itm"],
+}
+CLASSES = {"itm": ("mismatch", "match")}  # labels: 1 is a text of the image
+NAMES = {
+    "vision_model.visual.embeddings.patch_embedding.": f"{IMAGE}patch_embed.proj.",
+    "vision_model.visual.ln_pre.": f"{IMAGE}norm_pre.",
+    "vision_model.visual.ln_post.": f"{IMAGE}norm.",
+    "cross_modal_text_transform.": "model.fusion.entry.project_text.",
+    "cross_modal_image_transform.": "model.fusion.entry.project_image.",
+    "token_type_embeddings.weight": "model.fusion.entry.types",
+    "cross_modal_text_layernorm.": "model.fusion.text_norms.0.",
+    "cross_modal_image_layernorm.": "model.fusion.image_norms.0.",
+    "cross_modal_text_pooler.dense.": "model.fusion.pool.dense_text.0.",
+    "cross_modal_image_pooler.dense.": "model.fusion.pool.dense_image.0.",
+}
+LEFT_OUT = POSITION_IDS | {
+    r"(.*\.)?text_model\.pooler\..*": "the text's own pooler, which BridgeTower does not read",
+    r"(.*\.)?vision_model\.visual\.ln_separate\..*": "norms for each layer, which BridgeTower does not read",
+}
+
+
+def plan(
+    source: Source,
+    image: Mapping[str, Any],
+    text: Mapping[str, Any],
+    fusion: Mapping[str, Any],
+    ids: Mapping[str, int],
+) -> Plan:
+    """What a folder of BridgeTower is, by the class that it names; sizes of the three parts by transformers' names."""
+    tasks = of_class(source, TASKS)
+    seen, words = sizes_of(image, source, "vision_config"), sizes_of(text, source, "text_config")
+    depth = words["num_hidden_layers"]  # the image runs through as many layers as the text
+    unread = "|".join(map(str, range(depth, seen["num_hidden_layers"])))
+    seen["num_hidden_layers"] = depth
+    both = sizes_of(fusion, source)
+    prefix = "bridgetower." if source.has("bridgetower.") else ""
+    is_tied = "mlm_score.decoder.weight" not in source.state
+    told = text_config(words, words["num_hidden_layers"])
+    told["config"] |= {"model_type": "roberta", "pad_token_id": words["pad_token_id"]}
+    # quick GELU, four times the width and heads of 64 are not options there
+    tower = {"hidden_act": "quick_gelu", "intermediate_size": 4 * seen["hidden_size"]}
+    tower |= {"num_attention_heads": seen["hidden_size"] // 64}
+    mlm = {"tied": is_tied, "eps": both["layer_norm_eps"]} | activation(both["hidden_act"])
+    return Plan(
+        family="bridgetower",
+        release="transformers' BridgeTower",
+        groups=groups_of(tasks),
+        config=run_of(
+            tasks,
+            words["max_position_embeddings"] - words["pad_token_id"] - 1,
+            image_size=seen["image_size"],
+            fit="crop",
+        )
+        | {
+            "name": "bridgetower",
+            "image_encoder": image_tower(seen | tower) | {"top_layers": both["num_hidden_layers"]},
+            "text_encoder": told | {"top_layers": both["num_hidden_layers"]},
+            "fusion": {
+                "_target_": "fusionkit.fusion.bridge.Bridge",
+                "_partial_": True,
+                "num_layers": both["num_hidden_layers"],
+                "bridged": both["num_hidden_layers"],
+                "num_heads": words["num_attention_heads"],
+                "hidden_size": both["hidden_size"],
+                "intermediate_size": words["intermediate_size"],
+                "dropout": words["hidden_dropout_prob"],
+                "eps": words["layer_norm_eps"],
+                "bridge_eps": both["layer_norm_eps"],
+                "block": {"_target_": "fusionkit.fusion.co_attention.SelfThenCross", "_partial_": True}
+                | activation(words["hidden_act"]),
+                "pool": {"_target_": "fusionkit.fusion.pooling.DenseBoth", "_partial_": True, "image": "first"},
+            },
+            "task": {"mlm": mlm} if "mlm" in tasks else {},
+        },
+        keys=[*keys_of(prefix, seen, words, both), Key("itm_score.fc.", "tasks.itm.head."), *OWN_WORD_HEAD],
+        left_out=LEFT_OUT
+        | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
+        added=NO_CONTRAST if prefix else NO_HEAD,
+        classes=CLASSES,
+        ids=ids,
+        tokenizer="roberta-base",
+    )
+
+
+def keys_of(prefix: str, image: Mapping[str, Any], text: Mapping[str, Any], both: Mapping[str, Any]) -> list[Key]:
+    """The names of both towers, the bridges and the layers."""
+    tower = f"{prefix}vision_model.visual."
+    streams = [
+        key
+        for stream in ("text", "image")
+        for key in [
+            *layers(
+                CROSS_LAYER,
+                both["num_hidden_layers"],
+                f"{prefix}cross_modal_{stream}_layers.{{}}.",
+                f"model.fusion.layers.{{}}.{stream}.",
+            ),
+            *(
+                Key(f"{prefix}cross_modal_{stream}_link_tower.{n - 1}.LayerNorm.", f"model.fusion.{stream}_norms.{n}.")
+                for n in range(1, both["num_hidden_layers"])
+            ),
+        ]
+    ]
+    return [
+        *renamed(NAMES, prefix),
+        Key(f"{tower}embeddings.class_embedding", f"{IMAGE}cls_token", change=reshaped),
+        Key(f"{tower}embeddings.position_embedding.weight", f"{IMAGE}pos_embed", change=resize_table),
+        *layers(CLIP_BLOCK, image["num_hidden_layers"], f"{tower}transformer.resblocks.{{}}.", f"{IMAGE}blocks.{{}}."),
+        *text_encoder(f"{prefix}text_model.", "model.text_encoder.", text["num_hidden_layers"]),
+        *streams,
+    ]

@@ -1,0 +1,44 @@
+"""Whether the tensors of a checkpoint fit a model, in words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from fusionkit.errors import DataError
+
+
+def require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path) -> None:
+    """Raise DataError with the first differences where a checkpoint was written by another architecture."""
+    if differences := differences_between(expected, found):
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        told = f"{'; '.join(differences[:3])}{more}"
+        raise DataError(
+            f"checkpoint {path} is of another architecture: {told}; choose the encoders, fusion, model and teacher that it "
+            "was trained with"
+        )
+
+
+def differences_between(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What does not fit, in words: missing, foreign and differently shaped tensors."""
+    shapes = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    return [
+        *(f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here" for name in shapes),
+        *(f"{name} is missing there" for name in expected if name not in found),
+        *(f"{name} is unknown here" for name in found if name not in expected),
+    ]
+
+
+def not_finite(module: nn.Module) -> list[str]:
+    """The names of the parameters that hold NaN or infinite numbers, and of the buffers that hold NaN (a mask may be -inf)."""
+    parts = {name: ~parameter.detach().isfinite().all() for name, parameter in module.named_parameters()}
+    parts |= {name: buffer.isnan().any() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    flags = torch.stack([whole(part) for part in parts.values()]).tolist() if parts else []
+    return [name for name, is_wrong in zip(parts, flags, strict=True) if is_wrong]
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor that a strategy may have split, put together; every rank calls it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x

@@ -1,0 +1,24 @@
+"""How checkpoints reach the disk: hashed, at once or not at all, and with the one before kept beside the last."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from fusionkit.files.tensors import read_tensors, save_tensors
+
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+ADVICE = "make room, then give the same command with resume=auto"
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Files that are read back as they were written, or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint; raises DataError, the old one whole, where the disk does not take it."""
+        path = Path(path)
+        save_tensors(checkpoint, path, path.with_name(PREVIOUS) if path.name == LAST else None, ADVICE)
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> Any:
+        """Read a checkpoint, its tensors on the CPU; raises DataError where it is damaged."""
+        return read_tensors(Path(path))

@@ -1,0 +1,199 @@
+"""The command line: a thin dispatcher that imports only what the chosen command needs, so that help is instant."""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from io import TextIOWrapper
+from typing import Any, NamedTuple
+
+from fusionkit import __version__
+from fusionkit.config import STORED
+from fusionkit.errors import ConfigError, UserError, clean, suggest
+
+
+class Command(NamedTuple):
+    """One word of the command line.
+
+    ``target`` is "module:function": a job on a composed configuration where there is a ``config_name``, else a function of
+    the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows,
+    ``paths`` the keys whose values are files, ``texts`` those whose values are any words; words that name no key are the list
+    ``operands``.
+    """
+
+    summary: str
+    target: str
+    examples: tuple[str, ...]
+    config_name: str | None = None
+    sections: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    operands: str | None = None
+
+
+DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
+COMMANDS = {
+    "train": Command(
+        "train a model on several objectives at once, then evaluate it",
+        "fusionkit.commands.train:train",
+        (
+            "experiment=quickstart",
+            "experiment=quickstart fusion=merged_attention objectives.shapes.itm=0.5",
+            "experiment=quickstart resume=true",
+            "-m experiment=quickstart fusion=cross_attention,merged_attention",
+        ),
+        "train",
+        paths=("data.root", "output_dir", "checkpoint", "tokenizer"),
+    ),
+    "evaluate": Command(
+        "score a checkpoint: metrics.json, predictions, picture gallery",
+        "fusionkit.commands.evaluate:evaluate",
+        ("checkpoint=outputs/quickstart/checkpoints/best.ckpt", "checkpoint=PATH split=test data.root=OTHER_FOLDER"),
+        "evaluate",
+        STORED,
+        paths=("checkpoint", "output_dir", "root", "data.root"),
+    ),
+    "predict": Command(
+        "write a checkpoint's predictions without scoring them, or ask it about your own images",
+        "fusionkit.commands.predict:predict",
+        (
+            "checkpoint=PATH split=test sources=[shapes]",
+            "checkpoint=PATH image=photo.jpg question='what colour is the cat?' phrase='the cat' overlay=true",
+            "checkpoint=PATH image=FOLDER caption=true output=captions.jsonl",
+            "checkpoint=PATH image=requests.jsonl attention=true",
+        ),
+        "predict",
+        STORED,
+        paths=("checkpoint", "output_dir", "root", "data.root", "image", "output"),
+        texts=("question", "phrase", "text"),
+    ),
+    "score": Command(
+        "score a file of predictions against a benchmark's annotations, without a model",
+        "fusionkit.commands.score:score",
+        (
+            "benchmark=vqav2 predictions=P.json annotations=v2_mscoco_val2014_annotations.json output=scores",
+            "benchmark=refcoco predictions=P.jsonl annotations='refs(unc).p' split=testA output=scores",
+        ),
+        "score",
+        paths=("predictions", "annotations", "questions", "instances", "output", "root"),
+    ),
+    "compare": Command(
+        "compare runs: what differs, scores with intervals and tests, plots, one page",
+        "fusionkit.commands.compare:compare",
+        (
+            "outputs/a outputs/b baseline=a",
+            "multirun/fusion_study group_seeds=true baseline=late metrics=['*/vqa_accuracy']",
+            "'outputs/*/evaluation*' output_dir=outputs/benchmarks",
+            "outputs/a/logs/wandb/offline-run-*",
+        ),
+        "compare",
+        paths=("output_dir",),
+        operands="runs",
+    ),
+    "submit": Command(
+        "check a file of predictions and write what the benchmark's server takes",
+        "fusionkit.commands.submit:submit",
+        (
+            "benchmark=vqav2 predictions=P.jsonl questions=v2_OpenEnded_mscoco_test2015_questions.json output=submission",
+        ),
+        "submit",
+        paths=("predictions", "questions", "output", "root"),
+    ),
+    "import": Command(
+        "bring a published checkpoint over: import FAMILY=PATH",
+        "fusionkit.commands.import_checkpoint:run",
+        ("albef=ALBEF.pth", "albef=refcoco.pth output=outputs/albef_384 image_size=384"),
+    ),
+    "export": Command(
+        "write a checkpoint as config.json and model.safetensors, or in ALBEF's own layout",
+        "fusionkit.commands.export:export",
+        (
+            "checkpoint=outputs/quickstart/checkpoints/best.ckpt output=outputs/quickstart_export",
+            "checkpoint=outputs/albef layout=albef output=ALBEF_again.pth",
+        ),
+        "export",
+        paths=("checkpoint", "output"),
+    ),
+    "data": Command(
+        "make a data set: data make NAME; or convert one: data convert NAME",
+        "fusionkit.commands.data:run",
+        (
+            "make shapes",
+            "make shapes root=data/shapes scenes=1000",
+            "convert bottom_up tsv=trainval_36.tsv root=data/coco/regions",
+            "convert uniter lmdb=coco_train2014/feat_th0.2_max100_min10_compressed root=data/coco/regions",
+        ),
+    ),
+    "completion": Command(
+        "print the shell completion: bash, zsh or fish",
+        "fusionkit.cli.completion:run",
+        ('bash    # eval "$(fusionkit completion bash)"', "fish    # fusionkit completion fish | source"),
+    ),
+}
+
+
+def overview() -> str:
+    """What ``fusionkit --help`` prints."""
+    rows = [f"  {name:<12}{command.summary}" for name, command in COMMANDS.items()]
+    examples = [f"  fusionkit {name} {command.examples[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: fusionkit COMMAND [key=value ...]",
+            "",
+            "commands (fusionkit COMMAND --help tells more)",
+            *rows,
+            "",
+            "examples",
+            *examples,
+        ]
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and give its exit code."""
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"fusionkit {__version__}")
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"fusionkit has no command '{name}'; {suggest(name, COMMANDS)}")
+        if {"--help", "-h"} & set(arguments[1:]):
+            print(load("fusionkit.cli.help:command_help")(name, COMMANDS[name]))
+            return 0
+        if COMMANDS[name].config_name is None:
+            return load(COMMANDS[name].target)(arguments[1:])
+        return load("fusionkit.cli.app:run_app")(name, COMMANDS[name], arguments[1:])
+    except UserError as error:
+        print(f"error: {clean(str(error))}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def load(target: str) -> Callable[..., Any]:
+    """The function that "module:function" names; imports its module."""
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def main() -> None:
+    """The ``fusionkit`` console script."""
+    # Read when torch is imported: threads that spin while they wait for others take the processor from whom they wait for,
+    # where another program has it too (benchmarks/README.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # a file's name may be no text, or none that the terminal can show
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)

@@ -1,0 +1,107 @@
+"""``fusionkit compare``: runs beside a baseline as tables, plots and one page, without torch."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import chdir
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from fusionkit.assembly.config_checks import check_top_level
+from fusionkit.assembly.trust import packages, require_trusted_block
+from fusionkit.cli.schemas import CompareConfig
+from fusionkit.data.sample import Sample
+from fusionkit.errors import ConfigError, DataError, clean
+from fusionkit.files.atomic import write_text
+from fusionkit.reporting.comparison import compare_runs
+from fusionkit.reporting.comparison_plots import draw, panels
+from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
+from fusionkit.reporting.page import report_page
+from fusionkit.reporting.reading import read_runs
+from fusionkit.reporting.record import RunRecord
+from fusionkit.reporting.side_by_side import examples
+
+# of a configuration that is no run's, and DataError, which is a ValueError
+MISFITS = (KeyError, TypeError, ValueError, AttributeError)
+NO_RUNS = "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"
+
+
+def compare(config: DictConfig) -> None:
+    """Print the tables, and write ``table.md``, ``table.csv``, ``plots/*.png`` and ``index.html``."""
+    if OmegaConf.is_missing(config, "runs"):
+        raise ConfigError(NO_RUNS)
+    check_top_level(config, CompareConfig)
+    for key, least in (("examples", 0), ("resamples", 1)):
+        if config[key] < least:
+            raise ConfigError(f"{key} is {config[key]}, but has to be a number from {least} up")
+    if not (runs := _list("runs", config.runs)):
+        raise ConfigError(NO_RUNS)
+    trust = packages(config.trust)
+    records = read_runs(runs)
+    comparison = compare_runs(
+        records,
+        config.baseline,
+        _list("metrics", config.metrics),
+        config.group_seeds,
+        config.resamples,
+        config.seed,
+    )
+    print_comparison(comparison, Console())
+    drawn, folder = panels(comparison), Path(config.output_dir)
+    try:
+        write_text(folder / "table.md", as_markdown(comparison))
+        write_text(folder / "table.csv", as_csv(comparison))
+        for old in (folder / "plots").glob("*.png"):  # of an earlier comparison, which had other metrics
+            old.unlink()
+        for panel in (panel for group in drawn.values() for panel in group):
+            draw(panel, folder / "plots" / f"{panel.name}.png")
+        shown = examples(comparison, partial(samples_of, trust=trust), config.examples)
+        write_text(folder / "index.html", report_page(comparison, drawn, shown))
+    except OSError as error:
+        raise DataError(
+            f"output_dir={folder} cannot be written to ({error.strerror}); choose another output_dir=FOLDER"
+        ) from error
+    print(f"page: {folder}/index.html   tables: {folder}/table.md, table.csv   plots: {folder}/plots")
+
+
+def _list(key: str, value: object) -> list[str]:
+    found = [value] if isinstance(value, str) else value or []
+    if not isinstance(found, Sequence) or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f"{key} is {value}, but has to be a list of texts; quote what looks like a number")
+    return list(found)
+
+
+def reading(run: RunRecord, label: str) -> tuple[str, Mapping[str, Any], Sequence[str]]:
+    """Where a run's configuration says how the samples of a file of rows are read, what it says, and of which splits."""
+    scored = run.samples[label]
+    name = scored.prefix.partition("/")[0]
+    if scored.split is not None:
+        return f"benchmark.{name}", run.benchmarks[name], [scored.split]
+    sources = run.config["data"]["sources"]
+    source = max((known for known in sources if f"{name}_".startswith(f"{known}_")), key=len)
+    return f"data.sources.{source}", sources[source], sources[source]["splits"][name[len(source) + 1 :] or scored.role]
+
+
+def samples_of(run: RunRecord, label: str, trust: Sequence[str] = ()) -> Sequence[Sample]:
+    """The samples that one of the run's files of rows is about, read by the reader of its configuration.
+
+    Empty where the data, or the reader, are gone: a report does without the examples then. A reader that is neither ours nor
+    of a package in ``trust`` is not run, and told: all else that runs are compared by is in their files.
+    """
+    try:
+        place, block, splits = reading(run, label)
+        require_trusted_block(block["reader"], "data", f"{place}.reader", f"run {run.paths[0]}", trust)
+        with chdir(run.base):  # what the paths of a configuration start from
+            found = [sample for split in splits for sample in instantiate(block["reader"]).read(split)]
+    except ConfigError as error:
+        warnings.warn(f"{clean(str(error))}; its samples are not shown", stacklevel=2)
+        return []
+    except (InstantiationException, OSError, *MISFITS):
+        return []
+    return [replace(sample, image=run.base / sample.image) for sample in found]

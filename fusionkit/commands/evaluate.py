@@ -1,0 +1,126 @@
+"""``fusionkit evaluate``: score a checkpoint on the data it was trained with, or on others in the same formats."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.assembly.parts import Parts, evaluation_options
+from fusionkit.commands.evaluation_setup import chosen, device_of, restore, share
+from fusionkit.commands.predict_images import predictor_of
+from fusionkit.commands.run_folder import keep_evaluation
+from fusionkit.distributed import rank
+from fusionkit.errors import ConfigError
+from fusionkit.inference.attention_samples import draw_attention
+from fusionkit.inference.benchmarks import evaluate_benchmarks
+from fusionkit.inference.evaluate import evaluate_run, splits_of
+from fusionkit.model.saliency import find_layer
+from fusionkit.scoring.scorers import notes_of
+from fusionkit.training.loggers import Watch, finish, log_config
+from fusionkit.training.trainer import build_loggers
+from fusionkit.visual.score_table import print_scores
+
+Objectives = Mapping[str, Iterable[str]]  # the names of the tasks by source
+
+
+def evaluate(config: DictConfig) -> None:
+    """Score a checkpoint, in as many processes as ``config.devices``."""
+    share("fusionkit.commands.evaluate:evaluate_share", config)
+
+
+def evaluate_share(config: DictConfig) -> None:
+    """Score a checkpoint together with the other processes, if there are any."""
+    parts, folder = restore(config)
+    device = device_of(parts)
+    if config.overlays:
+        check_overlays(config, parts)
+    if config.get("benchmark"):
+        with watching(config, parts, folder, "test") as watch:
+            return evaluate_benchmarks(config, parts, folder, device, watch)
+    objectives, roles = chosen(config, parts)
+    with watching(config, parts, folder, roles[0]) as watch:
+        watch.log_scores(score(parts, objectives, folder, roles, device, watch.log_answers))
+    if config.overlays and rank() == 0:
+        draw_overlays(parts, objectives, folder / "attention", roles, device, config.overlays)
+
+
+def score(
+    parts: Parts,
+    objectives: Objectives,
+    folder: Path,
+    roles: Sequence[str],
+    device: torch.device,
+    watch: Callable[..., None] | None = None,
+) -> dict[str, float]:
+    """Evaluate, print the scores beside their baselines, and say where to look; ``watch`` as in ``evaluate_run``."""
+    options = evaluation_options(parts.config)
+    metrics = evaluate_run(
+        parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles, watch
+    )
+    about = said_beside(parts, objectives, roles)
+    if rank() > 0:
+        return metrics
+    print_scores(metrics)
+    for line in about:
+        print(line)
+    pictures = f"   pictures: {folder}/gallery" if (folder / "gallery").exists() else ""
+    print(f"scores: {folder}/metrics.json   answers: {folder}/predictions{pictures}")
+    return metrics
+
+
+def said_beside(parts: Parts, objectives: Objectives, roles: Sequence[str]) -> list[str]:
+    """What the scores of the run's own data do not show: limits of their rules, and texts that were not read to the end."""
+    data, lines = parts.datamodule, []
+    for role, source in splits_of(data, objectives, roles):
+        label = source if role == roles[0] else f"{source}_{role}"
+        tasks = {name: parts.tasks[name] for name in objectives[source]}
+        lines += [f"{label}: {what}: {note}" for what, note in notes_of(tasks, data.samples(source, role)).items()]
+        lines += data.told_cuts(source, role)
+    return lines
+
+
+@contextmanager
+def watching(config: DictConfig, parts: Parts, folder: Path, prefix: str) -> Iterator[Watch]:
+    """What tells the loggers of ``config.logger`` of the evaluation, as a run of its own beside the one that trained.
+
+    It begins with ``keep_evaluation``, once it is sure that there is something to score.
+    """
+    if rank() == 0:
+        keep_evaluation(folder, config, parts)
+    run = parts.config.copy()
+    for key, value in {"output_dir": str(folder), "logger": config.get("logger") or {}}.items():
+        OmegaConf.update(run, key, value, merge=False, force_add=True)
+    loggers = build_loggers(run) if rank() == 0 else []
+    about: Any = {"evaluated": {name: config[name] for name in ("checkpoint", "split", "sources")}}
+    about["evaluated"]["benchmark"] = list(config.get("benchmark") or ())
+    try:
+        if loggers:
+            log_config(loggers, about | OmegaConf.to_container(run, resolve=True), parts.parameters, "evaluate")
+        yield Watch(loggers, prefix)
+    finally:
+        finish()
+
+
+def check_overlays(config: DictConfig, parts: Parts) -> None:
+    """ConfigError where there is nothing to draw."""
+    if config.overlays < 0:
+        raise ConfigError(f"overlays is {config.overlays}; give how many samples of each task to draw, or 0")
+    if config.get("benchmark"):
+        raise ConfigError("overlays are drawn of the run's own data; leave out benchmark, or overlays")
+    find_layer(parts.model, None)
+
+
+def draw_overlays(
+    parts: Parts, objectives: Objectives, folder: Path, roles: Sequence[str], device: torch.device, count: int
+) -> None:
+    """Write where the texts of ``count`` samples of each task look, and say where that is."""
+    oracle = predictor_of(parts, device)
+    for role, source in splits_of(parts.datamodule, objectives, roles):
+        label = source if role == roles[0] else f"{source}_{role}"
+        draw_attention(
+            oracle, source, objectives[source], parts.datamodule.samples(source, role), count, folder / label
+        )
+    print(f"where texts look: {folder}")

@@ -1,0 +1,40 @@
+"""``fusionkit export``: a checkpoint as a folder with config.json and model.safetensors, or in a published layout."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fusionkit.assembly.config_checks import check_top_level
+from fusionkit.assembly.trust import packages
+from fusionkit.cli.schemas import ExportConfig
+from fusionkit.errors import ConfigError
+
+
+def export(config: DictConfig) -> None:
+    """Write the checkpoint anew, upload it if asked, and say where it is."""
+    check_top_level(config, ExportConfig)
+    from fusionkit.checkpoints.pretrained import from_pretrained
+    from fusionkit.checkpoints.write import export_into, upload, write_published
+
+    output = Path(config.output)
+    if config.layout is None:
+        export_into(output, from_pretrained(config.checkpoint, packages(config.trust)))
+    else:
+        if config.hub:
+            raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
+        pretrained = from_pretrained(config.checkpoint, packages(config.trust))
+        write_published(output, pretrained, _published_layout(config.layout))
+    print(f"wrote {output}")
+    if config.hub:
+        print(f"uploaded to {upload(output, config.hub)}")
+
+
+def _published_layout(name: str) -> Callable[..., Any]:
+    """The function that writes a family's own layout."""
+    try:
+        return importlib.import_module(f"fusionkit.checkpoints.{name}").to_published
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"layout={name} cannot be written; known: albef") from error

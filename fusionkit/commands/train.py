@@ -1,0 +1,151 @@
+"""``fusionkit train``: build the run that the configuration describes, train it, evaluate it."""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.assembly.checks import lonely
+from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level, require_seed
+from fusionkit.assembly.parts import Parts, build_parts
+from fusionkit.assembly.trust import read_stored
+from fusionkit.assembly.vocabulary import own_vocabularies, tell_unknown
+from fusionkit.checkpoints.load import initialise, load_weights, read_checkpoint, start_from, told_of
+from fusionkit.checkpoints.save import LAST
+from fusionkit.cli.schemas import TrainConfig
+from fusionkit.commands.evaluate import score
+from fusionkit.commands.processes import is_rank
+from fusionkit.commands.run_folder import (
+    GoingOn,
+    check_folder,
+    checkpoints,
+    is_finished,
+    keep_configuration,
+    last_checkpoint,
+    prepare_folder,
+    resume_from,
+)
+from fusionkit.commands.run_summary import print_run
+from fusionkit.commands.worker import run_in_ranks
+from fusionkit.distributed import leave
+from fusionkit.errors import DataError, UserError
+from fusionkit.training.loggers import Watch, finish, log_config
+from fusionkit.training.module import TrainingModule
+from fusionkit.training.resume import changed, require_resumable, require_state
+from fusionkit.training.trainer import build_module, build_trainer
+
+
+def train(config: DictConfig) -> float | None:
+    """Train and evaluate; gives the mean score of the last validation, which a sweep may optimise (None over several ranks)."""
+    check_top_level(config, TrainConfig)
+    check_objectives(config)
+    check_arguments(config)
+    require_seed(config.seed)
+    is_main = getattr(rank_zero_only, "rank", 0) == 0
+    if is_main:
+        check_folder(config)
+    if config.resume == "auto" and is_finished(config):  # every rank sees it, lest one waits for the others
+        if is_main:
+            print(f"{config.output_dir} is finished")
+        return None
+    trainer = build_trainer(config)
+    if trainer.world_size > 1 and not is_rank():
+        run_in_ranks("fusionkit.commands.train:train", config, trainer.world_size)
+        return None
+    seed_everything(config.seed, workers=True, verbose=False)
+    last = resume_from(config)
+    parts, module = build(config, last)
+    if is_main and last and last.name != LAST:
+        print(f"{last.with_name(LAST)} is not there or damaged; going on from {last.name}", flush=True)
+    if is_main and not config.trainer.fast_dev_run:
+        prepare_folder(config, last)
+    try:
+        log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True), parts.parameters)  # type: ignore[arg-type]
+        if is_main:
+            print_run(parts, trainer)
+            batches = {name: source.batch_size for name, source in parts.datamodule.sources.items()}
+            for sentence in lonely(module.objectives, parts.tasks, batches, trainer.world_size):
+                print(f"warning: {sentence}", flush=True)
+        fit(trainer, module, parts, config, last)
+        leave()
+        if trainer.is_global_zero and not config.trainer.fast_dev_run:
+            if last:
+                keep_configuration(config)
+            evaluate(trainer, module, parts)
+        mean = trainer.callback_metrics.get("val/mean")
+        return None if mean is None else float(mean)
+    finally:
+        finish()
+
+
+def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]:
+    """What a configuration trains: anew, from a checkpoint's weights, or ready to go on from ``last``.
+
+    Raises for what cannot work; nothing in the folder has changed then.
+    """
+    begin = last or config.checkpoint
+    config = copy.deepcopy(config)  # what is built changes it: references are resolved, pretrained files left out
+    if not begin:
+        parts = build_parts(config)
+        parts.datamodule.require_apart()
+        module = build_module(parts)
+        module.build_optimizer()
+        return parts, module
+    checkpoint = read_checkpoint(begin)
+    if last:
+        require_resumable(config, checkpoint, last)
+    start_from(config, checkpoint, begin)
+    with told_of(begin):
+        vocabularies = own_vocabularies(config, checkpoint["fusionkit"], begin, goes_on=last is not None)
+    parts = build_parts(config, **vocabularies)
+    parts.datamodule.require_apart()
+    module = build_module(parts)
+    if last:
+        require_state(module, config, checkpoint, last)
+        there = read_stored(checkpoint["fusionkit"]["config"], last)
+        told, news = f"going on from {last} after step {checkpoint['global_step']}", changed(there, config)
+    else:
+        module.build_optimizer()
+        told, news = f"started from {begin}", [f"{name} is new" for name in initialise(module, checkpoint, begin)]
+    rank_zero_only(print)("; ".join([told, ", ".join(news)] if news else [told]))
+    tell_unknown(config, parts.datamodule, begin)
+    return parts, module
+
+
+def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConfig, last: Path | None) -> None:
+    """Train, from ``last`` on; a Ctrl-C says how to go on."""
+    going_on = GoingOn(None if config.trainer.fast_dev_run else config)
+    if last:
+        trainer.callbacks.insert(0, going_on)  # type: ignore[attr-defined]
+    try:
+        trainer.fit(module, datamodule=parts.datamodule, ckpt_path=last, weights_only=True)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) or not last or going_on.is_restored:
+            raise
+        raise DataError(
+            f"checkpoint {last} cannot be gone on from: it is damaged, or of another version ({type(error).__name__}: "
+            f"{str(error).partition(chr(10))[0]}); start a new run from its weights with checkpoint={last} and another output_dir"
+        ) from error
+    except SystemExit:  # what Lightning makes of a Ctrl-C
+        if not trainer.interrupted:
+            raise
+        if kept := last_checkpoint(config):
+            print(f"\n{kept} is kept; the same command with resume=true goes on from there")
+        raise KeyboardInterrupt from None
+
+
+def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
+    """Score the best or last checkpoint on the roles that the configuration names."""
+    named = {path.stem: path for path in checkpoints(parts.config)}
+    if path := named.get(parts.config.evaluation.checkpoint, named.get("last")):
+        load_weights(module, read_checkpoint(path), path)
+    parts.datamodule.trainer = None  # this rank evaluates all of it
+    if trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)  # and may have the processors of those that are done
+    folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
+    watch = Watch(trainer.loggers, "test", trainer.global_step)
+    watch.log_scores(score(parts, module.objectives, folder, roles, trainer.strategy.root_device, watch.log_answers))

@@ -1,0 +1,25 @@
+"""Retrieval by a matching task alone, as UNITER, ViLT and METER do it: every caption is scored with every image."""
+
+from typing import Any
+
+from torch import nn
+
+from fusionkit.scoring.records import Records
+from fusionkit.scoring.scorers import RETRIEVAL
+
+
+class ByMatching(nn.Module):
+    """Stands in the place of "itc" where a model has learnt to match, but no contrast.
+
+    Of T captions and I images it asks for T x I forward passes of the fusion, whose logits ``predict_source`` ranks.
+    """
+
+    encodes = True
+
+    def __init__(self, matcher: Any) -> None:
+        super().__init__()
+        self.matcher, self.reads, self.scorer = matcher, matcher.reads, RETRIEVAL
+
+    def predict(self, model: object, batch: object, encoded: object) -> Records:
+        """Nothing: a batch does not hold all that a caption is to be ranked among."""
+        return []

@@ -1,0 +1,225 @@
+"""The model: two encoders, a fusion, and the contrastive projection. It knows no loss."""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.region_encoder import ViewEncoder
+from fusionkit.encoders.regions import RegionEncoder
+from fusionkit.encoders.text import TextEncoder
+from fusionkit.errors import ConfigError
+from fusionkit.fusion.cross_attention import CrossAttention
+from fusionkit.types import Batch, Encoded, Fused, Pixels, Regions, Tokens, Whole, at_least_fp32
+
+
+class Reader(nn.Module):
+    """The text half of a model: an encoder, and a fusion of its tokens with a memory, of images or of other texts."""
+
+    def __init__(self, text_encoder: TextEncoder, fusion: Any) -> None:
+        super().__init__()
+        self.text_encoder, self.fusion = text_encoder, fusion
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """(T, L), mask (T, L) or (T, L, L) -> text tokens; T may be 0."""
+        if not len(input_ids):
+            blank = self.encode_text(input_ids.new_zeros(1, *input_ids.shape[1:]), _one_row(attention_mask))
+            return Tokens(blank.embeds[:0], attention_mask, blank.pooled[:0])
+        return self.text_encoder(input_ids, attention_mask)
+
+    def fuse(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:
+        """Fuse T texts with the images of ``memory`` (from ``encode`` or ``fusion.prepare``) that ``image_index`` (T,) names.
+
+        T may be 0, where no image of a batch has a text of a kind: encoders and fusions are then given a blank row, which
+        is dropped again, so that none need care and every parameter is part of the graph, as plain DDP needs.
+        """
+        if not len(image_index):
+            assert text.mask is not None
+            blank = Tokens(_one_row(text.embeds), _one_row(text.mask), _one_row(text.pooled))
+            fused = self.fuse(memory, blank, image_index.new_zeros(1, *image_index.shape[1:]))
+            return Fused(*(None if part is None else part[:0] for part in fused))
+        return self.fusion(memory, text, image_index)
+
+    @property
+    def is_incremental(self) -> bool:
+        """Whether ``extend`` works, so that a text can grow without being encoded and fused anew."""
+        return self.text_encoder.is_incremental and hasattr(self.fusion, "extend")
+
+    def extend(
+        self, memory: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, image_index: Tensor, past: Any | None
+    ) -> tuple[Tensor, Any]:
+        """Fused states (T, L, hidden_size) of L ids (T, L) at positions (T, L), after P earlier tokens of each text.
+
+        The mask is (T, L, P + L). Also gives what to pass as ``past`` for the next ids: lists, tuples and tensors with one
+        row a text; None for the first ids.
+        """
+        text_past, fusion_past = past if past is not None else (None, None)
+        text, text_past = self.text_encoder.extend(input_ids, mask, positions, text_past)
+        states, fusion_past = self.fusion.extend(memory, text, image_index, fusion_past)
+        return states, (text_past, fusion_past)
+
+
+class VisionLanguageModel(Reader):
+    """Three verbs, ``encode_image``, ``encode_text`` and ``fuse``, and ``encode``, which does the first two for a batch.
+
+    ``embed_size``   width of the contrastive space.
+    ``projection_bias`` whether its projections have a bias; CLIP's have none.
+    ``temperature``  start value; similarities are *divided* by it, and it is kept within ``temperature_range``.
+    """
+
+    def __init__(
+        self,
+        image_encoder: TimmEncoder | RegionEncoder,
+        text_encoder: TextEncoder,
+        fusion: Any,
+        embed_size: int = 256,
+        temperature: float = 0.07,
+        temperature_range: tuple[float, float] = (0.001, 0.5),
+        projection_bias: bool = True,
+    ) -> None:
+        _check_range(temperature_range)
+        nn.Module.__init__(self)  # in this order the parameters stand in the optimisers of checkpoints
+        self.image_encoder, self.text_encoder, self.fusion = image_encoder, text_encoder, fusion
+        self.embed_size, self.temperature_range = embed_size, tuple(temperature_range)
+        self.image_projection = nn.Linear(image_encoder.hidden_size, embed_size, bias=projection_bias)
+        self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
+        self.temperature = nn.Parameter(torch.tensor(float(temperature)))
+
+    def encode_image(self, images: Tensor | Pixels | Regions) -> Tokens:
+        """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
+        return self.image_encoder(images)
+
+    def images_of(self, batch: Batch) -> Any:
+        """What the image encoder reads of a batch."""
+        if self.image_encoder.reads == "pixel_values" and "pixel_mask" in batch:
+            return Pixels(batch["pixel_values"], batch["pixel_mask"])
+        return batch[self.image_encoder.reads]  # type: ignore[literal-required]
+
+    def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
+        """Encode the images of a batch once, and its texts of the given kinds."""
+        image, whole = self._images(batch)
+        rows = {kind: batch[kind] for kind in kinds}  # type: ignore[literal-required]
+        text = {kind: self.encode_text(r["input_ids"], r["attention_mask"]) for kind, r in rows.items()}
+        return Encoded(
+            image=image,
+            memory=self.fusion.prepare(image),
+            image_feats=self.project_image(image),
+            text=text,
+            text_feats={kind: self.project_text(tokens) for kind, tokens in text.items()},
+            whole=whole,
+        )
+
+    def _images(self, batch: Batch) -> tuple[Tokens, Whole | None]:
+        """The images of a batch, or its views and the whole images."""
+        if "views" not in batch:
+            return self.encode_image(self.images_of(batch)), None
+        if not isinstance(self.image_encoder, ViewEncoder):
+            raise ConfigError("image_encoder cannot give views; choose fusionkit.encoders.region_encoder.ViewEncoder")
+        whole, views = self.image_encoder.views(batch["pixel_values"], **batch["views"])
+        return views, Whole(whole, self.fusion.prepare(whole))
+
+    def project_image(self, image: Tokens) -> Tensor:
+        """Image tokens -> (I, E), L2-normalised, fp32."""
+        return F.normalize(at_least_fp32(self.image_projection(image.pooled)), dim=-1)
+
+    def project_text(self, text: Tokens) -> Tensor:
+        """Text tokens -> (T, E), L2-normalised, fp32."""
+        pooled = self.fusion.encode_unimodal(text)[:, 0] if hasattr(self.fusion, "encode_unimodal") else text.pooled
+        return F.normalize(at_least_fp32(self.text_projection(pooled)), dim=-1)
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        """Keep the temperature within its range; called before each step."""
+        self.temperature.clamp_(*self.temperature_range)
+
+    def metrics(self) -> dict[str, Tensor]:
+        """What a run logs of the model's state at each step, detached scalars by name."""
+        fusion = self.fusion.metrics() if hasattr(self.fusion, "metrics") else {}
+        return {"temperature": self.temperature.detach().clone()} | {f"fusion_{n}": v for n, v in fusion.items()}
+
+    def freeze_unused(self, needs: frozenset[str]) -> None:
+        """Freeze what no task reads: every trainable parameter then gets a gradient at each step, as plain DDP needs."""
+        if "feats" not in needs:
+            for part in (self.image_projection, self.text_projection):
+                part.requires_grad_(False)
+            self.temperature.requires_grad_(False)
+        if not needs - {"feats"} and not hasattr(self.fusion, "encode_unimodal"):
+            self.fusion.requires_grad_(False)
+        elif hasattr(self.fusion, "freeze_unused"):
+            self.fusion.freeze_unused(needs)
+
+
+def _check_range(bounds: Sequence[float]) -> None:
+    """ConfigError unless the bounds of the temperature are two rising numbers above 0."""
+    is_range = len(bounds) == 2 and all(isinstance(bound, int | float) for bound in bounds)
+    if not (is_range and 0 < bounds[0] <= bounds[1] < math.inf):
+        raise ConfigError(
+            f"model.temperature_range is {list(bounds)}; give two numbers above 0, the lower one first: similarities are divided "
+            "by the temperature"
+        )
+
+
+def _one_row(rows: Tensor) -> Tensor:
+    """(0, ...) -> (1, ...) ones: a blank text, of which every token may be attended; gradients still reach the rows."""
+    return torch.cat([rows, rows.new_ones(1, *rows.shape[1:])])
+
+
+def text_decoder(
+    vocab_size: int,
+    hidden_size: int,
+    num_layers: int = 6,
+    num_heads: int = 12,
+    intermediate_size: int | None = None,
+    max_position_embeddings: int = 512,
+    type_vocab_size: int = 2,
+    pad_token_id: int = 0,
+    first_token_id: int | None = None,
+    dropout: float = 0.1,
+    eps: float = 1e-12,
+) -> Reader:
+    """A language model of BERT's layers that attends to states of its own width (ALBEF's and BLIP's answer decoders).
+
+    ``type_vocab_size`` 0 leaves the token types out; ``first_token_id`` is read in place of a text's first token.
+    """
+    config = {
+        "model_type": "bert",
+        "hidden_size": hidden_size,
+        "num_hidden_layers": 0,
+        "num_attention_heads": num_heads,
+        "max_position_embeddings": max_position_embeddings,
+        "type_vocab_size": type_vocab_size or 1,
+        "pad_token_id": pad_token_id,
+        "layer_norm_eps": eps,
+        "hidden_dropout_prob": dropout,
+    }
+    words = TextEncoder(vocab_size, config=config, token_types=type_vocab_size > 0, first_token_id=first_token_id)
+    return Reader(
+        words, CrossAttention(hidden_size, hidden_size, num_layers, num_heads, intermediate_size, dropout, eps)
+    )
+
+
+def assemble(
+    image_encoder: TimmEncoder | RegionEncoder,
+    text_encoder: TextEncoder,
+    fusion: Callable[..., Any],
+    **options: Any,
+) -> VisionLanguageModel:
+    """Build the fusion for the widths of the encoders, start it from the text encoder's upper layers if given, then join."""
+    built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)
+    if text_encoder.upper_layers:
+        if not hasattr(built, "start_from"):
+            raise ConfigError(
+                f"text_encoder.give_upper_layers: fusion {type(built).__name__} cannot start from text layers; "
+                "set it to false, or choose fusion=cross_attention or fusion=gated_cross_attention"
+            )
+        built.start_from(text_encoder.upper_layers)
+        text_encoder.upper_layers = ()
+    return VisionLanguageModel(image_encoder, text_encoder, built, **options)
+
+
+assemble.__signature__ = inspect.signature(VisionLanguageModel)  # type: ignore[attr-defined]  # options are checked by it

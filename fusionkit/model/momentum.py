@@ -1,0 +1,81 @@
+"""Momentum distillation (ALBEF): a teacher that is the exponential moving average of the student."""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from fusionkit.internals import lerp_all
+from fusionkit.types import Batch, Encoded
+
+if TYPE_CHECKING:
+    from fusionkit.model.model import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a task sees of the teacher: its model, its copy of the task's head, its view of the batch, its weight."""
+
+    model: "VisionLanguageModel"
+    head: nn.Module | None  # the moving average of the task's ``head``, where it has one
+    encoded: Encoded
+    alpha: float  # weight of the teacher's soft targets, 0..1
+
+
+class MomentumTeacher(nn.Module):
+    """The moving average of the model and of the tasks' heads: theta_m <- momentum * theta_m + (1 - momentum) * theta.
+
+    ``alpha`` weighs the soft targets and rises linearly from 0 over ``ramp_steps`` optimiser steps (0: no ramp), or over a
+    fraction of the run where ``ramp_steps`` is below 1 (ALBEF: its first epoch).
+    Buffers (batch-norm statistics) are copied. Built from the student, so that both start equal.
+    """
+
+    def __init__(
+        self,
+        model: "VisionLanguageModel",
+        tasks: Mapping[str, nn.Module],
+        momentum: float = 0.995,
+        alpha: float = 0.4,
+        ramp_steps: float = 0,
+    ) -> None:
+        super().__init__()
+        self.momentum, self.final_alpha, self.ramp_steps = momentum, alpha, ramp_steps
+        self.model = copy.deepcopy(model)
+        heads = {name: getattr(task, "head", None) for name, task in tasks.items()}
+        self.heads = nn.ModuleDict({name: copy.deepcopy(head) for name, head in heads.items() if head is not None})
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> "MomentumTeacher":
+        """The teacher never trains; batch norms and dropout stay in evaluation."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, model: "VisionLanguageModel", tasks: Mapping[str, nn.Module]) -> None:
+        """One step of the moving average; call it once per optimiser step."""
+        self._average(self.model, model)
+        for name, head in self.heads.items():
+            self._average(head, tasks[name].head)  # type: ignore[arg-type]
+
+    def _average(self, mean: nn.Module, student: nn.Module) -> None:
+        lerp_all(list(mean.parameters()), list(student.parameters()), 1 - self.momentum)
+        for ours, theirs in zip(mean.buffers(), student.buffers(), strict=True):
+            ours.copy_(theirs)
+
+    def alpha(self, step: int, total_steps: float = math.inf) -> float:
+        """Weight of the soft targets at an optimiser step of a run of so many."""
+        ramp = self.ramp_steps if self.ramp_steps >= 1 else self.ramp_steps * total_steps
+        return self.final_alpha * min(1.0, step / ramp if ramp else 1.0)
+
+    @torch.no_grad()
+    def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
+        """The teacher's view of a batch, made once for all tasks of its source."""
+        return self.model.encode(batch, kinds)
+
+    def view(self, task: str, encoded: Encoded, alpha: float) -> Teacher:
+        """The teacher as one task sees it."""
+        return Teacher(self.model, dict(self.heads.items()).get(task), encoded, alpha)

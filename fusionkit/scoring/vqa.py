@@ -1,0 +1,191 @@
+"""The official VQA v2 accuracy, quirks included (GT-Vision-Lab/VQA, vqaEval.py of 2021). Imports no torch."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fusionkit.data.sample import Sample, Text
+from fusionkit.data.vqa_answers import answer_key, clean_spaces, leave_one_out, normalize_answer
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.files.unicode import metric_words
+from fusionkit.scoring.record_schema import Form, is_text
+from fusionkit.scoring.records import Record, index_records
+from fusionkit.scoring.sample_scores import SampleScores, scores_of
+
+AnswerRule = Callable[[str, Sequence[str]], float]
+QUESTION_TYPE = "question_type/"
+AGREEMENT = "agreement"
+ENOUGH = 4  # people who all agree, and each of whom has three others that do
+WRONGED = {"few answers", "spelling"}  # notes on questions whose right answers the rule calls wrong
+REACH = 0.95  # of what agreement can give: a rule that gives right answers less is none to choose a checkpoint by
+
+
+def official_accuracy(answer: str, answers: Sequence[str]) -> float:
+    """Agreement in 0..1 with the human answers: min(1, matches among the others / 3), averaged over the humans.
+
+    As in the official script both sides are normalised only where the humans disagree: "Yes" has 0 against ten "yes".
+    """
+    answer, answers = clean_spaces(answer), [clean_spaces(human) for human in answers]
+    if len(set(answers)) > 1:
+        answer, answers = normalize_answer(answer), [normalize_answer(human) for human in answers]
+    return _agreement(answer, answers)
+
+
+def always_normalized_accuracy(answer: str, answers: Sequence[str]) -> float:
+    """As ``official_accuracy``, but both sides are always normalised.
+
+    MMF's ``EvalAIAnswerProcessor`` drops commas and question marks and splits off 's before that; this does not.
+    """
+    return _agreement(normalize_answer(answer), [normalize_answer(human) for human in answers])
+
+
+def agreement(answer: str, answers: Sequence[str]) -> float:
+    """As ``official_accuracy`` with the limits of its rule taken away: 1 can be reached, however people spell and how few.
+
+    Answers are compared by ``answer_key`` and count as ``leave_one_out`` says, which is what an answer head is trained on.
+    """
+    keys = [answer_key(human) for human in answers]
+    return leave_one_out(keys.count(answer_key(answer)), len(keys))
+
+
+RULES: dict[str, AnswerRule] = {"official": official_accuracy, "evalai": always_normalized_accuracy}
+
+
+def score_vqa(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+    """Percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
+
+    An unanswered question scores 0; questions without human answers (a test split) are left out. The official script rounds
+    to two decimals, this does not. ``vqa_agreement`` stands first where the official rule is out of ``reach``.
+    """
+    scores = scores_of(VQAMeasure()(records, samples).rows)
+    first = scores if reach(samples) >= REACH else {AGREEMENT: scores[AGREEMENT]} | scores
+    return {f"vqa_{name.replace('/', '_')}": value for name, value in first.items() if QUESTION_TYPE not in name}
+
+
+@dataclass(frozen=True)
+class VQAMeasure:
+    """Judges answers by the ``official`` script's rule, or by ``evalai``'s, which always normalises both sides.
+
+    Every question counts for ``accuracy``, ``accuracy/<answer type>`` and ``accuracy/question_type/<question type>``; under
+    the other rule these are ``evalai_accuracy``, lest one is taken for the official score. ``agreement`` stands beside it, by
+    answer type too where the rule is out of ``reach``; notes say of how many questions the rule calls right answers wrong.
+    """
+
+    rule: str = "official"
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise ConfigError(f"there is no VQA rule '{self.rule}'; {suggest(self.rule, RULES)}")
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        return (Form("questions", "question_id", "answer", "a text", is_text),)
+
+    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
+        accuracies = question_accuracies(records, samples, RULES[self.rule])
+        name = "accuracy" if self.rule == "official" else f"{self.rule}_accuracy"
+        asked = [(sample, question) for sample in samples for question in annotated_questions([sample])]
+        agreed = question_accuracies(records, samples, agreement)
+        notes = {"rule": self.rule} | question_notes(samples, self.rule)
+        misspelt = sum(agreed[key] > accuracies[key] for key in agreed) if not notes.keys() & WRONGED else 0
+        if misspelt:
+            notes["answers"] = (
+                f"{misspelt:,} of the given answers are right but for their spelling, which the rule counts as wrong where "
+                f"people all spell alike ('Yes' is not 'yes'); {AGREEMENT} always normalises both sides"
+            )
+        parts = _type_names([question for _, question in asked])
+        is_in_reach = reach(samples, RULES[self.rule]) >= REACH
+        rows = []
+        for sample, question in asked:
+            score = 100 * accuracies[question.id]
+            types = parts(question)
+            values = dict.fromkeys([name, *(f"{name}/{part}" for part in types)], score)
+            shown = [] if is_in_reach else [part for part in types if not part.startswith(QUESTION_TYPE)]
+            values |= dict.fromkeys([AGREEMENT, *(f"{AGREEMENT}/{part}" for part in shown)], 100 * agreed[question.id])
+            rows.append({"id": question.id, "score": score, "image_id": sample.image_id, "values": values})
+        return SampleScores(rows, notes)
+
+
+def reach(samples: Sequence[Sample], rule: AnswerRule = official_accuracy) -> float:
+    """What the rule gives at most, as a share of what ``agreement`` does; people's answers alone tell, no records.
+
+    The answer to each question is then what most people say, normalised, as published answer lists have it.
+    """
+    people = _people(samples)
+    given = [Counter(map(answer_key, answers)).most_common(1)[0] for answers in people]
+    most = sum(leave_one_out(count, len(answers)) for (_, count), answers in zip(given, people, strict=True))
+    return (
+        sum(rule(answer, answers) for (answer, _), answers in zip(given, people, strict=True)) / most if most else 1.0
+    )
+
+
+def question_notes(samples: Sequence[Sample], rule: str = "official") -> dict[str, str]:
+    """Where the rule cannot do the answers to these questions justice."""
+    people = _people(samples)
+    few = sum(len(answers) < ENOUGH for answers in people)
+    enough = [answers for answers in people if len(answers) >= ENOUGH] if rule == "official" else []
+    spelt = sum(map(is_spelling_decisive, enough))
+    foreign = sum(not "".join(answers).isascii() for answers in people)
+    notes = {}
+    if few:
+        notes["few answers"] = (
+            f"{few:,} of {len(people):,} questions have fewer than four answers, for which the rule gives a right one 0, 33 or "
+            f"67; {AGREEMENT} asks no more people to agree than there are"
+        )
+    if spelt:
+        notes["spelling"] = (
+            f"the answers to {spelt:,} of {len(people):,} questions are all alike, and the official rule then compares letter "
+            f"by letter ('Yes' is not 'yes'); {AGREEMENT} always normalises both sides"
+        )
+    if foreign:
+        notes["language"] = (
+            f"{foreign:,} of {len(people):,} questions have answers with other letters than English; the rule's number words, "
+            "articles ('an') and contractions are English, whatever the language"
+        )
+    return notes
+
+
+def is_spelling_decisive(answers: Sequence[str]) -> bool:
+    """Whether people agree on an answer that normalising would change, which it is compared without."""
+    first = clean_spaces(answers[0])
+    return first != normalize_answer(first) and all(clean_spaces(answer) == first for answer in answers)
+
+
+def question_accuracies(
+    records: Sequence[Record], samples: Sequence[Sample], rule: AnswerRule = official_accuracy
+) -> dict[int | str, float]:
+    """Accuracy in 0..1 of every annotated question, by question id."""
+    asked = {question.id for sample in samples for question in sample.texts.get("questions", ())}
+    given = index_records(records, "question_id", asked)
+    return {
+        question.id: rule(given[question.id]["answer"], question.facts["answers"]) if question.id in given else 0.0
+        for question in annotated_questions(samples)
+    }
+
+
+def annotated_questions(samples: Sequence[Sample]) -> Iterator[Text]:
+    """The questions that have human answers."""
+    for sample in samples:
+        yield from (question for question in sample.texts.get("questions", ()) if question.facts.get("answers"))
+
+
+def _people(samples: Sequence[Sample]) -> list[Sequence[str]]:
+    """People's answers to every annotated question."""
+    return [question.facts["answers"] for question in annotated_questions(samples)]
+
+
+def _type_names(questions: Sequence[Text]) -> Callable[[Text], list[str]]:
+    """Of a question, "yes_no" and "question_type/is_this_a"."""
+    types = {"answer_type": "", "question_type": QUESTION_TYPE}
+    words = {fact: metric_words(kind for each in questions if (kind := each.facts.get(fact))) for fact in types}
+
+    def names(question: Text) -> list[str]:
+        kinds = {fact: question.facts.get(fact) for fact in types}
+        return [types[fact] + words[fact][kind] for fact, kind in kinds.items() if kind]
+
+    return names
+
+
+def _agreement(answer: str, answers: Sequence[str]) -> float:
+    matches = [human == answer for human in answers]
+    return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)

@@ -1,0 +1,92 @@
+"""The training module, Lightning's trainer, loggers and callbacks of a run, from its configuration."""
+
+import logging
+import warnings
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import Callback, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from fusionkit.assembly.artifacts import collect_artifacts
+from fusionkit.assembly.checks import (
+    check_temperature,
+)
+from fusionkit.assembly.parts import Parts, build_teacher
+from fusionkit.assembly.precision import resolve_precision
+from fusionkit.balance import Fixed
+from fusionkit.checkpoints.save import WholeCheckpoints
+from fusionkit.encoders.regions import require_width
+from fusionkit.training.callbacks import require_validation
+from fusionkit.training.module import TrainingModule
+
+NOTICES = (  # of libraries, about what is meant to be so here
+    ".*LeafSpec",  # Lightning's own use of torch
+    "Found .* in eval mode at the start of training",  # the teacher and frozen encoders
+    "The '.*' does not have many workers",  # data.num_workers is a choice, and images may be cached
+    "The number of training batches .* is smaller than the logging interval",  # a small data set is no mistake
+    "Checkpoint directory .* exists and is not empty",  # folder.check_folder has spoken
+    ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
+)
+
+
+def build_module(parts: Parts) -> TrainingModule:
+    """The Lightning module that trains the parts; raises ConfigError or DataError where it cannot work."""
+    config = parts.config
+    check_temperature(parts.model)
+    for source in parts.objectives:
+        if (width := parts.datamodule.feature_size(source, "train")) is not None:
+            require_width(width, parts.model.image_encoder.feature_size)
+    return TrainingModule(
+        parts.model,
+        parts.tasks,
+        parts.objectives,
+        balance=instantiate(config.balance) if config.balance else Fixed(),
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.scheduler),
+        teacher=build_teacher(config, parts.model, parts.tasks),
+        artifacts=collect_artifacts(config, parts.datamodule, parts.model),
+        stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
+        max_skipped_steps=config.max_skipped_steps,
+    )
+
+
+def build_trainer(config: DictConfig) -> Trainer:
+    """Lightning's trainer with our callbacks and loggers; writes nothing yet."""
+    loggers = [] if config.trainer.fast_dev_run else build_loggers(config)
+    trainer = bare_trainer(config, callbacks=build_callbacks(config), logger=loggers or False)
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not the user's own, or one of shards
+        trainer.strategy.checkpoint_io = WholeCheckpoints()
+    return trainer
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers that the configuration names; one that cannot work raises ConfigError."""
+    return [instantiate(block) for block in (config.logger or {}).values() if block is not None]
+
+
+def build_callbacks(config: DictConfig) -> list[Callback]:
+    """What happens around the steps; without a side effect, so that a mistake in one can be told early."""
+    built = {name: instantiate(block) for name, block in (config.callbacks or {}).items() if block is not None}
+    for name, callback in built.items():
+        if monitor := getattr(callback, "monitor", None):
+            require_validation(f"callbacks.{name}.monitor", monitor)
+    return list(built.values())
+
+
+def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
+    """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
+    quieten_libraries()
+    precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
+    return instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
+
+
+def quieten_libraries() -> None:
+    """Leave out what libraries say about what is meant to be so, and where in their code the rest comes from."""
+    for library in ("lightning.pytorch", "lightning.fabric"):  # the device and the rest stand in our own summary
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in NOTICES:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"

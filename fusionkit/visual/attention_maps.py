@@ -1,0 +1,80 @@
+"""Where texts look in their images, as arrays: of a whole text, and of each of its words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusionkit.files.atomic import atomic_write
+from fusionkit.model import saliency
+from fusionkit.model.saliency import Score
+from fusionkit.types import TextRows, Tokens
+
+
+@dataclass(frozen=True)
+class Look:
+    """The maps of one text: first of the whole text, then of each word; of a grid of the image, or of its regions."""
+
+    words: Sequence[str]
+    attention: np.ndarray  # (1 + W, side, side) or (1 + W, regions), mean over heads and tokens
+    gradcam: np.ndarray | None  # of the same shape; None where the prediction hangs on no one number
+
+    @property
+    def best(self) -> np.ndarray:
+        """GradCAM where there is one: it says what the prediction hangs on, attention only what was read."""
+        return self.attention if self.gradcam is None else self.gradcam
+
+    def write(self, path: Path) -> None:
+        """An npz file: ``words`` (W,), ``attention`` and, where there is one, ``gradcam``."""
+        arrays: dict[str, Any] = {"words": np.array(self.words, dtype=str), "attention": self.attention}
+        arrays |= {} if self.gradcam is None else {"gradcam": self.gradcam}
+        with atomic_write(path) as file:
+            np.savez_compressed(file, **arrays)
+
+
+def look(
+    model: Any,
+    evidence: Score | None,
+    images: Any,
+    image: Tokens,
+    text: Tokens,
+    rows: TextRows,
+    tokenizer: Any,
+    layer: int | None,
+) -> list[Look]:
+    """The looks of T encoded texts at their images; GradCAM explains the evidence, if there is any.
+
+    ``images`` is what the image encoder read (``model.images_of``), ``image`` its tokens.
+    """
+    parts = model, image, text, rows["image_index"]
+    attention = _by_word(model, saliency.attention_maps(*parts, layer), images, text, rows)
+    cams: list[Any] = [None] * len(attention)
+    if evidence is not None:
+        cams = _by_word(model, saliency.gradcam(model, evidence, *parts[1:], layer), images, text, rows)
+    words = [
+        _words(ids, numbers, tokenizer) for ids, numbers in zip(rows["input_ids"], rows["word_index"], strict=True)
+    ]
+    return [Look(*parts) for parts in zip(words, attention, cams, strict=True)]
+
+
+def _by_word(model: Any, maps: Tensor, images: Any, text: Tokens, rows: TextRows) -> list[np.ndarray]:
+    """Maps (T, L, N) of tokens -> of each text (1 + W, ...): the mean over all tokens, and over those of each word."""
+    assert text.mask is not None
+    found = []
+    whole = saliency.over_words(maps, text.mask)
+    for row, numbers in enumerate(rows["word_index"]):
+        own = [maps[row, numbers == word].mean(dim=0) for word in range(int(numbers.max()) + 1)]
+        stacked = torch.stack([whole[row], *own])
+        if model.image_encoder.reads == "pixel_values":
+            index = rows["image_index"][row].expand(len(stacked))
+            stacked = torch.stack(model.image_encoder.grids(images, index, stacked))
+        found.append(stacked.cpu().numpy())
+    return found
+
+
+def _words(ids: Tensor, numbers: Tensor, tokenizer: Any) -> list[str]:
+    return [tokenizer.decode(ids[numbers == word].tolist()).strip() for word in range(int(numbers.max()) + 1)]

@@ -1,0 +1,156 @@
+"""What does not fit together, seen when the parts are there."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fusionkit.assembly.checks import (
+    check_answers,
+    check_image_size,
+    check_images,
+    check_length,
+    check_needs,
+    check_reads,
+    check_roles,
+    check_temperature,
+    check_text,
+    lacking,
+    lonely,
+)
+from fusionkit.errors import ConfigError, DataError
+from tests.toys import choices, toy_dims, toy_model, toy_task
+
+
+@pytest.mark.parametrize("name", choices("task"))
+def test_a_batch_of_one_is_told_where_images_are_compared(name):
+    tasks = {name: toy_task(name, toy_dims(toy_model()))}
+    told = lonely({"toy": {name: 1.0}}, tasks, {"toy": 1}, 1)
+    assert len(told) == (name in ("itc", "itm", "ranking", "grounding_gradcam"))
+    assert not lonely({"toy": {name: 1.0}}, tasks, {"toy": 2}, 1)
+    for sentence in told:
+        assert sentence.startswith(f"objectives.toy.{name}: with data.sources.toy.batch_size=1 there is no other image")
+    assert len(lonely({"toy": {name: 1.0}}, tasks, {"toy": 1}, 2)) == len(told) - (name == "itc")  # over all ranks
+
+
+def told(check, *given):
+    """The sentence of a refusal, None where there is none."""
+    try:
+        check(*given)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def roles(given, checkpoint="best"):
+    return told(
+        check_roles, OmegaConf.create({"evaluation": {"roles": given, "checkpoint": checkpoint}}), {"val", "test"}
+    )
+
+
+def test_roles_and_the_checkpoint_of_an_evaluation():
+    assert roles(["val", "test"]) is roles([], "last") is None
+    assert roles("val") == "evaluation.roles is one word, but has to be a list: [val]"
+    assert roles(["val", "tets"]).startswith(
+        "evaluation.roles: no source has a split for the role 'tets'; did you mean 'test'"
+    )
+    assert roles([], "bets").startswith("evaluation.checkpoint is 'bets'; did you mean 'best'")
+
+
+def test_what_a_task_needs_a_fusion_provides():
+    assert lacking(frozenset({"feats", "text", "image"}), frozenset({"text"})) == ["image"]
+    fusion, task = (
+        SimpleNamespace(provides=frozenset({"text", "pooled"})),
+        SimpleNamespace(needs=frozenset({"image", "odd"})),
+    )
+    assert told(check_needs, "x", task, fusion) == (
+        "task 'x' needs 'image' (image tokens that have seen the text's) and 'odd' from the fusion, but SimpleNamespace provides "
+        "pooled, text; choose another fusion=NAME or leave x out of task=[...]"
+    )
+    assert told(check_needs, "x", SimpleNamespace(needs=frozenset({"pooled", "feats"})), fusion) is None
+
+
+def images(has, reads, fit="squash", canvases=False):
+    data = SimpleNamespace(sources={"coco": SimpleNamespace(images=has)}, finish=SimpleNamespace(fit=fit))
+    return told(check_images, "coco", data, SimpleNamespace(reads=reads, reads_canvases=canvases))
+
+
+def test_an_encoder_reads_what_a_source_has():
+    assert images("pixel_values", "pixel_values") is images("regions", "regions", "keep") is None
+    assert images("pixel_values", "pixel_values", "keep", True) is None
+    assert images("regions", "pixel_values").startswith(
+        "image_encoder: SimpleNamespace reads pixel_values, but source 'coco' has"
+    )
+    assert images("pixel_values", "pixel_values", "keep").startswith("data.fit=keep gives images of different shapes")
+
+
+def test_images_of_another_size_are_told():
+    class Encoder(torch.nn.Module):
+        def __init__(self, size, refusal=None):
+            super().__init__()
+            self.weight, self.size, self.refusal = torch.nn.Parameter(torch.ones(1)), size, refusal
+            self.spare = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, pixels):
+            if self.refusal is not None:
+                raise self.refusal
+            assert pixels.shape == (1, 3, self.size, self.size), "Input height does not fit"
+            states = pixels.flatten(2) * self.weight
+            return SimpleNamespace(embeds=states, pooled=states[:, 0])
+
+    check_image_size(encoder := Encoder(8), 8)
+    assert (encoder.weight.requires_grad, encoder.spare.requires_grad) == (True, False)
+    assert "data.image_size is 9, but the image encoder does not read such images (" in told(
+        check_image_size, Encoder(8), 9
+    )
+    with pytest.raises(DataError, match=r"^own$"):
+        check_image_size(Encoder(8, DataError("own")), 8)
+
+
+def text(needs, not_causal=None, pools=True, **fusion):
+    model = SimpleNamespace(
+        text_encoder=SimpleNamespace(config=SimpleNamespace(model_type="xlnet")), fusion=SimpleNamespace(**fusion)
+    )
+    abilities = SimpleNamespace(not_causal=not_causal, pools_text=pools)
+    return told(check_text, "x", SimpleNamespace(needs=frozenset(needs)), model, abilities)
+
+
+def test_a_text_encoder_reads_as_a_task_needs():
+    assert text({"causal", "feats"}) is text({"text"}, "why", False) is text({"feats"}, "why", False, alone=0) is None
+    assert "'x' needs text that does not see what follows, but the text encoder xlnet cannot read so (why)" in text(
+        {"causal"}, "why"
+    )
+    assert "of the text encoder xlnet all texts have the same; set text_encoder.pool=mean" in text(
+        {"feats"}, None, False
+    )
+
+
+@pytest.mark.parametrize(("most", "refused"), [(None, False), (12, False), (11, True)])
+def test_the_longest_text_has_positions(most, refused):
+    data = SimpleNamespace(sources={"coco": SimpleNamespace(max_length=12)})
+    key = "data.sources.coco.max_length"
+    assert told(check_length, "coco", data, most) == (
+        f"{key} is 12, but the text encoder reads 11 tokens at most; set {key}=11" if refused else None
+    )
+
+
+def test_questions_need_answers_and_a_source_its_texts():
+    questions, captions = SimpleNamespace(reads="questions"), SimpleNamespace(reads="captions")
+    none, some = SimpleNamespace(answers=()), SimpleNamespace(answers=("yes",))
+    assert told(check_answers, "k", questions, some) is told(check_answers, "k", captions, none) is None
+    assert (
+        told(check_answers, "k", questions, none)
+        == "k: the run has no answers; its data must hold questions with answers"
+    )
+    assert told(check_reads, "k", captions, ["captions"]) is None
+    assert told(check_reads, "k", captions, ["questions"]).startswith(
+        "k: the task reads captions, but the source has none;"
+    )
+
+
+@pytest.mark.parametrize(("start", "refused"), [(0.01, False), (0.5, False), (0.009, True), (0.51, True)])
+def test_a_training_starts_within_its_temperatures(start, refused):
+    model = SimpleNamespace(temperature=torch.tensor(start), temperature_range=(0.01, 0.5))
+    said = f"model.temperature is {start:.4g}, outside of model.temperature_range [0.01, 0.5]; start within it, or widen it"
+    assert told(check_temperature, model) == (said if refused else None)

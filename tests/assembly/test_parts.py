@@ -1,0 +1,63 @@
+"""How a configuration becomes parts."""
+
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+from torch import nn
+
+from fusionkit.assembly import parts as module
+from fusionkit.assembly.parts import Parts, build_tasks, plain_dims, spell
+from fusionkit.errors import ConfigError
+from tests.toys import toy_model
+
+
+def test_shared_parameters_count_once():
+    layer, other = nn.Linear(2, 1), nn.Linear(1, 1)
+    parts = Parts(
+        OmegaConf.create({"objectives": {"a": {"x": 0.5}}}), None, layer, {"x": nn.Sequential(layer, other), "y": other}
+    )
+    assert parts.parameters == 3 + 2
+    assert parts.objectives == {"a": {"x": 0.5}}
+    assert type(parts.objectives["a"]) is dict
+
+
+def test_an_answer_with_an_unknown_word_is_not_spelt():
+    rows = {"yes": [5], "a dog": [6, 7], "odd dog": [1, 7]}
+
+    def tokenizer(texts, add_special_tokens):
+        assert not add_special_tokens
+        return {"input_ids": [rows[text] for text in texts]}
+
+    tokenizer.unk_token_id = 1
+    assert spell(tokenizer, ("yes", "a dog", "odd dog")) == ((5,), (6, 7), ())
+    assert spell(None, ()) == ()
+
+
+def test_plain_values_of_a_model():
+    model = toy_model()
+    dims = plain_dims(model, {"cls": 2, "sep": 3, "pad": 0, "mask": None}, ["yes"])
+    assert (dims.cls_token_id, dims.sep_token_id, dims.pad_token_id, dims.mask_token_id) == (2, 3, 0, None)
+    assert (dims.vocab_size, dims.text_size, dims.embed_size, dims.answers) == (60, 32, 16, ("yes",))
+
+
+def test_tasks_of_weight_0_need_nothing_of_the_fusion(monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "check_needs", lambda name, task, fusion: asked.append(name))
+    monkeypatch.setattr(module, "instantiate", lambda block: lambda dims: (block.name, dims))
+    config = {
+        "task": {"a": {"name": "A"}, "b": {"name": "B"}},
+        "objectives": {"s": {"a": 1.0, "b": 0}, "t": {"a": 2.0, "b": 0.0}},
+    }
+    assert build_tasks(OmegaConf.create(config), 7, None) == {"a": ("A", 7), "b": ("B", 7)}
+    assert asked == ["a"]
+
+
+@pytest.mark.parametrize("scorer", ["", "x", 5, {}, [1]])
+def test_a_scorer_that_is_no_function_is_told(monkeypatch, scorer):
+    monkeypatch.setattr(module, "instantiate", lambda block: lambda dims: SimpleNamespace(scorer=block.scorer))
+    config = {"task": {"a": {"scorer": None}, "b": {"scorer": scorer}}, "objectives": {}}
+    with pytest.raises(ConfigError, match=r"^task\.b\.scorer is .*, but has to be a function that gives the scores"):
+        build_tasks(OmegaConf.create(config), 7, None)
+    config["task"]["b"]["scorer"] = None
+    assert build_tasks(OmegaConf.create(config), 7, None).keys() == {"a", "b"}
