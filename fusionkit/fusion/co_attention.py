@@ -97,7 +97,7 @@ class CoAttention(nn.Module):
     """``num_layers`` layers over two streams of width ``hidden_size``.
 
     ``block`` makes a layer of (hidden_size, num_heads, intermediate_size, dropout, eps): ``SelfThenCross``, ``CrossThenSelf``.
-    ``entry`` (``input_projection``) brings the tokens in, ``pool`` (``pooling``) reads one vector off: METER's with Swin by default,
+    ``entry`` (``input_projection``) brings the tokens in, ``pool`` (``pooling``) reads one vector off: by default METER-Swin,
     [first text state; mean image state], each through a linear layer and tanh.
     """
 
