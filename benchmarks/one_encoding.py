@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.timing import report
 from fusionkit.encoders.image import TimmEncoder
-from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.model.model import VisionLanguageModel, assemble
 from fusionkit.reporting.cost import race
@@ -39,7 +39,7 @@ def build(hidden_size: int, layers: int, image_size: int) -> VisionLanguageModel
         num_heads=heads,
     )
     fusion = partial(CrossAttention, num_layers=layers, num_heads=heads, dropout=0.0)
-    return assemble(image, TextEncoder(1000, config=config), fusion, embed_size=64)
+    return assemble(image, HFTextEncoder(1000, config=config), fusion, embed_size=64)
 
 
 def step(model: VisionLanguageModel, pixels: torch.Tensor, ids: torch.Tensor, index: torch.Tensor) -> float:

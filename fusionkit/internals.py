@@ -26,7 +26,8 @@ def copy_all(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
 
 def uses_metrics(trainer: Any) -> bool:
     """Lightning: whether what is logged at this step goes anywhere."""
-    return trainer._logger_connector.should_update_logs
+    is_used: bool = trainer._logger_connector.should_update_logs
+    return is_used
 
 
 def training_batches(trainer: Any) -> Any:
@@ -42,7 +43,8 @@ def save_now(checkpoint: Any, trainer: Any) -> None:
 
 def wandb_options(logger: Any) -> dict[str, Any]:
     """Lightning: what a WandbLogger will start its run with; may be changed until then."""
-    return logger._wandb_init
+    options: dict[str, Any] = logger._wandb_init
+    return options
 
 
 def wandb_run(logger: Any) -> Any:
@@ -62,4 +64,5 @@ def build_from_config(network: Any, config: Any, **options: Any) -> Any:
 
 def with_positions(tower: Any, patches: Tensor) -> Tensor:
     """timm: patches (I, N, D) of a vision transformer with its class token and position embeddings."""
-    return tower._pos_embed(patches)
+    tokens: Tensor = tower._pos_embed(patches)
+    return tokens

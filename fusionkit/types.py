@@ -1,9 +1,9 @@
 """The values that cross the borders between data, model, tasks and training. Imports torch only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -89,11 +89,21 @@ class Batch(TypedDict):
     views: NotRequired[ViewRows]
 
 
+Images: TypeAlias = Tensor | Pixels | Regions
+"""What an image encoder reads of I images."""
+Nested: TypeAlias = "Tensor | Sequence[Nested] | None"
+"""Tensors with one row an image or a text, in lists and (named) tuples: rows are taken of all of them at once."""
+Memory: TypeAlias = Nested
+"""What a fusion made of images (``prepare``); only the fusion that made it looks inside."""
+Past: TypeAlias = Nested
+"""What was kept of earlier tokens of texts, such as keys and values; None before the first one."""
+
+
 class Whole(NamedTuple):
     """The whole images of a batch whose images are views."""
 
     image: Tokens  # (I, N, Dv)
-    memory: Any
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ class Encoded:
     """One batch after the two encoders: made once, read by every task of the source."""
 
     image: Tokens  # (I, N, Dv)
-    memory: Any  # the image as the fusion wants it, e.g. keys and values of every layer: computed once for all texts
+    memory: Memory  # the image as the fusion wants it, e.g. keys and values of every layer: computed once for all texts
     image_feats: Tensor  # (I, E), projected and L2-normalised
     text: dict[str, Tokens]  # by text kind
     text_feats: dict[str, Tensor]  # by text kind, (T, E)

@@ -19,6 +19,7 @@ from torch import Tensor
 from fusionkit import __version__
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.encoders.base import ImageEncoder, SupportsWeightless, TextEncoder
 from fusionkit.errors import DataError, UserError
 from fusionkit.files.names import is_file_name
 from fusionkit.model.model import VisionLanguageModel
@@ -43,11 +44,17 @@ def artifacts_of(
         "config": OmegaConf.to_yaml(config),
         "answers": None if answers is None else list(answers),
         "tokenizer": None if tokenizer is None else tokenizer_files(tokenizer),
-        "text_encoder": json.dumps(model.text_encoder.config.to_dict()),
+        "text_encoder": json.dumps(sizes_of(model.text_encoder)),
+        "image_encoder": json.dumps(sizes_of(model.image_encoder)),
         "versions": {"fusionkit": __version__, "python": platform.python_version()}
         | {n: version(n) for n in LIBRARIES},
         "git": git_commit(),
     }
+
+
+def sizes_of(encoder: ImageEncoder | TextEncoder) -> dict[str, Any]:
+    """What an encoder's files said of its architecture, for a checkpoint that is to be built without them."""
+    return encoder.sizes() if isinstance(encoder, SupportsWeightless) else {}
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, str]:

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
 from fusionkit.data.datamodule import DataModule
+from fusionkit.encoders.base import ImageEncoder
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, UserError, suggest
+from fusionkit.fusion.base import Fusion, SupportsUnimodal
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.types import Dims
 
@@ -38,7 +42,7 @@ def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
     return sorted(needs - {"feats"} - provides)
 
 
-def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
+def check_needs(name: str, task: Task[Any], fusion: Fusion) -> None:
     """The fusion provides what the task needs."""
     if missing := lacking(task.needs, fusion.provides):
         wanted = " and ".join(f"'{part}' ({PARTS[part]})" if part in PARTS else f"'{part}'" for part in missing)
@@ -48,7 +52,7 @@ def check_needs(name: str, task: Task[Any], fusion: Any) -> None:
         )
 
 
-def check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
+def check_images(source: str, datamodule: DataModule, encoder: ImageEncoder) -> None:
     """The image encoder reads what the source has of its images."""
     has = datamodule.sources[source].images
     if encoder.reads != has:
@@ -56,14 +60,14 @@ def check_images(source: str, datamodule: DataModule, encoder: Any) -> None:
             f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
             f"another image_encoder=NAME, or data with {encoder.reads}"
         )
-    if has == "pixel_values" and datamodule.finish.fit == "keep" and not encoder.reads_canvases:
+    if has == "pixel_values" and datamodule.finish.fit == "keep" and not getattr(encoder, "reads_canvases", False):
         raise ConfigError(
             f"data.fit=keep gives images of different shapes, which {type(encoder).__name__} does not read; set "
             "data.fit=squash, or choose image_encoder=patches"
         )
 
 
-def check_image_size(encoder: Any, size: int) -> None:
+def check_image_size(encoder: nn.Module, size: int) -> None:
     """The encoder reads images of the data's size; what none of its tokens depends on is frozen."""
     try:
         found = rehearse(encoder, lambda twin, pixels: twin(pixels), 1, 3, size, size)
@@ -79,7 +83,7 @@ def check_image_size(encoder: Any, size: int) -> None:
         freeze(encoder, unreached_parameters(twin, [tokens.embeds, tokens.pooled]))
 
 
-def check_text(name: str, task: Task[Any], model: Any, abilities: TextAbilities) -> None:
+def check_text(name: str, task: Task[Any], model: VisionLanguageModel, abilities: TextAbilities) -> None:
     """The text encoder reads texts as the task needs them read."""
     kind = getattr(getattr(model.text_encoder, "config", None), "model_type", type(model.text_encoder).__name__)
     if "causal" in task.needs and abilities.not_causal is not None:
@@ -87,7 +91,7 @@ def check_text(name: str, task: Task[Any], model: Any, abilities: TextAbilities)
             f"task '{name}' needs {PARTS['causal']}, but the text encoder {kind} cannot read so ({abilities.not_causal}); choose "
             f"another text_encoder.config.model_type, such as bert or roberta, or leave {name} out of task=[...]"
         )
-    if "feats" in task.needs and not abilities.pools_text and not hasattr(model.fusion, "encode_unimodal"):
+    if "feats" in task.needs and not abilities.pools_text and not isinstance(model.fusion, SupportsUnimodal):
         raise ConfigError(
             f"task '{name}' compares texts by a vector each, but of the text encoder {kind} all texts have the same; set "
             f"text_encoder.pool=mean, or leave {name} out of task=[...]"
@@ -114,7 +118,7 @@ def check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
         raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")
 
 
-def check_temperature(model: Any) -> None:
+def check_temperature(model: VisionLanguageModel) -> None:
     """A training starts at a temperature within its range, where the first step would move it otherwise."""
     start, bounds = model.temperature.detach(), model.temperature_range
     if start.clamp(*bounds) != start:

@@ -23,8 +23,10 @@ from fusionkit.assembly.precision import resolve_precision
 from fusionkit.config import signature_of
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import text_format
+from fusionkit.encoders.base import SupportsMasking
 from fusionkit.encoders.probe import abilities_of
 from fusionkit.errors import ConfigError, refusals
+from fusionkit.fusion.base import Fusion
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
@@ -74,7 +76,7 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = build_tasks(config, dims, model.fusion)
     if model.image_encoder.reads == "pixel_values":
-        check_image_size(model.image_encoder, datamodule.finish.size)
+        check_image_size(model.get_submodule("image_encoder"), datamodule.finish.size)
     abilities = abilities_of(model.text_encoder, words.pad)
     for source, weights in config.objectives.items():
         for name, weight in weights.items():
@@ -97,12 +99,13 @@ def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = 
         build = instantiate(config.text_encoder, _partial_=True)  # Hydra would take a TextFormat apart
         text_encoder = build(vocab_size=vocab_size, **({"text_format": words} if takes_format else {}))
     with refusals("model or fusion"):
-        return instantiate(config.model)(
+        model: VisionLanguageModel = instantiate(config.model)(
             image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
         )
+        return model
 
 
-def build_tasks(config: DictConfig, dims: Dims, fusion: Any) -> dict[str, Task[Any]]:
+def build_tasks(config: DictConfig, dims: Dims, fusion: Fusion) -> dict[str, Task[Any]]:
     """The configured tasks, each built from the plain values of the run; those of weight 0 need nothing of the fusion."""
     tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
     for name, task in tasks.items():
@@ -138,13 +141,14 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
 
 def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequence[str]) -> Dims:
     """The plain values of a model without a tokenizer, from the ids of the special tokens: no task can spell with them."""
-    words = model.text_encoder.word_embeddings
+    words, encoder = model.text_encoder.word_embeddings, model.image_encoder
+    maskable = encoder if isinstance(encoder, SupportsMasking) else None
     return Dims(
         hidden_size=model.fusion.hidden_size,
         pooled_size=model.fusion.pooled_size,
-        image_size=model.image_encoder.hidden_size,
-        feature_size=model.image_encoder.feature_size,
-        mask_token_size=model.image_encoder.mask_token_size,
+        image_size=encoder.hidden_size,
+        feature_size=maskable.feature_size if maskable else 0,
+        mask_token_size=maskable.mask_token_size if maskable else 0,
         text_size=words.embedding_dim,
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
@@ -166,4 +170,5 @@ def evaluation_options(config: DictConfig) -> EvaluationOptions:
     """The options of ``evaluation.options``, with a precision that the device computes in, and the recipe of the model."""
     precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
     recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE}
-    return instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))
+    options: EvaluationOptions = instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))
+    return options

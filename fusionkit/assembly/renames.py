@@ -11,6 +11,7 @@ RENAMES = {
     "fusionkit.data.snli_ve": "fusionkit.data.readers.snli_ve",
     "fusionkit.data.visual_genome": "fusionkit.data.readers.visual_genome",
     "fusionkit.data.vqa": "fusionkit.data.readers.vqa",
+    "fusionkit.encoders.text.TextEncoder": "fusionkit.encoders.text.HFTextEncoder",
     "fusionkit.encoders.views": "fusionkit.encoders.region_encoder",
     "fusionkit.evaluation.benchmarks": "fusionkit.scoring.scorers",
     "fusionkit.evaluation.captioning": "fusionkit.scoring.captioning",

@@ -176,7 +176,8 @@ def packages(trust: object) -> tuple[str, ...]:
 
 def inert(config: DictConfig) -> DictConfig:
     """A copy that asks this machine nothing, to be compared with what ``read_stored`` gives."""
-    return OmegaConf.create(as_texts(OmegaConf.to_container(config, resolve=False)))
+    plain: DictConfig = OmegaConf.create(as_texts(OmegaConf.to_container(config, resolve=False)))
+    return plain
 
 
 def require_trusted(
@@ -269,6 +270,15 @@ def require_part(place: str, name: Any, origin: str | Path, allowed: Sequence[st
         f"{origin}: {place} is {_short(name)}, which is no part that fusionkit builds there; the file was not written by "
         "fusionkit, or not by this version"
     )
+
+
+def may_look_up(section: str, name: Any, trust: object) -> bool:
+    """Whether a stored configuration may have what it names in a section looked up, before it is asked whether to build it."""
+    try:
+        require_part(section, name, "", TABLE[section], packages(trust))
+    except ConfigError:
+        return False
+    return True
 
 
 def _short(value: Any) -> str:

@@ -65,7 +65,8 @@ def is_on_cadence(number: int, is_first: bool, every: int) -> bool:
 
 def with_gradient(value: Tensor, parameters: Sequence[nn.Parameter], chosen: Sequence[Tensor]) -> Tensor:
     """A scalar of this value whose backward pass gives each parameter the chosen gradient."""
-    return _WithGradient.apply(value.detach(), list(chosen), *parameters)
+    watched: Tensor = _WithGradient.apply(value.detach(), list(chosen), *parameters)
+    return watched
 
 
 class _WithGradient(torch.autograd.Function):

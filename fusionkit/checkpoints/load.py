@@ -1,12 +1,14 @@
 """Rebuilds model, tasks and data from a checkpoint alone; the files of pretrained weights are not needed again."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from fusionkit.assembly.artifacts import check_content, tokenizer_from
 from fusionkit.assembly.config_checks import check_arguments, check_objectives, require_seed
 from fusionkit.assembly.parts import Parts, build_parts
-from fusionkit.assembly.trust import NETWORK, WEIGHTS, read_stored, require_trusted, targets
+from fusionkit.assembly.trust import NETWORK, may_look_up, read_stored, require_trusted, targets
 from fusionkit.assembly.vocabulary import carry_answers
 from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
@@ -26,7 +28,9 @@ from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.files.tensors import read_tensors
 
 BUILT = (*NETWORK, "data", "evaluation", "trainer")  # of a stored configuration, to evaluate and predict
+ENCODERS = ("image_encoder", "text_encoder")
 Checkpoint = dict[str, Any]
+Sizes = Mapping[str, Mapping[str, Any]]  # by encoder
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -97,7 +101,7 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     if config.get("seed") is not None:
         require_seed(config.seed)
     check_objectives(config, is_trained=False)
-    forget_files(config, text_config_of(artifacts, path))
+    forget_files(config, sizes_of(artifacts, path), partial(may_look_up, trust=trust))
     answers, tokenizer = artifacts["answers"], artifacts["tokenizer"]
     require_own(config, artifacts, overrides, path)
     if answers:  # the rule that made them has nothing left to do
@@ -117,18 +121,23 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     return parts
 
 
-def text_config_of(artifacts: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """What a checkpoint says of its text encoder, values alone; DataError where it is anything else."""
+def sizes_of(artifacts: Mapping[str, Any], path: str | Path) -> Sizes:
+    """What a checkpoint says of the sizes of its encoders, values alone; DataError where it is anything else.
+
+    One of before image encoders had any says nothing of them.
+    """
+    return {key: _plain_values(artifacts.get(key, "{}"), key, path) for key in ENCODERS}
+
+
+def _plain_values(text: Any, key: str, path: str | Path) -> dict[str, Any]:
     try:
-        found = json.loads(artifacts["text_encoder"])
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
-        raise DataError(f"checkpoint {path}: its text_encoder is no json ({error})") from error
-    named = [place for place, _ in targets(found, "text_encoder")]
-    named += [place for place, value in leaves(found, "text_encoder") if isinstance(value, str) and "${" in value]
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"checkpoint {path}: its {key} is no json ({error})") from error
+    named = [place for place, _ in targets(found, key)]
+    named += [place for place, value in leaves(found, key) if isinstance(value, str) and "${" in value]
     if named or not isinstance(found, dict):
-        raise DataError(
-            f"checkpoint {path}: {(named or ['text_encoder'])[0]} is no plain value of a text encoder's sizes"
-        )
+        raise DataError(f"checkpoint {path}: {(named or [key])[0]} is no plain value of an encoder's sizes")
     return found
 
 
@@ -159,26 +168,29 @@ def require_own(
             )
 
 
-def forget_files(config: DictConfig, text_config: Mapping[str, Any]) -> None:
+def forget_files(config: DictConfig, sizes: Sizes, is_known: Callable[[str, Any], bool]) -> None:
     """Build without the files that the training started from: the weights are in the checkpoint, and no negative is drawn."""
-    forget_weights(config, text_config)
+    forget_weights(config, sizes, is_known)
     with open_dict(config):
         for task in config.task.values():
             if "file" in (task.get("negatives") or {}):
                 task.negatives = None
 
 
-def forget_weights(config: DictConfig, text_config: Mapping[str, Any]) -> None:
-    """Build the encoders without pretrained weights, since those of a checkpoint with this ``text_config`` follow."""
+def forget_weights(
+    config: DictConfig, sizes: Sizes, is_known: Callable[[str, Any], bool] = lambda section, name: True
+) -> None:
+    """Build the encoders without pretrained weights, since those of a checkpoint with these ``sizes`` follow.
+
+    An encoder says itself how (``weightless``); one that says nothing is built as configured.
+    """
     with open_dict(config):
-        image, text = config.image_encoder, config.text_encoder
-        for key in (*WEIGHTS, "match_by_order"):
-            if key in image:
-                image[key] = False if key in ("pretrained", "match_by_order") else None
-        if text.get("pretrained"):
-            text.update(_convert_="all", pretrained=None, config=text_config, num_layers=None, give_upper_layers=False)
-        elif text.get("config") and text_config.get("pad_token_id") is not None:  # RoBERTa counts positions from it
-            text.config.setdefault("pad_token_id", text_config["pad_token_id"])
+        for key in ENCODERS:
+            name = config[key].get("_target_")
+            weightless = getattr(get_object(name), "weightless", None) if is_known(key, name) else None
+            if weightless is not None:
+                given = OmegaConf.to_container(config[key], resolve=False)
+                config[key] = weightless(given, sizes.get(key, {}))
 
 
 def start_from(config: DictConfig, checkpoint: Checkpoint, path: str | Path) -> None:
@@ -196,7 +208,7 @@ def start_from(config: DictConfig, checkpoint: Checkpoint, path: str | Path) -> 
             f"checkpoint={path} was imported for images of {there} pixels, but the run's have {here}; import it again with "
             f"image_size={here}, which resizes its positions"
         )
-    forget_weights(config, text_config_of(artifacts, path))
+    forget_weights(config, sizes_of(artifacts, path))
 
 
 def forget_data(config: DictConfig, answers: Any) -> None:

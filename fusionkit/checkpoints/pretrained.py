@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from fusionkit.assembly.artifacts import tokenizer_from
-from fusionkit.assembly.trust import NETWORK, read_stored, require_trusted
+from fusionkit.assembly.trust import NETWORK, may_look_up, read_stored, require_trusted
 from fusionkit.checkpoints.build import Network, build_network
 from fusionkit.checkpoints.load import (
     forget_files,
     forget_proposals,
     load_weights,
     read_checkpoint,
-    text_config_of,
+    sizes_of,
     told_of,
 )
 from fusionkit.checkpoints.source import local
@@ -51,7 +52,7 @@ def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
     config = read_stored(artifacts["config"], path, trust)
-    forget_files(config, text_config_of(artifacts, path))
+    forget_files(config, sizes_of(artifacts, path), partial(may_look_up, trust=trust))
     forget_proposals(config)
     require_trusted(config, (*NETWORK, "teacher"), f"checkpoint {path}", trust)
     files = artifacts["tokenizer"]

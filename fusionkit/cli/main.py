@@ -165,8 +165,10 @@ def run(arguments: Sequence[str]) -> int:
             print(load("fusionkit.cli.help:command_help")(name, COMMANDS[name]))
             return 0
         if COMMANDS[name].config_name is None:
-            return load(COMMANDS[name].target)(arguments[1:])
-        return load("fusionkit.cli.app:run_app")(name, COMMANDS[name], arguments[1:])
+            code: int = load(COMMANDS[name].target)(arguments[1:])
+        else:
+            code = load("fusionkit.cli.app:run_app")(name, COMMANDS[name], arguments[1:])
+        return code
     except UserError as error:
         print(f"error: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -178,7 +180,8 @@ def run(arguments: Sequence[str]) -> int:
 def load(target: str) -> Callable[..., Any]:
     """The function that "module:function" names; imports its module."""
     module, _, function = target.partition(":")
-    return getattr(importlib.import_module(module), function)
+    found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return found
 
 
 def main() -> None:

@@ -33,9 +33,9 @@ def print_run(parts: Parts, trainer: Trainer, console: Console | None = None) ->
 def _model(parts: Parts) -> Tree:
     model = parts.model
     rows: dict[str, list[nn.Module]] = {
-        "image_encoder": [model.image_encoder],
-        "text_encoder": [model.text_encoder],
-        "fusion": [model.fusion],
+        "image_encoder": [model.get_submodule("image_encoder")],
+        "text_encoder": [model.get_submodule("text_encoder")],
+        "fusion": [model.get_submodule("fusion")],
         "projections": [model.image_projection, model.text_projection],
         **{f"task {name}": [task] for name, task in parts.tasks.items()},
     }

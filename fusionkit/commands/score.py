@@ -39,7 +39,8 @@ def chosen_benchmark(config: DictConfig) -> Published:
         if name not in block.files:
             raise ConfigError(f"{name}: {block.name} has no such file; {suggest(name, set(block.files) - {'images'})}")
     block.files.update(dict.fromkeys(block.files) | _beside(block, given) | given)
-    return instantiate(block, _convert_="all")
+    benchmark: Published = instantiate(block, _convert_="all")
+    return benchmark
 
 
 def only_block(config: DictConfig) -> DictConfig:
@@ -48,7 +49,8 @@ def only_block(config: DictConfig) -> DictConfig:
     if len(blocks) != 1:
         raise ConfigError(f"a file of predictions answers one benchmark, not {len(blocks)}: benchmark=NAME")
     check_arguments(config)
-    return blocks[0]
+    block: DictConfig = blocks[0]
+    return block
 
 
 def _beside(block: DictConfig, given: dict[str, str]) -> dict[str, Any]:

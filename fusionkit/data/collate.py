@@ -22,7 +22,9 @@ MAX_WORKERS = 256  # that count each on its own
 
 def new_counts() -> Tensor:
     """Texts that were read and cut, (MAX_WORKERS, 2), for ``Collate``."""
-    return torch.zeros(MAX_WORKERS, 2, dtype=torch.long).share_memory_()
+    counts = torch.zeros(MAX_WORKERS, 2, dtype=torch.long)
+    counts.share_memory_()
+    return counts
 
 
 def told_cuts(source: str, read: int, cut: int, max_length: int) -> str:

@@ -241,7 +241,8 @@ class DataModule(LightningDataModule):
         if self.sources[source].regions is None:
             return None
         try:
-            return self._images(source, role, 0).load(0).image.features.shape[1]
+            size: int = self._images(source, role, 0).load(0).image.features.shape[1]
+            return size
         except CorruptImage:  # the data set replaces it, or says so
             return None
 

@@ -38,35 +38,43 @@ def identity(image: Image.Image, strength: float, rng: random.Random) -> Image.I
 
 
 def auto_contrast(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.autocontrast(image)
+    changed: Image.Image = F.autocontrast(image)
+    return changed
 
 
 def equalize(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.equalize(image)
+    changed: Image.Image = F.equalize(image)
+    return changed
 
 
 def brightness(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.adjust_brightness(image, _factor(strength))
+    changed: Image.Image = F.adjust_brightness(image, _factor(strength))
+    return changed
 
 
 def sharpness(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.adjust_sharpness(image, _factor(strength))
+    changed: Image.Image = F.adjust_sharpness(image, _factor(strength))
+    return changed
 
 
 def color(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.adjust_saturation(image, _factor(strength))
+    changed: Image.Image = F.adjust_saturation(image, _factor(strength))
+    return changed
 
 
 def contrast(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.adjust_contrast(image, _factor(strength))
+    changed: Image.Image = F.adjust_contrast(image, _factor(strength))
+    return changed
 
 
 def posterize(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.posterize(image, max(1, int(4 * strength)))
+    changed: Image.Image = F.posterize(image, max(1, int(4 * strength)))
+    return changed
 
 
 def solarize(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
-    return F.solarize(image, 256 * strength)
+    changed: Image.Image = F.solarize(image, 256 * strength)
+    return changed
 
 
 def solarize_add(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
@@ -136,7 +144,10 @@ def _affine(
     shear: Sequence[float] = (0.0, 0.0),
 ) -> Image.Image:
     bilinear, filling = InterpolationMode.BILINEAR, [float(fill)] * 3
-    return F.affine(image, angle, list(translate), 1.0, list(shear), interpolation=bilinear, fill=filling)
+    changed: Image.Image = F.affine(
+        image, angle, list(translate), 1.0, list(shear), interpolation=bilinear, fill=filling
+    )
+    return changed
 
 
 def _geometry(fill: int, pixels: float) -> tuple[Operation, ...]:

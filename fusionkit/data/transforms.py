@@ -110,7 +110,8 @@ def _middle(image: Image.Image, boxes: Tensor) -> Image.Image:
 def relative_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (N, 4) from xyxy on an image of that width and height to cxcywh in 0..1 of it."""
     boxes = boxes / torch.tensor([*size, *size])
-    return F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
+    converted: Tensor = F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
+    return converted
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Any timm model as a tower that gives image tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from fusionkit.encoders.probe import first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
 from fusionkit.types import Tokens, at_least_fp32
+
+# options of timm by which it reads files, beside ``pretrained``
+FILES = ("weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "file")
 
 
 class PixelEncoder(nn.Module):
@@ -164,6 +167,16 @@ class TimmEncoder(PixelEncoder):
             self.num_prefix_tokens += 1
         freeze(self, unreached_parameters(twin, [states]))
 
+    def sizes(self) -> dict[str, Any]:
+        """Nothing: the name and the options say it all."""
+        return {}
+
+    @staticmethod
+    def weightless(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """The same options but for the files and downloads among them."""
+        off = {"pretrained": False, "match_by_order": False} | dict.fromkeys(FILES)
+        return dict(config) | {key: value for key, value in off.items() if key in config}
+
     def train(self, mode: bool = True) -> "TimmEncoder":
         super().train(mode)
         if self.is_frozen:
@@ -199,7 +212,8 @@ class TimmEncoder(PixelEncoder):
                 intermediates_only=True,
             )
             return torch.cat([torch.cat([prefix, patches], dim=1) for patches, prefix in kept], dim=2)
-        states = self.backbone(pixel_values)[-1] if self.has_stage else self.backbone.forward_features(pixel_values)
+        backbone = self.backbone
+        states: Tensor = backbone(pixel_values)[-1] if self.has_stage else backbone.forward_features(pixel_values)
         if isinstance(states, Tensor) and states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)
             states = states.flatten(2).transpose(1, 2) if states.shape[1] == self.hidden_size else states.flatten(1, 2)
         return states
@@ -210,7 +224,8 @@ def as_grid(tokens: Tensor) -> Tensor:
     side = math.isqrt(tokens.shape[1])
     if side * side != tokens.shape[1]:
         raise ConfigError(f"image_encoder gives {tokens.shape[1]} tokens, which are no square; give it square images")
-    return tokens.unflatten(1, (side, side))
+    grid: Tensor = tokens.unflatten(1, (side, side))
+    return grid
 
 
 def sine_positions(side: int, size: int) -> Tensor:

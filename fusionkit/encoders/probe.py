@@ -128,8 +128,9 @@ def freeze(module: nn.Module, names: Iterable[str]) -> None:
 
 def abilities_of(encoder: Any, pad_token_id: int) -> TextAbilities:
     """What any text encoder can do: what it says itself, else what a probe finds; what no state depends on is then frozen."""
-    if hasattr(encoder, "abilities"):
-        return encoder.abilities
+    found: TextAbilities | None = getattr(encoder, "abilities", None)
+    if found is not None:
+        return found
     try:
         found = probe_text(encoder, pad_token_id)
     except Exception as error:  # somebody's own encoder

@@ -34,7 +34,7 @@ from fusionkit.types import TextFormat, Tokens
 POOLS = ("cls", "last", "mean")
 
 
-class TextEncoder(nn.Module):
+class HFTextEncoder(nn.Module):
     """Text tokens from a transformers encoder (BERT, RoBERTa, MiniLM, ...).
 
     ``pretrained``  a hub id or a local directory with config.json and weights; None builds from ``config``.
@@ -127,6 +127,21 @@ class TextEncoder(nn.Module):
         assert self._abilities is not None
         return self._abilities
 
+    def sizes(self) -> dict[str, Any]:
+        """The transformers configuration."""
+        sizes: dict[str, Any] = self.config.to_dict()
+        return sizes
+
+    @staticmethod
+    def weightless(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """Built from ``config`` in place of ``pretrained``: the whole one, of which no layers are left to cut or give away."""
+        if config.get("pretrained"):
+            whole = {"pretrained": None, "config": dict(sizes), "num_layers": None, "give_upper_layers": False}
+            return {**config, "_convert_": "all", **whole}
+        if config.get("config") and sizes.get("pad_token_id") is not None:  # RoBERTa counts positions from it
+            return {**config, "config": {"pad_token_id": sizes["pad_token_id"], **config["config"]}}
+        return dict(config)
+
     def _try_out(self) -> None:
         """Find the abilities, and the name by which the tower takes earlier keys and values; ConfigError where it cannot work."""
         kind = self.config.model_type
@@ -170,7 +185,7 @@ class TextEncoder(nn.Module):
         self.config.num_hidden_layers = num_layers
         return upper
 
-    def train(self, mode: bool = True) -> "TextEncoder":
+    def train(self, mode: bool = True) -> "HFTextEncoder":
         super().train(mode)
         if self.is_frozen:
             self.backbone.eval()

@@ -84,11 +84,12 @@ def _from_config(config: Any) -> PreTrainedModel:
     else:
         build = partial(_auto(config).from_config, trust_remote_code=False)
     try:
-        return build(config, **_plain(config))
+        tower: PreTrainedModel = build(config, **_plain(config))
     except ValueError as error:
         if "attn_implementation" not in str(error):
             raise
-        return build(config, **_plain(config) | {"attn_implementation": "eager"})  # one that knows no other
+        tower = build(config, **_plain(config) | {"attn_implementation": "eager"})  # one that knows no other
+    return tower
 
 
 def load_tower(pretrained: str, overrides: Mapping[str, Any], words: TextFormat | None) -> PreTrainedModel:
@@ -101,6 +102,7 @@ def load_tower(pretrained: str, overrides: Mapping[str, Any], words: TextFormat 
     try:
         config = AutoConfig.from_pretrained(pretrained, trust_remote_code=False, **overrides)
         kind: Any = UNLISTED.get(config.model_type) or _auto(config)
+        tower: PreTrainedModel
         with quiet():
             tower, report = kind.from_pretrained(
                 pretrained,

@@ -30,7 +30,8 @@ def link_out_of(folder: Path, paths: Iterable[Path]) -> Path | None:
     """The first link among these paths of a folder, and all below them, that leads out of it, if there is one."""
     home = folder.resolve()
     for path in paths:
-        for place in (path, *(path.rglob("*") if path.is_dir() and not path.is_symlink() else ())):
+        below: Iterable[Path] = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+        for place in (path, *below):
             if place.is_symlink() and not place.resolve().is_relative_to(home):
                 return place
     return None

@@ -1,23 +1,18 @@
-"""The contract of a fusion: any nn.Module of this shape is one, no inheritance needed."""
+"""The contract of a fusion, and of what it may support beside it: any nn.Module of this shape is one, no inheritance needed."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from fusionkit.types import Fused, Tokens
+from fusionkit.fusion.layers import Attention
+from fusionkit.types import Fused, Memory, Past, Tokens
 
 
 class Fusion(Protocol):
     """Brings the tokens of images and texts together.
 
     Built as ``fusion(image_size=..., text_size=...)`` with the widths of the two encoders; what else it takes is its config.
-
-    It may also have
-    ``freeze_unused(needs)``    freeze the parameters that get no gradient where tasks read only these parts, as plain DDP wants;
-    ``encode_unimodal(text)``           the states (T, L, D) of texts that see no image, whose first ones the model projects for
-                                contrast in place of the text encoder's pooled vectors;
-    ``metrics()``               scalars by name, detached, that are logged at each step as ``train/fusion_<name>``;
-    ``start_from(text_layers)`` copy the upper layers that a text encoder left over.
     """
 
     pooled_size: int
@@ -26,20 +21,17 @@ class Fusion(Protocol):
     """Width of ``Fused.text``."""
     provides: frozenset[str]
     """Of {"pooled", "text", "image", "causal", "attention", "pair"}: the parts of ``Fused`` it fills, whether it obeys a causal
-    text mask, whether text tokens attend to image tokens, in the layers that ``cross_attentions()`` then lists (of the image
-    alone, or of [own tokens; image; text]), and whether ``image_index`` may be (T, 2), naming two images a text.
+    text mask, whether text tokens attend to image tokens (``SupportsAttentionMaps``), and whether ``image_index`` may be (T, 2),
+    naming two images a text.
 
     "text" says that image and text met as tokens: a fusion of two pooled vectors provides "pooled" alone.
     """
 
-    def prepare(self, image: Tokens) -> Any:
-        """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are.
-
-        A fusion that tells the second of two images apart has ``image_types`` 2, and prepares it with ``place=1``.
-        """
+    def prepare(self, image: Tokens) -> Memory:
+        """What can be computed once for an image, whatever the text: keys and values, projections, or the tokens as they are."""
         ...
 
-    def __call__(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:
+    def __call__(self, memory: Memory, text: Tokens, image_index: Tensor) -> Fused:
         """Fuse T texts, each with the image row that ``image_index`` (T,) names in the prepared ``memory``.
 
         A text mask is (T, L) or, causal, (T, L, L). An image token may see only what the first text token sees.
@@ -47,14 +39,70 @@ class Fusion(Protocol):
         ...
 
 
-class IncrementalFusion(Fusion, Protocol):
+@runtime_checkable
+class SupportsExtend(Protocol):
     """A causal fusion that need not fuse a text anew for each token it grows by; the others are asked for the whole text."""
 
-    def extend(self, memory: Any, text: Tokens, image_index: Tensor, past: Any | None) -> tuple[Tensor, Any]:
+    def extend(self, memory: Memory, text: Tokens, image_index: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Text states (T, L, hidden_size) of L tokens after P earlier ones of each text, and what to pass as ``past`` next.
 
-        The text mask is (T, L, P + L), over the earlier tokens too. Without a ``past`` these are the first tokens, and their
-        mask says what an image token may see (the contract above), once and for all. A ``past`` is made of lists, tuples
-        and tensors that have one row a text, so that texts can be reordered, repeated and dropped.
+        The text mask is (T, L, P + L), over the earlier tokens too. With ``past`` None these are the first tokens, and their
+        mask says what an image token may see (the contract above), once and for all.
         """
+        ...
+
+
+@runtime_checkable
+class SupportsUnimodal(Protocol):
+    """A fusion whose layers also read a text that sees no image (BLIP)."""
+
+    def encode_unimodal(self, text: Tokens) -> Tensor:
+        """States (T, L, D); the model projects the first ones for contrast, in place of the text encoder's pooled vectors."""
+        ...
+
+
+@runtime_checkable
+class SupportsTwoImages(Protocol):
+    """A fusion that may tell the second of two images apart (NLVR2): it does where ``image_types`` is 2."""
+
+    image_types: int
+
+    def prepare(self, image: Tokens, place: int = 0) -> Memory:
+        """As of any fusion; ``place`` 1 prepares second images."""
+        ...
+
+
+@runtime_checkable
+class SupportsAttentionMaps(Protocol):
+    """A fusion whose text tokens attend to image tokens (it provides "attention")."""
+
+    def cross_attentions(self) -> Sequence[Attention]:
+        """The layers in which they do: over the image alone, or over [own tokens; image; text]."""
+        ...
+
+
+@runtime_checkable
+class SupportsTextLayers(Protocol):
+    """A fusion that can start from layers of a text encoder."""
+
+    def start_from(self, text_layers: Sequence[nn.Module]) -> None:
+        """Copy the upper layers that a text encoder left over."""
+        ...
+
+
+@runtime_checkable
+class SupportsMetrics(Protocol):
+    """A fusion that reports numbers of its latest pass."""
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Scalars by name, detached, that are logged at each step as ``train/fusion_<name>``."""
+        ...
+
+
+@runtime_checkable
+class SupportsFreezing(Protocol):
+    """A fusion of which some parameters serve some of its outputs alone."""
+
+    def freeze_unused(self, needs: frozenset[str]) -> None:
+        """Freeze the parameters that get no gradient where tasks read only these parts, as plain DDP wants."""
         ...

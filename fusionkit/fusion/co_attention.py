@@ -128,7 +128,8 @@ class CoAttention(nn.Module):
 
     def prepare(self, image: Tokens, place: int = 0) -> ImageSide:
         entered = self.entry.image(image, place)
-        return self.layers[0].read_image(entered.embeds, entered.mask)
+        side: ImageSide = self.layers[0].read_image(entered.embeds, entered.mask)
+        return side
 
     def forward(self, memory: ImageSide, text: Tokens, image_index: Tensor) -> Fused:
         assert text.mask is not None

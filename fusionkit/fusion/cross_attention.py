@@ -44,7 +44,8 @@ class CrossAttentionLayer(nn.Module):
 
     def attend_self(self, states: Tensor, own: KeyValue, packing: Packing | None = None) -> Tensor:
         """The first part, self-attention: it needs no memory."""
-        return self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
+        out: Tensor = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
+        return out
 
     def attend_memory(
         self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None, packing: Packing | None = None
@@ -55,7 +56,8 @@ class CrossAttentionLayer(nn.Module):
 
     def feed_forward_block(self, states: Tensor) -> Tensor:
         """The last part, feed-forward: alone it follows self-attention in a text that sees no image."""
-        return self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
+        out: Tensor = self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
+        return out
 
 
 class CrossAttention(nn.Module):

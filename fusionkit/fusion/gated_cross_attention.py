@@ -23,7 +23,8 @@ class GatedLinearUnit(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(states)) * self.up(states))
+        out: Tensor = self.down(F.silu(self.gate(states)) * self.up(states))
+        return out
 
 
 class GatedCrossAttentionBlock(nn.Module):
@@ -58,7 +59,8 @@ class GatedCrossAttentionBlock(nn.Module):
         seen = self.cross_attention(self.norm_cross(states), memory, grouping, packing)
         states = states + self.cross_gate.tanh() * self.dropout(seen)
         thought = self.feed_forward(self.norm_feed_forward(states))
-        return states + self.feed_forward_gate.tanh() * self.dropout(thought)
+        out: Tensor = states + self.feed_forward_gate.tanh() * self.dropout(thought)
+        return out
 
 
 class GatedCrossAttention(nn.Module):

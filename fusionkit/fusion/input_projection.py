@@ -49,7 +49,8 @@ class TypedProjection(nn.Module):
         self.types = nn.Parameter(torch.randn(1 + image_types, hidden_size) * 0.02)
 
     def text(self, embeds: Tensor) -> Tensor:
-        return self.project_text(embeds) + self.types[0]
+        entered: Tensor = self.project_text(embeds) + self.types[0]
+        return entered
 
     def image(self, tokens: Tokens, place: int = 0) -> Tokens:
         return tokens._replace(embeds=self.project_image(tokens.embeds) + self.types[1 + place])
@@ -99,7 +100,8 @@ class Projection(nn.Module):
         self.project_image, self.project_text = project(image_size, hidden_size), project(text_size, hidden_size)
 
     def text(self, embeds: Tensor) -> Tensor:
-        return self.project_text(embeds)
+        entered: Tensor = self.project_text(embeds)
+        return entered
 
     def image(self, tokens: Tokens, place: int = 0) -> Tokens:
         return tokens._replace(embeds=self.project_image(tokens.embeds))

@@ -23,7 +23,8 @@ class Late(nn.Module):
         self.project_text = nn.Sequential(nn.Linear(text_size, self.hidden_size), nn.LayerNorm(self.hidden_size))
 
     def prepare(self, image: Tokens) -> Tensor:
-        return self.project_image(image.pooled)
+        projected: Tensor = self.project_image(image.pooled)
+        return projected
 
     def forward(self, memory: Tensor, text: Tokens, image_index: Tensor) -> Fused:
         seen, told = memory[image_index], self.project_text(text.pooled)

@@ -27,7 +27,8 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1)
+    weights: Tensor = scores.softmax(dim=-1)
+    return weights
 
 
 def key_mask(mask: Tensor | None) -> Tensor | None:
@@ -91,11 +92,13 @@ class Grouping:
         """(T, H, L, d) -> (I, H, slots * L, d), zeros where an image has fewer texts."""
         _, heads, length, width = rows.shape
         table = rows.new_zeros(self.images * self.slots, heads, length, width).index_copy(0, self.place, rows)
-        return table.unflatten(0, (self.images, self.slots)).transpose(1, 2).flatten(2, 3)
+        grouped: Tensor = table.unflatten(0, (self.images, self.slots)).transpose(1, 2).flatten(2, 3)
+        return grouped
 
     def scatter(self, table: Tensor) -> Tensor:
         """(I, H, slots * L, d) -> (T, H, L, d)."""
-        return table.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)[self.place]
+        rows: Tensor = table.unflatten(2, (self.slots, -1)).transpose(1, 2).flatten(0, 1)[self.place]
+        return rows
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ class Packing:
     def unpack(self, tokens: Tensor) -> Tensor:
         """(M, D) -> (T, L, D), zeros at the padding."""
         table = tokens.new_zeros(self.rows * self.length, tokens.shape[1])
-        return table.index_copy(0, self.place, tokens).unflatten(0, (self.rows, self.length))
+        padded: Tensor = table.index_copy(0, self.place, tokens).unflatten(0, (self.rows, self.length))
+        return padded
 
 
 class Attention(nn.Module):
@@ -151,7 +155,8 @@ class Attention(nn.Module):
 
     def _heads(self, states: Tensor, packing: Packing | None) -> Tensor:
         padded = states if packing is None else packing.unpack(states)
-        return padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
+        heads: Tensor = padded.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
+        return heads
 
     def project(self, context: Tensor, mask: Tensor | None, packing: Packing | None = None) -> KeyValue:
         """Keys and values of a context (I, N, context_size), or packed."""
@@ -169,7 +174,8 @@ class Attention(nn.Module):
         if grouping is not None:
             mixed = grouping.scatter(mixed)
         mixed = mixed.transpose(1, 2).flatten(2)
-        return self.output(mixed if packing is None else packing.pack(mixed))
+        attended: Tensor = self.output(mixed if packing is None else packing.pack(mixed))
+        return attended
 
 
 class FeedForward(nn.Sequential):

@@ -65,7 +65,8 @@ class MergedAttention(nn.Module):
         self.pooled_size: int = self.pool.size
 
     def prepare(self, image: Tokens, place: int = 0) -> Tokens:
-        return self.entry.image(image, place)
+        entered: Tokens = self.entry.image(image, place)
+        return entered
 
     def forward(self, memory: Tokens, text: Tokens, image_index: Tensor) -> Fused:
         assert text.mask is not None

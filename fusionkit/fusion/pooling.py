@@ -53,7 +53,8 @@ class DenseText(FirstText):
         self.dense = dense_tanh(hidden_size)
 
     def forward(self, fused: Streams) -> Tensor:
-        return self.dense(fused.text[:, 0])
+        pooled: Tensor = self.dense(fused.text[:, 0])
+        return pooled
 
 
 class DenseImage(nn.Module):
@@ -67,7 +68,8 @@ class DenseImage(nn.Module):
         self.dense = dense_tanh(hidden_size)
 
     def forward(self, fused: Streams) -> Tensor:
-        return self.dense(fused.image[:, 0])
+        pooled: Tensor = self.dense(fused.image[:, 0])
+        return pooled
 
 
 class DenseBoth(nn.Module):

@@ -176,7 +176,8 @@ def data_of(parts: Parts, benchmarks: Sequence[Published], tasks: Mapping[str, M
     restored = {"answers": answers} if answers is not None else {}
     build = instantiate(parts.config.data, _partial_=True)
     about_training: dict[str, Any] = {"prepare": None, "drop_overlap": (), "allow_overlap": ()}
-    return build(sources=sources, tokenizer=parts.datamodule.tokenizer, **about_training, **restored)
+    built: DataModule = build(sources=sources, tokenizer=parts.datamodule.tokenizer, **about_training, **restored)
+    return built
 
 
 def read_all(datamodule: DataModule, benchmarks: Mapping[str, Published], reads: str) -> None:

@@ -46,4 +46,5 @@ def _check(numbers: np.ndarray, start: int) -> np.ndarray:
     """The checks (B,) of rows (B, 2) from number ``start`` on; none is 0, as all are in a new file."""
     place = np.arange(start, start + len(numbers), dtype=np.uint32)
     words = np.column_stack([numbers, place])
-    return (words * FACTORS).sum(axis=1, dtype=np.uint32) | np.uint32(1)
+    checksums: np.ndarray = (words * FACTORS).sum(axis=1, dtype=np.uint32) | np.uint32(1)
+    return checksums

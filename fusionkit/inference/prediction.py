@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from fusionkit.assembly.evaluation_options import PRECISIONS, EvaluationOptions, Reranking
@@ -17,8 +18,9 @@ from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects, rank, world_size
 from fusionkit.inference.all_pairs import ByMatching
 from fusionkit.inference.encoding_cache import Encodings, digest, encodings_in, weights_digest
-from fusionkit.inference.progress import Bar, Progress, show_progress
+from fusionkit.inference.progress import Bar, show_progress
 from fusionkit.inference.reranking import Reranker
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.scoring.candidates import TopK, best
 from fusionkit.scoring.records import RERANKED, Records
 from fusionkit.scoring.retrieval import Pairing, has_features, list_records, similarities
@@ -158,7 +160,9 @@ def _predict_all(
     return {name: [record for _, part in every for record in part.get(name, ())] for name in tasks}
 
 
-def _encode(model: Any, batch: Batch, kinds: Sequence[str], number: int, encodings: Encodings | None) -> Encoded:
+def _encode(
+    model: VisionLanguageModel, batch: Batch, kinds: Sequence[str], number: int, encodings: Encodings | None
+) -> Encoded:
     """The batch as the encoders see it, read where it was kept, and kept where it is to be."""
     if encodings is None:
         return model.encode(batch, kinds)

@@ -149,7 +149,8 @@ class Reranker:
             case "itm+cosine":
                 return logits[:, 1] + cosine
             case _:
-                return logits[:, 1] - logits[:, 0] + cosine / self.model.temperature.item()
+                apart: Tensor = logits[:, 1] - logits[:, 0]
+                return apart + cosine / float(self.model.temperature)
 
 
 def _bytes(value: Any) -> int:

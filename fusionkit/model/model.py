@@ -9,19 +9,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionkit.encoders.image import TimmEncoder
-from fusionkit.encoders.region_encoder import ViewEncoder
-from fusionkit.encoders.regions import RegionEncoder
-from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.base import ImageEncoder, SupportsExtendText, SupportsUpperLayers, SupportsViews, TextEncoder
+from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.base import (
+    Fusion,
+    SupportsExtend,
+    SupportsFreezing,
+    SupportsMetrics,
+    SupportsTextLayers,
+    SupportsUnimodal,
+)
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.types import Batch, Encoded, Fused, Pixels, Regions, Tokens, Whole, at_least_fp32
+from fusionkit.types import Batch, Encoded, Fused, Images, Memory, Past, Pixels, Tokens, Whole, at_least_fp32
 
 
 class Reader(nn.Module):
     """The text half of a model: an encoder, and a fusion of its tokens with a memory, of images or of other texts."""
 
-    def __init__(self, text_encoder: TextEncoder, fusion: Any) -> None:
+    def __init__(self, text_encoder: TextEncoder, fusion: Fusion) -> None:
         super().__init__()
         self.text_encoder, self.fusion = text_encoder, fusion
 
@@ -32,7 +38,7 @@ class Reader(nn.Module):
             return Tokens(blank.embeds[:0], attention_mask, blank.pooled[:0])
         return self.text_encoder(input_ids, attention_mask)
 
-    def fuse(self, memory: Any, text: Tokens, image_index: Tensor) -> Fused:
+    def fuse(self, memory: Memory, text: Tokens, image_index: Tensor) -> Fused:
         """Fuse T texts with the images of ``memory`` (from ``encode`` or ``fusion.prepare``) that ``image_index`` (T,) names.
 
         T may be 0, where no image of a batch has a text of a kind: encoders and fusions are then given a blank row, which
@@ -48,17 +54,21 @@ class Reader(nn.Module):
     @property
     def is_incremental(self) -> bool:
         """Whether ``extend`` works, so that a text can grow without being encoded and fused anew."""
-        return self.text_encoder.is_incremental and hasattr(self.fusion, "extend")
+        return isinstance(self.text_encoder, SupportsExtendText) and (
+            self.text_encoder.is_incremental and isinstance(self.fusion, SupportsExtend)
+        )
 
     def extend(
-        self, memory: Any, input_ids: Tensor, mask: Tensor, positions: Tensor, image_index: Tensor, past: Any | None
-    ) -> tuple[Tensor, Any]:
+        self, memory: Memory, input_ids: Tensor, mask: Tensor, positions: Tensor, image_index: Tensor, past: Past
+    ) -> tuple[Tensor, Past]:
         """Fused states (T, L, hidden_size) of L ids (T, L) at positions (T, L), after P earlier tokens of each text.
 
         The mask is (T, L, P + L). Also gives what to pass as ``past`` for the next ids: lists, tuples and tensors with one
-        row a text; None for the first ids.
+        row a text; None for the first ids. Only where ``is_incremental``.
         """
-        text_past, fusion_past = past if past is not None else (None, None)
+        assert isinstance(self.text_encoder, SupportsExtendText)
+        assert isinstance(self.fusion, SupportsExtend)
+        text_past, fusion_past = (None, None) if past is None else past
         text, text_past = self.text_encoder.extend(input_ids, mask, positions, text_past)
         states, fusion_past = self.fusion.extend(memory, text, image_index, fusion_past)
         return states, (text_past, fusion_past)
@@ -74,9 +84,9 @@ class VisionLanguageModel(Reader):
 
     def __init__(
         self,
-        image_encoder: TimmEncoder | RegionEncoder,
+        image_encoder: ImageEncoder,
         text_encoder: TextEncoder,
-        fusion: Any,
+        fusion: Fusion,
         embed_size: int = 256,
         temperature: float = 0.07,
         temperature_range: tuple[float, float] = (0.001, 0.5),
@@ -90,15 +100,16 @@ class VisionLanguageModel(Reader):
         self.text_projection = nn.Linear(text_encoder.hidden_size, embed_size, bias=projection_bias)
         self.temperature = nn.Parameter(torch.tensor(float(temperature)))
 
-    def encode_image(self, images: Tensor | Pixels | Regions) -> Tokens:
+    def encode_image(self, images: Images) -> Tokens:
         """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
         return self.image_encoder(images)
 
-    def images_of(self, batch: Batch) -> Any:
+    def images_of(self, batch: Batch) -> Images:
         """What the image encoder reads of a batch."""
         if self.image_encoder.reads == "pixel_values" and "pixel_mask" in batch:
             return Pixels(batch["pixel_values"], batch["pixel_mask"])
-        return batch[self.image_encoder.reads]  # type: ignore[literal-required]
+        images: Images = batch[self.image_encoder.reads]  # type: ignore[literal-required]
+        return images
 
     def encode(self, batch: Batch, kinds: Sequence[str]) -> Encoded:
         """Encode the images of a batch once, and its texts of the given kinds."""
@@ -118,7 +129,7 @@ class VisionLanguageModel(Reader):
         """The images of a batch, or its views and the whole images."""
         if "views" not in batch:
             return self.encode_image(self.images_of(batch)), None
-        if not isinstance(self.image_encoder, ViewEncoder):
+        if not isinstance(self.image_encoder, SupportsViews):
             raise ConfigError("image_encoder cannot give views; choose fusionkit.encoders.region_encoder.ViewEncoder")
         whole, views = self.image_encoder.views(batch["pixel_values"], **batch["views"])
         return views, Whole(whole, self.fusion.prepare(whole))
@@ -129,7 +140,9 @@ class VisionLanguageModel(Reader):
 
     def project_text(self, text: Tokens) -> Tensor:
         """Text tokens -> (T, E), L2-normalised, fp32."""
-        pooled = self.fusion.encode_unimodal(text)[:, 0] if hasattr(self.fusion, "encode_unimodal") else text.pooled
+        pooled = text.pooled
+        if isinstance(self.fusion, SupportsUnimodal):
+            pooled = self.fusion.encode_unimodal(text)[:, 0]
         return F.normalize(at_least_fp32(self.text_projection(pooled)), dim=-1)
 
     @torch.no_grad()
@@ -139,7 +152,7 @@ class VisionLanguageModel(Reader):
 
     def metrics(self) -> dict[str, Tensor]:
         """What a run logs of the model's state at each step, detached scalars by name."""
-        fusion = self.fusion.metrics() if hasattr(self.fusion, "metrics") else {}
+        fusion = self.fusion.metrics() if isinstance(self.fusion, SupportsMetrics) else {}
         return {"temperature": self.temperature.detach().clone()} | {f"fusion_{n}": v for n, v in fusion.items()}
 
     def freeze_unused(self, needs: frozenset[str]) -> None:
@@ -148,9 +161,9 @@ class VisionLanguageModel(Reader):
             for part in (self.image_projection, self.text_projection):
                 part.requires_grad_(False)
             self.temperature.requires_grad_(False)
-        if not needs - {"feats"} and not hasattr(self.fusion, "encode_unimodal"):
-            self.fusion.requires_grad_(False)
-        elif hasattr(self.fusion, "freeze_unused"):
+        if not needs - {"feats"} and not isinstance(self.fusion, SupportsUnimodal):
+            self.get_submodule("fusion").requires_grad_(False)
+        elif isinstance(self.fusion, SupportsFreezing):
             self.fusion.freeze_unused(needs)
 
 
@@ -197,22 +210,22 @@ def text_decoder(
         "layer_norm_eps": eps,
         "hidden_dropout_prob": dropout,
     }
-    words = TextEncoder(vocab_size, config=config, token_types=type_vocab_size > 0, first_token_id=first_token_id)
+    words = HFTextEncoder(vocab_size, config=config, token_types=type_vocab_size > 0, first_token_id=first_token_id)
     return Reader(
         words, CrossAttention(hidden_size, hidden_size, num_layers, num_heads, intermediate_size, dropout, eps)
     )
 
 
 def assemble(
-    image_encoder: TimmEncoder | RegionEncoder,
+    image_encoder: ImageEncoder,
     text_encoder: TextEncoder,
-    fusion: Callable[..., Any],
+    fusion: Callable[..., Fusion],
     **options: Any,
 ) -> VisionLanguageModel:
     """Build the fusion for the widths of the encoders, start it from the text encoder's upper layers if given, then join."""
     built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)
-    if text_encoder.upper_layers:
-        if not hasattr(built, "start_from"):
+    if isinstance(text_encoder, SupportsUpperLayers) and text_encoder.upper_layers:
+        if not isinstance(built, SupportsTextLayers):
             raise ConfigError(
                 f"text_encoder.give_upper_layers: fusion {type(built).__name__} cannot start from text layers; "
                 "set it to false, or choose fusion=cross_attention or fusion=gated_cross_attention"

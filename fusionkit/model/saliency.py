@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.base import SupportsAttentionMaps
 from fusionkit.fusion.layers import Attention, attention_weights
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.types import Fused, Tokens
@@ -139,7 +140,7 @@ def _copied(tokens: Tokens) -> Tokens:
 
 def find_layer(model: VisionLanguageModel, layer: int | None) -> Attention:
     """The attention of that number; ConfigError where the fusion has none, or not so many."""
-    if "attention" not in model.fusion.provides:
+    if not isinstance(model.fusion, SupportsAttentionMaps):
         raise ConfigError(
             f"{type(model.fusion).__name__} has no attention of the text to the image to look at; "
             "cross_attention, co_attention and merged_attention are fusions that have"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fusionkit.distributed import gather, gather_with_grad, largest_of_ranks, rank, world_size
 from fusionkit.errors import ConfigError
-from fusionkit.types import Encoded, Tokens
+from fusionkit.types import Encoded, Memory, Tokens
 
 EMPTY = torch.iinfo(torch.int64).min  # image key of a queue slot that was never filled
 
@@ -19,7 +19,7 @@ class Candidates(NamedTuple):
     """The images and texts that may be drawn; the batch's own stand among them, from ``first_image`` and ``first_text`` on."""
 
     image: Tokens  # (C_i, N, D)
-    memory: Any  # the images as the fusion wants them, where the pool is the own batch; else None
+    memory: Memory  # the images as the fusion wants them, where the pool is the own batch; else None
     image_feats: Tensor  # (C_i, E), constants
     image_keys: Tensor  # (C_i,)
     text: Tokens  # (C_t, L, D)
@@ -72,7 +72,8 @@ class AllRanks(Pool):
 
     def forward(self, encoded: Encoded, kind: str, image_keys: Tensor, text_keys: Tensor) -> Candidates:
         if world_size() == 1:
-            return OwnBatch()(encoded, kind, image_keys, text_keys)
+            own: Candidates = OwnBatch()(encoded, kind, image_keys, text_keys)
+            return own
         text = encoded.text[kind]
         image, longest = encoded.image, largest_of_ranks(text.embeds.shape[1], text.embeds.device)
         if image.mask is not None:  # regions, of which every image has its own number

@@ -141,7 +141,8 @@ class OfflineNegatives(Negatives):
 
 def _entropy(distribution: Tensor, has_any: Tensor) -> Tensor:
     rows = torch.special.entr(distribution).sum(dim=1) * has_any
-    return rows.sum() / has_any.sum().clamp(min=1)
+    mean: Tensor = rows.sum() / has_any.sum().clamp(min=1)
+    return mean
 
 
 def _read_table(path: Path) -> dict[str, frozenset[str]]:

@@ -161,7 +161,7 @@ def _costs(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Pane
                 panels.append((title, metric, points))
     for title, metric, points in panels[:MOST_COSTS]:
 
-        def plot(axes: Axes, title: str = title, points: Mapping[str, tuple] = points) -> None:
+        def plot(axes: Axes, title: str = title, points: Mapping[str, tuple[Any, ...]] = points) -> None:
             for name, (x, score, interval) in points.items():
                 if interval:
                     axes.plot((x, x), interval, color=styles[name].color, linewidth=1.5, alpha=0.6)

@@ -77,7 +77,8 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
     def encode(self) -> Encoded:
-        return self.module.model.encode(self.batch, text_kinds(self.tasks.values()))
+        encoded: Encoded = self.module.model.encode(self.batch, text_kinds(self.tasks.values()))
+        return encoded
 
     def losses(self, encoded: Encoded) -> dict[str, Tensor]:
         """By objective."""
@@ -88,7 +89,8 @@ class TrainingStep:
         """Multiplications and additions of the forward pass, matrix products and convolutions alone, per text row."""
         with FlopCounterMode(display=False) as counter:
             self.losses(self.encode())
-        return counter.get_total_flops() / self.samples
+        flops: float = counter.get_total_flops() / self.samples
+        return flops
 
 
 def measure_steps(configs: Mapping[str, DictConfig], tasks: Sequence[str] | None) -> dict[str, dict[str, float]]:
@@ -158,7 +160,8 @@ class Pass:
         """Of the forward pass, matrix products alone."""
         with FlopCounterMode(display=False) as counter:
             self.loss()
-        return counter.get_total_flops()
+        flops: float = counter.get_total_flops()
+        return flops
 
     def kept(self) -> int:
         """Bytes that the forward pass keeps for the backward pass, the parameters not counted."""

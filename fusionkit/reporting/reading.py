@@ -200,4 +200,5 @@ def _resolved(config: Mapping[str, Any]) -> Mapping[str, Any]:
         resolved: Any = OmegaConf.to_container(OmegaConf.create(as_texts(dict(config))), resolve=True)
     except OmegaConfBaseException:
         return config
+    assert isinstance(resolved, dict)
     return resolved

@@ -45,7 +45,8 @@ def _student(freedom: float) -> Floats:
     """The law of |t| at t = sqrt(freedom) tan(``ANGLES``), where its density is that of cos(angle) ** (freedom - 1)."""
     density = np.cos(ANGLES) ** (freedom - 1)
     mass = np.concatenate([[0.0], (density[1:] + density[:-1]).cumsum()])
-    return mass / mass[-1]
+    shares: Floats = mass / mass[-1]
+    return shares
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:

@@ -176,8 +176,9 @@ def _captions(samples: Sequence[Sample]) -> Iterator[Text]:
 
 
 def _answer(question: Text) -> str:
-    given = question.facts.get("multiple_choice_answer")
-    return given if given is not None else Counter(question.facts["answers"]).most_common(1)[0][0]
+    given: str | None = question.facts.get("multiple_choice_answer")
+    answers: list[str] = question.facts["answers"] if given is None else []
+    return given if given is not None else Counter(answers).most_common(1)[0][0]
 
 
 def _question_contexts(question: Text) -> list[tuple[str, ...]]:

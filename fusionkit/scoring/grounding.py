@@ -26,7 +26,8 @@ def box_iou(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]:
     high = np.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
     shared = (high - low).clip(min=0).prod(axis=1)
     union = first[:, 2:].clip(min=0).prod(axis=1) + second[:, 2:].clip(min=0).prod(axis=1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0).round(12)
+    ious: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0).round(12)
+    return ious
 
 
 def score_grounding(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:

@@ -130,7 +130,8 @@ class Table:
 
 
 def _values(row: Row) -> Iterable[tuple[str, float]]:
-    return row.get("values", {}).items()
+    values: dict[str, float] = row.get("values", {})
+    return values.items()
 
 
 def _names(rows: Sequence[Row], key: str) -> list[str]:
@@ -150,4 +151,5 @@ def _median(ranks: Floats, images: NDArray[np.int64], weights: Floats) -> Floats
     below = weights[:, images].cumsum(axis=1)
     half = below[:, -1:] / 2
     lower, upper = (below >= half).argmax(axis=1), (below > half).argmax(axis=1)
-    return (ranks[lower] + ranks[upper]) / 2
+    medians: Floats = (ranks[lower] + ranks[upper]) / 2
+    return medians

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from fusionkit.encoders.base import SupportsFirstToken
+from fusionkit.errors import ConfigError
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.tasks.base import Scorer
 from fusionkit.tasks.captioning import Captioning
@@ -55,6 +57,11 @@ class SharedCaptioning(Captioning):
 
     def reader(self, model: VisionLanguageModel) -> Reader:
         text_encoder = copy.copy(model.text_encoder)  # the same parameters, but another first token
+        if not isinstance(text_encoder, SupportsFirstToken):
+            raise ConfigError(
+                f"text_encoder: {type(text_encoder).__name__} has no first_token_id, by which a decoder that shares it begins a "
+                "text; choose task captioning, which begins as the encoder does"
+            )
         text_encoder.first_token_id = self.first_token_id
         return Reader(text_encoder, self.head.layers.within(model.fusion))
 

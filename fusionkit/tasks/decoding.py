@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fusionkit.model.model import Reader
 from fusionkit.tasks.generation import DecoderState
+from fusionkit.types import Memory, Nested
 
 
 def prefix_mask(attention_mask: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -35,12 +36,13 @@ class DecoderInputs(NamedTuple):
 
     model: Reader
     head: nn.Module
-    memory: Any
+    memory: Memory
     prompts: Prompts
 
     def logits(self, states: Tensor) -> Tensor:
         """Fused states (R, D) -> (R, V)."""
-        return self.head(states, self.model.text_encoder.word_embeddings.weight)
+        logits: Tensor = self.head(states, self.model.text_encoder.word_embeddings.weight)
+        return logits
 
 
 class CachedDecoderState:
@@ -110,7 +112,7 @@ def decoder_state_of(shared: DecoderInputs) -> DecoderState:
     return CachedDecoderState(shared) if shared.model.is_incremental else RecomputedDecoderState(shared)
 
 
-def fuse_causal(model: Reader, memory: Any, text: Prompts) -> Tensor:
+def fuse_causal(model: Reader, memory: Memory, text: Prompts) -> Tensor:
     """Fused states (R, P, D) of whole texts, each token of which has seen none after it but those of its prefix."""
     mask = prefix_mask(text.attention_mask, text.prefix)
     fused = model.fuse(memory, model.encode_text(text.input_ids, mask), text.image_index)
@@ -118,8 +120,8 @@ def fuse_causal(model: Reader, memory: Any, text: Prompts) -> Tensor:
     return fused.text
 
 
-def select(state: Any, rows: Tensor) -> Any:
-    """The given rows of all tensors in a state made of lists, tuples and tensors."""
+def select(state: Nested, rows: Tensor) -> Any:
+    """The given rows of all tensors in a state."""
     if isinstance(state, Tensor):
         return state[rows]
     if isinstance(state, list | tuple):

@@ -62,7 +62,8 @@ class Entailment(Task[HypothesisBatch]):
     ) -> Tensor:
         assert head is not None
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])
-        return head(fused.pooled)  # (T, 3)
+        logits: Tensor = head(fused.pooled)  # (T, 3)
+        return logits
 
     def predict(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded) -> Records:
         """{"pair_id", "label"}, the label in words."""
@@ -78,4 +79,5 @@ class Entailment(Task[HypothesisBatch]):
 
     def evidence(self, fused: Fused) -> Tensor:
         """The logit of the label that is given, (T,)."""
-        return self.head(fused.pooled).amax(dim=1)
+        logits: Tensor = self.head(fused.pooled)
+        return logits.amax(dim=1)

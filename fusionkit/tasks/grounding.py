@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from fusionkit.losses import box_loss, to_corners
@@ -31,7 +32,8 @@ class ImagePooling(nn.Module):
     def forward(self, pooled: Tensor, image: Tokens, image_index: Tensor) -> Tensor:
         """pooled (T, pooled_size), image tokens (I, N, image_size) and the row of each text's image -> pooled's shape."""
         weights = self.weights(pooled, image, image_index)
-        return pooled + (weights[:, None] @ self.value(image.embeds)[image_index]).squeeze(1)
+        seen: Tensor = weights[:, None] @ self.value(image.embeds)[image_index]
+        return pooled + seen.squeeze(1)
 
     def weights(self, pooled: Tensor, image: Tokens, image_index: Tensor) -> Tensor:
         """Where each text looks (T, N), sum 1."""
@@ -40,6 +42,12 @@ class ImagePooling(nn.Module):
         if image.mask is not None:
             scores = scores.masked_fill(~image.mask[image_index].bool(), float("-inf"))
         return scores.softmax(dim=1).to(pooled.dtype)
+
+
+def corner_boxes(corners: Tensor, sizes: Tensor) -> Tensor:
+    """Corners (T, 4) in 0..1 of images of sizes (T, 2) -> left, top, width, height in pixels."""
+    corners = corners * sizes.repeat(1, 2)
+    return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
 
 
 class Grounding(Task[ExpressionBatch]):
@@ -79,14 +87,14 @@ class Grounding(Task[ExpressionBatch]):
         index = batch["expressions"]["image_index"]
         pooled = model.fuse(encoded.memory, encoded.text[self.reads], index).pooled
         assert pooled is not None
-        return self.head(pooled if self.pooling is None else self.pooling(pooled, encoded.image, index))  # (T, 4)
+        boxes: Tensor = self.head(
+            pooled if self.pooling is None else self.pooling(pooled, encoded.image, index)
+        )  # (T, 4)
+        return boxes
 
     def predict(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Records:
         """{"sent_id", "bbox"}: left, top, width, height in pixels of the annotation's image size."""
         rows: TextRows = batch[self.reads]  # type: ignore[literal-required]
         corners = to_corners(self._boxes(model, batch, encoded).float()).clamp(0, 1)
-        scale = batch["image_sizes"][rows["image_index"]].repeat(1, 2)
-        corners = corners * scale
-        boxes = corners.clone()
-        boxes[:, 2:] -= corners[:, :2]
+        boxes = corner_boxes(corners, batch["image_sizes"][rows["image_index"]])
         return [{"sent_id": i, "bbox": box} for i, box in zip(rows["ids"], boxes.tolist(), strict=True)]

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.encoders.base import SupportsGrids, unsupported
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.plain import read_json
 from fusionkit.model import saliency
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.negatives import Negatives
 from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.grounding import corner_boxes
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Dims, Encoded, Regions
@@ -65,16 +67,15 @@ class GradCAMGrounding(ITM):
     def _boxes(self, model: VisionLanguageModel, batch: CaptionBatch, maps: Tensor) -> Tensor:
         """xywh in pixels (T, 4), for maps (T, N) over the image tokens."""
         images, index = model.images_of(batch), self._rows(batch)["image_index"]
-        encoder: Any = model.image_encoder
         sizes = batch["image_sizes"][index]
         if isinstance(images, Regions):
-            corners = images.positions[index, maps.argmax(dim=1), :4]
-        elif self.proposals is not None:
+            return corner_boxes(images.positions[index, maps.argmax(dim=1), :4], sizes)
+        encoder = model.image_encoder
+        if not isinstance(encoder, SupportsGrids):
+            raise unsupported(encoder, "grids", "task grounding_gradcam")
+        if self.proposals is not None:
             return self._proposed(batch, encoder.grids(images, index, maps), index, sizes)
-        else:
-            corners = saliency.best_rectangles(encoder.grids(images, index, maps), self.alpha)
-        corners = corners * sizes.repeat(1, 2)
-        return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
+        return corner_boxes(saliency.best_rectangles(encoder.grids(images, index, maps), self.alpha), sizes)
 
     def _proposed(self, batch: CaptionBatch, maps: Sequence[Tensor], index: Tensor, sizes: Tensor) -> Tensor:
         assert self.proposals is not None

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.encoders.base import SupportsCorners, unsupported
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.losses import global_mean
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
-from fusionkit.tasks.grounding import ExpressionBatch
+from fusionkit.tasks.grounding import ExpressionBatch, corner_boxes
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 NONE = -1e4  # the score of padding (UNITER)
@@ -64,7 +65,10 @@ class GroundingRegions(Task[ExpressionBatch]):
         index = batch["expressions"]["image_index"]
         fused = model.fuse(encoded.memory, encoded.text[self.reads], index)
         assert fused.image is not None
-        corners = model.image_encoder.corners(model.images_of(batch), encoded.image)
+        encoder = model.image_encoder
+        if not isinstance(encoder, SupportsCorners):
+            raise unsupported(encoder, "corners", "task grounding_regions")
+        corners = encoder.corners(model.images_of(batch), encoded.image)
         is_place = corners.sum(dim=2) > 0
         return at_least_fp32(self.head(fused.image).squeeze(2)).masked_fill(~is_place[index], NONE), corners[index]
 
@@ -88,8 +92,7 @@ class GroundingRegions(Task[ExpressionBatch]):
         rows = batch["expressions"]
         scores, corners = self.score_tokens(model, batch, encoded)
         chosen = corners[torch.arange(len(scores), device=scores.device), scores.argmax(dim=1)]
-        chosen = chosen * batch["image_sizes"][rows["image_index"]].repeat(1, 2)
-        boxes = torch.cat([chosen[:, :2], chosen[:, 2:] - chosen[:, :2]], dim=1)
+        boxes = corner_boxes(chosen, batch["image_sizes"][rows["image_index"]])
         return [{"sent_id": i, "bbox": box} for i, box in zip(rows["ids"], boxes.tolist(), strict=True)]
 
 

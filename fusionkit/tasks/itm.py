@@ -15,7 +15,7 @@ from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, Fused, TaskOutput, TextRows, Tokens, at_least_fp32
+from fusionkit.types import Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
 
 LABELS = ("mismatch", "match")  # what the two logits of a pair stand for
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
@@ -82,11 +82,13 @@ class ITM(Task[CaptionBatch]):
         return self.negatives.pool.partners(images, ranks)
 
     def _rows(self, batch: CaptionBatch) -> TextRows:
-        return batch[self.reads]  # type: ignore[literal-required]
+        rows: TextRows = batch[self.reads]  # type: ignore[literal-required]
+        return rows
 
-    def score_pairs(self, model: VisionLanguageModel, memory: object, text: Tokens, image_index: Tensor) -> Tensor:
+    def score_pairs(self, model: VisionLanguageModel, memory: Memory, text: Tokens, image_index: Tensor) -> Tensor:
         """Logits (P, 2), [:, 1] for a match, of P captions with the image rows that image_index (P,) names."""
-        return self.head(model.fuse(memory, text, image_index).pooled)
+        logits: Tensor = self.head(model.fuse(memory, text, image_index).pooled)
+        return logits
 
     @torch.no_grad()
     def _draw(
@@ -166,7 +168,8 @@ class ITM(Task[CaptionBatch]):
 
     def evidence(self, fused: Fused) -> Tensor:
         """The logit of a match, (T,)."""
-        return self.head(fused.pooled)[:, 1]
+        logits: Tensor = self.head(fused.pooled)
+        return logits[:, 1]
 
 
 def only_nan(entropy: Tensor) -> Tensor:
@@ -177,7 +180,8 @@ def only_nan(entropy: Tensor) -> Tensor:
 def prior_entropy(targets: Tensor) -> Tensor:
     """The loss (nats) of one who knows only which share of targets (P,) is 1: .6365 for one true pair to two false ones."""
     share = targets.float().mean() if len(targets) else targets.new_zeros((), dtype=torch.float32)
-    return torch.special.entr(torch.stack([share, 1 - share])).sum()
+    entropy: Tensor = torch.special.entr(torch.stack([share, 1 - share])).sum()
+    return entropy
 
 
 def join_pairs(
@@ -206,7 +210,7 @@ def bernoulli_pairs(
     return (image_rows, texts + candidates.first_text), (~is_wrong).long()
 
 
-def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[object, Tensor]:
+def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[Memory, Tensor]:
     """The memory of the candidates' images that rows (P,) name, and the rows (P,) in it; foreign images are prepared once.
 
     Without rows it is that of the first image, so that every parameter is part of the graph (``model.fuse``).

@@ -163,7 +163,8 @@ class MLM(Task[CaptionBatch]):
         assert head is not None
         fused = model.fuse(encoded.memory, model.encode_text(input_ids, attention_mask), image_index)
         assert fused.text is not None
-        return head(fused.text[is_masked], model.text_encoder.word_embeddings.weight)
+        logits: Tensor = head(fused.text[is_masked], model.text_encoder.word_embeddings.weight)
+        return logits
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """One record a masked token; the choice hangs on caption id and place only, so that every run asks the same."""

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fusionkit.encoders.base import SupportsMasking, unsupported
 from fusionkit.errors import ConfigError
 from fusionkit.losses import global_mean, masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
@@ -24,7 +25,8 @@ class HiddenHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """(M, hidden_size) -> (M, image_size)."""
-        return self.norm(F.gelu(self.dense(states)))
+        out: Tensor = self.norm(F.gelu(self.dense(states)))
+        return out
 
 
 class MRM(Task[CaptionBatch]):
@@ -69,11 +71,11 @@ class MRM(Task[CaptionBatch]):
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         rows = leading_rows(batch["captions"]["image_index"], self.texts_per_image)
-        draw = torch.rand(encoded.image.embeds.shape[:2], device=rows.device)
-        chosen = choose(draw, self.probability, can_hide(encoded.image, model.image_encoder.num_prefix_tokens))
+        draw, encoder = torch.rand(encoded.image.embeds.shape[:2], device=rows.device), maskable(model)
+        chosen = choose(draw, self.probability, can_hide(encoded.image, encoder.num_prefix_tokens))
         states, at = self._hidden_states(model, batch, encoded, rows, chosen)
         features = self.regress(model, states)
-        targets = model.image_encoder.features(model.images_of(batch), encoded.image)[at]
+        targets = encoder.features(model.images_of(batch), encoded.image)[at]
         regression = global_mean(squared_error(features, targets).sum(), targets.numel())
         metrics = {"regression": regression.detach()}
         if self.classify is None:
@@ -85,7 +87,7 @@ class MRM(Task[CaptionBatch]):
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, rows: Tensor, chosen: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Fused states (M, hidden_size) of the tokens that are hidden, and their places: image rows and token numbers (M,)."""
-        hidden = model.image_encoder.hide(model.images_of(batch), chosen, self.filling)
+        hidden = maskable(model).hide(model.images_of(batch), chosen, self.filling)
         memory = model.fusion.prepare(model.encode_image(hidden))
         index = batch["captions"]["image_index"][rows]
         fused = model.fuse(memory, encoded.text[self.reads].take(rows), index).image
@@ -95,7 +97,7 @@ class MRM(Task[CaptionBatch]):
 
     def regress(self, model: VisionLanguageModel, states: Tensor) -> Tensor:
         """Fused states (M, hidden_size) -> features (M, feature_size)."""
-        return model.image_encoder.decode(self.head(states)) + self.bias
+        return maskable(model).decode(self.head(states)) + self.bias
 
     def class_loss(self, logits: Tensor, scores: Tensor) -> Tensor:
         """Of logits (M, C) against the detector's probabilities (M, C)."""
@@ -105,7 +107,7 @@ class MRM(Task[CaptionBatch]):
         return masked_cross_entropy(logits, scores[:, 1:].argmax(dim=1) + 1)
 
     def _class_scores(self, model: VisionLanguageModel, batch: CaptionBatch) -> Tensor:
-        scores = getattr(model.images_of(batch), "class_scores", None)
+        scores: Tensor | None = getattr(model.images_of(batch), "class_scores", None)
         assert self.classify is not None
         wanted = self.classify[-1].out_features
         if scores is None or scores.shape[2] != wanted:
@@ -123,12 +125,13 @@ class MRM(Task[CaptionBatch]):
         """
         rows = leading_rows(batch["captions"]["image_index"], 1)
         images = batch["captions"]["image_index"][rows].tolist()
-        can = can_hide(encoded.image, model.image_encoder.num_prefix_tokens)
+        encoder = maskable(model)
+        can = can_hide(encoded.image, encoder.num_prefix_tokens)
         draw = (~fixed_choice(batch["image_ids"], can.shape[1], self.probability)).float().to(can.device)
         chosen = choose(draw, 0.5, can)
         states, at = self._hidden_states(model, batch, encoded, rows, chosen)
         told = self.regress(model, states)
-        features = model.image_encoder.features(model.images_of(batch), encoded.image)
+        features = encoder.features(model.images_of(batch), encoded.image)
         seen = (can & ~chosen)[..., None].to(features.dtype)
         mean = (features * seen).sum(dim=1) / seen.sum(dim=1).clamp(min=1)
         error, guess = squared_error(told, features[at]).sum(dim=1), squared_error(mean[at[0]], features[at]).sum(dim=1)
@@ -140,6 +143,14 @@ class MRM(Task[CaptionBatch]):
             }
             for image in images
         ]
+
+
+def maskable(model: VisionLanguageModel) -> SupportsMasking:
+    """The image encoder, whose tokens can be hidden."""
+    encoder = model.image_encoder
+    if not isinstance(encoder, SupportsMasking):
+        raise unsupported(encoder, "hide, features and decode", "task mrm")
+    return encoder
 
 
 def can_hide(image: Tokens, prefix: int) -> Tensor:

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from fusionkit.fusion.base import SupportsTwoImages
 from fusionkit.losses import masked_cross_entropy, soft_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
 from fusionkit.tasks.heads import gelu_norm
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
+from fusionkit.types import Batch, Dims, Encoded, Memory, TaskOutput, TextRows, at_least_fp32
 
 LABELS = ("False", "True")
 
@@ -23,11 +24,11 @@ class StatementBatch(Batch):
     statements: StatementRows
 
 
-def second_memory(model: VisionLanguageModel, encoded: Encoded) -> object:
+def second_memory(model: VisionLanguageModel, encoded: Encoded) -> Memory:
     """The images prepared as second ones, where the fusion tells first and second apart; else as they are."""
-    if getattr(model.fusion, "image_types", 1) == 1:
-        return encoded.memory
-    return model.fusion.prepare(encoded.image, place=1)
+    if isinstance(model.fusion, SupportsTwoImages) and model.fusion.image_types > 1:
+        return model.fusion.prepare(encoded.image, place=1)
+    return encoded.memory
 
 
 class NLVR2(Task[StatementBatch]):
@@ -65,7 +66,8 @@ class NLVR2(Task[StatementBatch]):
         self, model: VisionLanguageModel, head: nn.Module | None, batch: StatementBatch, encoded: Encoded
     ) -> Tensor:
         assert head is not None
-        return head(self._vectors(model, batch["statements"], encoded))  # (T, 2)
+        logits: Tensor = head(self._vectors(model, batch["statements"], encoded))  # (T, 2)
+        return logits
 
     def _vectors(self, model: VisionLanguageModel, rows: StatementRows, encoded: Encoded) -> Tensor:
         """What the head reads, (T, vectors * pooled_size)."""

@@ -39,13 +39,15 @@ class PairedHead(nn.Module):
         """States (P, M, D) with their masks (P, M), of the left and of the right pair -> logits (P, 2)."""
         sides = (self.left, left, right), (self.right, right, left)
         pooled = [self.read(attention, own, other) for attention, own, other in sides]
-        return self.classify(torch.cat(pooled, dim=1))
+        logits: Tensor = self.classify(torch.cat(pooled, dim=1))
+        return logits
 
     def read(self, attention: Attention, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
         """(P, D) of one side that looks at the other."""
         states, mask = own
         seen = attention(states, attention.project(*other))
-        return self.pool(self.join(torch.cat([seen, states], dim=2)), mask)
+        pooled: Tensor = self.pool(self.join(torch.cat([seen, states], dim=2)), mask)
+        return pooled
 
 
 class PairedNLVR2(Task[StatementBatch]):
@@ -77,7 +79,8 @@ class PairedNLVR2(Task[StatementBatch]):
             assert text.mask is not None
             shown = torch.ones_like(fused.image[..., 0]) if encoded.image.mask is None else encoded.image.mask[index]
             sides.append((torch.cat([fused.image, fused.text], dim=1), torch.cat([shown, text.mask], dim=1)))
-        return self.head(*sides)
+        logits: Tensor = self.head(*sides)
+        return logits
 
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}, as NLVR2."""

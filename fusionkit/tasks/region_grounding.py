@@ -38,4 +38,5 @@ class RegionGrounding(Grounding):
             index = batch["views"]["image_index"][index]
         pooled = model.fuse(whole.memory, encoded.text[self.reads], index).pooled
         assert pooled is not None
-        return self.head(pooled if self.pooling is None else self.pooling(pooled, whole.image, index))
+        boxes: Tensor = self.head(pooled if self.pooling is None else self.pooling(pooled, whole.image, index))
+        return boxes

@@ -54,7 +54,8 @@ class VQA(Task[QuestionBatch]):
 
     def _logits(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["questions"]["image_index"])
-        return self.head(fused.pooled)  # (T, A)
+        logits: Tensor = self.head(fused.pooled)  # (T, A)
+        return logits
 
     def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
         """VQA v2's own records: {"question_id", "answer"}."""
@@ -72,7 +73,8 @@ class VQA(Task[QuestionBatch]):
 
     def evidence(self, fused: Fused) -> Tensor:
         """The logit of the answer that is given, (T,)."""
-        return self.head(fused.pooled).amax(dim=1)
+        logits: Tensor = self.head(fused.pooled)
+        return logits.amax(dim=1)
 
 
 def named(answers: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:

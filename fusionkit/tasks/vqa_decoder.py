@@ -16,7 +16,7 @@ from fusionkit.tasks.generation import DecoderState
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch
 from fusionkit.tasks.vqa_generative import GenerativeVQA, good_pairs
-from fusionkit.types import Dims, Encoded, TaskOutput, Tokens, at_least_fp32
+from fusionkit.types import Dims, Encoded, Memory, TaskOutput, Tokens, at_least_fp32
 
 
 class Decoder(nn.Module):
@@ -26,7 +26,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.reader, self.words = reader, words
 
-    def prepare(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> object:
+    def prepare(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Memory:
         """The memory that answers are read from: keys and values of the fused questions, one row each (a blank for none)."""
         text = encoded.text["questions"]
         states = model.fuse(encoded.memory, text, batch["questions"]["image_index"]).text
@@ -36,9 +36,12 @@ class Decoder(nn.Module):
             states, mask = torch.cat([states, states.new_ones(1, *states.shape[1:])]), mask.new_ones(1, *mask.shape[1:])
         return self.reader.fusion.prepare(Tokens(states, mask, states[:, 0]))
 
-    def forward(self, memory: object, text: Prompts) -> Tensor:
+    def forward(self, memory: Memory, text: Prompts) -> Tensor:
         """Logits (R, L, V) of what follows each token of the texts; ``image_index`` names the question of each."""
-        return self.words(fuse_causal(self.reader, memory, text), self.reader.text_encoder.word_embeddings.weight)
+        logits: Tensor = self.words(
+            fuse_causal(self.reader, memory, text), self.reader.text_encoder.word_embeddings.weight
+        )
+        return logits
 
 
 class DecoderVQA(GenerativeVQA):

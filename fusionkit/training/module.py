@@ -97,7 +97,8 @@ class TrainingModule(LightningModule):
         balanced = self.balance(losses, self.weights, step)
         told = torch.stack([at_least_fp32(loss.detach()) for loss in (*losses.values(), balanced.loss)])
         self.step_metrics = metrics | dict(balanced.metrics) | self._named(told.unbind()) | self._state_of_training()
-        return balanced.loss * self.finite.add(told, batches)
+        loss: Tensor = balanced.loss * self.finite.add(told, batches)
+        return loss
 
     def _named(self, losses: Iterable[Any]) -> dict[str, Any]:
         """The log keys of the objectives' losses and of the balanced one."""

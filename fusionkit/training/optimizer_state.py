@@ -115,7 +115,8 @@ def _part_state(options: Sequence[State], groups: Sequence[Sequence[str]], state
 
 
 def _parts(state: State) -> Sequence[State]:
-    return state.get("parts", [state])
+    parts: Sequence[Mapping[str, Any]] = state.get("parts", [state])
+    return parts
 
 
 def _numbers(part: State) -> list[Any]:

@@ -38,7 +38,7 @@ def build_module(parts: Parts) -> TrainingModule:
     check_temperature(parts.model)
     for source in parts.objectives:
         if (width := parts.datamodule.feature_size(source, "train")) is not None:
-            require_width(width, parts.model.image_encoder.feature_size)
+            require_width(width, getattr(parts.model.image_encoder, "feature_size", width))
     return TrainingModule(
         parts.model,
         parts.tasks,
@@ -80,7 +80,8 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
     quieten_libraries()
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    return instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
+    trainer: Trainer = instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
+    return trainer
 
 
 def quieten_libraries() -> None:

@@ -69,7 +69,7 @@ def _by_word(model: Any, maps: Tensor, images: Any, text: Tokens, rows: TextRows
     for row, numbers in enumerate(rows["word_index"]):
         own = [maps[row, numbers == word].mean(dim=0) for word in range(int(numbers.max()) + 1)]
         stacked = torch.stack([whole[row], *own])
-        if model.image_encoder.reads == "pixel_values":
+        if hasattr(model.image_encoder, "grids"):
             index = rows["image_index"][row].expand(len(stacked))
             stacked = torch.stack(model.image_encoder.grids(images, index, stacked))
         found.append(stacked.cpu().numpy())

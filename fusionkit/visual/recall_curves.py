@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from fusionkit.data.sample import Sample
 from fusionkit.files.atomic import atomic_write, write_text
+from fusionkit.scoring.ranked_retrieval import score_ranking
 from fusionkit.scoring.records import Record, Records
-from fusionkit.scoring.retrieval import score_ranking
 
 LISTED = 32  # items of a list that R@10 is read off; the rest of it is left out
 WAYS = {"text_to_image": "text to image", "image_to_text": "image to text"}

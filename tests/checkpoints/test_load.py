@@ -113,10 +113,12 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
 
 def test_a_tower_that_counts_from_its_padding_is_built_as_it_was_trained() -> None:
     """Before the tokenizer's padding was the tower's, RoBERTa had its own: what the checkpoint says, not the tokenizer."""
-    config = OmegaConf.create({"image_encoder": {}, "text_encoder": {"config": {"model_type": "roberta"}}})
-    forget_weights(config, {"hidden_size": 8})
+    text = {"_target_": "fusionkit.encoders.text.HFTextEncoder", "config": {"model_type": "roberta"}}
+    known = lambda section, name: section == "text_encoder"  # noqa: E731
+    config = OmegaConf.create({"image_encoder": {}, "text_encoder": text})
+    forget_weights(config, {"text_encoder": {"hidden_size": 8}}, known)
     assert config.text_encoder.config == {"model_type": "roberta"}
-    forget_weights(config, {"pad_token_id": 1})
+    forget_weights(config, {"text_encoder": {"pad_token_id": 1}}, known)
     assert config.text_encoder.config.pad_token_id == 1
-    forget_weights(config, {"pad_token_id": 5})
+    forget_weights(config, {"text_encoder": {"pad_token_id": 5}}, known)
     assert config.text_encoder.config.pad_token_id == 1  # what the run itself was given

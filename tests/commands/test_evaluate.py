@@ -36,9 +36,11 @@ def test_a_folder_that_lacks_one_source_says_how_to_evaluate_the_others() -> Non
 def test_the_files_that_a_training_started_from_are_not_needed_again() -> None:
     queue = {"pool": {"_target_": "fusionkit.negatives.Queue"}}  # it has state, so it stays
     tasks = {"itm": {"negatives": {"file": "hard.json"}}, "other": {"negatives": queue}, "mlm": {}}
-    towers = {"image_encoder": {"pretrained": True}, "text_encoder": {"pretrained": "bert"}}
+    image = {"_target_": "fusionkit.encoders.image.TimmEncoder", "pretrained": True}
+    text = {"_target_": "fusionkit.encoders.text.HFTextEncoder", "pretrained": "bert"}
+    towers = {"image_encoder": image, "text_encoder": text}
     config = OmegaConf.create({**towers, "task": tasks})
-    forget_files(config, {"model_type": "bert"})
+    forget_files(config, {"text_encoder": {"model_type": "bert"}}, lambda section, name: True)
     assert config.image_encoder.pretrained is False
     assert config.text_encoder.pretrained is None
     assert config.task == {"itm": {"negatives": None}, "other": {"negatives": queue}, "mlm": {}}

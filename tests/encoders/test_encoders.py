@@ -7,7 +7,7 @@ from transformers import BertConfig, BertModel
 
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.regions import RegionEncoder
-from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError, DataError
 from tests.toys import toy_regions
 
@@ -90,7 +90,7 @@ def test_frozen_towers_keep_statistics_and_get_no_gradient():
     image(torch.randn(4, 3, 64, 64)).embeds.sum().backward()
     assert all(torch.equal(t, before[n]) for n, t in image.backbone.state_dict().items())
     assert image.position.grad is not None
-    text = TextEncoder(20, config=BERT, frozen=True).train()
+    text = HFTextEncoder(20, config=BERT, frozen=True).train()
     assert not any(m.training for m in text.backbone.modules())
     assert not text(torch.ones(1, 4).long(), torch.ones(1, 4)).embeds.requires_grad
 
@@ -100,7 +100,7 @@ def test_lower_layers_equal_the_full_models_hidden_states(tmp_path):
     full = BertModel(BertConfig(vocab_size=20, **{k: v for k, v in BERT.items() if k != "model_type"})).eval()
     full.save_pretrained(tmp_path)
     ids, mask = torch.randint(20, (2, 5)), torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
-    lower = TextEncoder(20, pretrained=str(tmp_path), num_layers=2).eval()
+    lower = HFTextEncoder(20, pretrained=str(tmp_path), num_layers=2).eval()
     expected = full(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[2]
     torch.testing.assert_close(lower(ids, mask).embeds[mask.bool()], expected[mask.bool()], rtol=1e-5, atol=1e-5)
 
@@ -108,21 +108,24 @@ def test_lower_layers_equal_the_full_models_hidden_states(tmp_path):
 def test_added_tokens_stand_behind_those_of_the_model(tmp_path):
     fields = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig(vocab_size=50, **fields)).save_pretrained(tmp_path)
-    plain, more = TextEncoder(50, pretrained=str(tmp_path)), TextEncoder(50, pretrained=str(tmp_path), added_tokens=2)
+    plain, more = (
+        HFTextEncoder(50, pretrained=str(tmp_path)),
+        HFTextEncoder(50, pretrained=str(tmp_path), added_tokens=2),
+    )
     assert more.word_embeddings.weight[:50].equal(plain.word_embeddings.weight)
     assert len(more.word_embeddings.weight) == 52
-    assert len(TextEncoder(50, config={"model_type": "bert", **fields}, added_tokens=2).word_embeddings.weight) == 52
+    assert len(HFTextEncoder(50, config={"model_type": "bert", **fields}, added_tokens=2).word_embeddings.weight) == 52
 
 
 def test_mean_pooling_leaves_padding_out():
-    encoder = TextEncoder(20, config=BERT, pool="mean").eval()
+    encoder = HFTextEncoder(20, config=BERT, pool="mean").eval()
     ids, mask = torch.randint(20, (1, 5)), torch.tensor([[1, 1, 1, 0, 0]])
     out = encoder(ids, mask)
     torch.testing.assert_close(out.pooled, out.embeds[:, :3].mean(dim=1))
 
 
 def test_a_causal_mask_is_obeyed():
-    encoder = TextEncoder(20, config=BERT).eval()
+    encoder = HFTextEncoder(20, config=BERT).eval()
     ids, causal = torch.randint(20, (1, 5)), torch.ones(5, 5).tril()[None]
     changed = ids.clone()
     changed[0, 4] = (ids[0, 4] + 1) % 20
@@ -138,10 +141,10 @@ def test_a_causal_mask_is_obeyed():
         (lambda: TimmEncoder("test_resnet", pool="mean", depth=3), ConfigError, "depth"),
         (lambda: TimmEncoder("test_vit", num_heads=5), ConfigError, "num_heads"),
         (lambda: RegionEncoder(9, 8)(toy_regions(2)), ConfigError, "feature_size is 9, .* are 12 wide; set .*=12"),
-        (lambda: TextEncoder(20, config={"hidden_size": 32}), ConfigError, "model_type"),
-        (lambda: TextEncoder(20, config=BERT, num_layers=9), ConfigError, "num_layers"),
-        (lambda: TextEncoder(20, pretrained="./nowhere"), DataError, "config.json"),
-        (lambda: TextEncoder(20, config=BERT, pool="max"), ConfigError, "pool"),
+        (lambda: HFTextEncoder(20, config={"hidden_size": 32}), ConfigError, "model_type"),
+        (lambda: HFTextEncoder(20, config=BERT, num_layers=9), ConfigError, "num_layers"),
+        (lambda: HFTextEncoder(20, pretrained="./nowhere"), DataError, "config.json"),
+        (lambda: HFTextEncoder(20, config=BERT, pool="max"), ConfigError, "pool"),
     ],
 )
 def test_refusals_name_the_key_and_the_fix(build, error, message):

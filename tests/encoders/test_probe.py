@@ -20,7 +20,7 @@ from fusionkit.encoders.probe import (
     undisturbed,
     unreached_parameters,
 )
-from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.types import TextFormat, Tokens
 
@@ -31,7 +31,7 @@ SIZES["max_position_embeddings"] = 40
 
 def tower(kind, pool="mean", **config):
     sizes = SIZES if kind != "xlnet" else {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "d_head": 16}
-    return TextEncoder(60, config={"model_type": kind, **sizes, **config}, pool=pool, text_format=FORMAT)
+    return HFTextEncoder(60, config={"model_type": kind, **sizes, **config}, pool=pool, text_format=FORMAT)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "ernie", "gpt2", "llama"])
@@ -83,7 +83,7 @@ def test_a_pooled_token_that_sees_no_other_is_refused(kind):
 
 
 def test_embeddings_alone_pool_the_first_word_unless_vectors_are_compared():
-    encoder = TextEncoder(60, config={"model_type": "bert", **SIZES | {"num_hidden_layers": 0}})
+    encoder = HFTextEncoder(60, config={"model_type": "bert", **SIZES | {"num_hidden_layers": 0}})
     assert not encoder.abilities.pools_text
     assert encoder.is_incremental
     task = SimpleNamespace(needs=frozenset({"feats"}))
@@ -110,7 +110,7 @@ def test_what_no_text_reaches_is_frozen(kind):
 )
 def test_what_cannot_read_texts_is_one_sentence(kind, reason):
     with pytest.raises(ConfigError, match=rf"text_encoder.*{reason}"):
-        TextEncoder(60, config={"model_type": kind})
+        HFTextEncoder(60, config={"model_type": kind})
 
 
 def test_a_probe_leaves_no_trace():

@@ -7,7 +7,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from fusionkit.encoders import tower as towers
-from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.encoders.tower import CACHES, build_tower, first_position, load_tower, read_on, word_table
 from fusionkit.errors import ConfigError
 from fusionkit.types import TextFormat
@@ -21,7 +21,7 @@ WORDS = TextFormat(start=2, end=3, pad=0, mask=4, unknown=1)
 def test_padding_is_the_tokenizers(kind):
     """[UNK], id 1, is a word that learns, and texts have the positions they have in the tower's own format."""
     torch.manual_seed(0)
-    encoder = TextEncoder(60, config={"model_type": kind, **SIZES}, pool="mean", text_format=WORDS)
+    encoder = HFTextEncoder(60, config={"model_type": kind, **SIZES}, pool="mean", text_format=WORDS)
     assert encoder.word_embeddings.padding_idx == 0
     texts = torch.tensor([[2, 1, 9, 3]])
     encoder(texts, torch.ones_like(texts)).embeds.square().sum().backward()
@@ -41,7 +41,7 @@ def test_positions_are_counted_from_behind_the_padding(kind, position, longest):
     sizes = {"t5": {"d_model": 32, "num_layers": 1}, "xlnet": {"d_model": 32, "n_layer": 1, "n_head": 2}}.get(
         kind, SIZES
     )
-    encoder = TextEncoder(60, config={"model_type": kind, **sizes}, pool="mean", text_format=WORDS)
+    encoder = HFTextEncoder(60, config={"model_type": kind, **sizes}, pool="mean", text_format=WORDS)
     assert first_position(encoder.backbone) == position
     assert encoder.max_length == longest
 
@@ -49,7 +49,8 @@ def test_positions_are_counted_from_behind_the_padding(kind, position, longest):
 def test_a_padding_that_is_a_word_too_learns_or_is_refused():
     shared = TextFormat(start=2, end=2, pad=2)
     assert (
-        TextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=shared).word_embeddings.padding_idx is None
+        HFTextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=shared).word_embeddings.padding_idx
+        is None
     )
     with pytest.raises(
         ConfigError, match=r"roberta counts positions from its padding .* is a word, the start or the end"
@@ -75,7 +76,7 @@ def test_a_pretrained_tower_keeps_its_positions(tmp_path):
 
 def test_the_cache_has_one_of_two_names(monkeypatch):
     torch.manual_seed(0)
-    encoder = TextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS).eval()
+    encoder = HFTextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS).eval()
     name = encoder._cache_name
     assert name in CACHES
     texts, mask = torch.randint(5, 60, (2, 5)), torch.ones(5, 5).tril().expand(2, -1, -1)
@@ -88,11 +89,11 @@ def test_the_cache_has_one_of_two_names(monkeypatch):
     # whichever of the names a version has, it is found; without either the text is read anew
     for known in CACHES:
         monkeypatch.setattr("fusionkit.encoders.text.read_on", renamed(known, name))
-        other = TextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS)
+        other = HFTextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS)
         assert other._cache_name == known
         assert other.is_incremental
     monkeypatch.setattr("fusionkit.encoders.text.read_on", renamed("neither", name))
-    assert not TextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS).is_incremental
+    assert not HFTextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS).is_incremental
 
 
 def renamed(known, real):
@@ -109,12 +110,12 @@ def renamed(known, real):
 @pytest.mark.parametrize("kind", ["distilbert", "t5", "clip_text_model", "modernbert"])
 def test_what_keeps_no_keys_and_values_is_not_incremental(kind):
     config = {"model_type": kind, **SIZES} if kind != "t5" else {"model_type": kind, "d_model": 32, "num_layers": 1}
-    assert not TextEncoder(60, config=config, pool="mean", text_format=WORDS).is_incremental
+    assert not HFTextEncoder(60, config=config, pool="mean", text_format=WORDS).is_incremental
 
 
 @pytest.mark.parametrize("options", [{"before_norm": True}, {"top_layers": 2}])
 def test_states_of_other_layers_are_not_kept(options):
-    assert not TextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS, **options).is_incremental
+    assert not HFTextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS, **options).is_incremental
 
 
 def test_of_an_encoder_with_a_decoder_the_encoder_is_taken(tmp_path):
@@ -139,9 +140,9 @@ def test_sizes_and_kinds_that_cannot_be_are_one_sentence():
     with pytest.raises(ConfigError, match=r"text_encoder.config: .*multiple"):
         build_tower({"model_type": "bert", **SIZES | {"hidden_size": 33}}, 60, WORDS)
     with pytest.raises(ConfigError, match=r"has no text encoder|cannot read plain texts|no plain table"):
-        TextEncoder(60, config={"model_type": "vit_mae", "hidden_size": 32, "num_attention_heads": 4})
+        HFTextEncoder(60, config={"model_type": "vit_mae", "hidden_size": 32, "num_attention_heads": 4})
     with pytest.raises(ConfigError, match="num_layers: albert does not keep its layers one by one"):
-        TextEncoder(60, config={"model_type": "albert", **SIZES, "embedding_size": 16}, num_layers=1)
+        HFTextEncoder(60, config={"model_type": "albert", **SIZES, "embedding_size": 16}, num_layers=1)
     unusual = build_tower({"model_type": "bert", **SIZES}, 60, WORDS)
     unusual.embeddings.word_embeddings = nn.Identity()
     with pytest.raises(ConfigError, match="bert has no plain table of word embeddings"):
@@ -169,12 +170,12 @@ def test_a_tower_of_several_parts_is_one_sentence(monkeypatch):
     parts.config = type("Parts", (), {"model_type": "modernvbert"})()
     monkeypatch.setattr("fusionkit.encoders.text.build_tower", lambda *given: parts)
     with pytest.raises(ConfigError, match="modernvbert is no text encoder alone"):
-        TextEncoder(60, config={"model_type": "modernvbert"})
+        HFTextEncoder(60, config={"model_type": "modernvbert"})
 
 
 @pytest.mark.parametrize(("kind", "most"), [("bert", 40), ("roberta", 39)])
 def test_a_text_that_outgrows_the_positions_is_one_sentence(kind, most):
-    encoder = TextEncoder(60, config={"model_type": kind, **SIZES}, text_format=WORDS).eval()
+    encoder = HFTextEncoder(60, config={"model_type": kind, **SIZES}, text_format=WORDS).eval()
     texts = torch.full((1, most + 1), 9)
     told = f"come to {most + 1} tokens .* reads {most} at most"
     assert encoder(texts[:, 1:], torch.ones(1, most)).embeds.shape[1] == most

@@ -5,7 +5,7 @@ import torch
 
 from fusionkit.assembly.checks import check_temperature, lacking
 from fusionkit.encoders.image import TimmEncoder
-from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.bert import BERT_LAYER
 from fusionkit.fusion.cross_attention import CrossAttention
@@ -49,7 +49,7 @@ def test_unused_parts_are_frozen():
 
 def text_encoder(**options):
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 3}
-    return TextEncoder(VOCABULARY, config={"model_type": "bert", **sizes}, **options)
+    return HFTextEncoder(VOCABULARY, config={"model_type": "bert", **sizes}, **options)
 
 
 def image_encoder():

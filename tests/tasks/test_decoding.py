@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusionkit.encoders.text import TextEncoder
+from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.fusion.base import Fusion
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.decoding import (
@@ -38,7 +38,7 @@ CACHING = [name for name in CAUSAL if hasattr(toy_fusion(name)(image_size=8, tex
 def text_encoder(kind):
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
     config = {"model_type": kind, "max_position_embeddings": 40, "pad_token_id": PAD, **sizes}
-    return TextEncoder(VOCABULARY, config=config, pool="mean" if kind in ("gpt2", "llama") else "cls")
+    return HFTextEncoder(VOCABULARY, config=config, pool="mean" if kind in ("gpt2", "llama") else "cls")
 
 
 def shared(fusion, kind="bert", ragged=True):

@@ -74,7 +74,7 @@ def text_config(bert: Mapping[str, Any], num_layers: int, pad: int = 0) -> dict[
     others = ("type_vocab_size", "layer_norm_eps", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob")
     config = {"model_type": "bert", "num_hidden_layers": num_layers, "pad_token_id": pad}
     config |= {name: bert[name] for name in (*sizes, *others)}
-    return {"_target_": "fusionkit.encoders.text.TextEncoder", "config": config}
+    return {"_target_": "fusionkit.encoders.text.HFTextEncoder", "config": config}
 
 
 def cross_attention_config(bert: Mapping[str, Any], num_layers: int) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def plan(
             "name": "clip",
             "image_encoder": image_tower(image),
             "text_encoder": {
-                "_target_": "fusionkit.encoders.text.TextEncoder",
+                "_target_": "fusionkit.encoders.text.HFTextEncoder",
                 "config": {"model_type": "clip_text_model", **words},
                 "pool": "last",
             },

@@ -38,4 +38,5 @@ def swin_keys(depths: Sequence[int], theirs: str) -> list[Key]:
 def resized_bias(tensor: Tensor, shape: torch.Size) -> Tensor:
     """Relative positions ((2 W - 1)^2, heads) for another window: interpolated on a grid that is finer at the centre (BEiT)."""
     side = round(shape[0] ** 0.5)
-    return resize_rel_pos_bias_table(tensor, ((side + 1) // 2, (side + 1) // 2), tuple(shape))
+    resized: Tensor = resize_rel_pos_bias_table(tensor, ((side + 1) // 2, (side + 1) // 2), tuple(shape))
+    return resized
