@@ -131,6 +131,3 @@ def home_of(checkpoint: Path) -> Path:
         return checkpoint
     folder = checkpoint.parent
     return folder.parent if folder.name == "checkpoints" else folder
-
-
-STORED = ("data", "evaluation", "trainer")

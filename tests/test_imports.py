@@ -36,8 +36,8 @@ FLOORS = (  # each room imports those before it, never those behind it
     "checkpoints",
     "training",
     "inference",
-    "reporting",
     "cli",
+    "reporting",
     "commands",
     "__main__",
 )

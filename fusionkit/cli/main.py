@@ -8,7 +8,6 @@ from io import TextIOWrapper
 from typing import Any, NamedTuple
 
 from fusionkit import __version__
-from fusionkit.config import STORED
 from fusionkit.errors import ConfigError, UserError, clean, suggest
 
 
@@ -32,6 +31,7 @@ class Command(NamedTuple):
 
 
 DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
+STORED = ("data", "evaluation", "trainer")
 COMMANDS = {
     "train": Command(
         "train a model on several objectives at once, then evaluate it",

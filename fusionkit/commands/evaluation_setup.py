@@ -11,11 +11,11 @@ from fusionkit.assembly.config_checks import check_top_level
 from fusionkit.assembly.objectives import active_objectives
 from fusionkit.assembly.parts import Parts
 from fusionkit.checkpoints.load import load_parts
-from fusionkit.cli.main import load
+from fusionkit.cli.main import STORED, load
 from fusionkit.cli.schemas import EvaluateConfig
 from fusionkit.commands.run_folder import CONTENT, SCORES, evaluation_folder
 from fusionkit.commands.worker import run_in_ranks
-from fusionkit.config import STORED, home_of
+from fusionkit.config import home_of
 from fusionkit.distributed import join, rank, world_size
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.names import link_out_of

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fusionkit.config import STORED, home_of
+from fusionkit.cli.main import STORED
+from fusionkit.config import home_of
 from fusionkit.reporting.differences import differences, is_noise
 from fusionkit.reporting.record import RunRecord
 

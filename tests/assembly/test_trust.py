@@ -66,7 +66,7 @@ def test_no_module_in_the_table_has_effects() -> None:
     for entry in {entry for entries in TABLE.values() for entry in entries if entry.startswith("fusionkit.")}:
         if not entry.endswith("."):
             continue
-        place = Path(module.__file__).parents[1] / entry.replace(".", "/")
+        place = Path(module.__file__).parents[2] / entry.replace(".", "/")
         files = sorted(place.rglob("*.py")) if place.is_dir() else [Path(f"{place}.py")]
         found += files
         for path in files:
