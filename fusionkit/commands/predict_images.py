@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from fusionkit.assembly.objectives import active_objectives
 from fusionkit.assembly.parts import Parts, dims_of, evaluation_options
 from fusionkit.checkpoints.load import load_parts
-from fusionkit.commands.evaluation_setup import device_of
 from fusionkit.cli.main import STORED
+from fusionkit.commands.evaluation_setup import device_of
 from fusionkit.data.requests import ASKED, OWN, read_requests
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference.answering import Answer, Predictor
