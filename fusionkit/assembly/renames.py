@@ -1,5 +1,7 @@
 """Names of parts in configurations that earlier versions stored, and where the parts are today."""
 
+from typing import Any
+
 RENAMES = {
     # modules, then single names; of several that a name begins with the longest holds
     "fusionkit.balance.window": "fusionkit.balance.dwa",
@@ -38,6 +40,24 @@ RENAMES = {
     "fusionkit.tasks.answering.Saying": "fusionkit.tasks.answering.GenerateAnswer",
     "fusionkit.tasks.itm.tossed_pairs": "fusionkit.tasks.itm.bernoulli_pairs",
 }
+
+SPLIT = {
+    # classes that were taken apart: what an option of theirs makes of them today
+    "fusionkit.encoders.text.TextEncoder": {
+        "added_tokens": "fusionkit.encoders.blip.BLIPTextEncoder",
+        "first_token_id": "fusionkit.encoders.blip.BLIPTextEncoder",
+        "token_types": "fusionkit.encoders.blip.BLIPTextEncoder",
+        "before_norm": "fusionkit.encoders.flava.FLAVATextEncoder",
+        "top_layers": "fusionkit.encoders.bridgetower.BridgeTowerTextEncoder",
+    },
+}
+
+
+def today(block: dict[Any, Any]) -> dict[Any, Any]:
+    """A stored block with the class that its options belong to today, where what it names was taken apart."""
+    options = SPLIT.get(block["_target_"], {}) if isinstance(block.get("_target_"), str) else {}
+    found = next((name for option, name in options.items() if option in block), None)
+    return block if found is None else block | {"_target_": found}
 
 
 def renamed(name: str) -> str:

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fusionkit.assembly.renames import renamed
+from fusionkit.assembly.renames import renamed, today
 from fusionkit.config import leaves, target_blocks
 from fusionkit.errors import ConfigError, DataError
 
@@ -141,7 +141,7 @@ def as_texts(node: Any, trusted: Sequence[str] = ()) -> Any:
     Names of our parts that were moved since are today's; what is looked up and built is checked under these.
     """
     if isinstance(node, dict):
-        return {key: as_texts(child, trusted) for key, child in node.items()}
+        return {key: as_texts(child, trusted) for key, child in today(node).items()}
     if isinstance(node, list):
         return [as_texts(child, trusted) for child in node]
     if isinstance(node, str) and foreign_resolver(node, trusted):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from fusionkit.encoders.probe import (
     TextAbilities,
@@ -42,20 +43,15 @@ class HFTextEncoder(nn.Module):
     ``num_layers``  keeps the lower layers only, as ALBEF does, 0 the embeddings alone, as ViLT and UNITER do; None keeps all.
     ``give_upper_layers`` hands the layers above to the fusion to start from (``upper_layers``).
     ``pool``        "cls" reads the first token, "last" the last real one (CLIP), "mean" averages the real ones.
-    ``top_layers``  the states of so many last layers, side by side in the width, for a fusion that reads them all (BridgeTower).
-    ``before_norm`` tokens as they are before the tower's last norm, pooled after it (FLAVA).
     ``vocab_size``  of the tokenizer; must agree with a pretrained model's embeddings.
-    ``token_types`` False leaves BERT's token type embeddings out (BLIP).
-    ``first_token_id`` is read in place of the first token of each text (BLIP's [ENC] and [DEC] for [CLS]).
     ``text_format`` what the tokenizer wraps texts in; the tower pads as it does.
-    ``added_tokens`` so many new embeddings behind those of the tokenizer or the pretrained model, for such first tokens.
 
-    A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers; its pooled vector is
-    that of the first token as it is written.
-
+    A BERT of 0 layers gives the embeddings of the tokens alone, for fusions that have all the layers.
     What the tower can do is tried out when it is built (``abilities``, ``is_incremental``): what it cannot do at all is refused,
-    and what no state depends on (a pooler) is frozen.
+    and what no state depends on (a pooler) is frozen. What only one family does is a class of its own, in its own file.
     """
+
+    reads_layers = False  # whether ``states`` wants the states of all layers
 
     def __init__(
         self,
@@ -66,32 +62,17 @@ class HFTextEncoder(nn.Module):
         give_upper_layers: bool = False,
         pool: str = "cls",
         frozen: bool = False,
-        token_types: bool = True,
-        first_token_id: int | None = None,
-        added_tokens: int = 0,
-        before_norm: bool = False,
-        top_layers: int = 1,
         text_format: TextFormat | None = None,
     ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise ConfigError(f"text_encoder.pool is '{pool}'; {suggest(pool, POOLS)}")
-        if pretrained:
-            self.backbone = load_tower(pretrained, config or {}, text_format)
-            if added_tokens:
-                words = self.word_embeddings.num_embeddings + added_tokens
-                self.backbone.resize_token_embeddings(words, mean_resizing=False)
-        else:
-            self.backbone = build_tower(config or {}, vocab_size + added_tokens, text_format)
+        self.backbone = self.build(vocab_size, pretrained or None, config or {}, text_format)
         self.config = self.backbone.config
         if not hasattr(self.config, "hidden_size"):  # of parts that have one each (ModernVBERT)
             raise ConfigError(f"text_encoder: {self.config.model_type} is no text encoder alone; {CHOOSE}")
-        self.hidden_size: int = top_layers * self.config.hidden_size
-        self.pool, self.is_frozen, self.before_norm, self.top_layers = pool, frozen, before_norm, top_layers
-        self.first_token_id = first_token_id
-        if not token_types:
-            embeddings: Any = self.backbone.get_submodule("embeddings")
-            embeddings.token_type_embeddings = NoTokenTypes()
+        self.hidden_size: int = self.config.hidden_size
+        self.pool, self.is_frozen = pool, frozen
         size = self.word_embeddings.num_embeddings
         if size < vocab_size:
             raise ConfigError(
@@ -107,6 +88,25 @@ class HFTextEncoder(nn.Module):
         self._cache_name: str | None = None
         if self.word_embeddings.weight.device.type != "meta":  # there are numbers
             self._try_out()
+
+    def build(
+        self, vocab_size: int, pretrained: str | None, config: Mapping[str, Any], text_format: TextFormat | None
+    ) -> PreTrainedModel:
+        """The transformers model."""
+        if pretrained is None:
+            return build_tower(config, vocab_size, text_format)
+        return load_tower(pretrained, config, text_format)
+
+    def states(self, layers: tuple[Tensor, ...], last: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens' states, and those that are pooled, (T, L, hidden_size) each.
+
+        ``last`` are the tower's own; ``layers`` those before and after each of its layers, where the class ``reads_layers``.
+        """
+        return last, last
+
+    def read(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """The ids (T, L), at positions (T, L) or from 0 on, as the tower reads them."""
+        return input_ids
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -196,16 +196,10 @@ class HFTextEncoder(nn.Module):
         self._require_room(attention_mask)
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            given = {"output_hidden_states": True} if self.before_norm or self.top_layers > 1 else {}
-            out = self.backbone(input_ids=self._opened(input_ids), attention_mask=mask, **given)
-            if self.first_token_id is not None and not self.config.num_hidden_layers:
-                first = self.backbone(input_ids=input_ids[:, :1]).last_hidden_state[:, 0]
-                return Tokens(out.last_hidden_state, attention_mask, first)
-        last = out.last_hidden_state
-        if self.top_layers > 1:
-            last = torch.cat(out.hidden_states[-self.top_layers :], dim=2)
-        states = out.hidden_states[-1] if self.before_norm else last
-        return Tokens(states, attention_mask, self._pool(last, attention_mask))
+            given = {"output_hidden_states": True} if self.reads_layers else {}
+            out = self.backbone(input_ids=self.read(input_ids), attention_mask=mask, **given)
+        states, pooled = self.states(out.hidden_states if self.reads_layers else (), out.last_hidden_state)
+        return Tokens(states, attention_mask, self._pool(pooled, attention_mask))
 
     @property
     def is_incremental(self) -> bool:
@@ -215,7 +209,7 @@ class HFTextEncoder(nn.Module):
 
     def _caches(self, name: str) -> bool:
         """Whether two texts, the second padded, come out the same in two pieces, by this name of the argument, and as wholes."""
-        if self.before_norm or self.top_layers > 1 or self.abilities.not_causal:
+        if self.reads_layers or self.abilities.not_causal:
             return False
         texts = made_up_texts(self, self._pad)[:1].expand(2, -1)
         last = texts.shape[1] - 1
@@ -255,7 +249,7 @@ class HFTextEncoder(nn.Module):
                 self.backbone,
                 cache_name,
                 past,
-                input_ids=self._opened(input_ids, positions),
+                input_ids=self.read(input_ids, positions),
                 attention_mask=self._added(mask),
                 position_ids=positions + first_position(self.backbone),
             )
@@ -270,13 +264,6 @@ class HFTextEncoder(nn.Module):
                 "text_encoder.config.max_position_embeddings"
             )
 
-    def _opened(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """The ids (T, L), at positions (T, L) or from 0 on, with the first token of each text replaced if so configured."""
-        if self.first_token_id is None:
-            return input_ids
-        places = torch.arange(input_ids.shape[1], device=input_ids.device) if positions is None else positions
-        return input_ids.masked_fill(places == 0, self.first_token_id)
-
     def _added(self, mask: Tensor) -> Tensor:
         """A mask (T, L, N) as transformers takes a 4-d one: it adds it to the scores as it is."""
         return (1.0 - mask[:, None].to(self.word_embeddings.weight.dtype)) * torch.finfo(torch.float32).min
@@ -289,10 +276,3 @@ class HFTextEncoder(nn.Module):
             return states[torch.arange(len(real), device=real.device), (real.sum(dim=1) - 1).clamp(min=0)]
         weights = real.to(states.dtype)[..., None]
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-
-
-class NoTokenTypes(nn.Module):
-    """Stands for a table of token types where there is none."""
-
-    def forward(self, token_type_ids: Tensor) -> Tensor:
-        return torch.zeros((), device=token_type_ids.device)

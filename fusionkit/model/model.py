@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.encoders.base import ImageEncoder, SupportsExtendText, SupportsUpperLayers, SupportsViews, TextEncoder
-from fusionkit.encoders.text import HFTextEncoder
+from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import (
     Fusion,
@@ -210,7 +210,7 @@ def text_decoder(
         "layer_norm_eps": eps,
         "hidden_dropout_prob": dropout,
     }
-    words = HFTextEncoder(vocab_size, config=config, token_types=type_vocab_size > 0, first_token_id=first_token_id)
+    words = BLIPTextEncoder(vocab_size, config=config, token_types=type_vocab_size > 0, first_token_id=first_token_id)
     return Reader(
         words, CrossAttention(hidden_size, hidden_size, num_layers, num_heads, intermediate_size, dropout, eps)
     )

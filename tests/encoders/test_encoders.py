@@ -5,6 +5,7 @@ import timm
 import torch
 from transformers import BertConfig, BertModel
 
+from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.encoders.text import HFTextEncoder
@@ -110,11 +111,13 @@ def test_added_tokens_stand_behind_those_of_the_model(tmp_path):
     BertModel(BertConfig(vocab_size=50, **fields)).save_pretrained(tmp_path)
     plain, more = (
         HFTextEncoder(50, pretrained=str(tmp_path)),
-        HFTextEncoder(50, pretrained=str(tmp_path), added_tokens=2),
+        BLIPTextEncoder(50, pretrained=str(tmp_path), added_tokens=2),
     )
     assert more.word_embeddings.weight[:50].equal(plain.word_embeddings.weight)
     assert len(more.word_embeddings.weight) == 52
-    assert len(HFTextEncoder(50, config={"model_type": "bert", **fields}, added_tokens=2).word_embeddings.weight) == 52
+    assert (
+        len(BLIPTextEncoder(50, config={"model_type": "bert", **fields}, added_tokens=2).word_embeddings.weight) == 52
+    )
 
 
 def test_mean_pooling_leaves_padding_out():

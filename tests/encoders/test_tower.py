@@ -7,6 +7,8 @@ from torch import nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from fusionkit.encoders import tower as towers
+from fusionkit.encoders.bridgetower import BridgeTowerTextEncoder
+from fusionkit.encoders.flava import FLAVATextEncoder
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.encoders.tower import CACHES, build_tower, first_position, load_tower, read_on, word_table
 from fusionkit.errors import ConfigError
@@ -113,9 +115,9 @@ def test_what_keeps_no_keys_and_values_is_not_incremental(kind):
     assert not HFTextEncoder(60, config=config, pool="mean", text_format=WORDS).is_incremental
 
 
-@pytest.mark.parametrize("options", [{"before_norm": True}, {"top_layers": 2}])
-def test_states_of_other_layers_are_not_kept(options):
-    assert not HFTextEncoder(60, config={"model_type": "bert", **SIZES}, text_format=WORDS, **options).is_incremental
+@pytest.mark.parametrize(("kind", "option"), [(FLAVATextEncoder, True), (BridgeTowerTextEncoder, 2)])
+def test_states_of_other_layers_are_not_kept(kind, option):
+    assert not kind(60, option, WORDS, config={"model_type": "bert", **SIZES}).is_incremental
 
 
 def test_of_an_encoder_with_a_decoder_the_encoder_is_taken(tmp_path):

@@ -121,7 +121,7 @@ def test_captions(load, path):
     io, network, task = published.io, published.network, published.network.tasks["captioning"]
     sizes, cls, end = published.sizes, published.sizes["ids"]["cls"], published.sizes["ids"]["sep"]
     prompt = sizes["prompt_ids"]
-    task.opening = [cls, *prompt]
+    task.prompt_ids = [cls, *prompt]
     texts = rows(
         torch.cat([io["in.input_ids"][:, :1], io["in.input_ids"][:, 1 + len(prompt) :]], dim=1),
         io["in.attention_mask"][:, len(prompt) :],

@@ -122,7 +122,12 @@ def plan(
     config = run_of(TASKS[name], bert["max_position_embeddings"], clean=clean, image_size=image_size) | {
         "name": f"blip_{name}",
         "image_encoder": {**timm_vit(vit, image_size, patch_size), **tower},
-        "text_encoder": text_config(bert, 0, ids["pad"]) | {"token_types": False, "first_token_id": first_token_id},
+        "text_encoder": text_config(bert, 0, ids["pad"])
+        | {
+            "_target_": "fusionkit.encoders.blip.BLIPTextEncoder",
+            "token_types": False,
+            "first_token_id": first_token_id,
+        },
         "fusion": fusion,
         "model": {"embed_size": embed_dim},
         "evaluation": {"options": {"reranking": {"k": 256, "rule": "itm+cosine"}}},

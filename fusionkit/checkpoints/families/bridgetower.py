@@ -84,7 +84,11 @@ def plan(
         | {
             "name": "bridgetower",
             "image_encoder": image_tower(seen | tower) | {"top_layers": both["num_hidden_layers"]},
-            "text_encoder": told | {"top_layers": both["num_hidden_layers"]},
+            "text_encoder": told
+            | {
+                "_target_": "fusionkit.encoders.bridgetower.BridgeTowerTextEncoder",
+                "top_layers": both["num_hidden_layers"],
+            },
             "fusion": {
                 "_target_": "fusionkit.fusion.bridge.Bridge",
                 "_partial_": True,

@@ -116,7 +116,7 @@ def plan(
             "name": "flava",
             "image_encoder": image_tower(seen),
             "text_encoder": {
-                "_target_": "fusionkit.encoders.text.HFTextEncoder",
+                "_target_": "fusionkit.encoders.flava.FLAVATextEncoder",
                 "config": {"model_type": "flava_text_model", **words},
                 "before_norm": True,
             },
