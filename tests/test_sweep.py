@@ -51,7 +51,8 @@ def test_a_finished_run_is_not_repeated_and_the_study_is_written(started, capsys
     assert late.output_dir == "multirun/fusion_study/late/1"
     assert (late.objectives.shapes.grounding, late.objectives.shapes.vqa) == (0, 1)
     assert (bottleneck.objectives.shapes.grounding, bottleneck.fusion.num_layers) == (2, 2)
-    assert "| late | 51.0 |" in Path("experiments/fusion-study/table.md").read_text()
+    assert "| late/1 | 51.0 |" in Path("experiments/fusion-study/table.md").read_text()
+    assert Path("experiments/fusion-study/index.html").is_file()
 
     (Path(late.output_dir) / "metrics.json").unlink()  # as if it had been interrupted
     started.clear()

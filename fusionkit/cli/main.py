@@ -82,12 +82,12 @@ COMMANDS = {
         "fusionkit.commands.compare:compare",
         (
             "outputs/a outputs/b baseline=a",
-            "multirun/fusion_study group_seeds=true baseline=late metrics=['*/vqa_accuracy']",
+            "multirun/fusion_study group_seeds=true sort=shapes/vqa_accuracy baseline=late",
             "'outputs/*/evaluation*' output_dir=outputs/benchmarks",
             "outputs/a/logs/wandb/offline-run-*",
         ),
         "compare",
-        paths=("output_dir",),
+        paths=("output_dir", "costs"),
         operands="runs",
     ),
     "submit": Command(

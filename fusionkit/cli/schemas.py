@@ -121,6 +121,8 @@ class CompareConfig:
     baseline: str | None = None
     metrics: Any = None
     group_seeds: bool = MISSING
+    sort: str | None = None
+    costs: str | None = None
     output_dir: str = MISSING
     examples: int = MISSING
     resamples: int = MISSING

@@ -17,15 +17,12 @@ from fusionkit.assembly.config_checks import check_top_level
 from fusionkit.assembly.trust import packages, require_trusted_block
 from fusionkit.cli.schemas import CompareConfig
 from fusionkit.data.sample import Sample
-from fusionkit.errors import ConfigError, DataError, clean
-from fusionkit.files.atomic import write_text
+from fusionkit.errors import ConfigError, clean
 from fusionkit.reporting.comparison import compare_runs
-from fusionkit.reporting.comparison_plots import draw, panels
-from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
-from fusionkit.reporting.page import report_page
+from fusionkit.reporting.comparison_table import print_comparison
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
-from fusionkit.reporting.side_by_side import examples
+from fusionkit.reporting.report import write_report
 
 # of a configuration that is no run's, and DataError, which is a ValueError
 MISFITS = (KeyError, TypeError, ValueError, AttributeError)
@@ -43,31 +40,17 @@ def compare(config: DictConfig) -> None:
     if not (runs := _list("runs", config.runs)):
         raise ConfigError(NO_RUNS)
     trust = packages(config.trust)
-    records = read_runs(runs)
     comparison = compare_runs(
-        records,
+        read_runs(runs, None if config.costs is None else Path(config.costs)),
         config.baseline,
         _list("metrics", config.metrics),
         config.group_seeds,
         config.resamples,
         config.seed,
+        config.sort,
     )
     print_comparison(comparison, Console())
-    drawn, folder = panels(comparison), Path(config.output_dir)
-    try:
-        write_text(folder / "table.md", as_markdown(comparison))
-        write_text(folder / "table.csv", as_csv(comparison))
-        for old in (folder / "plots").glob("*.png"):  # of an earlier comparison, which had other metrics
-            old.unlink()
-        for panel in (panel for group in drawn.values() for panel in group):
-            draw(panel, folder / "plots" / f"{panel.name}.png")
-        shown = examples(comparison, partial(samples_of, trust=trust), config.examples)
-        write_text(folder / "index.html", report_page(comparison, drawn, shown))
-    except OSError as error:
-        raise DataError(
-            f"output_dir={folder} cannot be written to ({error.strerror}); choose another output_dir=FOLDER"
-        ) from error
-    print(f"page: {folder}/index.html   tables: {folder}/table.md, table.csv   plots: {folder}/plots")
+    write_report(comparison, Path(config.output_dir), partial(samples_of, trust=trust), config.examples)
 
 
 def _list(key: str, value: object) -> list[str]:

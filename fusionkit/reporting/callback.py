@@ -1,4 +1,4 @@
-"""What a sweep does when all its runs are done: measure what they cost, write table and plots (a Hydra callback)."""
+"""What a sweep does when all its runs are done: measure what they cost, and compare them (a Hydra callback)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,21 +9,28 @@ from omegaconf import DictConfig
 
 
 class WriteStudy(Callback):
-    """Writes the study of the sweep to ``out``; costs are measured where ``out``/cost.json is missing.
+    """Compares the runs of the sweep over their seeds in ``out``; measures their costs where the sweep has no ``cost.json``.
 
     ``timed``   the tasks whose training step is measured, so that all variants do the same work; None: all that they train.
     ``growth``  whether the variants are fusions, measured also alone and by the size of their input.
+    ``sort``    the metric whose best run comes first.
     """
 
-    def __init__(self, out: str, timed: Sequence[str] | None = None, growth: bool = False) -> None:
-        self.out, self.timed, self.growth = Path(out), timed, growth
+    def __init__(
+        self, out: str, timed: Sequence[str] | None = None, growth: bool = False, sort: str | None = None
+    ) -> None:
+        self.out, self.timed, self.growth, self.sort = Path(out), timed, growth, sort
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from fusionkit.reporting.comparison import compare_runs
         from fusionkit.reporting.cost import measure, write_costs
-        from fusionkit.reporting.study import write_study
+        from fusionkit.reporting.reading import read_runs
+        from fusionkit.reporting.report import write_report
+        from fusionkit.reporting.run_costs import FILE
 
         sweep = Path(config.hydra.sweep.dir)
-        if not (path := self.out / "cost.json").exists():
+        if not (path := sweep / FILE).exists():
             print("measuring costs, some minutes; let the machine do nothing else", flush=True)
             write_costs(path, measure(sweep, self.timed, self.growth))
-        write_study(sweep, self.out)
+        comparison = compare_runs(read_runs([str(sweep)]), seeds_together=True, sort=self.sort)
+        write_report(comparison, self.out, load=lambda run, label: [], count=0)

@@ -11,6 +11,7 @@ from statistics import fmean
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.reporting.differences import differences, group_name, group_seeds
 from fusionkit.reporting.record import Interval, RunRecord, Scored
+from fusionkit.reporting.run_costs import COSTS, Costs, costs_of
 from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch
 from fusionkit.scoring.bootstrap import Difference, compare, intervals
 from fusionkit.scoring.sample_scores import Row, is_error
@@ -34,6 +35,21 @@ class Entry:
     def values(self, metric: str) -> list[float]:
         """The metric of each run that has it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
+
+    def direction(self, metric: str) -> bool | None:
+        """Whether more is better, as the scorer said; None where it said nothing."""
+        return next((run.directions[metric] for run in self.runs if metric in run.directions), None)
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """What it costs by the keys of ``COSTS``, as far as that is known; the mean over the seeds."""
+        known = [costs_of(run) for run in self.runs]
+        return {name: fmean(found) for name in COSTS if (found := [each[name] for each in known if name in each])}
+
+    @property
+    def measured(self) -> Costs:
+        """How its cost grows, which is the same of all seeds."""
+        return next((run.costs for run in self.runs if run.costs.growth), Costs())
 
 
 @dataclass(frozen=True)
@@ -76,15 +92,34 @@ class Comparison:
         """How many scores were tested against the baseline's."""
         return sum(cell.p is not None for cell in self.cells.values())
 
+    @cached_property
+    def costs(self) -> list[str]:
+        """The keys of ``COSTS`` that are known of any entry; the time that runs logged only where none was measured."""
+        known = [name for name in COSTS if any(name in entry.costs for entry in self.entries)]
+        return [name for name in known if name != "image_seconds" or "step_seconds" not in known]
+
+    @cached_property
+    def guesses(self) -> dict[str, dict[str, float]]:
+        """By guesser ("text only", "chance"), what it reaches of each metric, where that is known."""
+        found = {
+            title: {metric: self._guess(metric, suffix) for metric in self.metrics}
+            for suffix, title in GUESSERS.items()
+        }
+        known = {title: {m: value for m, value in row.items() if value is not None} for title, row in found.items()}
+        return {title: row for title, row in known.items() if row}
+
+    def _guess(self, metric: str, suffix: str) -> float | None:
+        return max((value for entry in self.entries for value in entry.values(f"{metric}_{suffix}")), default=None)
+
     def gain(self, metric: str, value: float) -> float:
         """The value, with its sign turned where less is better."""
-        said = [run.directions[metric] for entry in self.entries for run in entry.runs if metric in run.directions]
-        return value if (said[0] if said else not is_error(metric)) else -value
+        return value if more_is_better(self.entries, metric) else -value
 
-    def guess(self, metric: str) -> float | None:
-        """What a guesser reaches that reads the text alone, where it is known."""
-        found = [value for entry in self.entries for value in entry.values(f"{metric}_baseline")]
-        return max(found, default=None)
+
+def more_is_better(entries: Sequence[Entry], metric: str) -> bool:
+    """As the scorer of the metric said, else as its name tells."""
+    said = [direction for entry in entries if (direction := entry.direction(metric)) is not None]
+    return said[0] if said else not is_error(metric)
 
 
 def compare_runs(
@@ -94,17 +129,20 @@ def compare_runs(
     seeds_together: bool = False,
     resamples: int = 10_000,
     seed: int = 0,
+    sort: str | None = None,
 ) -> Comparison:
     """Compare runs with the one called ``baseline``, by default the first.
 
-    ``metrics`` are names or patterns; none: the headline of each task. ConfigError for a name that is unknown, DataError
-    where the runs share no metric.
+    ``metrics`` are names or patterns; none: the headline of each task. ``sort`` is a metric whose best run comes first.
+    ConfigError for a name that is unknown, DataError where the runs share no metric.
     """
     groups = group_seeds(records) if seeds_together else [[record] for record in records]
     entries = [Entry(group_name(group), group) for group in groups]
+    if sort is not None:
+        entries = _ranked(entries, sort)
     base = _baseline(entries, baseline)
     entries.sort(key=lambda entry: entry is not base)  # the baseline first, the others as they were given
-    chosen = choose_metrics(entries, metrics)
+    chosen = sorted(choose_metrics(entries, metrics), key=lambda metric: metric != sort)
     notes: dict[str, None] = {}
     cells = {}
     for entry in entries:
@@ -140,6 +178,16 @@ def choose_metrics(entries: Sequence[Entry], patterns: Sequence[str]) -> list[st
                 f"metrics: no run has '{pattern}' (metrics=['*'] shows all); {suggest(pattern, headlines)}"
             )
     return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns or headlines)]
+
+
+def _ranked(entries: Sequence[Entry], metric: str) -> list[Entry]:
+    """The best mean first, those without the metric last."""
+    means = {entry.name: fmean(values) for entry in entries if (values := entry.values(metric))}
+    if not means:
+        names = list(dict.fromkeys(name for entry in entries for run in entry.runs for name in run.metrics))
+        raise ConfigError(f"sort: no run has '{metric}'; {suggest(metric, names)}")
+    sign = -1 if more_is_better(entries, metric) else 1
+    return sorted(entries, key=lambda entry: sign * means[entry.name] if entry.name in means else math.inf)
 
 
 def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
@@ -218,9 +266,11 @@ def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
     """How the tests were made, and what they cannot say."""
     if len(comparison.entries) < 2:
         return
-    grouped = any(len(entry.runs) > 1 for entry in comparison.entries)
+    counts = {len(entry.runs) for entry in comparison.entries}
+    grouped = counts != {1}
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
     method = (
-        "Student's intervals and Welch's test over seeds"
+        f"Student's intervals and Welch's test over {seeds} seeds"
         if grouped
         else f"Bootstrap over images, {resamples:,} draws, the same of both runs"
     )

@@ -1,9 +1,10 @@
-"""The pictures of a comparison, one PNG a panel: quality by task, learning curves, quality against cost."""
+"""The pictures of a comparison, one PNG a panel: quality by task, learning curves, quality against cost, growth of the cost."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -16,13 +17,20 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from fusionkit.files.atomic import atomic_write
 from fusionkit.reporting.comparison import Comparison, Entry
+from fusionkit.reporting.run_costs import AXES, COSTS, MEASURES
 from fusionkit.reporting.styles import Style, label_ends, label_points, short, style_of
 
 WIDTH, HEIGHT = 4.8, 3.2  # inches
 THEMES = {"light": ("#ffffff", "#1f2328", "#d0d7de"), "dark": ("#161b22", "#e6edf3", "#30363d")}  # paper, ink, grid
 CURVES = ("train/loss", "val/mean")  # shown of every run; beside them the headlines as validated
-MOST_CURVES, MOST_COSTS = 8, 6  # panels
-IMAGES = "train/images_per_s"
+GROWTH = "Growth of the cost"
+MOST_CURVES = 8  # panels
+AGAINST = {  # cost -> how its panels are called, and how many there are at most
+    "parameters": ("parameters", 6),
+    "image_seconds": ("time", 3),
+    "flops_per_sample": ("flops", 2),
+    "step_seconds": ("step", 2),
+}
 
 
 class Panel(NamedTuple):
@@ -42,6 +50,7 @@ def panels(comparison: Comparison) -> dict[str, list[Panel]]:
         "Quality by task": list(_quality(comparison, styles)),
         "Learning curves": list(_curves(comparison, styles)),
         "Quality against cost": list(_costs(comparison, styles)),
+        GROWTH: list(_growth(comparison, styles)),
     }
     return {heading: drawn for heading, drawn in found.items() if drawn}
 
@@ -86,7 +95,7 @@ def _quality(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Pa
                 styles[entry.name].draw_point(axes, cell.score, row)
                 label = f"{cell.score:.1f}{cell.mark}"
                 axes.annotate(label, (cell.score, row), (0, 8), textcoords="offset points", ha="center", fontsize=9)
-            if (guess := comparison.guess(metric)) is not None:
+            if (guess := comparison.guesses.get("text only", {}).get(metric)) is not None:
                 axes.axvline(guess, color="0.5", linestyle=":", linewidth=1.5)
                 axes.annotate("text only", (guess, 1), (3, -9), xycoords=("data", "axes fraction"), textcoords="offset points",
                               color="0.5", fontsize=8)  # fmt: skip
@@ -142,52 +151,74 @@ def _line(entry: Entry, name: str) -> tuple[list[float], list[float]] | None:
 
 
 def _costs(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Panel]:
-    axes_of: dict[str, Callable[[Entry], float | None]] = {
-        "parameters of the model, millions": lambda entry: _mean(
-            [run.parameters / 1e6 for run in entry.runs if run.parameters]
-        ),
-        "ms of training an image": lambda entry: _mean([ms for run in entry.runs if (ms := _speed(run.history))]),
-    }
-    panels = []
-    for title, cost in axes_of.items():
-        costs = {entry.name: x for entry in comparison.entries if (x := cost(entry)) is not None}
+    for cost, (kind, most) in AGAINST.items():
+        unit, drawn = COSTS[cost], 0
         for metric in comparison.metrics:
             points = {
-                name: (x, cell.score, cell.interval)
-                for name, x in costs.items()
-                if (cell := comparison.cells.get((name, metric)))
+                entry.name: (entry.costs[cost] / unit.size, cell.score, cell.interval)
+                for entry in comparison.entries
+                if cost in comparison.costs
+                and cost in entry.costs
+                and (cell := comparison.cells.get((entry.name, metric)))
             }
-            if len({x for x, *_ in points.values()}) > 1:  # that cost nothing more than another says nothing
-                panels.append((title, metric, points))
-    for title, metric, points in panels[:MOST_COSTS]:
+            if drawn == most or len({x for x, *_ in points.values()}) < 2:  # an equal cost says nothing
+                continue
 
-        def plot(axes: Axes, title: str = title, points: Mapping[str, tuple[Any, ...]] = points) -> None:
-            for name, (x, score, interval) in points.items():
-                if interval:
-                    axes.plot((x, x), interval, color=styles[name].color, linewidth=1.5, alpha=0.6)
-                styles[name].draw_point(axes, x, score)
-            axes.set_xlabel(title)
-            axes.margins(x=0.15, y=0.12)
-            label_points(axes, {name: (x, score) for name, (x, score, _) in points.items()}, styles)
+            def plot(axes: Axes, title: str = unit.title, points: Mapping[str, tuple[Any, ...]] = points) -> None:
+                for name, (x, score, interval) in points.items():
+                    if interval:
+                        axes.plot((x, x), interval, color=styles[name].color, linewidth=1.5, alpha=0.6)
+                    styles[name].draw_point(axes, x, score)
+                axes.set_xlabel(title)
+                axes.margins(x=0.15, y=0.12)
+                label_points(axes, {name: (x, score) for name, (x, score, _) in points.items()}, styles)
 
-        kind = "parameters" if "parameters" in title else "time"
-        words = ", ".join(f"{name} {score:.1f} at {x:.3g}" for name, (x, score, _) in points.items())
-        yield Panel(
-            f"cost_{kind}_{_stem(metric)}",
-            f"{metric}, %",
-            f"{metric} in % against {title}: {words}",
-            plot,
-            max(HEIGHT, 1.6 + 0.13 * len(points)),
+            drawn += 1
+            words = ", ".join(f"{name} {score:.1f} at {x:.3g}" for name, (x, score, _) in points.items())
+            yield Panel(
+                f"cost_{kind}_{_stem(metric)}",
+                f"{metric}, %",
+                f"{metric} in % against {unit.title}: {words}",
+                plot,
+                max(HEIGHT, 1.6 + 0.13 * len(points)),
+            )
+
+
+def _growth(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Panel]:
+    """Time and memory of the fusion alone by the size of its input, each line with the power of the size it grows with."""
+    for measure, axis in product(MEASURES, AXES):
+        grown = {entry.name: entry.measured for entry in comparison.entries if axis in entry.measured.growth}
+        lines = {name: (each.growth[axis]["sizes"], each.growth[axis][measure]) for name, each in grown.items()}
+        if not lines:
+            continue
+        powers = {name: f"{each.exponents()[f'{axis}/{measure}']:.2f}" for name, each in grown.items()}
+
+        def plot(
+            axes: Axes,
+            axis: str = axis,
+            lines: Mapping[str, tuple[Sequence[float], Sequence[float]]] = lines,
+            powers: Mapping[str, str] = powers,
+        ) -> None:
+            for name, (sizes, values) in lines.items():
+                color, stroke, marker, _ = styles[name]
+                axes.plot(sizes, values, stroke, color=color, linewidth=1.8, marker=marker, markersize=4)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            ticks = sorted({size for sizes, _ in lines.values() for size in sizes})
+            axes.set_xticks(ticks, [f"{size:.0f}" for size in ticks])
+            axes.set_xlabel(AXES[axis])
+            label_ends(axes, lines, styles, powers)
+
+        words = ", ".join(
+            f"{name} {values[-1]:.3g}, to the power {powers[name]}" for name, (_, values) in lines.items()
         )
-
-
-def _speed(history: Sequence[Mapping[str, float]]) -> float | None:
-    speeds = [row[IMAGES] for row in history if row.get(IMAGES)]
-    return 1000 / median(speeds) if speeds else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
+        yield Panel(
+            f"growth_{measure}_{axis}",
+            MEASURES[measure],
+            f"{MEASURES[measure]} by {AXES[axis]}; at the largest: {words}",
+            plot,
+            max(HEIGHT, 1 + 0.2 * len(lines)),
+        )
 
 
 def _stem(name: str) -> str:

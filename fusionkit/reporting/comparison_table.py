@@ -1,4 +1,7 @@
-"""A comparison as text: in the terminal, as markdown, and as csv with one line for each run and metric."""
+"""A comparison as text: in the terminal, as markdown, and as csv with one line for each run and metric.
+
+Each shows scores beside what guessers reach, then what the runs cost, and how that grows where it was measured.
+"""
 
 import csv
 import io
@@ -12,57 +15,121 @@ from rich.text import Text
 from fusionkit.errors import clean
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.differences import ABSENT
-from fusionkit.reporting.study_table import markdown
+from fusionkit.reporting.run_costs import COSTS
 
+GROWTH = "Growth of the cost: powers of the size"
 PADDING = 3  # characters of a column beside its content
 Column = tuple[str, list[Text]]  # header and cells
 COLUMNS = ("score", "low", "high", "difference", "difference_low", "difference_high", "p", "p_corrected", "mark")
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """What differs, the scores in as many tables as the width takes, and what has to be said about them."""
+    """What differs, the scores and costs in as many tables as the width takes, and what has to be said about them."""
     names = [clean(entry.name) for entry in comparison.entries]
-    for table in _tables("what differs", names, _differences(comparison), console.width):
-        console.print(table)
-    for table in _tables("scores in %, 95% intervals", names, _scores(comparison), console.width):
-        console.print(table)
+    tables = [
+        ("what differs", names, _differences(comparison)),
+        ("scores in %, 95% intervals", [*names, *comparison.guesses], _scores(comparison)),
+        ("costs", names, _numbers(cost_columns(comparison), ", ")),
+        (GROWTH, names, _numbers(growth_columns(comparison), ": ")),
+    ]
+    for title, rows, columns in tables:
+        for table in _tables(title, rows, columns, console.width):
+            console.print(table)
     for note in comparison.notes:
         console.print(clean(note), markup=False, highlight=False)
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The tables of differences and scores, the tests in full, and the notes."""
-    names = [entry.name for entry in comparison.entries]
-    header = ["", *map(_plain, names)]
+    """The tables of differences, scores with costs, tests in full and growth, and the notes."""
+    names = [_plain(entry.name) for entry in comparison.entries]
     parts = []
     if comparison.differences:
         rows = [[_code(key), *map(_plain, values)] for key, values in comparison.differences.items()]
-        parts.append("## What differs\n\n" + markdown(*_upright(header, rows)))
+        parts.append("## What differs\n\n" + _markdown(*_upright(["", *names], rows)))
     scores = [
-        [_code(metric), *(score_text(comparison.cells.get((name, metric))) for name in names)]
+        [_code(metric), *map(score_text, _column(comparison, metric)), *guess_texts(comparison, metric)]
         for metric in comparison.metrics
     ]
-    parts.append("## Scores, in %, with 95% intervals\n\n" + markdown(*_upright(header, scores)))
+    blank = [""] * len(comparison.guesses)
+    scores += [[title, *cells, *blank] for title, cells in cost_columns(comparison)]
+    header = ["", *names, *(f"*{guesser}*" for guesser in comparison.guesses)]
+    parts.append("## Scores, in %, with 95% intervals\n\n" + _markdown(*_upright(header, scores)))
     tests = [[_code(metric), _plain(name), *tested_texts(cell)] for metric, name, cell in _tested(comparison)]
     if tests:
         titles = ["", "run", f"more than {_plain(comparison.baseline)}", "95% interval", "p", "p, corrected", ""]
-        parts.append("## Against the baseline\n\n" + markdown(titles, tests))
+        parts.append("## Against the baseline\n\n" + _markdown(titles, tests))
+    if growth := growth_columns(comparison):
+        rows = [list(row) for row in zip(names, *(map(_plain, cells) for _, cells in growth), strict=True)]
+        parts.append(f"## {GROWTH}\n\n" + _markdown(["", *(title for title, _ in growth)], rows))
     return "\n".join([*parts, "\n\n".join(map(_plain, comparison.notes))]) + "\n"
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line for each run and metric: the score, the test against the baseline, and what differs in the configuration."""
+    """One line for each run and metric: the score, the test against the baseline, costs, and what differs.
+
+    ``values`` are the scores of single seeds; a cost is in its own unit (COSTS), a growth the power of the size.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "metric", *COLUMNS, *map(_cell, comparison.differences)])
+    powers = list(dict.fromkeys(name for entry in comparison.entries for name in entry.measured.exponents()))
+    header = ["run", "metric", *COLUMNS, "seeds", "values", *comparison.guesses]
+    header += [*(f"cost/{name}" for name in comparison.costs), *(f"growth/{name}" for name in powers)]
+    writer.writerow([*header, *map(_cell, comparison.differences)])
     for at, entry in enumerate(comparison.entries):
         settings = [_cell(values[at]) for values in comparison.differences.values()]
+        exponents = entry.measured.exponents()
+        costs = [
+            *(entry.costs.get(name, "") for name in comparison.costs),
+            *(exponents.get(name, "") for name in powers),
+        ]
         for metric in comparison.metrics:
             if cell := comparison.cells.get((entry.name, metric)):
                 low, high = cell.interval or ("", "")
                 test = [*cell.difference, cell.p] if cell.difference else [""] * 5
-                writer.writerow([_cell(entry.name), _cell(metric), cell.score, low, high, *test, cell.mark, *settings])
+                values = entry.values(metric)
+                seeds = [len(values), " ".join(map(str, values))]
+                guesses = [row.get(metric, "") for row in comparison.guesses.values()]
+                line = [_cell(entry.name), _cell(metric), cell.score, low, high, *test, cell.mark]
+                writer.writerow([*line, *seeds, *guesses, *costs, *settings])
     return out.getvalue()
+
+
+def guess_texts(comparison: Comparison, metric: str) -> list[str]:
+    """What each guesser reaches of a metric; empty where that is not known."""
+    return [f"{row[metric]:.1f}" if metric in row else "" for row in comparison.guesses.values()]
+
+
+def cost_columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """By title, what each run costs, empty where that is not known."""
+    rows = [entry.costs for entry in comparison.entries]
+    return [
+        (COSTS[name].title, [COSTS[name].text(row[name]) if name in row else "" for row in rows])
+        for name in comparison.costs
+    ]
+
+
+def growth_columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
+    """What theory says of each run, then by title the measured exponents; none where no growth was measured."""
+    measured = [entry.measured for entry in comparison.entries]
+    exponents = [costs.exponents() for costs in measured]
+    names = list(dict.fromkeys(name for row in exponents for name in row))
+    columns = [
+        (name.replace("_", " ").replace("/", ": "), [f"{row[name]:.2f}" if name in row else "" for row in exponents])
+        for name in names
+    ]
+    theory = [f"O({costs.theory})" if costs.theory else "" for costs in measured]
+    return [("theory, a layer", theory), *columns] if names else []
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table, numbers to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _column(comparison: Comparison, metric: str) -> list[Cell | None]:
+    """The cells of a metric, in the order of the runs."""
+    return [comparison.cells.get((entry.name, metric)) for entry in comparison.entries]
 
 
 def _cell(text: str) -> str:
@@ -141,12 +208,16 @@ def _scores(comparison: Comparison) -> list[Column]:
         (
             _broken(metric, "/"),
             [
-                Text.assemble(*_lines(comparison.cells.get((entry.name, metric))), justify="right")
-                for entry in comparison.entries
+                *(Text.assemble(*_lines(cell), justify="right") for cell in _column(comparison, metric)),
+                *(Text(text, "dim", justify="right") for text in guess_texts(comparison, metric)),
             ],
         )
         for metric in comparison.metrics
     ]
+
+
+def _numbers(columns: Sequence[tuple[str, list[str]]], after: str) -> list[Column]:
+    return [(_broken(title, after), [Text(cell, justify="right") for cell in cells]) for title, cells in columns]
 
 
 def _broken(name: str, after: str) -> str:

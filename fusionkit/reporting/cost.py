@@ -1,12 +1,15 @@
 """What the variants of a sweep cost: FLOPs, time and memory of one training step, and how a fusion's grow with its input.
 
-Apart from the training and in processor time of one thread, so that nothing it competes with is measured: the variants
-take turns, and the medians count.
+``python -m fusionkit.reporting.cost SWEEP`` writes SWEEP/cost.json, which ``fusionkit compare`` reads. Apart from the
+training and in processor time of one thread, so that nothing it competes with is measured: the variants take turns, and
+the medians count.
 """
 
+import argparse
 import json
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +29,9 @@ from fusionkit.assembly.parts import build_parts
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Step
 from fusionkit.config import register_resolvers
+from fusionkit.errors import DataError, UserError
 from fusionkit.files.atomic import write_text
+from fusionkit.reporting.run_costs import FILE
 from fusionkit.training.trainer import build_module
 from fusionkit.types import Encoded, Tokens
 
@@ -181,11 +186,16 @@ class Pass:
 
 
 def measure(sweep: Path, tasks: Sequence[str] | None, growth: bool) -> dict[str, Any]:
-    """All costs of a sweep's variants, built from the configuration of the first run of each."""
+    """All costs of a sweep's variants, built from the configuration of the first run of each.
+
+    DataError where there is no SWEEP/VARIANT/SEED.
+    """
     register_resolvers()
     configs = {
         path.parent.parent.name: OmegaConf.load(path) for path in sorted(sweep.glob("*/*/config.yaml"), reverse=True)
     }
+    if not configs:
+        raise DataError(f"{sweep} holds no run (VARIANT/SEED/config.yaml); name the folder of a sweep")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -222,3 +232,23 @@ def race(
             if number:
                 seconds[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m fusionkit.reporting.cost", description="Measure what runs cost.")
+    parser.add_argument("sweep", type=Path, help="folder of the runs, SWEEP/VARIANT/SEED; its cost.json is written")
+    parser.add_argument("--tasks", nargs="+", help="whose training step is measured; without it all that a run trains")
+    parser.add_argument("--growth", action="store_true", help="also how the fusion's cost grows with its input")
+    options = parser.parse_args(arguments)
+    try:
+        write_costs(options.sweep / FILE, measure(options.sweep, options.tasks, options.growth))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(options.sweep / FILE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
-"""Evaluations of one checkpoint as one record, and the names of records."""
+"""Evaluations of one checkpoint, and a run and its W&B copy, as one record; the names of records."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +9,34 @@ from fusionkit.config import home_of
 from fusionkit.reporting.differences import differences, is_noise
 from fusionkit.reporting.record import RunRecord
 
+LOGS = ("logs", "wandb")  # where a run of ours has W&B's folders
+
 
 def join(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """One record of all evaluations of one checkpoint under the same settings; they may not say different things."""
+    """One record of all evaluations of one checkpoint under the same settings; they may not say different things.
+
+    What W&B kept in the folder of a run is part of that run: it tells what the run's own files do not.
+    """
+    records = list(records)
+    order = {path: place for place, record in enumerate(records) for path in record.paths}
     joined: list[RunRecord] = []
-    for record in records:
-        place = next((n for n, other in enumerate(joined) if _is_same(other, record)), None)
+    for record in sorted(records, key=is_wandb_copy):  # the runs' own files first
+        same = _holds if is_wandb_copy(record) else _is_same
+        place = next((n for n, other in enumerate(joined) if same(other, record)), None)
         if place is None:
             joined.append(record)
         else:
             joined[place] = _together(joined[place], record)
-    return joined
+    return sorted(joined, key=lambda record: min(order[path] for path in record.paths))
+
+
+def is_wandb_copy(record: RunRecord) -> bool:
+    """Whether this is what W&B kept of a run, in the folder of the run."""
+    return _folder_of(record.paths[0]) != record.paths[0]
+
+
+def _holds(run: RunRecord, copy: RunRecord) -> bool:
+    return _folder_of(copy.paths[0]) in run.paths
 
 
 def _is_same(one: RunRecord, other: RunRecord) -> bool:
@@ -33,10 +50,12 @@ def _is_same(one: RunRecord, other: RunRecord) -> bool:
 
 
 def _together(one: RunRecord, other: RunRecord) -> RunRecord:
+    metrics = {**one.metrics, **other.metrics}
     return replace(
         one,
         paths=one.paths + other.paths,
-        metrics={**one.metrics, **other.metrics},
+        config=one.config or other.config,
+        metrics=one.metrics or metrics if is_wandb_copy(other) else metrics,  # W&B's may be of the validation
         directions={**one.directions, **other.directions},
         intervals={**one.intervals, **other.intervals},
         history=one.history or other.history,
@@ -47,14 +66,27 @@ def _together(one: RunRecord, other: RunRecord) -> RunRecord:
 
 
 def named(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """With names that tell them apart: of their run, else of the checkpoint too, else of the folder."""
-    places = [_home(record) for record in records]
-    finer: tuple[Callable[[RunRecord], Path], ...] = (_home_and_checkpoint, lambda record: record.paths[0])
-    for place_of in finer:
-        pairs = zip(records, list(places), strict=True)
-        places = [place_of(record) if places.count(place) > 1 else place for record, place in pairs]
-    names = short_names(places)
-    return [replace(record, name=name) for record, name in zip(records, names, strict=True)]
+    """With names that tell them apart: of their run, and where a run has several records of the checkpoint or the folder too."""
+    homes = [home_of_run(record) for record in records]
+    names = dict(zip(dict.fromkeys(homes), short_names(list(dict.fromkeys(homes))), strict=True))
+    found = []
+    for record, home in zip(records, homes, strict=True):
+        siblings = [other for other, place in zip(records, homes, strict=True) if place == home]
+        found.append("/".join([names[home], *_own_part(record, siblings, home)]))
+    if len(set(found)) < len(found):
+        found = short_names([record.paths[0] for record in records])
+    return [replace(record, name=name) for record, name in zip(records, found, strict=True)]
+
+
+def _own_part(record: RunRecord, siblings: Sequence[RunRecord], home: Path) -> list[str]:
+    """What the name of a record has beside its run's: nothing where it is alone, or the training itself."""
+    if len(siblings) == 1 or record.paths[0] == home:
+        return []
+    stems = [each.checkpoint.stem if each.checkpoint else None for each in siblings if each.paths[0] != home]
+    if record.checkpoint is not None and stems.count(record.checkpoint.stem) == 1:
+        return [record.checkpoint.stem]
+    paths = [sibling.paths[0] for sibling in siblings]
+    return [short_names(paths)[paths.index(record.paths[0])]]
 
 
 def short_names(places: Sequence[Path]) -> list[str]:
@@ -68,15 +100,19 @@ def short_names(places: Sequence[Path]) -> list[str]:
         lengths = longer
 
 
-def _home_and_checkpoint(record: RunRecord) -> Path:
-    return _home(record) / record.checkpoint.stem if record.checkpoint else record.paths[0]
+def home_of_run(record: RunRecord) -> Path:
+    """The folder of the run that is meant: that whose checkpoint was scored, or whose logs these are.
 
-
-def _home(record: RunRecord) -> Path:
-    """The folder of the run that is meant: that whose checkpoint an evaluation scores, or whose logs these are."""
+    Of a W&B folder that lies anywhere else it is the name that the run was logged under.
+    """
+    path = record.paths[0]
     if record.checkpoint is not None:
         return home_of(record.checkpoint)
-    folder = record.paths[0]
-    while folder.name in ("wandb", "logs") or folder.name.startswith("offline-run-"):
-        folder = folder.parent
-    return folder
+    return path.parent / record.name if is_wandb_copy(record) and path.parent.parts[-2:] != LOGS else _folder_of(path)
+
+
+def _folder_of(path: Path) -> Path:
+    """The folder of a run, of its ``logs/wandb/offline-run-*`` too."""
+    while path.name in ("wandb", "logs") or path.name.startswith("offline-run-"):
+        path = path.parent
+    return path

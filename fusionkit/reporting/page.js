@@ -15,3 +15,12 @@ for (const button of document.querySelectorAll("th button")) {
     title.setAttribute("aria-sort", down ? "descending" : "ascending");
   });
 }
+// the box of a wide table says on which sides the table goes on
+for (const box of document.querySelectorAll(".scroll")) {
+  const tell = () => {
+    box.parentElement.classList.toggle("more-left", box.scrollLeft > 1);
+    box.parentElement.classList.toggle("more-right", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+  };
+  box.addEventListener("scroll", tell, { passive: true });
+  new ResizeObserver(tell).observe(box);
+}

@@ -8,8 +8,8 @@ from xml.etree.ElementTree import Element
 import yaml
 
 from fusionkit.reporting.comparison import Cell, Comparison
-from fusionkit.reporting.comparison_plots import Panel, draw
-from fusionkit.reporting.comparison_table import p_text
+from fusionkit.reporting.comparison_plots import GROWTH, Panel, draw
+from fusionkit.reporting.comparison_table import cost_columns, growth_columns, guess_texts, p_text
 from fusionkit.reporting.differences import ABSENT
 from fusionkit.reporting.example_cards import example_card, overlay_figures
 from fusionkit.reporting.html import breakable, document, element, embedded
@@ -29,11 +29,15 @@ def report_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]], g
         element("title", f"{title} · fusionkit"),
         element("style", (here / "page.css").read_text(encoding="utf-8")),
     ]
+    tables = {GROWTH: _growth(comparison)}
     notes = [element("p", note, class_="soft") for note in comparison.notes]
     sections = [
         _section("differences", "What differs", _differences(comparison)),
         _section("scores", "Scores", [_scores(comparison), *notes, *_tests(comparison)]),
-        *(_section(heading.lower().replace(" ", "-"), heading, [_plots(drawn)]) for heading, drawn in panels.items()),
+        *(
+            _section(heading.lower().replace(" ", "-"), heading, [*tables.get(heading, ()), _plots(drawn)])
+            for heading, drawn in panels.items()
+        ),
         _section("examples", "Predictions side by side", _examples(comparison, groups)),
         _section("overlays", "Attention", overlay_figures(comparison)),
         _section("settings", "Settings", _settings(comparison)),
@@ -84,9 +88,11 @@ def _verdicts(comparison: Comparison) -> list[Element]:
 
 
 def _scores(comparison: Comparison) -> Element:
+    costs = cost_columns(comparison)
     titles = [_title("run", is_number=False), *(_title(metric) for metric in comparison.metrics)]
+    titles += [_title(title, after=", ") for title, _ in costs]
     rows = []
-    for entry in comparison.entries:
+    for at, entry in enumerate(comparison.entries):
         cells = [comparison.cells.get((entry.name, metric)) for metric in comparison.metrics]
         shown = [_score(comparison, metric, cell) for metric, cell in zip(comparison.metrics, cells, strict=True)]
         is_base = entry.name == comparison.baseline and len(comparison.entries) > 1
@@ -96,8 +102,21 @@ def _scores(comparison: Comparison) -> Element:
         first = element(
             "th", *breakable(entry.name), *(element("br") for _ in notes), *notes, scope="row", data_value=entry.name
         )
-        rows.append(element("tr", first, *shown, class_="base" if is_base else None))
-    return _table("scores in percent with their 95% intervals, and the difference from the baseline", titles, rows)
+        paid = [
+            element("td", texts[at] or ABSENT, class_="number", data_value=entry.costs.get(name))
+            for name, (_, texts) in zip(comparison.costs, costs, strict=True)
+        ]
+        rows.append(element("tr", first, *shown, *paid, class_="base" if is_base else None))
+    for at, guesser in enumerate(comparison.guesses):
+        guesses = [guess_texts(comparison, metric)[at] for metric in comparison.metrics]
+        first = element("th", element("i", guesser), scope="row", data_value=guesser)
+        guessed = [
+            element("td", text, class_="number soft", data_value=text) for text in [*guesses, *[""] * len(costs)]
+        ]
+        rows.append(element("tr", first, *guessed))
+    return _table(
+        "scores in percent with their 95% intervals, the difference from the baseline, and costs", titles, rows
+    )
 
 
 def _score(comparison: Comparison, metric: str, cell: Cell | None) -> Element:
@@ -180,6 +199,19 @@ def _tests(comparison: Comparison) -> list[Element]:
     return [element("details", summary, _table("differences from the baseline", heads, rows))]
 
 
+def _growth(comparison: Comparison) -> list[Element]:
+    if not (columns := growth_columns(comparison)):
+        return []
+    titles = [_title("run", is_number=False), *(_title(title, at > 0, ": ") for at, (title, _) in enumerate(columns))]
+    rows = []
+    for at, entry in enumerate(comparison.entries):
+        first = element("th", *breakable(entry.name), scope="row", data_value=entry.name)
+        theory, *powers = (texts[at] for _, texts in columns)
+        cells = [element("td", power, class_="number", data_value=power) for power in powers]
+        rows.append(element("tr", first, element("td", theory, data_value=theory), *cells))
+    return [_table("powers of the size of the input that the cost of the fusion grows with", titles, rows)]
+
+
 def _differences(comparison: Comparison) -> list[Element]:
     if not comparison.differences:
         return []
@@ -211,10 +243,11 @@ def _title(name: str, is_number: bool = True, after: str = "/") -> Element:
 
 
 def _table(caption: str, titles: Sequence[Element], rows: Sequence[Element]) -> Element:
-    """A table in a frame of its own, which scrolls where the page is narrow."""
+    """A table in a box of its own, which scrolls where the page is narrow, and shows at its edges what is out of sight."""
     hidden = element("caption", caption, class_="hidden")
     table = element("table", hidden, element("thead", element("tr", *titles)), element("tbody", *rows))
-    return element("div", table, class_="scroll", role="region", aria_label=caption, tabindex=0)
+    box = element("div", table, class_="scroll", role="region", aria_label=caption, tabindex=0)
+    return element("div", box, class_="wide")
 
 
 def _plots(panels: Sequence[Panel]) -> Element:

@@ -1,6 +1,7 @@
 """Finds runs on disk and reads each as a ``RunRecord``: folders of training runs, of evaluations, and W&B's offline runs."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -12,9 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from fusionkit.assembly.trust import as_texts
 from fusionkit.errors import DataError
 from fusionkit.files.names import link_out_of
-from fusionkit.reporting.merge_runs import join, named
+from fusionkit.reporting.merge_runs import home_of_run, join, named
 from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored
+from fusionkit.reporting.run_costs import read_costs
 from fusionkit.reporting.run_files import part, read_csv, read_details, read_json, read_rows, read_yaml
 from fusionkit.scoring.records import RERANKED
 
@@ -23,10 +25,14 @@ READ = (*FILES, "directions.json", "details.json", "samples.jsonl", "samples", "
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 
 
-def read_runs(words: Iterable[str]) -> list[RunRecord]:
-    """The runs that these folders, globs and folders of runs name, those of one checkpoint joined, each with its own name."""
+def read_runs(words: Iterable[str], costs: Path | None = None) -> list[RunRecord]:
+    """The runs that these folders, globs and folders of runs name, those of one checkpoint joined, each with its own name.
+
+    ``costs`` is the file of what was measured of them; None: the ``cost.json`` of their sweep, where it has one.
+    """
     folders = dict.fromkeys(path.resolve() for word in words for path in find_runs(word))
-    return named(join(read_run(folder) for folder in folders))
+    records = named(join(read_run(folder) for folder in folders))
+    return [replace(record, costs=read_costs(home_of_run(record), costs)) for record in records]
 
 
 def find_runs(word: str) -> list[Path]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fusionkit.reporting.run_costs import Costs
 from fusionkit.scoring.sample_scores import Row
 
 Interval = tuple[float, float]
@@ -40,6 +41,7 @@ class RunRecord:
     ``checkpoint`` what was evaluated; None where there is none, as for a file of predictions.
     ``parameters`` of model and heads.
     ``benchmarks`` the configurations of the published benchmarks among its scores, by name.
+    ``costs``      of its variant of a sweep, measured apart from the training.
     """
 
     name: str
@@ -54,3 +56,4 @@ class RunRecord:
     checkpoint: Path | None = None
     parameters: float | None = None
     benchmarks: Mapping[str, Any] = field(default_factory=dict)
+    costs: Costs = field(default_factory=Costs)

@@ -51,12 +51,15 @@ def style_of(place: int) -> Style:
 
 
 def label_ends(
-    axes: Axes, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], styles: Mapping[str, Style]
+    axes: Axes,
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    styles: Mapping[str, Style],
+    values: Mapping[str, str] | None = None,
 ) -> None:
-    """The name of each line at its right end, pushed apart where they would overlap."""
+    """The name of each line, and its value, at its right end, pushed apart where they would overlap."""
     to_height = (axes.transData + axes.transAxes.inverted()).transform
     axes.autoscale_view()
-    wanted = {name: to_height((steps[-1], values[-1]))[1] for name, (steps, values) in lines.items()}
+    wanted = {name: to_height((steps[-1], heights[-1]))[1] for name, (steps, heights) in lines.items()}
     order = sorted(wanted, key=wanted.__getitem__)
     places = np.array([wanted[name] for name in order])
     for _ in range(300):  # each pair that is too close moves apart by half of what is missing
@@ -65,7 +68,8 @@ def label_ends(
         places[1:] += missing
     for name, place in zip(order, places, strict=True):
         options = styles[name].text() | {"va": "center", "annotation_clip": False}
-        axes.annotate(short(name), (1.01, place), xycoords="axes fraction", **options)
+        label = f"{short(name)} {values[name]}" if values else short(name)
+        axes.annotate(label, (1.01, place), xycoords="axes fraction", **options)
 
 
 def label_points(axes: Axes, points: Mapping[str, Point], styles: Mapping[str, Style]) -> None:

@@ -216,7 +216,7 @@ def test_a_sweep_scores_benchmarks_with_intervals(
     low, high = details["shapes/grounding"]["intervals"]["mean_iou"]
     assert low <= metrics["shapes/grounding/mean_iou"] <= high
     best, last = read_runs(["multirun/fusionkit"])
-    assert (best.name, last.name) == ("best", "last")
+    assert (best.name, last.name) == ("first/best", "first/last")
     assert best.metrics == metrics
     assert best.checkpoint == folder / "best.ckpt"
     asked = {text.id for sample in samples_of(best, "shapes/vqa") for text in sample.texts["questions"]}
