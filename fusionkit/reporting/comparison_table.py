@@ -217,7 +217,7 @@ def _scores(comparison: Comparison) -> list[Column]:
 
 
 def _numbers(columns: Sequence[tuple[str, list[str]]], after: str) -> list[Column]:
-    return [(_broken(title, after), [Text(cell, justify="right") for cell in cells]) for title, cells in columns]
+    return [(_broken(title, after), [Text(clean(cell), justify="right") for cell in cells]) for title, cells in columns]
 
 
 def _broken(name: str, after: str) -> str:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.files.names import link_out_of
 from fusionkit.files.plain import read_json
 from fusionkit.reporting.statistics import exponent
 
@@ -85,6 +86,8 @@ def read_costs(home: Path, file: Path | None = None) -> Costs:
     if file is not None and not file.is_file():
         raise ConfigError(f"costs: there is no file {file}; {AGAIN.replace('again', 'them')}")
     path = file or home.parent.parent / FILE
+    if file is None and link_out_of(path.parent, [path]) is not None:
+        raise DataError(f"{path} leads out of the sweep's folder; put the file itself there, or remove it")
     content = read_json(path, AGAIN) if path.is_file() else {}
     names = [home.parent.name] if file is None else [home.parent.name, home.name]  # a named one may be of single runs
     try:

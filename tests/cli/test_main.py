@@ -317,7 +317,7 @@ ODD = [
         ("predict", ("checkpoint", "output_dir", "root", "data.root", "image", "output")),
         ("score", ("predictions", "annotations", "questions", "instances", "output")),
         ("submit", ("predictions", "questions", "output")),
-        ("compare", ("output_dir",)),
+        ("compare", ("output_dir", "costs")),
         ("export", ("checkpoint", "output")),
     ],
 )

@@ -208,6 +208,15 @@ def test_a_file_of_other_content_is_named(content: str, tmp_path: Path) -> None:
         read_costs(tmp_path / "a/1")
 
 
+def test_a_link_out_of_the_sweep_is_not_followed(tmp_path: Path) -> None:
+    write(tmp_path / "mine/secret.json", json.dumps(COSTS))
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep/cost.json").symlink_to(tmp_path / "mine/secret.json")
+    with pytest.raises(DataError, match=r"sweep/cost\.json leads out of the sweep's folder"):
+        read_costs(tmp_path / "sweep/gated/1")
+    assert read_costs(tmp_path / "sweep/gated/1", tmp_path / "sweep/cost.json").theory == "N"  # the user's own word
+
+
 def test_costs_of_others_are_not_those_of_a_run(tmp_path: Path) -> None:
     write(tmp_path / "cost.json", json.dumps(COSTS))
     assert read_costs(tmp_path / "other/1") == Costs()
