@@ -12,7 +12,12 @@ from fusionkit.errors import clean
 
 def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
     """What was asked about one's own images, and the replies."""
-    table = Table(header_style="bold")
+    records = list(records)
+    scored = [
+        answers for each in records if (answers := [one for one in each.get("answers", ()) if "probability" in one])
+    ]
+    alone = None if all(map(_are_shares, scored)) else "the score of an answer, from 0 to 1, is of that answer alone"
+    table = Table(header_style="bold", caption=alone, caption_justify="left")
     for title in ("image", "asked", "reply"):
         table.add_column(title, overflow="fold")
     for record in records:
@@ -36,8 +41,19 @@ def print_replies(records: Iterable[Mapping[str, Any]], console: Console | None 
 
 
 def _tell_answer(record: Mapping[str, Any]) -> str:
+    """Answers with percentages where these are shares of a whole; else with a score of 0 to 1 of each answer alone."""
     answers = record.get("answers", [{"answer": record.get("answer")}])
-    return "   ".join(" ".join([each["answer"], *_percent(each.get("probability"))]) for each in answers)
+    tell_one = _percent if _are_shares(answers) else _score
+    return "   ".join(" ".join([each["answer"], *tell_one(each.get("probability"))]) for each in answers)
+
+
+def _are_shares(answers: Iterable[Mapping[str, Any]]) -> bool:
+    total: float = sum(each.get("probability") or 0.0 for each in answers)
+    return abs(total - 1) < 0.005
+
+
+def _score(probability: float | None) -> list[str]:
+    return [] if probability is None else [f"{probability:.2f}"]
 
 
 def _tell_box(record: Mapping[str, Any]) -> str:

@@ -117,6 +117,18 @@ def test_the_page_can_be_read_without_eyes(page: str) -> None:
     assert sum(tag == "table" for tag, _ in tags) == sum(tag == "caption" for tag, _ in tags) == 3
 
 
+def test_a_wide_table_shows_where_it_goes_on(page: str) -> None:
+    """In a box with a scrollbar that stays, whose script marks the sides where the style draws a fading edge."""
+    boxes = page.count('class="scroll"')
+    assert boxes == len(re.findall(r'<div class="wide"><div class="scroll"[^>]* tabindex="0"><table>', page)) == 3
+    style, script = (re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)[1] for tag in ("style", "script"))
+    marks = set(re.findall(r'classList\.toggle\("([\w-]+)"', script))
+    assert marks == set(re.findall(r"\.wide\.([\w-]+)", style)) == {"more-left", "more-right"}
+    assert re.search(r"\.scroll \{[^}]*overflow: auto", style)
+    assert ".scroll::-webkit-scrollbar-thumb" in style
+    assert "scrollbar-color" in style
+
+
 def test_less_is_better_for_ranks_and_where_the_scorer_said_so(tmp_path: Path) -> None:
     metrics = {f"coco/{name}": 1.0 for name in ("median_rank", "r1", "age_off_by", "rank")}
     for name, directions in (("a", None), ("b", {"coco/age_off_by": False, "coco/rank": True})):

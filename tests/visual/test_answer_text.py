@@ -25,13 +25,29 @@ def test_each_reply_has_a_row_and_its_image_is_named_once():
         "caption": "a cat on a mat",
     }
     assert cells([record, {"image": "b.png", "question": "who", "answer": "he"}]) == [
-        ("cat.png", "question: what", "a cat 75.0%   a dog"),
+        ("cat.png", "question: what", "a cat 0.75   a dog"),
         ("", "phrase: the cat", "box 1 3 30 41 (x y width height)"),
         ("", "text: a cat sits", "match 98.1%   cosine 0.124   neutral 50.0%   entailment"),
         ("", "caption", "a cat on a mat"),
         ("b.png", "question: who", "he"),
     ]
     assert cells([{"image": "c.png", "text": "it", "match": 0.5}]) == [("c.png", "text: it", "match 50.0%")]
+
+
+def test_percentages_are_of_a_whole():
+    """A VQA head scores each answer alone: 93% and 81% would be read as parts of 100%."""
+    alone = {"image": "a.png", "question": "what", "answers": [{"answer": "cat", "probability": 0.93}]}
+    alone["answers"].append({"answer": "dog", "probability": 0.81})
+    shares = {"image": "b.png", "question": "what", "answers": [{"answer": "cat", "probability": 0.602}]}
+    shares["answers"].append({"answer": "dog", "probability": 0.398})
+    none = {"image": "c.png", "question": "what", "answer": "cat"}
+    assert [reply for *_, reply in cells([alone, shares, none])] == [
+        "cat 0.93   dog 0.81",
+        "cat 60.2%   dog 39.8%",
+        "cat",
+    ]
+    assert replies_table([alone, shares]).caption == "the score of an answer, from 0 to 1, is of that answer alone"
+    assert replies_table([shares, none]).caption is None
 
 
 def test_an_error_is_told_with_all_that_was_asked():
