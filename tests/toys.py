@@ -6,9 +6,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.regions import RegionEncoder
-from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.model.model import VisionLanguageModel, assemble
 from fusionkit.types import Dims, Regions
 
@@ -80,7 +80,7 @@ def toy_model(fusion="cross_attention", regions=False, **options) -> VisionLangu
     pixels = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 1, "num_heads": 4}
     return assemble(
         RegionEncoder(FEATURES, WIDTH, dropout=0.0) if regions else TimmEncoder("vit_tiny_patch16_224", **pixels),
-        HFTextEncoder(VOCABULARY, config=text_config),
+        BLIPTextEncoder(VOCABULARY, config=text_config),
         toy_fusion(fusion) if isinstance(fusion, str) else fusion,
         **{"embed_size": 16} | options,
     )

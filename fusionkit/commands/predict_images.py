@@ -21,6 +21,7 @@ from fusionkit.model.saliency import find_layer
 from fusionkit.scoring.records import require_writable, write_records
 from fusionkit.tasks.grounding_gradcam import by_matching
 from fusionkit.tasks.itm import ITM
+from fusionkit.tasks.ranking import Ranking
 from fusionkit.visual.answer_text import print_replies
 
 
@@ -71,7 +72,7 @@ def predictor_of(parts: Parts, device: torch.device, **options: Any) -> Predicto
     trained = {name: task for name, task in parts.tasks.items() if any(name in names for names in active.values())}
     dims = dims_of(parts.model, parts.datamodule.tokenizer, ())
     for name, task in list(trained.items()) if "attention" in parts.model.fusion.provides else ():
-        if isinstance(task, ITM) and task.replies_to == "text":
+        if isinstance(task, ITM | Ranking):
             trained[f"{name}_gradcam"] = by_matching(task, dims, options.get("layer"))
             for names in sources.values():
                 names += [f"{name}_gradcam"] if name in names else []

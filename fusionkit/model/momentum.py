@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fusionkit.internals import lerp_all
 from fusionkit.types import Batch, Encoded
@@ -24,6 +24,16 @@ class Teacher:
     head: nn.Module | None  # the moving average of the task's ``head``, where it has one
     encoded: Encoded
     alpha: float  # weight of the teacher's soft targets, 0..1
+
+    @property
+    def own_head(self) -> nn.Module:
+        """The head, of a task that has one."""
+        assert self.head is not None
+        return self.head
+
+    def mix(self, hard: Tensor, soft: Tensor) -> Tensor:
+        """(1 - alpha) * hard + alpha * soft: of targets, or of the losses against them (ALBEF, eq. 6 and 7)."""
+        return (1 - self.alpha) * hard + self.alpha * soft
 
 
 class MomentumTeacher(nn.Module):

@@ -58,6 +58,11 @@ class Negatives(nn.Module):
             )
         self.k, self.teacher_threshold, self.by_teacher = k, teacher_threshold, by_teacher
 
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether a momentum teacher has a say in what is drawn."""
+        return self.by_teacher or self.teacher_threshold is not None
+
     def logits(self, similarity: Tensor, mined: Tensor | None) -> Tensor:
         """Log of the distribution (R, C), up to a constant a row."""
         raise NotImplementedError

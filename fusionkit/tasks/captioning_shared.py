@@ -57,12 +57,13 @@ class SharedCaptioning(Captioning):
 
     def reader(self, model: VisionLanguageModel) -> Reader:
         text_encoder = copy.copy(model.text_encoder)  # the same parameters, but another first token
-        if not isinstance(text_encoder, SupportsFirstToken):
+        if isinstance(text_encoder, SupportsFirstToken):
+            text_encoder.first_token_id = self.first_token_id
+        elif self.first_token_id is not None:
             raise ConfigError(
                 f"text_encoder: {type(text_encoder).__name__} has no first_token_id, by which a decoder that shares it begins a "
                 "text; choose task captioning, which begins as the encoder does"
             )
-        text_encoder.first_token_id = self.first_token_id
         return Reader(text_encoder, self.head.layers.within(model.fusion))
 
     @property

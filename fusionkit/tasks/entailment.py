@@ -9,8 +9,9 @@ from fusionkit.losses import soft_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
+from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.heads import gelu_norm
-from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows, at_least_fp32
+from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
 
 LABELS = ("contradiction", "neutral", "entailment")
 
@@ -50,17 +51,10 @@ class Entailment(Task[HypothesisBatch]):
         targets = torch.stack([rows["contradiction"], rows["neutral"], rows["entailment"]], dim=1).float()
         logits = self._logits(model, self.head, batch, encoded)
         loss = soft_cross_entropy(logits, targets)
-        if teacher is not None and teacher.alpha > 0:
-            with torch.no_grad():
-                soft = self._logits(teacher.model, teacher.head, batch, teacher.encoded)
-            soft = at_least_fp32(soft).softmax(dim=1)
-            loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
+        loss = distil(loss, logits, teacher, lambda t: self._logits(t.model, t.own_head, batch, t.encoded))
         return TaskOutput(loss, logits, targets, hit_rate(logits, targets.argmax(dim=1)))
 
-    def _logits(
-        self, model: VisionLanguageModel, head: nn.Module | None, batch: HypothesisBatch, encoded: Encoded
-    ) -> Tensor:
-        assert head is not None
+    def _logits(self, model: VisionLanguageModel, head: nn.Module, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])
         logits: Tensor = head(fused.pooled)  # (T, 3)
         return logits

@@ -50,6 +50,25 @@ def corner_boxes(corners: Tensor, sizes: Tensor) -> Tensor:
     return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)
 
 
+def box_head(size: int) -> nn.Sequential:
+    """(T, size) -> boxes (T, 4), cxcywh in 0..1 (X-VLM)."""
+    return nn.Sequential(
+        nn.Linear(size, 2 * size), nn.LayerNorm(2 * size), nn.GELU(), nn.Linear(2 * size, 4), nn.Sigmoid()
+    )
+
+
+def box_output(boxes: Tensor, targets: Tensor, giou_all_or_nothing: bool) -> TaskOutput:
+    """The loss of boxes (T, 4), L1 + (1 - GIoU)."""
+    l1, giou = box_loss(boxes, targets, giou_all_or_nothing)
+    return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
+
+
+def box_records(boxes: Tensor, rows: TextRows, sizes: Tensor) -> Records:
+    """{"sent_id", "bbox"} of boxes (T, 4) in images of sizes (I, 2), cut off at their edges."""
+    placed = corner_boxes(to_corners(boxes.float()).clamp(0, 1), sizes[rows["image_index"]])
+    return [{"sent_id": i, "bbox": box} for i, box in zip(rows["ids"], placed.tolist(), strict=True)]
+
+
 class Grounding(Task[ExpressionBatch]):
     """A box from the fused state by a three-layer perceptron and a sigmoid; L1 + (1 - GIoU), weights 1 : 1.
 
@@ -71,17 +90,13 @@ class Grounding(Task[ExpressionBatch]):
         super().__init__(scorer)
         self.giou_all_or_nothing = giou_all_or_nothing
         self.pooling = pooling(dims) if pooling is not None else None
-        size = dims.pooled_size
-        self.head = nn.Sequential(
-            nn.Linear(size, 2 * size), nn.LayerNorm(2 * size), nn.GELU(), nn.Linear(2 * size, 4), nn.Sigmoid()
-        )
+        self.head = box_head(dims.pooled_size)
 
     def forward(
         self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        boxes, targets = self._boxes(model, batch, encoded), batch["expressions"]["boxes"]
-        l1, giou = box_loss(boxes, targets, self.giou_all_or_nothing)
-        return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
+        boxes = self._boxes(model, batch, encoded)
+        return box_output(boxes, batch["expressions"]["boxes"], self.giou_all_or_nothing)
 
     def _boxes(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Tensor:
         index = batch["expressions"]["image_index"]
@@ -94,7 +109,4 @@ class Grounding(Task[ExpressionBatch]):
 
     def predict(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Records:
         """{"sent_id", "bbox"}: left, top, width, height in pixels of the annotation's image size."""
-        rows: TextRows = batch[self.reads]  # type: ignore[literal-required]
-        corners = to_corners(self._boxes(model, batch, encoded).float()).clamp(0, 1)
-        boxes = corner_boxes(corners, batch["image_sizes"][rows["image_index"]])
-        return [{"sent_id": i, "bbox": box} for i, box in zip(rows["ids"], boxes.tolist(), strict=True)]
+        return box_records(self._boxes(model, batch, encoded), batch["expressions"], batch["image_sizes"])

@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionkit.encoders.base import SupportsGrids, unsupported
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.plain import read_json
 from fusionkit.model import saliency
 from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Negatives
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.tasks.grounding import corner_boxes
-from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.tasks.itm import ITM
-from fusionkit.types import Dims, Encoded, Regions
+from fusionkit.tasks.grounding import ExpressionBatch, corner_boxes
+from fusionkit.tasks.itm import ITM, LABELS, Matching, checked, match_evidence
+from fusionkit.tasks.ranking import Ranking
+from fusionkit.types import Dims, Encoded, Fused, Regions, TaskOutput
 
 
-class GradCAMGrounding(ITM):
+class GradCAMGrounding(Task[ExpressionBatch]):
     """Trains matching of referring expressions with their images; the box is where GradCAM finds the reasons of a match.
 
     A box is scored by its sum of the map / area ** ``alpha``. The boxes are those of ``proposals``, a json file {image id:
@@ -45,13 +46,28 @@ class GradCAMGrounding(ITM):
         proposals: str | None = None,
         scorer: Scorer | None = None,
     ) -> None:
-        super().__init__(dims, negatives, texts_per_image, scorer=scorer)
+        super().__init__(scorer)
+        self.negatives, self.matching = checked(negatives), Matching(self.reads, texts_per_image)
+        self.head: nn.Module = nn.Linear(dims.pooled_size, len(LABELS))
+        self.uses_teacher = self.negatives.asks_teacher  # type: ignore[misc]  # only the negatives ask it
         self.layer, self.alpha = layer, alpha
         self.proposals = None if proposals is None else _read_proposals(Path(proposals))
 
-    def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+    def forward(
+        self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        return self.matching(model, self.head, self.negatives, batch, encoded, teacher)
+
+    def partners(self, images: int, ranks: int) -> int:
+        return self.negatives.pool.partners(images, ranks)
+
+    def evidence(self, fused: Fused) -> Tensor:
+        """The logit of a match, (T,)."""
+        return match_evidence(self.head, fused)
+
+    def predict(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Records:
         """{"sent_id", "bbox"}: left, top, width, height in pixels of the annotation's image size."""
-        rows = self._rows(batch)
+        rows = batch["expressions"]
         if not rows["ids"]:
             return []
         text, index = encoded.text[self.reads], rows["image_index"]
@@ -60,13 +76,9 @@ class GradCAMGrounding(ITM):
         boxes = self._boxes(model, batch, saliency.over_words(maps, text.mask))
         return [{"sent_id": i, "bbox": box} for i, box in zip(rows["ids"], boxes.tolist(), strict=True)]
 
-    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
-        """{"bbox"} of each phrase, not how well it matches."""
-        return Task.reply(self, model, batch, encoded, top)
-
-    def _boxes(self, model: VisionLanguageModel, batch: CaptionBatch, maps: Tensor) -> Tensor:
+    def _boxes(self, model: VisionLanguageModel, batch: ExpressionBatch, maps: Tensor) -> Tensor:
         """xywh in pixels (T, 4), for maps (T, N) over the image tokens."""
-        images, index = model.images_of(batch), self._rows(batch)["image_index"]
+        images, index = model.images_of(batch), batch["expressions"]["image_index"]
         sizes = batch["image_sizes"][index]
         if isinstance(images, Regions):
             return corner_boxes(images.positions[index, maps.argmax(dim=1), :4], sizes)
@@ -77,7 +89,7 @@ class GradCAMGrounding(ITM):
             return self._proposed(batch, encoder.grids(images, index, maps), index, sizes)
         return corner_boxes(saliency.best_rectangles(encoder.grids(images, index, maps), self.alpha), sizes)
 
-    def _proposed(self, batch: CaptionBatch, maps: Sequence[Tensor], index: Tensor, sizes: Tensor) -> Tensor:
+    def _proposed(self, batch: ExpressionBatch, maps: Sequence[Tensor], index: Tensor, sizes: Tensor) -> Tensor:
         assert self.proposals is not None
         chosen = []
         for map, image, (width, height) in zip(maps, index.tolist(), sizes.int().tolist(), strict=True):
@@ -89,7 +101,7 @@ class GradCAMGrounding(ITM):
         return torch.stack(chosen)
 
 
-def by_matching(itm: ITM, dims: Dims, layer: int | None = None) -> GradCAMGrounding:
+def by_matching(itm: ITM | Ranking, dims: Dims, layer: int | None = None) -> GradCAMGrounding:
     """Weak grounding by a matching task that was trained on captions, with its head: nothing more is to be learnt."""
     task = GradCAMGrounding(dims, layer=layer)
     task.head = itm.head

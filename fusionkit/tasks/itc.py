@@ -83,7 +83,7 @@ class ITC(Task[CaptionBatch]):
             targets = contrastive_targets(keys, columns[1])
             if teacher is not None:
                 soft = _similarity(own, *columns, model.temperature.detach()).softmax(dim=1)
-                targets = teacher.alpha * soft + (1 - teacher.alpha) * targets
+                targets = teacher.mix(targets, soft)
             losses.append(soft_cross_entropy(similarity, targets))
             if sim_i2t is None:
                 sim_i2t, target_i2t = similarity.detach(), targets

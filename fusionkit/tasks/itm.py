@@ -1,6 +1,7 @@
 """Image-text matching with hard negatives (ALBEF)."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +16,76 @@ from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
+from fusionkit.types import Batch, Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
 
 LABELS = ("mismatch", "match")  # what the two logits of a pair stand for
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
+
+
+def join_pairs(
+    images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Candidates' image rows and text rows (P,) of the true pairs, then (wrong image, caption), then (image, wrong caption).
+
+    ``images`` and ``texts`` (R,) are the batch's own rows of the true pairs; the targets (P,) are 1 for these.
+    """
+    images, texts = images + candidates.first_image, texts + candidates.first_text
+    own_text = texts[:, None].expand_as(wrong_image.columns)[wrong_image.is_valid]
+    own_image = images[:, None].expand_as(wrong_text.columns)[wrong_text.is_valid]
+    image_rows = torch.cat([images, wrong_image.columns[wrong_image.is_valid], own_image])
+    text_rows = torch.cat([texts, own_text, wrong_text.columns[wrong_text.is_valid]])
+    targets = torch.zeros_like(image_rows)
+    targets[: len(images)] = 1
+    return (image_rows, text_rows), targets
+
+
+def bernoulli_pairs(
+    images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Each caption once, by a fair coin with its own image or with a wrong one (UNITER, ViLT, METER); as ``join_pairs``."""
+    is_wrong = (torch.rand(len(images), device=images.device) < 0.5) & wrong_image.is_valid.any(dim=1)
+    image_rows = torch.where(is_wrong, wrong_image.columns[:, 0], images + candidates.first_image)
+    return (image_rows, texts + candidates.first_text), (~is_wrong).long()
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What tasks of matching have in common: true pairs of image and text, told from false ones by a head.
+
+    ``kind``  of the texts; the other options are those of ``ITM``.
+    """
+
+    kind: str
+    texts_per_image: int | None = None
+    join: Join = join_pairs
+    alignment: Alignment | None = None
+
+    def __call__(
+        self,
+        model: VisionLanguageModel,
+        head: nn.Module,
+        negatives: Negatives,
+        batch: Batch,
+        encoded: Encoded,
+        teacher: Teacher | None,
+    ) -> TaskOutput:
+        """The loss on one batch: draw wrong partners, fuse true and false pairs, tell them apart."""
+        keys, index = batch["image_keys"], rows_of(batch, self.kind)["image_index"]
+        rows = leading_rows(index, self.texts_per_image)
+        candidates = negatives.pool(encoded, self.kind, keys, keys[index])
+        wrong_image, wrong_text = draw(negatives, self.kind, model, batch, encoded, candidates, rows, teacher)
+        (images, texts), targets = self.join(index[rows], rows, wrong_image, wrong_text, candidates)
+        text, (memory, places) = candidates.text.take(texts), prepared(model, candidates, images)
+        fused = model.fuse(memory, text, places)
+        logits: Tensor = head(fused.pooled)
+        loss = masked_cross_entropy(logits, targets) + only_nan(wrong_image.entropy + wrong_text.entropy)
+        metrics = match_metrics(logits, targets, wrong_image, wrong_text) | candidates.metrics
+        if self.alignment is not None:
+            assert text.mask is not None
+            image_mask = None if candidates.image.mask is None else candidates.image.mask[images]
+            aligned = self.alignment(fused, text.mask, image_mask, targets)
+            loss, metrics["alignment_loss"] = loss + aligned, aligned.detach()
+        return TaskOutput(loss, logits, targets, metrics)
 
 
 class ITM(Task[CaptionBatch]):
@@ -46,130 +113,135 @@ class ITM(Task[CaptionBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
-        if not (negatives is None or callable(negatives)):
-            raise ConfigError(
-                f"task.itm.negatives is {negatives!r}, but has to be built of a class; choose negatives=NAME"
-            )
-        self.negatives = negatives or HardNegatives()
-        self.texts_per_image, self.join, self.alignment = texts_per_image, join or join_pairs, alignment
+        self.negatives = checked(negatives)
+        self.matching = Matching(self.reads, texts_per_image, join or join_pairs, alignment)
         if alignment is not None:
             self.needs = self.needs | {"text", "image"}  # type: ignore[misc]
         self.head = head(dims.pooled_size, len(LABELS))
-        asks = self.negatives.by_teacher or self.negatives.teacher_threshold is not None
-        self.uses_teacher = asks  # type: ignore[misc]  # only to draw the negatives is a teacher asked at all
+        self.uses_teacher = self.negatives.asks_teacher  # type: ignore[misc]  # only the negatives ask it
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        keys, index = batch["image_keys"], self._rows(batch)["image_index"]
-        rows = leading_rows(index, self.texts_per_image)
-        candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
-        wrong_image, wrong_text = self._draw(model, batch, encoded, candidates, rows, teacher)
-        (images, texts), targets = self.join(index[rows], rows, wrong_image, wrong_text, candidates)
-        text, (memory, places) = candidates.text.take(texts), prepared(model, candidates, images)
-        fused = model.fuse(memory, text, places)
-        logits = self.head(fused.pooled)
-        loss = masked_cross_entropy(logits, targets) + only_nan(wrong_image.entropy + wrong_text.entropy)
-        metrics = self._metrics(logits, targets, wrong_image, wrong_text) | candidates.metrics
-        if self.alignment is not None:
-            assert text.mask is not None
-            image_mask = None if candidates.image.mask is None else candidates.image.mask[images]
-            aligned = self.alignment(fused, text.mask, image_mask, targets)
-            loss, metrics["alignment_loss"] = loss + aligned, aligned.detach()
-        return TaskOutput(loss, logits, targets, metrics)
+        return self.matching(model, self.head, self.negatives, batch, encoded, teacher)
 
     def partners(self, images: int, ranks: int) -> int:
         return self.negatives.pool.partners(images, ranks)
 
-    def _rows(self, batch: CaptionBatch) -> TextRows:
-        rows: TextRows = batch[self.reads]  # type: ignore[literal-required]
-        return rows
-
     def score_pairs(self, model: VisionLanguageModel, memory: Memory, text: Tokens, image_index: Tensor) -> Tensor:
         """Logits (P, 2), [:, 1] for a match, of P captions with the image rows that image_index (P,) names."""
-        logits: Tensor = self.head(model.fuse(memory, text, image_index).pooled)
-        return logits
-
-    @torch.no_grad()
-    def _draw(
-        self,
-        model: VisionLanguageModel,
-        batch: CaptionBatch,
-        encoded: Encoded,
-        candidates: Candidates,
-        rows: Tensor,
-        teacher: Teacher | None,
-    ) -> tuple[Drawn, Drawn]:
-        """Wrong images and wrong texts, as candidates' rows, for the true pairs of text rows (R,)."""
-        index = self._rows(batch)["image_index"]
-        images, keys = index[rows], batch["image_keys"][index[rows]]
-        feats, text_feats = encoded.image_feats, encoded.text_feats[self.reads]
-        image_columns, text_columns = candidates.image_feats, candidates.text_feats
-        if self.negatives.by_teacher and teacher is not None:
-            image_columns = self.negatives.pool.columns(teacher.encoded.image_feats)
-            text_columns = self.negatives.pool.columns(teacher.encoded.text_feats[self.reads])
-        to_image = scaled_cosines(text_feats[rows], image_columns, model.temperature)  # (R, C_i)
-        to_text = scaled_cosines(feats, text_columns, model.temperature)[images]  # (R, C_t)
-        no_image, no_text = (
-            (keys[:, None] == others[None, :]) | (others == EMPTY)
-            for others in (candidates.image_keys, candidates.text_keys)
-        )
-        if self.negatives.teacher_threshold is not None:
-            alike_image, alike_text = self._alike(teacher, rows, images)
-            no_image, no_text = no_image | alike_image, no_text | alike_text
-        listed = self.negatives.mined(batch)
-        if listed is None:
-            return self.negatives(to_image, no_image), self.negatives(to_text, no_text)
-        named = listed.to(images.device)[images]  # (R, I)
-        return self.negatives(to_image, no_image, named), self.negatives(to_text, no_text, named[:, index])
-
-    def _alike(self, teacher: Teacher | None, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the teacher takes for a match: candidates' images for each text row, and texts for its image."""
-        if teacher is None:
-            raise ConfigError("negatives.teacher_threshold needs a teacher; choose teacher=momentum, or set it to null")
-        feats, text_feats = teacher.encoded.image_feats, teacher.encoded.text_feats[self.reads]
-        columns, limit = self.negatives.pool.columns, self.negatives.teacher_threshold
-        assert limit is not None
-        to_image, to_text = scaled_cosines(text_feats[rows], columns(feats)), scaled_cosines(feats, columns(text_feats))
-        return to_image >= limit, to_text[images] >= limit
-
-    def _metrics(self, logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn) -> dict[str, Tensor]:
-        gap = logits.detach().diff(dim=1).squeeze(1).float()
-        metrics = {"negatives_entropy": (wrong_image.entropy + wrong_text.entropy) / 2}
-        if len(gap):
-            metrics["accuracy"] = ((gap > 0) == targets).float().mean()
-            for name, chosen in (("positive_logit", targets), ("negative_logit", 1 - targets)):
-                metrics[name] = (gap * chosen).sum() / chosen.sum().clamp(min=1)
-            metrics["logit_gap"] = metrics["positive_logit"] - metrics["negative_logit"]
-            own_loss = F.cross_entropy(at_least_fp32(logits.detach()), targets)  # not the share of the global mean
-            metrics["chance_gap"] = own_loss - prior_entropy(targets)
-        return metrics
+        return pair_logits(self.head, model, memory, text, image_index)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """Each caption with its own image (label 1) and with the next other image of the batch (label 0)."""
-        captions, keys = self._rows(batch), batch["image_keys"]
-        index, text = captions["image_index"], encoded.text[self.reads]
-        shifted = (index + 1) % len(keys)
-        records = []
-        for label, images in ((1, index), (0, shifted)):
-            scores = self.score_pairs(model, encoded.memory, text, images).float().softmax(dim=1)[:, 1].tolist()
-            records += [
-                {"caption_id": caption_id, "image_id": batch["image_ids"][image], "score": score, "label": label}
-                for caption_id, image, score in zip(captions["ids"], images.tolist(), scores, strict=True)
-            ]
-        has_other = len(keys) > 1
-        return records if has_other else records[: len(index)]
+        return match_records(self.head, model, batch, encoded)
 
     def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
         """{"match"}, the probability that each text describes its image."""
-        index = self._rows(batch)["image_index"]
-        logits = self.score_pairs(model, encoded.memory, encoded.text[self.reads], index)
-        return [{"match": match} for match in logits.float().softmax(dim=1)[:, 1].tolist()]
+        return match_replies(self.head, model, batch, encoded)
 
     def evidence(self, fused: Fused) -> Tensor:
         """The logit of a match, (T,)."""
-        logits: Tensor = self.head(fused.pooled)
-        return logits[:, 1]
+        return match_evidence(self.head, fused)
+
+
+def checked(negatives: Negatives | None) -> Negatives:
+    """The distribution of negatives, hard ones by default; ConfigError for what is none."""
+    if not (negatives is None or callable(negatives)):
+        raise ConfigError(f"task.itm.negatives is {negatives!r}, but has to be built of a class; choose negatives=NAME")
+    return negatives or HardNegatives()
+
+
+def rows_of(batch: Batch, kind: str) -> TextRows:
+    """The texts of a kind."""
+    rows: TextRows = batch[kind]  # type: ignore[literal-required]
+    return rows
+
+
+@torch.no_grad()
+def draw(
+    negatives: Negatives,
+    kind: str,
+    model: VisionLanguageModel,
+    batch: Batch,
+    encoded: Encoded,
+    candidates: Candidates,
+    rows: Tensor,
+    teacher: Teacher | None,
+) -> tuple[Drawn, Drawn]:
+    """Wrong images and wrong texts, as candidates' rows, for the true pairs of text rows (R,) of a kind."""
+    index, columns = rows_of(batch, kind)["image_index"], negatives.pool.columns
+    images, keys = index[rows], batch["image_keys"][index[rows]]
+    feats, text_feats = encoded.image_feats, encoded.text_feats[kind]
+    image_columns, text_columns = candidates.image_feats, candidates.text_feats
+    if negatives.by_teacher and teacher is not None:
+        image_columns = columns(teacher.encoded.image_feats)
+        text_columns = columns(teacher.encoded.text_feats[kind])
+    to_image = scaled_cosines(text_feats[rows], image_columns, model.temperature)  # (R, C_i)
+    to_text = scaled_cosines(feats, text_columns, model.temperature)[images]  # (R, C_t)
+    no_image, no_text = (
+        (keys[:, None] == others[None, :]) | (others == EMPTY)
+        for others in (candidates.image_keys, candidates.text_keys)
+    )
+    if negatives.teacher_threshold is not None:  # what the teacher takes for a match is none either
+        if teacher is None:
+            raise ConfigError("negatives.teacher_threshold needs a teacher; choose teacher=momentum, or set it to null")
+        feats, text_feats = teacher.encoded.image_feats, teacher.encoded.text_feats[kind]
+        no_image = no_image | (scaled_cosines(text_feats[rows], columns(feats)) >= negatives.teacher_threshold)
+        no_text = no_text | (scaled_cosines(feats, columns(text_feats)) >= negatives.teacher_threshold)[images]
+    listed = negatives.mined(batch)
+    if listed is None:
+        return negatives(to_image, no_image), negatives(to_text, no_text)
+    named = listed.to(images.device)[images]  # (R, I)
+    return negatives(to_image, no_image, named), negatives(to_text, no_text, named[:, index])
+
+
+def match_metrics(logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn) -> dict[str, Tensor]:
+    """What is logged of logits (P, 2) and the negatives among the pairs."""
+    gap = logits.detach().diff(dim=1).squeeze(1).float()
+    metrics = {"negatives_entropy": (wrong_image.entropy + wrong_text.entropy) / 2}
+    if len(gap):
+        metrics["accuracy"] = ((gap > 0) == targets).float().mean()
+        for name, chosen in (("positive_logit", targets), ("negative_logit", 1 - targets)):
+            metrics[name] = (gap * chosen).sum() / chosen.sum().clamp(min=1)
+        metrics["logit_gap"] = metrics["positive_logit"] - metrics["negative_logit"]
+        own_loss = F.cross_entropy(at_least_fp32(logits.detach()), targets)  # not the share of the global mean
+        metrics["chance_gap"] = own_loss - prior_entropy(targets)
+    return metrics
+
+
+def pair_logits(
+    head: nn.Module, model: VisionLanguageModel, memory: Memory, text: Tokens, image_index: Tensor
+) -> Tensor:
+    """Logits (P, 2), [:, 1] for a match, of P texts with the image rows that image_index (P,) names."""
+    logits: Tensor = head(model.fuse(memory, text, image_index).pooled)
+    return logits
+
+
+def match_records(head: nn.Module, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+    """Each caption with its own image (label 1) and with the next other image of the batch (label 0)."""
+    captions, keys, text = batch["captions"], batch["image_keys"], encoded.text["captions"]
+    index, records = captions["image_index"], []
+    for label, images in ((1, index), (0, (index + 1) % len(keys))):
+        scores = pair_logits(head, model, encoded.memory, text, images).float().softmax(dim=1)[:, 1].tolist()
+        records += [
+            {"caption_id": caption_id, "image_id": batch["image_ids"][image], "score": score, "label": label}
+            for caption_id, image, score in zip(captions["ids"], images.tolist(), scores, strict=True)
+        ]
+    return records if len(keys) > 1 else records[: len(index)]
+
+
+def match_replies(head: nn.Module, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+    """{"match"}, the probability that each caption describes its image."""
+    index = batch["captions"]["image_index"]
+    logits = pair_logits(head, model, encoded.memory, encoded.text["captions"], index)
+    return [{"match": match} for match in logits.float().softmax(dim=1)[:, 1].tolist()]
+
+
+def match_evidence(head: nn.Module, fused: Fused) -> Tensor:
+    """The logits of a match (T,) of fused pairs."""
+    logits: Tensor = head(fused.pooled)
+    return logits[:, 1]
 
 
 def only_nan(entropy: Tensor) -> Tensor:
@@ -182,32 +254,6 @@ def prior_entropy(targets: Tensor) -> Tensor:
     share = targets.float().mean() if len(targets) else targets.new_zeros((), dtype=torch.float32)
     entropy: Tensor = torch.special.entr(torch.stack([share, 1 - share])).sum()
     return entropy
-
-
-def join_pairs(
-    images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Candidates' image rows and text rows (P,) of the true pairs, then (wrong image, caption), then (image, wrong caption).
-
-    ``images`` and ``texts`` (R,) are the batch's own rows of the true pairs; the targets (P,) are 1 for these.
-    """
-    images, texts = images + candidates.first_image, texts + candidates.first_text
-    own_text = texts[:, None].expand_as(wrong_image.columns)[wrong_image.is_valid]
-    own_image = images[:, None].expand_as(wrong_text.columns)[wrong_text.is_valid]
-    image_rows = torch.cat([images, wrong_image.columns[wrong_image.is_valid], own_image])
-    text_rows = torch.cat([texts, own_text, wrong_text.columns[wrong_text.is_valid]])
-    targets = torch.zeros_like(image_rows)
-    targets[: len(images)] = 1
-    return (image_rows, text_rows), targets
-
-
-def bernoulli_pairs(
-    images: Tensor, texts: Tensor, wrong_image: Drawn, wrong_text: Drawn, candidates: Candidates
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Each caption once, by a fair coin with its own image or with a wrong one (UNITER, ViLT, METER); as ``join_pairs``."""
-    is_wrong = (torch.rand(len(images), device=images.device) < 0.5) & wrong_image.is_valid.any(dim=1)
-    image_rows = torch.where(is_wrong, wrong_image.columns[:, 0], images + candidates.first_image)
-    return (image_rows, texts + candidates.first_text), (~is_wrong).long()
 
 
 def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -> tuple[Memory, Tensor]:

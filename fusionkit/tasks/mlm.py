@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
-from fusionkit.losses import IGNORE, masked_cross_entropy, soft_cross_entropy
+from fusionkit.losses import IGNORE, masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
+from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
+from fusionkit.types import Dims, Encoded, TaskOutput
 
 
 class Masking(Protocol):
@@ -141,18 +142,13 @@ class MLM(Task[CaptionBatch]):
         masked = (input_ids, captions["attention_mask"][rows], captions["image_index"][rows], targets != IGNORE)
         logits, targets = self._logits(model, self.head, encoded, *masked), targets[targets != IGNORE]
         loss = masked_cross_entropy(logits, targets)
-        if teacher is not None and teacher.alpha > 0:
-            with torch.no_grad():
-                soft = at_least_fp32(self._logits(teacher.model, teacher.head, teacher.encoded, *masked)).softmax(
-                    dim=-1
-                )
-            loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
+        loss = distil(loss, logits, teacher, lambda t: self._logits(t.model, t.own_head, t.encoded, *masked))
         return TaskOutput(loss, logits, targets)
 
     def _logits(
         self,
         model: VisionLanguageModel,
-        head: nn.Module | None,
+        head: nn.Module,
         encoded: Encoded,
         input_ids: Tensor,
         attention_mask: Tensor,
@@ -160,7 +156,6 @@ class MLM(Task[CaptionBatch]):
         is_masked: Tensor,
     ) -> Tensor:
         """Logits (M, V) at the M masked positions."""
-        assert head is not None
         fused = model.fuse(encoded.memory, model.encode_text(input_ids, attention_mask), image_index)
         assert fused.text is not None
         logits: Tensor = head(fused.text[is_masked], model.text_encoder.word_embeddings.weight)

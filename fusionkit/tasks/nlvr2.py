@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.base import SupportsTwoImages
-from fusionkit.losses import masked_cross_entropy, soft_cross_entropy
+from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
+from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.heads import gelu_norm
-from fusionkit.types import Batch, Dims, Encoded, Memory, TaskOutput, TextRows, at_least_fp32
+from fusionkit.types import Batch, Dims, Encoded, Memory, TaskOutput, TextRows
 
 LABELS = ("False", "True")
 
@@ -31,6 +32,10 @@ def second_memory(model: VisionLanguageModel, encoded: Encoded) -> Memory:
     return encoded.memory
 
 
+Read = Callable[[VisionLanguageModel, nn.Module, StatementBatch, Encoded], Tensor]
+"""The logits (T, 2) of a model with a head, for the statements of an encoded batch."""
+
+
 class NLVR2(Task[StatementBatch]):
     """The sentence is fused with each of its images; the head reads both vectors, the left image's first (UNITER's "pair").
 
@@ -42,57 +47,80 @@ class NLVR2(Task[StatementBatch]):
     needs = frozenset({"pooled"})
     reads = "statements"
     uses_teacher = True
-    vectors = 2  # that the head reads of a statement
 
     def __init__(
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
     ) -> None:
         super().__init__(scorer)
-        self.head = head(self.vectors * dims.pooled_size, len(LABELS))
+        self.head = head(2 * dims.pooled_size, len(LABELS))
 
     def forward(
         self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        logits, targets = self._logits(model, self.head, batch, encoded), batch["statements"]["label"].long()
-        loss = masked_cross_entropy(logits, targets)
-        if teacher is not None and teacher.alpha > 0:
-            with torch.no_grad():
-                soft = self._logits(teacher.model, teacher.head, batch, teacher.encoded)
-            soft = at_least_fp32(soft).softmax(dim=1)
-            loss = (1 - teacher.alpha) * loss + teacher.alpha * soft_cross_entropy(logits, soft)
-        return TaskOutput(loss, logits, targets, hit_rate(logits, targets))
+        return statement_output(self._logits, model, self.head, batch, encoded, teacher)
 
-    def _logits(
-        self, model: VisionLanguageModel, head: nn.Module | None, batch: StatementBatch, encoded: Encoded
-    ) -> Tensor:
-        assert head is not None
-        logits: Tensor = head(self._vectors(model, batch["statements"], encoded))  # (T, 2)
-        return logits
-
-    def _vectors(self, model: VisionLanguageModel, rows: StatementRows, encoded: Encoded) -> Tensor:
-        """What the head reads, (T, vectors * pooled_size)."""
-        text = encoded.text[self.reads]
+    def _logits(self, model: VisionLanguageModel, head: nn.Module, batch: StatementBatch, encoded: Encoded) -> Tensor:
+        rows, text = batch["statements"], encoded.text[self.reads]
         left = model.fuse(encoded.memory, text, rows["image_index"])
         right = model.fuse(second_memory(model, encoded), text, rows["other_index"])
         assert left.pooled is not None
         assert right.pooled is not None
-        return torch.cat([left.pooled, right.pooled], dim=1)
+        logits: Tensor = head(torch.cat([left.pooled, right.pooled], dim=1))  # (T, 2)
+        return logits
 
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}: the identifier and "True" or "False", the two columns of the official file."""
-        best = self._logits(model, self.head, batch, encoded).argmax(dim=1).tolist()
-        ids = batch["statements"]["ids"]
-        return [{"statement_id": i, "label": LABELS[label]} for i, label in zip(ids, best, strict=True)]
+        return statement_records(self._logits(model, self.head, batch, encoded), batch)
 
 
-class JointNLVR2(NLVR2):
-    """The sentence is fused with both images at once, in a fusion that provides "pair" (ALBEF)."""
+class JointNLVR2(Task[StatementBatch]):
+    """The sentence is fused with both images at once, in a fusion that provides "pair" (ALBEF).
+
+    ``head`` makes the classifier of (pooled_size, 2), fusionkit.tasks.heads. With a teacher, partly against its distribution.
+    """
 
     needs = frozenset({"pooled", "pair"})
-    vectors = 1
+    reads = "statements"
+    uses_teacher = True
 
-    def _vectors(self, model: VisionLanguageModel, rows: StatementRows, encoded: Encoded) -> Tensor:
+    def __init__(
+        self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
+    ) -> None:
+        super().__init__(scorer)
+        self.head = head(dims.pooled_size, len(LABELS))
+
+    def forward(
+        self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        return statement_output(self._logits, model, self.head, batch, encoded, teacher)
+
+    def _logits(self, model: VisionLanguageModel, head: nn.Module, batch: StatementBatch, encoded: Encoded) -> Tensor:
+        rows = batch["statements"]
         both = torch.stack([rows["image_index"], rows["other_index"]], dim=1)
-        pooled = model.fuse(encoded.memory, encoded.text[self.reads], both).pooled
-        assert pooled is not None
-        return pooled
+        logits: Tensor = head(model.fuse(encoded.memory, encoded.text[self.reads], both).pooled)  # (T, 2)
+        return logits
+
+    def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
+        """{"statement_id", "label"}, as NLVR2."""
+        return statement_records(self._logits(model, self.head, batch, encoded), batch)
+
+
+def statement_output(
+    read: Read,
+    model: VisionLanguageModel,
+    head: nn.Module,
+    batch: StatementBatch,
+    encoded: Encoded,
+    teacher: Teacher | None,
+) -> TaskOutput:
+    """Cross entropy of what ``read`` makes of the statements, with a teacher partly against its distribution."""
+    logits, targets = read(model, head, batch, encoded), batch["statements"]["label"].long()
+    loss = masked_cross_entropy(logits, targets)
+    loss = distil(loss, logits, teacher, lambda t: read(t.model, t.own_head, batch, t.encoded))
+    return TaskOutput(loss, logits, targets, hit_rate(logits, targets))
+
+
+def statement_records(logits: Tensor, batch: StatementBatch) -> Records:
+    """Records of logits (T, 2)."""
+    ids, best = batch["statements"]["ids"], logits.argmax(dim=1).tolist()
+    return [{"statement_id": i, "label": LABELS[label]} for i, label in zip(ids, best, strict=True)]

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.layers import Attention
-from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
-from fusionkit.tasks.nlvr2 import LABELS, StatementBatch, second_memory
+from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.nlvr2 import LABELS, StatementBatch, second_memory, statement_output, statement_records
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 
@@ -63,10 +62,9 @@ class PairedNLVR2(Task[StatementBatch]):
     def forward(
         self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        logits, targets = self._logits(model, batch, encoded), batch["statements"]["label"].long()
-        return TaskOutput(masked_cross_entropy(logits, targets), logits, targets, hit_rate(logits, targets))
+        return statement_output(self._logits, model, self.head, batch, encoded, None)
 
-    def _logits(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Tensor:
+    def _logits(self, model: VisionLanguageModel, head: nn.Module, batch: StatementBatch, encoded: Encoded) -> Tensor:
         rows, text = batch["statements"], encoded.text[self.reads]
         sides = []
         for memory, index in (
@@ -79,11 +77,9 @@ class PairedNLVR2(Task[StatementBatch]):
             assert text.mask is not None
             shown = torch.ones_like(fused.image[..., 0]) if encoded.image.mask is None else encoded.image.mask[index]
             sides.append((torch.cat([fused.image, fused.text], dim=1), torch.cat([shown, text.mask], dim=1)))
-        logits: Tensor = self.head(*sides)
+        logits: Tensor = head(*sides)
         return logits
 
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}, as NLVR2."""
-        best = self._logits(model, batch, encoded).argmax(dim=1).tolist()
-        ids = batch["statements"]["ids"]
-        return [{"statement_id": i, "label": LABELS[label]} for i, label in zip(ids, best, strict=True)]
+        return statement_records(self._logits(model, self.head, batch, encoded), batch)

@@ -1,19 +1,29 @@
 """Retrieval trained through the fusion: an image's caption has to score above wrong ones (UNITER, ViLT, METER)."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionkit.losses import global_mean, masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, Negatives
-from fusionkit.tasks.base import Scorer, leading_rows
+from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
-from fusionkit.tasks.itm import ITM, only_nan, prepared
-from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
+from fusionkit.tasks.itm import (
+    LABELS,
+    checked,
+    draw,
+    match_evidence,
+    match_records,
+    match_replies,
+    only_nan,
+    pair_logits,
+    prepared,
+)
+from fusionkit.types import Dims, Encoded, Fused, Memory, TaskOutput, Tokens, at_least_fp32
 
 
-class Ranking(ITM):
+class Ranking(Task[CaptionBatch]):
     """Each true pair beside its image with the k wrong captions of ``negatives``, scored by the logit of a match.
 
     ``margin`` None  cross entropy of the true one among 1 + k (ViLT, METER: k = 15).
@@ -21,6 +31,9 @@ class Ranking(ITM):
     ``hardest``      only so many of the k, those that the model itself scores highest (UNITER: 31 of 399); None: all.
     """
 
+    needs = frozenset({"pooled"})
+    reads = "captions"
+    replies_to = "text"
     init_from = "itm"
 
     def __init__(
@@ -32,7 +45,10 @@ class Ranking(ITM):
         hardest: int | None = None,
         scorer: Scorer | None = None,
     ) -> None:
-        super().__init__(dims, negatives, texts_per_image, scorer=scorer)
+        super().__init__(scorer)
+        self.negatives, self.texts_per_image = checked(negatives), texts_per_image
+        self.head = nn.Linear(dims.pooled_size, len(LABELS))
+        self.uses_teacher = self.negatives.asks_teacher  # type: ignore[misc]  # only the negatives ask it
         self.margin, self.hardest = margin, hardest
 
     def forward(
@@ -42,7 +58,7 @@ class Ranking(ITM):
         rows = leading_rows(index, self.texts_per_image)
         candidates = self.negatives.pool(encoded, self.reads, keys, keys[index])
         with torch.no_grad():
-            _, wrong = self._draw(model, batch, encoded, candidates, rows, teacher)
+            _, wrong = draw(self.negatives, self.reads, model, batch, encoded, candidates, rows, teacher)
             if self.hardest is not None:
                 scores = self._scores(model, candidates, index[rows], wrong.columns)
                 wrong = hardest_of(wrong, scores, self.hardest)
@@ -55,6 +71,25 @@ class Ranking(ITM):
         is_first = (logits.detach().argmax(dim=1) == 0).float()
         metrics = {"accuracy": is_first.mean(), "negatives_entropy": wrong.entropy} if len(rows) else {}
         return TaskOutput(loss, logits, targets, metrics)
+
+    def partners(self, images: int, ranks: int) -> int:
+        return self.negatives.pool.partners(images, ranks)
+
+    def score_pairs(self, model: VisionLanguageModel, memory: Memory, text: Tokens, image_index: Tensor) -> Tensor:
+        """As ``ITM.score_pairs``."""
+        return pair_logits(self.head, model, memory, text, image_index)
+
+    def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """As ITM: each caption with its own image (label 1) and with the next other image of the batch (label 0)."""
+        return match_records(self.head, model, batch, encoded)
+
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """{"match"}, the probability that each text describes its image."""
+        return match_replies(self.head, model, batch, encoded)
+
+    def evidence(self, fused: Fused) -> Tensor:
+        """The logit of a match, (T,)."""
+        return match_evidence(self.head, fused)
 
     def _scores(self, model: VisionLanguageModel, candidates: Candidates, images: Tensor, texts: Tensor) -> Tensor:
         """The logit of a match (R, N) of the batch's images (R,) with the candidates' texts (R, N)."""

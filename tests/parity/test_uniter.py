@@ -101,9 +101,9 @@ def test_matching_with_alignment(pretrained):
     cost = cosine_cost(fused.text, fused.image, *masks)
     close(cost, io["itm.out.ot_cost"])
     close(transport_plan(cost.detach(), *masks, 0.5, 50).transpose(1, 2), io["itm.out.ot_plan"])
-    loss, aligned = masked_cross_entropy(logits, targets), task.alignment(fused, *masks, targets)
+    loss, aligned = masked_cross_entropy(logits, targets), task.matching.alignment(fused, *masks, targets)
     close(loss + aligned, io["loss.itm_plus_ot"])
-    compare_losses(pretrained, aligned / task.alignment.weight, "loss.ot", "grad_norm_ot.")
+    compare_losses(pretrained, aligned / task.matching.alignment.weight, "loss.ot", "grad_norm_ot.")
 
 
 def test_matching(pretrained):

@@ -7,7 +7,7 @@ import torch
 
 from fusionkit.errors import ConfigError
 from fusionkit.negatives import HardNegatives, Queue
-from fusionkit.tasks.itm import ITM, join_pairs, prior_entropy
+from fusionkit.tasks.itm import ITM, draw, join_pairs, prior_entropy
 from tests.toys import toy_batch, toy_dims, toy_model
 
 
@@ -48,7 +48,7 @@ def test_negatives_show_another_image():
     keys, index, rows = batch["image_keys"], batch["captions"]["image_index"], torch.arange(8)
     encoded = model.encode(batch, ["captions"])
     candidates = itm.negatives.pool(encoded, "captions", keys, keys[index])
-    drawn = itm._draw(model, batch, encoded, candidates, rows, None)
+    drawn = draw(itm.negatives, "captions", model, batch, encoded, candidates, rows, None)
     (images, texts), targets = join_pairs(index, rows, *drawn, candidates)
     match = keys[images] == keys[index[texts]]
     assert torch.equal(match, targets.bool())
@@ -90,7 +90,7 @@ def test_at_a_low_temperature_the_nearest_wrong_partners_are_drawn():
     encoded = model.encode(batch, ["captions"])
     keys = batch["image_keys"]
     candidates = itm.negatives.pool(encoded, "captions", keys, keys)
-    wrong_image, wrong_text = itm._draw(model, batch, encoded, candidates, torch.arange(5), None)
+    wrong_image, wrong_text = draw(itm.negatives, "captions", model, batch, encoded, candidates, torch.arange(5), None)
     cosines = (encoded.text_feats["captions"] @ encoded.image_feats.T).detach()
     assert torch.equal(wrong_image.columns[:, 0], cosines.clone().fill_diagonal_(-2).argmax(dim=1))
     assert torch.equal(wrong_text.columns[:, 0], cosines.T.clone().fill_diagonal_(-2).argmax(dim=1))
@@ -101,7 +101,7 @@ def test_slots_of_a_queue_that_were_never_filled_are_no_partners():
     batch = toy_batch(images=3)
     keys, encoded = batch["image_keys"], model.encode(batch, ["captions"])
     candidates = itm.negatives.pool(encoded, "captions", keys, keys)
-    for drawn in itm._draw(model, batch, encoded, candidates, torch.arange(3), None):
+    for drawn in draw(itm.negatives, "captions", model, batch, encoded, candidates, torch.arange(3), None):
         assert drawn.is_valid.sum(dim=1).tolist() == [2, 2, 2]
         assert (drawn.columns[drawn.is_valid] < 3).all()
 

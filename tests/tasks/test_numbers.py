@@ -24,7 +24,7 @@ from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.answering import GenerateAnswer
 from fusionkit.tasks.grounding import ImagePooling
 from fusionkit.tasks.heads import norm_gelu, relu
-from fusionkit.tasks.itm import bernoulli_pairs
+from fusionkit.tasks.itm import bernoulli_pairs, draw, match_metrics
 from tests.toys import CLASSES, choices, number_of, scatter_weights, toy_batch, toy_dims, toy_model
 
 DECODER = partial(text_decoder, num_layers=1, num_heads=4, dropout=0.0)
@@ -237,14 +237,26 @@ def test_one_image_alone_has_no_wrong_one_and_a_lack_of_pairs_is_no_division_by_
         records = task.predict(model, batch, model.encode(batch, ["captions"]))
     assert [(record["caption_id"], record["label"]) for record in records] == [(0, 1), (1, 1)]
     nobody = Drawn(torch.zeros(1, 1).long(), torch.zeros(1, 1).bool(), torch.tensor(1.0))
-    told = task._metrics(torch.tensor([[1.0, 3.0]]), torch.tensor([1]), nobody, nobody)
+    told = match_metrics(torch.tensor([[1.0, 3.0]]), torch.tensor([1]), nobody, nobody)
     assert {name: value.item() for name, value in told.items() if name != "chance_gap"} == {
         "negatives_entropy": 1.0, "accuracy": 1.0, "positive_logit": 2.0, "negative_logit": 0.0, "logit_gap": 2.0,
     }  # fmt: skip
+
+
+def test_what_the_teacher_takes_for_a_match_is_no_negative():
+    """At the limit itself too: of three captions of three images the teacher takes the second image's for the first's."""
+    model, task = build("itm")
+    batch = toy_batch(images=3, texts_per_image=1)
+    encoded = model.encode(batch, ["captions"])
+    alike = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     task.negatives.teacher_threshold = 1.0
-    view = SimpleNamespace(image_feats=torch.eye(2), text_feats={"captions": torch.eye(2)})
-    alike = task._alike(Teacher(None, None, view, 0.0), torch.tensor([1]), torch.tensor([1]))
-    assert [part.tolist() for part in alike] == [[[False, True]], [[False, True]]]  # the limit itself is alike
+    teacher = Teacher(None, None, SimpleNamespace(image_feats=alike, text_feats={"captions": alike}), 0.0)
+    keys, rows = batch["image_keys"], torch.arange(3)
+    candidates = task.negatives.pool(encoded, "captions", keys, keys)
+    for drawn in draw(task.negatives, "captions", model, batch, encoded, candidates, rows, teacher):
+        assert drawn.columns[:2, 0].tolist() == [2, 2]
+        assert drawn.is_valid.tolist() == [[True, False], [True, False], [True, True]]
+        assert sorted(drawn.columns[2].tolist()) == [0, 1]
 
 
 def test_every_configured_task_is_here():
