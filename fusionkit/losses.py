@@ -57,16 +57,17 @@ def to_corners(boxes: Tensor) -> Tensor:
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
-def generalized_iou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> Tensor:
-    """Generalised IoU row by row, IoU - (C - U) / C (Rezatofighi et al. 2019); boxes (R, 4) cxcywh -> (R,).
+def iou_and_giou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> tuple[Tensor, Tensor]:
+    """IoU, and generalised IoU, IoU - (C - U) / C (Rezatofighi et al. 2019), row by row; boxes (R, 4) cxcywh -> (R,) each.
 
     A degenerate box only spoils its own row.
     """
     a, b = to_corners(at_least_fp32(boxes)), to_corners(at_least_fp32(others))
-    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
+    shared = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
     hull = (torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
-    union = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - overlap
-    return overlap / union.clamp(min=eps) - (hull - union) / hull.clamp(min=eps)
+    union = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - shared
+    iou = shared / union.clamp(min=eps)
+    return iou, iou - (hull - union) / hull.clamp(min=eps)
 
 
 def box_loss(boxes: Tensor, targets: Tensor, giou_all_or_nothing: bool = False) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ def box_loss(boxes: Tensor, targets: Tensor, giou_all_or_nothing: bool = False) 
     boxes = at_least_fp32(boxes)
     targets = targets.to(boxes)
     l1 = global_mean(F.l1_loss(boxes, targets, reduction="sum"), len(targets))
-    giou = global_mean((1 - generalized_iou(boxes, targets)).sum(), len(targets))
+    giou = global_mean((1 - iou_and_giou(boxes, targets)[1]).sum(), len(targets))
     if giou_all_or_nothing:
         is_whole = (torch.cat([boxes, targets])[:, 2:] >= 0).all()
         giou = giou * (mean_over_ranks(is_whole.to(giou)) == 1)

@@ -124,7 +124,8 @@ class TaskOutput(NamedTuple):
     loss: Tensor  # scalar, unweighted; of several ranks each has its share: their mean is the loss of the global batch
     logits: Tensor
     targets: Tensor
-    metrics: Mapping[str, Tensor] = MappingProxyType({})  # scalars to log, detached; never optimised
+    # detached, never optimised: what the task's metric of that name is updated with, or a number to take the mean over rows of
+    metrics: Mapping[str, Tensor | tuple[Any, ...]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)

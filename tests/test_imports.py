@@ -58,7 +58,7 @@ ALLOWED = {  # room (the longest matching path decides) -> the packages and modu
     "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
     "tasks": TENSORS
     | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "files")}
-    | {"fusionkit.encoders.base", "fusionkit.fusion.base", "fusionkit.fusion.layers"},
+    | {"fusionkit.encoders.base", "fusionkit.fusion.base", "fusionkit.fusion.layers", "torchmetrics"},
     "checkpoints/directory": TENSORS | {"fusionkit.files", "safetensors"},
     "checkpoints/pickled": TENSORS | {"numpy"},
     "checkpoints/source": TENSORS

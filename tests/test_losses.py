@@ -11,13 +11,13 @@ from fusionkit.losses import (
     IGNORE,
     box_loss,
     contrastive_targets,
-    generalized_iou,
     global_mean,
+    iou_and_giou,
     masked_cross_entropy,
     soft_binary_cross_entropy,
     soft_cross_entropy,
 )
-from fusionkit.tasks.base import hit_rate
+from fusionkit.tasks.metrics import hits
 
 
 def test_soft_cross_entropy_is_torchs_for_probabilities():
@@ -54,14 +54,14 @@ def test_binary_cross_entropy_is_the_published_mean_times_answers():
 def test_generalized_iou_is_torchvisions():
     boxes, others = (torch.cat([torch.rand(20, 2), torch.rand(20, 2) * 0.5 + 0.05], dim=1) for _ in range(2))
     corners = [box_convert(b, "cxcywh", "xyxy") for b in (boxes, others)]
-    torch.testing.assert_close(generalized_iou(boxes, others), generalized_box_iou(*corners).diagonal())
+    torch.testing.assert_close(iou_and_giou(boxes, others)[1], generalized_box_iou(*corners).diagonal())
 
 
 def test_a_degenerate_box_spoils_its_own_row_only():
     good = torch.tensor([0.5, 0.5, 0.2, 0.2])
     boxes = torch.stack([good, torch.tensor([0.5, 0.5, 0.0, 0.0])])
-    assert torch.isfinite(generalized_iou(boxes, boxes)).all()
-    assert generalized_iou(boxes, boxes)[0] == pytest.approx(1.0)
+    assert torch.isfinite(iou_and_giou(boxes, boxes)[1]).all()
+    assert iou_and_giou(boxes, boxes)[1][0] == pytest.approx(1.0)
     l1, giou = box_loss(boxes, torch.stack([good, good]))
     assert l1.item() == pytest.approx(0.2)  # (0 + 0.4) / 2
     assert giou.item() == pytest.approx(0.5)  # the empty box covers none of the other: IoU 0, hull = union
@@ -102,9 +102,8 @@ def test_rows_to_ignore_teach_nothing_and_are_not_counted():
     torch.testing.assert_close(masked_cross_entropy(logits, targets, label_smoothing=0.1), expected)
     assert masked_cross_entropy(logits, torch.full((4,), IGNORE)) == 0
     best = logits.argmax(dim=1)
-    assert hit_rate(logits, torch.tensor([best[0], IGNORE, (best[2] + 1) % 3, IGNORE]))["accuracy"] == 0.5
-    assert hit_rate(logits, torch.full((4,), IGNORE))["accuracy"] == 0
-    assert hit_rate(logits[:0], targets[:0]) == {}
+    assert hits(logits, torch.tensor([best[0], IGNORE, (best[2] + 1) % 3, IGNORE])) == (1, 2)
+    assert hits(logits, torch.full((4,), IGNORE)) == hits(logits[:0], targets[:0]) == (0, 0)
 
 
 @pytest.mark.parametrize("count", [4, torch.tensor(4)])

@@ -1,6 +1,7 @@
 """Toy sizes of the real parts, shared by the tests: a tiny model, its dims, and a batch with every text kind."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
@@ -10,7 +11,8 @@ from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.model.model import VisionLanguageModel, assemble
-from fusionkit.types import Dims, Regions
+from fusionkit.tasks.base import Task
+from fusionkit.types import Dims, Regions, TaskOutput
 
 CONF = Path(__file__).parents[1] / "conf"
 WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
@@ -147,6 +149,18 @@ def toy_statements(images: int, texts_per_image: int) -> dict:
     """Texts about an image and the next one, true or false."""
     rows = toy_rows(images, texts_per_image)
     return rows | {"other_index": (rows["image_index"] + 1) % images, "label": torch.randint(2, (len(rows["ids"]),))}
+
+
+def measured(task: Task[Any], output: TaskOutput) -> dict[str, float]:
+    """What a task's metrics make of one output alone."""
+    found = {}
+    for name, value in output.metrics.items():
+        if isinstance(value, tuple):
+            metric = task.metrics[name].clone()
+            metric.update(*value)
+            value = metric.compute()
+        found[name] = float(value)
+    return found
 
 
 def toy_regions(images: int, longest: int = 6) -> Regions:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.errors import ConfigError
-from fusionkit.losses import global_mean
 from fusionkit.types import Fused, at_least_fp32
 
 FAR = 1e4  # added to a denominator, so that padding has next to no mass (UNITER)
@@ -33,7 +32,7 @@ class Alignment:
             )
 
     def __call__(self, fused: Fused, text_mask: Tensor, image_mask: Tensor | None, targets: Tensor) -> Tensor:
-        """The weighted loss of P pairs with targets (P,), 1 for a true one; masks (P, L) and (P, N)."""
+        """The weighted loss (P,) of each of P pairs with targets (P,), 1 for a true one; masks (P, L) and (P, N)."""
         assert fused.text is not None
         assert fused.image is not None
         if image_mask is None:
@@ -44,7 +43,7 @@ class Alignment:
         cost = cosine_cost(at_least_fp32(fused.text), at_least_fp32(fused.image), text_mask.bool(), image_mask.bool())
         plan = transport_plan(cost.detach(), text_mask.bool(), image_mask.bool(), self.beta, self.iterations)
         distances = (cost * plan).sum(dim=(1, 2))
-        return self.weight * global_mean((distances * (2 * targets - 1)).sum(), len(targets))
+        return self.weight * distances * (2 * targets - 1)
 
 
 def words_alone(mask: Tensor) -> Tensor:

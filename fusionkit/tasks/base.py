@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
-from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Encoded, TaskOutput
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Task(nn.Module, Generic[B]):
     ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
     ``init_from`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
     ``scorer``  a pure function of (records, samples) that gives the metrics, or None where there is nothing to score.
+    ``metrics`` what is measured while it trains, torchmetrics by the name that ``TaskOutput.metrics`` has what each is updated
+                with under; the training has a copy for each source, and logs it as ``train/<source>/<task>_<name>``.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -43,6 +45,7 @@ class Task(nn.Module, Generic[B]):
     def __init__(self, scorer: Scorer | None = None) -> None:
         super().__init__()
         self.scorer = scorer
+        self.metrics = MetricCollection({})
 
     def forward(
         self, model: "VisionLanguageModel", batch: B, encoded: Encoded, teacher: "Teacher | None" = None
@@ -66,14 +69,6 @@ class Task(nn.Module, Generic[B]):
         """
         records = self.predict(model, batch, encoded)
         return [{name: value for name, value in row.items() if not name.endswith("_id")} for row in records]
-
-
-def hit_rate(logits: Tensor, targets: Tensor, name: str = "accuracy") -> dict[str, Tensor]:
-    """{name: share of rows whose highest logit (R, C) is at the target (R,), IGNORE left out}; nothing for no row at all."""
-    if not len(targets):
-        return {}
-    hits = (logits.detach().argmax(dim=1) == targets).float().sum()
-    return {name: hits / (targets != IGNORE).sum().clamp(min=1)}
 
 
 def leading_rows(image_index: Tensor, count: int | None) -> Tensor:

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task, hit_rate, leading_rows
+from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Search
 from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.words import Words
 from fusionkit.types import Dims, Encoded, TaskOutput
@@ -53,6 +54,7 @@ class Captioning(Task[CaptionBatch]):
         eps: float = 1e-12,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("token_accuracy")
         self.texts_per_image, self.label_smoothing = texts_per_image, label_smoothing
         self.search: Search = search or BeamSearch()
         special = dims.special_ids
@@ -79,7 +81,7 @@ class Captioning(Task[CaptionBatch]):
         states = fuse_causal(reader, encoded.memory, caption_targets.text)[caption_targets.loss_mask]
         logits, targets = self.predictor(states, reader.text_encoder.word_embeddings.weight), caption_targets.targets
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
-        return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
 
     def _caption_targets(self, batch: CaptionBatch) -> CaptionTargets:
         captions = batch["captions"]

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from fusionkit.losses import soft_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
+from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.heads import gelu_norm
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -42,6 +43,7 @@ class Entailment(Task[HypothesisBatch]):
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("accuracy")
         self.head = head(dims.pooled_size, len(LABELS))
 
     def forward(
@@ -52,7 +54,7 @@ class Entailment(Task[HypothesisBatch]):
         logits = self._logits(model, self.head, batch, encoded)
         loss = soft_cross_entropy(logits, targets)
         loss = distil(loss, logits, teacher, lambda t: self._logits(t.model, t.own_head, batch, t.encoded))
-        return TaskOutput(loss, logits, targets, hit_rate(logits, targets.argmax(dim=1)))
+        return TaskOutput(loss, logits, targets, {"accuracy": hits(logits, targets.argmax(dim=1))})
 
     def _logits(self, model: VisionLanguageModel, head: nn.Module, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])

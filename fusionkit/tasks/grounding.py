@@ -5,11 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fusionkit.losses import box_loss, to_corners
+from fusionkit.losses import box_loss, iou_and_giou, to_corners
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens, at_least_fp32
+
+BOX_METRICS = ("l1", "giou", "iou")  # the two parts of the loss, giou being 1 - GIoU, and how well boxes overlap
 
 
 class ExpressionRows(TextRows):
@@ -58,9 +61,12 @@ def box_head(size: int) -> nn.Sequential:
 
 
 def box_output(boxes: Tensor, targets: Tensor, giou_all_or_nothing: bool) -> TaskOutput:
-    """The loss of boxes (T, 4), L1 + (1 - GIoU)."""
+    """The loss of boxes (T, 4), L1 + (1 - GIoU), and the metrics of ``BOX_METRICS``."""
     l1, giou = box_loss(boxes, targets, giou_all_or_nothing)
-    return TaskOutput(l1 + giou, boxes, targets, {"l1": l1.detach(), "giou": giou.detach()})
+    distances = (at_least_fp32(boxes.detach()) - at_least_fp32(targets)).abs()
+    iou, generalized = iou_and_giou(boxes.detach(), targets)
+    parts = zip(BOX_METRICS, (distances, 1 - generalized, iou), strict=True)
+    return TaskOutput(l1 + giou, boxes, targets, {name: (part.sum(), len(boxes)) for name, part in parts})
 
 
 def box_records(boxes: Tensor, rows: TextRows, sizes: Tensor) -> Records:
@@ -88,6 +94,7 @@ class Grounding(Task[ExpressionBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means(*BOX_METRICS)
         self.giou_all_or_nothing = giou_all_or_nothing
         self.pooling = pooling(dims) if pooling is not None else None
         self.head = box_head(dims.pooled_size)

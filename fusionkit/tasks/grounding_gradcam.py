@@ -17,7 +17,7 @@ from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Negatives
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.grounding import ExpressionBatch, corner_boxes
-from fusionkit.tasks.itm import ITM, LABELS, Matching, checked, match_evidence
+from fusionkit.tasks.itm import ITM, LABELS, Matching, checked, match_evidence, match_metrics
 from fusionkit.tasks.ranking import Ranking
 from fusionkit.types import Dims, Encoded, Fused, Regions, TaskOutput
 
@@ -47,6 +47,7 @@ class GradCAMGrounding(Task[ExpressionBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = match_metrics()
         self.negatives, self.matching = checked(negatives), Matching(self.reads, texts_per_image)
         self.head: nn.Module = nn.Linear(dims.pooled_size, len(LABELS))
         self.uses_teacher = self.negatives.asks_teacher  # type: ignore[misc]  # only the negatives ask it

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.base import SupportsCorners, unsupported
 from fusionkit.errors import ConfigError, suggest
-from fusionkit.losses import global_mean
+from fusionkit.losses import IGNORE, global_mean
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
+from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.grounding import ExpressionBatch, corner_boxes
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
 NONE = -1e4  # the score of padding (UNITER)
@@ -42,6 +43,7 @@ class GroundingRegions(Task[ExpressionBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("accuracy")
         if loss not in ("choice", "ranking"):
             raise ConfigError(f"task.grounding_regions.loss is '{loss}'; {suggest(loss, ['choice', 'ranking'])}")
         self.loss, self.margin, self.hard_share = loss, margin, hard_share
@@ -56,7 +58,8 @@ class GroundingRegions(Task[ExpressionBatch]):
         taught = best > 0
         losses = self.losses(scores, targets)[taught]
         loss = global_mean(losses.sum(), len(losses))
-        return TaskOutput(loss, scores, targets, hit_rate(scores[taught], targets[taught]))
+        targets = targets.masked_fill(~taught, IGNORE)
+        return TaskOutput(loss, scores, targets, {"accuracy": hits(scores, targets)})
 
     def score_tokens(
         self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded

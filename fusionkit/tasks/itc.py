@@ -5,13 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionkit.distributed import gather, gather_with_grad, world_size
+from fusionkit.distributed import gather, gather_with_grad
 from fusionkit.errors import ConfigError
 from fusionkit.losses import contrastive_targets, soft_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import queue_ages
 from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
 
 EMPTY = torch.iinfo(torch.int64).min  # image key of a queue slot that was never filled
@@ -58,6 +59,7 @@ class ITC(Task[CaptionBatch]):
 
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)
+        self.metrics = means("i2t_r1", "t2i_r1")
         if queue_size < 0:
             raise ConfigError(
                 f"task.itc.queue_size is {queue_size}; give the number of features to keep, or 0 for none"
@@ -75,9 +77,10 @@ class ITC(Task[CaptionBatch]):
         texts = self._columns(view.text_feats[self.reads], text_keys, self.text_queue, teacher)
 
         losses, sim_i2t, target_i2t = [], None, None
-        for feats, keys, own, columns in (
-            (image_feats, image_keys, view.image_feats, texts),
-            (text_feats, text_keys, view.text_feats[self.reads], images),
+        metrics: dict[str, Any] = {}
+        for name, feats, keys, own, columns in (
+            ("i2t_r1", image_feats, image_keys, view.image_feats, texts),
+            ("t2i_r1", text_feats, text_keys, view.text_feats[self.reads], images),
         ):
             similarity = _similarity(feats, *columns, model.temperature)
             targets = contrastive_targets(keys, columns[1])
@@ -85,9 +88,12 @@ class ITC(Task[CaptionBatch]):
                 soft = _similarity(own, *columns, model.temperature.detach()).softmax(dim=1)
                 targets = teacher.mix(targets, soft)
             losses.append(soft_cross_entropy(similarity, targets))
+            metrics[name] = (columns[1][similarity.detach().argmax(dim=1)] == keys).sum(), len(keys)
             if sim_i2t is None:
                 sim_i2t, target_i2t = similarity.detach(), targets
-        metrics = queue_ages(self.image_queue.keys, len(image_keys) * world_size()) if self.image_queue else {}
+        if self.image_queue:
+            keys = self.image_queue.keys
+            metrics |= queue_ages(keys, len(images[1]) - len(keys))
         if self.training:
             self._enqueue(view, image_keys, text_keys)
         assert sim_i2t is not None

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from fusionkit.errors import ConfigError
-from fusionkit.losses import masked_cross_entropy
+from fusionkit.losses import global_mean, masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
@@ -16,6 +18,7 @@ from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.metrics import Summed, means
 from fusionkit.types import Batch, Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
 
 LABELS = ("mismatch", "match")  # what the two logits of a pair stand for
@@ -79,12 +82,13 @@ class Matching:
         fused = model.fuse(memory, text, places)
         logits: Tensor = head(fused.pooled)
         loss = masked_cross_entropy(logits, targets) + only_nan(wrong_image.entropy + wrong_text.entropy)
-        metrics = match_metrics(logits, targets, wrong_image, wrong_text) | candidates.metrics
+        metrics = match_sums(logits, targets, wrong_image, wrong_text) | candidates.metrics
         if self.alignment is not None:
             assert text.mask is not None
             image_mask = None if candidates.image.mask is None else candidates.image.mask[images]
             aligned = self.alignment(fused, text.mask, image_mask, targets)
-            loss, metrics["alignment_loss"] = loss + aligned, aligned.detach()
+            loss = loss + global_mean(aligned.sum(), len(aligned))
+            metrics["alignment_loss"] = aligned.detach().sum(), len(aligned)
         return TaskOutput(loss, logits, targets, metrics)
 
 
@@ -113,6 +117,7 @@ class ITM(Task[CaptionBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = match_metrics()
         self.negatives = checked(negatives)
         self.matching = Matching(self.reads, texts_per_image, join or join_pairs, alignment)
         if alignment is not None:
@@ -196,18 +201,44 @@ def draw(
     return negatives(to_image, no_image, named), negatives(to_text, no_text, named[:, index])
 
 
-def match_metrics(logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn) -> dict[str, Tensor]:
-    """What is logged of logits (P, 2) and the negatives among the pairs."""
-    gap = logits.detach().diff(dim=1).squeeze(1).float()
-    metrics = {"negatives_entropy": (wrong_image.entropy + wrong_text.entropy) / 2}
-    if len(gap):
-        metrics["accuracy"] = ((gap > 0) == targets).float().mean()
-        for name, chosen in (("positive_logit", targets), ("negative_logit", 1 - targets)):
-            metrics[name] = (gap * chosen).sum() / chosen.sum().clamp(min=1)
-        metrics["logit_gap"] = metrics["positive_logit"] - metrics["negative_logit"]
-        own_loss = F.cross_entropy(at_least_fp32(logits.detach()), targets)  # not the share of the global mean
-        metrics["chance_gap"] = own_loss - prior_entropy(targets)
+def match_metrics() -> MetricCollection:
+    """What is measured of matching while it trains."""
+    metrics = means("accuracy", "positive_logit", "negative_logit", "negatives_entropy", "alignment_loss")
+    metrics.add_metrics({"logit_gap": Summed(gap_of_means, 4), "chance_gap": Summed(gap_to_chance, 3)})
     return metrics
+
+
+def match_sums(logits: Tensor, targets: Tensor, wrong_image: Drawn, wrong_text: Drawn) -> dict[str, Any]:
+    """What ``match_metrics`` is updated with, of logits (P, 2) and the negatives among the pairs."""
+    logits, pairs = at_least_fp32(logits.detach()), len(targets)
+    if not pairs:
+        return {}
+    gap, matches = logits.diff(dim=1).squeeze(1), targets.sum()
+    positive, negative = ((gap * targets).sum(), matches), ((gap * (1 - targets)).sum(), pairs - matches)
+    return {
+        "accuracy": (((gap > 0) == targets).sum(), pairs),
+        "positive_logit": positive,
+        "negative_logit": negative,
+        "logit_gap": (*positive, *negative),
+        "chance_gap": (F.cross_entropy(logits, targets, reduction="sum"), matches, pairs),
+        "negatives_entropy": entropy_of(wrong_image, wrong_text),
+    }
+
+
+def entropy_of(*drawn: Drawn) -> tuple[Tensor, Tensor]:
+    """The entropies of what partners were drawn by, summed over the rows that have one, and how many these are."""
+    rows = torch.stack([each.is_valid.any(dim=1).sum() for each in drawn])
+    return (torch.stack([each.entropy for each in drawn]) * rows).sum(), rows.sum()
+
+
+def gap_of_means(total: Tensor, count: Tensor, other: Tensor, other_count: Tensor) -> Tensor:
+    """The mean of one thing above that of another."""
+    return total / count - other / other_count
+
+
+def gap_to_chance(loss: Tensor, matches: Tensor, pairs: Tensor) -> Tensor:
+    """The mean loss above that of one who knows only how many of the pairs match."""
+    return loss / pairs - prior_entropy(matches / pairs)
 
 
 def pair_logits(
@@ -249,9 +280,8 @@ def only_nan(entropy: Tensor) -> Tensor:
     return 0 * entropy.detach()
 
 
-def prior_entropy(targets: Tensor) -> Tensor:
-    """The loss (nats) of one who knows only which share of targets (P,) is 1: .6365 for one true pair to two false ones."""
-    share = targets.float().mean() if len(targets) else targets.new_zeros((), dtype=torch.float32)
+def prior_entropy(share: Tensor) -> Tensor:
+    """The loss (nats) of one who knows only which share of the targets is 1: .6365 for one true pair to two false ones."""
     entropy: Tensor = torch.special.entr(torch.stack([share, 1 - share])).sum()
     return entropy
 

@@ -16,6 +16,7 @@ from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.types import Dims, Encoded, TaskOutput
 
 
@@ -126,6 +127,7 @@ class MLM(Task[CaptionBatch]):
         activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("token_accuracy")
         if dims.tokens:  # else weights alone are wanted
             mask_of(dims)
         self.dims, self.texts_per_image, self.probability = dims, texts_per_image, probability
@@ -143,7 +145,7 @@ class MLM(Task[CaptionBatch]):
         logits, targets = self._logits(model, self.head, encoded, *masked), targets[targets != IGNORE]
         loss = masked_cross_entropy(logits, targets)
         loss = distil(loss, logits, teacher, lambda t: self._logits(t.model, t.own_head, t.encoded, *masked))
-        return TaskOutput(loss, logits, targets)
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
 
     def _logits(
         self,

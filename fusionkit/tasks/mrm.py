@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.base import SupportsMasking, unsupported
 from fusionkit.errors import ConfigError
-from fusionkit.losses import global_mean, masked_cross_entropy
+from fusionkit.losses import global_mean
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.metrics import means
 from fusionkit.tasks.mlm import fixed_choice
 from fusionkit.types import Dims, Encoded, TaskOutput, Tokens, at_least_fp32
 
@@ -55,6 +56,7 @@ class MRM(Task[CaptionBatch]):
         eps: float = 1e-12,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("regression", "class_loss")
         if not 0 < probability < 1:
             raise ConfigError(f"task.mrm.probability is {probability}; give a number between 0 and 1")
         self.probability, self.texts_per_image, self.is_soft = probability, texts_per_image, is_soft
@@ -76,12 +78,11 @@ class MRM(Task[CaptionBatch]):
         states, at = self._hidden_states(model, batch, encoded, rows, chosen)
         features = self.regress(model, states)
         targets = encoder.features(model.images_of(batch), encoded.image)[at]
-        regression = global_mean(squared_error(features, targets).sum(), targets.numel())
-        metrics = {"regression": regression.detach()}
-        if self.classify is None:
-            return TaskOutput(regression, features, targets, metrics)
-        loss = self.class_loss(self.classify(states), self._class_scores(model, batch)[at])
-        return TaskOutput(regression + loss, features, targets, metrics | {"class_loss": loss.detach()})
+        parts = {"regression": (squared_error(features, targets).sum(), targets.numel())}
+        if self.classify is not None:
+            parts["class_loss"] = self.class_loss(self.classify(states), self._class_scores(model, batch)[at])
+        loss = torch.stack([global_mean(*part) for part in parts.values()]).sum()
+        return TaskOutput(loss, features, targets, {name: (part.detach(), n) for name, (part, n) in parts.items()})
 
     def _hidden_states(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, rows: Tensor, chosen: Tensor
@@ -99,12 +100,13 @@ class MRM(Task[CaptionBatch]):
         """Fused states (M, hidden_size) -> features (M, feature_size)."""
         return maskable(model).decode(self.head(states)) + self.bias
 
-    def class_loss(self, logits: Tensor, scores: Tensor) -> Tensor:
-        """Of logits (M, C) against the detector's probabilities (M, C)."""
+    def class_loss(self, logits: Tensor, scores: Tensor) -> tuple[Tensor, int]:
+        """Of logits (M, C) against the detector's probabilities (M, C): its sum, and over how many numbers the mean is."""
         if self.is_soft:
             log_probs = F.log_softmax(at_least_fp32(logits), dim=1)
-            return global_mean(F.kl_div(log_probs, scores.to(log_probs), reduction="sum"), scores.numel())
-        return masked_cross_entropy(logits, scores[:, 1:].argmax(dim=1) + 1)
+            return F.kl_div(log_probs, scores.to(log_probs), reduction="sum"), scores.numel()
+        best = scores[:, 1:].argmax(dim=1) + 1
+        return F.cross_entropy(at_least_fp32(logits), best, reduction="sum"), len(best)
 
     def _class_scores(self, model: VisionLanguageModel, batch: CaptionBatch) -> Tensor:
         scores: Tensor | None = getattr(model.images_of(batch), "class_scores", None)

@@ -9,9 +9,10 @@ from fusionkit.fusion.base import SupportsTwoImages
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
+from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.heads import gelu_norm
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.types import Batch, Dims, Encoded, Memory, TaskOutput, TextRows
 
 LABELS = ("False", "True")
@@ -52,6 +53,7 @@ class NLVR2(Task[StatementBatch]):
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("accuracy")
         self.head = head(2 * dims.pooled_size, len(LABELS))
 
     def forward(
@@ -87,6 +89,7 @@ class JointNLVR2(Task[StatementBatch]):
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] = gelu_norm
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("accuracy")
         self.head = head(dims.pooled_size, len(LABELS))
 
     def forward(
@@ -117,7 +120,7 @@ def statement_output(
     logits, targets = read(model, head, batch, encoded), batch["statements"]["label"].long()
     loss = masked_cross_entropy(logits, targets)
     loss = distil(loss, logits, teacher, lambda t: read(t.model, t.own_head, batch, t.encoded))
-    return TaskOutput(loss, logits, targets, hit_rate(logits, targets))
+    return TaskOutput(loss, logits, targets, {"accuracy": hits(logits, targets)})
 
 
 def statement_records(logits: Tensor, batch: StatementBatch) -> Records:

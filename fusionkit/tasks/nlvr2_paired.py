@@ -7,6 +7,7 @@ from fusionkit.fusion.layers import Attention
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.metrics import means
 from fusionkit.tasks.nlvr2 import LABELS, StatementBatch, second_memory, statement_output, statement_records
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
@@ -57,6 +58,7 @@ class PairedNLVR2(Task[StatementBatch]):
 
     def __init__(self, dims: Dims, num_heads: int = 12, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)
+        self.metrics = means("accuracy")
         self.head = PairedHead(dims.hidden_size, num_heads)
 
     def forward(

@@ -13,6 +13,7 @@ from fusionkit.tasks.itm import (
     LABELS,
     checked,
     draw,
+    entropy_of,
     match_evidence,
     match_records,
     match_replies,
@@ -20,6 +21,7 @@ from fusionkit.tasks.itm import (
     pair_logits,
     prepared,
 )
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.types import Dims, Encoded, Fused, Memory, TaskOutput, Tokens, at_least_fp32
 
 
@@ -46,6 +48,7 @@ class Ranking(Task[CaptionBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("accuracy", "negatives_entropy")
         self.negatives, self.texts_per_image = checked(negatives), texts_per_image
         self.head = nn.Linear(dims.pooled_size, len(LABELS))
         self.uses_teacher = self.negatives.asks_teacher  # type: ignore[misc]  # only the negatives ask it
@@ -68,8 +71,7 @@ class Ranking(Task[CaptionBatch]):
         logits = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(~wrong.is_valid, float("-inf"))], dim=1)
         loss = masked_cross_entropy(logits, targets) if self.margin is None else triplet_loss(logits, self.margin)
         loss = loss + only_nan(wrong.entropy)
-        is_first = (logits.detach().argmax(dim=1) == 0).float()
-        metrics = {"accuracy": is_first.mean(), "negatives_entropy": wrong.entropy} if len(rows) else {}
+        metrics = {"accuracy": hits(logits, targets), "negatives_entropy": entropy_of(wrong)}
         return TaskOutput(loss, logits, targets, metrics)
 
     def partners(self, images: int, ranks: int) -> int:

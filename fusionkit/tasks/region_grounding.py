@@ -7,7 +7,8 @@ from torch import Tensor
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.tasks.grounding import ImagePooling, box_head, box_output, box_records
+from fusionkit.tasks.grounding import BOX_METRICS, ImagePooling, box_head, box_output, box_records
+from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Whole
 
 
@@ -38,6 +39,7 @@ class RegionGrounding(Task[RegionTextBatch]):
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means(*BOX_METRICS)
         self.giou_all_or_nothing = giou_all_or_nothing
         self.pooling = pooling(dims) if pooling is not None else None
         self.head = box_head(dims.pooled_size)

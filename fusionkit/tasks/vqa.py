@@ -12,6 +12,7 @@ from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.heads import gelu_norm
+from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
 
 
@@ -37,6 +38,7 @@ class VQA(Task[QuestionBatch]):
         self, dims: Dims, scorer: Scorer | None = None, head: Callable[[int, int], nn.Module] | None = None
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("accuracy")
         if not dims.answers:
             raise ConfigError("task.vqa: the run has no answer vocabulary; its data must hold questions with answers")
         self.answers = dims.answers
@@ -49,7 +51,7 @@ class VQA(Task[QuestionBatch]):
         targets = batch["questions"]["answer_scores"]
         logits = self._logits(model, batch, encoded)
         correct = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True))
-        metrics = {"accuracy": correct.mean()} if len(correct) else {}
+        metrics = {"accuracy": (correct.sum(), len(correct))}
         return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, metrics)
 
     def _logits(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:

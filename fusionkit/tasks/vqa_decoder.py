@@ -10,9 +10,10 @@ from fusionkit.losses import global_mean
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.answering import Answering
-from fusionkit.tasks.base import Scorer, hit_rate
+from fusionkit.tasks.base import Scorer
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import DecoderState
+from fusionkit.tasks.metrics import hits
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch
 from fusionkit.tasks.vqa_generative import GenerativeVQA, good_pairs
@@ -93,7 +94,7 @@ class DecoderVQA(GenerativeVQA):
             distilled = -(soft * F.log_softmax(at_least_fp32(logits), dim=-1)).sum(dim=-1)
             losses = (1 - teacher.alpha) * losses + teacher.alpha * distilled
         loss = global_mean((weights[:, None].expand_as(mask)[mask] * losses).sum(), len(scores))
-        return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
 
     def _said_before(self, ids: Tensor, questions: Tensor) -> Prompts:
         """Answers (R, L) as the decoder reads them: behind the start token, and without their last one."""

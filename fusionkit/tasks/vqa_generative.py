@@ -13,9 +13,10 @@ from fusionkit.losses import global_mean
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.answering import Answering, Answers, RankAnswers
-from fusionkit.tasks.base import Records, Scorer, Task, hit_rate
+from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import DecoderState
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch, named
 from fusionkit.tasks.words import Words
@@ -53,6 +54,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         eps: float = 1e-12,
     ) -> None:
         super().__init__(scorer)
+        self.metrics = means("token_accuracy")
         self.label_smoothing, self.start, self.end = label_smoothing, dims.cls_token_id, dims.sep_token_id
         self.pad = dims.pad_token_id
         self.answering: Answering = answering or RankAnswers()
@@ -87,7 +89,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         losses = F.cross_entropy(at_least_fp32(logits), targets, reduction="none", label_smoothing=smoothing)
         weights = pairs.weights[:, None].expand_as(mask)[mask.bool()]
         loss = global_mean((weights * losses).sum(), len(batch["questions"]["input_ids"]))
-        return TaskOutput(loss, logits, targets, hit_rate(logits, targets, "token_accuracy"))
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
 
     def _prompts(self, batch: QuestionBatch) -> Prompts:
         rows = batch["questions"]

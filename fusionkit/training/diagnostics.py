@@ -50,17 +50,23 @@ class CollapseAlarm(Callback):
         self._gaps: dict[str, deque[Tensor]] = {}
         self._collapsed: set[str] = set()
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"gaps": {task: torch.stack(list(gaps)).tolist() for task, gaps in self._gaps.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for task, gaps in state_dict["gaps"].items():
+            self._gaps[task] = deque(map(torch.tensor, gaps), maxlen=self.window)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        for name, value in pl_module.step_metrics.items():
-            if name.endswith("_chance_gap"):
-                task = name.removesuffix("_chance_gap")
-                self._gaps.setdefault(task, deque(maxlen=self.window)).append(value.abs())
+        for name, gap in pl_module.window.last("_chance_gap").items():
+            task = name.removesuffix("_chance_gap")
+            self._gaps.setdefault(task, deque(maxlen=self.window)).append(gap.abs())
         if trainer.global_step % self.every_n_steps == 0:
             for task, gaps in self._gaps.items():
                 self._judge(trainer, pl_module, task, gaps)
 
     def _judge(self, trainer: Trainer, pl_module: Any, task: str, gaps: deque[Tensor]) -> None:
-        distance = float(torch.stack(list(gaps)).mean())
+        distance = float(torch.stack([gap.cpu() for gap in gaps]).mean())
         pl_module.log(f"{task}_collapse", distance, on_step=True, on_epoch=False)
         if distance > self.tolerance:
             self._collapsed.discard(task)

@@ -77,14 +77,15 @@ class FiniteSteps:
         self._parts.append((losses, {source: list(batch["image_ids"]) for source, batch in batches.items()}))
         return torch.where(losses.isfinite().all(), 1.0, torch.nan)
 
-    def end(self, norm: Tensor) -> tuple[list[float], bool]:
-        """Mean losses (K + 1) over ranks and micro-batches, and whether they and the gradient of this norm are finite."""
+    def end(self, norm: Tensor, rows: Tensor) -> tuple[list[float], list[float], bool]:
+        """Mean losses (K + 1) over ranks and micro-batches, mean rows (K) over ranks, and whether all is finite."""
         losses = torch.stack([losses for losses, _ in self._parts]).mean(dim=0)
-        *means, norm_mean = mean_over_ranks(torch.cat([losses, norm.to(losses).reshape(1)])).tolist()
-        is_finite = all(map(math.isfinite, [*means, norm_mean]))
+        found = mean_over_ranks(torch.cat([losses, rows.to(losses), norm.to(losses).reshape(1)])).tolist()
+        means, counts = found[: len(losses)], found[len(losses) : -1]
+        is_finite = all(map(math.isfinite, [*means, found[-1]]))
         if is_finite:
             self.in_a_row = 0
-        return means, is_finite
+        return means, counts, is_finite
 
     @torch.no_grad()
     def leave_out(self, step: int) -> str:

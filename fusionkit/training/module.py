@@ -26,6 +26,7 @@ from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
 from fusionkit.training.progress_state import count_back, pending_batches
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
+from fusionkit.training.window import MetricWindow
 from fusionkit.types import Batch, TaskOutput, at_least_fp32
 
 
@@ -67,7 +68,11 @@ class TrainingModule(LightningModule):
         self.balance.start(list(self.weights))
         self.artifacts = dict(artifacts or {})
         self._build_optimizer, self._build_scheduler = optimizer, scheduler
-        self.step_metrics: dict[str, Any] = {}  # of the last training step, by log key
+        self.window = MetricWindow(self.objectives, tasks)
+        self.step_metrics: dict[
+            str, Any
+        ] = {}  # of the last training step, by log key: losses, weights, rates, temperature
+        self._to_log: dict[str, Any] = {}
         self.validation = Validation()
         self.finite = FiniteSteps(max_skipped_steps, list(self.weights))
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
@@ -88,21 +93,20 @@ class TrainingModule(LightningModule):
             self.finite.begin()
             if self.trainer.accumulate_grad_batches > 1:
                 self._step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        losses: dict[str, Tensor] = {}
-        metrics: dict[str, Any] = {}
+        outputs: dict[str, TaskOutput] = {}
         for source in self.objectives:
-            for name, output in self._outputs(source, batches[source]).items():
-                losses[f"{source}/{name}"] = output.loss
-                metrics |= {f"train/{source}/{name}_{key}": value for key, value in output.metrics.items()}
+            outputs |= {f"{source}/{name}": output for name, output in self._outputs(source, batches[source]).items()}
+        losses = {objective: output.loss for objective, output in outputs.items()}
+        self.window.note(outputs)
         balanced = self.balance(losses, self.weights, step)
         told = torch.stack([at_least_fp32(loss.detach()) for loss in (*losses.values(), balanced.loss)])
-        self.step_metrics = metrics | dict(balanced.metrics) | self._named(told.unbind()) | self._state_of_training()
+        self.step_metrics = dict(balanced.metrics) | self._named(told.unbind()) | self._state_of_training()
         loss: Tensor = balanced.loss * self.finite.add(told, batches)
         return loss
 
     def _named(self, losses: Iterable[Any]) -> dict[str, Any]:
         """The log keys of the objectives' losses and of the balanced one."""
-        return dict(zip([*(f"train/{name}_loss" for name in self.weights), "train/loss"], losses, strict=True))
+        return dict(zip(self.window.loss_keys, losses, strict=True))
 
     def _step(self, batch_idx: int) -> Step:
         return Step(
@@ -113,9 +117,8 @@ class TrainingModule(LightningModule):
         )
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Hand over the metrics, of all ranks, where Lightning will use them: it spends half a millisecond on each value."""
-        if uses_metrics(self.trainer):
-            self.log_dict(mean_by_name(self.step_metrics), on_step=True, on_epoch=False)
+        self.log_dict(self._to_log, on_step=True, on_epoch=False)
+        self._to_log = {}
 
     def _outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
         """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks."""
@@ -182,11 +185,12 @@ class TrainingModule(LightningModule):
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-        means, is_finite = self.finite.end(norm)
+        means, rows, is_finite = self.finite.end(norm, self.window.rows)
         if not is_finite:
             self._leave_out(optimizer, means)
             return
         self.step_metrics |= self._named(means)
+        self.window.count(means, rows)
         if not gradient_clip_val:
             return
         if self.trainer.precision == "16-mixed":  # its scaler must unscale first
@@ -197,6 +201,7 @@ class TrainingModule(LightningModule):
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def _leave_out(self, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
+        self.window.drop()
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is None:
             optimizer.zero_grad(
@@ -207,7 +212,6 @@ class TrainingModule(LightningModule):
         told = self.finite.leave_out(self.global_step)
         if self.trainer.is_global_zero:
             print(f"warning: {told}", flush=True)
-        # what the tasks saw in it is no measure of anything
         self.step_metrics = self._named(losses) | self._state_of_training()
 
     def setup(self, stage: str) -> None:
@@ -242,6 +246,7 @@ class TrainingModule(LightningModule):
         The rates are those of the schedule that the run now has.
         """
         self._require_finite_weights()
+        self.window.to(self.device)
         self.finite.watch(self.model, self.tasks, self.balance)
         if self._is_resumed:
             for config in self.trainer.lr_scheduler_configs:
@@ -251,9 +256,15 @@ class TrainingModule(LightningModule):
             iter(fetcher)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        """A step at the stage's share of the scheduled rates."""
+        """A step at the stage's share of the scheduled rates.
+
+        Metrics are put together, over all ranks, where Lightning will use them, since it spends half a millisecond on each value;
+        here, and not when they are logged, so that a checkpoint of this step has the next window.
+        """
         with self.stages.scaled_rates(optimizer):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if uses_metrics(self.trainer):
+            self._to_log = {**mean_by_name(self.step_metrics), **self.window.compute()}
 
     def _enter_stage(self) -> None:
         """Freeze and unfreeze where a stage begins; DDP, which knows what trains from when it was made, is made again."""
@@ -276,6 +287,7 @@ class TrainingModule(LightningModule):
         checkpoint["fusionkit"] = self.artifacts
         progress: dict[str, Any] = {"seed": self._seed, "teacher_step": self._teacher_step}
         progress["skipped_steps"] = self.finite.state_dict()
+        progress["metrics"] = gather_objects([self.window.state()])
         if self.trainer.optimizers:
             progress["parameters"] = parameter_names(self.trainer.optimizers[0], self.named_parameters())
         if pending := pending_batches(self.trainer):
@@ -290,6 +302,7 @@ class TrainingModule(LightningModule):
         self._seed, self._teacher_step = progress["seed"], progress["teacher_step"]
         if "skipped_steps" in progress:  # not in checkpoints of earlier versions
             self.finite.load_state_dict(progress["skipped_steps"])
+        self.window.load(progress.get("metrics", []))
         state = checkpoint["state_dict"]
         state |= {name: buffer for name, buffer in progress.get("buffers", {}).items() if name in state}
         refit(

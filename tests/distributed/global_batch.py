@@ -1,4 +1,4 @@
-"""Gradients of W processes against one on the joint batch: every task, teacher and balancer, with uneven counts.
+"""Gradients and metrics of W processes against one on the joint batch: every task, teacher and balancer, with uneven counts.
 
 ``python -m tests.distributed.global_batch 2 .`` prints the relative L2 difference of each case with two processes, in fp64
 and, of the cases that the regex finds, in fp32; a third argument is a json file to write them to.
@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import pytest
 import torch
 import torch.distributed as dist
 from hydra.utils import instantiate
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionkit.balance import Balancer, Fixed, Step
-from fusionkit.distributed import gather_objects, world_size
+from fusionkit.distributed import gather_objects, mean_over_ranks, world_size
 from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.negatives import AllRanks
@@ -44,6 +45,7 @@ from fusionkit.tasks.mrm import MRM
 from fusionkit.tasks.nlvr2 import JointNLVR2
 from fusionkit.tasks.ranking import Ranking
 from fusionkit.tasks.region_grounding import RegionGrounding
+from fusionkit.training.window import MetricWindow
 from fusionkit.types import Dims, Regions
 from tests.distributed.ranks import Hardest
 from tests.toys import (
@@ -159,6 +161,7 @@ class Run(nn.Module):
         else:
             raise AssertionError(f"no fusion feeds {list(self.tasks)}")
         self.model.freeze_unused(needs)
+        self.window = MetricWindow({"toy": dict.fromkeys(self.tasks, 1.0)}, self.tasks)
         self.balance = case.balance()
         self.balance.start([f"toy/{name}" for name in self.tasks])
         self.to(dtype)
@@ -175,19 +178,26 @@ class Run(nn.Module):
         taught = self.teacher.encode(batch, kinds) if self.teacher else None
         places = partial(some_places, images=batch["image_keys"])
         with patch("fusionkit.tasks.mlm.RandomMasking.__call__", every_third_word), patch.object(mrm, "choose", places):
-            losses = {
+            outputs = {
                 f"toy/{name}": task(
                     self.model, batch, encoded, self.teacher.view(name, taught, 0.4) if self.teacher else None
-                ).loss
+                )
                 for name, task in self.tasks.items()
             }
+        losses = {name: output.loss for name, output in outputs.items()}
         weights = {f"toy/{name}": OBJECTIVES.get(name, 1.0) for name in self.tasks}
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return self.balance(losses, weights, Step(number, 10, is_first=True, parameters=trained)).loss
+        loss = self.balance(losses, weights, Step(number, 10, is_first=True, parameters=trained)).loss
+        self.window.note(outputs)
+        means = mean_over_ranks(torch.stack([*losses.values(), loss])), mean_over_ranks(self.window.rows)
+        self.window.count(*(numbers.tolist() for numbers in means))
+        return loss
 
 
-def gradients(case: Case, dtype: torch.dtype, batch: dict[str, Any], wrap: Callable[[nn.Module], nn.Module]) -> Tensor:
-    """The gradient of the last step, flat."""
+def gradients(
+    case: Case, dtype: torch.dtype, batch: dict[str, Any], wrap: Callable[[nn.Module], nn.Module]
+) -> tuple[Tensor, dict[str, float]]:
+    """The gradient of the last step, flat, and the metrics of all steps."""
     run = Run(case, dtype)
     wrapped = wrap(run)
     trained = [parameter for parameter in run.parameters() if parameter.requires_grad]
@@ -199,7 +209,7 @@ def gradients(case: Case, dtype: torch.dtype, batch: dict[str, Any], wrap: Calla
         wrapped(copy.copy(batch), number).backward()
     missing = [name for name, p in run.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing, (case, missing)
-    return torch.cat([parameter.grad.flatten() for parameter in trained])
+    return torch.cat([parameter.grad.flatten() for parameter in trained]), run.window.compute()
 
 
 def rank_batch(case: Case, number: int, world: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -275,10 +285,12 @@ def work(number: int, world: int, folder: str, formats: Mapping[str, Sequence[to
     expected = {place: gradient for one in gather_objects([alone]) for place, gradient in one.items()}
     found: dict[str, list[float]] = {}
     for place, (name, dtype) in enumerate(todo):
-        one = expected[place].double()
-        many = gradients(known[name], dtype, parts[place][number], DistributedDataParallel).double()
+        one, measured = expected[place]
+        many, together = gradients(known[name], dtype, parts[place][number], DistributedDataParallel)
         assert one.norm() > 0, name
-        found.setdefault(name, []).append(float((many - one).norm() / one.norm()))
+        found.setdefault(name, []).append(float((many - one).double().norm() / one.double().norm()))
+        assert len(measured) > 2, (name, measured)  # more than the losses
+        assert together == pytest.approx(measured, rel=1e-4, abs=1e-5), name
     torch.save(found, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 

@@ -101,7 +101,7 @@ def test_matching_with_alignment(pretrained):
     cost = cosine_cost(fused.text, fused.image, *masks)
     close(cost, io["itm.out.ot_cost"])
     close(transport_plan(cost.detach(), *masks, 0.5, 50).transpose(1, 2), io["itm.out.ot_plan"])
-    loss, aligned = masked_cross_entropy(logits, targets), task.matching.alignment(fused, *masks, targets)
+    loss, aligned = masked_cross_entropy(logits, targets), task.matching.alignment(fused, *masks, targets).mean()
     close(loss + aligned, io["loss.itm_plus_ot"])
     compare_losses(pretrained, aligned / task.matching.alignment.weight, "loss.ot", "grad_norm_ot.")
 
@@ -130,7 +130,8 @@ def test_hidden_regions(pretrained, name, kind):
         logits = task.classify(states)
         close(logits, io["mrc.out.logits"])
         task.is_soft = kind == "soft"
-        loss = task.class_loss(logits, given["label_targets"])
+        total, count = task.class_loss(logits, given["label_targets"])
+        loss = total / count
     compare_losses(pretrained, loss, f"loss.{name}", f"grad_norm_{name}.")
 
 

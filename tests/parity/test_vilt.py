@@ -105,7 +105,7 @@ def test_word_patch_alignment(vilt):
     shown = torch.where(labels.bool()[:, None, None, None], io["image"], io["false_image_0"])
     _, encoded = encode(model, io, shown, captions=text_rows(io["text_ids"], io["text_masks"]))
     fused = model.fuse(encoded.memory, encoded.text["captions"], torch.arange(len(labels)))
-    loss = alignment(fused, io["text_masks"], encoded.image.mask, labels)
+    loss = alignment(fused, io["text_masks"], encoded.image.mask, labels).mean()
     compare_losses(vilt, "itm_wpa", loss)
 
 

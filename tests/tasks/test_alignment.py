@@ -10,7 +10,7 @@ from fusionkit.errors import ConfigError
 from fusionkit.tasks.alignment import Alignment, cosine_cost, transport_plan
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Fused
-from tests.toys import toy_batch, toy_dims, toy_model
+from tests.toys import measured, toy_batch, toy_dims, toy_model
 
 
 def test_a_plan_is_the_best_assignment():
@@ -50,7 +50,7 @@ def test_true_pairs_come_closer_and_false_ones_part():
     torch.manual_seed(0)
     states = torch.randn(2, 3, 8, requires_grad=True)
     image, mask = torch.randn(2, 4, 8), torch.ones(2, 3)
-    Alignment(weight=1.0)(Fused(None, states, image), mask, None, torch.tensor([1, 0])).backward()
+    Alignment(weight=1.0)(Fused(None, states, image), mask, None, torch.tensor([1, 0])).mean().backward()
     moved = (states - 0.1 * states.grad).detach()
     full, places = torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 4, dtype=torch.bool)
     before, after = (
@@ -70,8 +70,8 @@ def test_matching_aligns_where_the_fusion_gives_both(regions):
     check_needs("itm", task, model.fusion)
     out = task(model, (batch := toy_batch(images=4)), model.encode(batch, ["captions"]))
     plain = torch.nn.functional.cross_entropy(out.logits, out.targets)
-    assert out.loss.item() == pytest.approx((plain + out.metrics["alignment_loss"]).item())
-    assert out.metrics["alignment_loss"] != 0
+    assert out.loss.item() == pytest.approx(plain.item() + measured(task, out)["alignment_loss"])
+    assert measured(task, out)["alignment_loss"] != 0
 
 
 def test_refusals():

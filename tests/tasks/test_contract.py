@@ -108,7 +108,7 @@ def test_a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(n
     batch = toy_batch(images=4) | {kind: toy_no_rows(kind) for kind in TEXT_KINDS}
     out = task(model, batch, encode(model, task, batch))
     assert out.loss.item() == 0
-    assert all(value.isfinite() for value in out.metrics.values())
+    assert not [sums for sums in out.metrics.values() if isinstance(sums, tuple) and any(sums)]
     out.loss.backward()
     assert not [n for n, p in [*task.named_parameters(), *model.text_encoder.named_parameters()] if p.grad is None]
     model.eval()

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
-from fusionkit.losses import box_loss
+from fusionkit.losses import box_loss, to_corners
 from fusionkit.tasks.grounding import Grounding, ImagePooling
 from fusionkit.tasks.region_grounding import RegionGrounding
 from fusionkit.types import Tokens
-from tests.toys import toy_batch, toy_dims, toy_model
+from tests.toys import measured, toy_batch, toy_dims, toy_model
 
 
 @pytest.fixture(scope="module")
@@ -79,4 +80,7 @@ def test_the_loss_is_the_distance_plus_one_minus_the_overlap(model):
     out = task(model, batch, model.encode(batch, ["expressions"]))
     l1, giou = box_loss(out.logits, batch["expressions"]["boxes"])
     torch.testing.assert_close(out.loss, l1 + giou)
-    torch.testing.assert_close(torch.stack([out.metrics["l1"], out.metrics["giou"]]), torch.stack([l1, giou]))
+    found = measured(task, out)
+    assert [found["l1"], found["giou"]] == pytest.approx([l1.item(), giou.item()])
+    corners = [to_corners(boxes) for boxes in (out.logits, batch["expressions"]["boxes"])]
+    assert found["iou"] == pytest.approx(box_iou(*corners).diagonal().mean().item(), abs=1e-6)

@@ -7,7 +7,7 @@ from torchvision.ops import box_convert, box_iou
 
 from fusionkit.errors import ConfigError
 from fusionkit.tasks.grounding_regions import NONE, GroundingRegions, overlap
-from tests.toys import toy_batch, toy_dims, toy_model
+from tests.toys import measured, toy_batch, toy_dims, toy_model
 
 
 def build(**options):
@@ -82,7 +82,7 @@ def test_padding_is_never_chosen_and_what_no_region_overlaps_teaches_nothing():
     out = task(model, batch, encoded)
     best = overlap(corners, batch["expressions"]["boxes"]).argmax(dim=1)
     torch.testing.assert_close(out.loss, nn.functional.cross_entropy(scores[:1], best[:1]))
-    assert out.metrics["accuracy"] == float(scores[0].argmax() == best[0])
+    assert measured(task, out)["accuracy"] == float(scores[0].argmax() == best[0])
 
 
 def test_an_unknown_loss_is_told():

@@ -8,7 +8,7 @@ import torch
 from fusionkit.errors import ConfigError
 from fusionkit.negatives import HardNegatives, Queue
 from fusionkit.tasks.itm import ITM, draw, join_pairs, prior_entropy
-from tests.toys import toy_batch, toy_dims, toy_model
+from tests.toys import measured, toy_batch, toy_dims, toy_model
 
 
 def build(**options):
@@ -66,21 +66,21 @@ def test_a_head_that_knows_nothing_costs_the_entropy_of_one_to_two():
 
 
 def test_a_head_that_guesses_has_no_gap_whatever_the_ratio():
-    assert prior_entropy(torch.tensor([1, 0, 0])).item() == pytest.approx(0.6365, abs=1e-4)
-    assert prior_entropy(torch.tensor([1, 1])) == prior_entropy(torch.zeros(0)) == 0
+    assert prior_entropy(torch.tensor(1 / 3)).item() == pytest.approx(0.6365, abs=1e-4)
+    assert prior_entropy(torch.tensor(1.0)) == prior_entropy(torch.tensor(0.0)) == 0
     for k in (1, 3):
         model, itm = build(negatives=HardNegatives(k=k))
         with torch.no_grad():
             itm.head.weight.zero_()
             itm.head.bias.copy_(torch.tensor([2 * k / (2 * k + 1), 1 / (2 * k + 1)]).log())
-        metrics = run(model, itm, toy_batch(images=5)).metrics
-        assert metrics["chance_gap"].item() == pytest.approx(0, abs=1e-6)
+        metrics = measured(itm, run(model, itm, toy_batch(images=5)))
+        assert metrics["chance_gap"] == pytest.approx(0, abs=1e-6)
         assert metrics["logit_gap"] == 0
         with torch.no_grad():
             itm.head.weight.normal_()
-        metrics = run(model, itm, toy_batch(images=5)).metrics
-        assert metrics["chance_gap"].abs() > 1e-3
-        assert metrics["logit_gap"] == metrics["positive_logit"] - metrics["negative_logit"]
+        metrics = measured(itm, run(model, itm, toy_batch(images=5)))
+        assert abs(metrics["chance_gap"]) > 1e-3
+        assert metrics["logit_gap"] == pytest.approx(metrics["positive_logit"] - metrics["negative_logit"])
 
 
 def test_at_a_low_temperature_the_nearest_wrong_partners_are_drawn():

@@ -7,7 +7,7 @@ from fusionkit.errors import ConfigError
 from fusionkit.scoring.masked import score_hidden
 from fusionkit.tasks.mrm import MRM, can_hide, choose
 from fusionkit.types import Tokens
-from tests.toys import CLASSES, toy_batch, toy_dims, toy_model, toy_no_rows
+from tests.toys import CLASSES, measured, toy_batch, toy_dims, toy_model, toy_no_rows
 
 
 def build(regions=True, **options):
@@ -65,8 +65,8 @@ def test_classes_are_told_where_there_are_some(is_soft):
     model, task = build(num_classes=CLASSES, is_soft=is_soft)
     batch = toy_batch(images=4)
     out = run(model, task, batch)
-    assert out.loss.item() == pytest.approx((out.metrics["regression"] + out.metrics["class_loss"]).item())
-    assert out.metrics["class_loss"] > 0
+    assert out.loss.item() == pytest.approx(sum(measured(task, out).values()))
+    assert measured(task, out)["class_loss"] > 0
     out.loss.backward()
     assert not [n for n, p in task.named_parameters() if p.grad is None]
     nothing = run(model, task, batch | {"captions": toy_no_rows("captions")})
@@ -76,7 +76,8 @@ def test_classes_are_told_where_there_are_some(is_soft):
 def test_the_hard_class_is_never_the_background():
     _, task = build(num_classes=3, is_soft=False)
     logits = torch.tensor([[9.0, 0.0, 0.0]])
-    background = task.class_loss(logits, torch.tensor([[0.9, 0.0, 0.1]]))
+    background, count = task.class_loss(logits, torch.tensor([[0.9, 0.0, 0.1]]))
+    assert count == 1
     assert background.item() == pytest.approx(torch.logsumexp(logits, dim=1).item())
 
 

@@ -16,6 +16,7 @@ from fusionkit.training.callbacks import LastCheckpoint
 from fusionkit.training.finite import FiniteSteps, damaged_images
 from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
+from fusionkit.types import TaskOutput
 from tests.toys import toy_batch
 from tests.training.fakes import FakeData, FakeTask, fake_module
 from tests.training.test_module import fit
@@ -192,6 +193,7 @@ def test_what_a_scaler_leaves_out_to_lower_its_scale_is_not_counted(scale, loss,
     weight = optimizer.param_groups[0]["params"][0]
     weight.grad = torch.full_like(weight, torch.nan)
     module.finite.begin()
+    module.window.note({"coco/a": TaskOutput(torch.tensor(loss), torch.zeros(3), torch.zeros(3))})
     module.finite.add(torch.tensor([loss, loss]), {"coco": {"image_ids": [1], "pixel_values": torch.zeros(1, 3)}})
     module.configure_gradient_clipping(optimizer, 1.0)
     assert module.finite.count == counted
@@ -199,16 +201,16 @@ def test_what_a_scaler_leaves_out_to_lower_its_scale_is_not_counted(scale, loss,
 
 
 def test_the_loss_says_so_where_the_gradient_does_not():
-    steps = FiniteSteps(1, ["coco/a"])
+    steps, rows = FiniteSteps(1, ["coco/a"]), torch.tensor([5.0])
     batches = {"coco": {"image_ids": [1], "pixel_values": torch.zeros(1, 3)}}
     assert steps.add(torch.tensor([1.0, 2.0]), batches) == 1
     assert steps.add(torch.tensor([1.0, torch.inf]), batches).isnan()
-    assert not steps.end(torch.tensor(1.0))[1]
+    assert not steps.end(torch.tensor(1.0), rows)[2]
     steps.begin()
     steps.add(torch.tensor([1.0, 2.0]), batches)
     steps.add(torch.tensor([3.0, 4.0]), batches)
-    assert steps.end(torch.tensor(1.0)) == ([2.0, 3.0], True)
-    assert not steps.end(torch.tensor(torch.inf))[1]
+    assert steps.end(torch.tensor(1.0), rows) == ([2.0, 3.0], [5.0], True)
+    assert not steps.end(torch.tensor(torch.inf), rows)[2]
 
 
 def test_only_so_many_images_are_named():
