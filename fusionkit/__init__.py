@@ -1,3 +1,24 @@
-"""fusionkit: train, compare and evaluate vision-language fusion encoders on several objectives at once."""
+"""fusionkit: train, compare and evaluate vision-language fusion encoders on several objectives at once.
+
+In Python: ``import fusionkit as fk``, then ``fk.load``, ``fk.train``, ``fk.evaluate`` and ``fk.compose`` (``fusionkit.api``).
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fusionkit.api import Model, Scores, TrainedRun, compose, evaluate, load, train
 
 __version__ = "0.1.0"
+__all__ = ["Model", "Scores", "TrainedRun", "__version__", "compose", "evaluate", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the API, whose libraries take seconds to import, when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'fusionkit' has no attribute '{name}'")
+    return getattr(importlib.import_module("fusionkit.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,18 @@ def conf_dir() -> Path:
 
 def training_config(*overrides: str) -> DictConfig:
     """What ``fusionkit train`` with these overrides would be given; its open values stay open."""
+    return command_config("train", overrides)
+
+
+def command_config(name: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """What the command of that configuration would be given; ``config_dir`` also holds choices of its groups."""
     register_resolvers()
+    searched = [f"hydra.searchpath=['file://{Path(config_dir).expanduser().resolve()}']"] if config_dir else []
     state, above = GlobalHydra.instance(), GlobalHydra.instance().hydra  # of an entry point, which has its own
     state.clear()
     try:
         with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            return compose("train", list(overrides))
+            return compose(name, [*searched, *overrides])
     finally:
         state.hydra = above
 

@@ -39,6 +39,7 @@ FLOORS = (  # each room imports those before it, never those behind it
     "cli",
     "reporting",
     "commands",
+    "api",
     "__main__",
 )
 TENSORS = {"torch", "fusionkit.types", "fusionkit.errors", "fusionkit.internals", "fusionkit.distributed"}
@@ -78,7 +79,7 @@ FORBIDDEN = {  # rooms that import much, but not this
     "reporting/dashboard": set(),
 }
 HYDRA = {"hydra", "omegaconf"}
-HYDRA_ROOMS = {"assembly", "cli", "commands", "config", "__main__"}
+HYDRA_ROOMS = {"api", "assembly", "cli", "commands", "config", "__main__"}
 HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "load", "pretrained", "write")}
 HYDRA_ROOMS |= {"training/trainer", "training/resume"}
 HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading"}

@@ -20,8 +20,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.cli.error_messages import composing, translate
-from fusionkit.cli.main import Command, load
-from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
+from fusionkit.cli.main import COMMANDS, Command, load
+from fusionkit.config import (
+    command_config,
+    conf_dir,
+    group_choices,
+    leaves,
+    primary_groups,
+    register_resolvers,
+)
 from fusionkit.errors import ConfigError, UserError, clean
 
 LONGEST = 2000  # letters of a sentence
@@ -159,10 +166,7 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
 
     try:
         options, overrides = parse(name, arguments)
-        overrides = without_null(overrides, groups)
-        overrides = quote_texts(gather(overrides, command.operands), command.texts)
-        overrides = quote_paths(overrides, command.paths, "--multirun" in options)
-        overrides = open_sections(overrides, command.sections)
+        overrides = as_hydra_reads(command, overrides, groups, "--multirun" in options)
         sys.argv = [f"fusionkit {name}", *options, *overrides]
         conf = str(conf_dir().resolve())
         hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()
@@ -172,6 +176,34 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     finally:
         sys.argv = shell_line
     return failures[0] if failures else 0
+
+
+def as_hydra_reads(
+    command: Command, overrides: Sequence[str], groups: Mapping[str, Any], is_sweep: bool = False
+) -> list[str]:
+    """The overrides of a command as the user writes them, in Hydra's grammar; ``groups`` have their defaults."""
+    found = quote_texts(gather(without_null(overrides, groups), command.operands), command.texts)
+    return open_sections(quote_paths(found, command.paths, is_sweep), command.sections)
+
+
+def composed(name: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
+    """The configuration that a command with these overrides works on; a mistake in them is a ConfigError."""
+    command = COMMANDS[name]
+    assert command.config_name is not None
+    if config_dir is not None and not Path(config_dir).expanduser().is_dir():
+        raise ConfigError(f"config_dir={config_dir} is no folder; give one that holds GROUP/NAME.yaml files")
+    groups = primary_groups(command.config_name)
+    try:
+        config = command_config(command.config_name, as_hydra_reads(command, overrides, groups), config_dir)
+    except Exception as error:
+        folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
+        files = own_files([*folder, *overrides])
+        mistake = mistake_of(composing(error, files), groups, files)
+        if mistake is None:
+            raise
+        raise mistake from None
+    expand_home(config, command.texts)
+    return config
 
 
 def see_working_folder() -> None:

@@ -37,10 +37,7 @@ def share(job: str, config: DictConfig) -> None:
 
 
 def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, Path]:
-    """The parts of ``config.checkpoint``, and where what is made of them goes.
-
-    What the run itself would write goes to its folder; anything else to one in it, so that it replaces nothing.
-    """
+    """The parts of ``config.checkpoint``, and where what is made of them goes."""
     check_top_level(config, schema)
     overrides = {name: config[name] for name in STORED}
     if config.get("benchmark"):
@@ -54,9 +51,7 @@ def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, P
     join()
     parts = load_parts(config.checkpoint, overrides, trust=config.trust)
     seed_everything(parts.config.seed, workers=True, verbose=False)
-    home = home_of(Path(config.checkpoint))
-    is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
-    folder = Path(config.output_dir) if config.output_dir else home if is_own else evaluation_folder(home, config)
+    home, folder = home_of(Path(config.checkpoint)), output_folder(config)
     if not config.output_dir:
         require_no_links(home, [folder, *(folder / name for name in (*SCORES, *WRITTEN))])
     require_writable(folder)
@@ -65,6 +60,15 @@ def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, P
         require_no_links(home, [home / "cache"])
         OmegaConf.update(options, "cache", str(home / "cache"), force_add=True)
     return parts, folder
+
+
+def output_folder(config: DictConfig) -> Path:
+    """Where an evaluation writes: what the run itself would write goes to its folder, anything else to one in it."""
+    if config.output_dir:
+        return Path(config.output_dir)
+    home = home_of(Path(config.checkpoint))
+    is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
+    return home if is_own else evaluation_folder(home, config)
 
 
 def require_no_links(home: Path, paths: Iterable[Path]) -> None:

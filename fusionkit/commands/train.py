@@ -2,6 +2,9 @@
 
 import copy
 import os
+import signal
+import threading
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,8 +42,27 @@ from fusionkit.training.resume import changed, require_resumable, require_state
 from fusionkit.training.trainer import build_module, build_trainer
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What this process has trained: the parts as they were scored, or as a Ctrl-C left them."""
+
+    parts: Parts
+    device: torch.device
+    metrics: dict[str, float]  # of the evaluation that ends the run; none after a Ctrl-C or a fast_dev_run
+    mean: float | None  # score of the last validation
+    is_interrupted: bool = False
+
+
 def train(config: DictConfig) -> float | None:
     """Train and evaluate; gives the mean score of the last validation, which a sweep may optimise (None over several ranks)."""
+    trained = train_here(config)
+    if trained is not None and trained.is_interrupted:
+        raise KeyboardInterrupt
+    return None if trained is None else trained.mean
+
+
+def train_here(config: DictConfig) -> Trained | None:
+    """Train and evaluate in this process; None where the ranks that it started did it, or where it was finished before."""
     check_top_level(config, TrainConfig)
     check_objectives(config)
     check_arguments(config)
@@ -70,14 +92,18 @@ def train(config: DictConfig) -> float | None:
             batches = {name: source.batch_size for name, source in parts.datamodule.sources.items()}
             for sentence in lonely(module.objectives, parts.tasks, batches, trainer.world_size):
                 print(f"warning: {sentence}", flush=True)
-        fit(trainer, module, parts, config, last)
-        leave()
-        if trainer.is_global_zero and not config.trainer.fast_dev_run:
-            if last:
-                keep_configuration(config)
-            evaluate(trainer, module, parts)
+        trained = Trained(parts, trainer.strategy.root_device, {}, None)
+        try:
+            fit(trainer, module, parts, config, last)
+            leave()
+            if trainer.is_global_zero and not config.trainer.fast_dev_run:
+                if last:
+                    keep_configuration(config)
+                trained = replace(trained, metrics=evaluate(trainer, module, parts))
+        except KeyboardInterrupt:
+            return replace(trained, is_interrupted=True)
         mean = trainer.callback_metrics.get("val/mean")
-        return None if mean is None else float(mean)
+        return replace(trained, mean=None if mean is None else float(mean))
     finally:
         finish()
 
@@ -121,6 +147,8 @@ def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConf
     going_on = GoingOn(None if config.trainer.fast_dev_run else config)
     if last:
         trainer.callbacks.insert(0, going_on)  # type: ignore[attr-defined]
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, datamodule=parts.datamodule, ckpt_path=last, weights_only=True)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -136,9 +164,12 @@ def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConf
         if kept := last_checkpoint(config):
             print(f"\n{kept} is kept; the same command with resume=true goes on from there")
         raise KeyboardInterrupt from None
+    finally:
+        if is_main_thread:  # Lightning has the next Ctrl-C ignored for good, and this process may live on
+            signal.signal(signal.SIGINT, on_interrupt)
 
 
-def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
+def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> dict[str, float]:
     """Score the best or last checkpoint on the roles that the configuration names."""
     named = {path.stem: path for path in checkpoints(parts.config)}
     if path := named.get(parts.config.evaluation.checkpoint, named.get("last")):
@@ -148,4 +179,6 @@ def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> None:
         torch.set_num_threads(os.cpu_count() or 1)  # and may have the processors of those that are done
     folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
     watch = Watch(trainer.loggers, "test", trainer.global_step)
-    watch.log_scores(score(parts, module.objectives, folder, roles, trainer.strategy.root_device, watch.log_answers))
+    metrics = score(parts, module.objectives, folder, roles, trainer.strategy.root_device, watch.log_answers)
+    watch.log_scores(metrics)
+    return metrics

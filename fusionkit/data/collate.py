@@ -22,7 +22,8 @@ MAX_WORKERS = 256  # that count each on its own
 
 def new_counts() -> Tensor:
     """Texts that were read and cut, (MAX_WORKERS, 2), for ``Collate``."""
-    counts = torch.zeros(MAX_WORKERS, 2, dtype=torch.long)
+    with torch.inference_mode(False):  # they are counted on outside of it
+        counts = torch.zeros(MAX_WORKERS, 2, dtype=torch.long)
     counts.share_memory_()
     return counts
 
@@ -90,7 +91,7 @@ class Collate:
 
     def _rows(self, kind: str, facts: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
         texts = [text for item in items for text in item.texts[kind]]
-        rows = self._tokenize([self.clean(text.text) for text in texts])
+        rows = self.tokenize([text.text for text in texts])
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )
@@ -108,10 +109,14 @@ class Collate:
                 rows[name] = torch.tensor(values or [example])[: len(values)]
         return rows
 
-    def _tokenize(self, texts: list[str]) -> dict[str, Any]:
+    def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
+        """`input_ids`, `attention_mask` and `word_index`, each (T, L), of texts as `clean` gives them."""
         if not texts:
             return {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
-        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
+        cleaned = [self.clean(text) for text in texts]
+        encoded = self.tokenizer(
+            cleaned, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
         worker = get_worker_info()
         cut = sum(bool(each.overflowing) for each in encoded.encodings or ())
         self.counts[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += torch.tensor([len(texts), cut])

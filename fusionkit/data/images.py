@@ -143,22 +143,29 @@ def has_pixels(path: str | Path) -> bool:
     return not str(path).endswith(".npz")
 
 
-def decode(path: Path, min_side: int) -> Decoded:
-    """The image as RGB; a JPEG may come at 1/2, 1/4 or 1/8 of its size where no side falls below `min_side` pixels.
+def decode(path: Path | Image.Image, min_side: int) -> Decoded:
+    """The image of a file, or one in memory, as RGB.
 
-    Its pixels are as the file stores them, as in the published pipelines; `frames.framed` turns them. Of several pictures in
-    a file it is the first.
+    A JPEG file may come at 1/2, 1/4 or 1/8 of its size where no side falls below `min_side` pixels. Its pixels are as the
+    file stores them, as in the published pipelines; `frames.framed` turns them. Of several pictures in a file it is the first.
     """
     try:
+        if isinstance(path, Image.Image):
+            return _decoded(path, path.size)
         with Image.open(io.BytesIO(path.read_bytes())) as file:  # one read, where PIL alone makes dozens
             size = file.size
             file.draft("RGB", (min_side, min_side))
-            image = as_rgb(file)
-            image.info = {ORIENTATION: _orientation(file)}
-            return Decoded(image, size)
+            return _decoded(file, size)
     except Exception as error:  # decoders raise nearly anything
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
-        raise CorruptImage(f"{path} cannot be decoded ({reason})") from error
+        name = "the image" if isinstance(path, Image.Image) else path
+        raise CorruptImage(f"{name} cannot be decoded ({reason})") from error
+
+
+def _decoded(found: Image.Image, size: tuple[int, int]) -> Decoded:
+    image = as_rgb(found)
+    image.info = {ORIENTATION: _orientation(found)}
+    return Decoded(image, size)
 
 
 def _orientation(file: Image.Image) -> int:
@@ -173,7 +180,7 @@ def _orientation(file: Image.Image) -> int:
 class ImageFiles:
     """Images decoded anew each time they are asked for."""
 
-    def __init__(self, paths: Iterable[Path], min_side: int) -> None:
+    def __init__(self, paths: Iterable[Path | Image.Image], min_side: int) -> None:
         self.paths, self.min_side = list(paths), min_side
 
     def load(self, index: int) -> Decoded:

@@ -27,12 +27,13 @@ OWN = "own"
 class Request:
     """What is asked about one image."""
 
-    image: Path
+    image: Path  # its file, or the name of ``picture``
     texts: Mapping[str, str]  # by TEXTS
     wants_caption: bool = False
     facts: Mapping[str, Any] | None = None  # what its reply carries along, such as an id
     size: tuple[int, int] | None = None  # width and height that boxes refer to; None: the size of the file itself
     upright: bool = True  # turned by its EXIF orientation, as its owner sees it
+    picture: Image.Image | None = None  # the image itself, where it is in memory
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -61,7 +62,7 @@ def read_requests(image: str, asked: Mapping[str, Any], reads: str) -> list[Requ
 
 def require_image(request: Request, reads: str) -> None:
     """DataError where an image is not there, or not what the image encoder reads."""
-    if not request.image.is_file() and not is_lmdb(request.image.parent):
+    if request.picture is None and not request.image.is_file() and not is_lmdb(request.image.parent):
         raise DataError(f"the image {request.image} does not exist")
     if has_pixels(request.image) == (reads == "regions"):
         wanted = (
@@ -71,29 +72,64 @@ def require_image(request: Request, reads: str) -> None:
 
 
 def own_data(
-    datamodule: DataModule, source: str, requests: Sequence[Request], words: Sequence[str]
+    datamodule: DataModule, source: str, requests: Sequence[Request], words: Sequence[str], is_grouped: bool = True
 ) -> tuple[EvalData, Collate]:
-    """Images and their texts by word, one of each word an image, read as those of a source are."""
+    """Images and their texts by word, read as those of a source are.
+
+    An image is there once, however many requests are about it, unless they are not grouped: ``image_id`` is the number of
+    the first, and the id of a text that of its request.
+    """
     settings = datamodule.sources[source]
+    groups = by_image(requests) if is_grouped else [[number] for number in range(len(requests))]
+    firsts = [requests[numbers[0]] for numbers in groups]
     samples = [
         Sample(
-            *(number, each.image, {word: (Text(number, each.texts[word]),) for word in words}),
-            size=each.size,
+            *(
+                numbers[0],
+                first.image,
+                {word: tuple(Text(n, requests[n].texts[word]) for n in numbers) for word in words},
+            ),
+            size=first.size,
             collection=OWN,
-            upright=each.upright,
+            upright=first.upright,
         )
-        for number, each in enumerate(requests)
+        for first, numbers in zip(firsts, groups, strict=True)
     ]
-    paths = [request.image for request in requests]
     finish = datamodule.finish if settings.regions is None else as_found
     images = (
-        ImageFiles(paths, datamodule.finish.decode_side)
+        ImageFiles([first.picture or first.image for first in firsts], datamodule.finish.decode_side)
         if settings.regions is None
-        else RegionFiles(paths, settings.regions)
+        else RegionFiles([first.image for first in firsts], settings.regions)
     )
-    counts = datamodule.text_counts(source, OWN)
-    collate = Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean, counts)
-    return EvalData(samples, images, words, finish), collate
+    return EvalData(samples, images, words, finish), own_collate(datamodule, source, samples, words)
+
+
+def by_image(requests: Sequence[Request]) -> list[list[int]]:
+    """The numbers of the requests about each image, in the order in which images are first asked about."""
+    groups: dict[Any, list[int]] = {}
+    for number, each in enumerate(requests):
+        shown = each.image if each.picture is None else id(each.picture)
+        groups.setdefault((shown, each.size, each.upright), []).append(number)
+    return list(groups.values())
+
+
+def own_collate(
+    datamodule: DataModule, source: str, samples: Sequence[Sample] = (), words: Sequence[str] = ()
+) -> Collate:
+    """What makes batches of one's own inputs, read as those of a source are."""
+    settings, counts = datamodule.sources[source], datamodule.text_counts(source, OWN)
+    return Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean, counts)
+
+
+def readable_text(text: Any, word: str, mistake: type[UserError] = ConfigError, place: str = "") -> str:
+    """What is asked as models read it; the mistake where it is not in words."""
+    prefix = f"{place}: " if place else ""
+    if not isinstance(text, str) or not text.strip():
+        raise mistake(f"{prefix}the {word} is {text!r}, but has to be words; write it, or leave it out")
+    try:
+        return readable(text)
+    except LongText as error:
+        raise mistake(f"{prefix}{error}") from None
 
 
 def _pictures(folder: Path, reads: str) -> Iterator[Path]:
@@ -125,14 +161,7 @@ def _request(
     place: str,
     facts: Mapping[str, Any] | None = None,
 ) -> Request:
-    texts = {word: asked[word] for word in TEXTS if asked.get(word) is not None}
-    for word, text in texts.items():
-        if not isinstance(text, str) or not text.strip():
-            raise mistake(f"{place}: the {word} is {text!r}, but has to be words; write it, or leave it out")
-    try:
-        texts = {word: readable(text) for word, text in texts.items()}
-    except LongText as error:
-        raise mistake(f"{place}: {error}") from None
+    texts = {word: readable_text(asked[word], word, mistake, place) for word in TEXTS if asked.get(word) is not None}
     if (caption := asked.get("caption")) not in (None, True, False):
         raise mistake(f"{place}: caption is {caption!r}, but is true or false; to match a given text write text=...")
     if not texts and not caption:

@@ -11,14 +11,14 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import CorruptImage
 from fusionkit.data.regions import UNKNOWN
-from fusionkit.data.requests import ASKED, TEXTS, Request, own_data, require_image
+from fusionkit.data.requests import ASKED, TEXTS, Request, by_image, own_data, require_image
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.inference.prediction import evaluating, moved
 from fusionkit.inference.progress import Bar, show_progress
 from fusionkit.scoring.records import Record
 from fusionkit.tasks.base import Task
 from fusionkit.types import Batch, Encoded
-from fusionkit.visual.attention_maps import Look, look
+from fusionkit.visual.attention_maps import AttentionWeights, Look, look, read_attention
 
 Tasks = Mapping[str, Task[Any]]
 
@@ -30,6 +30,7 @@ class Answer:
     request: Request
     record: Record
     looks: Mapping[str, Look] = field(default_factory=dict)  # by word of TEXTS
+    attention: Mapping[str, AttentionWeights] = field(default_factory=dict)  # by word of TEXTS
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Predictor:
                  answered by all that can: they say different things of it (matching, contrast, entailment).
     ``top``      how many answers to name.
     ``layer``    where ``looks`` are taken, from 0; None: the task's own, or the middle one.
+    ``attention`` whether answers have the weights of all layers and heads.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class Predictor:
     batch_size: int = 16
     looks: bool = False
     layer: int | None = None
+    attention: bool = False
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """A reply to each request, in their order; ConfigError where no task can answer one."""
@@ -94,7 +97,7 @@ class Predictor:
         return {name: task for name, task in self.tasks.items() if task.replies_to in list(words)}
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[int, ...]]:
-        """Numbers of requests that ask the same, so that a batch has one text of each word for each image."""
+        """Numbers of requests that ask the same, so that each request of a batch has one text of each word."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for number, request in enumerate(requests):
             groups.setdefault(request.asks, []).append(number)
@@ -114,18 +117,22 @@ class Predictor:
     def _answer_batch(self, source: str, tasks: Mapping[str, Tasks], requests: Sequence[Request]) -> list[Answer]:
         texts = [word for word in tasks if word in TEXTS]
         data, collate = own_data(self.datamodule, source, requests, texts)
-        replies, items = [Answer(request, _asked(request)) for request in requests], dict[int, Item]()
-        for number, request in enumerate(requests):
+        replies, items = [Answer(request, _asked(request)) for request in requests], list[Item]()
+        shown = list[list[int]]()  # the requests about each item
+        for place, numbers in enumerate(by_image(requests)):
             try:
-                require_image(request, self.model.image_encoder.reads)
-                items[number] = data.item(number)
-                _require_size(items[number], request)
+                require_image(requests[numbers[0]], self.model.image_encoder.reads)
+                item = data.item(place)
+                _require_size(item, requests[numbers[0]])
             except (CorruptImage, DataError) as error:
-                items.pop(number, None)
-                replies[number].record["error"] = str(error)
+                for number in numbers:
+                    replies[number].record["error"] = str(error)
+            else:
+                items.append(item)
+                shown.append(numbers)
         if not items:
             return replies
-        collated = collate(list(items.values()))
+        collated = collate(items)
         if isinstance(collated, DataError):
             raise collated
         batch = moved(collated, self.device)
@@ -133,12 +140,27 @@ class Predictor:
         for word, repliers in tasks.items():
             for task in repliers.values():
                 view = _read_as(task.reads, word, batch, encoded)
-                for number, said in zip(items, task.reply(self.model, *view, self.top), strict=True):
-                    replies[number].record.update(said)
+                said = task.reply(self.model, *view, self.top)
+                # a record for each text, whose id is the number of its request, or, where there are no words, each image
+                about = [[number] for number in batch[word]["ids"]] if word in texts else shown
+                for numbers, record in zip(about, said, strict=True):
+                    for number in numbers:
+                        replies[number].record.update(record)
         looks = {word: self._look(word, tasks[word], batch, encoded) for word in texts} if self.looks else {}
-        for row, number in enumerate(items):
-            replies[number] = replace(replies[number], looks={word: found[row] for word, found in looks.items()})
+        weights = {word: self._attention(word, batch, encoded) for word in texts} if self.attention else {}
+        for row, number in enumerate(
+            number for numbers in shown for number in numbers
+        ):  # as the texts of each word stand
+            replies[number] = replace(
+                replies[number],
+                looks={word: found[row] for word, found in looks.items()},
+                attention={word: found[row] for word, found in weights.items()},
+            )
         return replies
+
+    def _attention(self, word: str, batch: Any, encoded: Encoded) -> list[AttentionWeights]:
+        images, tokenizer = self.model.images_of(batch), self.datamodule.tokenizer
+        return read_attention(self.model, images, encoded.image, encoded.text[word], batch[word], tokenizer)
 
     def _look(self, word: str, repliers: Tasks, batch: Any, encoded: Encoded) -> list[Look]:
         """By the task that replies, if one number decides what it says, else by matching: it knows any text."""
@@ -174,4 +196,5 @@ def _asked(request: Request) -> Record:
 
 
 def _joined(first: Answer, second: Answer) -> Answer:
-    return Answer(first.request, first.record | second.record, {**first.looks, **second.looks})
+    looks, attention = {**first.looks, **second.looks}, {**first.attention, **second.attention}
+    return Answer(first.request, first.record | second.record, looks, attention)

@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fusionkit.visual.console import can_redraw
+
 
 class Bar:
     """One bar of a progress display."""
@@ -23,4 +25,6 @@ def show_progress(is_quiet: bool) -> Progress:
     """A display on stderr; the time left is judged by what this process has done, not by what it found done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, *times, console=Console(stderr=True), disable=is_quiet)
+    console = Console(stderr=True)
+    is_lost = console.is_jupyter and not can_redraw(console)
+    return Progress(*columns, *times, console=console, disable=is_quiet or is_lost)

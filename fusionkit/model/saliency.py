@@ -5,7 +5,7 @@ text attends to the image from 0, None is the middle one (of six the third, ALBE
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,18 @@ def attention_maps(
 
     Sums are 1 in cross-attention, and at most 1 where one attention also reads the text.
     """
-    _, weights = _watched_fusion(model, image, text, image_index, layer)
+    _, (weights,) = _watched_fusion(model, image, text, image_index, [find_layer(model, layer)])
     return _to_image(weights, text, image).float().mean(dim=1)
+
+
+@torch.no_grad()
+def attention_weights_of(model: VisionLanguageModel, image: Tokens, text: Tokens, image_index: Tensor) -> Tensor:
+    """What each text token gives to each token of its image, by layer and head: (layers, T, H, L, N).
+
+    Of the layers in which the text attends to the image, from the first. ConfigError where the fusion has none.
+    """
+    _, seen = _watched_fusion(model, image, text, image_index, attention_layers(model))
+    return torch.stack([_to_image(weights, text, image).float() for weights in seen])
 
 
 def gradcam(
@@ -48,7 +58,7 @@ def gradcam(
     """
     assert text.mask is not None
     with torch.inference_mode(False), torch.enable_grad():
-        fused, weights = _watched_fusion(model, image, text, image_index, layer)
+        fused, (weights,) = _watched_fusion(model, image, text, image_index, [find_layer(model, layer)])
         (gradient,) = torch.autograd.grad(score(fused).sum(), weights)
     cam = weights.detach().float() * gradient.float().clamp(min=0)
     return _to_image(cam, text, image).mean(dim=1) * text.mask[..., None]
@@ -105,19 +115,19 @@ def best_proposal(map: Tensor, proposals: Tensor, size: tuple[int, int], alpha: 
 
 
 def _watched_fusion(
-    model: VisionLanguageModel, image: Tokens, text: Tokens, image_index: Tensor, layer: int | None
-) -> tuple[Fused, Tensor]:
-    """The fused texts and all weights (T, H, queries, keys) of a layer.
+    model: VisionLanguageModel, image: Tokens, text: Tokens, image_index: Tensor, layers: Sequence[Attention]
+) -> tuple[Fused, list[Tensor]]:
+    """The fused texts and all weights (T, H, queries, keys) of some layers.
 
     Each text has an image row of its own, so that rows agree.
     """
-    attention = find_layer(model, layer)
     image, text = _copied(image.take(image_index)), _copied(text)
     if torch.is_grad_enabled():
         image.embeds.requires_grad_()  # so that a frozen fusion has gradients too
-    with _watching(attention) as seen:
+    with ExitStack() as stack:
+        seen = [stack.enter_context(_watching(layer)) for layer in layers]
         fused = model.fuse(model.fusion.prepare(image), text, torch.arange(len(text.embeds), device=image_index.device))
-    return fused, seen[0]
+    return fused, [weights[0] for weights in seen]
 
 
 def _to_image(weights: Tensor, text: Tokens, image: Tokens) -> Tensor:
@@ -138,14 +148,19 @@ def _copied(tokens: Tokens) -> Tokens:
     return Tokens(tokens.embeds.clone(), mask, tokens.pooled.clone())
 
 
-def find_layer(model: VisionLanguageModel, layer: int | None) -> Attention:
-    """The attention of that number; ConfigError where the fusion has none, or not so many."""
+def attention_layers(model: VisionLanguageModel) -> Sequence[Attention]:
+    """The layers in which the text attends to the image; ConfigError where the fusion has none."""
     if not isinstance(model.fusion, SupportsAttentionMaps):
         raise ConfigError(
             f"{type(model.fusion).__name__} has no attention of the text to the image to look at; "
             "cross_attention, co_attention and merged_attention are fusions that have"
         )
-    layers = model.fusion.cross_attentions()
+    return model.fusion.cross_attentions()
+
+
+def find_layer(model: VisionLanguageModel, layer: int | None) -> Attention:
+    """The attention of that number; ConfigError where the fusion has none, or not so many."""
+    layers = attention_layers(model)
     number = (len(layers) - 1) // 2 if layer is None else layer
     if not 0 <= number < len(layers):
         raise ConfigError(

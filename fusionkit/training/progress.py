@@ -10,16 +10,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from fusionkit.training.callbacks import StopAfter
 from fusionkit.training.module import TrainingModule
+from fusionkit.visual.console import can_redraw
 
 WINDOW = 30.0  # seconds that the speed is measured over
 
 
 class TrainingProgress(Callback):
-    """A live line on a terminal, elsewhere a plain one every ``every_seconds``; the scores after each validation."""
+    """A live line where it can be redrawn, elsewhere a plain one every ``every_seconds``; the scores after each validation."""
 
     def __init__(self, every_seconds: float = 10.0, console: Console | None = None) -> None:
         self.console = console or Console(soft_wrap=True)
-        self.every_seconds = 0.5 if self.console.is_terminal else every_seconds
+        self.is_live = can_redraw(self.console)
+        self.every_seconds = 0.5 if self.is_live else every_seconds
         self._bar: Progress | None = None
         self._row = TaskID(0)
         self._shown = self._began = self._paused = 0.0
@@ -30,7 +32,7 @@ class TrainingProgress(Callback):
         self._shown = self._began = time.monotonic()
         self._start_fraction = fraction_done(trainer)
         self._steps = deque([(self._began, trainer.global_step)])
-        if self.console.is_terminal and trainer.is_global_zero:
+        if self.is_live and trainer.is_global_zero:
             self._bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), console=self.console)
             self._row = self._bar.add_task("", total=1.0)
             self._bar.start()

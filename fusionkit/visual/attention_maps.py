@@ -36,6 +36,39 @@ class Look:
             np.savez_compressed(file, **arrays)
 
 
+@dataclass(frozen=True)
+class AttentionWeights:
+    """What the tokens of one text give to those of its image, by layer and head, padding left out.
+
+    ``weights`` (layers, heads, L, N) of all image tokens; ``grid`` (layers, heads, L, rows, columns) of those that stand for a
+    place in the image, None for regions.
+    """
+
+    tokens: Sequence[str]  # (L,) of the text, its ends included
+    weights: Tensor
+    grid: Tensor | None
+
+
+def read_attention(
+    model: Any, images: Any, image: Tokens, text: Tokens, rows: TextRows, tokenizer: Any
+) -> list[AttentionWeights]:
+    """The attention of T encoded texts; ``images`` and ``image`` as in ``look``."""
+    weights = saliency.attention_weights_of(model, image, text, rows["image_index"])  # (layers, T, H, L, N)
+    found = []
+    for row, (ids, mask) in enumerate(zip(rows["input_ids"], rows["attention_mask"], strict=True)):
+        index = rows["image_index"][row]
+        own = weights[:, row][:, :, mask.bool()]  # (layers, H, L, N) without the text's padding
+        grid = None
+        if model.image_encoder.reads == "pixel_values":
+            flat = own.flatten(0, 2)
+            maps = model.image_encoder.grids(images, index.expand(len(flat)), flat)
+            grid = torch.stack(maps).unflatten(0, own.shape[:3]).cpu()
+        is_there = slice(None) if image.mask is None else image.mask[index].bool()
+        tokens = tokenizer.convert_ids_to_tokens(ids[mask.bool()].tolist())
+        found.append(AttentionWeights(tokens, own[..., is_there].cpu(), grid))
+    return found
+
+
 def look(
     model: Any,
     evidence: Score | None,

@@ -213,3 +213,26 @@ def test_layers_are_the_ones_asked_for_or_the_tasks_own(images: list[Path], monk
     nobody = replace(model, tasks={"vqa": SimpleNamespace(replies_to="question")})
     nobody._look("phrase", {"own": SimpleNamespace()}, {"phrase": None}, encoded)
     assert taken == [(None, None)]
+
+
+def test_an_image_that_is_asked_several_times_is_read_once(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [(images[0], "it"), (images[1], "ring"), (images[0], TEXT[:10]), (images[1], TEXT), (images[0], "ring")]
+    requests = [Request(image, {"phrase": text, "text": text}) for image, text in asked]
+    model = oracle(batch_size=5, looks=True, attention=True)
+    alone = [model.answer([request])[0] for request in requests]
+    rows: list[int] = []
+    encode = model.model.encode_image
+    monkeypatch.setattr(model.model, "encode_image", lambda pixels: rows.append(len(pixels)) or encode(pixels))
+    together = model.answer(requests)
+    assert rows == [2]
+    for one, other in zip(alone, together, strict=True):
+        assert one.record["bbox"] == pytest.approx(other.record["bbox"], rel=1e-3)
+        assert one.record["match"] == pytest.approx(other.record["match"], abs=1e-5)
+        assert one.looks["phrase"].words == other.looks["phrase"].words
+        assert np.allclose(one.looks["text"].best, other.looks["text"].best, atol=1e-5)
+        assert torch.allclose(one.attention["phrase"].weights, other.attention["phrase"].weights, atol=1e-5)
+    assert together[0].record["bbox"] != pytest.approx(together[2].record["bbox"], rel=1e-3)
+    broken = [Request(Path("none.png"), {"phrase": "it"}), Request(images[0], {"phrase": "it"})]
+    replies = model.answer([broken[0], broken[1], broken[0]])
+    assert ["error" in reply.record for reply in replies] == [True, False, True]
+    assert replies[1].record["bbox"] == pytest.approx(together[0].record["bbox"], rel=1e-3)
