@@ -14,7 +14,7 @@ from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.model.model import VisionLanguageModel, assemble
-from fusionkit.reporting.cost import race
+from fusionkit.reporting.measure_cost import race
 
 
 def build(hidden_size: int, layers: int, image_size: int) -> VisionLanguageModel:

@@ -25,7 +25,7 @@ from fusionkit.fusion.cross_attention import CrossAttention
 from fusionkit.inference.encoding_cache import Encodings
 from fusionkit.inference.progress import Bar, show_progress
 from fusionkit.inference.reranking import Reranker
-from fusionkit.reporting.cost import race
+from fusionkit.reporting.measure_cost import race
 from fusionkit.scoring.candidates import Candidates, best
 from fusionkit.scoring.retrieval import Pairing
 from fusionkit.types import Encoded, Tokens

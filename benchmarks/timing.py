@@ -1,4 +1,4 @@
-"""What a benchmark prints of rivals that took turns (fusionkit.reporting.cost)."""
+"""What a benchmark prints of rivals that took turns (fusionkit.reporting.measure_cost)."""
 
 from collections.abc import Mapping
 

@@ -75,14 +75,14 @@ FORBIDDEN = {  # rooms that import much, but not this
     # what reads runs, counts and draws needs neither model nor trainer
     "reporting": READS_RUNS,
     "reporting/html": READS_RUNS - {"fusionkit.data"},  # shows pictures
-    "reporting/cost": set(),
+    "reporting/measure_cost": set(),
     "reporting/dashboard": set(),
 }
 HYDRA = {"hydra", "omegaconf"}
 HYDRA_ROOMS = {"api", "assembly", "cli", "commands", "config", "__main__"}
 HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "load", "pretrained", "write")}
 HYDRA_ROOMS |= {"training/trainer", "training/resume"}
-HYDRA_ROOMS |= {"reporting/cost", "reporting/callback", "reporting/reading"}
+HYDRA_ROOMS |= {"reporting/measure_cost", "reporting/callback", "reporting/reading"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -14,7 +14,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from fusionkit.cli.main import run
 from fusionkit.config import conf_dir, group_choices
-from fusionkit.reporting import cost
+from fusionkit.reporting import measure_cost
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def started(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(subprocess, "run", process)
-    monkeypatch.setattr(cost, "measure", lambda sweep, timed, growth: {})
+    monkeypatch.setattr(measure_cost, "measure", lambda sweep, timed, growth: {})
     return configs
 
 

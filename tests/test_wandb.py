@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from fusionkit.cli.main import run
 from fusionkit.config import register_resolvers
 from fusionkit.reporting.dashboard import SECTIONS, main
-from fusionkit.reporting.offline import OfflineRun, read_offline
+from fusionkit.reporting.wandb_offline import OfflineRun, read_offline
 from tests.commands.test_train import SMALL
 
 FUSIONS = ("cross_attention", "co_attention")

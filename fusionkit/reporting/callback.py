@@ -23,7 +23,7 @@ class WriteStudy(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from fusionkit.reporting.comparison import compare_runs
-        from fusionkit.reporting.cost import measure, write_costs
+        from fusionkit.reporting.measure_cost import measure, write_costs
         from fusionkit.reporting.reading import read_runs
         from fusionkit.reporting.report import write_report
         from fusionkit.reporting.run_costs import FILE

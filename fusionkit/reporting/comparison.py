@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.reporting.differences import differences, group_name, group_seeds
+from fusionkit.reporting.config_differences import differences, group_name, group_seeds
 from fusionkit.reporting.record import Interval, RunRecord, Scored
 from fusionkit.reporting.run_costs import COSTS, Costs, costs_of
 from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch

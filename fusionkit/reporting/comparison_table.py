@@ -14,7 +14,7 @@ from rich.text import Text
 
 from fusionkit.errors import clean
 from fusionkit.reporting.comparison import Cell, Comparison
-from fusionkit.reporting.differences import ABSENT
+from fusionkit.reporting.config_differences import ABSENT
 from fusionkit.reporting.run_costs import COSTS
 
 GROWTH = "Growth of the cost: powers of the size"

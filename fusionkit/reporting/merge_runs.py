@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fusionkit.cli.main import STORED
 from fusionkit.config import home_of
-from fusionkit.reporting.differences import differences, is_noise
+from fusionkit.reporting.config_differences import differences, is_noise
 from fusionkit.reporting.record import RunRecord
 
 LOGS = ("logs", "wandb")  # where a run of ours has W&B's folders

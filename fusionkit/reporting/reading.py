@@ -14,10 +14,10 @@ from fusionkit.assembly.trust import as_texts
 from fusionkit.errors import DataError
 from fusionkit.files.names import link_out_of
 from fusionkit.reporting.merge_runs import home_of_run, join, named
-from fusionkit.reporting.offline import read_offline
 from fusionkit.reporting.record import RunRecord, Scored
 from fusionkit.reporting.run_costs import read_costs
 from fusionkit.reporting.run_files import part, read_csv, read_details, read_json, read_rows, read_yaml
+from fusionkit.reporting.wandb_offline import read_offline
 from fusionkit.scoring.records import RERANKED
 
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run

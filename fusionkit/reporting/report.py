@@ -5,9 +5,9 @@ from pathlib import Path
 from fusionkit.errors import DataError
 from fusionkit.files.atomic import write_text
 from fusionkit.reporting.comparison import Comparison
+from fusionkit.reporting.comparison_page import report_page
 from fusionkit.reporting.comparison_plots import draw, panels
 from fusionkit.reporting.comparison_table import as_csv, as_markdown
-from fusionkit.reporting.page import report_page
 from fusionkit.reporting.side_by_side import Load, examples
 
 

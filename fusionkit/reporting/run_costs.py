@@ -1,4 +1,4 @@
-"""What runs cost, as their logs tell and as ``reporting.cost`` measures it (``cost.json``), and how a fusion's cost grows."""
+"""What runs cost, as their logs tell and as ``measure_cost`` measures it (``cost.json``), and how that grows with the input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fusionkit.reporting.record import RunRecord
 
 FILE = "cost.json"  # in a sweep's folder, above VARIANT/SEED
-AGAIN = "measure again: python -m fusionkit.reporting.cost SWEEP"
+AGAIN = "measure again: python -m fusionkit.reporting.measure_cost SWEEP"
 SPEED = "train/images_per_s"
 TAIL = 3  # the exponent is fitted over so many of the largest sizes: small ones show the overhead
 AXES = {"image_tokens": "image tokens (one text)", "texts_per_image": "texts of one image"}

@@ -9,7 +9,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from fusionkit.cli.main import run
 from fusionkit.reporting.reading import read_runs
-from tests.reporting.test_offline import log_of
+from tests.reporting.test_wandb_offline import log_of
 from tests.reporting.worlds import write, write_evaluation, write_run
 
 

@@ -13,13 +13,13 @@ from rich.console import Console
 
 from fusionkit.cli.main import run
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.reporting import cost
+from fusionkit.reporting import measure_cost
 from fusionkit.reporting.callback import WriteStudy
 from fusionkit.reporting.comparison import Comparison, compare_runs
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, cost_columns, growth_columns, print_comparison
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.run_costs import Costs, read_costs
-from tests.reporting.test_compare_page import Reader
+from tests.reporting.test_comparison_page import Reader
 from tests.reporting.worlds import write, write_run
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +151,7 @@ def test_one_command_writes_page_and_plots(sweep: Path, tmp_path: Path) -> None:
     words = [str(sweep), "group_seeds=true", "sort=world/vqa_accuracy", f"output_dir={tmp_path}/out"]
     assert run(["compare", *words]) == 0
     plots = {path.name for path in (tmp_path / "out/plots").iterdir()}
-    assert {f"growth_{m}_{axis}.png" for m in ("seconds", "megabytes") for axis in cost.SIZES} <= plots
+    assert {f"growth_{m}_{axis}.png" for m in ("seconds", "megabytes") for axis in measure_cost.SIZES} <= plots
     assert "cost_step_world_vqa_accuracy.png" in plots
     assert not any("time" in name or "parameters" in name for name in plots)  # logged time, and equal parameters
     page = Reader((tmp_path / "out/index.html").read_text(encoding="utf-8"))
@@ -204,7 +204,7 @@ def test_the_own_logs_tell_time_and_parameters_where_nothing_was_measured(tmp_pa
 )
 def test_a_file_of_other_content_is_named(content: str, tmp_path: Path) -> None:
     write(tmp_path / "cost.json", content)
-    with pytest.raises(DataError, match=r"cost\.json is .*measure again: python -m fusionkit\.reporting\.cost SWEEP"):
+    with pytest.raises(DataError, match=r"cost\.json is .*measure again: python -m fusionkit\.reporting\.measure_cost SWEEP"):
         read_costs(tmp_path / "a/1")
 
 
@@ -224,12 +224,12 @@ def test_costs_of_others_are_not_those_of_a_run(tmp_path: Path) -> None:
 
 def test_costs_are_measured_by_a_command_too(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cost, "measure", lambda *given: asked.append(given) or {"steps": {}})
-    assert cost.main([str(sweep), "--tasks", "vqa", "itm", "--growth"]) == 0
+    monkeypatch.setattr(measure_cost, "measure", lambda *given: asked.append(given) or {"steps": {}})
+    assert measure_cost.main([str(sweep), "--tasks", "vqa", "itm", "--growth"]) == 0
     assert asked == [(sweep, ["vqa", "itm"], True)]
     assert json.loads((sweep / "cost.json").read_text()) == {"steps": {}}
     monkeypatch.undo()
-    assert cost.main([str(sweep / "late/1")]) == 1
+    assert measure_cost.main([str(sweep / "late/1")]) == 1
     assert "late/1 holds no run (VARIANT/SEED/config.yaml)" in capsys.readouterr().err
 
 
@@ -240,7 +240,7 @@ def test_a_sweep_ends_with_its_comparison(
     if not is_measured:
         (sweep / "cost.json").unlink()
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(cost, "measure", lambda *given: asked.append(given) or COSTS)
+    monkeypatch.setattr(measure_cost, "measure", lambda *given: asked.append(given) or COSTS)
     callback = WriteStudy(str(tmp_path / "study"), ["vqa"], True, "world/vqa_accuracy")
     callback.on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}}))
     assert asked == [] if is_measured else [(sweep, ["vqa"], True)]

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fusionkit.config import flatten
 from fusionkit.errors import ConfigError
-from fusionkit.reporting.offline import OfflineRun, read_offline
+from fusionkit.reporting.wandb_offline import OfflineRun, read_offline
 from fusionkit.scoring.examples import Example
 from fusionkit.training.loggers import ScoreWandbLogger, Watch, finish, labels_of, log_config
 from tests.toys import CONF, choices

@@ -1,6 +1,6 @@
 """What the variants of a sweep cost: FLOPs, time and memory of one training step, and how a fusion's grow with its input.
 
-``python -m fusionkit.reporting.cost SWEEP`` writes SWEEP/cost.json, which ``fusionkit compare`` reads. Apart from the
+``python -m fusionkit.reporting.measure_cost SWEEP`` writes SWEEP/cost.json, which ``fusionkit compare`` reads. Apart from the
 training and in processor time of one thread, so that nothing it competes with is measured: the variants take turns, and
 the medians count.
 """
@@ -236,7 +236,9 @@ def race(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; gives the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m fusionkit.reporting.cost", description="Measure what runs cost.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fusionkit.reporting.measure_cost", description="Measure what runs cost."
+    )
     parser.add_argument("sweep", type=Path, help="folder of the runs, SWEEP/VARIANT/SEED; its cost.json is written")
     parser.add_argument("--tasks", nargs="+", help="whose training step is measured; without it all that a run trains")
     parser.add_argument("--growth", action="store_true", help="also how the fusion's cost grows with its input")

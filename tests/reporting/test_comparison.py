@@ -15,7 +15,7 @@ from fusionkit.commands.compare import samples_of
 from fusionkit.config import home_of
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, print_comparison
-from fusionkit.reporting.differences import differences, group_name, group_seeds
+from fusionkit.reporting.config_differences import differences, group_name, group_seeds
 from fusionkit.reporting.merge_runs import short_names
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord

@@ -9,7 +9,7 @@ import wandb
 from wandb.proto.wandb_internal_pb2 import Record
 
 from fusionkit.errors import DataError
-from fusionkit.reporting.offline import BLOCK, HEAD, MAGIC, _records, read_offline
+from fusionkit.reporting.wandb_offline import BLOCK, HEAD, MAGIC, _records, read_offline
 
 LOSSES = [float(1000 - step) for step in range(120)]
 

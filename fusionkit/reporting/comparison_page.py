@@ -10,7 +10,7 @@ import yaml
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.comparison_plots import GROWTH, Panel, draw
 from fusionkit.reporting.comparison_table import cost_columns, growth_columns, guess_texts, p_text
-from fusionkit.reporting.differences import ABSENT
+from fusionkit.reporting.config_differences import ABSENT
 from fusionkit.reporting.example_cards import example_card, overlay_figures
 from fusionkit.reporting.html import breakable, document, element, embedded
 from fusionkit.reporting.side_by_side import Example

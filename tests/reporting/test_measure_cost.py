@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from fusionkit.fusion.merged_attention import MergedAttention
-from fusionkit.reporting import cost
-from fusionkit.reporting.cost import race
+from fusionkit.reporting import measure_cost
+from fusionkit.reporting.measure_cost import race
 from fusionkit.types import Fused
 
 
@@ -14,7 +14,7 @@ class OneProduct(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(cost.WIDTH, 2))
+        self.weight = nn.Parameter(torch.ones(measure_cost.WIDTH, 2))
 
     def prepare(self, image):
         return image.embeds @ self.weight
@@ -24,22 +24,22 @@ class OneProduct(nn.Module):
 
 
 def test_products_are_counted_and_kept_bytes_are_those_of_the_graph():
-    run = cost.Pass(OneProduct(), image_tokens=10, texts=3)
-    assert run.flops() == 2 * 10 * cost.WIDTH * 2
-    assert run.kept() == 4 * (10 * cost.WIDTH + 10 * 2)
+    run = measure_cost.Pass(OneProduct(), image_tokens=10, texts=3)
+    assert run.flops() == 2 * 10 * measure_cost.WIDTH * 2
+    assert run.kept() == 4 * (10 * measure_cost.WIDTH + 10 * 2)
     run()
     assert run.fusion.weight.grad is not None
 
 
 def test_what_a_merged_stream_keeps_grows_with_the_square_of_its_tokens():
-    fusion = MergedAttention(cost.WIDTH, cost.WIDTH, num_layers=1, num_heads=4, dropout=0.0)
-    few, many = (cost.Pass(fusion, tokens, 1).kept() for tokens in (512, 1024))
+    fusion = MergedAttention(measure_cost.WIDTH, measure_cost.WIDTH, num_layers=1, num_heads=4, dropout=0.0)
+    few, many = (measure_cost.Pass(fusion, tokens, 1).kept() for tokens in (512, 1024))
     assert 2.5 < many / few < 4
 
 
 def test_growth_names_sizes_seconds_and_memory(monkeypatch):
-    monkeypatch.setattr(cost, "SIZES", {"image_tokens": (2, 4), "texts_per_image": (1, 2)})
-    row = cost.measure_growth({"one": OneProduct()})["one"]
+    monkeypatch.setattr(measure_cost, "SIZES", {"image_tokens": (2, 4), "texts_per_image": (1, 2)})
+    row = measure_cost.measure_growth({"one": OneProduct()})["one"]
     assert row["image_tokens"]["sizes"] == [2, 4]
     assert row["image_tokens"]["megabytes"][1] == 2 * row["image_tokens"]["megabytes"][0]
     assert all(seconds > 0 for seconds in row["texts_per_image"]["seconds"])
