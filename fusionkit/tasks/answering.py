@@ -1,16 +1,20 @@
 """How a language model answers: by saying an answer, or by the likelihood of each of a list of answers (ALBEF, BLIP)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.tasks.base import Records
 from fusionkit.tasks.generation import BeamSearch, DecoderState, GenerationConfig, Search, token_losses
+from fusionkit.tasks.vqa import named
 from fusionkit.tasks.words import Words
+from fusionkit.types import Dims
 
 ROWS_AT_ONCE = 1024  # (question, answer) pairs that are scored together: their keys and values are held in memory
 
@@ -84,3 +88,55 @@ class RankAnswers:
             losses.append(token_losses(steps, *pairs, smoothing).view(-1, k))
         likelihood = -torch.cat(losses)
         return (first + likelihood if self.score == "albef" else likelihood), candidates
+
+
+class AnswerDecoding(nn.Module):
+    """What tasks that say an answer have in common: the answers that the run knows, spelt, and how one is found.
+
+    ``answering`` says an answer, or ranks the known ones, by default the latter.
+    """
+
+    def __init__(self, dims: Dims, answering: Answering | None) -> None:
+        super().__init__()
+        self.end, self.pad = dims.sep_token_id, dims.pad_token_id
+        self.answering: Answering = answering or RankAnswers()
+        self.words = Words(dims.tokens, dims.special_ids)
+        self.ids: Tensor
+        self.mask: Tensor
+        for answer, tokens in zip(dims.answers, dims.answer_tokens, strict=True) if dims.tokens else ():
+            if not tokens:  # without a tokenizer weights alone are wanted, and nothing can be said
+                raise ConfigError(
+                    f"task.vqa_generative: the tokenizer cannot spell the answer '{answer}'; set data.spell_answers=true, or "
+                    "give a tokenizer that knows it"
+                )
+        self.set_answers(dims.answers, dims.answer_tokens)
+
+    def set_answers(self, texts: Sequence[str], tokens: Sequence[Sequence[int]]) -> None:
+        """The answers that are trained and ranked, with the tokens of each (without special ones)."""
+        self.texts = tuple(texts)
+        rows = [torch.tensor([*answer, self.end]) for answer in tokens] or [torch.zeros(0, dtype=torch.int64)]
+        masks = [torch.ones_like(row) for row in rows]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.pad)  # (A, L)
+        self.register_buffer("ids", ids, persistent=False)
+        self.register_buffer("mask", pad_sequence(masks, batch_first=True), persistent=False)
+
+    @property
+    def known(self) -> Answers:
+        """The answers on the device of the task."""
+        return Answers(self.texts, self.ids, self.mask)
+
+    def predict(self, question_ids: Sequence[Any], steps: Callable[[], DecoderState]) -> Records:
+        """VQA v2's own records of R questions, {"question_id", "answer"}, from the steps that follow them."""
+        if not question_ids:
+            return []
+        said = self.answering(steps(), self.known, self.words, self.end)
+        return [{"question_id": i, "answer": answer} for i, answer in zip(question_ids, said, strict=True)]
+
+    def reply(self, steps: Callable[[], DecoderState], top: int) -> Records | None:
+        """The likeliest answers with their shares among the candidates; None where answers are not ranked."""
+        if not isinstance(self.answering, RankAnswers):
+            return None
+        scores, candidates = self.answering.scores(steps(), self.known)
+        best = scores.softmax(dim=1).topk(min(top, scores.shape[1]), dim=1)
+        numbers = candidates.gather(1, best.indices).tolist()
+        return [named([self.texts[n] for n in row], p) for row, p in zip(numbers, best.values.tolist(), strict=True)]

@@ -1,6 +1,6 @@
 """Captioning: causal language modelling over the fusion (BLIP); what is causal is the mask of the text."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,69 @@ from fusionkit.tasks.words import Words
 from fusionkit.types import Dims, Encoded, TaskOutput
 
 
-class CaptionTargets(NamedTuple):
-    """Texts as a causal model reads them, and the tokens that it is to say."""
+@dataclass
+class CaptionWriter:
+    """What tasks of captioning have in common: the tokens of a caption that are predicted, and how one is found.
 
-    text: Prompts
-    loss_mask: Tensor  # (R, L) bool, where the next token is to be predicted
-    targets: Tensor  # (M,) the tokens after those places
+    ``prompt_ids``  the tokens that every caption starts with, which are read and not scored.
+    The other options are those of ``Captioning``.
+    """
+
+    words: Words
+    prompt_ids: list[int]
+    rules: GenerationConfig
+    search: Search
+    texts_per_image: int | None
+    label_smoothing: float
+
+    @classmethod
+    def of(
+        cls,
+        dims: Dims,
+        prompt: str,
+        label_smoothing: float,
+        texts_per_image: int | None,
+        search: Search | None,
+        max_length: int,
+        min_length: int,
+        no_repeat_ngram: int,
+    ) -> "CaptionWriter":
+        """Of a task's options and the plain values of its run."""
+        words, special = Words(dims.tokens, dims.special_ids), tuple(dims.special_ids)
+        ids = [dims.cls_token_id, *words.spell(prompt, "task.captioning.prompt")]
+        rules = GenerationConfig(dims.sep_token_id, max_length, min_length, no_repeat_ngram, special, tuple(ids))
+        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing)
+
+    def loss(self, reader: Reader, head: nn.Module, batch: CaptionBatch, encoded: Encoded) -> TaskOutput:
+        """Cross entropy of each token of the captions, from those before it and the image."""
+        captions = batch["captions"]
+        rows = leading_rows(captions["image_index"], self.texts_per_image)
+        caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
+        prompt = self._prompts(captions["image_index"][rows])
+        ids = torch.cat([prompt.input_ids, caption], dim=1)
+        mask = torch.cat([prompt.attention_mask, mask], dim=1)
+        is_scored = torch.zeros_like(mask, dtype=torch.bool)
+        first = len(self.prompt_ids)
+        is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
+        states = fuse_causal(reader, encoded.memory, prompt._replace(input_ids=ids, attention_mask=mask))
+        logits: Tensor = head(states[is_scored], reader.text_encoder.word_embeddings.weight)
+        targets = ids[:, 1:][is_scored[:, :-1]]
+        loss = masked_cross_entropy(logits, targets, self.label_smoothing)
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
+
+    def predict(self, reader: Reader, head: nn.Module, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """COCO's own records, one an image: {"image_id", "caption"}."""
+        prompts = self._prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device))
+        steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
+        found = self.search(steps, self.rules).tokens.tolist()
+        return [
+            {"image_id": image_id, "caption": self.words.text(tokens)}
+            for image_id, tokens in zip(batch["image_ids"], found, strict=True)
+        ]
+
+    def _prompts(self, image_index: Tensor) -> Prompts:
+        ids = torch.tensor(self.prompt_ids, device=image_index.device).expand(len(image_index), -1)
+        return Prompts(ids, torch.ones_like(ids), image_index, torch.ones_like(image_index))
 
 
 class Captioning(Task[CaptionBatch]):
@@ -55,60 +112,15 @@ class Captioning(Task[CaptionBatch]):
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
-        self.texts_per_image, self.label_smoothing = texts_per_image, label_smoothing
-        self.search: Search = search or BeamSearch()
-        special = dims.special_ids
-        self.words = Words(dims.tokens, special)
-        self.prompt_ids = [dims.cls_token_id, *self.words.spell(prompt, "task.captioning.prompt")]
-        self.rules = GenerationConfig(
-            dims.sep_token_id, max_length, min_length, no_repeat_ngram, tuple(special), tuple(self.prompt_ids)
-        )
+        generation = (search, max_length, min_length, no_repeat_ngram)
+        self.writer = CaptionWriter.of(dims, prompt, label_smoothing, texts_per_image, *generation)
         self.head: nn.Module = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
-
-    def reader(self, model: VisionLanguageModel) -> Reader:
-        """What reads a caption as far as it goes."""
-        return model
-
-    @property
-    def predictor(self) -> nn.Module:
-        """What predicts the next token from a state."""
-        return self.head
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        caption_targets, reader = self._caption_targets(batch), self.reader(model)
-        states = fuse_causal(reader, encoded.memory, caption_targets.text)[caption_targets.loss_mask]
-        logits, targets = self.predictor(states, reader.text_encoder.word_embeddings.weight), caption_targets.targets
-        loss = masked_cross_entropy(logits, targets, self.label_smoothing)
-        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
-
-    def _caption_targets(self, batch: CaptionBatch) -> CaptionTargets:
-        captions = batch["captions"]
-        rows = leading_rows(captions["image_index"], self.texts_per_image)
-        caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
-        prompt_ids = self._prompt_ids(len(rows), caption.device)
-        mask = torch.cat([torch.ones_like(prompt_ids), mask], dim=1)
-        text = Prompts(
-            torch.cat([prompt_ids, caption], dim=1), mask, captions["image_index"][rows], torch.ones_like(rows)
-        )
-        loss_mask = torch.zeros_like(mask, dtype=torch.bool)
-        first = len(self.prompt_ids)
-        loss_mask[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
-        return CaptionTargets(text, loss_mask, text.input_ids[:, 1:][loss_mask[:, :-1]])
-
-    def _prompt_ids(self, rows: int, device: torch.device) -> Tensor:
-        return torch.tensor(self.prompt_ids, device=device).expand(rows, -1)  # (rows, P)
+        return self.writer.loss(model, self.head, batch, encoded)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
-        images = torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device)
-        prompt_ids = self._prompt_ids(len(images), images.device)
-        prompts = Prompts(prompt_ids, torch.ones_like(prompt_ids), images, torch.ones_like(images))
-        found = self.search(
-            decoder_state_of(DecoderInputs(self.reader(model), self.predictor, encoded.memory, prompts)), self.rules
-        )
-        return [
-            {"image_id": image_id, "caption": self.words.text(tokens)}
-            for image_id, tokens in zip(batch["image_ids"], found.tokens.tolist(), strict=True)
-        ]
+        return self.writer.predict(model, self.head, batch, encoded)

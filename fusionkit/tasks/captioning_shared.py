@@ -9,11 +9,14 @@ from torch import nn
 from fusionkit.encoders.base import SupportsFirstToken
 from fusionkit.errors import ConfigError
 from fusionkit.model.model import Reader, VisionLanguageModel
-from fusionkit.tasks.base import Scorer
-from fusionkit.tasks.captioning import Captioning
+from fusionkit.model.momentum import Teacher
+from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.captioning import CaptionWriter
 from fusionkit.tasks.generation import Search
+from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.metrics import means
 from fusionkit.tasks.mlm import MaskedLMHead
-from fusionkit.types import Dims
+from fusionkit.types import Dims, Encoded, TaskOutput
 
 
 class SharedDecoder(nn.Module):
@@ -24,14 +27,17 @@ class SharedDecoder(nn.Module):
         self.layers, self.words = layers, words
 
 
-class SharedCaptioning(Captioning):
+class SharedCaptioning(Task[CaptionBatch]):
     """Captioning in which embeddings, cross-attention and feed-forward are the model's; its memory of the images is shared.
 
     ``decoder``        builds the self-attentions from (hidden_size=), such as ``SelfAttentionLayers`` of the fusion's number.
     ``first_token_id`` begins each text in place of [CLS] (BLIP's [DEC]).
     """
 
-    head: SharedDecoder
+    needs = frozenset({"text", "causal"})
+    reads = "captions"
+    replies_to = "caption"
+    encodes = False
 
     def __init__(
         self,
@@ -48,14 +54,25 @@ class SharedCaptioning(Captioning):
         scorer: Scorer | None = None,
         eps: float = 1e-12,
     ) -> None:
+        super().__init__(scorer)
+        self.metrics = means("token_accuracy")
         generation = (search, max_length, min_length, no_repeat_ngram)
-        super().__init__(dims, prompt, label_smoothing, texts_per_image, *generation, scorer, eps)
+        self.writer = CaptionWriter.of(dims, prompt, label_smoothing, texts_per_image, *generation)
         self.first_token_id = first_token_id
         self.head = SharedDecoder(
             decoder(hidden_size=dims.hidden_size), MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
         )
 
-    def reader(self, model: VisionLanguageModel) -> Reader:
+    def forward(
+        self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        return self.writer.loss(self._reader(model), self.head.words, batch, encoded)
+
+    def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """COCO's own records, one an image: {"image_id", "caption"}."""
+        return self.writer.predict(self._reader(model), self.head.words, batch, encoded)
+
+    def _reader(self, model: VisionLanguageModel) -> Reader:
         text_encoder = copy.copy(model.text_encoder)  # the same parameters, but another first token
         if isinstance(text_encoder, SupportsFirstToken):
             text_encoder.first_token_id = self.first_token_id
@@ -65,7 +82,3 @@ class SharedCaptioning(Captioning):
                 "text; choose task captioning, which begins as the encoder does"
             )
         return Reader(text_encoder, self.head.layers.within(model.fusion))
-
-    @property
-    def predictor(self) -> MaskedLMHead:
-        return self.head.words

@@ -9,14 +9,15 @@ from torch import Tensor, nn
 from fusionkit.losses import global_mean
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.answering import Answering
-from fusionkit.tasks.base import Scorer
+from fusionkit.tasks.answering import AnswerDecoding, Answering
+from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.generation import DecoderState
-from fusionkit.tasks.metrics import hits
+from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch
-from fusionkit.tasks.vqa_generative import GenerativeVQA, good_pairs
+from fusionkit.tasks.vqa_generative import good_pairs
 from fusionkit.types import Dims, Encoded, Memory, TaskOutput, Tokens, at_least_fp32
 
 
@@ -45,7 +46,7 @@ class Decoder(nn.Module):
         return logits
 
 
-class DecoderVQA(GenerativeVQA):
+class DecoderVQA(Task[QuestionBatch]):
     """The tokens of every good answer from the answer so far and the question that has seen the image; weighted by its score.
 
     ``decoder``  builds the language model from (vocab_size=, hidden_size=).
@@ -55,9 +56,9 @@ class DecoderVQA(GenerativeVQA):
     """
 
     needs = frozenset({"text"})
-    encodes = True
+    reads = "questions"
+    replies_to = "question"
     uses_teacher = True
-    head: Decoder
 
     def __init__(
         self,
@@ -69,8 +70,10 @@ class DecoderVQA(GenerativeVQA):
         scorer: Scorer | None = None,
         eps: float = 1e-12,
     ) -> None:
-        super().__init__(dims, label_smoothing, answering, scorer, eps)
-        self.share = share
+        super().__init__(scorer)
+        self.metrics = means("token_accuracy")
+        self.label_smoothing, self.share, self.start = label_smoothing, share, dims.cls_token_id
+        self.decoding = AnswerDecoding(dims, answering)
         reader = decoder(vocab_size=dims.vocab_size, hidden_size=dims.hidden_size)
         self.head = Decoder(reader, MaskedLMHead(dims.hidden_size, dims.hidden_size, dims.vocab_size, eps))
 
@@ -80,19 +83,21 @@ class DecoderVQA(GenerativeVQA):
         scores = batch["questions"]["answer_scores"]
         pairs = good_pairs(scores)
         weights = pairs.weights if self.share else scores[pairs.questions, pairs.answers]
-        ids, mask = self.answer_ids[pairs.answers], self.answer_mask[pairs.answers].bool()
+        known = self.decoding.known
+        ids, mask = known.ids[pairs.answers], known.mask[pairs.answers].bool()
         text = self._said_before(ids, pairs.questions)
-        logits = self.head(self.head.prepare(model, batch, encoded), text)[mask]
-        targets = ids[mask]
+
+        def logits_of(model: VisionLanguageModel, head: nn.Module, encoded: Encoded) -> Tensor:
+            assert isinstance(head, Decoder)
+            said: Tensor = head(head.prepare(model, batch, encoded), text)[mask]
+            return said
+
+        logits, targets = logits_of(model, self.head, encoded), ids[mask]
         smoothing = self.label_smoothing
         losses = F.cross_entropy(at_least_fp32(logits), targets, reduction="none", label_smoothing=smoothing)
-        if teacher is not None and teacher.alpha > 0:
-            assert isinstance(teacher.head, Decoder)
-            with torch.no_grad():
-                memory = teacher.head.prepare(teacher.model, batch, teacher.encoded)
-                soft = at_least_fp32(teacher.head(memory, text)[mask]).softmax(dim=-1)
-            distilled = -(soft * F.log_softmax(at_least_fp32(logits), dim=-1)).sum(dim=-1)
-            losses = (1 - teacher.alpha) * losses + teacher.alpha * distilled
+        losses = distil(
+            losses, logits, teacher, lambda t: logits_of(t.model, t.own_head, t.encoded), cross_entropy=row_losses
+        )
         loss = global_mean((weights[:, None].expand_as(mask)[mask] * losses).sum(), len(scores))
         return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
 
@@ -102,9 +107,23 @@ class DecoderVQA(GenerativeVQA):
         said = torch.cat([start, ids[:, :-1]], dim=1)
         return Prompts(said, torch.ones_like(said), questions, torch.ones_like(questions))
 
+    def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
+        """VQA v2's own records: {"question_id", "answer"}."""
+        return self.decoding.predict(batch["questions"]["ids"], lambda: self.steps(model, batch, encoded))
+
+    def reply(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, top: int) -> Records:
+        """As GenerativeVQA."""
+        found = self.decoding.reply(lambda: self.steps(model, batch, encoded), top)
+        return super().reply(model, batch, encoded, top) if found is None else found
+
     def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> DecoderState:
         ids = batch["questions"]["input_ids"]
         start = self._said_before(ids[:, :1], torch.arange(len(ids), device=ids.device))
         return decoder_state_of(
             DecoderInputs(self.head.reader, self.head.words, self.head.prepare(model, batch, encoded), start)
         )
+
+
+def row_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy (R,) of logits (R, V) against distributions (R, V)."""
+    return -(targets * F.log_softmax(at_least_fp32(logits), dim=-1)).sum(dim=-1)

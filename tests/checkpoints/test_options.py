@@ -69,7 +69,7 @@ def test_albefs_own_layout_holds_what_its_class_holds(kind: str) -> None:
 def test_an_answer_decoder_is_loaded_before_its_data_tell_the_answers() -> None:
     _, config = plan_of("albef vqa")
     task = empty_network(config, word_tokenizer(["what is it"])).tasks["vqa_decoder"]
-    assert task.texts == ()
+    assert task.decoding.texts == ()
 
 
 def test_blips_start_tokens_follow_the_vocabulary() -> None:

@@ -152,7 +152,7 @@ class ScriptedNegatives(HardNegatives):
         self.answers, self.laws = [images, texts], []
 
     def forward(self, similarity: Tensor, is_excluded: Tensor, listed: Tensor | None = None) -> Drawn:
-        self.laws.append(self.law(similarity, is_excluded, listed))
+        self.laws.append(self.distribution(similarity, is_excluded, listed))
         columns = self.answers[(len(self.laws) - 1) % 2][:, None]
         return Drawn(columns, torch.ones_like(columns, dtype=torch.bool), torch.zeros(()))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fusionkit.tasks.answering import Answers, RankAnswers
+from fusionkit.tasks.answering import RankAnswers
 from fusionkit.tasks.entailment import LABELS
 from tests.parity.published import (
     Published,
@@ -146,7 +146,7 @@ def test_answers(load, path):
     published = load(path)
     io, network, task = published.io, published.network, published.network.tasks["vqa_decoder"]
     task.share = False  # the published weights of a question need not sum to 1
-    task.set_answers(*known(io["answer_ids"], io["answer_mask"]))
+    task.decoding.set_answers(*known(io["answer_ids"], io["answer_mask"]))
     questions = torch.arange(len(io["question_ids"])).repeat_interleave(io["answers_per_question"])
     scores = torch.zeros(len(io["question_ids"]), len(questions))
     scores[questions, torch.arange(len(questions))] = io["answer_weights"]
@@ -170,14 +170,14 @@ def check_ranking(published: Published, batch: dict) -> None:
     """The chosen answers, their order and their scores; the weights are those before the step."""
     io, network, task = published.io, published.network, published.network.tasks["vqa_decoder"]
     task.eval()
-    task.set_answers(*known(io["answer_list_ids"], io["answer_list_mask"]))
+    task.decoding.set_answers(*known(io["answer_list_ids"], io["answer_list_mask"]))
     ranking = RankAnswers(k=published.sizes["k_test"], score="albef")
     with torch.no_grad():
         encoded = network.model.encode(batch, ["questions"])
         steps = task.steps(network.model, batch, encoded)
         close(steps.start()[0], io["rank_start_logits"])
-        scores, candidates = ranking.scores(steps, Answers(task.texts, task.answer_ids, task.answer_mask))
-    first = F.softmax(io["rank_start_logits"], dim=1)[:, task.answer_ids[:, 0]]
+        scores, candidates = ranking.scores(steps, task.decoding.known)
+    first = F.softmax(io["rank_start_logits"], dim=1)[:, task.decoding.ids[:, 0]]
     close(first, io["rank_first_token_probs"])
     order = scores.argsort(dim=1, descending=True)
     assert candidates.gather(1, order).equal(io["rank_topk_ids"])

@@ -10,7 +10,7 @@ from transformers import (
     BlipForQuestionAnswering,
 )
 
-from fusionkit.tasks.answering import Answers, RankAnswers
+from fusionkit.tasks.answering import RankAnswers
 from fusionkit.tasks.classic_beams import ClassicBeamSearch
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import GenerationConfig, Greedy
@@ -121,7 +121,7 @@ def test_captions(load, path):
     io, network, task = published.io, published.network, published.network.tasks["captioning"]
     sizes, cls, end = published.sizes, published.sizes["ids"]["cls"], published.sizes["ids"]["sep"]
     prompt = sizes["prompt_ids"]
-    task.prompt_ids = [cls, *prompt]
+    task.writer.prompt_ids = [cls, *prompt]
     texts = rows(
         torch.cat([io["in.input_ids"][:, :1], io["in.input_ids"][:, 1 + len(prompt) :]], dim=1),
         io["in.attention_mask"][:, len(prompt) :],
@@ -138,7 +138,7 @@ def test_captions(load, path):
     states = fuse_causal(network.model, encoded.memory, whole)
     words = network.model.text_encoder.word_embeddings.weight
     close_where(io["in.attention_mask"], task.head(states, words), io["out.lm_logits"])
-    opening = torch.tensor(task.opening).expand(len(texts["ids"]), -1)
+    opening = torch.tensor(task.writer.prompt_ids).expand(len(texts["ids"]), -1)
     prompts = Prompts(
         opening, torch.ones_like(opening), texts["image_index"], torch.ones(len(opening), dtype=torch.long)
     )
@@ -168,7 +168,7 @@ def test_answers(load, path):
     published = load(path)
     io, network, task = published.io, published.network, published.network.tasks["vqa_decoder"]
     task.share = False  # the published weights of a question need not sum to 1
-    task.set_answers(*known(io["in.answer_ids"], io["in.answer_mask"]))
+    task.decoding.set_answers(*known(io["in.answer_ids"], io["in.answer_mask"]))
     questions = torch.arange(len(io["in.question_ids"])).repeat_interleave(io["in.n_answers"])
     scores = torch.zeros(len(io["in.question_ids"]), len(questions))
     scores[questions, torch.arange(len(questions))] = io["in.weights"]
@@ -184,12 +184,12 @@ def test_answers(load, path):
     output.loss.backward()
     check_gradients(published)
     task.eval()
-    task.set_answers(*known(io["in.candidate_ids"], io["in.candidate_mask"]))
+    task.decoding.set_answers(*known(io["in.candidate_ids"], io["in.candidate_mask"]))
     with torch.no_grad():
         steps = task.steps(network.model, batch, encoded)
         close(steps.start()[0], io["out.rank_first_token_logits"])
         ranking = RankAnswers(k=published.sizes["k_test"], score="blip", label_smoothing=0.1)
-        likelihood, candidates = ranking.scores(steps, Answers(task.texts, task.answer_ids, task.answer_mask))
+        likelihood, candidates = ranking.scores(steps, task.decoding.known)
         assert candidates.equal(io["out.rank_topk_ids"])
         close(likelihood, io["out.rank_log_probs"])
         assert candidates.gather(1, likelihood.argmax(dim=1, keepdim=True))[:, 0].equal(io["out.rank_best"])
@@ -269,7 +269,7 @@ def test_answers_of_transformers(transformed):
     pixels, texts = texts_of_three()
     texts["attention_mask"] = torch.ones_like(texts["input_ids"])  # transformers 5.23 lets the decoder read padding
     task = ours.tasks["vqa_decoder"]
-    task.set_answers("abc", [[7, 8], [9, 10], [11, 12]])
+    task.decoding.set_answers("abc", [[7, 8], [9, 10], [11, 12]])
     batch = {"pixel_values": pixels, "questions": texts}
     encoded = ours.model.encode(batch, ["questions"])
     output = task(ours.model, batch, encoded)

@@ -33,7 +33,7 @@ def test_every_token_but_the_opening_is_scored(model):
         ]
         assert out.targets.tolist() == wanted
         assert (out.targets == SEP).sum() == 6
-        assert Captioning(toy_dims(model), prompt).opening == opening
+        assert Captioning(toy_dims(model), prompt).writer.prompt_ids == opening
 
 
 def test_loss_is_smoothed_cross_entropy_per_token(model):
@@ -118,8 +118,8 @@ def test_the_end_is_said_where_it_is_padding_or_start_too(model, shared):
     captions["input_ids"][:, 0] = dims.cls_token_id
     task = Captioning(dims, min_length=1).eval()
     assert (task(model, batch, model.encode(batch, [])).targets == SEP).sum() == len(end)
-    assert SEP not in task.rules.banned
-    assert dims.special_ids - {SEP} == set(task.rules.banned)
+    assert SEP not in task.writer.rules.banned
+    assert dims.special_ids - {SEP} == set(task.writer.rules.banned)
     with torch.no_grad():
         task.head.bias[SEP] = 1e4
     assert [record["caption"] for record in task.predict(model, batch, model.encode(batch, []))] != [""] * 3

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fusionkit.errors import ConfigError
-from fusionkit.tasks.answering import Answers, GenerateAnswer, RankAnswers
+from fusionkit.tasks.answering import GenerateAnswer, RankAnswers
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import BeamSearch
 from fusionkit.tasks.vqa_generative import GenerativeVQA, followed_by, good_pairs
@@ -52,14 +52,14 @@ def test_ranking_is_the_published_score(model, score):
     batch, task = toy_batch(images=4, texts_per_image=2), GenerativeVQA(toy_dims(model)).eval()
     encoded = model.encode(batch, [])
     steps = decoder_state_of(DecoderInputs(model, task.head, encoded.memory, task._prompts(batch)))
-    scores, candidates = RankAnswers(4, score).scores(steps, Answers(ANSWERS, task.answer_ids, task.answer_mask))
+    scores, candidates = RankAnswers(4, score).scores(steps, task.decoding.known)
     expected = -whole_text_losses(model, task, batch, encoded, 0.1 if score == "blip" else 0.0)
     if score == "albef":
         first = steps.start()[0].log_softmax(dim=1)
         expected = expected + first[:, [tokens[0] for tokens in ANSWER_TOKENS]]
     torch.testing.assert_close(scores, expected.gather(1, candidates), rtol=1e-5, atol=1e-3)
     best = [ANSWERS[i] for i in expected.argmax(dim=1).tolist()]
-    task.answering = RankAnswers(4, score)
+    task.decoding.answering = RankAnswers(4, score)
     assert [record["answer"] for record in task.predict(model, batch, encoded)] == best
     assert expected.std(dim=0).min() > 0.1  # the scores hang on the question
 
@@ -67,7 +67,7 @@ def test_ranking_is_the_published_score(model, score):
 def test_only_the_likeliest_first_tokens_are_scored(model):
     batch, task = toy_batch(images=4), GenerativeVQA(toy_dims(model)).eval()
     steps = decoder_state_of(DecoderInputs(model, task.head, model.encode(batch, []).memory, task._prompts(batch)))
-    answers = Answers(ANSWERS, task.answer_ids, task.answer_mask)
+    answers = task.decoding.known
     _, candidates = RankAnswers(1).scores(steps, answers)
     first = steps.start()[0][:, [tokens[0] for tokens in ANSWER_TOKENS]]
     assert torch.equal(first.gather(1, candidates), first.max(dim=1, keepdim=True).values)
@@ -84,7 +84,7 @@ def test_an_answer_follows_its_question_directly():
 
 def test_answers_are_padded_as_texts_are(model):
     task = GenerativeVQA(replace(toy_dims(model), pad_token_id=7))
-    assert task.answer_ids[task.answer_mask == 0].unique().tolist() == [7]
+    assert task.decoding.ids[task.decoding.mask == 0].unique().tolist() == [7]
 
 
 @pytest.mark.parametrize("answering", [RankAnswers(score="blip"), GenerateAnswer(BeamSearch(2))], ids=["rank", "say"])
