@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 
 class WriteStudy(Callback):
-    """Compares the runs of the sweep over their seeds in ``out``; measures their costs where the sweep has no ``cost.json``.
+    """Comparison at the end of a sweep, over seeds, written to ``out``; costs are measured where the sweep has no ``cost.json``.
 
     ``timed``   the tasks whose training step is measured, so that all variants do the same work; None: all that they train.
     ``growth``  whether the variants are fusions, measured also alone and by the size of their input.

@@ -33,22 +33,22 @@ class Entry:
     runs: Sequence[RunRecord]
 
     def values(self, metric: str) -> list[float]:
-        """The metric of each run that has it."""
+        """Return the metric of each run that has it."""
         return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
     def direction(self, metric: str) -> bool | None:
-        """Whether more is better, as the scorer said; None where it said nothing."""
+        """Return whether more is better, as the scorer said; None where it said nothing."""
         return next((run.directions[metric] for run in self.runs if metric in run.directions), None)
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """What it costs by the keys of ``COSTS``, as far as that is known; the mean over the seeds."""
+        """Its known costs by the keys of ``COSTS``, means over the seeds."""
         known = [costs_of(run) for run in self.runs]
         return {name: fmean(found) for name in COSTS if (found := [each[name] for each in known if name in each])}
 
     @property
     def measured(self) -> Costs:
-        """How its cost grows, which is the same of all seeds."""
+        """Its measured costs, the same for all seeds; empty where their growth was not measured."""
         return next((run.costs for run in self.runs if run.costs.growth), Costs())
 
 
@@ -84,17 +84,17 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, list[str]]:
-        """By key, the values of the configuration that differ, in the order of the entries."""
+        """By configuration key, the values that differ, in the order of the entries."""
         return differences([entry.runs[0] for entry in self.entries])
 
     @property
     def tested(self) -> int:
-        """How many scores were tested against the baseline's."""
+        """The number of scores that were tested against the baseline's."""
         return sum(cell.p is not None for cell in self.cells.values())
 
     @cached_property
     def costs(self) -> list[str]:
-        """The keys of ``COSTS`` that are known of any entry; the time that runs logged only where none was measured."""
+        """The keys of ``COSTS`` that any entry has; the logged time only where none was measured."""
         known = [name for name in COSTS if any(name in entry.costs for entry in self.entries)]
         return [name for name in known if name != "image_seconds" or "step_seconds" not in known]
 
@@ -112,12 +112,12 @@ class Comparison:
         return max((value for entry in self.entries for value in entry.values(f"{metric}_{suffix}")), default=None)
 
     def gain(self, metric: str, value: float) -> float:
-        """The value, with its sign turned where less is better."""
+        """Return the value, with its sign turned where less is better."""
         return value if more_is_better(self.entries, metric) else -value
 
 
 def more_is_better(entries: Sequence[Entry], metric: str) -> bool:
-    """As the scorer of the metric said, else as its name tells."""
+    """Return what the scorer of the metric said, else what its name tells."""
     said = [direction for entry in entries if (direction := entry.direction(metric)) is not None]
     return said[0] if said else not is_error(metric)
 
@@ -181,7 +181,7 @@ def choose_metrics(entries: Sequence[Entry], patterns: Sequence[str]) -> list[st
 
 
 def _ranked(entries: Sequence[Entry], metric: str) -> list[Entry]:
-    """The best mean first, those without the metric last."""
+    """Sort by mean, the best first, those without the metric last."""
     means = {entry.name: fmean(values) for entry in entries if (values := entry.values(metric))}
     if not means:
         names = list(dict.fromkeys(name for entry in entries for run in entry.runs for name in run.metrics))
@@ -202,7 +202,7 @@ def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
 
 
 def _intervals(entry: Entry, metrics: Sequence[str], resamples: int, seed: int) -> dict[str, Interval]:
-    """Over the seeds, where there are several; else those that the evaluation kept, else of its samples."""
+    """Return intervals over several seeds; of one run those that its evaluation stored, else a bootstrap of its samples."""
     if len(entry.runs) > 1:
         found = {metric: estimate(entry.values(metric)) for metric in metrics if len(entry.values(metric)) > 1}
         return {name: (each.mean - each.margin, each.mean + each.margin) for name, each in found.items()}
@@ -217,7 +217,7 @@ def _intervals(entry: Entry, metrics: Sequence[str], resamples: int, seed: int) 
 def _tests(
     entry: Entry, base: Entry, metrics: Sequence[str], resamples: int, seed: int, notes: dict[str, None]
 ) -> dict[str, Difference]:
-    """By metric, what the entry has more than the baseline, where that can be tested."""
+    """Test by metric how the entry differs from the baseline, where that can be tested."""
     if len(entry.runs) > 1 or len(base.runs) > 1:
         tested = {metric: welch(entry.values(metric), base.values(metric)) for metric in metrics}
         return {metric: difference for metric, difference in tested.items() if difference}
@@ -256,14 +256,14 @@ def _only(scored: Scored, metrics: Sequence[str]) -> list[Row]:
 
 
 def _corrected(cells: Mapping[tuple[str, str], Cell]) -> dict[tuple[str, str], Cell]:
-    """With p-values corrected for all tests there are."""
+    """Return the cells with p-values corrected for the number of tests."""
     tested = {place: cell.difference.p for place, cell in cells.items() if cell.difference is not None}
     p_values = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {place: replace(cell, p=p_values.get(place)) for place, cell in cells.items()}
 
 
 def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
-    """How the tests were made, and what they cannot say."""
+    """Yield how the tests were made and what they cannot show."""
     if len(comparison.entries) < 2:
         return
     counts = {len(entry.runs) for entry in comparison.entries}

@@ -20,7 +20,7 @@ Groups = Mapping[str, Mapping[str, Sequence[Example]]]
 
 
 def report_page(comparison: Comparison, panels: Mapping[str, Sequence[Panel]], groups: Groups) -> str:
-    """The page as text. ``groups`` are the examples, by file of rows and by who is right."""
+    """Return the page as text. ``groups`` are the examples, by file of rows and by who is right."""
     here = Path(__file__).parent
     title = f"{len(comparison.entries)} runs compared" if len(comparison.entries) > 1 else comparison.entries[0].name
     head = [
@@ -56,7 +56,7 @@ def _section(name: str, heading: str, content: Sequence[Element]) -> Element | N
 
 
 def _verdicts(comparison: Comparison) -> list[Element]:
-    """In how many scores each run is better or worse than the baseline, as far as that is decided."""
+    """Count the scores in which each run is better or worse than the baseline."""
     if len(comparison.entries) < 2:
         return []
     sources = ", ".join(dict.fromkeys(metric.partition("/")[0] for metric in comparison.metrics))
@@ -136,7 +136,7 @@ def _score(comparison: Comparison, metric: str, cell: Cell | None) -> Element:
 
 
 def _strip(cell: Cell, column: Sequence[Cell]) -> Element | None:
-    """The interval on the scale of its column, for the eye."""
+    """Draw the interval on the scale of its column."""
     ends = [end for each in column for end in (each.score, *(each.interval or ()))]
     low, width = min(ends), max(ends) - min(ends)
     if not cell.interval or not width:
@@ -231,7 +231,7 @@ def _differences(comparison: Comparison) -> list[Element]:
 
 
 def _title(name: str, is_number: bool = True, after: str = "/") -> Element:
-    """The head of a column that sorts by it; what stands before the last part of a name is small."""
+    """Make the head of a column, a button that sorts by it; all but the last part of the name is small."""
     prefix, divider, last = name.rpartition(after)
     small = element("span", *breakable(prefix + divider), class_="prefix") if prefix else None
     return element(
@@ -243,7 +243,7 @@ def _title(name: str, is_number: bool = True, after: str = "/") -> Element:
 
 
 def _table(caption: str, titles: Sequence[Element], rows: Sequence[Element]) -> Element:
-    """A table in a box of its own, which scrolls where the page is narrow, and shows at its edges what is out of sight."""
+    """Make a table in a box that scrolls where the page is narrow; its edges fade where the table goes on."""
     hidden = element("caption", caption, class_="hidden")
     table = element("table", hidden, element("thead", element("tr", *titles)), element("tbody", *rows))
     box = element("div", table, class_="scroll", role="region", aria_label=caption, tabindex=0)
@@ -251,7 +251,7 @@ def _table(caption: str, titles: Sequence[Element], rows: Sequence[Element]) -> 
 
 
 def _plots(panels: Sequence[Panel]) -> Element:
-    """Each in the colours of a light and of a dark page."""
+    """Draw each panel in the colours of a light and of a dark page."""
     figures = []
     with TemporaryDirectory() as folder:
         for panel in panels:

@@ -34,7 +34,7 @@ AGAINST = {  # cost -> how its panels are called, and how many there are at most
 
 
 class Panel(NamedTuple):
-    """A picture: the stem of its file, its title, what it shows in words, and how it is drawn."""
+    """A picture: the stem of its file, its title, its content in words, and the function that draws it."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class Panel(NamedTuple):
 
 
 def panels(comparison: Comparison) -> dict[str, list[Panel]]:
-    """All there is to draw, by its heading."""
+    """Return all panels by their heading."""
     styles = {entry.name: style_of(at) for at, entry in enumerate(comparison.entries)}
     found = {
         "Quality by task": list(_quality(comparison, styles)),
@@ -140,7 +140,7 @@ def _curves(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Pan
 
 
 def _line(entry: Entry, name: str) -> tuple[list[float], list[float]] | None:
-    """Steps and values, the mean over the seeds at each step that all of them logged; a long line is thinned by means."""
+    """Return steps and values: means over the seeds at each step that all of them logged, at most 100 points."""
     logged = [{row["step"]: row[name] for row in run.history if name in row} for run in entry.runs]
     steps = sorted(set.intersection(*map(set, logged)))
     if not steps:
@@ -185,7 +185,7 @@ def _costs(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Pane
 
 
 def _growth(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Panel]:
-    """Time and memory of the fusion alone by the size of its input, each line with the power of the size it grows with."""
+    """Yield time and memory of the fusion alone by the size of its input; labels give the fitted power."""
     for measure, axis in product(MEASURES, AXES):
         grown = {entry.name: entry.measured for entry in comparison.entries if axis in entry.measured.growth}
         lines = {name: (each.growth[axis]["sizes"], each.growth[axis][measure]) for name, each in grown.items()}

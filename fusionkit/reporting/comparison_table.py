@@ -24,7 +24,7 @@ COLUMNS = ("score", "low", "high", "difference", "difference_low", "difference_h
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """What differs, the scores and costs in as many tables as the width takes, and what has to be said about them."""
+    """Print differences, scores and costs, in as many tables as the width takes, and the notes."""
     names = [clean(entry.name) for entry in comparison.entries]
     tables = [
         ("what differs", names, _differences(comparison)),
@@ -40,7 +40,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The tables of differences, scores with costs, tests in full and growth, and the notes."""
+    """Return the tables of differences, scores with costs, tests and growth, and the notes."""
     names = [_plain(entry.name) for entry in comparison.entries]
     parts = []
     if comparison.differences:
@@ -65,7 +65,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line for each run and metric: the score, the test against the baseline, costs, and what differs.
+    """Return one line for each run and metric: the score, the test against the baseline, costs, and what differs.
 
     ``values`` are the scores of single seeds; a cost is in its own unit (COSTS), a growth the power of the size.
     """
@@ -95,12 +95,12 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def guess_texts(comparison: Comparison, metric: str) -> list[str]:
-    """What each guesser reaches of a metric; empty where that is not known."""
+    """Return the score of each guesser, "" where it is not known."""
     return [f"{row[metric]:.1f}" if metric in row else "" for row in comparison.guesses.values()]
 
 
 def cost_columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """By title, what each run costs, empty where that is not known."""
+    """Return by title the cost of each run, "" where it is not known."""
     rows = [entry.costs for entry in comparison.entries]
     return [
         (COSTS[name].title, [COSTS[name].text(row[name]) if name in row else "" for row in rows])
@@ -109,7 +109,7 @@ def cost_columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def growth_columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
-    """What theory says of each run, then by title the measured exponents; none where no growth was measured."""
+    """Return by title the theoretical cost and the measured exponents of each run; nothing where no growth was measured."""
     measured = [entry.measured for entry in comparison.entries]
     exponents = [costs.exponents() for costs in measured]
     names = list(dict.fromkeys(name for row in exponents for name in row))
@@ -122,18 +122,18 @@ def growth_columns(comparison: Comparison) -> list[tuple[str, list[str]]]:
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table, numbers to the right."""
+    """Return a markdown table, numbers to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def _column(comparison: Comparison, metric: str) -> list[Cell | None]:
-    """The cells of a metric, in the order of the runs."""
+    """Return the cells of a metric, in the order of the runs."""
     return [comparison.cells.get((entry.name, metric)) for entry in comparison.entries]
 
 
 def _cell(text: str) -> str:
-    """A text of a run, which no spreadsheet takes for a formula; a number stays one."""
+    """Quote a text that a spreadsheet would take for a formula; a number stays one."""
     return f"'{text}" if re.match(r"[=+@\t\r]|-(?![\d.])", text) and not re.fullmatch(r"\+[\d.e+-]+", text) else text
 
 
@@ -146,7 +146,7 @@ def score_text(cell: Cell | None) -> str:
 
 
 def tested_texts(cell: Cell) -> list[str]:
-    """Difference, its interval, p, corrected p and mark."""
+    """Return the difference, its interval, p, corrected p and the mark."""
     assert cell.difference is not None
     assert cell.p is not None
     value, low, high, p = cell.difference
@@ -154,7 +154,7 @@ def tested_texts(cell: Cell) -> list[str]:
 
 
 def p_text(p: float) -> str:
-    """Three digits."""
+    """Return three digits of a p-value."""
     return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
 
 
@@ -168,7 +168,7 @@ def _tested(comparison: Comparison) -> list[tuple[str, str, Cell]]:
 
 
 def _upright(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The table with its longer side downwards."""
+    """Turn the table so that its longer side goes down."""
     if len(header) - 1 <= len(rows):
         return header, rows
     columns = [list(column) for column in zip(header, *rows, strict=True)]
@@ -176,7 +176,7 @@ def _upright(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[
 
 
 def _plain(text: str) -> str:
-    """A text of a run, which shows as it is: no markup, no link, no end of the cell."""
+    """Escape a text of a run, so that it becomes no markup, no link and no end of the cell."""
     escaped = re.sub(
         r"([\\`*\[\]|~!#]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|:(?=//)|(?<=www)\.|(?<=\w)@)", r"\\\1", _line(text)
     )
@@ -186,14 +186,14 @@ def _plain(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """A name as code, within as many backticks as it takes."""
+    """Quote a name as code, in as many backticks as it takes."""
     line = _line(text).replace("|", "\\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     return f"{fence} {line} {fence}" if len(fence) > 1 else f"`{line}`"
 
 
 def _line(text: str) -> str:
-    """Without control characters and ends of lines."""
+    """Remove control characters and ends of lines."""
     return clean(" ".join(text.splitlines()))
 
 
@@ -221,12 +221,12 @@ def _numbers(columns: Sequence[tuple[str, list[str]]], after: str) -> list[Colum
 
 
 def _broken(name: str, after: str) -> str:
-    """On several lines, so that a column is no wider than it has to be."""
+    """Break a name into lines, so that its column is narrow."""
     return clean(name).replace(after, f"{after}\n")
 
 
 def _tables(title: str, names: Sequence[str], columns: Sequence[Column], width: int) -> Iterator[Table]:
-    """As many tables as the width takes, each with the names at its left."""
+    """Yield as many tables as the width takes, each with the names on the left."""
     room = 0
     first = PADDING + 1 + min(width // 3, max(map(len, ["run", *names])))
     groups: list[list[Column]] = []
@@ -248,7 +248,7 @@ def _tables(title: str, names: Sequence[str], columns: Sequence[Column], width: 
 
 
 def _lines(cell: Cell | None) -> list[tuple[str, str]]:
-    """Score and difference, and below them the interval of the score, with styles."""
+    """Return score and difference, and below them the interval, with styles."""
     if cell is None:
         return [(ABSENT, "dim")]
     moved = f" {cell.difference.value:+.1f}{cell.mark}" if cell.difference else ""

@@ -17,9 +17,9 @@ ABSENT = "—"
 
 
 def differences(records: Sequence[RunRecord]) -> dict[str, list[str]]:
-    """By dotted key, the values that differ, in the order of the runs; paths and seeds only where nothing else does.
+    """Return by dotted key the values that differ, in the order of the runs; paths and seeds only where nothing else does.
 
-    A section that a run has not got at all is one row. Runs of unknown configuration have no part in it.
+    A section that a run lacks as a whole is one row. Runs of unknown configuration are ignored.
     """
     flat = [_flat(record.config) for record in records]
     keys = list(dict.fromkeys(key for values in flat for key in values))
@@ -31,7 +31,7 @@ def differences(records: Sequence[RunRecord]) -> dict[str, list[str]]:
 
 
 def group_seeds(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """Runs together whose configurations differ in seeds and places alone, in the order of the first of each."""
+    """Group runs whose configurations differ in seeds and places alone, in the order of the first of each."""
     groups: dict[Any, list[RunRecord]] = {}
     for record in records:
         values = frozenset((key, value) for key, value in _flat(record.config).items() if not is_noise(key))
@@ -40,7 +40,7 @@ def group_seeds(records: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 
 def group_name(group: Sequence[RunRecord]) -> str:
-    """What the names of the runs have in common, such as "late" of late/1 and late/2."""
+    """Return the common part of the names of the runs, such as "late" of late/1 and late/2."""
     if len(group) == 1:
         return group[0].name
     letters = takewhile(lambda at: len(set(at)) == 1, zip(*(record.name for record in group), strict=False))
@@ -50,13 +50,13 @@ def group_name(group: Sequence[RunRecord]) -> str:
 
 
 def is_noise(key: str) -> bool:
-    """Whether a key says where files lie or what was drawn, not what was done."""
+    """Return whether a key names places of files or a seed, not what was done."""
     first, last = key.partition(".")[0], key.rpartition(".")[2]
     return first in PLACES or last in FILES or last == "seed" or last in BUILDING
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, str]:
-    """By dotted key, the value as text; what repeats the run's own name or folder is the same in every run."""
+    """Return by dotted key the value as text; the run's own name and folder in it become references."""
     own = [(str(config[key]), f"${{{key}}}") for key in ("output_dir", "name") if config.get(key)]
     return {key: _text(value, own, key) for key, value in leaves(config)}
 
@@ -73,7 +73,7 @@ def _text(value: Any, own: Sequence[tuple[str, str]], key: str) -> str:
 
 
 def _section(key: str, flat: Sequence[Mapping[str, str]]) -> str:
-    """The ``_target_`` of the largest section around the key that some runs have and others lack, else the key itself."""
+    """Return the ``_target_`` of the largest section around the key that only some runs have, else the key."""
     parts = key.split(".")
     for length in range(1, len(parts)):
         section = ".".join(parts[:length])

@@ -47,7 +47,7 @@ TABLES = ("itc", "vqa", "grounding")
 
 
 def build_report(project: str, entity: str | None, group: str, source: str) -> Any:
-    """The report, not yet saved: a grid of panels a section, runs grouped, and tables of answers to questions of ``source``."""
+    """Build the unsaved report: a grid of panels a section, runs grouped, and tables of answers on ``source``."""
     wr: Any = import_module("wandb.apis.reports")  # of W&B's extra, so nothing to declare or to check types against
     owner = {"entity": entity} if entity else {}
     key = group if group == "group" else f"config.{group}"
@@ -66,7 +66,7 @@ def build_report(project: str, entity: str | None, group: str, source: str) -> A
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m fusionkit.reporting.dashboard", description=__doc__)
     parser.add_argument("--project", default="fusionkit")
     parser.add_argument("--entity", help="the team; without it your own")

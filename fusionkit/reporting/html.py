@@ -19,7 +19,7 @@ Child = Element | str | None
 
 
 def element(tag: str, *children: Child, **attributes: object) -> Element:
-    """An element with texts, which are escaped when it is written, and elements; ``None`` and ``False`` leave out.
+    """Make an element of texts (escaped when it is written) and elements; ``None`` and ``False`` are left out.
 
     ``class_`` is the attribute class, and a ``_`` within a name is a ``-``.
     """
@@ -37,7 +37,7 @@ def element(tag: str, *children: Child, **attributes: object) -> Element:
 
 
 def document(head: list[Element], body: list[Element]) -> str:
-    """The text of a whole page."""
+    """Return the text of a whole page."""
     page = Element("html", lang="en")
     SubElement(page, "head").extend([element("meta", charset="utf-8"), *head])
     SubElement(page, "body").extend(body)
@@ -45,13 +45,13 @@ def document(head: list[Element], body: list[Element]) -> str:
 
 
 def breakable(text: str) -> list[Child]:
-    """A name that may go on in a new line after its punctuation, and nowhere else."""
+    """Split a name where a line may break: after its punctuation."""
     pieces = re.split(r"(?<=[/_.-])", text)
     return [part for piece in pieces for part in (piece, element("wbr"))][:-1]
 
 
 def embedded(path: Path) -> str:
-    """A drawing's PNG file as a data URI, in as few colours as it has need of."""
+    """Return a drawing's PNG file as a data URI, reduced to few colours."""
     out = io.BytesIO()
     with Image.open(path) as image:
         image.convert("RGB").quantize(COLORS).save(out, "PNG", optimize=True)
@@ -60,7 +60,7 @@ def embedded(path: Path) -> str:
 
 @cache
 def thumbnail(path: Path, most: int = 360, said: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]] | None:
-    """A picture of at most so many pixels a side as a data URI, and the size of its file; None where it cannot be read.
+    """Return a picture of at most so many pixels a side as a data URI, and the size of its file; None where it cannot be read.
 
     It is turned as the size ``said`` by annotations says.
     """

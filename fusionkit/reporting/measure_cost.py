@@ -56,7 +56,7 @@ THEORY = {  # of a layer, for N image tokens, T texts of L tokens each, Q querie
 
 
 class TrainingStep:
-    """One step of a run on one fixed batch: forward, balance, backward, optimiser; of the named tasks, or of all it trains."""
+    """One training step of a run on one fixed batch: forward, balance, backward, optimiser; of the named tasks, or of all."""
 
     def __init__(self, config: DictConfig, tasks: Sequence[str] | None = None) -> None:
         (source, weights), *_ = config.objectives.items()  # the studies train on one source
@@ -86,12 +86,12 @@ class TrainingStep:
         return encoded
 
     def losses(self, encoded: Encoded) -> dict[str, Tensor]:
-        """By objective."""
+        """Return the loss of each objective."""
         model = self.module.model
         return {f"{self.source}/{n}": task(model, self.batch, encoded, None).loss for n, task in self.tasks.items()}
 
     def flops(self) -> float:
-        """Multiplications and additions of the forward pass, matrix products and convolutions alone, per text row."""
+        """Count multiplications and additions of the forward pass per text row, of matrix products and convolutions."""
         with FlopCounterMode(display=False) as counter:
             self.losses(self.encode())
         flops: float = counter.get_total_flops() / self.samples
@@ -99,7 +99,7 @@ class TrainingStep:
 
 
 def measure_steps(configs: Mapping[str, DictConfig], tasks: Sequence[str] | None) -> dict[str, dict[str, float]]:
-    """Costs by variant: parameters of the fusion, FLOPs a sample, training samples a second, peak memory in MB.
+    """Measure by variant: parameters of the fusion, FLOPs a sample, training samples a second, peak memory in MB.
 
     A sample is a text with its image. The memory is the resident peak of a process that trains, libraries included.
     """
@@ -120,7 +120,7 @@ def measure_steps(configs: Mapping[str, DictConfig], tasks: Sequence[str] | None
 
 
 def peak_memory(config: DictConfig, tasks: Sequence[str] | None) -> float:
-    """MB that a process has held at most after some steps; call it in a fresh one."""
+    """Return the peak memory of this process in MB after some steps; call it in a fresh process."""
     torch.set_num_threads(1)
     register_resolvers()
     step = TrainingStep(config, tasks)
@@ -130,7 +130,7 @@ def peak_memory(config: DictConfig, tasks: Sequence[str] | None) -> float:
 
 
 def measure_growth(fusions: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """By fusion and by what grows (SIZES): the sizes, seconds of forward and backward, MB kept for the backward pass."""
+    """Measure by fusion and by what grows (SIZES): the sizes, seconds of forward and backward, MB kept for the backward pass."""
     growth: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in fusions}
     for axis, sizes in SIZES.items():
         for row in growth.values():
@@ -162,14 +162,14 @@ class Pass:
         return torch.stack([part.square().mean() for part in fused if part is not None]).sum()
 
     def flops(self) -> float:
-        """Of the forward pass, matrix products alone."""
+        """Count multiplications and additions of the forward pass, of matrix products alone."""
         with FlopCounterMode(display=False) as counter:
             self.loss()
         flops: float = counter.get_total_flops()
         return flops
 
     def kept(self) -> int:
-        """Bytes that the forward pass keeps for the backward pass, the parameters not counted."""
+        """Count the bytes that the forward pass keeps for the backward pass, without parameters."""
         known = {parameter.untyped_storage().data_ptr() for parameter in self.fusion.parameters()}
         kept: dict[int, int] = {}
 
@@ -186,7 +186,7 @@ class Pass:
 
 
 def measure(sweep: Path, tasks: Sequence[str] | None, growth: bool) -> dict[str, Any]:
-    """All costs of a sweep's variants, built from the configuration of the first run of each.
+    """Measure all costs of a sweep's variants, built from the configuration of the first run of each.
 
     DataError where there is no SWEEP/VARIANT/SEED.
     """
@@ -220,7 +220,7 @@ def write_costs(path: Path, costs: Mapping[str, Any]) -> None:
 def race(
     rivals: Mapping[str, Callable[[], object]], rounds: int = 15, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Median seconds of each rival over ``rounds`` rounds in which each runs once, after one round that does not count.
+    """Return the median seconds of each rival over ``rounds`` rounds in which each runs once, after one warm-up round.
 
     ``clock`` time.process_time counts the seconds of processors instead, which others on a busy machine do not lengthen.
     """
@@ -235,7 +235,7 @@ def race(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; gives the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m fusionkit.reporting.measure_cost", description="Measure what runs cost."
     )

@@ -13,9 +13,9 @@ LOGS = ("logs", "wandb")  # where a run of ours has W&B's folders
 
 
 def join(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """One record of all evaluations of one checkpoint under the same settings; they may not say different things.
+    """Merge evaluations of one checkpoint under the same settings that agree on shared metrics.
 
-    What W&B kept in the folder of a run is part of that run: it tells what the run's own files do not.
+    W&B's files in the folder of a run are merged with that run, and fill in what its own files lack.
     """
     records = list(records)
     order = {path: place for place, record in enumerate(records) for path in record.paths}
@@ -31,7 +31,7 @@ def join(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def is_wandb_copy(record: RunRecord) -> bool:
-    """Whether this is what W&B kept of a run, in the folder of the run."""
+    """Return whether the record was read from W&B's files of a run."""
     return _folder_of(record.paths[0]) != record.paths[0]
 
 
@@ -66,7 +66,7 @@ def _together(one: RunRecord, other: RunRecord) -> RunRecord:
 
 
 def named(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """With names that tell them apart: of their run, and where a run has several records of the checkpoint or the folder too."""
+    """Name each record by its run, and where a run has several by checkpoint or folder too; no name is used twice."""
     homes = [home_of_run(record) for record in records]
     names = dict(zip(dict.fromkeys(homes), short_names(list(dict.fromkeys(homes))), strict=True))
     found = []
@@ -79,7 +79,7 @@ def named(records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _own_part(record: RunRecord, siblings: Sequence[RunRecord], home: Path) -> list[str]:
-    """What the name of a record has beside its run's: nothing where it is alone, or the training itself."""
+    """Return what is added to the name of the run: nothing for its only record or the training itself."""
     if len(siblings) == 1 or record.paths[0] == home:
         return []
     stems = [each.checkpoint.stem if each.checkpoint else None for each in siblings if each.paths[0] != home]
@@ -90,7 +90,7 @@ def _own_part(record: RunRecord, siblings: Sequence[RunRecord], home: Path) -> l
 
 
 def short_names(places: Sequence[Path]) -> list[str]:
-    """As much of the end of each path as no other has; a number alone is no name."""
+    """Return as much of the end of each path as no other has; a number alone is no name."""
     lengths = [1 + (len(place.parts) > 2 and place.name.isdigit()) for place in places]
     while True:
         names = ["/".join(place.parts[-length:]) for place, length in zip(places, lengths, strict=True)]
@@ -101,9 +101,9 @@ def short_names(places: Sequence[Path]) -> list[str]:
 
 
 def home_of_run(record: RunRecord) -> Path:
-    """The folder of the run that is meant: that whose checkpoint was scored, or whose logs these are.
+    """Return the folder of the run whose checkpoint was scored, or whose logs these are.
 
-    Of a W&B folder that lies anywhere else it is the name that the run was logged under.
+    W&B's files outside of a run's folder stand for a folder of the logged name beside them.
     """
     path = record.paths[0]
     if record.checkpoint is not None:
@@ -112,7 +112,7 @@ def home_of_run(record: RunRecord) -> Path:
 
 
 def _folder_of(path: Path) -> Path:
-    """The folder of a run, of its ``logs/wandb/offline-run-*`` too."""
+    """Return the folder of a run, given it or its ``logs/wandb/offline-run-*``."""
     while path.name in ("wandb", "logs") or path.name.startswith("offline-run-"):
         path = path.parent
     return path

@@ -1,4 +1,4 @@
-"""What is known about one run: the value that every reader of runs makes, and every table, plot and page shows."""
+"""One run as read from disk: readers make it; tables, plots and page show it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Scored:
-    """One file of scored samples: the rows (``evaluation.judging``), and the file of predictions that they judge, where kept.
+    """One file of scored samples: its rows (``scoring.sample_scores``), and the file of predictions, where kept.
 
     A metric ``m`` of the rows is the run's metric ``<prefix>/m``.
     """

@@ -24,14 +24,14 @@ MEASURES = {"seconds": "forward and backward, s", "megabytes": "kept for backwar
 
 
 class Unit(NamedTuple):
-    """How a cost is shown: its title, what it is divided by, and the digits behind the point."""
+    """The display of a cost: its title, the unit it is divided by, and the decimals."""
 
     title: str
     size: float
     digits: int
 
     def text(self, value: float) -> str:
-        """The value in this unit."""
+        """Return the value in this unit."""
         return f"{value / self.size:,.{self.digits}f}"
 
 
@@ -61,7 +61,7 @@ class Costs:
     theory: str | None = None
 
     def exponents(self) -> dict[str, float]:
-        """By "axis/measure", the power of the size that the measure grows with."""
+        """Return by "axis/measure" the power of the size that the measure grows with."""
         return {
             f"{axis}/{name}": exponent(self.growth[axis]["sizes"][-TAIL:], self.growth[axis][name][-TAIL:])
             for axis, name in product(AXES, MEASURES)
@@ -70,7 +70,7 @@ class Costs:
 
 
 def costs_of(run: "RunRecord") -> dict[str, float]:
-    """What is known of a run, by the keys of ``COSTS``: measured, else counted and timed by its own log."""
+    """Return the known costs of a run, by the keys of ``COSTS``: measured, and as its own log counted and timed."""
     measured = {"fusion_parameters" if name == "parameters" else name: n for name, n in run.costs.step.items()}
     speeds = [row[SPEED] for row in run.history if row.get(SPEED)]
     logged = {"parameters": run.parameters, "image_seconds": 1 / median(speeds) if speeds else None}
@@ -79,7 +79,7 @@ def costs_of(run: "RunRecord") -> dict[str, float]:
 
 
 def read_costs(home: Path, file: Path | None = None) -> Costs:
-    """What was measured of the run in SWEEP/VARIANT/SEED, in ``file`` or in the sweep's own; empty where there is none.
+    """Read the costs of the run in SWEEP/VARIANT/SEED from ``file`` or from the sweep's own; empty where there is none.
 
     ConfigError where ``file`` is missing, DataError where it holds something else.
     """
@@ -107,7 +107,7 @@ def _are_numbers(values: Any) -> bool:
 
 
 def _is_growth(axes: Mapping[str, Any]) -> bool:
-    """Whether each axis has sizes and as many of every measure, all of them positive."""
+    """Return whether each axis has sizes and as many of every measure, all positive."""
     for axis in axes.values():
         rows = [axis[name] for name in ("sizes", *MEASURES)]
         if {len(row) for row in rows} != {len(rows[0])} or len(rows[0]) < 2:

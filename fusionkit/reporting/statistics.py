@@ -25,24 +25,24 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and t * s / sqrt(n): the values are taken as independent and normal, such as the scores of several seeds."""
+    """Return mean and t * s / sqrt(n), for independent normal values such as the scores of several seeds."""
     if len(values) < 2:
         return Estimate(fmean(values), math.nan)
     return Estimate(fmean(values), student_quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values)))
 
 
 def student_p(t: float, freedom: float) -> float:
-    """The two-sided p-value of Student's t."""
+    """Return the two-sided p-value of Student's t."""
     return float(1 - np.interp(math.atan(abs(t) / math.sqrt(freedom)), ANGLES, _student(freedom)))
 
 
 def student_quantile(freedom: float) -> float:
-    """The t that ``LEVEL`` of the law lies beyond, on both sides together."""
+    """Return the t beyond which ``LEVEL`` of the distribution lies, both sides together."""
     return math.sqrt(freedom) * math.tan(np.interp(1 - LEVEL, _student(freedom), ANGLES))
 
 
 def _student(freedom: float) -> Floats:
-    """The law of |t| at t = sqrt(freedom) tan(``ANGLES``), where its density is that of cos(angle) ** (freedom - 1)."""
+    """Return the distribution function of |t| at t = sqrt(freedom) tan(``ANGLES``), of density cos(angle) ** (freedom - 1)."""
     density = np.cos(ANGLES) ** (freedom - 1)
     mass = np.concatenate([[0.0], (density[1:] + density[:-1]).cumsum()])
     shares: Floats = mass / mass[-1]
@@ -50,9 +50,9 @@ def _student(freedom: float) -> Floats:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
-    """The difference of two means, such as over seeds, where the variances may differ (Welch 1947).
+    """Test the difference of two means, such as over seeds, where the variances may differ (Welch 1947).
 
-    None where either has a single value, or nothing varies: then there is nothing to judge the difference by.
+    None where either has a single value, or nothing varies.
     """
     if min(len(first), len(second)) < 2:
         return None
@@ -68,7 +68,7 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values of as many tests together, in their order: below 5% each says so of itself in spite of the others (Holm 1979)."""
+    """Correct the p-values of several tests, in their order (Holm 1979)."""
     adjusted, largest = [0.0] * len(p_values), 0.0
     for place, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         largest = max(largest, min(1.0, (len(p_values) - place) * p_values[at]))
@@ -77,7 +77,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The p of cost = c * size ** p, by least squares in logarithms, to two places."""
+    """Fit the p of cost = c * size ** p by least squares in logarithms, to two decimals."""
     x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     middle = fmean(x)
     slope = sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)

@@ -1,4 +1,4 @@
-"""How runs are drawn in every picture, and where their names stand in one."""
+"""Colours and markers of runs in every picture, and the placement of their names."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ Point = tuple[float, float]
 
 
 class Style(NamedTuple):
-    """How an entry is drawn, the same in every panel; hollow where the colours begin again."""
+    """Colour, stroke and marker of an entry in every panel; hollow where the colours begin again."""
 
     color: str
     stroke: str
@@ -33,19 +33,19 @@ class Style(NamedTuple):
     is_hollow: bool
 
     def draw_point(self, axes: Axes, x: float, y: float) -> None:
-        """Draw its marker."""
+        """Draw the marker."""
         inside = plt.rcParams["axes.facecolor"] if self.is_hollow else self.color
         axes.plot(x, y, self.marker, color=self.color, markerfacecolor=inside, markersize=8)
 
     def text(self) -> dict[str, Any]:
-        """Options of a label: nearer to the ink than the colour is, so that it can be read, on a halo of the paper."""
+        """Return options of a readable label: the colour mixed with that of the text, on a halo of the paper."""
         ink, paper = plt.rcParams["text.color"], plt.rcParams["axes.facecolor"]
         color = tuple((a + b) / 2 for a, b in zip(to_rgb(self.color), to_rgb(ink), strict=True))
         return {"color": color, "fontsize": 9, "path_effects": [withStroke(linewidth=2.5, foreground=paper)]}
 
 
 def style_of(place: int) -> Style:
-    """Of the entry at this place."""
+    """Return the style of the entry at this place."""
     turn, at = divmod(place, len(COLORS))
     return Style(COLORS[at], STROKES[turn % len(STROKES)], MARKERS[at], turn % 2 == 1)
 
@@ -56,7 +56,7 @@ def label_ends(
     styles: Mapping[str, Style],
     values: Mapping[str, str] | None = None,
 ) -> None:
-    """The name of each line, and its value, at its right end, pushed apart where they would overlap."""
+    """Write the name of each line, and its value, at its right end, pushed apart where they would overlap."""
     to_height = (axes.transData + axes.transAxes.inverted()).transform
     axes.autoscale_view()
     wanted = {name: to_height((steps[-1], heights[-1]))[1] for name, (steps, heights) in lines.items()}
@@ -73,7 +73,7 @@ def label_ends(
 
 
 def label_points(axes: Axes, points: Mapping[str, Point], styles: Mapping[str, Style]) -> None:
-    """A name at each point, at the side of it that is freest of points and of names."""
+    """Write a name beside each point, on the side that is freest of points and names."""
     figure = axes.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()  # now it is known where the points are
@@ -90,7 +90,7 @@ def label_points(axes: Axes, points: Mapping[str, Point], styles: Mapping[str, S
 
 
 def _crowd(axes: Axes, center: Point, half: float, taken: Iterable[Point]) -> float:
-    """How much a name with this center, ``half`` of it as wide, covers; much where it leaves the panel."""
+    """Return how much a name of width 2 ``half`` at this center covers; much where it leaves the panel."""
     (x, y), box = center, axes.bbox
     is_inside = box.x0 < x - half and x + half < box.x1 and box.y0 < y < box.y1
     covered = (max(0, 1 - abs(a - x) / (1.6 * half)) * max(0, 1 - abs(b - y) / 18) for a, b in taken)
@@ -98,5 +98,5 @@ def _crowd(axes: Axes, center: Point, half: float, taken: Iterable[Point]) -> fl
 
 
 def short(name: str, most: int = 24) -> str:
-    """Its end, where it is long: what tells runs apart stands there."""
+    """Return the end of a long name: what tells runs apart stands there."""
     return name if len(name) <= most else f"…{name[1 - most :]}"

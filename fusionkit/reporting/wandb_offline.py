@@ -1,4 +1,4 @@
-"""Reads what a W&B run left on disk: configuration, summary, history and tables of ``wandb/offline-run-*``.
+"""Reader of W&B's files on disk: configuration, summary, history and tables of ``wandb/offline-run-*``.
 
 W&B itself reads such a file in its compiled service alone (its Python reader went with wandb 0.31), so the few lines of
 framing are here; the records are decoded by wandb's own protocol classes.
@@ -34,7 +34,7 @@ class Table:
 
 @dataclass
 class OfflineRun:
-    """What a run logged until it ended or was killed."""
+    """All that a run logged until it ended or was killed."""
 
     name: str = ""
     group: str = ""
@@ -48,7 +48,7 @@ class OfflineRun:
 
 
 def read_offline(path: Path) -> OfflineRun:
-    """The run in a folder ``offline-run-*`` or in its ``.wandb`` file; what a killed run wrote whole is read.
+    """Read the run in a folder ``offline-run-*`` or its ``.wandb`` file, of a killed run all complete records.
 
     DataError where there is no such file, it is of another kind, or damaged before its end.
     """
@@ -94,7 +94,7 @@ def _log_file(path: Path) -> Path:
 
 
 def _records(path: Path) -> Iterator[bytes]:
-    """The records of a log, put together of their pieces; the last may be cut off, as a kill leaves it.
+    """Yield the records of a log, joined from their pieces; the last may be cut off by a kill.
 
     DataError where a piece before the end is not what was written.
     """
@@ -121,7 +121,7 @@ def _records(path: Path) -> Iterator[bytes]:
 
 
 def _piece(content: bytes, at: int) -> tuple[int, bytes | None]:
-    """Which of a record's pieces lies there, and its bytes; None where it is not whole."""
+    """Return the kind of the piece at this place, and its bytes; None where it is not whole."""
     if at + HEAD.size > len(content):
         return 0, None
     checksum, length, kind = HEAD.unpack_from(content, at)
@@ -131,7 +131,7 @@ def _piece(content: bytes, at: int) -> tuple[int, bytes | None]:
 
 
 def _is_cut(content: bytes, at: int) -> bool:
-    """Whether a log ends within the piece that begins there: it reaches to the end of the file, and no other is behind it.
+    """Return whether the log ends within the piece at this place: it reaches the end of the file, and no other follows.
 
     Where a machine went down, the end of a file may be zeros that were never written.
     """
@@ -153,7 +153,7 @@ def _update(target: dict[str, Any], items: Iterable[Any]) -> None:
 
 
 def _inner(target: MutableMapping[str, Any], parents: Iterable[str]) -> MutableMapping[str, Any]:
-    """The mapping below these keys, made where there is none."""
+    """Return the mapping below these keys, made where there is none."""
     for key in parents:
         if not isinstance(target.get(key), dict):
             target[key] = {}
@@ -162,7 +162,7 @@ def _inner(target: MutableMapping[str, Any], parents: Iterable[str]) -> MutableM
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings."""
+    """Nest dotted keys."""
     nested: dict[str, Any] = {}
     # an agent of a W&B sweep adds fusion=late to fusion.num_layers: the latter counts
     for key, value in sorted(flat.items()):
@@ -176,7 +176,7 @@ def _is_media(value: Any) -> bool:
 
 
 def _tables(files: Path, summary: dict[str, Any]) -> dict[str, Table]:
-    """The tables that the summary names; one whose file is gone is left out."""
+    """Read the tables that the summary names; one whose file is gone is left out."""
     tables = {}
     for name, value in summary.items():
         place = value.get("path") if _is_media(value) and value["_type"] == "table-file" else None

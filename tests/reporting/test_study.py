@@ -204,7 +204,9 @@ def test_the_own_logs_tell_time_and_parameters_where_nothing_was_measured(tmp_pa
 )
 def test_a_file_of_other_content_is_named(content: str, tmp_path: Path) -> None:
     write(tmp_path / "cost.json", content)
-    with pytest.raises(DataError, match=r"cost\.json is .*measure again: python -m fusionkit\.reporting\.measure_cost SWEEP"):
+    with pytest.raises(
+        DataError, match=r"cost\.json is .*measure again: python -m fusionkit\.reporting\.measure_cost SWEEP"
+    ):
         read_costs(tmp_path / "a/1")
 
 
