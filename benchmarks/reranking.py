@@ -22,12 +22,12 @@ from benchmarks.timing import report
 from fusionkit.assembly.evaluation_options import Reranking
 from fusionkit.data.sample import Sample, Text
 from fusionkit.fusion.cross_attention import CrossAttention
+from fusionkit.inference.candidates import Candidates, best
 from fusionkit.inference.encoding_cache import Encodings
 from fusionkit.inference.progress import Bar, show_progress
+from fusionkit.inference.rankings import Pairing
 from fusionkit.inference.reranking import Reranker
 from fusionkit.reporting.measure_cost import race
-from fusionkit.scoring.candidates import Candidates, best
-from fusionkit.scoring.retrieval import Pairing
 from fusionkit.types import Encoded, Tokens
 
 RIVAL, PACKED, OURS = "pair by pair", "pair by pair, without padding", "image by image (fusionkit)"

@@ -110,10 +110,10 @@ def build_tasks(config: DictConfig, dims: Dims, fusion: Fusion) -> dict[str, Tas
     tasks = {str(name): instantiate(block)(dims=dims) for name, block in config.task.items()}
     for name, task in tasks.items():
         scorer = getattr(task, "scorer", None)
-        if not (scorer is None or callable(scorer)):
+        if not (scorer is None or callable(scorer) or hasattr(scorer, "rows")):
             raise ConfigError(
-                f"task.{name}.scorer is {reprlib.repr(scorer)}, but has to be a function that gives the scores, as in "
-                "conf/task, or null"
+                f"task.{name}.scorer is {reprlib.repr(scorer)}, but has to be a function that gives the scores, or a Scorer, as "
+                "in conf/task, or null"
             )
     weights = [(name, weight) for row in config.objectives.values() for name, weight in row.items()]
     for name in dict.fromkeys(name for name, weight in weights if weight > 0):

@@ -20,6 +20,18 @@ from fusionkit.config import leaves, target_blocks
 from fusionkit.errors import ConfigError, DataError
 
 LAYERS = ("torch.nn.", "timm.layers.", "transformers.activations.")
+SCORERS = [
+    "VQA",
+    "GROUNDING",
+    "WEAK_GROUNDING",
+    "RETRIEVAL",
+    "MATCHING",
+    "MASKED",
+    "HIDDEN",
+    "CAPTIONING",
+    "ENTAILMENT",
+    "NLVR2",
+]
 TABLE: Mapping[str, tuple[str, ...]] = {
     # by section of a configuration: what it may build. An entry that ends in "." is a module or package, of which classes,
     # functions and constants that are defined in it are parts; any other is one name. No part that a command builds of a stored
@@ -35,13 +47,17 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.fusion.",
         "fusionkit.negatives.",
         "fusionkit.model.model.text_decoder",
-        "fusionkit.scoring.scorers.",
-        "fusionkit.scoring.captioning.CaptionMeasure",
-        "fusionkit.scoring.grounding.GroundingMeasure",
-        "fusionkit.scoring.classification.EntailmentMeasure",
-        "fusionkit.scoring.classification.NLVR2Measure",
-        "fusionkit.scoring.ranked_retrieval.RetrievalMeasure",
-        "fusionkit.scoring.vqa.VQAMeasure",
+        *(f"fusionkit.scoring.scorers.{name}" for name in SCORERS),
+        "fusionkit.scoring.captioning.Bleu",
+        "fusionkit.scoring.captioning.Captions",
+        "fusionkit.scoring.classification.Entailment",
+        "fusionkit.scoring.classification.NLVR2",
+        "fusionkit.scoring.grounding.Grounding",
+        "fusionkit.scoring.masked.HiddenFeatures",
+        "fusionkit.scoring.masked.MaskedTokens",
+        "fusionkit.scoring.matching.Matching",
+        "fusionkit.scoring.retrieval.Retrieval",
+        "fusionkit.scoring.vqa.VQA",
         *LAYERS,
     ),
     "data": (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.parts import Parts, evaluation_options
+from fusionkit.commands.benchmarks import benchmark_splits
 from fusionkit.commands.evaluation_setup import chosen, device_of, restore, share
 from fusionkit.commands.predict_images import predictor_of
 from fusionkit.commands.run_folder import keep_evaluation
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
 from fusionkit.inference.attention_samples import draw_attention
-from fusionkit.inference.benchmarks import evaluate_benchmarks
-from fusionkit.inference.evaluate import evaluate_run, splits_of
+from fusionkit.inference.evaluate import evaluate as run
+from fusionkit.inference.evaluate import own_splits, splits_of
 from fusionkit.model.saliency import find_layer
+from fusionkit.scoring.results import Draws, metrics_of
 from fusionkit.scoring.scorers import notes_of
 from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.trainer import build_loggers
-from fusionkit.visual.score_table import print_scores
+from fusionkit.visual.score_table import print_details, print_scores
 
 Objectives = Mapping[str, Iterable[str]]  # the names of the tasks by source
 
@@ -34,17 +37,31 @@ def evaluate(config: DictConfig) -> None:
 def evaluate_share(config: DictConfig) -> None:
     """Score a checkpoint together with the other processes, if there are any."""
     parts, folder = restore(config)
-    device = device_of(parts)
+    device, draws = device_of(parts), Draws(config.resamples, config.seed)
     if config.overlays:
         check_overlays(config, parts)
     if config.get("benchmark"):
         with watching(config, parts, folder, "test") as watch:
-            return evaluate_benchmarks(config, parts, folder, device, watch)
+            return score_benchmarks(config, parts, folder, device, draws, watch)
     objectives, roles = chosen(config, parts)
     with watching(config, parts, folder, roles[0]) as watch:
-        watch.log_scores(score(parts, objectives, folder, roles, device, watch.log_answers))
+        watch.log_scores(score(parts, objectives, folder, roles, device, draws, watch.log_answers))
     if config.overlays and rank() == 0:
         draw_overlays(parts, objectives, folder / "attention", roles, device, config.overlays)
+
+
+def score_benchmarks(
+    config: DictConfig, parts: Parts, folder: Path, device: torch.device, draws: Draws, watch: Watch
+) -> None:
+    """Evaluate on published benchmarks, print the scores beside their intervals, and say where to look."""
+    splits, data = benchmark_splits(config, parts)
+    options = evaluation_options(parts.config)
+    scored, details = run(parts.model, splits, data, folder, device, options, draws, watch.log_answers)
+    if rank() > 0:
+        return
+    print_details(details)
+    watch.log_scores(metrics_of([replace(each, guesses={}) for each in scored]))
+    print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
 
 
 def score(
@@ -53,14 +70,14 @@ def score(
     folder: Path,
     roles: Sequence[str],
     device: torch.device,
+    draws: Draws | None = None,
     watch: Callable[..., None] | None = None,
 ) -> dict[str, float]:
-    """Evaluate, print the scores beside their baselines, and say where to look; ``watch`` as in ``evaluate_run``."""
+    """Evaluate on the run's own data, print the scores beside their baselines, and say where to look."""
+    splits = own_splits(parts.tasks, parts.datamodule, objectives, roles)
     options = evaluation_options(parts.config)
-    metrics = evaluate_run(
-        parts.model, parts.tasks, parts.datamodule, objectives, folder, device, options, roles, watch
-    )
-    about = said_beside(parts, objectives, roles)
+    scored, _ = run(parts.model, splits, parts.datamodule, folder, device, options, draws, watch)
+    about, metrics = said_beside(parts, objectives, roles), metrics_of(scored)
     if rank() > 0:
         return metrics
     print_scores(metrics)

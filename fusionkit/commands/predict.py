@@ -5,14 +5,14 @@ from omegaconf import DictConfig
 from fusionkit.assembly.config_checks import check_top_level
 from fusionkit.assembly.parts import evaluation_options
 from fusionkit.cli.schemas import PredictConfig
+from fusionkit.commands.benchmarks import benchmark_splits
 from fusionkit.commands.evaluation_setup import chosen, device_of, restore, share
 from fusionkit.commands.predict_images import answer_own
+from fusionkit.data.datamodule import DataModule
 from fusionkit.data.requests import ASKED
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
-from fusionkit.inference.benchmarks import predict_benchmarks
-from fusionkit.inference.evaluate import splits_of
-from fusionkit.inference.prediction import predict_source
+from fusionkit.inference.evaluate import own_splits, predict_split
 from fusionkit.scoring.records import write_records
 
 
@@ -30,18 +30,21 @@ def predict(config: DictConfig) -> None:
 def predict_share(config: DictConfig) -> None:
     """Write ``predictions/<source>_<role>_<task>.jsonl`` for the chosen sources and roles."""
     parts, folder = restore(config, PredictConfig)
-    device = device_of(parts)
+    device, options = device_of(parts), evaluation_options(parts.config)
+    data: DataModule = parts.datamodule
     if config.get("benchmark"):
-        return predict_benchmarks(config, parts, folder, device)
-    objectives, roles = chosen(config, parts)
-    options = evaluation_options(parts.config)
-    for role, source in splits_of(parts.datamodule, objectives, roles):
-        tasks = {name: parts.tasks[name] for name in objectives[source]}
-        predictions = predict_source(parts.model, tasks, parts.datamodule, source, role, device, options)
-        for name, records in predictions.items() if rank() == 0 else ():
-            path = folder / "predictions" / f"{source}_{role}_{name}.jsonl"
+        splits, data = benchmark_splits(config, parts)
+    else:
+        splits = own_splits(parts.tasks, data, *chosen(config, parts))
+    for split in splits:
+        predictions = predict_split(parts.model, split, data, device, options)
+        if rank() > 0:
+            continue
+        for stem, records in split.predictions_of(predictions).items():
+            path = folder / "predictions" / f"{stem}.jsonl"
             write_records(path, records)
             print(f"{len(records):,} predictions: {path}")
-        for line in parts.datamodule.told_cuts(source, role):
-            if rank() == 0:
-                print(line)
+        for line in [f"{split.source}: {note}" for note in split.notes().values()] or data.told_cuts(
+            split.source, split.role
+        ):
+            print(line)

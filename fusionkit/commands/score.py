@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 from fusionkit.assembly.config_checks import check_arguments, check_top_level
 from fusionkit.cli.schemas import ScoreConfig
 from fusionkit.errors import ConfigError, suggest
-from fusionkit.scoring.benchmark import Published, score_predictions, write_scores
-from fusionkit.scoring.bootstrap import check_draws
+from fusionkit.scoring.benchmark import Published, score_predictions
 from fusionkit.scoring.record_schema import read_predictions
-from fusionkit.scoring.records import require_writable
+from fusionkit.scoring.records import require_writable, write_records
+from fusionkit.scoring.results import Draws, write_scores
 from fusionkit.visual.score_table import print_details
 
 FILES = ("annotations", "questions", "instances")
@@ -21,13 +21,14 @@ FILES = ("annotations", "questions", "instances")
 def score(config: DictConfig) -> None:
     """Score a file: ``metrics.json``, ``samples.jsonl`` and ``details.json`` in ``config.output``."""
     check_top_level(config, ScoreConfig)
-    check_draws(config.resamples, config.seed)
+    draws = Draws(config.resamples, config.seed)
     benchmark = chosen_benchmark(config)
     path, folder = Path(config.predictions), Path(config.output)
     split = config.split or benchmark.splits[0]
     scored = score_predictions(benchmark, read_predictions(path), path, split, config.allow_missing)
     require_writable(folder, "output")
-    print_details(write_scores(folder, [scored], config.resamples, config.seed))
+    write_records(folder / "samples.jsonl", scored.judged.rows)
+    print_details(write_scores(folder, [scored], draws))
     print(f"scores: {folder}/metrics.json   of each sample: {folder}/samples.jsonl   intervals: {folder}/details.json")
 
 

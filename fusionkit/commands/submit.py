@@ -9,6 +9,7 @@ from fusionkit.assembly.config_checks import check_top_level
 from fusionkit.cli.schemas import SubmitConfig
 from fusionkit.commands.score import only_block
 from fusionkit.errors import ConfigError
+from fusionkit.scoring.base import as_scorer
 from fusionkit.scoring.record_schema import read_predictions
 
 
@@ -18,7 +19,7 @@ def submit(config: DictConfig) -> None:
     block = only_block(config)
     if block.get("submission") is None:
         raise ConfigError(f"there is no server that takes files for {block.name}; for its scores: fusionkit score")
-    (form,) = instantiate(next(iter(block.measures.values()))).forms
+    (form,) = as_scorer(instantiate(next(iter(block.scorers.values())))).schema
     predictions = Path(config.predictions)
     records = read_predictions(predictions)
     path = instantiate(block.submission).write(

@@ -179,6 +179,7 @@ def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> dict[str
         torch.set_num_threads(os.cpu_count() or 1)  # and may have the processors of those that are done
     folder, roles = Path(parts.config.output_dir), list(parts.config.evaluation.roles)
     watch = Watch(trainer.loggers, "test", trainer.global_step)
-    metrics = score(parts, module.objectives, folder, roles, trainer.strategy.root_device, watch.log_answers)
+    device = trainer.strategy.root_device
+    metrics = score(parts, module.objectives, folder, roles, device, watch=watch.log_answers)
     watch.log_scores(metrics)
     return metrics

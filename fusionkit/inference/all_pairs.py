@@ -5,20 +5,20 @@ from typing import Any
 from torch import nn
 
 from fusionkit.scoring.records import Records
-from fusionkit.scoring.scorers import RETRIEVAL
 
 
-class ByMatching(nn.Module):
-    """Stands in the place of "itc" where a model has learnt to match, but no contrast.
+class AllPairs(nn.Module):
+    """Stands in the place of a task that ranks where a model has learnt to match, but no contrast.
 
     Of T captions and I images it asks for T x I forward passes of the fusion, whose logits ``predict_source`` ranks.
     """
 
     encodes = True
+    ranks = matches = False
 
     def __init__(self, matcher: Any) -> None:
         super().__init__()
-        self.matcher, self.reads, self.scorer = matcher, matcher.reads, RETRIEVAL
+        self.matcher, self.reads = matcher, matcher.reads
 
     def predict(self, model: object, batch: object, encoded: object) -> Records:
         """Nothing: a batch does not hold all that a caption is to be ranked among."""

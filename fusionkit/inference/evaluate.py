@@ -1,7 +1,7 @@
-"""Evaluate a model on sources: predict, write the records, score them beside their baselines, draw them."""
+"""Evaluate a model on splits: predict, write the records, score them beside their baselines, draw them."""
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,147 +13,122 @@ from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
-from fusionkit.files.atomic import write_text
 from fusionkit.inference.prediction import EvaluationData, predict_source
-from fusionkit.scoring.records import RERANKED, Record, Records, merge_metrics, write_metrics, write_records
-from fusionkit.scoring.sample_scores import Row
+from fusionkit.scoring.base import BaseScorer
+from fusionkit.scoring.records import RERANKED, Record, Records, write_records
+from fusionkit.scoring.results import Draws, Scored, judge, published_scores, write_scores
+from fusionkit.scoring.sample_scores import prefixed, scores_of
+from fusionkit.scoring.scorers import scorers_of
+from fusionkit.scoring.sheet import Sheet
 from fusionkit.tasks.base import Task
 from fusionkit.visual.contact_sheet import draw_sheet
 from fusionkit.visual.recall_curves import recall_curve, write_curve
 
+Predictions = Mapping[str, Records]  # by task; re-ranked ones stand beside the first
 
-def evaluate_run(
-    model: Any,
+
+@dataclass(frozen=True)
+class Split:
+    """One split to evaluate on: which tasks answer it, what scores them, and what scores and files are called.
+
+    ``source``, ``role``  of the data.
+    ``scorers``  by task; a task without one is predicted alone.
+    ``labels``   of each task's scores (``Scored``), which with underscores name its file of rows.
+    ``title``, ``stem``  of pictures, and what their files are named after, with the task.
+    ``train``    gives what guessers learn from.
+    ``helpers``  tasks that only rank again what others rank.
+    ``notes``    gives, once all is predicted, what has to be said beside the scores, such as how the texts were read.
+    """
+
+    source: str
+    role: str
+    tasks: Mapping[str, Task[Any]]
+    scorers: Mapping[str, BaseScorer]
+    labels: Mapping[str, str]
+    stem: str
+    train: Callable[[], Sequence[Sample]]
+    helpers: Mapping[str, Task[Any]] = field(default_factory=dict)
+    notes: Callable[[], Mapping[str, str]] = dict
+    protocol: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.source} · {self.role}"
+
+    def scored(
+        self, name: str, predictions: Predictions, samples: Sequence[Sample], guesses: Callable[..., dict[str, float]]
+    ) -> Scored:
+        """What the scorer of a task says of its records; ``guesses`` calls ``BaseScorer.baselines`` with a score."""
+        raise NotImplementedError
+
+    def predictions_of(self, predictions: Predictions) -> dict[str, Records]:
+        """The records to be kept, by the names of their files."""
+        raise NotImplementedError
+
+
+class OwnSplit(Split):
+    """A split of the data that a run names: several tasks share the label of its source, and metrics tell them apart."""
+
+    def scored(
+        self, name: str, predictions: Predictions, samples: Sequence[Sample], guesses: Callable[..., dict[str, float]]
+    ) -> Scored:
+        """Under the names that metrics have in a run; where records were re-ranked, the first are ``<metric>_<task>``."""
+        scorer = self.scorers[name]
+        judged = scorer.rows(final(predictions, name), samples)
+        own = {scorer.own_name(metric): value for metric, value in scorer.scores(judged, samples).items()}
+        if name + RERANKED in predictions:
+            own |= {f"{metric}_{name}": value for metric, value in scorer(predictions[name], samples).items()}
+        judged = replace(judged, rows=[prefixed(row, scorer.own_name) for row in judged.rows])
+        label, guessed, directions = self.labels[name], guesses(scorer), scorer.directions(list(own))
+        return Scored(label, self.role, self.protocol, judged, own, guessed, directions, self.stem)
+
+    def predictions_of(self, predictions: Predictions) -> dict[str, Records]:
+        """All of them."""
+        return {f"{self.stem}_{name}": predictions[name] for name in predictions}
+
+
+class PublishedSplit(Split):
+    """A split of a benchmark: its scores have a label of their own, and all of them are told."""
+
+    def scored(
+        self, name: str, predictions: Predictions, samples: Sequence[Sample], guesses: Callable[..., dict[str, float]]
+    ) -> Scored:
+        """Under the scorer's own names; DataError where the annotations of the split say nothing."""
+        scorer = self.scorers[name]
+        judged = judge(scorer, final(predictions, name), samples, self.source, self.role)
+
+        def score(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
+            return scores_of(scorer.rows(records, samples).rows)
+
+        scores, label = published_scores(judged), self.labels[name]
+        directions = scorer.directions(list(scores))
+        return Scored(label, self.role, self.protocol, judged, scores, guesses(score), directions)
+
+    def predictions_of(self, predictions: Predictions) -> dict[str, Records]:
+        """Those that are scored."""
+        return {stem_of(label): final(predictions, name) for name, label in self.labels.items()}
+
+
+def own_splits(
     tasks: Mapping[str, Task[Any]],
     datamodule: EvaluationData,
     objectives: Mapping[str, Iterable[str]],
-    output_dir: Path,
-    device: torch.device,
-    options: EvaluationOptions,
-    roles: Sequence[str] = ("test",),
-    watch: Callable[..., None] | None = None,
-) -> dict[str, float]:
-    """Evaluate the tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
+    roles: Sequence[str],
+) -> list[Split]:
+    """The tasks that ``objectives`` names for each source, on each of ``roles`` that the source has.
 
-    Writes ``metrics.json``, ``predictions/*.jsonl``, ``samples/*.jsonl``, ``curves/*`` and ``gallery/*.png`` below
-    ``output_dir``, ``directions.json`` where scorers say which way is better, and returns the metrics: ``<source>/<metric>`` for
-    the first role, ``<source>_<role>/<metric>`` for the others. Of several processes rank 0 does so; the others help it to
-    predict, and return nothing. ``watch`` is given the label, the measure, the records, the samples and their rows of each
-    task that is judged sample by sample.
+    The metrics of the first role are ``<source>/<metric>``, those of the others ``<source>_<role>/<metric>``. Tasks that read
+    a kind of text which a split does not have are left out.
     """
-    parts = {}
-    directions: dict[str, bool] = {}
+    made: list[Split] = []
     for role, source in splits_of(datamodule, objectives, roles):
-        label = source if role == roles[0] else f"{source}_{role}"
-        chosen = {name: tasks[name] for name in objectives[source]}
-        parts[label], predictions = evaluate_source(model, chosen, datamodule, source, role, device, options)
-        directions |= {f"{label}/{name}": up for name, up in declared_directions(chosen.values()).items()}
-        for name, records in predictions.items():
-            write_records(output_dir / "predictions" / f"{label}_{name}.jsonl", records)
-        samples = datamodule.samples(source, role)
-        for name, rows in sample_rows(chosen, predictions, samples).items():
-            write_records(output_dir / "samples" / f"{label}_{name}.jsonl", rows)
-            if watch is not None:
-                measure = getattr(chosen[name].scorer, "measure", None)
-                watch(f"{label}_{name}", measure, _final(predictions, name), samples, rows)
-        for name in [name for name in chosen if name + RERANKED in predictions]:
-            curve = recall_curve(predictions[name], predictions[name + RERANKED], samples, options.reranking.k)
-            write_curve(curve, f"{source} · {role}", output_dir / "curves" / f"{label}_{name}")
-        if options.gallery and has_pixels(samples[0].image):
-            draw_gallery(chosen, predictions, samples, f"{source} · {role}", output_dir / "gallery" / label)
-    metrics = merge_metrics(parts)
-    if rank() == 0:
-        write_metrics(output_dir / "metrics.json", metrics)
-        keep_directions(output_dir, directions)
-    return metrics
-
-
-def declared_directions(tasks: Iterable[Task[Any]]) -> dict[str, bool]:
-    """Whether more is better, by metric, of scorers that say so themselves: their names need not tell it."""
-    declared = [getattr(task.scorer, "metrics", None) for task in tasks]
-    return {str(name): bool(up) for each in declared if isinstance(each, Mapping) for name, up in each.items()}
-
-
-def keep_directions(folder: Path, directions: Mapping[str, bool]) -> None:
-    """Write ``directions.json``, from which ``fusionkit compare`` knows the better run; none where names say it all."""
-    path = folder / "directions.json"
-    if directions:
-        write_text(path, json.dumps(directions, indent=1, sort_keys=True) + "\n")
-    else:
-        path.unlink(missing_ok=True)
-
-
-def evaluate_source(
-    model: Any,
-    tasks: Mapping[str, Task[Any]],
-    datamodule: EvaluationData,
-    source: str,
-    role: str,
-    device: torch.device,
-    options: EvaluationOptions,
-) -> tuple[dict[str, float], dict[str, Records]]:
-    """Metrics, with ``_baseline`` and ``_chance`` beside them, and the predictions they come from, by task.
-
-    Tasks that read a kind of text which the split does not have are left out. Of several processes rank 0 gets them.
-    """
-    samples = datamodule.samples(source, role)
-    tasks = {name: task for name, task in tasks.items() if any(sample.texts.get(task.reads) for sample in samples)}
-    predictions = predict_source(model, tasks, datamodule, source, role, device, options)
-    if rank() > 0:
-        return {}, {}
-    metrics: dict[str, float] = {}
-    train = _training_samples(datamodule, source)
-    for name, task in tasks.items():
-        if task.scorer is not None:
-            metrics |= score_task(task, name, predictions, samples)
-            if baseline := getattr(task.scorer, "baseline", None):
-                metrics |= baseline(train, samples, predictions[name], datamodule.tokenizer.tokenize, task.scorer)
-    return metrics, predictions
-
-
-def score_task(
-    task: Task[Any], name: str, predictions: Mapping[str, Records], samples: Sequence[Sample]
-) -> dict[str, float]:
-    """The metrics of one task; where predictions were re-ranked those count, and the others are ``<metric>_<name>``."""
-    assert task.scorer is not None
-    first = task.scorer(predictions[name], samples)
-    if name + RERANKED not in predictions:
-        return first
-    beside = {f"{metric}_{name}": value for metric, value in first.items()}
-    return task.scorer(predictions[name + RERANKED], samples) | beside
-
-
-def sample_rows(
-    tasks: Mapping[str, Task[Any]], predictions: Mapping[str, Records], samples: Sequence[Sample]
-) -> dict[str, list[Row]]:
-    """What each sample scores, by task; intervals and comparisons are computed from it (``judging``)."""
-    found = {}
-    for name, task in tasks.items():
-        rows = getattr(task.scorer, "rows", None)
-        if rows is not None and name in predictions:
-            found[name] = rows(_final(predictions, name), samples)
-    return {name: judged for name, judged in found.items() if judged}
-
-
-def draw_gallery(
-    tasks: Mapping[str, Task[Any]],
-    predictions: Mapping[str, Sequence[Record]],
-    samples: Sequence[Sample],
-    title: str,
-    stem: Path,
-) -> None:
-    """Write ``<stem>_<task>.png`` for each task whose scorer has a ``sheet``."""
-    for name, task in tasks.items():
-        sheet = getattr(task.scorer, "sheet", None)
-        if sheet is not None and name in predictions:
-            shown = sheet(_final(predictions, name), samples)
-            if shown.panels:
-                draw_sheet(shown, f"{title} · {name} · worst first", stem.with_name(f"{stem.name}_{name}.png"))
-
-
-def _final(predictions: Mapping[str, Sequence[Record]], name: str) -> Sequence[Record]:
-    """A task's records, re-ranked where they were."""
-    return predictions.get(name + RERANKED, predictions[name])
+        stem = source if role == roles[0] else f"{source}_{role}"
+        kinds = {kind for sample in datamodule.samples(source, role) for kind, texts in sample.texts.items() if texts}
+        chosen = {name: tasks[name] for name in objectives[source] if tasks[name].reads in kinds}
+        labels = {name: f"{stem}_{name}" for name in chosen}
+        train = _training_reader(datamodule, source)
+        made.append(OwnSplit(source, role, chosen, scorers_of(chosen), labels, stem, train))
+    return made
 
 
 def splits_of(
@@ -168,11 +143,98 @@ def splits_of(
     return [(role, source) for role in roles for source in objectives if role in splits[source]]
 
 
-def _training_samples(datamodule: EvaluationData, source: str) -> Sequence[Sample]:
-    """What the text-only baselines learn from; a folder to evaluate on need not have it."""
+def evaluate(
+    model: Any,
+    splits: Sequence[Split],
+    datamodule: EvaluationData,
+    folder: Path,
+    device: torch.device,
+    options: EvaluationOptions,
+    draws: Draws | None = None,
+    watch: Callable[..., None] | None = None,
+) -> tuple[list[Scored], dict[str, Any]]:
+    """Predict and score every split; gives the scores, and what is written about them by label.
+
+    Writes ``predictions/*.jsonl``, ``samples/*.jsonl`` (of one score of a benchmark ``samples.jsonl``), ``gallery/*.png``,
+    ``curves/*``, ``metrics.json``, ``details.json`` and ``directions.json`` below ``folder``. Of several processes rank 0 does
+    so; the others help it to predict, and return nothing. ``watch`` is given the label, the scorer, the records, the samples
+    and their rows of each task.
+    """
+    is_single = sum(len(split.scorers) for split in splits) == 1 and isinstance(splits[0], PublishedSplit)
+    scored: list[Scored] = []
+    for split in splits:
+        samples = datamodule.samples(split.source, split.role)
+        predictions = predict_split(model, split, datamodule, device, options)
+        if rank() > 0:
+            continue
+        for stem, records in split.predictions_of(predictions).items():
+            write_records(folder / "predictions" / f"{stem}.jsonl", records)
+        for name, each in score_split(split, predictions, samples, datamodule):
+            each.judged.notes.update(split.notes())
+            scored.append(each)
+            stem, rows = stem_of(each.label), each.judged.rows
+            if rows:
+                write_records(folder / ("samples.jsonl" if is_single else f"samples/{stem}.jsonl"), rows)
+                if watch is not None:
+                    watch(stem, split.scorers[name], final(predictions, name), samples, rows)
+            if options.gallery and has_pixels(samples[0].image):
+                shown = split.scorers[name].sheet(final(predictions, name), samples, rows)
+                draw_gallery(shown, f"{split.title} · {name}", folder / "gallery" / f"{split.stem}_{name}.png")
+        for name in [name for name in split.tasks if name + RERANKED in predictions and isinstance(split, OwnSplit)]:
+            curve = recall_curve(predictions[name], predictions[name + RERANKED], samples, options.reranking.k)
+            write_curve(curve, split.title, folder / "curves" / f"{split.stem}_{name}")
+    if rank() > 0:
+        return [], {}
+    return scored, write_scores(folder, scored, draws or Draws())
+
+
+def predict_split(
+    model: Any, split: Split, datamodule: EvaluationData, device: torch.device, options: EvaluationOptions
+) -> dict[str, Records]:
+    """The records of a split's tasks; those of its helpers are left out."""
+    tasks = {**split.tasks, **split.helpers}
+    found = predict_source(model, tasks, datamodule, split.source, split.role, device, options)
+    return {name: records for name, records in found.items() if name.removesuffix(RERANKED) in split.tasks}
+
+
+def score_split(
+    split: Split, predictions: Predictions, samples: Sequence[Sample], datamodule: EvaluationData
+) -> Iterator[tuple[str, Scored]]:
+    """What each scorer says, by task, with ``<metric>_baseline`` and ``<metric>_chance`` beside the scores."""
+    train = split.train()
+    tokenize = datamodule.tokenizer.tokenize
+    for name, scorer in split.scorers.items():
+        records = predictions[name]
+
+        def guesses(
+            score: Callable[..., dict[str, float]], scorer: BaseScorer = scorer, records: Records = records
+        ) -> dict[str, float]:
+            return scorer.baselines(train, samples, records, tokenize, score)
+
+        yield name, split.scored(name, predictions, samples, guesses)
+
+
+def draw_gallery(sheet: Sheet, title: str, path: Path) -> None:
+    """Write a picture, if there is something to show."""
+    if sheet.panels:
+        draw_sheet(sheet, f"{title} · worst first", path)
+
+
+def final(predictions: Predictions, name: str) -> Records:
+    """A task's records, re-ranked where they were."""
+    return predictions.get(name + RERANKED, predictions[name])
+
+
+def stem_of(label: str) -> str:
+    """The name of a label's files."""
+    return label.replace("/", "_")
+
+
+def _training_reader(datamodule: EvaluationData, source: str) -> Callable[[], Sequence[Sample]]:
+    """What reads the training split; a folder to evaluate on need not have it."""
     if "train" not in datamodule.sources[source].splits:
-        return []
-    return or_none(lambda: datamodule.samples(source, "train"), source)
+        return list
+    return lambda: or_none(lambda: datamodule.samples(source, "train"), source)
 
 
 def or_none(read: Callable[[], Sequence[Sample]], source: str) -> Sequence[Sample]:

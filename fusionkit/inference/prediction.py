@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from fusionkit.assembly.evaluation_options import PRECISIONS, EvaluationOptions, Reranking
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects, rank, world_size
-from fusionkit.inference.all_pairs import ByMatching
+from fusionkit.inference.all_pairs import AllPairs
+from fusionkit.inference.candidates import TopK, best
 from fusionkit.inference.encoding_cache import Encodings, digest, encodings_in, weights_digest
 from fusionkit.inference.progress import Bar, show_progress
+from fusionkit.inference.rankings import Pairing, list_records, similarities
 from fusionkit.inference.reranking import Reranker
 from fusionkit.model.model import VisionLanguageModel
-from fusionkit.scoring.candidates import TopK, best
 from fusionkit.scoring.records import RERANKED, Records
-from fusionkit.scoring.retrieval import Pairing, has_features, list_records, similarities
+from fusionkit.scoring.retrieval import has_features
 from fusionkit.tasks.base import Task
 from fusionkit.types import Batch, Encoded, Regions, Tokens
 
@@ -71,12 +72,12 @@ def predict_source(
 ) -> dict[str, Records]:
     """The records of every task over one split, by task name; features come back ranked (``list_records``).
 
-    With both an "itc" and an "itm" task the ranking of "itc" is there a second time, re-ranked, as "itc_reranked".
-    A ``ByMatching`` in the place of "itc" ranks by the logits of all pairs.
+    With a task that ranks and one that matches, the ranking is there a second time, re-ranked, as "<task>_reranked".
+    An ``AllPairs`` ranks by the logits of all pairs.
     """
     samples = datamodule.samples(source, role)
     pairing, depth = Pairing.of(samples), max(DEPTH, options.reranking.k)
-    matcher, settings = _matching(tasks, pairing, options.reranking)
+    matcher, settings = matching(tasks, pairing, options.reranking)
     folder = None
     if matcher is not None and options.cache is not None:
         folder = cache_folder(model, tasks, datamodule, source, role, device, options)
@@ -94,26 +95,33 @@ def predict_source(
             by_text, by_image = reranker(sim, *rankings, Bar(progress, f"{source} {role} {title}"))
             return list_records(by_text.first(depth), by_image.first(depth), pairing)
 
-        if isinstance(tasks.get("itc"), ByMatching) and encodings is not None:
+        for name in [name for name, task in tasks.items() if isinstance(task, AllPairs) and encodings is not None]:
             sim = torch.zeros(len(pairing.caption_ids), len(pairing.image_ids))
-            predictions["itc"] = match(sim, (best(sim, settings.k), best(sim.T, settings.k)), "all pairs")
+            predictions[name] = match(sim, (best(sim, settings.k), best(sim.T, settings.k)), "all pairs")
         for name in [name for name, records in predictions.items() if has_features(records)]:
             sim = similarities(predictions[name], samples)
             rankings = best(sim, depth), best(sim.T, depth)
             predictions[name] = list_records(*rankings, pairing)
-            if name == "itc" and encodings is not None:
+            if encodings is not None:
                 predictions[name + RERANKED] = match(sim, rankings, "re-ranking")
     return predictions
 
 
-def _matching(tasks: Mapping[str, Task[Any]], pairing: Pairing, settings: Reranking) -> tuple[Any, Reranking]:
+def matching(tasks: Mapping[str, Task[Any]], pairing: Pairing, settings: Reranking) -> tuple[Any, Reranking]:
     """The task that scores pairs, or None, and how: all pairs by its logit where there is no contrastive ranking."""
     if not pairing.caption_ids:
         return None, settings
-    if isinstance(by_matching := tasks.get("itc"), ByMatching):
-        most = max(len(pairing.caption_ids), len(pairing.image_ids))
-        return by_matching.matcher, replace(settings, k=most, rule="itm")
-    return tasks.get("itm") if "itc" in tasks and settings.k > 0 else None, settings
+    for task in tasks.values():
+        if isinstance(task, AllPairs):
+            most = max(len(pairing.caption_ids), len(pairing.image_ids))
+            return task.matcher, replace(settings, k=most, rule="itm")
+    has_ranking = any(task.ranks for task in tasks.values())
+    return (matcher_of(tasks) if has_ranking and settings.k > 0 else None), settings
+
+
+def matcher_of(tasks: Mapping[str, Task[Any]]) -> Any:
+    """The first task that matches captions with images, or None."""
+    return next((task for task in tasks.values() if task.matches), None)
 
 
 def cache_folder(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fusionkit.assembly.evaluation_options import Reranking
 from fusionkit.distributed import barrier, rank, world_size
+from fusionkit.inference.candidates import Candidates, TopK, blocks, on_top
 from fusionkit.inference.encoding_cache import Encodings
 from fusionkit.inference.logits_file import LogitsFile
 from fusionkit.inference.progress import Bar
-from fusionkit.scoring.candidates import Candidates, TopK, blocks, on_top
-from fusionkit.scoring.retrieval import Pairing
+from fusionkit.inference.rankings import Pairing
 from fusionkit.types import Tokens
 
 

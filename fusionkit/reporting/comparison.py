@@ -14,15 +14,13 @@ from fusionkit.reporting.record import Interval, RunRecord, Scored
 from fusionkit.reporting.run_costs import COSTS, Costs, costs_of
 from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch
 from fusionkit.scoring.bootstrap import Difference, compare, intervals
-from fusionkit.scoring.sample_scores import Row, is_error
+from fusionkit.scoring.corpus_metrics import is_of
+from fusionkit.scoring.sample_scores import Row, Table, is_error
+from fusionkit.scoring.scorers import OURS
 from fusionkit.visual.score_table import GUESSERS
 
 GUESSES = tuple(f"_{suffix}" for suffix in GUESSERS)
-TASKS = ("vqa", "grounding", "weak_grounding", "itm", "mlm", "mrm", "entailment", "nlvr2", "captioning")
-MAIN = ("accuracy", "acc50", "cider", "bleu_4")  # what tells most about a task
-HEADLINES = {*MAIN, "evalai_accuracy", "text_to_image_r1", "image_to_text_r1"} | {
-    f"{t}_{m}" for t in TASKS for m in MAIN
-}
+HEADLINES = {name for scorer in OURS for name in scorer.headlines_of_run()}
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,8 @@ def choose_metrics(entries: Sequence[Entry], patterns: Sequence[str]) -> list[st
             f"the runs have no metric in common: {', '.join(has)}; evaluate them on the same data, such as "
             "fusionkit evaluate -m checkpoint=A,B benchmark=[NAME]"
         )
-    headlines = [name for name in known if name.rpartition("/")[2] in HEADLINES] or known
+    firsts = {first for entry in entries for run in entry.runs for first in _firsts(run)}
+    headlines = [name for name in known if name.rpartition("/")[2] in HEADLINES or name in firsts] or known
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise ConfigError(
@@ -188,6 +187,14 @@ def _ranked(entries: Sequence[Entry], metric: str) -> list[Entry]:
         raise ConfigError(f"sort: no run has '{metric}'; {suggest(metric, names)}")
     sign = -1 if more_is_better(entries, metric) else 1
     return sorted(entries, key=lambda entry: sign * means[entry.name] if entry.name in means else math.inf)
+
+
+def _firsts(run: RunRecord) -> Iterator[str]:
+    """The first metric of each file of rows that has none of our own scorers' headlines, as of a scorer of one's own."""
+    for scored in run.samples.values():
+        names = Table(scored.rows).names
+        if names and not HEADLINES & {name.rpartition("/")[2] for name in names}:
+            yield f"{scored.prefix}/{names[0]}"
 
 
 def _baseline(entries: Sequence[Entry], name: str | None) -> Entry:
@@ -245,11 +252,7 @@ def _only(scored: Scored, metrics: Sequence[str]) -> list[Row]:
             part: {name: value for name, value in row.get(part, {}).items() if name in wanted}
             for part in ("values", "ranks")
         }
-        | {
-            "sums": {
-                name: value for name, value in row.get("sums", {}).items() if any(m.startswith(name) for m in wanted)
-            }
-        }
+        | {"sums": {name: value for name, value in row.get("sums", {}).items() if any(is_of(m, name) for m in wanted)}}
         for row in scored.rows
     ]
     return kept if any(row["values"] or row["ranks"] or row["sums"] for row in kept) else []

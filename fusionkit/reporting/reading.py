@@ -74,7 +74,7 @@ def read_run(path: Path) -> RunRecord:
     metrics = _numbers(read_json(path / "metrics.json"))
     config = _resolved(asked("run", dict) or read_yaml(path / "config.yaml"))
     settings = part(config, "evaluation", dict, path / "config.yaml") or {}
-    history = _history(path)
+    history, role = _history(path), _first_role(evaluation, settings)
     return RunRecord(
         name=path.name,
         paths=(path,),
@@ -82,13 +82,13 @@ def read_run(path: Path) -> RunRecord:
         metrics=metrics,
         directions={name: up is not False for name, up in read_json(path / "directions.json").items()},
         intervals={
-            f"{label}/{name}": (low, high)
+            f"{about.get('prefix', label)}/{name}": (low, high)
             for label, about in details.items()
             for name, (low, high) in about.get("intervals", {}).items()
         },
         base=Path(asked("working_folder", str) or _base(path, part(config, "output_dir", str, path / "config.yaml"))),
         history=history,
-        samples=_of_benchmarks(path, details) if details else _of_run(path, metrics, _first_role(evaluation, settings)),
+        samples=_of_details(path, details, role) if details else _of_run(path, metrics, role),
         checkpoint=_checkpoint(path, asked("checkpoint", str), settings),
         parameters=asked("parameters", int) or _last(history, "parameters"),
         benchmarks=asked("benchmark", dict) or {},
@@ -126,17 +126,23 @@ def _checkpoint(path: Path, scored: str | None, settings: Mapping[str, Any]) -> 
     return next((checkpoint for checkpoint in found if checkpoint.exists()), None)
 
 
-def _of_benchmarks(path: Path, details: Mapping[str, Any]) -> dict[str, Scored]:
-    """``samples.jsonl`` of a single score, or ``samples/<label>.jsonl`` of each of several."""
+def _of_details(path: Path, details: Mapping[str, Any], role: str | None) -> dict[str, Scored]:
+    """``samples/<label>.jsonl`` of each score; of a single one of a benchmark ``samples.jsonl``.
+
+    What has a prefix of its own is scored on the run's data, whose splits are the ``role`` that was evaluated first, and others.
+    """
     found = {}
     for label, about in details.items():
-        name = label.replace("/", "_")
-        files = (path / "samples.jsonl", path / "samples" / f"{name}.jsonl")
-        rows = files[len(details) > 1]
+        name, prefix = label.replace("/", "_"), about.get("prefix")
+        is_single = len(details) == 1 and prefix is None
+        rows = path / "samples.jsonl" if is_single else path / "samples" / f"{name}.jsonl"
         if rows.exists():
-            predictions = path / "predictions" / f"{name}.jsonl"
-            kept = predictions if predictions.exists() else None
-            found[label] = Scored(label, read_rows(rows), kept, about.get("split"))
+            files = [path / "predictions" / f"{name}{suffix}.jsonl" for suffix in (RERANKED, "")]
+            predictions = next((file for file in files if file.exists()), None)
+            split = about.get("split") if prefix is None else None
+            found[label] = Scored(
+                prefix or label, read_rows(rows), predictions, split, role if prefix is not None else None
+            )
     return found
 
 

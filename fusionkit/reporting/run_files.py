@@ -58,6 +58,7 @@ def read_details(path: Path) -> dict[str, dict[str, Any]]:
         about = part(details, label, dict, path) or {}
         intervals = part(about, "intervals", dict, path) or {}
         part(about, "split", str, path)
+        part(about, "prefix", str, path)
         for name, ends in intervals.items():
             if not isinstance(ends, list) or len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
                 raise DataError(f"{path}: the interval of {label}/{name} is no pair of numbers; score that run again")

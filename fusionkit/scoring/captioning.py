@@ -5,19 +5,24 @@ there is no METEOR, and the words come from our tokenizer instead of Stanford's 
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
 from fusionkit.files.unicode import readable
+from fusionkit.scoring.base import BaseScorer, Function, Tokenize
+from fusionkit.scoring.corpus_metrics import ORDERS
 from fusionkit.scoring.java import answer_lines
 from fusionkit.scoring.ptb_tokenizer import tokenize
-from fusionkit.scoring.record_schema import Form, is_text
+from fusionkit.scoring.record_schema import RecordSchema, is_text
 from fusionkit.scoring.records import Record, index_records
-from fusionkit.scoring.sample_scores import SampleScores, scores_of
+from fusionkit.scoring.sample_scores import Row, SampleScores
+from fusionkit.scoring.text_only_models import captions_of, guesses
 
 NO_JAVA = "no java on the PATH"
 # shares of the words of English references, if there are enough: other letters at most, common words at least (40% of COCO's)
@@ -29,34 +34,61 @@ Said = Sequence[str]  # of each image, the caption
 Wanted = Sequence[Sequence[str]]  # and those of people
 
 
-def score_captions(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """BLEU-4 and BLEU-1 in percent over all images with captions, from ``{"image_id", "caption"}`` records.
+class Bleu(BaseScorer):
+    """BLEU-4 and BLEU-1 in percent over all images with captions; for use while training: Java is not asked.
 
-    An image without a record counts as an empty caption. For use while training: Java is not asked.
+    An image without a record counts as an empty caption. A caption's own score is its ROUGE-L.
     """
-    said, wanted = _paired(records, samples)
-    if not said:
-        return {}
-    rows = [{"image_id": at, "sums": {"bleu": counts}} for at, counts in enumerate(bleu_counts(*_words(said, wanted)))]
-    scores = scores_of(rows)
-    return {"caption_bleu4": scores["bleu_4"], "caption_bleu1": scores["bleu_1"]}
+
+    schema = (RecordSchema("captions", "image_id", "caption", "a text", is_text, of_images=True),)
+    metrics: Mapping[str, bool] = MappingProxyType({"caption_bleu4": True, "caption_bleu1": True})
+
+    def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
+        """One row an image."""
+        said, wanted = _words(*_paired(records, samples))
+        if not said:
+            return SampleScores([])
+        return SampleScores(_rows(samples, rouge(said, wanted), {}, {"caption_bleu": bleu_counts(said, wanted)}))
+
+    def notes(self, samples: Sequence[Sample]) -> Mapping[str, str]:
+        """What the scorers of captions, English as they are, do not do justice to in these references."""
+        texts = [[text.text for text in sample.texts["captions"]] for sample in samples if sample.texts.get("captions")]
+        return {name: note for name, note in notes_on(_words([], texts)[1]).items() if name != "cider"}
+
+    def baselines(
+        self,
+        train: Sequence[Sample],
+        samples: Sequence[Sample],
+        records: Sequence[Record],
+        tokenize: Tokenize,
+        score: Function,
+    ) -> dict[str, float]:
+        """The commonest training caption, said of every image; there is no text to read, so the two guessers are one."""
+        counts = Counter(caption.text for caption in captions_of(train))
+        if not counts:
+            return {}
+        commonest = min(counts, key=lambda text: (-counts[text], text))
+        asked = [sample for sample in samples if sample.texts.get("captions")]
+        scores = score([{"image_id": sample.image_id, "caption": commonest} for sample in asked], samples)
+        return guesses(scores, scores)
 
 
 @dataclass(frozen=True)
-class CaptionMeasure:
-    """Judges captions by BLEU-1 to 4, METEOR, ROUGE-L and CIDEr-D, in percent, and by SPICE where its models are there.
+class Captions(Bleu):
+    """Captions by BLEU-1 to 4, METEOR, ROUGE-L and CIDEr-D, in percent, and by SPICE where its models are there.
 
     A caption's own score is its ROUGE-L. With ``java`` null METEOR and Stanford's tokenizer run where there is a Java.
     """
 
     java: bool | None = None
 
-    @property
-    def forms(self) -> tuple[Form, ...]:
-        return (Form("captions", "image_id", "caption", "a text", is_text, of_images=True),)
+    metrics = MappingProxyType(
+        dict.fromkeys(("cider", "rouge_l", "spice", *(f"bleu_{order}" for order in ORDERS), "meteor"), True)
+    )
+    headlines = ("cider", "bleu_4")
 
-    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
-        asked = [sample for sample in samples if sample.texts.get("captions")]
+    def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
+        """One row an image."""
         java = None if self.java is False else shutil.which("java")
         if self.java and not java:
             raise DataError(f"java=true, but there is {NO_JAVA}; install Java 8 or newer, or score without METEOR")
@@ -74,23 +106,7 @@ class CaptionMeasure:
             notes["spice"] = f"missing: {reason}"
         else:
             values["spice"] = spice(said, wanted)
-        rows = [
-            {
-                "id": sample.image_id,
-                "score": values["rouge_l"][at],
-                "image_id": sample.image_id,
-                "values": {name: numbers[at] for name, numbers in values.items()},
-                "sums": {name: numbers[at] for name, numbers in sums.items()},
-            }
-            for at, sample in enumerate(asked)
-        ]
-        return SampleScores(rows, notes)
-
-
-def caption_notes(samples: Sequence[Sample]) -> dict[str, str]:
-    """What the scorers of captions, English as they are, do not do justice to in these references."""
-    texts = [[text.text for text in sample.texts["captions"]] for sample in samples if sample.texts.get("captions")]
-    return {name: note for name, note in notes_on(_words([], texts)[1]).items() if name != "cider"}
+        return SampleScores(_rows(samples, values["rouge_l"], values, sums), notes)
 
 
 def notes_on(wanted: Wanted) -> dict[str, str]:
@@ -172,6 +188,26 @@ def _lack_of_spice(java: str | None) -> str | None:
     if not all((folder / f"stanford-corenlp-3.6.0{part}.jar").is_file() for part in ("", "-models")):
         return f"its models stanford-corenlp-3.6.0.jar and -models.jar are not in {folder}"
     return None
+
+
+def _rows(
+    samples: Sequence[Sample],
+    scores: Sequence[float],
+    values: Mapping[str, Sequence[float]],
+    sums: Mapping[str, Sequence[list[float]]],
+) -> list[Row]:
+    """The rows of the images that have captions, from columns."""
+    asked = [sample for sample in samples if sample.texts.get("captions")]
+    return [
+        {
+            "id": sample.image_id,
+            "score": scores[at],
+            "image_id": sample.image_id,
+            "values": {name: numbers[at] for name, numbers in values.items()},
+            "sums": {name: numbers[at] for name, numbers in sums.items()},
+        }
+        for at, sample in enumerate(asked)
+    ]
 
 
 def _paired(records: Sequence[Record], samples: Sequence[Sample]) -> tuple[list[str], list[list[str]]]:

@@ -1,4 +1,4 @@
-"""Metrics of a whole corpus as formulas of summed counts, for many weightings of its images at once: BLEU and METEOR."""
+"""Metrics of a whole corpus as formulas of summed counts, for many weightings of its images at once: BLEU, METEOR, shares."""
 
 from collections.abc import Callable
 
@@ -51,7 +51,40 @@ def meteor(sums: Floats) -> dict[str, Floats]:
     return {"meteor": 100 * mean * (1 - GAMMA * fragments**BETA)}
 
 
-FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {"bleu": bleu, "meteor": meteor}
-WIDTHS = {"bleu": 10, "meteor": 23}  # of what is summed
+def caption_bleu(sums: Floats) -> dict[str, Floats]:
+    """BLEU-4 and BLEU-1 alone, under the names that they have while training."""
+    scores = bleu(sums)
+    return {f"caption_bleu{order}": scores[f"bleu_{order}"] for order in (4, 1)}
+
+
+def ratios(sums: Floats) -> Floats:
+    """The mean of ratios (R,) in percent from sums (R, 2N): a share of the whole, then the whole, N times."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means: Floats = 100 * (sums[:, ::2] / sums[:, 1::2]).mean(axis=1)
+    return means
+
+
+FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {
+    "bleu": bleu,
+    "caption_bleu": caption_bleu,
+    "meteor": meteor,
+}
+RATIOS = "ratios:"  # and the name of a metric: what begins so is computed by ``ratios``
+WIDTHS = {"bleu": 10, "caption_bleu": 10, "meteor": 23}  # of what is summed
 ADDENDS: dict[str, Callable[[Floats], Floats]] = {"meteor": without_whole}
 """What is summed of the counts of each sample, where it is not the counts."""
+
+
+def computed(key: str, sums: Floats) -> dict[str, Floats]:
+    """The metrics (R,) of summed numbers (R, N), by the formula that their key names."""
+    return {key.removeprefix(RATIOS): ratios(sums)} if key.startswith(RATIOS) else FORMULAS[key](sums)
+
+
+def fits(key: str, count: int) -> bool:
+    """Whether a formula is known and takes so many numbers."""
+    return (count > 0 and count % 2 == 0) if key.startswith(RATIOS) else WIDTHS.get(key) == count
+
+
+def is_of(metric: str, key: str) -> bool:
+    """Whether a metric is computed by the formula."""
+    return metric == key.removeprefix(RATIOS) if key.startswith(RATIOS) else metric.startswith(key)

@@ -1,4 +1,4 @@
-"""The form of a benchmark's records, and the sentence for a file of predictions that does not have it."""
+"""What the records of a scorer look like, and the sentence for a file of predictions that does not."""
 
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -25,12 +25,12 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Form:
+class RecordSchema:
     """One record: ``key`` names what it is about, ``value`` holds what is said of it.
 
     ``kind``     of the texts that are asked about; with ``of_images`` each image that has such texts is asked about.
     ``expected`` what ``is_valid`` accepts, in words.
-    ``lists``    where the value is a list of ids, the key of the form that asks about these; ``scores`` may stand beside it.
+    ``lists``    where the value is a list of ids, the key of the schema that asks about these; ``scores`` may stand beside it.
     """
 
     kind: str
@@ -56,6 +56,11 @@ def is_text(value: Any) -> bool:
 def is_box(value: Any) -> bool:
     """Four finite numbers."""
     return isinstance(value, list | tuple) and len(value) == 4 and all(is_number(number) for number in value)
+
+
+def is_anything(value: Any) -> bool:
+    """Whatever it is."""
+    return True
 
 
 def is_list(value: Any) -> bool:
@@ -99,19 +104,19 @@ def _readable(record: Any) -> Any:
 
 def check_predictions(
     records: Sequence[Any],
-    forms: Sequence[Form],
+    schema: Sequence[RecordSchema],
     wanted: Mapping[str, Iterable[Any]],
     path: Path,
     missing_hint: str | None = None,
 ) -> None:
-    """Raise DataError, with the first record that is wrong, unless each wanted id has one record of its form.
+    """Raise DataError, with the first record that is wrong, unless each wanted id has one record as its schema says.
 
-    ``wanted`` has the ids by the key of their form. What is missing is told with ``missing_hint``; without one it may be.
+    ``wanted`` has the ids by the key of their schema. What is missing is told with ``missing_hint``; without one it may be.
     """
-    asked = {form.key: dict.fromkeys(wanted[form.key]) for form in forms}
-    seen: dict[str, set[Any]] = {form.key: set() for form in forms}
+    asked = {form.key: dict.fromkeys(wanted[form.key]) for form in schema}
+    seen: dict[str, set[Any]] = {form.key: set() for form in schema}
     for number, record in enumerate(records):
-        form = _form_of(record, forms, f"{path} record {number}")
+        form = _schema_of(record, schema, f"{path} record {number}")
         given = record[form.key]
         _check_id(given, form, asked[form.key], records, path)
         if given in seen[form.key]:
@@ -128,7 +133,7 @@ def check_predictions(
             )
         if form.lists:
             _check_list(record, form, asked[form.lists], path)
-    for form in forms:
+    for form in schema:
         missing = [key for key in asked[form.key] if key not in seen[form.key]]
         if missing and missing_hint:
             raise DataError(
@@ -137,18 +142,18 @@ def check_predictions(
             )
 
 
-def _form_of(record: Any, forms: Sequence[Form], place: str) -> Form:
+def _schema_of(record: Any, schema: Sequence[RecordSchema], place: str) -> RecordSchema:
     if not isinstance(record, dict):
-        raise DataError(f"{place} is {_words(record)}, but has to be an object such as {_example(forms[0])}")
-    for form in forms:
+        raise DataError(f"{place} is {_words(record)}, but has to be an object such as {_example(schema[0])}")
+    for form in schema:
         if form.key in record:
             return form
     raise DataError(
-        f"{place} has no '{forms[0].key}' (it has {', '.join(record) or 'no keys'}): expected {_example(forms[0])}"
+        f"{place} has no '{schema[0].key}' (it has {', '.join(record) or 'no keys'}): expected {_example(schema[0])}"
     )
 
 
-def _check_id(given: Any, form: Form, wanted: dict[Any, None], records: Sequence[Any], path: Path) -> None:
+def _check_id(given: Any, form: RecordSchema, wanted: dict[Any, None], records: Sequence[Any], path: Path) -> None:
     kind = type(next(iter(wanted), ""))
     if type(given) is not kind:
         raise DataError(f"{path}: the {form.key} {_shown(given)} has to be {WORDS[kind]}")
@@ -161,7 +166,7 @@ def _check_id(given: Any, form: Form, wanted: dict[Any, None], records: Sequence
         )
 
 
-def _check_list(record: Record, form: Form, known: Container[Any], path: Path) -> None:
+def _check_list(record: Record, form: RecordSchema, known: Container[Any], path: Path) -> None:
     items, place = record[form.value], f"{path}: the {form.value} for {form.key} {record[form.key]!r}"
     unknown = [item for item in items if item not in known]
     if unknown:
@@ -175,7 +180,7 @@ def _check_list(record: Record, form: Form, known: Container[Any], path: Path) -
         )
 
 
-def _example(form: Form) -> str:
+def _example(form: RecordSchema) -> str:
     return f'{{"{form.key}": ..., "{form.value}": {form.expected}}}'
 
 

@@ -1,33 +1,33 @@
-"""What a scorer says of each sample, and every score computed from that. Imports numpy only.
+"""What a scorer says of each sample, and every score computed from that.
 
 A row is a plain dictionary, one JSON line:
 
     id, score   of the sample; the score is 0..100
     image_id    what is resampled as a whole when an interval is estimated
     values      {metric: number}: the metric is the mean over the rows that have it
-    sums        {formula: numbers}: the metrics are a formula (``corpus.FORMULAS``) of their sums, as for BLEU
+    sums        {formula: numbers}: the metrics are a formula of their sums (``corpus_metrics``), as for BLEU; "ratios:METRIC" is
+                a share and the whole, or several such pairs whose mean counts
     ranks       {metric: rank from 1}: the metric is the median
 
 So a file of rows is enough to compute the scores, their intervals and whether another run differs.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
-from fusionkit.scoring.corpus_metrics import ADDENDS, FORMULAS, WIDTHS
-from fusionkit.scoring.record_schema import Form, is_number
-from fusionkit.scoring.records import Record
+from fusionkit.scoring.corpus_metrics import ADDENDS, RATIOS, computed, fits
+from fusionkit.scoring.record_schema import is_number
 
 AGAIN = "evaluate that run again"
 # the last word of metrics of which less is better, where their scorer does not say (``known_direction``)
 ERRORS = frozenset(("rank", "loss", "error", "errors", "mae", "mse", "rmse", "wer", "cer", "perplexity", "distance"))
+PARTS = ("values", "ranks")
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 
@@ -35,11 +35,14 @@ Floats = NDArray[np.float64]
 def known_direction(metric: str, declared: Any = None) -> bool | None:
     """Whether more of a metric is better, None where nobody says: it is then taken to be.
 
-    ``declared``  what a scorer has as ``metrics``, {name: more is better}; without it the name's last word tells an error.
+    ``declared``  what a scorer has as ``metrics``, {name: more is better}, of a part of the metric too ("1k/r5", "r5/dogs");
+                  without it the name's last word tells an error.
     """
     name = metric.rpartition("/")[2]
-    if isinstance(declared, Mapping) and name in declared:
-        return bool(declared[name])
+    if isinstance(declared, Mapping):
+        for part in (metric, *reversed(metric.split("/"))):
+            if part in declared:
+                return bool(declared[part])
     return False if name.lower().rpartition("_")[2] in ERRORS else None
 
 
@@ -50,21 +53,14 @@ def is_error(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class SampleScores:
-    """The rows, and what has to be said beside their scores: the rule, the boxes, why a metric is missing."""
+    """The rows, and what has to be said beside their scores: the rule, the boxes, why a metric is missing.
+
+    ``scores`` are all that there are, where the rows do not tell them all; None: those of the rows.
+    """
 
     rows: list[Row]
     notes: dict[str, str] = field(default_factory=dict)
-
-
-class Measure(Protocol):
-    """Judges records. Samples whose truth is not known are left out; a missing prediction scores 0."""
-
-    @property
-    def forms(self) -> tuple[Form, ...]:
-        """The kinds of records it reads."""
-        ...
-
-    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores: ...
+    scores: dict[str, float] | None = None
 
 
 def check_rows(rows: Sequence[Any], path: Path) -> None:
@@ -81,14 +77,29 @@ def check_rows(rows: Sequence[Any], path: Path) -> None:
             raise DataError(f"{path} row {number}: its {wrong[0]} is no number; {AGAIN}")
         for name, sums in parts["sums"].items():
             is_list = isinstance(sums, list) and all(map(is_number, sums))
-            if not is_list or len(sums) != WIDTHS.get(name):
+            if not is_list or not fits(name, len(sums)):
                 raise DataError(f"{path} row {number}: its sums of {name} are not those of a metric; {AGAIN}")
 
 
-def scores_of(rows: Sequence[Row]) -> dict[str, float]:
-    """Every metric of the rows, in the order of their first appearance; 10 decimals, so that a sum's last bits are not seen."""
+def scores_of(rows: Sequence[Row], decimals: int | None = 10) -> dict[str, float]:
+    """Every metric of the rows that they tell, in the order of their first appearance.
+
+    It has ``decimals``, so that a sum's last bits are not seen; None: as it comes.
+    """
     table = Table(rows)
-    return {name: round(float(value[0]), 10) for name, value in table(np.ones((1, table.size))).items()}
+    found = {name: float(value[0]) for name, value in table(np.ones((1, table.size))).items()}
+    known = {name: value for name, value in found.items() if not np.isnan(value)}
+    return known if decimals is None else {name: round(value, decimals) for name, value in known.items()}
+
+
+def prefixed(row: Row, name: Callable[[str], str]) -> Row:
+    """The row with other names of its metrics; those of a formula with names of its own stay."""
+    renamed: Row = {part: {name(key): value for key, value in row[part].items()} for part in PARTS if part in row}
+    if "sums" in row:
+        sums = row["sums"].items()
+        of = {key: RATIOS + name(key.removeprefix(RATIOS)) if key.startswith(RATIOS) else key for key, _ in sums}
+        renamed["sums"] = {of[key]: value for key, value in sums}
+    return {**row, **renamed}
 
 
 class Table:
@@ -111,13 +122,18 @@ class Table:
         self._sums = {name: self._summed(name, at, rows) for name in _names(rows, "sums")}
         self._ranks = {name: _sorted(name, at, rows) for name in _names(rows, "ranks")}
 
+    @property
+    def names(self) -> list[str]:
+        """Every metric, in the order of their first appearance."""
+        return list(self(np.ones((1, self.size))))
+
     def __call__(self, weights: Floats) -> dict[str, Floats]:
         """Every metric (R,) under each of R weightings (R, I) of the images; NaN where all that it is about weighs 0."""
         totals, counts = np.tensordot(weights, self._means, axes=1).transpose(1, 2, 0)  # (M, R) each
         with np.errstate(invalid="ignore", divide="ignore"):
             found = dict(zip(self.metrics, totals / counts, strict=True))
             for name, sums in self._sums.items():
-                found |= FORMULAS[name](weights @ sums)
+                found |= computed(name, weights @ sums)
         return found | {name: _median(*order, weights) for name, order in self._ranks.items()}
 
     def _summed(self, name: str, at: NDArray[np.int64], rows: Sequence[Row]) -> Floats:

@@ -61,3 +61,8 @@ class Sheet:
     legend: str
     panels: Sequence[Panel]
     cell: tuple[int, int] = CELL  # width and height in pixels of a picture with its mount
+
+
+def worst_first(ordered: Sequence[tuple[float, int, Panel]]) -> list[Panel]:
+    """The panels by their scores, then by their turns."""
+    return [panel for *_, panel in sorted(ordered, key=lambda entry: entry[:2])]

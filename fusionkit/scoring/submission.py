@@ -10,7 +10,7 @@ from fusionkit.data.files import add_new, annotation_file, expecting, table
 from fusionkit.errors import ConfigError
 from fusionkit.files.atomic import write_text
 from fusionkit.files.plain import read_json
-from fusionkit.scoring.record_schema import Form, check_predictions
+from fusionkit.scoring.record_schema import RecordSchema, check_predictions
 from fusionkit.scoring.records import Record, require_writable
 
 LAYOUT = "published"
@@ -30,7 +30,7 @@ class Submission:
     def write(
         self,
         records: Sequence[Record],
-        form: Form,
+        form: RecordSchema,
         predictions: Path,
         asked: Path,
         folder: Path,

@@ -1,11 +1,13 @@
 """What guessers learn from text alone: the commonest value in a context, and a regression from the words of a text."""
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fusionkit.data.sample import Sample, Text
 
 MAX_WORDS = 2000  # of the bag of words
 RIDGE = 1.0
@@ -41,3 +43,15 @@ def ridge(texts: Sequence[str], targets: NDArray[np.float64]) -> Callable[[str],
         moments[at] += target - mean
     weights = np.linalg.solve(gram, moments)
     return lambda text: weights[columns(text)].sum(axis=0) + mean
+
+
+def guesses(by_text: Mapping[str, float], by_chance: Mapping[str, float]) -> dict[str, float]:
+    """The scores of the two guessers under the names that stand beside a model's."""
+    named = {"baseline": by_text, "chance": by_chance}
+    return {f"{name}_{suffix}": value for suffix, scores in named.items() for name, value in scores.items()}
+
+
+def captions_of(samples: Sequence[Sample]) -> Iterator[Text]:
+    """All captions."""
+    for sample in samples:
+        yield from sample.texts.get("captions", ())

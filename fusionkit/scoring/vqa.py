@@ -1,18 +1,23 @@
-"""The official VQA v2 accuracy, quirks included (GT-Vision-Lab/VQA, vqaEval.py of 2021). Imports no torch."""
+"""The official VQA v2 accuracy, quirks included (GT-Vision-Lab/VQA, vqaEval.py of 2021)."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.vqa_answers import answer_key, clean_spaces, leave_one_out, normalize_answer
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.unicode import metric_words
-from fusionkit.scoring.record_schema import Form, is_text
+from fusionkit.scoring.base import BaseScorer, Function, Tokenize
+from fusionkit.scoring.examples import answer_counts
+from fusionkit.scoring.record_schema import RecordSchema, is_text
 from fusionkit.scoring.records import Record, index_records
-from fusionkit.scoring.sample_scores import SampleScores, scores_of
+from fusionkit.scoring.sample_scores import Row, SampleScores
+from fusionkit.scoring.sheet import GREEN, RED, Note, Panel, Picture, Sheet, worst_first
+from fusionkit.scoring.text_only_models import Majority, guesses
 
 AnswerRule = Callable[[str, Sequence[str]], float]
+QUESTION_PREFIXES = (3, 2, 1, 0)  # words
 QUESTION_TYPE = "question_type/"
 AGREEMENT = "agreement"
 ENOUGH = 4  # people who all agree, and each of whom has three others that do
@@ -51,39 +56,39 @@ def agreement(answer: str, answers: Sequence[str]) -> float:
 RULES: dict[str, AnswerRule] = {"official": official_accuracy, "evalai": always_normalized_accuracy}
 
 
-def score_vqa(records: Sequence[Record], samples: Sequence[Sample]) -> dict[str, float]:
-    """Percentages over all questions and by answer type, from ``{"question_id", "answer"}`` records.
-
-    An unanswered question scores 0; questions without human answers (a test split) are left out. The official script rounds
-    to two decimals, this does not. ``vqa_agreement`` stands first where the official rule is out of ``reach``.
-    """
-    scores = scores_of(VQAMeasure()(records, samples).rows)
-    first = scores if reach(samples) >= REACH else {AGREEMENT: scores[AGREEMENT]} | scores
-    return {f"vqa_{name.replace('/', '_')}": value for name, value in first.items() if QUESTION_TYPE not in name}
-
-
 @dataclass(frozen=True)
-class VQAMeasure:
-    """Judges answers by the ``official`` script's rule, or by ``evalai``'s, which always normalises both sides.
+class VQA(BaseScorer):
+    """Answers by the ``official`` script's rule, or by ``evalai``'s, which always normalises both sides.
 
     Every question counts for ``accuracy``, ``accuracy/<answer type>`` and ``accuracy/question_type/<question type>``; under
     the other rule these are ``evalai_accuracy``, lest one is taken for the official score. ``agreement`` stands beside it, by
     answer type too where the rule is out of ``reach``; notes say of how many questions the rule calls right answers wrong.
+    An unanswered question scores 0, one without human answers (of a test split) is left out. The official script rounds to
+    two decimals, this does not.
     """
 
     rule: str = "official"
+
+    schema = (RecordSchema("questions", "question_id", "answer", "a text", is_text),)
+    prefix = "vqa_"
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ConfigError(f"there is no VQA rule '{self.rule}'; {suggest(self.rule, RULES)}")
 
     @property
-    def forms(self) -> tuple[Form, ...]:
-        return (Form("questions", "question_id", "answer", "a text", is_text),)
+    def metric(self) -> str:
+        """What the accuracy is called."""
+        return "accuracy" if self.rule == "official" else f"{self.rule}_accuracy"
 
-    def __call__(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
+    @property
+    def metrics(self) -> Mapping[str, bool]:  # type: ignore[override]
+        """The accuracy by the rule, and the agreement."""
+        return {self.metric: True, AGREEMENT: True}
+
+    def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
+        """One row an annotated question."""
         accuracies = question_accuracies(records, samples, RULES[self.rule])
-        name = "accuracy" if self.rule == "official" else f"{self.rule}_accuracy"
         asked = [(sample, question) for sample in samples for question in annotated_questions([sample])]
         agreed = question_accuracies(records, samples, agreement)
         notes = {"rule": self.rule} | question_notes(samples, self.rule)
@@ -99,11 +104,57 @@ class VQAMeasure:
         for sample, question in asked:
             score = 100 * accuracies[question.id]
             types = parts(question)
-            values = dict.fromkeys([name, *(f"{name}/{part}" for part in types)], score)
+            values = dict.fromkeys([self.metric, *(f"{self.metric}/{part}" for part in types)], score)
             shown = [] if is_in_reach else [part for part in types if not part.startswith(QUESTION_TYPE)]
             values |= dict.fromkeys([AGREEMENT, *(f"{AGREEMENT}/{part}" for part in shown)], 100 * agreed[question.id])
             rows.append({"id": question.id, "score": score, "image_id": sample.image_id, "values": values})
         return SampleScores(rows, notes)
+
+    def summary(self, scores: dict[str, float], samples: Sequence[Sample]) -> dict[str, float]:
+        """Without question types; ``agreement`` stands first where the official rule is out of ``reach``."""
+        is_led = AGREEMENT in scores and reach(samples) < REACH
+        first = {AGREEMENT: scores[AGREEMENT]} | scores if is_led else scores
+        return {name: value for name, value in first.items() if QUESTION_TYPE not in name}
+
+    def notes(self, samples: Sequence[Sample]) -> Mapping[str, str]:
+        """Where the rule cannot do the answers to these questions justice."""
+        return question_notes(samples, self.rule)
+
+    def baselines(
+        self,
+        train: Sequence[Sample],
+        samples: Sequence[Sample],
+        records: Sequence[Record],
+        tokenize: Tokenize,
+        score: Function,
+    ) -> dict[str, float]:
+        """The commonest training answer to the same question, backing off to its first 3, 2, 1 words; and to any."""
+        known = annotated_questions(train)
+        majority = Majority((context, _answer(each)) for each in known for context in _question_contexts(each))
+        if not majority.counts:
+            return {}
+        asked = list(annotated_questions(samples))
+        by_text = [{"question_id": each.id, "answer": majority(_question_contexts(each))} for each in asked]
+        commonest = majority([()])
+        by_chance = [{"question_id": each.id, "answer": commonest} for each in asked]
+        return guesses(score(by_text, samples), score(by_chance, samples))
+
+    def sheet(self, records: Sequence[Record], samples: Sequence[Sample], rows: Sequence[Row]) -> Sheet:
+        """Question, image, the given answer and the human ones, by agreement."""
+        accuracies = question_accuracies(records, samples, agreement)
+        given = {record["question_id"]: record["answer"] for record in records}
+        ordered: list[tuple[float, int, Panel]] = []
+        for sample in samples:
+            for turn, question in enumerate(q for q in sample.texts.get("questions", ()) if q.id in accuracies):
+                score = accuracies[question.id]
+                counts = answer_counts(question.facts).items()
+                humans = ", ".join(f"{answer} ({count})" if len(counts) > 1 else answer for answer, count in counts)
+                said = Note(f"given: {given.get(question.id, '(nothing)')}", GREEN if score >= 0.5 else RED)
+                notes = (said, Note(f"true: {humans}"))
+                picture = Picture(sample.image, sample.size, notes=notes, upright=sample.upright)
+                ordered.append((score, turn, Panel(question.text, (picture,))))
+        legend = "the answer given (green: at least half right), and the human answers"
+        return Sheet(legend, worst_first(ordered))
 
 
 def reach(samples: Sequence[Sample], rule: AnswerRule = official_accuracy) -> float:
@@ -184,6 +235,18 @@ def _type_names(questions: Sequence[Text]) -> Callable[[Text], list[str]]:
         return [types[fact] + words[fact][kind] for fact, kind in kinds.items() if kind]
 
     return names
+
+
+def _answer(question: Text) -> str:
+    given: str | None = question.facts.get("multiple_choice_answer")
+    answers: list[str] = question.facts["answers"] if given is None else []
+    return given if given is not None else Counter(answers).most_common(1)[0][0]
+
+
+def _question_contexts(question: Text) -> list[tuple[str, ...]]:
+    """The whole question (marked by its end), its first words, and nothing."""
+    words = tuple(question.text.lower().rstrip(" ?").split())
+    return [(*words, "?"), *(words[:count] for count in QUESTION_PREFIXES)]
 
 
 def _agreement(answer: str, answers: Sequence[str]) -> float:

@@ -28,8 +28,11 @@ class Task(nn.Module, Generic[B]):
     ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.
     ``uses_teacher`` whether it listens to a momentum teacher.
     ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
+    ``ranks``   whether its records are features (``feats``) of images and captions, which rank one by the other.
+    ``matches`` whether it has ``score_pairs``, the logits of any captions with any images: it ranks again what others rank.
     ``init_from`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
-    ``scorer``  a pure function of (records, samples) that gives the metrics, or None where there is nothing to score.
+    ``scorer``  a Scorer (fusionkit.scoring.base) or a pure function of (records, samples) that gives the metrics, or None where
+                there is nothing to score.
     ``metrics`` what is measured while it trains, torchmetrics by the name that ``TaskOutput.metrics`` has what each is updated
                 with under; the training has a copy for each source, and logs it as ``train/<source>/<task>_<name>``.
     """
@@ -38,6 +41,8 @@ class Task(nn.Module, Generic[B]):
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
+    matches: ClassVar[bool] = False
     init_from: ClassVar[str | None] = None
     replies_to: ClassVar[str | None] = None
     scorer: Scorer | None

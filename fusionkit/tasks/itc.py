@@ -55,6 +55,7 @@ class ITC(Task[CaptionBatch]):
     needs = frozenset({"feats"})
     reads = "captions"
     uses_teacher = True
+    ranks = True
     replies_to = "text"
 
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:

@@ -104,6 +104,7 @@ class ITM(Task[CaptionBatch]):
 
     needs = frozenset({"pooled"})  # the contrastive features only draw the negatives: matching does not train them
     reads = "captions"
+    matches = True
     replies_to = "text"
 
     def __init__(

@@ -35,6 +35,7 @@ class Ranking(Task[CaptionBatch]):
 
     needs = frozenset({"pooled"})
     reads = "captions"
+    matches = True
     replies_to = "text"
     init_from = "itm"
 

@@ -12,12 +12,13 @@ from fusionkit.data.images import CorruptImage, decode
 from fusionkit.scoring.examples import Example
 
 SIDE = 256  # pixels, the longer side of a picture
+ABOUT_PICTURE = ("size", "boxes", "upright")
 CLASSES = {1: "true", 2: "given"}
 
 
 def table_of(examples: Sequence[Example]) -> wandb.Table:
     """One row an example: its fields, and its picture in place of the path."""
-    columns: list[str | int] = [field.name for field in fields(Example) if field.name not in ("size", "boxes")]
+    columns: list[str | int] = [field.name for field in fields(Example) if field.name not in ABOUT_PICTURE]
     rows = [
         [_picture(each) if name == "image" else _cell(getattr(each, str(name))) for name in columns]
         for each in examples
@@ -36,7 +37,7 @@ def _picture(example: Example) -> wandb.Image | None:
     if example.image is None:
         return None
     try:
-        image, size = framed(decode(example.image, SIDE), example.size)
+        image, size = framed(decode(example.image, SIDE), example.size, example.upright)
     except CorruptImage:
         return None
     image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)

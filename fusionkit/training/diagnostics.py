@@ -9,6 +9,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
+from fusionkit.scoring.base import as_scorer
 from fusionkit.scoring.retrieval import has_features
 from fusionkit.training.loggers import Watch
 
@@ -97,10 +98,11 @@ class AnswerTables(Callback):
         if trainer.sanity_checking:
             return
         self._count += 1
-        if trainer.is_global_zero and math.log2(self._count).is_integer():
+        is_shown = any(hasattr(logger, "log_examples") for logger in trainer.loggers)
+        if trainer.is_global_zero and is_shown and math.log2(self._count).is_integer():
             watch = Watch(trainer.loggers, "val", trainer.global_step)
-            for (source, task), (records, samples) in pl_module.validation.answers.items():
-                scorer = pl_module.tasks[task].scorer
-                measure = getattr(scorer, "measure", None)
-                if measure is not None and not has_features(records):
-                    watch.log_answers(f"{source}_{task}", measure, records, samples, measure(records, samples).rows)
+            for (source, name), (records, samples) in pl_module.validation.answers.items():
+                task = pl_module.tasks[name]
+                scorer = as_scorer(task.scorer, task.reads)
+                if not has_features(records):
+                    watch.log_answers(f"{source}_{name}", scorer, records, samples, scorer.rows(records, samples).rows)

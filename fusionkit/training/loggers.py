@@ -16,9 +16,10 @@ from fusionkit.config import flatten
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError
 from fusionkit.internals import replace_run, wandb_options, wandb_run
-from fusionkit.scoring.examples import Example, examples_of
+from fusionkit.scoring.base import BaseScorer
+from fusionkit.scoring.examples import Example
 from fusionkit.scoring.records import Record
-from fusionkit.scoring.sample_scores import Measure, Row, is_error
+from fusionkit.scoring.sample_scores import Row, is_error
 
 
 class ScoreWandbLogger(WandbLogger):
@@ -210,15 +211,15 @@ class Watch:
     def log_answers(
         self,
         label: str,
-        measure: Measure | None,
+        scorer: BaseScorer,
         records: Sequence[Record],
         samples: Sequence[Sample],
         rows: Sequence[Row],
     ) -> None:
-        """Some of the records, with what ``measure`` says of them in ``rows``."""
+        """Some of the records, with what the scorer says of them in ``rows``."""
         for logger in self.loggers:
-            if measure is not None and hasattr(logger, "log_examples"):
-                shown = examples_of(measure, records, samples, rows, logger.tables)
+            if hasattr(logger, "log_examples"):
+                shown = scorer.examples(records, samples, rows, logger.tables)
                 logger.log_examples(f"{self.prefix}/{label}", shown, self.step)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects
+from fusionkit.scoring.base import as_scorer
 from fusionkit.scoring.records import merge_records
-from fusionkit.scoring.sample_scores import known_direction
 from fusionkit.tasks.base import Records, Scorer
 
 
@@ -38,7 +38,7 @@ class Validation:
         """``val/<source>/<metric>`` over all ranks' records, and ``val/mean`` over each scorer's first metric, an error negative.
 
         So more of ``val/mean`` is better. A scorer says with ``metrics``, {name: more is better}, which are errors, also a plain
-        function (``score.metrics = {"age_off_by": False}``); else a name such as "age_mae" tells (``judging.ERRORS``).
+        function (``score.metrics = {"age_off_by": False}``); else a name such as "age_mae" tells (``sample_scores.ERRORS``).
         ``is_partial``: validation was limited, so only the images that were seen are scored.
         """
         scores: dict[str, float] = {}
@@ -53,11 +53,11 @@ class Validation:
             for task, scorer in by_task.items():
                 records = merge_records([gather_objects(self._records.get((source, task), []))])
                 self.answers[source, task] = records, samples
-                metrics = scorer(records, samples)
+                metrics = as_scorer(scorer)(records, samples)
                 scores |= {f"val/{source}/{name}": value for name, value in metrics.items()}
-                known = {name: known_direction(name, getattr(scorer, "metrics", None)) for name in metrics}
-                self.directions |= {f"val/{source}/{name}": up for name, up in known.items() if up is not None}
-                headlines += [-value if known[name] is False else value for name, value in list(metrics.items())[:1]]
+                known = as_scorer(scorer).directions(list(metrics))
+                self.directions |= {f"val/{source}/{name}": up for name, up in known.items()}
+                headlines += [value if known.get(name, True) else -value for name, value in list(metrics.items())[:1]]
         if not headlines:
             return scores
         self.directions["val/mean"] = True

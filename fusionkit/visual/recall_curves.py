@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from fusionkit.data.sample import Sample
 from fusionkit.files.atomic import atomic_write, write_text
-from fusionkit.scoring.ranked_retrieval import score_ranking
 from fusionkit.scoring.records import Record, Records
+from fusionkit.scoring.scorers import RETRIEVAL
 
 LISTED = 32  # items of a list that R@10 is read off; the rest of it is left out
 WAYS = {"text_to_image": "text to image", "image_to_text": "image to text"}
@@ -27,7 +27,7 @@ def recall_curve(first: Records, again: Records, samples: Sequence[Sample], k: i
     curve = []
     for count in counts:
         records = [rerank_fewer(*pair, count) for pair in zip(first, again, strict=True)]
-        scores = score_ranking(records, samples)
+        scores = RETRIEVAL(records, samples)
         curve.append({"k": count, **{name: scores[name] for name in (f"{way}_{cut}" for way in WAYS for cut in CUTS)}})
     return curve
 

@@ -141,7 +141,7 @@ def test_what_is_no_part_is_refused_and_not_imported(section: str, name: object)
         ("task", "fusionkit.tasks.itm.bernoulli_pairs"),
         ("task", "fusionkit.tasks.heads.relu"),
         ("task", "fusionkit.scoring.scorers.VQA"),
-        ("task", "fusionkit.scoring.vqa.VQAMeasure"),
+        ("task", "fusionkit.scoring.vqa.VQA"),
         ("task", "fusionkit.negatives.HardNegatives"),
         ("task", "fusionkit.model.model.text_decoder"),
         ("task", "torch.nn.GELU"),

@@ -74,7 +74,7 @@ def test_vqa_is_scored_as_by_the_official_script(vqa: Path, capsys: Capture) -> 
 
 
 def test_the_other_rule_has_another_name(vqa: Path) -> None:
-    assert score(vqa, f"annotations={vqa}/a.json", "benchmark.vqav2.measures.vqa.rule=evalai") == 0
+    assert score(vqa, f"annotations={vqa}/a.json", "benchmark.vqav2.scorers.vqa.rule=evalai") == 0
     assert "vqav2/evalai_accuracy" in json.loads((vqa / "out/metrics.json").read_text())
 
 
@@ -119,7 +119,7 @@ def test_a_wrong_file_is_one_sentence(change, words: str, vqa: Path, capsys: Cap
         (["annotations={folder}/a.json", "seed=-1"], 2, "seed is -1"),
         (["annotations={folder}/a.json", "output={folder}/a.json/x"], 1, "a.json/x cannot be written to"),
         ([], 2, "'annotations' has no value yet"),
-        (["annotations={folder}/a.json", "benchmark.vqav2.measures.vqa.rule=offical"], 2, "no VQA rule 'offical'"),
+        (["annotations={folder}/a.json", "benchmark.vqav2.scorers.vqa.rule=offical"], 2, "no VQA rule 'offical'"),
     ],
 )
 def test_a_wrong_command_is_one_sentence(
@@ -214,9 +214,9 @@ def test_every_benchmark_is_built(name: str) -> None:
     assert benchmark.splits
     assert benchmark.protocol
     assert "annotations" in benchmark.files
-    assert all(measure.forms for measure in benchmark.measures.values())
-    assert set(benchmark.measures) <= set(choices("task"))
-    assert benchmark.measures[benchmark.answered_by([])]([], []).rows == []
+    assert all(benchmark.scorer(name).schema for name in benchmark.scorers)
+    assert set(benchmark.scorers) <= set(choices("task"))
+    assert benchmark.scorer(benchmark.answered_by([])).rows([], []).rows == []
 
 
 def test_wrong_boxes_of_published_annotations_are_told_in_one_line(tmp_path: Path) -> None:

@@ -62,7 +62,10 @@ def sentence(capsys: Capture) -> str:
 
 def test_a_run_leaves_its_files(world: Path) -> None:
     made = {path.name for path in (world / "first").iterdir()}
-    assert made == {"checkpoints", "config.yaml", "curves", "gallery", "logs", "metrics.json", "predictions", "samples"}
+    assert made == {
+        *("checkpoints", "config.yaml", "curves", "gallery", "logs", "predictions", "samples"),
+        *("metrics.json", "details.json", "directions.json"),
+    }
     metrics = json.loads((world / "first/metrics.json").read_text())
     for task in ("vqa_accuracy", "grounding_acc50", "itm_accuracy", "mlm_accuracy", "text_to_image_r1"):
         assert 0 <= metrics[f"shapes/{task}"] <= 100

@@ -25,7 +25,6 @@ from fusionkit.distributed import (
     rank,
     world_size,
 )
-from fusionkit.inference.evaluate import evaluate_run
 from fusionkit.negatives import AllRanks, Drawn, HardNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.training.stages import Stage
@@ -220,7 +219,7 @@ def matching() -> dict:
 
 def evaluating(folder: Path) -> dict:
     """A whole evaluation, of three batches, with re-ranking; the world is that of tests/inference/test_evaluate.py."""
-    from tests.inference.test_evaluate import CPU, FakeData, FakeModel, all_tasks
+    from tests.inference.test_evaluate import CPU, FakeData, FakeModel, all_tasks, evaluate_run
 
     join()
     (folder / "images").mkdir(exist_ok=True)

@@ -118,7 +118,7 @@ def test_an_evaluation_by_two_ranks_writes_what_one_process_writes(run, tmp_path
     assert second["metrics"] == {}
     assert first["metrics"]["toy/counted"] == 24  # each caption once, though 12 images are 3 batches
     names = [path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*") if path.is_file()]
-    assert len([name for name in names if name.suffix in (".json", ".jsonl", ".pt")]) == 2 + 5 + 2 + 3
+    assert len([name for name in names if name.suffix in (".json", ".jsonl", ".pt")]) == 4 + 5 + 3 + 3
     for name in names:
         if name.suffix in (".json", ".jsonl") or name.name.startswith("logits_"):
             assert (tmp_path / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name

@@ -12,17 +12,10 @@ from fusionkit.assembly.evaluation_options import EvaluationOptions, Reranking
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference import evaluate as run
-from fusionkit.inference.all_pairs import ByMatching
-from fusionkit.inference.evaluate import (
-    declared_directions,
-    draw_gallery,
-    evaluate_run,
-    evaluate_source,
-    keep_directions,
-    sample_rows,
-    splits_of,
-)
+from fusionkit.inference.all_pairs import AllPairs
+from fusionkit.inference.evaluate import draw_gallery, evaluate, own_splits, predict_split, score_split, splits_of
 from fusionkit.scoring.records import read_records
+from fusionkit.scoring.results import metrics_of
 from fusionkit.scoring.scorers import MATCHING, RETRIEVAL, VQA, notes_of
 from fusionkit.tasks.base import Task
 from fusionkit.types import Encoded, Tokens
@@ -62,6 +55,7 @@ class FakeModel(nn.Module):
 
 class Contrast(Task):
     reads = "captions"
+    ranks = True
 
     def predict(self, model, batch, encoded):
         ids = [{"image_id": key} for key in batch["image_ids"]] + [
@@ -73,6 +67,7 @@ class Contrast(Task):
 
 class Matching(Task):
     reads = "captions"
+    matches = True
 
     def score_pairs(self, model, memory, text, image_index):
         distance = (memory.embeds[image_index, 0, 0] - text.embeds[:, 0, 0]).abs()
@@ -179,6 +174,20 @@ def all_tasks():
     }
 
 
+def evaluate_source(model, tasks, data, source, role, device, options):
+    """The metrics of one split without their source, and its predictions."""
+    (split,) = own_splits(tasks, data, {source: list(tasks)}, [role])
+    predictions = predict_split(model, split, data, device, options)
+    scored = [each for _, each in score_split(split, predictions, data.samples(source, role), data)]
+    return {name.partition("/")[2]: value for name, value in metrics_of(scored).items()}, predictions
+
+
+def evaluate_run(model, tasks, data, objectives, folder, device, options, roles=("test",), watch=None):
+    """The metrics of an evaluation of a run's own data."""
+    splits = own_splits(tasks, data, objectives, roles)
+    return metrics_of(evaluate(model, splits, data, folder, device, options, watch=watch)[0])
+
+
 def test_a_source_is_encoded_once_and_scored(data, tasks):
     model = FakeModel()
     metrics, predictions = evaluate_source(model, tasks, data, "toy", "test", CPU, QUIET)
@@ -195,7 +204,9 @@ def test_a_source_is_encoded_once_and_scored(data, tasks):
 
 
 def test_without_contrast_every_pair_is_ranked_by_matching(data, tasks):
-    chosen = {"itc": ByMatching(tasks["itm"]), "vqa": tasks["vqa"]}
+    ranking = AllPairs(tasks["itm"])
+    ranking.scorer = RETRIEVAL
+    chosen = {"itc": ranking, "vqa": tasks["vqa"]}
     metrics, predictions = evaluate_source(FakeModel(), chosen, data, "toy", "test", CPU, QUIET)
     assert (metrics["text_to_image_r1"], metrics["image_to_text_r1"], metrics["vqa_accuracy"]) == (100, 100, 100)
     assert predictions.keys() == {"itc", "vqa"}
@@ -271,7 +282,7 @@ def test_a_run_leaves_metrics_predictions_and_pictures(data, tasks, tmp_path):
         "other_itc.jsonl",
     }
     assert {path.name for path in (tmp_path / "out" / "gallery").iterdir()} == {
-        "toy_itc.png", "toy_vqa.png", "toy_odd_itc.png", "toy_odd_vqa.png", "other_itc.png"
+        "toy_itc.png", "toy_itm.png", "toy_vqa.png", "toy_odd_itc.png", "toy_odd_itm.png", "toy_odd_vqa.png", "other_itc.png"
     }  # fmt: skip
     assert {path.name for path in (tmp_path / "out" / "curves").iterdir()} == {
         "toy_itc.json", "toy_itc.png", "toy_odd_itc.json", "toy_odd_itc.png"
@@ -282,17 +293,26 @@ def test_a_run_leaves_metrics_predictions_and_pictures(data, tasks, tmp_path):
     assert RETRIEVAL(records, data.samples("toy", "test"))["text_to_image_r1"] == metrics["toy/text_to_image_r1"]
 
 
-def test_which_way_a_metric_is_better_is_kept_where_the_scorer_says_so(data, tasks, tmp_path):
-    task = tasks["itm"]
-    for declared, kept in (({"off_by": False, "hits": True}, True), (None, False), (["off_by"], False)):
-        task.scorer = SimpleNamespace(metrics=declared)
-        found = declared_directions([task, SimpleNamespace(scorer=None)])
-        assert found == ({"off_by": False, "hits": True} if kept else {})
-        keep_directions(tmp_path, {f"coco/{name}": up for name, up in found.items()})
-        assert (tmp_path / "directions.json").exists() == kept
-        if kept:
-            said = json.loads((tmp_path / "directions.json").read_text())
-            assert said == {"coco/off_by": False, "coco/hits": True}
+def test_which_way_a_metric_is_better_and_how_sure_it_is_are_kept(data, tasks, tmp_path):
+    def hits(records, samples):
+        return {"off_by": sum(record["caption_id"] % 2 for record in records) / len(records), "hits": 1.0}
+
+    hits.metrics = {"off_by": False}
+    tasks["mine"] = Counting(hits)
+    evaluate_run(FakeModel(), tasks, data, {"toy": ["itc", "itm", "mine"]}, tmp_path, CPU, QUIET)
+    said = json.loads((tmp_path / "directions.json").read_text())
+    assert {name: up for name, up in said.items() if "image_to" not in name} == {
+        "toy/off_by": False,
+        "toy/itm_accuracy": True,
+        **{f"toy/text_to_image_r{cut}{stage}": True for cut in (1, 5, 10) for stage in ("", "_itc")},
+    }
+    details = json.loads((tmp_path / "details.json").read_text())
+    assert details.keys() == {"toy_itc", "toy_itm", "toy_mine"}
+    low, high = details["toy_mine"]["intervals"]["off_by"]
+    assert low == high == 0.5  # of each image one caption in two
+    assert details["toy_itm"]["intervals"] == {"itm_accuracy": [100, 100]}
+    assert {about["prefix"] for about in details.values()} == {"toy"}
+    assert details["toy_itc"]["guesses"]["text_to_image_r1_chance"] == pytest.approx(100 / NUM_IMAGES)
 
 
 def test_missing_training_annotations_cost_only_the_baselines(data, tasks, monkeypatch, capsys):
@@ -319,6 +339,8 @@ def test_unknown_role_and_precision(data, tasks, tmp_path):
 def test_notes_name_their_task_and_a_plain_scorer_has_none():
     few = Sample(1, Path("1.png"), {"questions": (Text(1, "?", {"answers": ["red"]}),)})
     tasks = {"vqa": SimpleNamespace(scorer=VQA), "own": SimpleNamespace(scorer=lambda records, samples: {})}
+    for task in tasks.values():
+        task.reads = "questions"
     notes = notes_of(tasks, [few])
     assert list(notes) == ["vqa, few answers"]
     assert notes["vqa, few answers"].startswith("1 of 1 questions have fewer than four answers")
@@ -332,9 +354,11 @@ def test_a_run_is_watched_task_by_task_and_draws_only_what_it_is_asked_to(data, 
         FakeModel(), tasks, data, objectives, tmp_path, CPU, options, ["odd", "test"], lambda *each: seen.append(each)
     )
     assert not (tmp_path / "gallery").exists()
-    assert [each[0] for each in seen] == ["toy_itc", "toy_vqa", "toy_test_itc", "toy_test_vqa"]
-    label, measure, records, samples, rows = seen[0]
-    assert measure is RETRIEVAL.measure
+    assert [each[0] for each in seen] == [
+        f"{label}_{name}" for label in ("toy", "toy_test") for name in ("itc", "itm", "vqa")
+    ]
+    label, scorer, records, samples, rows = seen[0]
+    assert scorer is RETRIEVAL
     assert records == read_records(tmp_path / "predictions" / "toy_itc_reranked.jsonl")  # those that are scored
     assert [sample.image_id for sample in samples] == list(range(NUM_IMAGES))
     assert rows == read_records(tmp_path / "samples" / f"{label}.jsonl")
@@ -370,20 +394,13 @@ def test_training_data_that_is_missing_is_told_in_a_line(capsys):
     assert run.or_none(lambda: ["a"], "toy") == ["a"]
 
 
-def test_pictures_have_a_title_and_only_what_there_is_is_drawn(monkeypatch, tmp_path):
+def test_only_what_there_is_is_drawn(monkeypatch):
     drawn = []
     monkeypatch.setattr(run, "draw_sheet", lambda *each: drawn.append(each))
-
-    def scorer(panels):
-        return SimpleNamespace(sheet=lambda records, samples: SimpleNamespace(panels=panels, shown=(records, samples)))
-
-    made = {"a": scorer([1]), "b": scorer([]), "c": SimpleNamespace(), "d": scorer([1])}
-    made = {name: SimpleNamespace(scorer=each) for name, each in made.items()}
-    predictions = {"a": ["first"], "a_reranked": ["again"], "b": [], "c": []}
-    draw_gallery(made, predictions, ["sample"], "toy · test", tmp_path / "gallery" / "toy")
+    for panels in ([1], []):
+        draw_gallery(SimpleNamespace(panels=panels), "toy · test · a", Path("toy_a.png"))
     ((sheet, title, path),) = drawn
-    assert (title, path) == ("toy · test · a · worst first", tmp_path / "gallery" / "toy_a.png")
-    assert sheet.shown == (["again"], ["sample"])
+    assert (sheet.panels, title, path) == ([1], "toy · test · a · worst first", Path("toy_a.png"))
 
 
 def test_a_run_names_its_pictures_after_source_and_role(data, tasks, tmp_path, monkeypatch):
@@ -391,7 +408,9 @@ def test_a_run_names_its_pictures_after_source_and_role(data, tasks, tmp_path, m
     monkeypatch.setattr(run, "draw_sheet", lambda sheet, title, path: drawn.append((title, path)))
     monkeypatch.setattr(run, "write_curve", lambda curve, title, stem: curves.append((title, stem)))
     evaluate_run(FakeModel(), tasks, data, {"toy": ["itc", "itm"]}, tmp_path, CPU, QUIET, ["odd"])
-    assert drawn == [("toy · odd · itc · worst first", tmp_path / "gallery" / "toy_itc.png")]
+    assert drawn == [
+        (f"toy · odd · {name} · worst first", tmp_path / "gallery" / f"toy_{name}.png") for name in ("itc", "itm")
+    ]
     assert curves == [("toy · odd", tmp_path / "curves" / "toy_itc")]
 
 
@@ -401,17 +420,6 @@ def test_pictures_of_regions_are_not_drawn(data, tasks, tmp_path, monkeypatch):
     evaluate_run(FakeModel(), tasks, data, {"toy": ["vqa"]}, tmp_path, CPU, QUIET)
     assert not (tmp_path / "gallery").exists()
     assert (tmp_path / "samples" / "toy_vqa.jsonl").exists()
-
-
-def test_rows_of_tasks_that_were_predicted_and_say_something():
-    def scorer(rows):
-        return SimpleNamespace(
-            scorer=SimpleNamespace(rows=lambda records, samples: rows and [(rows, records, samples)])
-        )
-
-    made = {"a": scorer("of a"), "b": scorer([]), "c": scorer("of c"), "d": SimpleNamespace(scorer=None)}
-    found = sample_rows(made, {"a": [1], "a_reranked": [2], "b": [], "d": []}, ["sample"])
-    assert found == {"a": [("of a", [2], ["sample"])]}
 
 
 def test_splits_stand_in_the_order_of_the_roles(data):
@@ -424,6 +432,5 @@ def test_splits_stand_in_the_order_of_the_roles(data):
 
 def test_only_the_first_of_several_processes_scores_and_writes(data, tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "rank", lambda: 1)
-    assert evaluate_source(FakeModel(), tasks, data, "toy", "test", CPU, QUIET) == ({}, {})
     assert evaluate_run(FakeModel(), tasks, data, {"toy": ["vqa"]}, tmp_path / "out", CPU, QUIET) == {}
     assert not (tmp_path / "out").exists()

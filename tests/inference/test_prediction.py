@@ -10,12 +10,11 @@ from torch import nn
 from fusionkit.assembly.evaluation_options import EvaluationOptions, Reranking
 from fusionkit.errors import ConfigError
 from fusionkit.inference import prediction
-from fusionkit.inference.all_pairs import ByMatching
-from fusionkit.inference.evaluate import evaluate_source
-from fusionkit.inference.prediction import evaluating, moved
-from fusionkit.scoring.retrieval import Pairing
+from fusionkit.inference.all_pairs import AllPairs
+from fusionkit.inference.prediction import evaluating, moved, predict_source
+from fusionkit.inference.rankings import Pairing
 from fusionkit.types import Regions, Tokens
-from tests.inference.test_evaluate import CPU, NUM_IMAGES, QUIET, FakeData, FakeModel, all_tasks
+from tests.inference.test_evaluate import CPU, NUM_IMAGES, QUIET, FakeData, FakeModel, all_tasks, evaluate_source
 
 
 @pytest.fixture
@@ -86,8 +85,8 @@ def test_how_far_it_is(data, monkeypatch, quiet):
     (total, done), *steps = Bar.told["toy test re-ranking"]
     assert done == 0
     assert sum(steps) == total
-    chosen = {"itc": ByMatching(all_tasks()["itm"])}
-    evaluate_source(FakeModel(), chosen, data, "toy", "test", CPU, options)
+    chosen = {"any name": AllPairs(all_tasks()["itm"])}
+    predict_source(FakeModel(), chosen, data, "toy", "test", CPU, options)
     assert Bar.told["toy test all pairs"][0] == (2 * NUM_IMAGES * NUM_IMAGES, 0)
 
 
@@ -104,15 +103,17 @@ def test_lists_are_as_deep_as_the_reranking_or_deeper(data, monkeypatch, k, list
 
 def test_who_scores_pairs_and_how(data):
     settings, tasks, pairing = Reranking(k=3), all_tasks(), Pairing.of(data.samples("toy", "test"))
-    assert prediction._matching(tasks, pairing, settings) == (tasks["itm"], settings)
-    assert prediction._matching(tasks, pairing, replace(settings, k=0))[0] is None
-    assert prediction._matching(tasks, pairing, replace(settings, k=1))[0] is tasks["itm"]
-    assert prediction._matching({"itm": tasks["itm"]}, pairing, settings) == (None, settings)
-    assert prediction._matching({"itc": tasks["itc"]}, pairing, settings) == (None, settings)
-    by_matching = {"itc": ByMatching(tasks["itm"]), "itm": tasks["itm"]}
-    found = prediction._matching(by_matching, pairing, settings)
+    assert prediction.matching(tasks, pairing, settings) == (tasks["itm"], settings)
+    assert prediction.matching(tasks, pairing, replace(settings, k=0))[0] is None
+    assert prediction.matching(tasks, pairing, replace(settings, k=1))[0] is tasks["itm"]
+    assert prediction.matching({"itm": tasks["itm"]}, pairing, settings) == (None, settings)
+    assert prediction.matching({"itc": tasks["itc"]}, pairing, settings) == (None, settings)
+    renamed = {"b": tasks["itm"], "a": tasks["itc"]}
+    assert prediction.matching(renamed, pairing, settings) == (tasks["itm"], settings)
+    by_matching = {"itc": AllPairs(tasks["itm"]), "itm": tasks["itm"]}
+    found = prediction.matching(by_matching, pairing, settings)
     assert found == (tasks["itm"], Reranking(k=2 * NUM_IMAGES, rule="itm"))
-    assert prediction._matching(by_matching, Pairing.of([]), settings) == (None, settings)
+    assert prediction.matching(by_matching, Pairing.of([]), settings) == (None, settings)
 
 
 def test_encodings_are_named_after_their_source_and_role(data, tmp_path):

@@ -8,10 +8,10 @@ import torch
 from fusionkit.assembly.evaluation_options import Reranking
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.inference.candidates import best
 from fusionkit.inference.encoding_cache import Encodings
+from fusionkit.inference.rankings import Pairing
 from fusionkit.inference.reranking import Reranker, Texts, _bytes, _join
-from fusionkit.scoring.candidates import best
-from fusionkit.scoring.retrieval import Pairing
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
 from tests.toys import toy_batch, toy_dims, toy_model

@@ -14,9 +14,9 @@ REGIONS = "benchmark.{}.files.images={}/regions"
 OPTIONS = {
     "refcoco": [
         "benchmark.refcoco.instead.grounding=[grounding_regions]",
-        "benchmark.refcoco.measures.grounding.boxes=detected",
+        "benchmark.refcoco.scorers.grounding.boxes=detected",
     ],
-    "coco_caption": ["benchmark.coco_caption.measures.captioning.java=false"],
+    "coco_caption": ["benchmark.coco_caption.scorers.captioning.java=false"],
 }
 RECIPES = {  # its benchmark, and a metric that it has; those of UNITER read regions
     "albef_retrieval_coco": ("coco_retrieval", "text_to_image_r1"),

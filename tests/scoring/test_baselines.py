@@ -6,19 +6,7 @@ import pytest
 from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.scoring.baselines import (
-    caption_baselines,
-    entailment_baselines,
-    grounding_baselines,
-    hidden_baselines,
-    masked_baselines,
-    matching_baselines,
-    retrieval_baselines,
-    vqa_baselines,
-)
-from fusionkit.scoring.grounding import score_grounding
-from fusionkit.scoring.masked import score_masked
-from fusionkit.scoring.vqa import score_vqa
+from fusionkit.scoring.scorers import CAPTIONING, ENTAILMENT, GROUNDING, HIDDEN, MASKED, MATCHING, RETRIEVAL, VQA
 
 
 def questions(*pairs):
@@ -48,7 +36,7 @@ def test_vqa_backs_off(asked, guess):
         *[("how old is she", "6")] * 8,
         *[("are you", "no")] * 9,
     )
-    scores = vqa_baselines(train, questions((asked, guess)), [], str.split, score_vqa)
+    scores = VQA.baselines(train, questions((asked, guess)), [], str.split, VQA)
     assert scores["vqa_accuracy_baseline"] == 100
     assert scores["vqa_accuracy_chance"] == (100 if guess == "no" else 0)
 
@@ -63,7 +51,7 @@ def test_grounding_reads_the_words(tmp_path):
     left, right = ("the left dog", (0, 0, 100, 100)), ("the right dog", (100, 0, 100, 100))
     train = boxes(tmp_path, *[left, right] * 200)
     small = [Sample(2, Path("y.png"), {"expressions": (Text(7, "left", {"box": (0, 0, 5, 10)}),)}, size=(10, 10))]
-    scores = grounding_baselines(train, small, [], str.split, score_grounding)
+    scores = GROUNDING.baselines(train, small, [], str.split, GROUNDING)
     assert scores["grounding_mean_iou_baseline"] > 98  # relative to the image, whatever its size
     assert scores["grounding_mean_iou_chance"] == pytest.approx(100 / 3)  # the mean box stands in the middle
 
@@ -79,7 +67,7 @@ def test_grounding_regression_solves_the_ridge_equations(tmp_path):
     x = chosen.astype(float)
     weights = np.linalg.solve(x.T @ x + np.eye(4), x.T @ (targets / scale - mean))
     expected = tuple(((weights[0] + weights[2] + mean) * scale).tolist())
-    scores = grounding_baselines(train, boxes(tmp_path, ("c a", expected)), [], str.split, score_grounding)
+    scores = GROUNDING.baselines(train, boxes(tmp_path, ("c a", expected)), [], str.split, GROUNDING)
     assert scores["grounding_mean_iou_baseline"] == pytest.approx(100)
 
 
@@ -92,7 +80,7 @@ def test_masked_backs_off_and_does_not_see_masked_neighbours():
         {"caption_id": 2, "position": 2, "token": "?", "target": "tiny"},  # before a mask, after "big": never "tiny"
         {"caption_id": 2, "position": 3, "token": "?", "target": "dog"},  # at the end, after a mask
     ]
-    scores = masked_baselines(train, asked, records, str.split, score_masked)
+    scores = MASKED.baselines(train, asked, records, str.split, MASKED)
     assert scores == {"mlm_accuracy_baseline": 75, "mlm_accuracy_chance": 25}  # "dog" is the commonest
 
 
@@ -102,7 +90,7 @@ def test_retrieval_chance_by_counting():
         Sample(image, Path("x.png"), {"captions": tuple(Text(10 * image + i, "a") for i in range(count))})
         for image, count in enumerate(counts)
     ]
-    scores = retrieval_baselines([], [*samples, Sample(9, Path("x.png"), {})], [], str.split, score_vqa)
+    scores = RETRIEVAL.baselines([], [*samples, Sample(9, Path("x.png"), {})], [], str.split, VQA)
     assert scores["text_to_image_r1_chance"] == pytest.approx(100 / 3)
     assert scores["text_to_image_r5_chance"] == 100
     draws = list(combinations(range(6), 5))
@@ -112,20 +100,19 @@ def test_retrieval_chance_by_counting():
 
 
 def test_without_training_samples():
-    assert vqa_baselines([], questions(("is it", "no")), [], str.split, score_vqa) == {}
-    assert grounding_baselines([], [], [], str.split, score_grounding) == {}
+    assert VQA.baselines([], questions(("is it", "no")), [], str.split, VQA) == {}
+    assert GROUNDING.baselines([], [], [], str.split, GROUNDING) == {}
     assert (
-        masked_baselines([], captions("a"), [{"caption_id": 0, "position": 1, "target": "a"}], str.split, score_masked)
-        == {}
+        MASKED.baselines([], captions("a"), [{"caption_id": 0, "position": 1, "target": "a"}], str.split, MASKED) == {}
     )
-    assert matching_baselines([], [], [], str.split, score_vqa) == {
+    assert MATCHING.baselines([], [], [], str.split, VQA) == {
         "itm_accuracy_baseline": 50,
         "itm_accuracy_chance": 50,
     }
 
 
 def test_hidden_features_are_guessed_as_their_mean():
-    assert hidden_baselines([], [], [], str.split, score_vqa) == {
+    assert HIDDEN.baselines([], [], [], str.split, VQA) == {
         "mrm_explained_baseline": 0,
         "mrm_explained_chance": 0,
     }
@@ -135,10 +122,12 @@ def test_of_equally_common_captions_the_first_by_the_alphabet_is_said():
     told = []
     train = captions("b", "a", "b", "a", "c")
     asked = [*captions("x"), Sample(2, Path("y.png"), {})]
-    scores = caption_baselines(train, asked, [], str.split, lambda records, samples: told.append(records) or {"s": 1.0})
+    scores = CAPTIONING.baselines(
+        train, asked, [], str.split, lambda records, samples: told.append(records) or {"s": 1.0}
+    )
     assert told == [[{"image_id": 1, "caption": "a"}]]
     assert scores == {"s_baseline": 1, "s_chance": 1}
-    assert caption_baselines([], asked, [], str.split, score_vqa) == {}
+    assert CAPTIONING.baselines([], asked, [], str.split, VQA) == {}
 
 
 def test_labels_come_from_the_words_or_are_the_commonest():
@@ -149,7 +138,7 @@ def test_labels_come_from_the_words_or_are_the_commonest():
         return [Sample(1, Path("x.png"), {"hypotheses": tuple(rows)})]
 
     told = []
-    entailment_baselines(
+    ENTAILMENT.baselines(
         hypotheses(texts),
         hypotheses([("it", "yes"), ("blue", "yes"), ("red it", "no")]),
         [],
@@ -163,7 +152,7 @@ def test_what_is_published_as_the_answer_comes_before_the_commonest():
     chosen = Text(1, "is it", {"answers": ["a", "b", "b"], "multiple_choice_answer": "a"})
     train = [Sample(1, Path("x.png"), {"questions": (chosen,)})]
     told = []
-    vqa_baselines(train, questions(("is it?", "z")), [], str.split, lambda records, _: told.append(records) or {})
+    VQA.baselines(train, questions(("is it?", "z")), [], str.split, lambda records, _: told.append(records) or {})
     assert told == [[{"question_id": 0, "answer": "a"}]] * 2
 
 
@@ -178,7 +167,7 @@ def test_boxes_are_relative_to_the_picture_as_it_is_seen(tmp_path):
         for upright in (True, False)
     ]
     told = []
-    grounding_baselines(train, asked, [], str.split, lambda records, _: told.append(records) or {})
+    GROUNDING.baselines(train, asked, [], str.split, lambda records, _: told.append(records) or {})
     for records in told:
         assert [record["sent_id"] for record in records] == [2, 2]
         assert records[0]["bbox"] == pytest.approx([10, 20, 30, 40])
@@ -192,7 +181,7 @@ def test_neighbours_of_a_masked_token():
     told = []
     asked = captions("a b c")
     for chosen in (records[1:2], records[:1], records[2:3], records[3:]):
-        masked_baselines(train, asked, chosen, str.split, lambda found, _: told.append(found[0]["token"]) or {})
+        MASKED.baselines(train, asked, chosen, str.split, lambda found, _: told.append(found[0]["token"]) or {})
     assert told[::2] == ["b", "a", "c", "a"]
     assert set(told[1::2]) == {"a"}
 
@@ -203,7 +192,7 @@ def test_retrieval_chance_at_each_cut_by_counting():
         Sample(image, Path("x.png"), {"captions": tuple(Text(10 * image + i, "a") for i in range(count))})
         for image, count in enumerate(counts)
     ]
-    scores = retrieval_baselines([], samples, [], str.split, score_vqa)
+    scores = RETRIEVAL.baselines([], samples, [], str.split, VQA)
     assert scores == {
         f"{name}_{guesser}": pytest.approx(value)
         for guesser in ("baseline", "chance")
@@ -216,4 +205,4 @@ def test_retrieval_chance_at_each_cut_by_counting():
             "image_to_text_r10": 100,
         }.items()
     }
-    assert retrieval_baselines([], [], [], str.split, score_vqa) == {}
+    assert RETRIEVAL.baselines([], [], [], str.split, VQA) == {}

@@ -5,7 +5,7 @@ import pytest
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.scoring.box_units import note_on_units
-from fusionkit.scoring.grounding import GroundingMeasure, box_iou
+from fusionkit.scoring.grounding import Grounding, box_iou
 
 SIZES = [(640, 480), (300, 400), (500, 500)]
 TRUE = np.array([[40, 60, 200, 100], [100, 50, 120, 300], [250, 20, 200, 90]], dtype=float)
@@ -76,10 +76,10 @@ def test_the_note_stands_beside_the_score():
         for at, (box, size) in enumerate(zip(TRUE.tolist(), SIZES, strict=True))
     ]
     right = [{"sent_id": at, "bbox": box} for at, box in enumerate(TRUE.tolist())]
-    assert GroundingMeasure()(right, samples).notes == {"boxes": "regressed"}
+    assert Grounding().rows(right, samples).notes == {"boxes": "regressed"}
     corners = [{"sent_id": at, "bbox": box} for at, box in enumerate(CORNERS.tolist())]
-    assert "corners" in GroundingMeasure()(corners[1:], samples).notes["coordinates"]
-    assert GroundingMeasure()([], samples).notes == {"boxes": "regressed"}
+    assert "corners" in Grounding().rows(corners[1:], samples).notes["coordinates"]
+    assert Grounding().rows([], samples).notes == {"boxes": "regressed"}
 
 
 def test_numbers_of_the_note_and_its_limits():

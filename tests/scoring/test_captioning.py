@@ -14,10 +14,10 @@ from torchmetrics.functional.text import bleu_score
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.scoring import captioning
-from fusionkit.scoring.baselines import caption_baselines
-from fusionkit.scoring.captioning import CaptionMeasure, caption_notes, score_captions
+from fusionkit.scoring.captioning import Captions
 from fusionkit.scoring.ptb_tokenizer import tokenize
 from fusionkit.scoring.sample_scores import scores_of
+from fusionkit.scoring.scorers import CAPTIONING
 
 CAPTIONS = {
     1: ("A man rides a brown horse.", "The man's horse is running on the beach"),
@@ -42,7 +42,7 @@ def samples():
 
 
 def test_bleu_is_torchmetrics():
-    scores = score_captions(RECORDS, samples())
+    scores = CAPTIONING(RECORDS, samples())
     for order in (1, 4):
         theirs = bleu_score(
             tokenize(list(SAID.values())), [tokenize(texts) for texts in CAPTIONS.values()], n_gram=order
@@ -51,26 +51,26 @@ def test_bleu_is_torchmetrics():
 
 
 def test_scores_are_over_all_images():
-    scores = score_captions(RECORDS, samples())
+    scores = CAPTIONING(RECORDS, samples())
     assert 0 < scores["caption_bleu4"] < scores["caption_bleu1"] < 100
-    assert score_captions(RECORDS[:2], samples())["caption_bleu1"] < scores["caption_bleu1"]
+    assert CAPTIONING(RECORDS[:2], samples())["caption_bleu1"] < scores["caption_bleu1"]
     perfect = [{"image_id": image, "caption": texts[0]} for image, texts in CAPTIONS.items()]
-    assert score_captions(perfect, samples()) == pytest.approx({"caption_bleu4": 100.0, "caption_bleu1": 100.0})
+    assert CAPTIONING(perfect, samples()) == pytest.approx({"caption_bleu4": 100.0, "caption_bleu1": 100.0})
     with pytest.raises(DataError, match="unknown image_id 9"):
-        score_captions([{"image_id": 9, "caption": "a"}], samples())
+        CAPTIONING([{"image_id": 9, "caption": "a"}], samples())
 
 
 def test_the_guesser_says_one_caption_of_all():
     train = [*samples(), Sample(4, Path("x.jpg"), {"captions": (Text(50, "Dogs in snow"),)})]
-    scores = caption_baselines(train, samples(), [], str.split, score_captions)
+    scores = CAPTIONING.baselines(train, samples(), [], str.split, CAPTIONING)
     told = [{"image_id": image, "caption": "Dogs in snow"} for image in CAPTIONS]
     assert scores["caption_bleu1_baseline"] == scores["caption_bleu1_chance"]
-    assert scores["caption_bleu1_baseline"] == score_captions(told, samples())["caption_bleu1"]
+    assert scores["caption_bleu1_baseline"] == CAPTIONING(told, samples())["caption_bleu1"]
 
 
 def test_without_java_meteor_is_missing_and_says_why(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    judged = CaptionMeasure()(RECORDS, samples())
+    judged = Captions().rows(RECORDS, samples())
     scores = scores_of(judged.rows)
     assert scores.keys() == {"rouge_l", "cider", "bleu_1", "bleu_2", "bleu_3", "bleu_4"}
     assert judged.notes["meteor"] == "missing: METEOR is a Java program (no java on the PATH)"
@@ -78,11 +78,11 @@ def test_without_java_meteor_is_missing_and_says_why(monkeypatch):
     assert [row["id"] for row in judged.rows] == [1, 2, 3]
     assert all(0 <= row["score"] <= 100 for row in judged.rows)
     with pytest.raises(DataError, match="java=true, but there is no java on the PATH"):
-        CaptionMeasure(java=True)(RECORDS, samples())
+        Captions(java=True).rows(RECORDS, samples())
 
 
 def test_references_without_a_word_score_nothing():
-    judged = CaptionMeasure(java=False)([{"image_id": 1, "caption": "a"}], samples_of({1: ("", "...")}))
+    judged = Captions(java=False).rows([{"image_id": 1, "caption": "a"}], samples_of({1: ("", "...")}))
     assert list(scores_of(judged.rows).values()) == pytest.approx([0.0] * 6, abs=1e-4)
 
 
@@ -90,7 +90,7 @@ def test_spice_runs_where_its_models_are(monkeypatch):
     said = []
     monkeypatch.setattr(captioning, "_lack_of_spice", lambda java: None)
     monkeypatch.setattr(captioning, "spice", lambda captions, wanted: said.append(captions) or [10.0, 20.0, 30.0])
-    assert scores_of(CaptionMeasure(java=False)(RECORDS, samples()).rows)["spice"] == 20.0
+    assert scores_of(Captions(java=False).rows(RECORDS, samples()).rows)["spice"] == 20.0
     assert len(said) == 1
 
 
@@ -115,7 +115,7 @@ def test_awkward_captions_shift_nothing(java):
     odd = {n: (text, "a dog") for n, text in enumerate(AWKWARD)}
     asked = samples_of({key: texts for n in odd for key, texts in ((n, odd[n]), (100 + n, plain[100 + n]))})
     records = [{"image_id": n, "caption": texts[0]} for n, texts in (odd | plain).items()]
-    rows = {row["id"]: row for row in CaptionMeasure(java)(records, asked).rows}
+    rows = {row["id"]: row for row in Captions(java).rows(records, asked).rows}
     for n in plain:
         assert rows[n]["score"] == 100
         assert rows[n]["sums"]["bleu"] == rows[100]["sums"]["bleu"]
@@ -140,7 +140,7 @@ def test_a_read_only_install_works(tmp_path, monkeypatch):
         folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     before = {folder: folder.stat().st_mtime_ns for folder in folders}
     try:
-        scores = scores_of(CaptionMeasure(java=True)(RECORDS, samples()).rows)
+        scores = scores_of(Captions(java=True).rows(RECORDS, samples()).rows)
         assert sys.modules["pycocoevalcap.meteor.meteor"].__file__.startswith(str(copy))
         assert scores["meteor"] > 0
         assert {folder: folder.stat().st_mtime_ns for folder in folders} == before
@@ -160,7 +160,7 @@ def test_the_golden_file(java, reference):
     assert tokenize(flat, program) == [text for image in images for text in image["references_tok"]]
     records = [{"image_id": image["image_id"], "caption": image["candidate"]} for image in images]
     asked = samples_of({image["image_id"]: image["references"] for image in images})
-    scores = scores_of(CaptionMeasure(java)(records, asked).rows)
+    scores = scores_of(Captions(java).rows(records, asked).rows)
     expected = {name.lower(): 100 * value for name, value in golden["scores"].items() if java or name != "METEOR"}
     assert scores == pytest.approx(expected, abs=1e-4)
 
@@ -172,38 +172,38 @@ SPANISH = {1: ("un perro corre por la playa", "el perro corre"), 2: ("dos hombre
 @pytest.mark.parametrize("captions", [VIETNAMESE, SPANISH, {1: ("红色的圆",), 2: ("สีแดง",)}])
 def test_other_languages_than_english_are_told(captions):
     said = [{"image_id": image, "caption": texts[0]} for image, texts in captions.items()]
-    judged = CaptionMeasure(java=False)(said, samples_of(captions))
+    judged = Captions(java=False).rows(said, samples_of(captions))
     assert judged.notes["language"].startswith("the references do not read as English (")
     assert scores_of(judged.rows)["bleu_1"] == pytest.approx(100)
-    assert caption_notes(samples_of(captions)) == {"language": judged.notes["language"]}
+    assert CAPTIONING.notes(samples_of(captions)) == {"language": judged.notes["language"]}
 
 
 @pytest.mark.parametrize("captions", [CAPTIONS, {1: ("two green triangles",), 2: ("A café in the street.",)}, {}])
 def test_english_references_have_no_note(captions):
-    assert caption_notes(samples_of(captions)) == {}
+    assert CAPTIONING.notes(samples_of(captions)) == {}
 
 
 def test_the_share_of_common_words_counts_from_ten_words_on():
     nine, ten = {1: ("red bus parked near station tall tree grows here",)}, {1: ("dos " * 9 + "in",)}
-    assert caption_notes(samples_of(nine)) == {}
-    assert caption_notes(samples_of({1: ("dos " * 10,)})).keys() == {"language"}
-    assert caption_notes(samples_of(ten)) == {}  # one of ten is common
-    assert caption_notes(samples_of({1: ("cafés rouges",)})).keys() == {"language"}  # fewer, but with other letters
-    assert caption_notes(samples_of({1: ("red cars",)})) == {}
+    assert CAPTIONING.notes(samples_of(nine)) == {}
+    assert CAPTIONING.notes(samples_of({1: ("dos " * 10,)})).keys() == {"language"}
+    assert CAPTIONING.notes(samples_of(ten)) == {}  # one of ten is common
+    assert CAPTIONING.notes(samples_of({1: ("cafés rouges",)})).keys() == {"language"}  # fewer, but with other letters
+    assert CAPTIONING.notes(samples_of({1: ("red cars",)})) == {}
 
 
 def test_the_cider_of_one_image_is_explained():
-    judged = CaptionMeasure(java=False)(RECORDS[:1], samples()[:1])
+    judged = Captions(java=False).rows(RECORDS[:1], samples()[:1])
     assert scores_of(judged.rows)["cider"] == 0
     assert judged.notes["cider"].startswith("0 by its formula")
-    assert "cider" not in CaptionMeasure(java=False)(RECORDS, samples()).notes
+    assert "cider" not in Captions(java=False).rows(RECORDS, samples()).notes
 
 
 def test_marks_are_written_in_one_way_on_both_sides():
     said = [{"image_id": 1, "caption": unicodedata.normalize("NFD", VIETNAMESE[1][0])}]
-    assert score_captions(said, samples_of({1: VIETNAMESE[1]})) == pytest.approx(dict.fromkeys(KEYS, 100.0))
+    assert CAPTIONING(said, samples_of({1: VIETNAMESE[1]})) == pytest.approx(dict.fromkeys(KEYS, 100.0))
     decomposed = samples_of({1: (unicodedata.normalize("NFD", VIETNAMESE[1][0]),)})
-    assert score_captions([{"image_id": 1, "caption": VIETNAMESE[1][0]}], decomposed) == pytest.approx(
+    assert CAPTIONING([{"image_id": 1, "caption": VIETNAMESE[1][0]}], decomposed) == pytest.approx(
         dict.fromkeys(KEYS, 100.0)
     )
 
@@ -276,8 +276,8 @@ def test_with_java_meteor_stands_beside_the_others(monkeypatch):
     monkeypatch.setattr(captioning, "tokenize", lambda captions, java: tokenize(captions) if java else fail())
     monkeypatch.setattr(captioning, "meteor_counts", lambda said, wanted, java: [[1.0] * 23 for _ in said])
     monkeypatch.setattr(captioning, "_lack_of_spice", lambda java: f"no models for {java}")
-    for measure in (CaptionMeasure(), CaptionMeasure(java=True)):
-        judged = measure(RECORDS, samples())
+    for scorer in (Captions(), Captions(java=True)):
+        judged = scorer.rows(RECORDS, samples())
         assert judged.notes == {
             "tokenizer": "Stanford's PTB tokenizer",
             "spice": "missing: no models for /bin/java",
@@ -285,11 +285,11 @@ def test_with_java_meteor_stands_beside_the_others(monkeypatch):
         assert [row["sums"].keys() for row in judged.rows] == [{"bleu", "meteor"}] * 3
         assert [row["score"] for row in judged.rows] == [row["values"]["rouge_l"] for row in judged.rows]
     monkeypatch.setattr(captioning, "tokenize", lambda captions, java: fail() if java else tokenize(captions))
-    notes = CaptionMeasure(java=False)(RECORDS, samples()).notes
+    notes = Captions(java=False).rows(RECORDS, samples()).notes
     assert notes["tokenizer"] == "ours, which stands in for Stanford's (java=false)"
     assert notes["meteor"] == "missing: METEOR is a Java program (java=false)"
     assert notes["spice"] == "missing: no models for None"
-    assert [form.wanted(samples()) for form in CaptionMeasure().forms] == [[1, 2, 3]]
+    assert [form.wanted(samples()) for form in Captions().schema] == [[1, 2, 3]]
 
 
 def fail():
@@ -298,11 +298,11 @@ def fail():
 
 def test_an_image_without_a_caption_of_people_is_not_asked_and_one_without_a_record_is_empty():
     asked = [*samples(), Sample(4, Path("x.jpg"), {})]
-    rows = CaptionMeasure(java=False)(RECORDS[:2], asked).rows
+    rows = Captions(java=False).rows(RECORDS[:2], asked).rows
     assert [row["id"] for row in rows] == [1, 2, 3]
     assert rows[2]["values"] == {"rouge_l": 0, "cider": 0}
     assert rows[2]["sums"]["bleu"][0] == 0
-    assert score_captions([], [Sample(4, Path("x.jpg"), {})]) == {}
+    assert CAPTIONING([], [Sample(4, Path("x.jpg"), {})]) == {}
 
 
 def test_with_java_meteor_is_counted_from_what_is_said_to_what_is_wanted(monkeypatch):
@@ -313,7 +313,7 @@ def test_with_java_meteor_is_counted_from_what_is_said_to_what_is_wanted(monkeyp
         captioning, "meteor_counts", lambda *given: seen.append(given) or [[0.0] * 23 for _ in given[0]]
     )
     monkeypatch.setattr(captioning, "_lack_of_spice", lambda java: "no models")
-    judged = CaptionMeasure()([{"image_id": 1, "caption": "a dog"}], samples_of({1: ("one dog", "the dog")}))
+    judged = Captions().rows([{"image_id": 1, "caption": "a dog"}], samples_of({1: ("one dog", "the dog")}))
     assert seen == [(["a dog"], [["one dog", "the dog"]], "/some/java")]
     assert judged.notes["tokenizer"] == "Stanford's PTB tokenizer"
     assert "meteor" not in judged.notes

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fusionkit.scoring.captioning import bleu_counts, meteor_counts
-from fusionkit.scoring.corpus_metrics import WIDTHS, bleu, without_whole
+from fusionkit.scoring.corpus_metrics import WIDTHS, bleu, fits, is_of, without_whole
 from fusionkit.scoring.sample_scores import Table, scores_of
 
 RECORDED = json.loads((Path(__file__).parent / "data/meteor_jar.json").read_text())
@@ -100,7 +100,24 @@ def test_bleu_by_hand():
 
 
 def test_what_is_summed_has_its_width():
-    assert {"bleu": len(bleu_counts(["a"], [["a"]])[0]), "meteor": len(RECORDED["captions"][0]["counts"])} == WIDTHS
+    counts = len(bleu_counts(["a"], [["a"]])[0])
+    assert {"bleu": counts, "caption_bleu": counts, "meteor": len(RECORDED["captions"][0]["counts"])} == WIDTHS
+
+
+def test_a_mean_of_ratios_of_sums_has_the_name_that_its_key_says():
+    rows = [
+        {"id": at, "image_id": at, "sums": {"ratios:balanced": sums, "ratios:share": sums[:2]}}
+        for at, sums in enumerate([[1, 2, 0, 0], [0, 1, 3, 4]])
+    ]
+    assert scores_of(rows) == {"balanced": 54.1666666667, "share": round(100 / 3, 10)}
+    assert scores_of(rows[:1]) == {"share": 50.0}  # half of the balance is not known
+    assert fits("ratios:x", 2)
+    assert not fits("ratios:x", 3)
+    assert not fits("ratios:x", 0)
+    assert not fits("other", 2)
+    assert is_of("x", "ratios:x")
+    assert not is_of("xy", "ratios:x")
+    assert is_of("bleu_4", "bleu")
 
 
 def test_the_chunk_of_a_caption_that_is_its_reference_does_not_count():

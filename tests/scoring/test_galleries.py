@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.scoring.galleries import grounding_sheet, retrieval_sheet, vqa_sheet
+from fusionkit.scoring.scorers import GROUNDING, RETRIEVAL, VQA
 from fusionkit.scoring.sheet import GREEN, GREY, RED, Mark, Note, Panel, Picture, Sheet
-from tests.visual.test_contact_sheet import headings, samples
+from tests.visual.test_contact_sheet import headings, samples, sheet_of
 
 
 def test_an_answer_is_green_from_half_right_on():
@@ -26,18 +26,18 @@ def test_an_answer_is_green_from_half_right_on():
         for name, (given, color, true) in zip(("t1", "t0", "t2"), said, strict=True)
     ]
     legend = "the answer given (green: at least half right), and the human answers"
-    assert vqa_sheet(records, [sample]) == Sheet(legend, panels)
+    assert sheet_of(VQA, records, [sample]) == Sheet(legend, panels)
 
 
 def test_a_box_is_green_from_half_on_and_the_images_take_turns():
     asked = samples("expressions", {"box": (0, 0, 10, 10)})[:2]
-    sheet = grounding_sheet([], asked)
+    sheet = sheet_of(GROUNDING, [], asked)
     assert headings(sheet) == ["t0", "t2", "t1", "t3"]
     assert sheet.legend == "true box: green; given box: red, dashed; right from IoU 0.50 on"
     assert sheet.panels[0] == Panel(
         "t0", (Picture(Path("0.png"), marks=(Mark((0, 0, 10, 10), GREEN),), notes=(Note("IoU 0.00", RED),)),)
     )
-    half = grounding_sheet([{"sent_id": 0, "bbox": [0, 0, 10, 5]}], asked[:1])
+    half = sheet_of(GROUNDING, [{"sent_id": 0, "bbox": [0, 0, 10, 5]}], asked[:1])
     assert half.panels[1].pictures[0].marks == (Mark((0, 0, 10, 10), GREEN), Mark([0, 0, 10, 5], RED, True))
     assert half.panels[1].pictures[0].notes == (Note("IoU 0.50", GREEN),)
 
@@ -65,4 +65,4 @@ def test_the_worst_caption_of_each_image_and_the_best_images_for_it():
     legend = (
         "text to image: the worst caption of each image, and the best 5 of 8 images for it; the right one is framed"
     )
-    assert retrieval_sheet(records, asked) == Sheet(legend, [Panel("t1", tuple(worst)), Panel("t2", next_one)])
+    assert sheet_of(RETRIEVAL, records, asked) == Sheet(legend, [Panel("t1", tuple(worst)), Panel("t2", next_one)])

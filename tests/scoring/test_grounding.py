@@ -5,7 +5,8 @@ import pytest
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.scoring.grounding import GroundingMeasure, box_iou, score_grounding
+from fusionkit.scoring.grounding import Grounding, box_iou
+from fusionkit.scoring.scorers import GROUNDING
 
 SAMPLES = [
     Sample(
@@ -47,7 +48,7 @@ def test_box_iou_against_counted_pixels():
 
 def test_thresholds_are_inclusive_and_a_missing_box_counts():
     boxes = {0: [0, 0, 10, 5], 1: [0, 0, 10, 7.5], 2: [0, 0, 10, 10]}
-    scores = score_grounding([{"sent_id": key, "bbox": box} for key, box in boxes.items()], SAMPLES)
+    scores = GROUNDING([{"sent_id": key, "bbox": box} for key, box in boxes.items()], SAMPLES)
     assert scores == {"grounding_acc50": 75, "grounding_acc75": 50, "grounding_mean_iou": pytest.approx(225 / 4)}
 
 
@@ -59,27 +60,25 @@ def test_boxes_below_a_pixel_have_their_own_size():
 
 
 def test_just_below_a_threshold():
-    scores = score_grounding(
-        [{"sent_id": 3, "bbox": [0, 0, 10, 4.99]}, {"sent_id": 2, "bbox": [0, 0, 10, 7.49]}], SAMPLES
-    )
+    scores = GROUNDING([{"sent_id": 3, "bbox": [0, 0, 10, 4.99]}, {"sent_id": 2, "bbox": [0, 0, 10, 7.49]}], SAMPLES)
     assert scores == {"grounding_acc50": 25, "grounding_acc75": 0, "grounding_mean_iou": pytest.approx(124.8 / 4)}
 
 
 def test_what_is_said_beside_the_score():
-    measure = GroundingMeasure("detected")
-    judged = measure([{"sent_id": 0, "bbox": [0, 0, 10, 10]}], SAMPLES)
+    scorer = Grounding("detected")
+    judged = scorer.rows([{"sent_id": 0, "bbox": [0, 0, 10, 10]}], SAMPLES)
     assert judged.notes == {"boxes": "detected"}
     assert [row["score"] for row in judged.rows] == [100, 0, 0, 0]
     assert [(row["id"], row["image_id"]) for row in judged.rows] == [(key, 1) for key in range(4)]
-    assert [form.wanted(SAMPLES) for form in measure.forms] == [[0, 1, 2, 3, 9]]
+    assert [form.wanted(SAMPLES) for form in Grounding().schema] == [[0, 1, 2, 3, 9]]
     with pytest.raises(ConfigError, match="there is no box protocol 'detectd'; did you mean 'detected'"):
-        GroundingMeasure("detectd")
+        Grounding("detectd")
 
 
 def test_nothing_to_score():
-    assert score_grounding([], []) == {}
+    assert GROUNDING([], []) == {}
 
 
 def test_unknown_expression():
     with pytest.raises(DataError, match="unknown sent_id 77"):
-        score_grounding([{"sent_id": 77, "bbox": [0, 0, 1, 1]}], SAMPLES)
+        GROUNDING([{"sent_id": 77, "bbox": [0, 0, 1, 1]}], SAMPLES)

@@ -7,7 +7,7 @@ import pytest
 
 from fusionkit.errors import DataError
 from fusionkit.scoring import java
-from fusionkit.scoring.captioning import CaptionMeasure
+from fusionkit.scoring.captioning import Captions
 from tests.scoring.test_captioning import RECORDS, samples
 
 
@@ -48,7 +48,7 @@ def test_captions_tell_how_to_go_on_without_it(tmp_path, monkeypatch):
     program(tmp_path, "exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"score without METEOR: benchmark\.NAME\.measures\.captioning\.java=false"):
-        CaptionMeasure()(RECORDS, samples())
+        Captions().rows(RECORDS, samples())
 
 
 def test_nothing_to_ask_asks_nothing_and_each_line_has_its_time(tmp_path, monkeypatch):

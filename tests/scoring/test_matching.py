@@ -4,8 +4,7 @@ import pytest
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
-from fusionkit.scoring.masked import score_masked
-from fusionkit.scoring.matching import score_matching
+from fusionkit.scoring.scorers import MASKED, MATCHING
 
 SAMPLES = [
     Sample(key, Path("x.png"), {"captions": (Text(10 * key, "a cat"), Text(10 * key + 1, "a dog"))}) for key in (1, 2)
@@ -25,21 +24,21 @@ def test_accuracy_is_balanced():
         pair(10, 2, 0.5),
         pair(11, 2, 0.49),
     ]
-    assert score_matching(records, SAMPLES) == {"itm_accuracy": pytest.approx((75 + 50) / 2)}
+    assert MATCHING(records, SAMPLES) == {"itm_accuracy": pytest.approx((75 + 50) / 2)}
 
 
 def test_always_yes_is_chance():
     records = [pair(10, 1, 1.0), pair(20, 2, 1.0), pair(21, 2, 1.0), pair(10, 2, 1.0)]
-    assert score_matching(records, SAMPLES) == {"itm_accuracy": 50}
+    assert MATCHING(records, SAMPLES) == {"itm_accuracy": 50}
 
 
 def test_truth_comes_from_the_annotations_not_from_the_file():
     records = [{**pair(10, 1, 1.0), "label": 0}, {**pair(10, 2, 0.0), "label": 1}]
-    assert score_matching(records, SAMPLES) == {"itm_accuracy": 100}
+    assert MATCHING(records, SAMPLES) == {"itm_accuracy": 100}
 
 
 def test_no_score_without_false_pairs():
-    assert score_matching([pair(10, 1, 1.0)], SAMPLES) == {}
+    assert MATCHING([pair(10, 1, 1.0)], SAMPLES) == {}
 
 
 def test_masked_tokens():
@@ -47,21 +46,21 @@ def test_masked_tokens():
         {"caption_id": 10, "position": place, "token": token, "target": "a"}
         for place, token in enumerate(["a", "b", "a", "a"])
     ]
-    assert score_masked(records, SAMPLES) == {"mlm_accuracy": 75}
-    assert score_masked([], SAMPLES) == {}
+    assert MASKED(records, SAMPLES) == {"mlm_accuracy": 75}
+    assert MASKED([], SAMPLES) == {}
 
 
 @pytest.mark.parametrize(
     ("scorer", "records", "message"),
     [
-        (score_matching, [pair(10, 1, 1.0)] * 2, "two predictions for caption_id 10, image_id 1"),
-        (score_matching, [pair(99, 1, 1.0)], "unknown caption_id 99"),
+        (MATCHING, [pair(10, 1, 1.0)] * 2, "two predictions for caption_id 10, image_id 1"),
+        (MATCHING, [pair(99, 1, 1.0)], "unknown caption_id 99"),
         (
-            score_masked,
+            MASKED,
             [{"caption_id": 10, "position": 1, "token": "a", "target": "a"}] * 2,
             "caption_id 10, position 1",
         ),
-        (score_masked, [{"caption_id": 99, "position": 1, "token": "a", "target": "a"}], "unknown caption_id 99"),
+        (MASKED, [{"caption_id": 99, "position": 1, "token": "a", "target": "a"}], "unknown caption_id 99"),
     ],
 )
 def test_bad_records(scorer, records, message):

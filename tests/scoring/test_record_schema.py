@@ -11,10 +11,9 @@ import pytest
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
-from fusionkit.scoring.grounding import GroundingMeasure
-from fusionkit.scoring.ranked_retrieval import FORMS
+from fusionkit.scoring.grounding import Grounding
 from fusionkit.scoring.record_schema import (
-    Form,
+    RecordSchema,
     check_predictions,
     is_box,
     is_list,
@@ -23,10 +22,11 @@ from fusionkit.scoring.record_schema import (
     one_of,
     read_predictions,
 )
-from fusionkit.scoring.vqa import VQAMeasure
+from fusionkit.scoring.retrieval import Retrieval
+from fusionkit.scoring.vqa import VQA
 
 GOOD = [{"question_id": 1, "answer": "yes"}, {"question_id": 2, "answer": ""}]
-VQA = VQAMeasure().forms
+VQA = VQA().schema
 
 
 def check(records, forms=VQA, wanted=(1, 2), hint="add them"):
@@ -36,7 +36,7 @@ def check(records, forms=VQA, wanted=(1, 2), hint="add them"):
 def test_good_records_pass():
     check(GOOD)
     check(GOOD[:1], hint=None)
-    check([{"sent_id": "a", "bbox": [0, 1.5, -2, 3]}], GroundingMeasure().forms, ["a"])
+    check([{"sent_id": "a", "bbox": [0, 1.5, -2, 3]}], Grounding().schema, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_bad_records_are_told(records, sentence):
 )
 def test_bad_boxes_are_told(box):
     with pytest.raises(DataError, match="but has to be four numbers"):
-        check([{"sent_id": 1, "bbox": box}], GroundingMeasure().forms)
+        check([{"sent_id": 1, "bbox": box}], Grounding().schema)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,16 @@ def test_bad_boxes_are_told(box):
 )
 def test_bad_ranked_lists_are_told(change, sentence):
     with pytest.raises(DataError, match=re.escape(sentence)):
-        check([{"caption_id": 1, "image_ids": [1]} | change, {"image_id": 1, "caption_ids": [1]}], FORMS, [1])
+        check(
+            [{"caption_id": 1, "image_ids": [1]} | change, {"image_id": 1, "caption_ids": [1]}], Retrieval().schema, [1]
+        )
 
 
 def test_the_two_kinds_of_ranked_lists_are_told_apart():
     lists = [{"caption_id": 1, "image_ids": [1]}, {"image_id": 1, "caption_ids": [1]}]
-    check(lists, FORMS, [1])
+    check(lists, Retrieval().schema, [1])
     with pytest.raises(DataError, match="no record for 1 of 1 image_ids"):
-        check(lists[:1], FORMS, [1])
+        check(lists[:1], Retrieval().schema, [1])
 
 
 def test_a_list_and_lines_are_read_alike(tmp_path):
@@ -167,8 +169,8 @@ def test_what_a_form_asks_about():
         Sample(1, Path("x"), {"captions": (Text(5, "a"), Text(6, "b"))}),
         Sample(2, Path("x"), {"questions": (Text(7, "c"),)}),
     ]
-    form = Form("captions", "caption_id", "value", "a text", is_text)
-    assert form == Form("captions", "caption_id", "value", "a text", is_text, of_images=False, lists=None)
+    form = RecordSchema("captions", "caption_id", "value", "a text", is_text)
+    assert form == RecordSchema("captions", "caption_id", "value", "a text", is_text, of_images=False, lists=None)
     assert form.wanted(asked) == [5, 6]
     assert replace(form, of_images=True).wanted(asked) == [1]
 
@@ -176,4 +178,4 @@ def test_what_a_form_asks_about():
 def test_a_list_may_leave_out_ids_and_scores_but_name_none_twice():
     lists = [{"caption_id": 1, "image_ids": [2], "scores": [0.5]}, {"image_id": 1, "caption_ids": []}]
     lists += [{"caption_id": 2, "image_ids": [2, 1]}, {"image_id": 2, "caption_ids": [1]}]
-    check(lists, FORMS)
+    check(lists, Retrieval().schema)

@@ -5,9 +5,9 @@ import torch
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
-from fusionkit.scoring.candidates import best
-from fusionkit.scoring.ranked_retrieval import recalls, score_ranking
-from fusionkit.scoring.retrieval import Pairing, list_records, score_retrieval, similarities
+from fusionkit.inference.candidates import best
+from fusionkit.inference.rankings import Pairing, list_records, similarities
+from fusionkit.scoring.scorers import RETRIEVAL
 
 CAPTIONS = (2, 1, 3, 2, 5, 1, 1, 2, 4, 1, 2, 1, 1)  # of each image; image 1000 has none
 
@@ -61,34 +61,34 @@ def test_recalls_against_brute_force(samples, levels):
         pairing = Pairing.of(samples)
         expected = brute_force(texts @ images.T, pairing.owner.tolist())
         records = features(samples, images, texts)
-        assert score_retrieval(records, samples) == expected
+        assert RETRIEVAL(records, samples) == expected
         sim = similarities(records, samples)
-        assert score_retrieval(ranking_records(sim, sim.T, pairing), samples) == expected
+        assert RETRIEVAL(ranking_records(sim, sim.T, pairing), samples) == expected
 
 
 def test_a_cut_list_scores_the_same_up_to_its_depth(samples):
     torch.manual_seed(1)
     sim, pairing = torch.randn(26, 13), Pairing.of(samples)
-    cut, whole = (score_ranking(ranking_records(sim, sim.T, pairing, depth), samples) for depth in (11, 26))
+    cut, whole = (RETRIEVAL(ranking_records(sim, sim.T, pairing, depth), samples) for depth in (11, 26))
     assert cut == whole == brute_force(sim, pairing.owner.tolist())
 
 
 def test_a_tie_across_the_cut_counts_against_us(samples):
     pairing = Pairing.of(samples)
     sim = torch.zeros(26, 13)
-    scores = score_ranking(ranking_records(sim, sim.T, pairing, 10), samples)
+    scores = RETRIEVAL(ranking_records(sim, sim.T, pairing, 10), samples)
     assert set(scores.values()) == {0.0}
 
 
 def test_a_perfect_matrix_is_exactly_100(samples):
     pairing = Pairing.of(samples)
-    scores = score_retrieval(features(samples, torch.eye(13), torch.eye(13)[pairing.owner]), samples)
+    scores = RETRIEVAL(features(samples, torch.eye(13), torch.eye(13)[pairing.owner]), samples)
     assert set(scores.values()) == {100.0}
 
 
 @pytest.mark.parametrize("bad", [0.0, float("nan")])
 def test_constant_and_nan_features_never_win(samples, bad):
-    scores = score_retrieval(features(samples, torch.full((13, 4), bad), torch.full((26, 4), bad)), samples)
+    scores = RETRIEVAL(features(samples, torch.full((13, 4), bad), torch.full((26, 4), bad)), samples)
     assert set(scores.values()) == {0.0}
 
 
@@ -96,7 +96,7 @@ def test_missing_features_are_misses(samples):
     pairing = Pairing.of(samples)
     records = features(samples, torch.eye(13), torch.eye(13)[pairing.owner])
     kept = [record for record in records if record.get("caption_id") != 0 and record.get("image_id") != 1]
-    scores = score_retrieval(kept, samples)
+    scores = RETRIEVAL(kept, samples)
     assert scores["text_to_image_r1"] == pytest.approx(100 * 24 / 26)  # caption 0, and the caption of image 1
     assert scores["image_to_text_r10"] == pytest.approx(100 * 12 / 13)
 
@@ -105,30 +105,25 @@ def test_a_caption_without_features_misses_even_among_few_images(samples):
     few = samples[:3]
     records = features(few, torch.eye(2), torch.eye(2)[Pairing.of(few).owner])
     kept = [record for record in records if record.get("caption_id") != 0]
-    assert score_retrieval(kept, few)["text_to_image_r10"] == pytest.approx(200 / 3)
-
-
-def test_recalls():
-    assert recalls([0, 4, 5, 9, 10]) == {"r1": 20, "r5": 40, "r10": 80}
-    assert recalls([]) == {}
+    assert RETRIEVAL(kept, few)["text_to_image_r10"] == pytest.approx(200 / 3)
 
 
 def test_unknown_ids(samples):
     with pytest.raises(DataError, match="unknown image_id 55"):
-        score_retrieval([{"image_id": 55, "feats": torch.ones(2)}], samples)
+        RETRIEVAL([{"image_id": 55, "feats": torch.ones(2)}], samples)
     with pytest.raises(DataError, match="unknown caption_id 555"):
-        score_ranking([{"caption_id": 555, "image_ids": [1], "scores": [1.0]}], samples)
+        RETRIEVAL([{"caption_id": 555, "image_ids": [1], "scores": [1.0]}], samples)
 
 
 def test_no_captions():
-    assert score_retrieval([], [Sample(1, Path("x.png"), {})]) == {}
+    assert RETRIEVAL([], [Sample(1, Path("x.png"), {})]) == {}
 
 
 def test_an_image_without_features_misses_even_among_few_captions(samples):
     few = samples[:3]  # image 0 with two captions, image 1 with one
     records = features(few, torch.eye(2), torch.eye(2)[Pairing.of(few).owner])
     kept = [record for record in records if record.get("image_id") != 1]
-    scores = score_retrieval(kept, few)
+    scores = RETRIEVAL(kept, few)
     assert scores["image_to_text_r10"] == pytest.approx(50)
     assert scores["text_to_image_r10"] == pytest.approx(200 / 3)
 
@@ -137,4 +132,4 @@ def test_an_image_whose_captions_have_no_features_misses(samples):
     few = samples[:3]
     records = features(few, torch.eye(2), torch.eye(2)[Pairing.of(few).owner])
     kept = [record for record in records if record.get("caption_id") != 2]  # the only one of image 1
-    assert score_retrieval(kept, few)["image_to_text_r10"] == pytest.approx(50)
+    assert RETRIEVAL(kept, few)["image_to_text_r10"] == pytest.approx(50)

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from fusionkit.assembly import trust
 from fusionkit.data.sample import Sample, Text
-from fusionkit.scoring import scorers as benchmarks
-from fusionkit.scoring.scorers import Benchmark
+from fusionkit.scoring import scorers
+from fusionkit.scoring.base import BaseScorer
+from fusionkit.scoring.sample_scores import check_rows, known_direction, prefixed, scores_of
 
-ALL = {name: value for name, value in vars(benchmarks).items() if isinstance(value, Benchmark)}
+ALL = {name: value for name, value in vars(scorers).items() if isinstance(value, BaseScorer)}
 BOX = {"box": (0, 0, 10, 10)}
 TEXTS = {  # kind, facts, record, and what its score is called
     "VQA": ("questions", {"answers": ["red"] * 5}, {"question_id": 1, "answer": "red"}, "vqa_accuracy"),
@@ -28,41 +30,70 @@ def sample(name):
     return [Sample(7, Path("7.png"), {kind: (Text(1, "it is here now", facts),)}, size=(20, 20))]
 
 
-def test_each_benchmark_is_here():
-    assert ALL.keys() == TEXTS.keys() | {"MATCHING"}
+def test_each_scorer_is_here_and_trusted():
+    assert ALL.keys() == TEXTS.keys() | {"MATCHING"} == set(trust.SCORERS)
+    assert all(any(scorer is each for each in scorers.OURS) for scorer in ALL.values())
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_right_record_scores_100_and_so_do_its_rows(name):
-    benchmark, samples, (*_, record, metric) = ALL[name], sample(name), TEXTS[name]
-    scores = benchmark([record], samples)
+    scorer, samples, (*_, record, metric) = ALL[name], sample(name), TEXTS[name]
+    scores = scorer([record], samples)
     assert scores[metric] == pytest.approx(100)
-    rows = benchmark.rows([record], samples)
-    if benchmark.measure is None:
-        assert rows == []
-    else:
-        assert metric in {name for row in rows for name in row["values"]}
-        assert not any("/" in name for row in rows for name in row["values"])
-        assert rows[0]["score"] == 100
+    judged = scorer.rows([record], samples)
+    assert judged.rows[0]["score"] == 100
+    rows = [prefixed(row, scorer.own_name) for row in judged.rows]
+    check_rows(rows, Path("x"))
+    found = scores_of(rows)
+    assert {metric: found[metric] for metric in scores} == pytest.approx(scores)
+    assert not any("/" in metric for metric in found)
+    assert judged.rows == scorer.rows([record], samples).rows  # nothing of them is renamed in place
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_metric_has_a_direction_and_a_comparison_shows_one_of_them(name):
+    scorer, samples, (*_, record, metric) = ALL[name], sample(name), TEXTS[name]
+    found = list(scores_of(scorer.rows([record], samples).rows))
+    for names in (found, [scorer.own_name(each) for each in found]):
+        assert scorer.directions(names) == {each: "rank" not in each for each in names}
+    assert all(known_direction(each, scorer.metrics) is not None for each in found)
+    assert metric in scorer.headlines_of_run()
+    assert scorer.headlines_of_run() & {scorer.own_name(each) for each in found}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_guessers_are_scored_by_the_benchmark_itself(name):
+def test_guessers_are_scored_by_the_scorer_itself(name):
     samples = sample(name) if name in TEXTS else []
-    guesses = ALL[name].baseline(samples, samples, [], str.split, ALL[name])
+    guesses = ALL[name].baselines(samples, samples, [], str.split, ALL[name])
     names = {key.rpartition("_")[0] for key in guesses}
     assert {key.rpartition("_")[2] for key in guesses} <= {"baseline", "chance"}
     assert name == "MASKED" or TEXTS.get(name, ("itm_accuracy",))[-1] in names
 
 
-@pytest.mark.parametrize("name", ["VQA", "GROUNDING", "WEAK_GROUNDING", "RETRIEVAL"])
-def test_records_are_shown_on_a_sheet(name):
-    sheet = ALL[name].sheet([TEXTS[name][2]], sample(name))
-    assert [panel.heading for panel in sheet.panels] == ["it is here now"]
+@pytest.mark.parametrize("name", [name for name in TEXTS if name != "HIDDEN"])
+def test_records_are_shown_on_a_sheet_and_one_by_one(name):
+    scorer, samples, records = ALL[name], sample(name), [TEXTS[name][2]]
+    rows = scorer.rows(records, samples).rows
+    sheet = scorer.sheet(records, samples, rows)
+    text = "" if name == "CAPTIONING" else "it is here now"
+    assert [panel.heading for panel in sheet.panels] == [text]
+    (shown,) = scorer.examples(records, samples, rows, 5)
+    assert (shown.text, shown.score, shown.image_id) == (text, 100, 7)
+
+
+def test_nobody_sees_hidden_features():
+    rows = ALL["HIDDEN"].rows([TEXTS["HIDDEN"][2]], sample("HIDDEN")).rows
+    assert ALL["HIDDEN"].sheet([TEXTS["HIDDEN"][2]], sample("HIDDEN"), rows).panels == []
 
 
 def test_notes_are_about_the_samples():
-    assert {name for name, each in ALL.items() if each.notes} == {"VQA", "CAPTIONING"}
     assert ALL["VQA"].notes(sample("VQA")) == {}
     few = Sample(7, Path("7.png"), {"captions": (Text(1, "la mesa " * 10),)})
     assert ALL["CAPTIONING"].notes([few]).keys() == {"language"}
+    assert ALL["RETRIEVAL"].notes([few]) == {}
+
+
+def test_the_rule_of_a_metric_names_it():
+    evalai = scorers.OURS[-1]
+    assert evalai.headlines_of_run() == {"evalai_accuracy", "vqa_evalai_accuracy"}
+    assert evalai.directions(["evalai_accuracy/other", "accuracy"]) == {"evalai_accuracy/other": True}

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from fusionkit.errors import ConfigError, DataError
-from fusionkit.scoring.record_schema import Form, is_text
+from fusionkit.scoring.record_schema import RecordSchema, is_text
 from fusionkit.scoring.submission import Submission
 
-FORM = Form("questions", "question_id", "answer", "a text", is_text)
+FORM = RecordSchema("questions", "question_id", "answer", "a text", is_text)
 VQA = Submission("questions", "question_id", "vqa_{split}_{method}.json")
 RECORDS = [{"question_id": 3, "answer": "b", "score": 1}, {"question_id": 7, "answer": "a"}]
 

@@ -11,14 +11,13 @@ from fusionkit.data.vqa_answers import answer_key, leave_one_out, normalize_answ
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.scoring.sample_scores import scores_of
 from fusionkit.scoring.vqa import (
-    VQAMeasure,
+    VQA,
     agreement,
     always_normalized_accuracy,
     is_spelling_decisive,
     official_accuracy,
     question_notes,
     reach,
-    score_vqa,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -80,7 +79,7 @@ def test_score_by_answer_type_and_missing_prediction():
         sample(question(1, ["yes"] * 10, "yes/no"), question(2, ["2"] * 10, "number")),
         sample(question(3, ["red"] * 10)),
     ]
-    scores = score_vqa([{"question_id": 1, "answer": "yes"}, {"question_id": 3, "answer": "b"}], samples)
+    scores = VQA()([{"question_id": 1, "answer": "yes"}, {"question_id": 3, "answer": "b"}], samples)
     assert scores == {
         "vqa_accuracy": pytest.approx(100 / 3),
         "vqa_accuracy_yes_no": 100,
@@ -92,13 +91,13 @@ def test_score_by_answer_type_and_missing_prediction():
 
 
 def test_normalized_scores_have_their_own_names():
-    judged = VQAMeasure("evalai")([{"question_id": 1, "answer": "A b"}], [sample(question(1, ["b"] * 10))])
+    judged = VQA("evalai").rows([{"question_id": 1, "answer": "A b"}], [sample(question(1, ["b"] * 10))])
     assert scores_of(judged.rows) == {"evalai_accuracy": 100, "evalai_accuracy/other": 100, "agreement": 100}
     assert judged.notes == {"rule": "evalai"}
 
 
-def score_one(answer, people, kind="other", measure=VQAMeasure()):  # noqa: B008
-    judged = measure([{"question_id": 1, "answer": answer}], [sample(question(1, people, kind))])
+def score_one(answer, people, kind="other", scorer=VQA()):  # noqa: B008
+    judged = scorer.rows([{"question_id": 1, "answer": answer}], [sample(question(1, people, kind))])
     return scores_of(judged.rows), judged.notes
 
 
@@ -144,13 +143,13 @@ def test_given_answers_in_another_spelling_are_told():
     scores, notes = score_one("Yes", ["yes"] * 10)
     assert (scores["accuracy"], scores["agreement"]) == (0, 100)
     assert notes["answers"].startswith("1 of the given answers are right but for their spelling")
-    found = score_vqa([{"question_id": 1, "answer": "Yes"}], [sample(question(1, ["yes"] * 10))])
+    found = VQA()([{"question_id": 1, "answer": "Yes"}], [sample(question(1, ["yes"] * 10))])
     assert next(iter(found)) == "vqa_accuracy"  # the answers do not choose what a checkpoint is chosen by
 
 
 @pytest.mark.parametrize("people", [["có"], ["Yes"] * 10])
 def test_a_score_that_cannot_be_reached_does_not_stand_first(people):
-    scores = score_vqa([{"question_id": 1, "answer": "có"}], [sample(question(1, people))])
+    scores = VQA()([{"question_id": 1, "answer": "có"}], [sample(question(1, people))])
     assert next(iter(scores)) == "vqa_agreement"
     assert "vqa_accuracy" in scores
 
@@ -162,7 +161,7 @@ def test_a_few_questions_out_of_reach_leave_the_official_score_first():
             samples = [sample(*(question(at, ["red"] * 10 if at else people) for at in range(count)))]
             given = [{"question_id": at, "answer": "red" if at else people[0]} for at in range(count)]
             assert reach(samples) == pytest.approx(1 - 1 / count)
-            scores = score_vqa(given, samples)
+            scores = VQA()(given, samples)
             assert next(iter(scores)) == f"vqa_{first}"
             assert scores["vqa_accuracy"] == pytest.approx(100 * (1 - (1 - alone) / count))
             assert scores["vqa_agreement"] == 100
@@ -189,10 +188,10 @@ def test_agreement_is_the_official_accuracy_where_that_can_be_reached():
 
 
 def test_the_other_rule_says_nothing_of_spelling_that_it_normalises():
-    scores, notes = score_one("yes", ["Yes"] * 10, measure=VQAMeasure("evalai"))
+    scores, notes = score_one("yes", ["Yes"] * 10, scorer=VQA("evalai"))
     assert scores == {"evalai_accuracy": 100, "evalai_accuracy/other": 100, "agreement": 100}
     assert notes == {"rule": "evalai"}
-    assert score_one("yes", ["Yes"], measure=VQAMeasure("evalai"))[0]["agreement"] == 100
+    assert score_one("yes", ["Yes"], scorer=VQA("evalai"))[0]["agreement"] == 100
 
 
 def test_the_rules_english_is_told_of_other_letters():
@@ -212,7 +211,7 @@ def test_marks_are_written_in_one_way_on_both_sides():
 def test_types_in_any_script_have_names_of_their_own():
     kinds = ["颜色", "màu", "mẫu", "Màu"]
     samples = [sample(*(question(at, ["x"] * 10, kind) for at, kind in enumerate(kinds)))]
-    scores = scores_of(VQAMeasure()([{"question_id": 1, "answer": "x"}], samples).rows)
+    scores = scores_of(VQA().rows([{"question_id": 1, "answer": "x"}], samples).rows)
     assert {name: score for name, score in scores.items() if "/" in name} == {
         "accuracy/颜色": 0,
         "accuracy/màu_2": 100,
@@ -222,7 +221,7 @@ def test_types_in_any_script_have_names_of_their_own():
 
 
 def test_questions_without_answers_are_left_out():
-    assert score_vqa([{"question_id": 1, "answer": "yes"}], [sample(Text(1, "what?"))]) == {}
+    assert VQA()([{"question_id": 1, "answer": "yes"}], [sample(Text(1, "what?"))]) == {}
 
 
 @pytest.mark.parametrize(
@@ -235,12 +234,12 @@ def test_questions_without_answers_are_left_out():
 )
 def test_bad_records(records, message):
     with pytest.raises(DataError, match=message):
-        score_vqa(records, [sample(question(1, ["a"] * 10))])
+        VQA()(records, [sample(question(1, ["a"] * 10))])
 
 
 def test_a_rule_that_there_is_not():
     with pytest.raises(ConfigError, match="there is no VQA rule 'offical'; did you mean 'official'"):
-        VQAMeasure("offical")
+        VQA("offical")
 
 
 def test_notes_name_how_many_questions_they_are_about():
@@ -252,23 +251,21 @@ def test_notes_name_how_many_questions_they_are_about():
     assert notes["spelling"].startswith("the answers to 1 of 6 questions are all alike")
     assert notes["language"].startswith("1 of 6 questions have answers with other letters")
     assert list(question_notes(asked, "evalai")) == ["few answers", "language"]
-    judged = VQAMeasure()([{"question_id": 2, "answer": "Red"}], asked)
+    judged = VQA().rows([{"question_id": 2, "answer": "Red"}], asked)
     assert judged.notes == {"rule": "official"} | notes  # what is right but for its spelling is not told a second time
     assert question_notes([sample(question(1, ["red"] * 4))]) == {}
 
 
 def test_rows_of_questions():
     first = Text(1, "?", {"answers": ["red"] * 10, "answer_type": "Other", "question_type": "Is this a"})
-    rows = VQAMeasure()(
-        [{"question_id": 1, "answer": "red"}], [sample(first, Text(2, "?", {"answers": ["b"] * 4}))]
-    ).rows
+    rows = VQA().rows([{"question_id": 1, "answer": "red"}], [sample(first, Text(2, "?", {"answers": ["b"] * 4}))]).rows
     names = ("accuracy", "accuracy/other", "accuracy/question_type/is_this_a", "agreement")
     assert rows == [
         {"id": 1, "score": 100.0, "image_id": 1, "values": dict.fromkeys(names, 100.0)},
         {"id": 2, "score": 0.0, "image_id": 1, "values": {"accuracy": 0.0, "agreement": 0.0}},
     ]
-    assert VQAMeasure().forms[0].wanted([sample(first, Text(2, "?"))]) == [1, 2]
-    found = score_vqa([{"question_id": 1, "answer": "red"}], [sample(first)])
+    assert VQA().schema[0].wanted([sample(first, Text(2, "?"))]) == [1, 2]
+    found = VQA()([{"question_id": 1, "answer": "red"}], [sample(first)])
     assert found == {"vqa_accuracy": 100, "vqa_accuracy_other": 100, "vqa_agreement": 100}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fusionkit.errors import ConfigError
-from fusionkit.scoring.masked import score_hidden
+from fusionkit.scoring.scorers import HIDDEN
 from fusionkit.tasks.mrm import MRM, can_hide, choose
 from fusionkit.types import Tokens
 from tests.toys import CLASSES, measured, toy_batch, toy_dims, toy_model, toy_no_rows
@@ -95,5 +95,5 @@ def test_missing_class_scores_are_one_sentence():
 
 def test_the_score_is_the_share_that_a_mean_would_leave():
     sample = type("Sample", (), {"image_id": 1})
-    assert score_hidden([{"image_id": 1, "error": 1.0, "mean_error": 4.0}], [sample]) == {"mrm_explained": 75.0}
-    assert score_hidden([], []) == {}
+    assert HIDDEN([{"image_id": 1, "error": 1.0, "mean_error": 4.0}], [sample]) == {"mrm_explained": 75.0}
+    assert HIDDEN([], []) == {}

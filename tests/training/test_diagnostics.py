@@ -7,9 +7,9 @@ import torch
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from fusionkit.scoring.record_schema import Form, is_text
+from fusionkit.scoring.base import BaseScorer
+from fusionkit.scoring.record_schema import RecordSchema, is_text
 from fusionkit.scoring.sample_scores import SampleScores
-from fusionkit.scoring.scorers import Benchmark
 from fusionkit.tasks.base import Task
 from fusionkit.training.diagnostics import AnswerTables, CollapseAlarm, GradientNorms
 from tests.training.fakes import FakeTask, count_records, fake_module
@@ -96,39 +96,42 @@ def test_a_short_stay_or_a_crossing_is_no_collapse(tmp_path, capsys):
     assert (alerts, lines) == ([], [])
 
 
-class Said:
-    """A measure of one kind of answers, which there are none of."""
+class Said(BaseScorer):
+    """A scorer of one kind of answers, which there are none of."""
 
-    forms = (Form("captions", "image_id", "answer", "a text", is_text),)
+    schema = (RecordSchema("captions", "image_id", "answer", "a text", is_text),)
 
-    def __call__(self, records, samples) -> SampleScores:
+    def rows(self, records, samples) -> SampleScores:
         return SampleScores(
             [{"id": record["image_id"], "score": 100.0, "image_id": 1, "values": {}} for record in records]
         )
 
+    def __call__(self, records, samples):
+        return count_records(records, samples)
+
 
 def test_answers_are_shown_ever_less_often_and_only_where_they_can_be(tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(
-        "fusionkit.training.loggers.examples_of", lambda measure, records, *rest: shown.append(len(records)) or records
-    )
-    tasks: dict[str, Task] = {"a": FakeTask(Benchmark(count_records, measure=Said())), "b": FakeTask(count_records)}
+    monkeypatch.setattr(Said, "examples", lambda self, records, *rest: shown.append(len(records)) or records)
+    tasks: dict[str, Task] = {"a": FakeTask(Said()), "b": FakeTask(count_records)}
     options = {"callbacks": [AnswerTables()], "max_epochs": 1, "val_check_interval": 1}
     module = fake_module({"coco": {"a": 1.0, "b": 1.0}}, tasks=tasks)
     fit(tmp_path, module, **options, logger=CSVLogger(tmp_path))
     assert shown == []
     sink = Sink(tmp_path)
     fit(tmp_path, module, **options | {"callbacks": [AnswerTables()], "num_sanity_val_steps": 1}, logger=sink)
-    assert [(name, step) for name, step, _ in sink.shown] == [("val/coco_a", step) for step in (1, 2, 4)]
+    told = [(name, step) for name, step, examples in sink.shown if examples]
+    assert told == [("val/coco_a", step) for step in (1, 2, 4)]
     assert shown == [8, 8, 8]
 
 
 def test_a_scorer_that_judges_no_samples_shows_none(tmp_path):
     answers = {("coco", "a"): ([{"image_id": 1}], [])}
     module = SimpleNamespace(
-        validation=SimpleNamespace(answers=answers), tasks={"a": SimpleNamespace(scorer=count_records)}
+        validation=SimpleNamespace(answers=answers),
+        tasks={"a": SimpleNamespace(scorer=count_records, reads="captions")},
     )
     sink = Sink(tmp_path)
     trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, loggers=[sink], global_step=1)
     AnswerTables().on_validation_end(trainer, module)
-    assert sink.shown == []
+    assert [examples for _, _, examples in sink.shown] == [[]]

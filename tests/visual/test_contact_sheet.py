@@ -9,9 +9,9 @@ from PIL import Image, ImageDraw
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
-from fusionkit.scoring.candidates import best
-from fusionkit.scoring.galleries import grounding_sheet, retrieval_sheet, vqa_sheet
-from fusionkit.scoring.retrieval import Pairing, list_records
+from fusionkit.inference.candidates import best
+from fusionkit.inference.rankings import Pairing, list_records
+from fusionkit.scoring.scorers import GROUNDING, RETRIEVAL, VQA
 from fusionkit.scoring.sheet import BLACK, GREEN, GREY, MOUNT, PAPER, RED, Mark, Note, Panel, Picture, Sheet
 from fusionkit.visual import contact_sheet as gallery
 from fusionkit.visual.contact_sheet import draw_sheet, wrap
@@ -293,24 +293,30 @@ def samples(kind, facts):
     ]
 
 
+def sheet_of(scorer, records, samples):
+    return scorer.sheet(records, samples, [])
+
+
 def headings(sheet):
     return [panel.heading for panel in sheet.panels]
 
 
 def test_worst_answers_first_and_one_of_each_image_before_its_next():
     asked = samples("questions", {"answers": ["yes"] * 8 + ["no"] * 2})[:2]
-    sheet = vqa_sheet([{"question_id": key, "answer": answer} for key, answer in enumerate(["x", "y", "yes"])], asked)
+    sheet = sheet_of(
+        VQA, [{"question_id": key, "answer": answer} for key, answer in enumerate(["x", "y", "yes"])], asked
+    )
     assert headings(sheet) == ["t0", "t1", "t3", "t2"]
     assert sheet.panels[0].pictures[0].notes == (Note("given: x", RED), Note("true: yes (8), no (2)"))
     assert sheet.panels[2].pictures[0].notes[0] == Note("given: (nothing)", RED)
     assert sheet.panels[3].pictures[0].notes[0] == Note("given: yes", GREEN)
-    wrong = vqa_sheet([], asked)
+    wrong = sheet_of(VQA, [], asked)
     assert headings(wrong) == ["t0", "t2", "t1", "t3"]
 
 
 def test_worst_boxes_first():
     asked = samples("expressions", {"box": (0, 0, 10, 10)})[:1]
-    sheet = grounding_sheet([{"sent_id": 0, "bbox": [0, 0, 10, 10]}, {"sent_id": 1, "bbox": [0, 0, 10, 2]}], asked)
+    sheet = sheet_of(GROUNDING, [{"sent_id": 0, "bbox": [0, 0, 10, 10]}, {"sent_id": 1, "bbox": [0, 0, 10, 2]}], asked)
     assert headings(sheet) == ["t1", "t0"]
     assert sheet.panels[0].pictures[0].marks == (Mark((0, 0, 10, 10), GREEN), Mark([0, 0, 10, 2], RED, True))
     assert sheet.panels[0].pictures[0].notes == (Note("IoU 0.20", RED),)
@@ -320,7 +326,7 @@ def test_retrieval_frames_the_right_image_and_adds_it_where_it_is_not_among_the_
     asked = samples("captions", {})
     sim = torch.eye(8).repeat_interleave(2, dim=0) - torch.arange(8) / 100
     sim[5, 2] = -1  # caption 5 ranks its image last
-    sheet = retrieval_sheet(list_records(best(sim, 6), best(sim.T, 6), Pairing.of(asked)), asked)
+    sheet = sheet_of(RETRIEVAL, list_records(best(sim, 6), best(sim.T, 6), Pairing.of(asked)), asked)
     worst, right = sheet.panels[0], sheet.panels[-1]
     assert headings(sheet)[0] == "t5"
     assert len(sheet.panels) == 8  # one caption an image

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.scoring.candidates import Candidates, best, on_top
-from fusionkit.scoring.retrieval import Pairing, list_records, score_ranking
+from fusionkit.inference.candidates import Candidates, best, on_top
+from fusionkit.inference.rankings import Pairing, list_records
+from fusionkit.scoring.scorers import RETRIEVAL
 from fusionkit.visual.recall_curves import draw_curve, recall_curve, rerank_fewer, write_curve
 
 SAMPLES = [
@@ -41,9 +42,9 @@ def test_each_point_is_what_reranking_so_many_scores(matrices):
     curve = recall_curve(first, again, SAMPLES, 20)
     assert [point["k"] for point in curve] == [0, 1, 2, 5, 10, 20]
     for point in curve[1:]:
-        expected = score_ranking(records(sim, truth, int(point["k"]))[1], SAMPLES)
+        expected = RETRIEVAL(records(sim, truth, int(point["k"]))[1], SAMPLES)
         assert point == {"k": point["k"]} | {name: expected[name] for name in point if name != "k"}
-    itc = score_ranking(first, SAMPLES)
+    itc = RETRIEVAL(first, SAMPLES)
     assert curve[0] == {"k": 0} | {name: itc[name] for name in curve[0] if name != "k"}
     assert len({point["text_to_image_r1"] for point in curve}) > 3  # it is a curve
 

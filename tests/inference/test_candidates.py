@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from fusionkit.scoring import candidates
-from fusionkit.scoring.candidates import Candidates, TopK, best, blocks, on_top
+from fusionkit.inference import candidates
+from fusionkit.inference.candidates import Candidates, TopK, best, blocks, on_top
 
 
 def test_the_best_come_in_order_and_equal_ones_as_they_stand(monkeypatch):

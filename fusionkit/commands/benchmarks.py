@@ -1,0 +1,70 @@
+"""The benchmarks that a command names, as splits to evaluate a checkpoint on."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from fusionkit.assembly.config_checks import check_arguments
+from fusionkit.assembly.parts import Parts
+from fusionkit.data.datamodule import DataModule
+from fusionkit.data.sample import Sample
+from fusionkit.data.source import Source
+from fusionkit.inference.benchmarks import Tasks, published_splits, read_all, tasks_for
+from fusionkit.inference.evaluate import Split, or_none
+from fusionkit.scoring.benchmark import Published
+
+
+def benchmark_splits(config: DictConfig, parts: Parts) -> tuple[list[Split], DataModule]:
+    """The splits of the configuration's benchmarks, all read, and the data that has them."""
+    check_arguments(config)
+    benchmarks: list[Published] = [instantiate(block, _convert_="all") for block in config.benchmark.values()]
+    tasks = {benchmark.name: tasks_for(benchmark, parts.tasks) for benchmark in benchmarks}
+    datamodule = data_of(parts, benchmarks, tasks)
+    read_all(datamodule, dict(zip(config.benchmark, benchmarks, strict=True)), parts.model.image_encoder.reads)
+    splits: list[Split] = []
+    for benchmark, block in zip(benchmarks, config.benchmark.values(), strict=True):
+        train = training_texts(block)
+        made = published_splits(benchmark, tasks[benchmark.name], parts.tasks, train)
+        splits += [replace(split, notes=partial(notes_on_length, benchmark, datamodule, split.role)) for split in made]
+    return splits, datamodule
+
+
+def training_texts(block: DictConfig) -> Callable[[], Sequence[Sample]]:
+    """What reads the texts that guessers learn from, who never see an image; none where the folder does not have them."""
+    if block.get("train") is None:
+        return list
+    block.files.update({"images": None} if "images" in block.files else {})
+    return cache(lambda: or_none(lambda: instantiate(block.reader, _convert_="all").read(block.train), block.name))
+
+
+def notes_on_length(benchmark: Published, datamodule: DataModule, split: str) -> dict[str, str]:
+    """A note where texts of the benchmark were not read to their end."""
+    read, cut = datamodule.cut_texts(benchmark.name, split)
+    told = f"{cut:,} of the {read:,} texts read were cut at {benchmark.max_length} tokens, the benchmark's max_length"
+    return {"length": told} if cut else {}
+
+
+def data_of(parts: Parts, benchmarks: Iterable[Published], tasks: Mapping[str, Tasks]) -> DataModule:
+    """The benchmarks as sources, their splits as roles, with the checkpoint's image size or regions, tokenizer and answers."""
+    regions = next((own.regions for own in parts.datamodule.sources.values() if own.regions is not None), None)
+    sources = {
+        benchmark.name: Source(
+            benchmark.reader,
+            {split: [split] for split in benchmark.splits},
+            benchmark.batch_size,
+            {task.reads: 1 for task in tasks[benchmark.name].values()},
+            benchmark.max_length,
+            regions=regions,
+        )
+        for benchmark in benchmarks
+    }
+    answers = parts.datamodule.answers
+    restored = {"answers": answers} if answers is not None else {}
+    build = instantiate(parts.config.data, _partial_=True)
+    about_training: dict[str, Any] = {"prepare": None, "drop_overlap": (), "allow_overlap": ()}
+    built: DataModule = build(sources=sources, tokenizer=parts.datamodule.tokenizer, **about_training, **restored)
+    return built
