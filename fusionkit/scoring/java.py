@@ -32,5 +32,5 @@ def answer_lines(command: Sequence[str], folder: Path, lines: Sequence[str]) -> 
 def _failure(command: Sequence[str], reason: str) -> DataError:
     return DataError(
         f"{command[0]} cannot run pycocoevalcap's programs for captions ({reason}); install Java 8 or newer, or score "
-        "without METEOR: benchmark.NAME.measures.captioning.java=false"
+        "without METEOR: benchmark.NAME.scorers.captioning.java=false"
     )

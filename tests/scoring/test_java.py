@@ -47,7 +47,7 @@ def test_what_is_no_program_is_one_sentence(tmp_path):
 def test_captions_tell_how_to_go_on_without_it(tmp_path, monkeypatch):
     program(tmp_path, "exit 1")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(DataError, match=r"score without METEOR: benchmark\.NAME\.measures\.captioning\.java=false"):
+    with pytest.raises(DataError, match=r"score without METEOR: benchmark\.NAME\.scorers\.captioning\.java=false"):
         Captions().rows(RECORDS, samples())
 
 

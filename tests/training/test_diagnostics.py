@@ -127,12 +127,11 @@ def test_answers_are_shown_ever_less_often_and_only_where_they_can_be(tmp_path, 
 
 def test_a_scorer_that_judges_no_samples_shows_none(tmp_path):
     answers = {("coco", "a"): ([{"image_id": 1}], [])}
-    counts: dict[str, float] = {}
     module = SimpleNamespace(
         validation=SimpleNamespace(answers=answers),
-        tasks={"a": SimpleNamespace(scorer=lambda records, samples: counts, reads="captions")},
+        tasks={"a": SimpleNamespace(scorer=lambda records, samples: {}, reads="captions")},
     )
     sink = Sink(tmp_path)
     trainer = SimpleNamespace(sanity_checking=False, is_global_zero=True, loggers=[sink], global_step=1)
     AnswerTables().on_validation_end(trainer, module)
-    assert [examples for _, _, examples in sink.shown] == [[]]
+    assert [count for *_, count in sink.shown] == [0]
