@@ -37,6 +37,17 @@ def check_roles(config: DictConfig, known: set[str]) -> None:
         raise ConfigError(f"evaluation.checkpoint is '{config.evaluation.checkpoint}'; {hint}")
 
 
+def check_contract(key: str, part: object, contract: type) -> None:
+    """What was built for a key has the members of its contract, so that none is missed in the middle of a run."""
+    members = [*contract.__annotations__, *(name for name in vars(contract) if not name.startswith("_"))]
+    lacks = [name for name in dict.fromkeys(members) if not hasattr(part, name)]
+    if lacks or not isinstance(part, nn.Module):
+        fault = f"has no {' and no '.join(lacks)}" if lacks else "is no torch.nn.Module"
+        raise ConfigError(
+            f"{key}: {type(part).__name__} {fault}, which {contract.__name__} needs; {contract.__module__} says what one is"
+        )
+
+
 def lacking(needs: frozenset[str], provides: frozenset[str]) -> list[str]:
     """The parts that a task needs and a fusion does not provide; "feats" are the model's own."""
     return sorted(needs - {"feats"} - provides)

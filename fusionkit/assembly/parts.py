@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.checks import (
     check_answers,
+    check_contract,
     check_image_size,
     check_images,
     check_length,
@@ -23,7 +24,7 @@ from fusionkit.assembly.precision import resolve_precision
 from fusionkit.config import signature_of
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import text_format
-from fusionkit.encoders.base import SupportsMasking
+from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder
 from fusionkit.encoders.probe import abilities_of
 from fusionkit.errors import ConfigError, refusals
 from fusionkit.fusion.base import Fusion
@@ -94,15 +95,18 @@ def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = 
     """
     with refusals("image_encoder"):
         image_encoder = instantiate(config.image_encoder)
+    check_contract("image_encoder", image_encoder, ImageEncoder)
     takes_format = words is not None and "text_format" in signature_of(config.text_encoder._target_)
     with refusals("text_encoder"):
         build = instantiate(config.text_encoder, _partial_=True)  # Hydra would take a TextFormat apart
         text_encoder = build(vocab_size=vocab_size, **({"text_format": words} if takes_format else {}))
+    check_contract("text_encoder", text_encoder, TextEncoder)
     with refusals("model or fusion"):
         model: VisionLanguageModel = instantiate(config.model)(
             image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
         )
-        return model
+    check_contract("fusion", model.fusion, Fusion)
+    return model
 
 
 def build_tasks(config: DictConfig, dims: Dims, fusion: Fusion) -> dict[str, Task[Any]]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fusionkit.encoders.base import TextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.internals import FAKE_TENSORS, NEEDS_NUMBERS
 
@@ -25,11 +26,12 @@ class TextAbilities(NamedTuple):
     unreached: Sequence[str]  # the trainable parameters that no state depends on
 
 
-def probe_text(encoder: Any, pad_token_id: int) -> TextAbilities:
+def probe_text(encoder: TextEncoder, pad_token_id: int) -> TextAbilities:
     """Have an encoder read texts that differ in one place each; it and the random generators stay as they were.
 
     What it raises on plain texts is passed on.
     """
+    assert isinstance(encoder, nn.Module)
     with undisturbed(encoder):
         texts = made_up_texts(encoder, pad_token_id)
         length = texts.shape[1]
@@ -54,7 +56,7 @@ def probe_text(encoder: Any, pad_token_id: int) -> TextAbilities:
         )
 
 
-def made_up_texts(encoder: Any, pad_token_id: int) -> Tensor:
+def made_up_texts(encoder: TextEncoder, pad_token_id: int) -> Tensor:
     """Four texts (4, L) of two words: one, and others that differ from it between the ends, in the first, in the last token."""
     room = encoder.max_length
     length = LENGTH if room is None else max(3, min(LENGTH, room - PADDING))
@@ -126,7 +128,7 @@ def freeze(module: nn.Module, names: Iterable[str]) -> None:
         module.get_parameter(name).requires_grad_(False)
 
 
-def abilities_of(encoder: Any, pad_token_id: int) -> TextAbilities:
+def abilities_of(encoder: TextEncoder, pad_token_id: int) -> TextAbilities:
     """What any text encoder can do: what it says itself, else what a probe finds; what no state depends on is then frozen."""
     found: TextAbilities | None = getattr(encoder, "abilities", None)
     if found is not None:
@@ -137,6 +139,7 @@ def abilities_of(encoder: Any, pad_token_id: int) -> TextAbilities:
         raise ConfigError(
             f"text_encoder: {type(encoder).__name__} cannot read plain texts ({first_line(error)}); mend it"
         ) from error
+    assert isinstance(encoder, nn.Module)
     freeze(encoder, found.unreached)
     return found
 

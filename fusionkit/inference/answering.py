@@ -15,6 +15,7 @@ from fusionkit.data.requests import ASKED, TEXTS, Request, by_image, own_data, r
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.inference.prediction import evaluating, moved
 from fusionkit.inference.progress import Bar, show_progress
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.scoring.records import Record
 from fusionkit.tasks.base import Task
 from fusionkit.types import Batch, Encoded
@@ -45,7 +46,7 @@ class Predictor:
     ``attention`` whether answers have the weights of all layers and heads.
     """
 
-    model: Any
+    model: VisionLanguageModel
     tasks: Tasks
     sources: Mapping[str, Iterable[str]]
     datamodule: DataModule

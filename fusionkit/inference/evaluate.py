@@ -14,6 +14,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.inference.prediction import EvaluationData, predict_source
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.scoring.base import BaseScorer
 from fusionkit.scoring.records import RERANKED, Record, Records, write_records
 from fusionkit.scoring.results import Draws, Scored, judge, published_scores, write_scores
@@ -144,7 +145,7 @@ def splits_of(
 
 
 def evaluate(
-    model: Any,
+    model: VisionLanguageModel,
     splits: Sequence[Split],
     datamodule: EvaluationData,
     folder: Path,
@@ -189,7 +190,11 @@ def evaluate(
 
 
 def predict_split(
-    model: Any, split: Split, datamodule: EvaluationData, device: torch.device, options: EvaluationOptions
+    model: VisionLanguageModel,
+    split: Split,
+    datamodule: EvaluationData,
+    device: torch.device,
+    options: EvaluationOptions,
 ) -> dict[str, Records]:
     """The records of a split's tasks; those of its helpers are left out."""
     tasks = {**split.tasks, **split.helpers}

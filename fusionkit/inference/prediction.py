@@ -62,7 +62,7 @@ class EvaluationData(Protocol):
 
 
 def predict_source(
-    model: Any,
+    model: VisionLanguageModel,
     tasks: Mapping[str, Task[Any]],
     datamodule: EvaluationData,
     source: str,
@@ -125,7 +125,7 @@ def matcher_of(tasks: Mapping[str, Task[Any]]) -> Any:
 
 
 def cache_folder(
-    model: Any,
+    model: VisionLanguageModel,
     tasks: Mapping[str, Task[Any]],
     datamodule: EvaluationData,
     source: str,
@@ -140,7 +140,7 @@ def cache_folder(
 
 
 def _predict_all(
-    model: Any,
+    model: VisionLanguageModel,
     tasks: Mapping[str, Task[Any]],
     datamodule: EvaluationData,
     source: str,

@@ -15,6 +15,7 @@ from fusionkit.inference.encoding_cache import Encodings
 from fusionkit.inference.logits_file import LogitsFile
 from fusionkit.inference.progress import Bar
 from fusionkit.inference.rankings import Pairing
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.types import Tokens
 
 
@@ -80,7 +81,7 @@ class Reranker:
 
     def __init__(
         self,
-        model: Any,
+        model: VisionLanguageModel,
         matcher: Any,
         encodings: Encodings,
         batches: int,

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fusionkit.encoders.base import SupportsGrids
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import SupportsAttentionMaps
 from fusionkit.fusion.layers import Attention, attention_weights
 from fusionkit.model.model import VisionLanguageModel
-from fusionkit.types import Fused, Tokens
+from fusionkit.types import Fused, Images, Tokens
 
 FINE = 32  # cells a side between which the edges of a box may lie
 NOTHING = 1e-30  # far below any map's values, and more on a large area than on a small one
@@ -68,6 +69,12 @@ def over_words(maps: Tensor, text_mask: Tensor) -> Tensor:
     """One map a phrase (T, N): the mean of (T, L, N) over its tokens."""
     weights = text_mask.to(maps.dtype)[..., None]
     return (maps * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def pictures(model: VisionLanguageModel, images: Images, image_index: Tensor, maps: Tensor) -> Tensor | None:
+    """Maps (T, N) over the tokens of one image as pictures (T, rows, columns); None where its tokens make none (regions)."""
+    encoder = model.image_encoder
+    return torch.stack(encoder.grids(images, image_index, maps)) if isinstance(encoder, SupportsGrids) else None
 
 
 def best_rectangles(maps: Sequence[Tensor], alpha: float) -> Tensor:

@@ -31,6 +31,7 @@ from fusionkit.balance import Step
 from fusionkit.config import register_resolvers
 from fusionkit.errors import DataError, UserError
 from fusionkit.files.atomic import write_text
+from fusionkit.fusion.base import Fusion
 from fusionkit.reporting.run_costs import FILE
 from fusionkit.training.trainer import build_module
 from fusionkit.types import Encoded, Tokens
@@ -109,7 +110,9 @@ def measure_steps(configs: Mapping[str, DictConfig], tasks: Sequence[str] | None
     seconds = race(steps, ROUNDS, process_time)
     return {
         name: {
-            "parameters": sum(parameter.numel() for parameter in step.module.model.fusion.parameters()),
+            "parameters": sum(
+                parameter.numel() for parameter in step.module.model.get_submodule("fusion").parameters()
+            ),
             "flops_per_sample": step.flops(),
             "step_seconds": seconds[name],
             "samples_per_s": step.samples / seconds[name],
@@ -129,7 +132,7 @@ def peak_memory(config: DictConfig, tasks: Sequence[str] | None) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure_growth(fusions: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, list[float]]]]:
+def measure_growth(fusions: Mapping[str, Fusion]) -> dict[str, dict[str, dict[str, list[float]]]]:
     """Measure by fusion and by what grows (SIZES): the sizes, seconds of forward and backward, MB kept for the backward pass."""
     growth: dict[str, dict[str, dict[str, list[float]]]] = {name: {} for name in fusions}
     for axis, sizes in SIZES.items():
@@ -147,8 +150,9 @@ def measure_growth(fusions: Mapping[str, nn.Module]) -> dict[str, dict[str, dict
 class Pass:
     """Forward and backward through a fusion alone: one image of random tokens, and texts about it; fp32."""
 
-    def __init__(self, fusion: nn.Module, image_tokens: int, texts: int) -> None:
-        self.fusion: Any = fusion
+    def __init__(self, fusion: Fusion, image_tokens: int, texts: int) -> None:
+        assert isinstance(fusion, nn.Module)
+        self.fusion = fusion
         self.index = torch.zeros(texts, dtype=torch.int64)
         image, text = torch.randn(1, image_tokens, WIDTH), torch.randn(texts, TEXT_TOKENS, WIDTH)
         self.image = Tokens(image.requires_grad_(), None, image.mean(dim=1))

@@ -20,6 +20,7 @@ from fusionkit.checkpoints.match import not_finite, require_fit, whole
 from fusionkit.distributed import gather_objects, mean_by_name, rank
 from fusionkit.errors import ConfigError, UserError, refusals
 from fusionkit.internals import training_batches, uses_metrics
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.training.finite import ADVICE, FiniteSteps
 from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
@@ -47,7 +48,7 @@ class TrainingModule(LightningModule):
 
     def __init__(
         self,
-        model: Any,
+        model: VisionLanguageModel,
         tasks: Mapping[str, Task[Any]],
         objectives: Mapping[str, Mapping[str, float]],
         balance: Balancer,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fusionkit.files.atomic import atomic_write
 from fusionkit.model import saliency
+from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.saliency import Score
 from fusionkit.types import TextRows, Tokens
 
@@ -50,7 +51,7 @@ class AttentionWeights:
 
 
 def read_attention(
-    model: Any, images: Any, image: Tokens, text: Tokens, rows: TextRows, tokenizer: Any
+    model: VisionLanguageModel, images: Any, image: Tokens, text: Tokens, rows: TextRows, tokenizer: Any
 ) -> list[AttentionWeights]:
     """The attention of T encoded texts; ``images`` and ``image`` as in ``look``."""
     weights = saliency.attention_weights_of(model, image, text, rows["image_index"])  # (layers, T, H, L, N)
@@ -58,11 +59,9 @@ def read_attention(
     for row, (ids, mask) in enumerate(zip(rows["input_ids"], rows["attention_mask"], strict=True)):
         index = rows["image_index"][row]
         own = weights[:, row][:, :, mask.bool()]  # (layers, H, L, N) without the text's padding
-        grid = None
-        if model.image_encoder.reads == "pixel_values":
-            flat = own.flatten(0, 2)
-            maps = model.image_encoder.grids(images, index.expand(len(flat)), flat)
-            grid = torch.stack(maps).unflatten(0, own.shape[:3]).cpu()
+        flat = own.flatten(0, 2)
+        maps = saliency.pictures(model, images, index.expand(len(flat)), flat)
+        grid = None if maps is None else maps.unflatten(0, own.shape[:3]).cpu()
         is_there = slice(None) if image.mask is None else image.mask[index].bool()
         tokens = tokenizer.convert_ids_to_tokens(ids[mask.bool()].tolist())
         found.append(AttentionWeights(tokens, own[..., is_there].cpu(), grid))
@@ -70,7 +69,7 @@ def read_attention(
 
 
 def look(
-    model: Any,
+    model: VisionLanguageModel,
     evidence: Score | None,
     images: Any,
     image: Tokens,
@@ -94,7 +93,7 @@ def look(
     return [Look(*parts) for parts in zip(words, attention, cams, strict=True)]
 
 
-def _by_word(model: Any, maps: Tensor, images: Any, text: Tokens, rows: TextRows) -> list[np.ndarray]:
+def _by_word(model: VisionLanguageModel, maps: Tensor, images: Any, text: Tokens, rows: TextRows) -> list[np.ndarray]:
     """Maps (T, L, N) of tokens -> of each text (1 + W, ...): the mean over all tokens, and over those of each word."""
     assert text.mask is not None
     found = []
@@ -102,10 +101,8 @@ def _by_word(model: Any, maps: Tensor, images: Any, text: Tokens, rows: TextRows
     for row, numbers in enumerate(rows["word_index"]):
         own = [maps[row, numbers == word].mean(dim=0) for word in range(int(numbers.max()) + 1)]
         stacked = torch.stack([whole[row], *own])
-        if hasattr(model.image_encoder, "grids"):
-            index = rows["image_index"][row].expand(len(stacked))
-            stacked = torch.stack(model.image_encoder.grids(images, index, stacked))
-        found.append(stacked.cpu().numpy())
+        maps_of_image = saliency.pictures(model, images, rows["image_index"][row].expand(len(stacked)), stacked)
+        found.append((stacked if maps_of_image is None else maps_of_image).cpu().numpy())
     return found
 
 

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch import nn
 
 from fusionkit.assembly.checks import (
     check_answers,
+    check_contract,
     check_image_size,
     check_images,
     check_length,
@@ -19,7 +21,9 @@ from fusionkit.assembly.checks import (
     lacking,
     lonely,
 )
+from fusionkit.encoders.base import ImageEncoder, TextEncoder
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.fusion.base import Fusion
 from tests.toys import choices, toy_dims, toy_model, toy_task
 
 
@@ -117,7 +121,12 @@ def text(needs, not_causal=None, pools=True, **fusion):
 
 
 def test_a_text_encoder_reads_as_a_task_needs():
-    assert text({"causal", "feats"}) is text({"text"}, "why", False) is text({"feats"}, "why", False, alone=0) is None
+    assert (
+        text({"causal", "feats"})
+        is text({"text"}, "why", False)
+        is text({"feats"}, "why", False, encode_unimodal=len)
+        is None
+    )
     assert "'x' needs text that does not see what follows, but the text encoder xlnet cannot read so (why)" in text(
         {"causal"}, "why"
     )
@@ -154,3 +163,30 @@ def test_a_training_starts_within_its_temperatures(start, refused):
     model = SimpleNamespace(temperature=torch.tensor(start), temperature_range=(0.01, 0.5))
     said = f"model.temperature is {start:.4g}, outside of model.temperature_range [0.01, 0.5]; start within it, or widen it"
     assert told(check_temperature, model) == (said if refused else None)
+
+
+class HalfFusion(nn.Module):
+    provides = frozenset({"pooled"})
+    pooled_size = hidden_size = 8
+
+
+@pytest.mark.parametrize(
+    ("part", "contract", "told"),
+    [
+        (HalfFusion(), Fusion, r"^fusion: HalfFusion has no prepare, which Fusion needs; fusionkit\.fusion\.base says"),
+        (nn.Linear(1, 1), ImageEncoder, "^fusion: Linear has no hidden_size and no reads, which ImageEncoder needs"),
+        (nn.Linear(1, 1), TextEncoder, "Linear has no hidden_size and no max_length and no word_embeddings, which"),
+        (
+            SimpleNamespace(hidden_size=1, reads="regions"),
+            ImageEncoder,
+            r"SimpleNamespace is no torch\.nn\.Module, which",
+        ),
+    ],
+)
+def test_what_a_part_lacks_of_its_contract_is_told_when_it_is_built(part, contract, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_contract("fusion", part, contract)
+    model = toy_model()
+    check_contract("fusion", model.fusion, Fusion)
+    check_contract("image_encoder", model.image_encoder, ImageEncoder)
+    check_contract("text_encoder", model.text_encoder, TextEncoder)

@@ -89,7 +89,7 @@ def test_embeddings_alone_pool_the_first_word_unless_vectors_are_compared():
     task = SimpleNamespace(needs=frozenset({"feats"}))
     with pytest.raises(ConfigError, match=r"task 'itc' compares texts .* text_encoder.pool=mean"):
         check_text("itc", task, SimpleNamespace(text_encoder=encoder, fusion=None), encoder.abilities)
-    alone = SimpleNamespace(alone=None)
+    alone = SimpleNamespace(encode_unimodal=len)
     check_text("itc", task, SimpleNamespace(text_encoder=encoder, fusion=alone), encoder.abilities)
     check_text("itc", task, SimpleNamespace(text_encoder=encoder, fusion=None), tower("bert").abilities)
 
