@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.reporting import measure_cost
 from fusionkit.reporting.callback import WriteStudy
 from fusionkit.reporting.comparison import Comparison, compare_runs
+from fusionkit.reporting.comparison_plots import panels
 from fusionkit.reporting.comparison_table import as_csv, as_markdown, cost_columns, growth_columns, print_comparison
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.run_costs import Costs, read_costs
@@ -160,6 +162,24 @@ def test_one_command_writes_page_and_plots(sweep: Path, tmp_path: Path) -> None:
     assert {"34.6", "O(N)", "1.00", "0.25", "2500000.0"} <= set(shown)
     alts = [attributes["alt"] or "" for tag, attributes in page.tags if tag == "img"]
     assert any("at the largest: gated 64, to the power 2.00" in alt for alt in alts)
+
+
+def test_of_every_cost_there_are_some_plots(tmp_path: Path) -> None:
+    """Measured costs of two metrics; parameters as logged of six, and time as logged, where none was measured, of three."""
+    metrics = {f"x/{at}_r1": 50.0 for at in range(7)}
+    for variant, speed in {"a": 100, "b": 50}.items():
+        folder = write_run(tmp_path / variant / "1", metrics, fusion={"_target_": f"my.{variant}"})
+        write(folder / "evaluation.yaml", f"parameters: {speed}000")
+        write(folder / "logs/csv/version_0/metrics.csv", f"step,train/images_per_s\n9,{speed}\n")
+    costs = {"steps": {name: {"step_seconds": at, "flops_per_sample": at} for at, name in enumerate("ab", 1)}}
+
+    def counts() -> dict[str, int]:
+        drawn = panels(compare_runs(read_runs([str(tmp_path / "a"), str(tmp_path / "b")]), metrics=["*"]))
+        return dict(Counter(panel.name.split("_")[1] for panel in drawn["Quality against cost"]))
+
+    assert counts() == {"parameters": 6, "time": 3}
+    write(tmp_path / "cost.json", json.dumps(costs))
+    assert counts() == {"parameters": 6, "flops": 2, "step": 2}
 
 
 def test_a_file_of_costs_can_be_named(sweep: Path, tmp_path: Path) -> None:
