@@ -82,7 +82,7 @@ def _own_part(record: RunRecord, siblings: Sequence[RunRecord], home: Path) -> l
     """Return what is added to the name of the run: nothing for its only record or the training itself."""
     if len(siblings) == 1 or record.paths[0] == home:
         return []
-    stems = [each.checkpoint.stem if each.checkpoint else None for each in siblings if each.paths[0] != home]
+    stems = [sibling.checkpoint.stem for sibling in siblings if sibling.checkpoint is not None]
     if record.checkpoint is not None and stems.count(record.checkpoint.stem) == 1:
         return [record.checkpoint.stem]
     paths = [sibling.paths[0] for sibling in siblings]

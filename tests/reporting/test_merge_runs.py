@@ -54,8 +54,8 @@ def test_an_unfinished_run_has_what_wandb_kept(tmp_path: Path) -> None:
 
 def test_copies_alone_are_called_by_their_run_and_told_apart_by_their_folders(tmp_path: Path) -> None:
     for number in (1, 2):
-        write_wandb(tmp_path / f"outputs/x/logs/wandb/offline-run-{number}", "x", **{"test/s/vqa_accuracy": 1.0})
-    write_wandb(tmp_path / "outputs/y/logs/wandb/offline-run-1", "y", **{"test/s/vqa_accuracy": 1.0})
+        write_wandb(tmp_path / f"outputs/x/logs/wandb/offline-run-{number}", "study", **{"test/s/vqa_accuracy": 1.0})
+    write_wandb(tmp_path / "outputs/y/logs/wandb/offline-run-1", "study", **{"test/s/vqa_accuracy": 1.0})
     found = read_runs([f"{tmp_path}/outputs/*/logs/wandb/offline-run-*"])
     assert [record.name for record in found] == ["x/offline-run-1", "x/offline-run-2", "y"]
 
@@ -81,6 +81,13 @@ def test_evaluations_of_a_checkpoint_under_other_settings_are_called_by_run_and_
     for k in (4, 16):
         write_evaluation(tmp_path / f"e/k{k}", [True, False], str(tmp_path / "x/checkpoints/best.ckpt"), k=k)
     assert [record.name for record in read_runs([str(tmp_path / "e")])] == ["x/k4", "x/k16"]
+
+
+def test_an_evaluation_of_what_a_training_scored_is_told_from_it_by_its_folder(tmp_path: Path) -> None:
+    home = write_run(tmp_path / "x", {"s/vqa_accuracy": 50.0})
+    write(home / "checkpoints/best.ckpt", "")
+    write_evaluation(tmp_path / "k16", [True, False], str(home / "checkpoints/best.ckpt"), k=16)
+    assert [record.name for record in read_runs([str(home), str(tmp_path / "k16")])] == ["x", "x/k16"]
 
 
 def test_no_two_are_called_the_same(tmp_path: Path) -> None:
