@@ -19,6 +19,17 @@ from fusionkit.assembly.renames import renamed, today
 from fusionkit.config import leaves, target_blocks
 from fusionkit.errors import ConfigError, DataError
 
+METRICS = (  # those of torchmetrics that only reckon: others fetch a network, as BERTScore and FID do, or a tokenizer
+    "torchmetrics.aggregation.",
+    "torchmetrics.classification.",
+    "torchmetrics.regression.",
+    "torchmetrics.retrieval.",
+    *(
+        f"torchmetrics.text.{name}"
+        for name in ("BLEUScore", "CharErrorRate", "CHRFScore", "EditDistance", "MatchErrorRate", "TranslationEditRate")
+    ),
+    *(f"torchmetrics.text.{name}" for name in ("WordErrorRate", "WordInfoLost", "WordInfoPreserved")),
+)
 LAYERS = ("torch.nn.", "timm.layers.", "transformers.activations.")
 SCORERS = [
     "VQA",
@@ -58,6 +69,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.scoring.matching.Matching",
         "fusionkit.scoring.retrieval.Retrieval",
         "fusionkit.scoring.vqa.VQA",
+        "fusionkit.training.metrics.MetricScorer",
+        *METRICS,
         *LAYERS,
     ),
     "data": (
@@ -99,6 +112,7 @@ BASES = {  # of these modules only the classes below one
     "torch.optim.lr_scheduler.": "torch.optim.lr_scheduler.LRScheduler",
     "lightning.pytorch.strategies.": "lightning.pytorch.strategies.strategy.Strategy",
     "lightning.pytorch.loggers.": "lightning.pytorch.loggers.logger.Logger",
+    **dict.fromkeys((entry for entry in METRICS if entry.endswith(".")), "torchmetrics.metric.Metric"),
 }
 NETWORK = ("image_encoder", "text_encoder", "fusion", "model", "task")  # what is built of any checkpoint
 WEIGHTS = ("pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "file")

@@ -60,7 +60,7 @@ class ITC(Task[CaptionBatch]):
 
     def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)
-        self.metrics = means("i2t_r1", "t2i_r1")
+        self.metrics = means("image_to_text_r1", "text_to_image_r1")
         if queue_size < 0:
             raise ConfigError(
                 f"task.itc.queue_size is {queue_size}; give the number of features to keep, or 0 for none"
@@ -80,8 +80,8 @@ class ITC(Task[CaptionBatch]):
         losses, sim_i2t, target_i2t = [], None, None
         metrics: dict[str, Any] = {}
         for name, feats, keys, own, columns in (
-            ("i2t_r1", image_feats, image_keys, view.image_feats, texts),
-            ("t2i_r1", text_feats, text_keys, view.text_feats[self.reads], images),
+            ("image_to_text_r1", image_feats, image_keys, view.image_feats, texts),
+            ("text_to_image_r1", text_feats, text_keys, view.text_feats[self.reads], images),
         ):
             similarity = _similarity(feats, *columns, model.temperature)
             targets = contrastive_targets(keys, columns[1])

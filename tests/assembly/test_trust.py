@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 from fusionkit.assembly import trust as module
@@ -15,6 +16,7 @@ from fusionkit.assembly.trust import (
     BASES,
     DEEPEST,
     GETTERS,
+    METRICS,
     TABLE,
     WEIGHTS,
     as_texts,
@@ -103,6 +105,13 @@ KIND = {  # what somebody might name: section, name
         "transformers.utils.hub.os.system", "transformers.AutoModel.from_pretrained",
         "transformers.activations.get_activation",
         "hydra.utils.instantiate", "hydra.utils.call", "hydra._internal.utils._locate", "lightning.Trainer",
+        "torchmetrics.text.BERTScore", "torchmetrics.text.bert.BERTScore", "torchmetrics.text.ROUGEScore",
+        "torchmetrics.text.bleu.os",
+        "torchmetrics.image.FrechetInceptionDistance", "torchmetrics.multimodal.CLIPScore", "torchmetrics.classification.Any",
+        "torchmetrics.classification.accuracy.Tensor", "torchmetrics.classification", "torchmetrics.MetricCollection",
+        "torchmetrics.functional.accuracy", "torchmetrics.classification.base.plot_single_or_multi_val",
+        "torchmetrics.utilities.checks.os.system", "fusionkit.tasks.itm.MetricCollection", "fusionkit.tasks.metrics.Metric",
+        "fusionkit.training.metrics.ScorerMetric", "fusionkit.training.metrics.torch.load", "fusionkit.training.metrics.Path",
         None, 3, True, ["os.system"], {"a": 1}, b"os.system", "${name}", "fusionkit.tasks.vqa.VQA ",
         "FUSIONKIT.tasks.vqa.VQA",
     ],
@@ -145,6 +154,11 @@ def test_what_is_no_part_is_refused_and_not_imported(section: str, name: object)
         ("task", "fusionkit.negatives.HardNegatives"),
         ("task", "fusionkit.model.model.text_decoder"),
         ("task", "torch.nn.GELU"),
+        ("task", "fusionkit.training.metrics.MetricScorer"),
+        ("task", "torchmetrics.classification.MulticlassF1Score"),
+        ("task", "torchmetrics.regression.MeanAbsoluteError"),
+        ("task", "torchmetrics.text.BLEUScore"),
+        ("task", "torchmetrics.aggregation.MeanMetric"),
         ("fusion", "torch.nn.modules.linear.Linear"),
         ("fusion", "timm.layers.activations.QuickGELU"),
         ("fusion", "timm.layers.Mlp"),
@@ -401,3 +415,30 @@ def test_what_is_no_configuration_is_one_sentence(text: Any, words: str, tmp_pat
 
 def test_numbers_are_read_as_omegaconf_reads_them() -> None:
     assert read_stored("lr: 1e-3\nname: a", "a.ckpt") == {"lr": 0.001, "name": "a"}
+
+
+def test_every_metric_of_the_table_is_one_and_has_no_effects() -> None:
+    """What torchmetrics' own files of these do: they import, and reckon. A new one that reads or fetches is to be noticed."""
+    import torchmetrics
+
+    home = Path(torchmetrics.__file__).parent
+    files = [
+        path for entry in METRICS if entry.endswith(".") for path in _files(home, entry.removeprefix("torchmetrics."))
+    ]
+    named = [entry for entry in METRICS if not entry.endswith(".")]
+    for entry in named:
+        require_part("task.x._target_", entry, "a.ckpt", TABLE["task"], ())
+        found: Any = get_class(entry)
+        assert issubclass(found, torchmetrics.Metric), entry
+        files.append(Path(sys.modules[found.__module__].__file__ or ""))
+    assert len(files) > 60
+    fetches = re.compile(r"from_pretrained|snapshot_download|import nltk|urlretrieve|requests\.|hub\.load")
+    for path in files:
+        code = path.read_text(encoding="utf-8")
+        assert not EFFECTS.findall(code), path
+        assert not fetches.findall(code), path
+
+
+def _files(home: Path, entry: str) -> list[Path]:
+    place = home / entry.rstrip(".")
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]

@@ -81,7 +81,10 @@ def test_the_age_of_a_queue_is_the_steps_since_its_entries_were_written():
         assert metrics["queue_age"] == pytest.approx(sum(ages) / len(ages) if ages else 0)
         assert metrics["queue_age_max"] == max(ages, default=0)
         written = [*written, *[step] * 4][-10:]
-    assert build()[1](model, batch, model.encode(batch, ["captions"])).metrics.keys() == {"i2t_r1", "t2i_r1"}
+    assert build()[1](model, batch, model.encode(batch, ["captions"])).metrics.keys() == {
+        "image_to_text_r1",
+        "text_to_image_r1",
+    }
 
 
 def test_a_queue_of_features_takes_none_where_one_is_not_finite():

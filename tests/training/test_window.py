@@ -10,8 +10,11 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 from torchmetrics.text import BLEUScore
 
 from fusionkit.checkpoints.load import load_weights
+from fusionkit.internals import FAKE_TENSORS, NEEDS_NUMBERS
 from fusionkit.losses import IGNORE
-from fusionkit.tasks.metrics import Summed, means, row_count
+from fusionkit.negatives import Drawn
+from fusionkit.tasks.itm import match_metrics, match_sums
+from fusionkit.tasks.metrics import Summed, hits, means, row_count
 from fusionkit.training.callbacks import LastCheckpoint
 from fusionkit.training.diagnostics import CollapseAlarm
 from fusionkit.training.window import MetricWindow
@@ -270,6 +273,27 @@ def test_a_metric_of_several_numbers_is_logged_by_their_names():
     found.count([1.0, 1.0], [2.0])
     measured = found.compute()
     assert (measured["train/coco/a_both_one"], measured["train/coco/a_both_two"]) == (1, 2)
+
+
+def test_what_is_counted_hangs_on_no_number():
+    """A number that is looked at is waited for on a device."""
+    task = FakeTask()
+    task.metrics = match_metrics()
+    found = window(task)
+    with FAKE_TENSORS():
+        logits, targets = torch.randn(3, 2), torch.tensor([1, 0, 1])
+        drawn = Drawn(targets[:, None], targets[:, None] > 0, torch.zeros(()))
+        sums = match_sums(logits, targets, drawn, drawn)
+        with pytest.raises(NEEDS_NUMBERS):
+            float(sums["accuracy"][0])
+        told = sums | {"hits": hits(logits, targets), "plain": logits.mean(), "number": 0.5}
+        for metric in found._metrics.values():
+            metric.sums = torch.zeros(len(metric.sums))
+        for _ in range(2):
+            found.note({"coco/a": TaskOutput(logits.mean(), logits, targets, told)})
+            assert found.rows.shape == (1,)
+            found.count([1.0, 1.0], [3.0])
+    assert found._measured >= {f"train/coco/a_{name}" for name in told}
 
 
 @pytest.mark.gpu
