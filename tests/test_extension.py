@@ -4,6 +4,7 @@ Each is what the README asks of it: a class, and a yaml that names it, here in a
 """
 
 import json
+import re
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.cli.main import run
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import Attention
+from fusionkit.scoring.record_schema import RecordSchema, is_number
+from fusionkit.scoring.sample_scores import SampleScores
 from fusionkit.tasks.base import Task
 from fusionkit.types import Fused, TaskOutput
 
@@ -66,6 +69,23 @@ def count_records(records, samples):
     return {"length_mean": sum(record["length"] for record in records) / len(records)}
 
 
+class LengthError:
+    """A scorer of one's own, with rows: how many words the length is off by."""
+
+    schema = (RecordSchema("captions", "caption_id", "length", "a number", is_number),)
+    metrics = {"words_off": False}  # noqa: RUF012
+
+    def rows(self, records, samples):
+        said = {record["caption_id"]: record["length"] for record in records}
+        rows = []
+        for sample in samples:
+            for text in sample.texts["captions"]:
+                off = abs(10 * said[text.id] - len(text.text.split()))
+                row = {"id": text.id, "score": max(0.0, 100 - 10 * off), "image_id": sample.image_id}
+                rows.append({**row, "values": {"words_off": off}})
+        return SampleScores(rows)
+
+
 def write_config(folder):
     (folder / "fusion").mkdir(parents=True)
     (folder / "task").mkdir()
@@ -74,6 +94,35 @@ def write_config(folder):
         f"# @package task.caption_length\n_target_: {MODULE}.CaptionLength\n_partial_: true\n"
         f"scorer:\n  _target_: hydra.utils.get_object\n  path: {MODULE}.count_records\n"
     )
+    (folder / "task" / "caption_error.yaml").write_text(
+        f"# @package task.caption_error\n_target_: {MODULE}.CaptionLength\n_partial_: true\n"
+        f"scorer:\n  _target_: {MODULE}.LengthError\n"
+    )
+
+
+def assert_shown_unasked(output, page, records, capsys):
+    """Rows, intervals, galleries, directions and a place in the comparison, of a plain function and of a class."""
+    metrics = json.loads((output / "metrics.json").read_text())
+    details = json.loads((output / "details.json").read_text())
+    for task, metric in (("caption_length", "length_mean"), ("caption_error", "words_off")):
+        rows = (output / "samples" / f"shapes_{task}.jsonl").read_text().splitlines()
+        assert len(rows) == len(records)
+        low, high = details[f"shapes_{task}"]["intervals"][metric]
+        assert low < metrics[f"shapes/{metric}"] < high
+        assert (output / "gallery" / f"shapes_{task}.png").exists()
+    directions = json.loads((output / "directions.json").read_text())
+    assert directions["shapes/words_off"] is False
+    assert "shapes/length_mean" not in directions
+    assert run(["compare", str(output), f"output_dir={page}", "resamples=50", "examples=2"]) == 0, (
+        capsys.readouterr().err
+    )
+    table = (page / "table.md").read_text()
+    for metric in ("length_mean", "words_off", "text_to_image_r1"):
+        assert f"`shapes/{metric}`" in table
+    assert len(re.findall(r"\d \(-?[\d.]+ to -?[\d.]+\)", table)) >= 3
+    html = (page / "index.html").read_text()
+    assert html.count("shapes_caption_error") == 1
+    assert '<p class="asked">' in html
 
 
 def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, capsys):
@@ -86,8 +135,9 @@ def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, caps
         "trainer.limit_val_batches=1",
         "logger=csv",
     ]
-    chosen = ["fusion=toy", "task=[itc,caption_length]", "objectives=none", "trainer.accelerator=cpu"]
+    chosen = ["fusion=toy", "task=[itc,caption_length,caption_error]", "objectives=none", "trainer.accelerator=cpu"]
     weights = ["+objectives.shapes.itc=1", "+objectives.shapes.caption_length=0.5", f"output_dir={output}"]
+    weights += ["+objectives.shapes.caption_error=0.5"]
     code = run(["train", "--config-dir", str(conf), *chosen, *weights, *data, *small])
     assert code == 0, capsys.readouterr().err
     metrics = json.loads((output / "metrics.json").read_text())
@@ -97,6 +147,7 @@ def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, caps
     assert "model.fusion.attention.query.weight" in checkpoint["state_dict"]
     lines = (output / "predictions" / "shapes_caption_length.jsonl").read_text().splitlines()
     assert set(json.loads(lines[0])) == {"caption_id", "length"}
+    assert_shown_unasked(output, tmp_path / "page", lines, capsys)
     capsys.readouterr()
 
     # to others, and to the user another day, its configuration is data

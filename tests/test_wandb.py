@@ -109,9 +109,9 @@ def test_the_tables_hold_answers_that_the_run_wrote(world: Path) -> None:
     own = {
         f"predictions/test/shapes{role}_{task}"
         for role in ("", "_compositional")
-        for task in ("itc", "vqa", "grounding")
+        for task in ("itc", "itm", "mlm", "vqa", "grounding")
     }
-    assert set(tables) == own | {"predictions/val/shapes_vqa", "predictions/val/shapes_grounding"}
+    assert set(tables) == own | {f"predictions/val/shapes_{task}" for task in ("itm", "mlm", "vqa", "grounding")}
     for task, key, value in (("vqa", "question_id", "answer"), ("grounding", "sent_id", "bbox")):
         table = tables[f"predictions/test/shapes_{task}"]
         rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]

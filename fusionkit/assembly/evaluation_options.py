@@ -14,7 +14,7 @@ PRECISIONS = {
 }
 
 
-RULES = ("itm", "itm+cosine", "density_ratio")
+RULES = MATCH, MATCH_AND_COSINE, DENSITY_RATIO = ("itm", "itm+cosine", "density_ratio")
 
 
 @dataclass(frozen=True)

@@ -38,13 +38,13 @@ def predict_share(config: DictConfig) -> None:
         splits = own_splits(parts.tasks, data, *chosen(config, parts))
     for split in splits:
         predictions = predict_split(parts.model, split, data, device, options)
+        notes = [f"{split.source}: {note}" for note in split.notes().values()]
+        told = notes if config.get("benchmark") else data.told_cuts(split.source, split.role)  # of all processes
         if rank() > 0:
             continue
         for stem, records in split.predictions_of(predictions).items():
             path = folder / "predictions" / f"{stem}.jsonl"
             write_records(path, records)
             print(f"{len(records):,} predictions: {path}")
-        for line in [f"{split.source}: {note}" for note in split.notes().values()] or data.told_cuts(
-            split.source, split.role
-        ):
+        for line in told:
             print(line)

@@ -38,7 +38,8 @@ class Split:
     ``title``, ``stem``  of pictures, and what their files are named after, with the task.
     ``train``    gives what guessers learn from.
     ``helpers``  tasks that only rank again what others rank.
-    ``notes``    gives, once all is predicted, what has to be said beside the scores, such as how the texts were read.
+    ``notes``    gives, once all is predicted, what has to be said beside the scores, such as how the texts were read; every
+                 process has to ask.
     """
 
     source: str
@@ -166,12 +167,13 @@ def evaluate(
     for split in splits:
         samples = datamodule.samples(split.source, split.role)
         predictions = predict_split(model, split, datamodule, device, options)
+        notes = split.notes()
         if rank() > 0:
             continue
         for stem, records in split.predictions_of(predictions).items():
             write_records(folder / "predictions" / f"{stem}.jsonl", records)
         for name, each in score_split(split, predictions, samples, datamodule):
-            each.judged.notes.update(split.notes())
+            each.judged.notes.update(notes)
             scored.append(each)
             stem, rows = stem_of(each.label), each.judged.rows
             if rows:

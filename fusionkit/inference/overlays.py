@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.images import has_pixels
+from fusionkit.data.requests import TEXTS
 from fusionkit.inference.answering import Answer
 from fusionkit.scoring.records import Record
 from fusionkit.scoring.sheet import BLACK, GREEN, RED, Mark, Note, Panel, Picture, Sheet
-from fusionkit.visual.answer_text import TELLING
+from fusionkit.visual.answer_text import told
 from fusionkit.visual.attention_maps import Look
 from fusionkit.visual.contact_sheet import draw_sheet
 
@@ -78,4 +79,4 @@ def _panels(
 
 
 def _notes(record: Record, word: str) -> list[Note]:
-    return [Note(TELLING[word](record), BLACK)] if word in TELLING else []
+    return [Note(told(record, word), BLACK)] if word in TEXTS else []

@@ -13,7 +13,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from fusionkit.assembly.evaluation_options import PRECISIONS, EvaluationOptions, Reranking
+from fusionkit.assembly.evaluation_options import MATCH, PRECISIONS, EvaluationOptions, Reranking
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects, rank, world_size
 from fusionkit.inference.all_pairs import AllPairs
@@ -114,7 +114,7 @@ def matching(tasks: Mapping[str, Task[Any]], pairing: Pairing, settings: Reranki
     for task in tasks.values():
         if isinstance(task, AllPairs):
             most = max(len(pairing.caption_ids), len(pairing.image_ids))
-            return task.matcher, replace(settings, k=most, rule="itm")
+            return task.matcher, replace(settings, k=most, rule=MATCH)
     has_ranking = any(task.ranks for task in tasks.values())
     return (matcher_of(tasks) if has_ranking and settings.k > 0 else None), settings
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusionkit.assembly.evaluation_options import Reranking
+from fusionkit.assembly.evaluation_options import MATCH, MATCH_AND_COSINE, Reranking
 from fusionkit.distributed import barrier, rank, world_size
 from fusionkit.inference.candidates import Candidates, TopK, blocks, on_top
 from fusionkit.inference.encoding_cache import Encodings
@@ -144,14 +144,12 @@ class Reranker:
 
     def _combine(self, logits: Tensor, cosine: Tensor) -> Tensor:
         """Scores (P,) of pairs from the matching logits (P, 2) and cosines (P,)."""
-        match self.settings.rule:
-            case "itm":
-                return logits[:, 1]
-            case "itm+cosine":
-                return logits[:, 1] + cosine
-            case _:
-                apart: Tensor = logits[:, 1] - logits[:, 0]
-                return apart + cosine / float(self.model.temperature)
+        if self.settings.rule == MATCH:
+            return logits[:, 1]
+        if self.settings.rule == MATCH_AND_COSINE:
+            return logits[:, 1] + cosine
+        apart: Tensor = logits[:, 1] - logits[:, 0]
+        return apart + cosine / float(self.model.temperature)
 
 
 def _bytes(value: Any) -> int:

@@ -11,20 +11,21 @@ from importlib.util import find_spec
 from typing import Any
 
 from fusionkit.errors import ConfigError, UserError
+from fusionkit.scoring.scorers import OURS
 from fusionkit.training.loggers import require_key
 
 GROUPS = ("group", "label_fusion", "label_tasks", "label_sources")  # what training.loggers sets
+HEADLINES = "|".join(sorted({name for scorer in OURS for name in scorer.headlines_of_run()}))
+PARTS = "(_[a-z_]+)?"  # of a metric, such as an answer type or a stage
 SECTIONS = {  # heading -> panels: title and the pattern of its metrics
     "Scores": {
-        "retrieval, R@1: contrast alone (itc) and re-ranked": "test/[^/]+/(text_to_image|image_to_text)_r1(_itc)?",
-        "questions, by answer type": "test/[^/]+/vqa_(accuracy|agreement)(_yes_no|_number|_other)?",
-        "boxes and matching": "test/[^/]+/(grounding_acc50|itm_accuracy|mlm_accuracy)",
+        "headlines, by part": f"test/[^/]+/({HEADLINES}){PARTS}",
+        "all scores": "test/[^/]+/.+",
     },
     "Validation": {
         "mean of the headline scores": "val/mean",
-        "retrieval by contrast alone, R@1": "val/[^/]+/(text_to_image|image_to_text)_r1",
-        "questions, by answer type": "val/[^/]+/vqa_(accuracy|agreement)(_yes_no|_number|_other)?",
-        "boxes and matching": "val/[^/]+/(grounding_acc50|itm_accuracy|mlm_accuracy)",
+        "headlines, by part": f"val/[^/]+/({HEADLINES}){PARTS}",
+        "all scores": "val/[^/]+/.+",
     },
     "Objectives": {
         "losses": "train/[^/]+/[^/]+_loss",
@@ -33,7 +34,7 @@ SECTIONS = {  # heading -> panels: title and the pattern of its metrics
         "age of the queues, steps": "train/[^/]+/[^/]+_queue_age(_max)?",
     },
     "Matching": {
-        "logits of true and wrong pairs, and their gap": "train/[^/]+/itm_(positive_logit|negative_logit|logit_gap)",
+        "logits of true and wrong pairs, and their gap": "train/[^/]+/[^/]+_(positive_logit|negative_logit|logit_gap)",
         "distance from guessing: near 0 is collapse": "train/[^/]+/[^/]+_collapse",
         "entropy of the law of negatives": "train/[^/]+/[^/]+_negatives_entropy",
     },
@@ -43,11 +44,10 @@ SECTIONS = {  # heading -> panels: title and the pattern of its metrics
         "cosines between objectives": "train/gradient_cosine/.+",
     },
 }
-TABLES = ("itc", "vqa", "grounding")
 
 
-def build_report(project: str, entity: str | None, group: str, source: str) -> Any:
-    """Build the unsaved report: a grid of panels a section, runs grouped, and tables of answers on ``source``."""
+def build_report(project: str, entity: str | None, group: str, source: str, tasks: Sequence[str]) -> Any:
+    """Build the unsaved report: a grid of panels a section, runs grouped, tables of the ``tasks``' answers on ``source``."""
     wr: Any = import_module("wandb.apis.reports")  # of W&B's extra, so nothing to declare or to check types against
     owner = {"entity": entity} if entity else {}
     key = group if group == "group" else f"config.{group}"
@@ -59,9 +59,9 @@ def build_report(project: str, entity: str | None, group: str, source: str) -> A
             for title, names in panels.items()
         ]
         blocks += [wr.H1(heading), wr.PanelGrid(runsets=[runs], panels=plots)]
-    tables = [wr.WeavePanelSummaryTable(table_name=f"predictions/test/{source}_{task}") for task in TABLES]
+    tables = [wr.WeavePanelSummaryTable(table_name=f"predictions/test/{source}_{task}") for task in tasks]
     runs = wr.Runset(project=project, **owner)
-    blocks += [wr.H1("Answers"), wr.PanelGrid(runsets=[runs], panels=tables)]
+    blocks += [wr.H1("Answers"), wr.PanelGrid(runsets=[runs], panels=tables)] if tables else []
     return wr.Report(project=project, title="Fusion encoders", blocks=blocks, width="fluid", **owner)
 
 
@@ -72,12 +72,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--entity", help="the team; without it your own")
     parser.add_argument("--group", default="label_fusion", choices=GROUPS)
     parser.add_argument("--source", default="shapes", help="whose tables of answers are shown")
+    parser.add_argument("--tasks", nargs="*", default=[], help="whose answers on the source are shown, such as vqa")
     options = parser.parse_args(arguments)
     try:
         require_key("a W&B report", "read the runs here: fusionkit compare RUN...")
         if find_spec("wandb_workspaces") is None:
             raise ConfigError("W&B's package for reports is not installed; run: pip install 'wandb[workspaces]'")
-        report = build_report(options.project, options.entity, options.group, options.source)
+        report = build_report(options.project, options.entity, options.group, options.source, options.tasks)
         print(report.save().url)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

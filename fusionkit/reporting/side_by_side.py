@@ -1,6 +1,5 @@
 """The same samples as several runs answered them, right and wrong: what the report page shows side by side."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -10,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fusionkit.reporting.comparison import Comparison
 from fusionkit.reporting.record import RunRecord
+from fusionkit.scoring.examples import RIGHT, answer_counts, asked_id, shown_value, truth_of
+from fusionkit.scoring.record_schema import is_box
 from fusionkit.scoring.records import Record, read_records
 from fusionkit.scoring.sample_scores import Row
+from fusionkit.scoring.scorers import OURS
 
 if TYPE_CHECKING:
     from fusionkit.data.sample import Sample, Text
@@ -20,16 +22,9 @@ Load = Callable[
     [RunRecord, str], Sequence["Sample"]
 ]  # the samples that a file of rows is about; empty where they are gone
 Box = Sequence[float]  # x, y, w, h in pixels of the example's size
-# what a prediction is about: the key of its id -> the kind of text
-KINDS = {
-    "question_id": "questions",
-    "sent_id": "expressions",
-    "caption_id": "captions",
-    "pair_id": "hypotheses",
-    "statement_id": "statements",
-}
-WAY = "text_to_image/"  # what the ids of a caption's row in retrieval begin with
-RIGHT = 50.0  # of a sample's score
+FORMS = [form for scorer in OURS for form in scorer.schema]
+KINDS = {form.key: form.kind for form in FORMS if not form.of_images}  # what records are about, by the key of its id
+TURNED = {form.value for form in FORMS if form.of_images and form.lists}  # rankings of texts, which no card shows
 
 
 @dataclass(frozen=True)
@@ -69,8 +64,9 @@ def _of_label(label: str, runs: Mapping[str, RunRecord], load: Load, count: int)
     if not rows:
         return {}
     shared = [key for key in next(iter(rows.values())) if all(key in each for each in rows.values())]
-    records = {name: _records(run.samples[label].predictions) for name, run in answered.items()}
     samples = next((found for run in answered.values() if (found := load(run, label))), [])
+    kinds = _kinds_of_ids(samples)
+    records = {name: _records(run.samples[label].predictions, kinds) for name, run in answered.items()}
     show = _Shower(samples, rows, records)
     return {
         heading: shown
@@ -80,17 +76,43 @@ def _of_label(label: str, runs: Mapping[str, RunRecord], load: Load, count: int)
 
 
 def _by_id(rows: Sequence[Row]) -> dict[str, Row]:
-    return {str(row["id"]).removeprefix(WAY): row for row in rows}
-
-
-def _records(path: Path | None) -> dict[str, tuple[str, Record]]:
-    """The predictions by id, each with the kind of the text that it is about ("" for the image as a whole)."""
-    found = {}
-    for record in read_records(path) if path else []:
-        key = next((key for key in KINDS if key in record), "image_id")
-        if key in record and "caption_ids" not in record:
-            found[str(record[key])] = KINDS.get(key, ""), record
+    """The rows, also by the id of what they are about; of several about one the first."""
+    found = {str(row["id"]): row for row in rows}
+    for row in rows:
+        found.setdefault(asked_id(row), row)
     return found
+
+
+def _kinds_of_ids(samples: Sequence["Sample"]) -> dict[str, list[str]]:
+    """The kinds of text that have an id."""
+    kinds: dict[str, list[str]] = {}
+    for sample in samples:
+        for kind, texts in sample.texts.items():
+            for text in texts:
+                kinds.setdefault(str(text.id), []).append(kind)
+    return kinds
+
+
+def _records(path: Path | None, kinds: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, Record]]:
+    """The predictions by id, each with the kind of the text that it is about ("" for the image as a whole)."""
+    found: dict[str, tuple[str, Record]] = {}
+    for record in read_records(path) if path else []:
+        if about := _asked(record, kinds):
+            kind, key = about
+            found.setdefault(key, (kind, record))
+    return found
+
+
+def _asked(record: Record, kinds: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+    """The kind and the id of the text that a record is about: one whose name is the kind's is preferred to another."""
+    keys = [key for key in record if key.endswith("_id") and key != "image_id"]
+    for key in keys:
+        named = KINDS.get(key)
+        known = [named] if named else sorted(kinds.get(str(record[key]), ()), key=lambda kind: key[:3] != kind[:3])
+        if known:
+            return known[0], str(record[key])
+    is_of_image = not keys and "image_id" in record and not TURNED & record.keys()
+    return ("", str(record["image_id"])) if is_of_image else None
 
 
 def _grouped(rows: Mapping[str, Mapping[str, Row]], keys: Sequence[str]) -> dict[str, list[str]]:
@@ -160,29 +182,31 @@ class _Shower:
         if text is None:
             captions = " / ".join(each.text for each in sample.texts.get("captions", ()))
             return Example(sample.image, "", captions, answers, size=sample.size)
-        return Example(sample.image, text.text, _truth(text.facts), answers, text.facts.get("box"), sample.size)
+        return Example(sample.image, text.text, _truth(text), answers, text.facts.get("box"), sample.size)
 
     def _answer(self, name: str, record: Record, row: Row) -> Answer:
         is_right = row["score"] >= RIGHT
-        if "image_ids" in record:
+        listed = next((value for value in record.values() if isinstance(value, list) and value), [])
+        if listed and all(str(item) in self.images for item in listed):
             rank = next(iter(row.get("ranks", {}).values()), None)
-            first = self.images.get(str(next(iter(record["image_ids"]), None)))
-            return Answer(
-                name, f"rank {rank:g}" if rank else "", is_right, image=first.image if first and not is_right else None
-            )
-        if "bbox" in record:
+            first = self.images[str(listed[0])]
+            return Answer(name, f"rank {rank:g}" if rank else "", is_right, image=None if is_right else first.image)
+        if is_box(listed):
             overlap = next((value for metric, value in row["values"].items() if metric.endswith("iou")), None)
-            return Answer(name, "" if overlap is None else f"IoU {floor(overlap) / 100:.2f}", is_right, record["bbox"])
-        said = next(_said(record), "(nothing)")
-        return Answer(name, said, is_right)
+            return Answer(name, "" if overlap is None else f"IoU {floor(overlap) / 100:.2f}", is_right, listed)
+        return Answer(name, next(_said(record), "(nothing)"), is_right)
 
 
 def _said(record: Record) -> Iterator[str]:
-    """What a record holds besides ids and scores."""
-    return (str(value) for key, value in record.items() if not key.endswith(("_id", "score", "scores")))
+    """What is given in a record, as its schema says; of one that is not ours all besides ids, scores last."""
+    given = [form.value for form in FORMS if form.key in record and form.value in record]
+    others = sorted(
+        (key for key in record if not key.endswith("_id")), key=lambda key: key.endswith(("score", "scores"))
+    )
+    return (shown_value(record[key], "") for key in given or others)
 
 
-def _truth(facts: Mapping[str, Any]) -> str:
-    if answers := facts.get("answers"):
-        return ", ".join(f"{answer} ({count})" for answer, count in Counter(answers).most_common(3))
-    return str(facts.get("label", ""))
+def _truth(text: "Text") -> str:
+    if counts := answer_counts(text.facts):
+        return ", ".join(f"{answer} ({count})" for answer, count in counts.items())
+    return "" if "box" in text.facts else shown_value(truth_of(text), "")

@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fusionkit.data.requests import ASKED, TEXTS
 from fusionkit.errors import clean
+from fusionkit.scoring.examples import shown_value
 
 
 def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
@@ -29,10 +31,23 @@ def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
 def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked, and the reply to it."""
     if "error" in record:
-        asked = [f"{word}: {record[word]}" for word in TELLING if word in record]
+        asked = [f"{word}: {record[word]}" for word in TEXTS if word in record]
         return [("   ".join(asked), f"error: {record['error']}")]
-    rows = [(f"{word}: {record[word]}", tell(record)) for word, tell in TELLING.items() if word in record]
+    rows = [(f"{word}: {record[word]}", told(record, word)) for word in TEXTS if word in record]
     return rows + ([("caption", record["caption"])] if "caption" in record else [])
+
+
+def told(record: Mapping[str, Any], word: str) -> str:
+    """The reply to a word of TEXTS: in the words of what is known of such replies, else all that was said, by name."""
+    return _TELLING[word](record) or "   ".join(f"{name} {shown_value(value, '')}" for name, value in _said(record))
+
+
+def _said(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What follows the image and the texts in a record (``inference.answering``): the replies."""
+    names = list(record)
+    replied = names[names.index("image") + 1 :] if "image" in record else names
+    known = {"answer", "answers", "bbox", "match", "cosine", "labels", "files", *ASKED}
+    return [(name, record[name]) for name in replied if name not in known]
 
 
 def print_replies(records: Iterable[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -42,7 +57,7 @@ def print_replies(records: Iterable[Mapping[str, Any]], console: Console | None 
 
 def _tell_answer(record: Mapping[str, Any]) -> str:
     """Answers with percentages where these are shares of a whole; else with a score of 0 to 1 of each answer alone."""
-    answers = record.get("answers", [{"answer": record.get("answer")}])
+    answers = record.get("answers", [{"answer": record["answer"]}] if "answer" in record else [])
     tell_one = _percent if _are_shares(answers) else _score
     return "   ".join(" ".join([each["answer"], *tell_one(each.get("probability"))]) for each in answers)
 
@@ -57,7 +72,7 @@ def _score(probability: float | None) -> list[str]:
 
 
 def _tell_box(record: Mapping[str, Any]) -> str:
-    return "box {:.0f} {:.0f} {:.0f} {:.0f} (x y width height)".format(*record["bbox"])
+    return "box {:.0f} {:.0f} {:.0f} {:.0f} (x y width height)".format(*record["bbox"]) if "bbox" in record else ""
 
 
 def _tell_match(record: Mapping[str, Any]) -> str:
@@ -72,4 +87,4 @@ def _percent(probability: float | None) -> list[str]:
     return [] if probability is None else [f"{probability:.1%}"]
 
 
-TELLING = {"question": _tell_answer, "phrase": _tell_box, "text": _tell_match}  # by word of data.requests.TEXTS
+_TELLING = {"question": _tell_answer, "phrase": _tell_box, "text": _tell_match}

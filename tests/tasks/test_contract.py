@@ -60,9 +60,30 @@ def test_records_are_json_lines_with_one_id_each(name):
     with torch.inference_mode():
         records = task.predict(model, batch, encode(model, task, batch))
     assert records
+    assert task.ranks == any("feats" in record for record in records)
     for record in records:
         assert any(key.endswith("_id") for key in record)
         json.dumps({key: value for key, value in record.items() if key != "feats"})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_that_matches_scores_any_caption_with_any_image(name):
+    model, task = build(name)
+    batch = toy_batch(images=4, texts_per_image=2)
+    encoded = model.encode(batch, [task.reads])
+    assert not (task.ranks and task.matches)
+    if task.matches:
+        assert task.reads == "captions"
+        with torch.inference_mode():
+            index = torch.tensor([3, 0, 1, 2, 3, 0, 1, 2])
+            logits = task.score_pairs(model, encoded.memory, encoded.text[task.reads], index)
+        assert logits.shape == (8, 2)
+
+
+def test_some_tasks_rank_and_some_match():
+    declared = {name: (build(name)[1].ranks, build(name)[1].matches) for name in TASKS}
+    assert {name for name, (ranks, _) in declared.items() if ranks} == {"itc"}
+    assert {name for name, (_, matches) in declared.items() if matches} == {"itm", "ranking"}
 
 
 @pytest.mark.parametrize("name", REPLYING)

@@ -50,6 +50,20 @@ def test_percentages_are_of_a_whole():
     assert replies_table([shares, none]).caption is None
 
 
+def test_a_reply_of_a_task_of_ones_own_is_told_by_its_names():
+    record = {
+        "id": 3,
+        "image": "a.png",
+        "text": "nice",
+        "sentiment": "happy",
+        "arousal": 0.123456,
+        "files": ["a_text.png"],
+    }
+    assert cells([record]) == [("a.png", "text: nice", "sentiment happy   arousal 0.1235")]
+    for word in ("question", "phrase"):
+        assert cells([{"image": "a.png", word: "how many", "count": 3}]) == [("a.png", f"{word}: how many", "count 3")]
+
+
 def test_an_error_is_told_with_all_that_was_asked():
     record = {"image": "x.png", "question": "what", "text": "it", "error": "no such file"}
     assert cells([record]) == [("x.png", "question: what   text: it", "error: no such file")]
