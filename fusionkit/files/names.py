@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 LONGEST = 200  # bytes; file systems take 255, and endings are added
@@ -26,12 +26,15 @@ def is_inside(folder: str | Path, name: str) -> bool:
     return "\0" not in name and path != base and os.path.commonpath([base, path]) == base
 
 
-def link_out_of(folder: Path, paths: Iterable[Path]) -> Path | None:
-    """The first link among these paths of a folder, and all below them, that leads out of it, if there is one."""
+def link_out_of(folder: Path, paths: Iterable[Path], ignored: Container[str] = ()) -> Path | None:
+    """Return the first link among these paths of a folder, and all below them, that leads out of it, if there is one.
+
+    ``ignored`` are names of links that nothing reads.
+    """
     home = folder.resolve()
     for path in paths:
         below: Iterable[Path] = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
         for place in (path, *below):
-            if place.is_symlink() and not place.resolve().is_relative_to(home):
+            if place.is_symlink() and place.name not in ignored and not place.resolve().is_relative_to(home):
                 return place
     return None

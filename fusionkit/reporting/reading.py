@@ -22,6 +22,7 @@ from fusionkit.scoring.records import RERANKED
 
 FILES = ("metrics.json", "config.yaml", "evaluation.yaml")  # any of them makes a folder a run
 READ = (*FILES, "directions.json", "details.json", "samples.jsonl", "samples", "predictions", "attention", "logs")
+WANDB_LINKS = ("debug-core.log",)  # to W&B's own log, wherever that was
 STEP = ("step", "trainer/global_step", "_step")  # csv's and W&B's words
 
 
@@ -65,7 +66,8 @@ def is_run(folder: Path) -> bool:
 
 def read_run(path: Path) -> RunRecord:
     """One run; its name is its folder's. DataError where a file of it is a link that leads out of the folder."""
-    if (link := link_out_of(path, [path / name for name in READ])) is not None:
+    places = [*(path / name for name in READ), *path.glob("run-*.wandb")]
+    if (link := link_out_of(path, places, WANDB_LINKS)) is not None:
         raise DataError(f"{link} leads out of the run's folder; put the file itself there, or leave out the run")
     if any(path.glob("run-*.wandb")):
         return _offline(path)

@@ -8,6 +8,7 @@ import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
 from fusionkit.cli.main import run
+from fusionkit.errors import DataError
 from fusionkit.reporting.reading import read_runs
 from tests.reporting.test_wandb_offline import log_of
 from tests.reporting.worlds import write, write_evaluation, write_run
@@ -66,6 +67,19 @@ def test_copies_that_lie_elsewhere_are_called_as_they_were_logged(tmp_path: Path
     found = read_runs([str(tmp_path)])
     names = ["late/1", "late/2", "gated/offline-run-2", "gated/offline-run-3"]
     assert [record.name for record in found] == names
+
+
+def test_the_link_that_wandb_makes_to_its_own_log_is_no_fault(tmp_path: Path) -> None:
+    home = write_run(tmp_path / "x", {"s/vqa_accuracy": 50.0})
+    copy = write_wandb(home / "logs/wandb/offline-run-1", "x", **{"test/s/vqa_accuracy": 1.0})
+    (copy / "logs").mkdir()
+    (copy / "logs/debug-core.log").symlink_to("/where/the/run/was/core-debug.log")
+    assert [record.name for record in read_runs([str(home), str(copy)])] == ["x"]
+    (copy / "run-id.wandb").rename(tmp_path / "elsewhere.wandb")
+    (copy / "run-id.wandb").symlink_to(tmp_path / "elsewhere.wandb")
+    for folder in (home, copy):
+        with pytest.raises(DataError, match=r"offline-run-1/run-id\.wandb leads out of the run's folder"):
+            read_runs([str(folder)])
 
 
 def test_checkpoints_of_a_run_are_called_by_it(tmp_path: Path) -> None:
