@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, invert, reshaped, transposed
 from fusionkit.checkpoints.classes import to_theirs
 from fusionkit.checkpoints.families.bert import (
@@ -23,16 +24,6 @@ from fusionkit.checkpoints.families.bert import (
     text_encoder,
 )
 from fusionkit.checkpoints.families.vit import timm_vit, vit_keys
-from fusionkit.checkpoints.runs import (
-    CLEAN,
-    groups_of,
-    listed_answers,
-    no_contrast,
-    require_start,
-    rows,
-    run_of,
-    started,
-)
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import ConfigError
 
@@ -92,7 +83,7 @@ def plan(
     head (``VQA.py``), for NLVR2 each fusion layer stands twice (``Pretrain_nlvr.py``). ``answers`` is a file of those to rank.
     """
     shown = kind_of(source)
-    name = shown if start is None else require_start(source, start, shown, STARTS)
+    name = shown if start is None else runs.require_start(source, start, shown, STARTS)
     kind, lower, copies = KINDS[name], bert["fusion_layer"], 2 if start == "nlvr" else 1
     fusion = cross_attention_config(bert, copies * (bert["num_hidden_layers"] - lower))
     if "nlvr2" in kind.tasks:
@@ -109,8 +100,8 @@ def plan(
     return Plan(
         family="albef",
         release="github.com/salesforce/ALBEF",
-        groups=groups_of(kind.tasks),
-        config=run_of(kind.tasks, bert["max_position_embeddings"], clean=CLEAN, image_size=image_size)
+        groups=runs.groups_of(kind.tasks),
+        config=runs.run_of(kind.tasks, bert["max_position_embeddings"], clean=runs.CLEAN, image_size=image_size)
         | {
             "name": f"albef_{name}",
             "image_encoder": timm_vit(vit, image_size, patch_size),
@@ -129,14 +120,14 @@ def plan(
         added=added(name, has_contrast=source.has("vision_proj."), has_head=source.has("cls_head.")),
         classes=CLASSES,
         ids=ids,
-        answers=listed_answers(source, answers, can_say=name == "vqa"),
+        answers=runs.listed_answers(source, answers, can_say=name == "vqa"),
     )
 
 
 def kind_of(source: Source) -> str:
     """Which of the published models it is."""
     if source.has("cls_head."):
-        return "ve" if rows(source, "cls_head.2.weight") == len(CLASSES["entailment"]) else "nlvr"
+        return "ve" if runs.rows(source, "cls_head.2.weight") == len(CLASSES["entailment"]) else "nlvr"
     signs = {"text_decoder.": "vqa", "ta_head.": "assignment", "idx_queue": "retrieval"}
     return next((name for sign, name in signs.items() if source.has(sign)), "pretrain")
 
@@ -223,9 +214,9 @@ def added(name: str, has_contrast: bool = False, has_head: bool = True) -> dict[
     """
     if name == "pretrain":
         return {f"tasks.itc.{side}_queue.keys": foreign_keys for side in ("image", "text")}
-    found = {} if name == "retrieval" or has_contrast else no_contrast("model", "teacher.model")
+    found = {} if name == "retrieval" or has_contrast else runs.no_contrast("model", "teacher.model")
     for place in ("tasks.nlvr2.head.", "teacher.heads.nlvr2.") if not has_head else ():
-        found |= {f"{place}{layer}.weight": started for layer in (0, 2)}
+        found |= {f"{place}{layer}.weight": runs.started for layer in (0, 2)}
         found |= {f"{place}{layer}.bias": torch.zeros for layer in (0, 2)}
     return found
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, constant, reshaped
 from fusionkit.checkpoints.families.albef import TEACHER, foreign_keys, queue
 from fusionkit.checkpoints.families.bert import (
@@ -24,16 +25,6 @@ from fusionkit.checkpoints.families.bert import (
     text_encoder,
 )
 from fusionkit.checkpoints.families.vit import timm_vit, transformers_vit_keys, vit_keys
-from fusionkit.checkpoints.runs import (
-    groups_of,
-    listed_answers,
-    no_contrast,
-    of_class,
-    require_start,
-    run_of,
-    sizes_of,
-    tower_activation,
-)
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import ConfigError, DataError
 
@@ -102,9 +93,9 @@ def plan(
     bert = dict(bert) | {"vocab_size": bert["vocab_size"] + len(appended), "type_vocab_size": 0}
     tower: dict[str, str] = {}
     if source.config is not None:
-        of_class(source, SAVED)
+        runs.of_class(source, SAVED)
         sizes = saved_sizes(source, bert, embed_dim)
-        tower = tower_activation(sizes["hidden_act"])
+        tower = runs.tower_activation(sizes["hidden_act"])
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]
         vit, bert, ids = sizes["vit"], bert | sizes["bert"], ids | sizes["ids"]
     if foreign := [token for token in appended if (ids[token] or 0) >= bert["vocab_size"]]:
@@ -112,14 +103,14 @@ def plan(
             f"ids.{foreign[0]} is {ids[foreign[0]]}, but the text encoder embeds {bert['vocab_size']} tokens"
         )
     shown = kind_of(source)
-    name = shown if start is None else require_start(source, start, shown, STARTS)
+    name = shown if start is None else runs.require_start(source, start, shown, STARTS)
     is_taught = source.has("visual_encoder_m.") and start is None
     clean = CLEAN_QUESTIONS if name == "vqa" else CLEAN
     fusion = cross_attention_config(bert, bert["num_hidden_layers"])
     if name in ("pretrain", "retrieval"):
         fusion["_target_"] = f"{MIXED}.MixedCrossAttention"
     first_token_id = ids["bos_DEC" if name == "caption" else "ENC"]
-    config = run_of(TASKS[name], bert["max_position_embeddings"], clean=clean, image_size=image_size) | {
+    config = runs.run_of(TASKS[name], bert["max_position_embeddings"], clean=clean, image_size=image_size) | {
         "name": f"blip_{name}",
         "image_encoder": {**timm_vit(vit, image_size, patch_size), **tower},
         "text_encoder": text_config(bert, 0, ids["pad"])
@@ -139,14 +130,14 @@ def plan(
     return Plan(
         family="blip",
         release="transformers' BLIP" if source.config is not None else "github.com/salesforce/BLIP",
-        groups=groups_of(TASKS[name]),
+        groups=runs.groups_of(TASKS[name]),
         config=config,
         keys=keys(name, bert["num_hidden_layers"]) + transformers_vit_keys("vision_model.", "model.", vit["depth"]),
         left_out=POSITION_IDS | (NOT_STARTED[name] if start else {}),
         added={} if start else added(name, is_taught),
         classes=CLASSES,
         ids={token: number for token, number in ids.items() if number is not None},
-        answers=listed_answers(source, answers, can_say=name == "vqa"),
+        answers=runs.listed_answers(source, answers, can_say=name == "vqa"),
     )
 
 
@@ -165,15 +156,17 @@ def kind_of(source: Source) -> str:
 
 def saved_sizes(source: Source, bert: Sizes, embed_dim: int) -> dict[str, Any]:
     """The sizes in a configuration of transformers; its models give [ENC] no place: a text begins as it is written."""
-    vision = sizes_of(VISION, source, "vision_config")
+    vision = runs.sizes_of(VISION, source, "vision_config")
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
     more = ("max_position_embeddings", "layer_norm_eps", "hidden_act")
-    text = sizes_of({name: bert[name] for name in (*names, *more)} | {"bos_token_id": 30522}, source, "text_config")
+    text = runs.sizes_of(
+        {name: bert[name] for name in (*names, *more)} | {"bos_token_id": 30522}, source, "text_config"
+    )
     return {
         "image_size": vision["image_size"],
         "patch_size": vision["patch_size"],
         "hidden_act": vision["hidden_act"],
-        "embed_dim": sizes_of({"image_text_hidden_size": embed_dim}, source)["image_text_hidden_size"],
+        "embed_dim": runs.sizes_of({"image_text_hidden_size": embed_dim}, source)["image_text_hidden_size"],
         "vit": {
             "embed_dim": vision["hidden_size"],
             "depth": vision["num_hidden_layers"],
@@ -285,4 +278,4 @@ def added(name: str, is_taught: bool) -> dict[str, Callable[[torch.Size], Tensor
         return {f"tasks.itc.{side}_queue.keys": foreign_keys for side in ("image", "text")}
     if name == "retrieval":
         return {} if is_taught else {"model.temperature": constant(0.07)}
-    return no_contrast("model")
+    return runs.no_contrast("model")

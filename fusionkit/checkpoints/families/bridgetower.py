@@ -6,22 +6,11 @@ The folders that transformers' BridgeTower classes save, with published choices:
 from collections.abc import Mapping
 from typing import Any
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, reshaped
 from fusionkit.checkpoints.families.bert import POSITION_IDS, text_config, text_encoder
 from fusionkit.checkpoints.families.clip import image_tower, resize_table
 from fusionkit.checkpoints.families.meter import CLIP_BLOCK, CROSS_LAYER
-from fusionkit.checkpoints.runs import (
-    NO_CONTRAST,
-    NO_HEAD,
-    OWN_WORD_HEAD,
-    activation,
-    groups_of,
-    layers,
-    of_class,
-    renamed,
-    run_of,
-    sizes_of,
-)
 from fusionkit.checkpoints.source import Source
 
 IMAGE = "model.image_encoder.backbone."
@@ -57,12 +46,12 @@ def plan(
     ids: Mapping[str, int],
 ) -> Plan:
     """What a folder of BridgeTower is, by the class that it names; sizes of the three parts by transformers' names."""
-    tasks = of_class(source, TASKS)
-    seen, words = sizes_of(image, source, "vision_config"), sizes_of(text, source, "text_config")
+    tasks = runs.of_class(source, TASKS)
+    seen, words = runs.sizes_of(image, source, "vision_config"), runs.sizes_of(text, source, "text_config")
     depth = words["num_hidden_layers"]  # the image runs through as many layers as the text
     unread = "|".join(map(str, range(depth, seen["num_hidden_layers"])))
     seen["num_hidden_layers"] = depth
-    both = sizes_of(fusion, source)
+    both = runs.sizes_of(fusion, source)
     prefix = "bridgetower." if source.has("bridgetower.") else ""
     is_tied = "mlm_score.decoder.weight" not in source.state
     told = text_config(words, words["num_hidden_layers"])
@@ -70,12 +59,12 @@ def plan(
     # quick GELU, four times the width and heads of 64 are not options there
     tower = {"hidden_act": "quick_gelu", "intermediate_size": 4 * seen["hidden_size"]}
     tower |= {"num_attention_heads": seen["hidden_size"] // 64}
-    mlm = {"tied": is_tied, "eps": both["layer_norm_eps"]} | activation(both["hidden_act"])
+    mlm = {"tied": is_tied, "eps": both["layer_norm_eps"]} | runs.activation(both["hidden_act"])
     return Plan(
         family="bridgetower",
         release="transformers' BridgeTower",
-        groups=groups_of(tasks),
-        config=run_of(
+        groups=runs.groups_of(tasks),
+        config=runs.run_of(
             tasks,
             words["max_position_embeddings"] - words["pad_token_id"] - 1,
             image_size=seen["image_size"],
@@ -101,15 +90,15 @@ def plan(
                 "eps": words["layer_norm_eps"],
                 "bridge_eps": both["layer_norm_eps"],
                 "block": {"_target_": "fusionkit.fusion.co_attention.SelfThenCross", "_partial_": True}
-                | activation(words["hidden_act"]),
+                | runs.activation(words["hidden_act"]),
                 "pool": {"_target_": "fusionkit.fusion.pooling.DenseBoth", "_partial_": True, "image": "first"},
             },
             "task": {"mlm": mlm} if "mlm" in tasks else {},
         },
-        keys=[*keys_of(prefix, seen, words, both), Key("itm_score.fc.", "tasks.itm.head."), *OWN_WORD_HEAD],
+        keys=[*keys_of(prefix, seen, words, both), Key("itm_score.fc.", "tasks.itm.head."), *runs.OWN_WORD_HEAD],
         left_out=LEFT_OUT
         | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
-        added=NO_CONTRAST if prefix else NO_HEAD,
+        added=runs.NO_CONTRAST if prefix else runs.NO_HEAD,
         classes=CLASSES,
         ids=ids,
         tokenizer="roberta-base",
@@ -123,7 +112,7 @@ def keys_of(prefix: str, image: Mapping[str, Any], text: Mapping[str, Any], both
         key
         for stream in ("text", "image")
         for key in [
-            *layers(
+            *runs.layers(
                 CROSS_LAYER,
                 both["num_hidden_layers"],
                 f"{prefix}cross_modal_{stream}_layers.{{}}.",
@@ -136,10 +125,12 @@ def keys_of(prefix: str, image: Mapping[str, Any], text: Mapping[str, Any], both
         ]
     ]
     return [
-        *renamed(NAMES, prefix),
+        *runs.renamed(NAMES, prefix),
         Key(f"{tower}embeddings.class_embedding", f"{IMAGE}cls_token", change=reshaped),
         Key(f"{tower}embeddings.position_embedding.weight", f"{IMAGE}pos_embed", change=resize_table),
-        *layers(CLIP_BLOCK, image["num_hidden_layers"], f"{tower}transformer.resblocks.{{}}.", f"{IMAGE}blocks.{{}}."),
+        *runs.layers(
+            CLIP_BLOCK, image["num_hidden_layers"], f"{tower}transformer.resblocks.{{}}.", f"{IMAGE}blocks.{{}}."
+        ),
         *text_encoder(f"{prefix}text_model.", "model.text_encoder.", text["num_hidden_layers"]),
         *streams,
     ]

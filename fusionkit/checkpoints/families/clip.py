@@ -9,19 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, reshaped, resize_positions
 from fusionkit.checkpoints.families.bert import POSITION_IDS
-from fusionkit.checkpoints.runs import (
-    groups_of,
-    inverse,
-    layers,
-    of_class,
-    renamed,
-    run_of,
-    sizes_of,
-    started,
-    tower_activation,
-)
 from fusionkit.checkpoints.source import Source
 
 IMAGE, TEXT = "model.image_encoder.backbone.", "model.text_encoder.backbone."
@@ -39,7 +29,7 @@ FUSION = {  # CLIP has none: late fusion is there to be trained
     f"model.fusion.project_{side}.{name}": make
     for side in ("image", "text")
     for name, make in (
-        ("0.weight", started),
+        ("0.weight", runs.started),
         ("0.bias", torch.zeros),
         ("1.weight", torch.ones),
         ("1.bias", torch.zeros),
@@ -51,14 +41,14 @@ def plan(
     source: Source, projection_dim: int, vision: Mapping[str, Any], text: Mapping[str, Any], ids: Mapping[str, int]
 ) -> Plan:
     """What a folder of CLIP is; sizes of its two towers by transformers' names."""
-    of_class(source, {"CLIPModel": None})
-    image, words = sizes_of(vision, source, "vision_config"), sizes_of(text, source, "text_config")
-    width = sizes_of({"projection_dim": projection_dim}, source)["projection_dim"]
+    runs.of_class(source, {"CLIPModel": None})
+    image, words = runs.sizes_of(vision, source, "vision_config"), runs.sizes_of(text, source, "text_config")
+    width = runs.sizes_of({"projection_dim": projection_dim}, source)["projection_dim"]
     return Plan(
         family="clip",
         release="transformers' CLIP",
-        groups=[*groups_of(["itc"]), "fusion=late"],
-        config=run_of(["itc"], words["max_position_embeddings"], image_size=image["image_size"], fit="crop")
+        groups=[*runs.groups_of(["itc"]), "fusion=late"],
+        config=runs.run_of(["itc"], words["max_position_embeddings"], image_size=image["image_size"], fit="crop")
         | {
             "name": "clip",
             "image_encoder": image_tower(image),
@@ -80,11 +70,11 @@ def plan(
 def keys_of(image: Mapping[str, Any]) -> list[Key]:
     """The names of both towers."""
     return [
-        *renamed(NAMES),
+        *runs.renamed(NAMES),
         *block_keys(image["num_hidden_layers"], "vision_model.encoder."),
         Key("vision_model.embeddings.class_embedding", f"{IMAGE}cls_token", change=reshaped),
         Key("vision_model.embeddings.position_embedding.weight", f"{IMAGE}pos_embed", change=resize_table),
-        Key("logit_scale", "model.temperature", change=inverse),
+        Key("logit_scale", "model.temperature", change=runs.inverse),
     ]
 
 
@@ -96,7 +86,7 @@ def block_keys(count: int, theirs: str) -> list[Key]:
         for n in range(count)
         for part, kind in enumerate("qkv")
     ]
-    return [*layers(BLOCK, count, *places), *packed]
+    return [*runs.layers(BLOCK, count, *places), *packed]
 
 
 def resize_table(tensor: Tensor, shape: torch.Size) -> Tensor:
@@ -116,4 +106,4 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": image["num_attention_heads"],
         "intermediate_size": image["intermediate_size"],
         "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": image["layer_norm_eps"]},
-    } | ({} if image["hidden_act"] in TOWERS else tower_activation(image["hidden_act"]))
+    } | ({} if image["hidden_act"] in TOWERS else runs.tower_activation(image["hidden_act"]))

@@ -9,24 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, resize_positions
 from fusionkit.checkpoints.families.bert import POSITION_IDS, text_config, word_head
 from fusionkit.checkpoints.families.vilt import TRANSFORMERS_BLOCK
 from fusionkit.checkpoints.families.vit import timm_vit
-from fusionkit.checkpoints.runs import (
-    EMBEDDINGS,
-    NO_HEAD,
-    activation,
-    groups_of,
-    inverse,
-    layers,
-    of_class,
-    renamed,
-    run_of,
-    sizes_of,
-    started,
-    tower_activation,
-)
 from fusionkit.checkpoints.source import Source
 
 IMAGE, TEXT = "model.image_encoder.", "model.text_encoder.backbone."
@@ -39,7 +26,7 @@ NAMES = {
     "image_model.embeddings.cls_token": f"{IMAGE}backbone.cls_token",
     "image_model.embeddings.patch_embeddings.projection.": f"{IMAGE}backbone.patch_embed.proj.",
     "image_model.layernorm.": f"{IMAGE}last_norm.",
-    "text_model.embeddings.": EMBEDDINGS,
+    "text_model.embeddings.": runs.EMBEDDINGS,
     "text_model.encoder.": f"{TEXT}encoder.",
     "text_model.layernorm.": f"{TEXT}layernorm.",
     "image_projection.": "model.image_projection.",
@@ -57,13 +44,13 @@ ALONE = {
 CLASSES = {"itm": ("mismatch", "match")}  # itm_labels: 1 is a text of the image
 # what leads images and words into the third transformer where it stands alone: their embeddings, of its width
 NEW: Mapping[str, Callable[[torch.Size], Tensor]] = {
-    f"{IMAGE}class_token": started,
-    f"{IMAGE}positions": started,
-    f"{IMAGE}patches.weight": started,
+    f"{IMAGE}class_token": runs.started,
+    f"{IMAGE}positions": runs.started,
+    f"{IMAGE}patches.weight": runs.started,
     f"{IMAGE}patches.bias": torch.zeros,
-    f"{EMBEDDINGS}LayerNorm.weight": torch.ones,
-    f"{EMBEDDINGS}LayerNorm.bias": torch.zeros,
-    **{f"{EMBEDDINGS}{kind}_embeddings.weight": started for kind in ("word", "position", "token_type")},
+    f"{runs.EMBEDDINGS}LayerNorm.weight": torch.ones,
+    f"{runs.EMBEDDINGS}LayerNorm.bias": torch.zeros,
+    **{f"{runs.EMBEDDINGS}{kind}_embeddings.weight": runs.started for kind in ("word", "position", "token_type")},
     **{f"model.fusion.entry.project_{side}.weight": lambda shape: torch.eye(*shape) for side in ("image", "text")},
     **{f"model.fusion.entry.project_{side}.bias": torch.zeros for side in ("image", "text")},
 }
@@ -100,18 +87,18 @@ def plan(
     ids: Mapping[str, int],
 ) -> Plan:
     """What a folder of FLAVA is, by the class that it names; sizes of its three transformers by transformers' names."""
-    tasks = of_class(source, TASKS)
+    tasks = runs.of_class(source, TASKS)
     if not source.has("flava.") and not source.has("multimodal_model."):
         return multimodal_plan(source, image, text, multimodal, ids)
-    seen, words = sizes_of(image, source, "image_config"), sizes_of(text, source, "text_config")
-    both = sizes_of(multimodal, source, "multimodal_config")
+    seen, words = runs.sizes_of(image, source, "image_config"), runs.sizes_of(text, source, "text_config")
+    both = runs.sizes_of(multimodal, source, "multimodal_config")
     is_bare = "itm" not in tasks
     prefix = "" if is_bare else "flava."
     return Plan(
         family="flava",
         release="transformers' FLAVA",
-        groups=groups_of(tasks),
-        config=run_of(tasks, words["max_position_embeddings"], image_size=seen["image_size"])
+        groups=runs.groups_of(tasks),
+        config=runs.run_of(tasks, words["max_position_embeddings"], image_size=seen["image_size"])
         | {
             "name": "flava",
             "image_encoder": image_tower(seen),
@@ -121,12 +108,12 @@ def plan(
                 "before_norm": True,
             },
             "fusion": fusion_config(both),
-            "model": {"embed_size": sizes_of({"projection_dim": projection_dim}, source)["projection_dim"]},
+            "model": {"embed_size": runs.sizes_of({"projection_dim": projection_dim}, source)["projection_dim"]},
             "task": {}
             if is_bare
-            else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]} | activation(words["hidden_act"])},
+            else {"mlm": {"tied": False, "eps": words["layer_norm_eps"]} | runs.activation(words["hidden_act"])},
         },
-        keys=[*keys_of(prefix, seen, both), *(renamed(POOLER) if is_bare else renamed(HEADS) + WORD_HEAD)],
+        keys=[*keys_of(prefix, seen, both), *(runs.renamed(POOLER) if is_bare else runs.renamed(HEADS) + WORD_HEAD)],
         left_out=LEFT_OUT if is_bare else LEFT_OUT | OTHER_POOLER,
         classes=CLASSES,
         ids=ids,
@@ -141,15 +128,15 @@ def multimodal_plan(
     ids: Mapping[str, int],
 ) -> Plan:
     """The third transformer alone, as a fusion that is to be trained: patches and words are embedded anew at its width."""
-    both = sizes_of(multimodal, source)
+    both = runs.sizes_of(multimodal, source)
     own = {"hidden_size": both["hidden_size"]}
     patches = {name: image[name] for name in ("image_size", "patch_size")}
     words = {**text, **own, "num_attention_heads": both["num_attention_heads"]}
     return Plan(
         family="flava",
         release="transformers' FLAVA",
-        groups=groups_of(["itm"]),
-        config=run_of(["itm"], text["max_position_embeddings"], image_size=image["image_size"])
+        groups=runs.groups_of(["itm"]),
+        config=runs.run_of(["itm"], text["max_position_embeddings"], image_size=image["image_size"])
         | {
             "name": "flava_multimodal",
             "image_encoder": {"_target_": "fusionkit.encoders.patches.PatchEncoder", **own, **patches},
@@ -157,11 +144,11 @@ def multimodal_plan(
             "fusion": fusion_config(both),
         },
         keys=[
-            *renamed(ALONE),
-            *layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], "encoder.layer.{}.", "model.fusion.blocks.{}."),
+            *runs.renamed(ALONE),
+            *runs.layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], "encoder.layer.{}.", "model.fusion.blocks.{}."),
         ],
         left_out={},
-        added={**NEW, **NO_HEAD},
+        added={**NEW, **runs.NO_HEAD},
         classes=CLASSES,
         ids=ids,
     )
@@ -178,12 +165,12 @@ def keys_of(prefix: str, image: Mapping[str, Any], both: Mapping[str, Any]) -> l
     fusion = f"{prefix}multimodal_model.encoder.layer.{{}}.", "model.fusion.blocks.{}."
     positions = f"{prefix}image_model.embeddings.position_embeddings", f"{IMAGE}backbone.pos_embed"
     return [
-        *renamed(NAMES, prefix),
-        *layers(IMAGE_BLOCK, image["num_hidden_layers"], theirs, ours),
+        *runs.renamed(NAMES, prefix),
+        *runs.layers(IMAGE_BLOCK, image["num_hidden_layers"], theirs, ours),
         *packed,
         Key(*positions, change=resize_positions),
-        *layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], *fusion),
-        Key(f"{prefix}logit_scale", "model.temperature", change=inverse),
+        *runs.layers(TRANSFORMERS_BLOCK, both["num_hidden_layers"], *fusion),
+        Key(f"{prefix}logit_scale", "model.temperature", change=runs.inverse),
     ]
 
 
@@ -198,7 +185,7 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
         "layer_norm_eps": image["layer_norm_eps"],
     }
     tower = timm_vit(sizes, image["image_size"], image["patch_size"])
-    return tower | tower_activation(image["hidden_act"]) | {"before_norm": True}
+    return tower | runs.tower_activation(image["hidden_act"]) | {"before_norm": True}
 
 
 def fusion_config(both: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +202,7 @@ def fusion_config(both: Mapping[str, Any]) -> dict[str, Any]:
             "_partial_": True,
             "eps": both["layer_norm_eps"],
             "intermediate_size": both["intermediate_size"],
-            **activation(both["hidden_act"]),
+            **runs.activation(both["hidden_act"]),
         },
         "norm_eps": both["layer_norm_eps"],
         "entry": {"_target_": "fusionkit.fusion.input_projection.ClassToken", "_partial_": True},

@@ -9,23 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.families.bert import POSITION_IDS, lm_head, text_config, text_encoder
 from fusionkit.checkpoints.families.uniter import LAYER
-from fusionkit.checkpoints.runs import (
-    NO_CONTRAST,
-    NO_HEAD,
-    activation,
-    answers_of,
-    classifier,
-    groups_of,
-    layers,
-    of_class,
-    renamed,
-    rows,
-    run_of,
-    sizes_of,
-)
 from fusionkit.checkpoints.source import Source
 
 EPS = 1e-12  # of all its norms
@@ -53,15 +40,15 @@ LEFT_OUT = POSITION_IDS | {
 
 def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
     """What a folder of LXMERT is, by the class that it names; ``sizes`` by transformers' names."""
-    sizes = sizes_of(sizes, source) | {"layer_norm_eps": EPS}
-    tasks = of_class(source, TASKS)
-    heads = {"vqa": classifier("gelu_norm", source, "answer_head.logit_fc.", EPS)} if "vqa" in tasks else {}
+    sizes = runs.sizes_of(sizes, source) | {"layer_norm_eps": EPS}
+    tasks = runs.of_class(source, TASKS)
+    heads = {"vqa": runs.classifier("gelu_norm", source, "answer_head.logit_fc.", EPS)} if "vqa" in tasks else {}
     is_bare = not source.has("lxmert.")
     return Plan(
         family="lxmert",
         release="transformers' LXMERT",
-        groups=groups_of(tasks),
-        config=run_of(tasks, sizes["max_position_embeddings"], is_of_regions=True)
+        groups=runs.groups_of(tasks),
+        config=runs.run_of(tasks, sizes["max_position_embeddings"], is_of_regions=True)
         | {
             "name": "lxmert",
             "image_encoder": {
@@ -76,14 +63,14 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
             },
             "text_encoder": text_config(sizes, sizes["l_layers"]),
             "fusion": fusion_config(sizes),
-            "task": heads | ({"mlm": activation(sizes["hidden_act"])} if "mlm" in tasks else {}),
+            "task": heads | ({"mlm": runs.activation(sizes["hidden_act"])} if "mlm" in tasks else {}),
         },
         keys=keys_of(sizes, "" if is_bare else "lxmert."),
         left_out=LEFT_OUT,
-        added=NO_HEAD if is_bare else NO_CONTRAST,
+        added=runs.NO_HEAD if is_bare else runs.NO_CONTRAST,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "answer_head.logit_fc.3.weight") if heads else 0),
+        answers=runs.answers_of(source, answers, runs.rows(source, "answer_head.logit_fc.3.weight") if heads else 0),
     )
 
 
@@ -94,14 +81,14 @@ def keys_of(sizes: Mapping[str, Any], prefix: str) -> list[Key]:
     heads = {"cls.seq_relationship.": "tasks.itm.head.", "answer_head.logit_fc.": "tasks.vqa.head."}
     return [
         *text_encoder(prefix, "model.text_encoder.", sizes["l_layers"]),
-        *renamed(features, f"{encoder}visn_fc."),
+        *runs.renamed(features, f"{encoder}visn_fc."),
         Key(f"{encoder}visn_fc.visn_layer_norm.", f"{image}norm_features.", change=halved),
         Key(f"{encoder}visn_fc.box_layer_norm.", f"{image}norm_positions.", change=halved),
-        *layers(LAYER, sizes["r_layers"], f"{encoder}r_layers.{{}}.", f"{image}layers.{{}}."),
-        *layers(CROSS_LAYER, sizes["x_layers"], f"{encoder}x_layers.{{}}.", "model.fusion.layers.{}."),
+        *runs.layers(LAYER, sizes["r_layers"], f"{encoder}r_layers.{{}}.", f"{image}layers.{{}}."),
+        *runs.layers(CROSS_LAYER, sizes["x_layers"], f"{encoder}x_layers.{{}}.", "model.fusion.layers.{}."),
         Key(f"{prefix}pooler.dense.", "model.fusion.pool.dense.0."),
         *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder."),
-        *renamed(heads),
+        *runs.renamed(heads),
     ]
 
 
@@ -119,7 +106,7 @@ def region_layer(sizes: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": sizes["hidden_dropout_prob"],
         "eps": EPS,
         "intermediate_size": sizes["intermediate_size"],
-        **activation(sizes["hidden_act"]),
+        **runs.activation(sizes["hidden_act"]),
     }
 
 
@@ -134,7 +121,7 @@ def fusion_config(sizes: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": sizes["hidden_dropout_prob"],
         "eps": EPS,
         "block": {"_target_": "fusionkit.fusion.co_attention.CrossThenSelf", "_partial_": True}
-        | activation(sizes["hidden_act"]),
+        | runs.activation(sizes["hidden_act"]),
         "entry": {"_target_": "fusionkit.fusion.input_projection.Projection", "_partial_": True},
         "pool": {"_target_": "fusionkit.fusion.pooling.DenseText", "_partial_": True},
     }

@@ -6,27 +6,12 @@ Checkpoints of github.com/zdou0830/METER; which tower and which heads they have 
 from collections.abc import Mapping
 from typing import Any
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, reshaped
 from fusionkit.checkpoints.families.bert import CROSS_ATTENTION, POSITION_IDS, text_config, text_encoder
 from fusionkit.checkpoints.families.clip import image_tower, resize_table
 from fusionkit.checkpoints.families.swin import swin_buffers, swin_keys, swin_sizes
-from fusionkit.checkpoints.runs import (
-    NO_CONTRAST,
-    NO_HEAD,
-    OWN_WORD_HEAD,
-    RANKING,
-    answers_of,
-    before_ranking,
-    classifier,
-    groups_of,
-    heads_of,
-    image_types,
-    layers,
-    renamed,
-    repeated,
-    rows,
-    run_of,
-)
+from fusionkit.checkpoints.runs import image_types
 from fusionkit.checkpoints.source import Source
 from fusionkit.fusion.bert import BERT_LAYER
 
@@ -92,7 +77,7 @@ def plan(
     """
     is_swin = source.has("vit_model.patch_embed.")
     data = IMAGENET if is_swin else {}
-    found = heads_of(source, HEADS)
+    found = runs.heads_of(source, HEADS)
     heads = found or {"itm": ""}
     tasks = {task: task_config(task, source, name) for task, name in heads.items()}
     words = text_config(text, text["num_hidden_layers"])
@@ -101,8 +86,10 @@ def plan(
     return Plan(
         family="meter",
         release="github.com/zdou0830/METER",
-        groups=groups_of(list(heads)),
-        config=run_of(list(heads), text["max_position_embeddings"] - first, image_size=image_size, fit="crop", **data)
+        groups=runs.groups_of(list(heads)),
+        config=runs.run_of(
+            list(heads), text["max_position_embeddings"] - first, image_size=image_size, fit="crop", **data
+        )
         | {
             "name": "meter",
             "image_encoder": swin_tower(swin, image_size)
@@ -116,11 +103,11 @@ def plan(
             *(swin_keys(swin["depths"], "vit_model.") if is_swin else clip_keys(image)),
             *keys_of(text, fusion),
         ],
-        left_out=LEFT_OUT | swin_buffers("vit_model.") | before_ranking(source, r"itm_score\."),
-        added=NO_CONTRAST if found else NO_HEAD,
+        left_out=LEFT_OUT | swin_buffers("vit_model.") | runs.before_ranking(source, r"itm_score\."),
+        added=runs.NO_CONTRAST if found else runs.NO_HEAD,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "vqa_classifier.3.weight") if "vqa" in heads else 0),
+        answers=runs.answers_of(source, answers, runs.rows(source, "vqa_classifier.3.weight") if "vqa" in heads else 0),
         tokenizer="roberta-base" if text["model_type"] == "roberta" else "bert-base-uncased",
     )
 
@@ -130,7 +117,7 @@ def keys_of(text: Mapping[str, Any], fusion: Mapping[str, Any]) -> list[Key]:
     streams = [
         key
         for stream in ("text", "image")
-        for key in layers(
+        for key in runs.layers(
             CROSS_LAYER,
             fusion["num_hidden_layers"],
             f"cross_modal_{stream}_layers.{{}}.",
@@ -138,10 +125,10 @@ def keys_of(text: Mapping[str, Any], fusion: Mapping[str, Any]) -> list[Key]:
         )
     ]
     return [
-        *renamed(NAMES),
-        *OWN_WORD_HEAD,
-        RANKING,
-        Key(TYPES, "model.fusion.entry.types", change=repeated),
+        *runs.renamed(NAMES),
+        *runs.OWN_WORD_HEAD,
+        runs.RANKING,
+        Key(TYPES, "model.fusion.entry.types", change=runs.repeated),
         *text_encoder("text_transformer.", "model.text_encoder.", text["num_hidden_layers"]),
         *streams,
     ]
@@ -158,8 +145,10 @@ def clip_keys(image: Mapping[str, Any]) -> list[Key]:
     return [
         Key(f"{theirs}class_embedding", f"{ours}cls_token", change=reshaped),
         Key(f"{theirs}positional_embedding", f"{ours}pos_embed", change=resize_table),
-        *renamed(CLIP_TOWER, theirs, ours),
-        *layers(CLIP_BLOCK, image["num_hidden_layers"], f"{theirs}transformer.resblocks.{{}}.", f"{ours}blocks.{{}}."),
+        *runs.renamed(CLIP_TOWER, theirs, ours),
+        *runs.layers(
+            CLIP_BLOCK, image["num_hidden_layers"], f"{theirs}transformer.resblocks.{{}}.", f"{ours}blocks.{{}}."
+        ),
     ]
 
 
@@ -187,4 +176,4 @@ def task_config(task: str, source: Source, beginning: str) -> dict[str, Any]:
     """What lies over the configuration of a task."""
     if task in ("itm", "mlm"):
         return {"tied": False} if task == "mlm" else {}
-    return classifier("norm_gelu", source, beginning)
+    return runs.classifier("norm_gelu", source, beginning)

@@ -10,33 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.families.bert import POSITION_IDS, lm_head, text_config
-from fusionkit.checkpoints.runs import (
-    EMBEDDINGS,
-    NO_CONTRAST,
-    NO_HEAD,
-    RANKING,
-    activation,
-    answers_of,
-    before_ranking,
-    classifier,
-    groups_of,
-    heads_of,
-    image_types,
-    layers,
-    renamed,
-    repeated,
-    rows,
-    run_of,
-)
+from fusionkit.checkpoints.runs import image_types
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError
 from fusionkit.fusion.bert import BERT_LAYER
 
 TYPES = "uniter.embeddings.token_type_embeddings.weight"
 NAMES: dict[str, str | tuple[str, ...]] = {  # theirs: ours
-    "uniter.embeddings.": EMBEDDINGS,
+    "uniter.embeddings.": runs.EMBEDDINGS,
     "uniter.img_embeddings.img_linear.": "model.image_encoder.project.",
     "uniter.img_embeddings.img_layer_norm.": "model.image_encoder.norm_features.",
     "uniter.img_embeddings.pos_linear.": "model.image_encoder.place.",
@@ -91,12 +75,17 @@ def plan(
 
     ``start`` nlvr2: with a second type of image, as its fine-tuning begins.
     """
-    tasks = {task: task_config(task, source, bert, itm_ot_lambda) for task in heads_of(source, HEADS)}
-    keys = [*renamed(NAMES), RANKING, *network_keys(bert), *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")]
+    tasks = {task: task_config(task, source, bert, itm_ot_lambda) for task in runs.heads_of(source, HEADS)}
+    keys = [
+        *runs.renamed(NAMES),
+        runs.RANKING,
+        *network_keys(bert),
+        *lm_head("cls.", "tasks.mlm.head.", "model.text_encoder."),
+    ]
     if source.has("vqa_output."):
-        outputs = rows(source, "vqa_output.3.weight")
+        outputs = runs.rows(source, "vqa_output.3.weight")
         task = "entailment" if outputs == len(CLASSES["entailment"]) and answers is None else "vqa"
-        tasks[task] = classifier("gelu_norm", source, "vqa_output.", eps=bert["layer_norm_eps"])
+        tasks[task] = runs.classifier("gelu_norm", source, "vqa_output.", eps=bert["layer_norm_eps"])
         keys += [Key("vqa_output.", f"tasks.{task}.head.")]
     if source.has("nlvr2_output.") and "nlvr2_paired" not in tasks:
         require_pair(source, bert["hidden_size"])
@@ -109,8 +98,8 @@ def plan(
     return Plan(
         family="uniter",
         release="github.com/ChenRocks/UNITER",
-        groups=groups_of(list(tasks)),
-        config=run_of(list(tasks), bert["max_position_embeddings"], is_of_regions=True)
+        groups=runs.groups_of(list(tasks)),
+        config=runs.run_of(list(tasks), bert["max_position_embeddings"], is_of_regions=True)
         | {
             "name": "uniter",
             "image_encoder": {
@@ -126,11 +115,11 @@ def plan(
             "task": tasks,
         },
         keys=keys,
-        left_out=POSITION_IDS | before_ranking(source, r"itm_output\.") | ({} if "mrm" in tasks else HIDING),
-        added=NO_HEAD if is_bare else NO_CONTRAST,
+        left_out=POSITION_IDS | runs.before_ranking(source, r"itm_output\.") | ({} if "mrm" in tasks else HIDING),
+        added=runs.NO_HEAD if is_bare else runs.NO_CONTRAST,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "vqa_output.3.weight") if "vqa" in tasks else 0),
+        answers=runs.answers_of(source, answers, runs.rows(source, "vqa_output.3.weight") if "vqa" in tasks else 0),
         tokenizer="bert-base-cased",
     )
 
@@ -148,10 +137,10 @@ def network_keys(bert: Mapping[str, Any]) -> list[Key]:
     """Types, of which the first is the words', layers, and the paired attention."""
     sides = {"attn1.": "tasks.nlvr2_paired.head.left.", "attn2.": "tasks.nlvr2_paired.head.right."}
     return [
-        Key(TYPES, f"{EMBEDDINGS}token_type_embeddings.weight", change=first_rows),
+        Key(TYPES, f"{runs.EMBEDDINGS}token_type_embeddings.weight", change=first_rows),
         Key(TYPES, "model.fusion.entry.types", change=other_rows),
-        *layers(LAYER, bert["num_hidden_layers"], "uniter.encoder.layer.{}.", "model.fusion.blocks.{}."),
-        *(key for theirs, ours in sides.items() for key in renamed(PAIRED, theirs, ours)),
+        *runs.layers(LAYER, bert["num_hidden_layers"], "uniter.encoder.layer.{}.", "model.fusion.blocks.{}."),
+        *(key for theirs, ours in sides.items() for key in runs.renamed(PAIRED, theirs, ours)),
     ]
 
 
@@ -162,7 +151,7 @@ def first_rows(table: Tensor, shape: torch.Size) -> Tensor:
 
 def other_rows(table: Tensor, shape: torch.Size) -> Tensor:
     """(T - 1, D): the types of images."""
-    return repeated(table[1:], shape)
+    return runs.repeated(table[1:], shape)
 
 
 def last_row(table: Tensor, shape: torch.Size) -> Tensor:
@@ -183,7 +172,7 @@ def single_stream(bert: Mapping[str, Any], image_types: int) -> dict[str, Any]:
             "_partial_": True,
             "eps": bert["layer_norm_eps"],
             "intermediate_size": bert["intermediate_size"],
-            **activation(bert["hidden_act"]),
+            **runs.activation(bert["hidden_act"]),
         },
         "norm_eps": None,
         "entry": {
@@ -203,11 +192,11 @@ def task_config(task: str, source: Source, bert: Mapping[str, Any], itm_ot_lambd
     if task == "itm":
         return {"alignment": alignment if source.has("feat_regress.") else None}
     if task == "mrm":
-        return {"num_classes": rows(source, "region_classifier.net.3.weight"), "eps": bert["layer_norm_eps"]}
+        return {"num_classes": runs.rows(source, "region_classifier.net.3.weight"), "eps": bert["layer_norm_eps"]}
     if task == "mlm":
-        return {"eps": bert["layer_norm_eps"], **activation(bert["hidden_act"])}
+        return {"eps": bert["layer_norm_eps"], **runs.activation(bert["hidden_act"])}
     if task == "nlvr2_paired":
         return {"num_heads": bert["num_attention_heads"]}
     if task == "grounding_regions" and source.has("re_output.0."):
-        return classifier("gelu_norm", source, "re_output.", eps=bert["layer_norm_eps"])
+        return runs.classifier("gelu_norm", source, "re_output.", eps=bert["layer_norm_eps"])
     return {}

@@ -6,31 +6,11 @@ Checkpoints of github.com/dandelin/ViLT, and the folders that transformers' Vilt
 from collections.abc import Mapping
 from typing import Any
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.classes import named_classes
 from fusionkit.checkpoints.families.bert import POSITION_IDS, text_config, word_head
-from fusionkit.checkpoints.runs import (
-    EMBEDDINGS,
-    NO_CONTRAST,
-    NO_HEAD,
-    OWN_WORD_HEAD,
-    RANKING,
-    WORDS,
-    activation,
-    answers_of,
-    before_ranking,
-    classifier,
-    groups_of,
-    heads_of,
-    image_types,
-    layers,
-    of_class,
-    renamed,
-    repeated,
-    rows,
-    run_of,
-    sizes_of,
-)
+from fusionkit.checkpoints.runs import image_types
 from fusionkit.checkpoints.source import Source
 
 TYPES = (  # of the modalities: where they stand, in the release, in a saved bare model, and in one with a head
@@ -39,7 +19,7 @@ TYPES = (  # of the modalities: where they stand, in the release, in a saved bar
     "vilt.embeddings.token_type_embeddings.weight",
 )
 NAMES = {  # theirs: ours
-    "text_embeddings.": EMBEDDINGS,
+    "text_embeddings.": runs.EMBEDDINGS,
     "transformer.cls_token": "model.image_encoder.class_token",
     "transformer.pos_embed": "model.image_encoder.positions",
     "transformer.patch_embed.proj.": "model.image_encoder.patches.",
@@ -61,7 +41,7 @@ HEADS = {"itm": "itm_score.", "mlm": "mlm_score.", "vqa": "vqa_classifier.", "nl
 CLASSES = {"itm": ("mismatch", "match"), "nlvr2": ("False", "True")}  # vilt/modules/objectives.py, write_nlvr2.py
 
 TRANSFORMERS_NAMES = {
-    "embeddings.text_embeddings.": EMBEDDINGS,
+    "embeddings.text_embeddings.": runs.EMBEDDINGS,
     "embeddings.cls_token": "model.image_encoder.class_token",
     "embeddings.position_embeddings": "model.image_encoder.positions",
     "embeddings.patch_embeddings.projection.": "model.image_encoder.patches.",
@@ -99,16 +79,16 @@ def plan(
     """
     types = next(filter(source.state.__contains__, TYPES), TYPES[0])
     is_saved = source.config is not None  # by transformers: one epsilon for all norms, and a tied MLM decoder
-    sizes = sizes_of(sizes, source)
+    sizes = runs.sizes_of(sizes, source)
     text_eps = sizes["layer_norm_eps"] if is_saved else sizes["text_layer_norm_eps"]
     keys, heads = saved_keys(source, sizes) if is_saved else keys_of(source, sizes)
-    words = {"tied": is_saved, "eps": text_eps, **activation(sizes["hidden_act"])}
+    words = {"tied": is_saved, "eps": text_eps, **runs.activation(sizes["hidden_act"])}
     tasks = {name: task_config(name, source, beginning, words) for name, beginning in heads.items()}
     return Plan(
         family="vilt",
         release="transformers' ViLT" if is_saved else "github.com/dandelin/ViLT",
-        groups=groups_of(list(tasks)),
-        config=run_of(list(tasks), sizes["max_position_embeddings"], **reading(sizes))
+        groups=runs.groups_of(list(tasks)),
+        config=runs.run_of(list(tasks), sizes["max_position_embeddings"], **reading(sizes))
         | {
             "name": "vilt",
             "image_encoder": {"_target_": "fusionkit.encoders.patches.PatchEncoder"}
@@ -118,12 +98,12 @@ def plan(
             "fusion": fusion_config(sizes, image_types=image_types(source, types, start)),
             "task": tasks,
         },
-        keys=[Key(types, "model.fusion.entry.types", change=repeated), *keys],
-        left_out=LEFT_OUT | before_ranking(source, r"itm_score\."),
-        added=NO_CONTRAST if any(heads.values()) or source.has(RANKING.theirs) else NO_HEAD,
+        keys=[Key(types, "model.fusion.entry.types", change=runs.repeated), *keys],
+        left_out=LEFT_OUT | runs.before_ranking(source, r"itm_score\."),
+        added=runs.NO_CONTRAST if any(heads.values()) or source.has(runs.RANKING.theirs) else runs.NO_HEAD,
         classes=CLASSES | ({"nlvr2": named_classes(source, "nlvr2", CLASSES["nlvr2"])} if "nlvr2" in heads else {}),
         ids=ids,
-        answers=answers_of(source, answers, rows(source, f"{heads['vqa']}3.weight") if "vqa" in heads else 0),
+        answers=runs.answers_of(source, answers, runs.rows(source, f"{heads['vqa']}3.weight") if "vqa" in heads else 0),
     )
 
 
@@ -135,19 +115,23 @@ def reading(sizes: Mapping[str, Any]) -> dict[str, Any]:
 
 def keys_of(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
     """The names of the original release, and the heads that are there: task and beginning of its names."""
-    blocks = layers(BLOCK, sizes["num_hidden_layers"], "transformer.blocks.{}.", "model.fusion.blocks.{}.")
-    heads = heads_of(source, HEADS)
-    return [*renamed(NAMES), *OWN_WORD_HEAD, RANKING, *blocks], heads or {"itm": ""}
+    blocks = runs.layers(BLOCK, sizes["num_hidden_layers"], "transformer.blocks.{}.", "model.fusion.blocks.{}.")
+    heads = runs.heads_of(source, HEADS)
+    return [*runs.renamed(NAMES), *runs.OWN_WORD_HEAD, runs.RANKING, *blocks], heads or {"itm": ""}
 
 
 def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dict[str, str]]:
     """The same for a folder that transformers saved."""
-    task, head = of_class(source, TRANSFORMERS_HEADS)
+    task, head = runs.of_class(source, TRANSFORMERS_HEADS)
     prefix = "vilt." if source.has("vilt.") else ""
     places = f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."
-    blocks = layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
-    heads = [Key("classifier.", f"tasks.{task}.head."), RANKING, *word_head("mlm_score.", "tasks.mlm.head.", WORDS)]
-    return renamed(TRANSFORMERS_NAMES, prefix) + blocks + heads, {task: head}
+    blocks = runs.layers(TRANSFORMERS_BLOCK, sizes["num_hidden_layers"], *places)
+    heads = [
+        Key("classifier.", f"tasks.{task}.head."),
+        runs.RANKING,
+        *word_head("mlm_score.", "tasks.mlm.head.", runs.WORDS),
+    ]
+    return runs.renamed(TRANSFORMERS_NAMES, prefix) + blocks + heads, {task: head}
 
 
 def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
@@ -164,7 +148,7 @@ def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
             "_partial_": True,
             "eps": sizes["layer_norm_eps"],
             "intermediate_size": sizes["intermediate_size"],
-            **activation(sizes["hidden_act"]),
+            **runs.activation(sizes["hidden_act"]),
         },
         "norm_eps": sizes["layer_norm_eps"],
         "entry": {
@@ -180,7 +164,7 @@ def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
 def task_config(task: str, source: Source, beginning: str, words: Mapping[str, Any]) -> dict[str, Any]:
     """What lies over the configuration of a task; ``words`` over that of masked language modelling."""
     if task in ("vqa", "nlvr2"):
-        return classifier("norm_gelu", source, beginning)
+        return runs.classifier("norm_gelu", source, beginning)
     if task == "itm" and source.config is None:  # word-patch alignment, of the original release's pre-training
         return {"alignment": {"_target_": "fusionkit.tasks.alignment.Alignment", "weight": 0.1, "image_prefix": 1}}
     return dict(words) if task == "mlm" else {}

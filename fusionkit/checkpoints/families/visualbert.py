@@ -11,23 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.families.bert import POSITION_IDS, lm_head, text_config
 from fusionkit.checkpoints.families.uniter import LAYER, single_stream
-from fusionkit.checkpoints.runs import (
-    EMBEDDINGS,
-    NO_CONTRAST,
-    NO_HEAD,
-    activation,
-    answers_of,
-    groups_of,
-    layers,
-    of_class,
-    renamed,
-    rows,
-    run_of,
-    sizes_of,
-)
 from fusionkit.checkpoints.source import Source
 
 TASKS = {  # by class
@@ -42,19 +29,21 @@ POOLER = {r"visual_bert\.pooler\..*": "question answering reads the state before
 
 def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answers: str | None = None) -> Plan:
     """What a folder of VisualBERT is, by the class that it names; ``sizes`` by transformers' names."""
-    sizes = sizes_of(sizes, source)
-    tasks = of_class(source, TASKS)
+    sizes = runs.sizes_of(sizes, source)
+    tasks = runs.of_class(source, TASKS)
     is_vqa, is_bare = "vqa" in tasks, not source.has("visual_bert.")
     fusion = single_stream(sizes, image_types=1)
     if is_vqa:
         fusion["pool"]["_target_"] = "fusionkit.fusion.pooling.LastWord"
-    mlm = activation(sizes["hidden_act"]) | {"eps": sizes["layer_norm_eps"]}
+    mlm = runs.activation(sizes["hidden_act"]) | {"eps": sizes["layer_norm_eps"]}
     head = {"_target_": "torch.nn.Linear", "_partial_": True}
     return Plan(
         family="visualbert",
         release="transformers' VisualBERT",
-        groups=groups_of(tasks),
-        config=run_of(tasks, sizes["max_position_embeddings"], is_of_regions=True, clean=QUESTIONS if is_vqa else None)
+        groups=runs.groups_of(tasks),
+        config=runs.run_of(
+            tasks, sizes["max_position_embeddings"], is_of_regions=True, clean=QUESTIONS if is_vqa else None
+        )
         | {
             "name": "visualbert",
             "image_encoder": {
@@ -71,10 +60,10 @@ def plan(source: Source, sizes: Mapping[str, Any], ids: Mapping[str, int], answe
         },
         keys=keys_of(sizes, "" if is_bare else "visual_bert.", is_vqa),
         left_out=POSITION_IDS | (POOLER if is_vqa else {}),
-        added=NO_HEAD if is_bare else NO_CONTRAST,
+        added=runs.NO_HEAD if is_bare else runs.NO_CONTRAST,
         classes=CLASSES,
         ids=ids,
-        answers=answers_of(source, answers, rows(source, "cls.weight") if is_vqa else 0),
+        answers=runs.answers_of(source, answers, runs.rows(source, "cls.weight") if is_vqa else 0),
     )
 
 
@@ -84,16 +73,16 @@ def keys_of(sizes: Mapping[str, Any], prefix: str, is_vqa: bool) -> list[Key]:
     of_regions = partial(type_of_regions, position=sizes["type_vocab_size"])
     heads = {"cls.": "tasks.vqa.head."} if is_vqa else {"cls.seq_relationship.": "tasks.itm.head."}
     return [
-        Key(embeddings, EMBEDDINGS),
-        Key(f"{embeddings}LayerNorm.", f"{EMBEDDINGS}LayerNorm."),
+        Key(embeddings, runs.EMBEDDINGS),
+        Key(f"{embeddings}LayerNorm.", f"{runs.EMBEDDINGS}LayerNorm."),
         Key(f"{embeddings}LayerNorm.", "model.fusion.entry.norm."),
         Key(f"{embeddings}visual_token_type_embeddings.weight", types, part=0, change=of_regions),
         Key(f"{embeddings}visual_position_embeddings.weight", types, part=1, change=of_regions),
         Key(f"{embeddings}visual_projection.", "model.image_encoder.project."),
-        *layers(LAYER, sizes["num_hidden_layers"], f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."),
+        *runs.layers(LAYER, sizes["num_hidden_layers"], f"{prefix}encoder.layer.{{}}.", "model.fusion.blocks.{}."),
         Key(f"{prefix}pooler.dense.", "model.fusion.pool.dense.0."),
         *([] if is_vqa else lm_head("cls.", "tasks.mlm.head.", "model.text_encoder.")),
-        *renamed(heads),
+        *runs.renamed(heads),
     ]
 
 

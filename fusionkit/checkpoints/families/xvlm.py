@@ -7,6 +7,7 @@ which one it is shows in its parts.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, reshaped
 from fusionkit.checkpoints.families.albef import shared_pairs
 from fusionkit.checkpoints.families.bert import (
@@ -21,7 +22,6 @@ from fusionkit.checkpoints.families.bert import (
 )
 from fusionkit.checkpoints.families.clip import block_keys, image_tower, resize_table
 from fusionkit.checkpoints.families.swin import swin_buffers, swin_keys, swin_sizes
-from fusionkit.checkpoints.runs import CLEAN, groups_of, listed_answers, no_contrast, run_of
 from fusionkit.checkpoints.source import Source
 
 Sizes = Mapping[str, Any]
@@ -68,8 +68,8 @@ def plan(
     return Plan(
         family="xvlm",
         release="github.com/zengyan-97/X-VLM",
-        groups=groups_of(tasks),
-        config=run_of(tasks, bert["max_position_embeddings"], clean=CLEAN, image_size=image_size)
+        groups=runs.groups_of(tasks),
+        config=runs.run_of(tasks, bert["max_position_embeddings"], clean=runs.CLEAN, image_size=image_size)
         | {
             "name": "xvlm",
             "image_encoder": clip_config(clip, image_size, patch_size) if is_clip else swin_tower,
@@ -88,10 +88,10 @@ def plan(
             *head_keys(tasks, upper),
         ],
         left_out=POSITION_IDS | swin_buffers("vision_encoder."),
-        added={} if "itc" in tasks else no_contrast("model"),
+        added={} if "itc" in tasks else runs.no_contrast("model"),
         classes=CLASSES,
         ids=ids,
-        answers=listed_answers(source, answers, can_say="vqa_decoder" in tasks),
+        answers=runs.listed_answers(source, answers, can_say="vqa_decoder" in tasks),
     )
 
 
