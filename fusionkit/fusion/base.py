@@ -52,6 +52,14 @@ class SupportsExtend(Protocol):
         ...
 
 
+class LentLayers(Protocol):
+    """What a decoder has of its own where it borrows the rest of a fusion (BLIP): a module, with parameters of its own."""
+
+    def within(self, fusion: Fusion) -> Fusion:
+        """The fusion with these parts in place of its own."""
+        ...
+
+
 @runtime_checkable
 class SupportsUnimodal(Protocol):
     """A fusion whose layers also read a text that sees no image (BLIP)."""

@@ -1,15 +1,15 @@
 """Two streams into each of whose layers the states of both encoders are led by a bridge (BridgeTower)."""
 
 from collections.abc import Callable, Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.co_attention import ImageSide, SelfThenCross
-from fusionkit.fusion.input_projection import TypedProjection
+from fusionkit.fusion.input_projection import InputProjection, TypedProjection
 from fusionkit.fusion.layers import Attention, Grouping, stack
-from fusionkit.fusion.pooling import DenseBoth, Streams
+from fusionkit.fusion.pooling import DenseBoth, Pooling, Streams
 from fusionkit.types import Fused, Tokens
 
 
@@ -43,22 +43,22 @@ class Bridge(nn.Module):
         bridge_eps: float = 1e-5,
         bridged: int = 1,
         block: Callable[..., nn.Module] = SelfThenCross,
-        entry: Callable[..., Any] = TypedProjection,
-        pool: Callable[..., Any] = DenseBoth,
+        entry: Callable[..., InputProjection] = TypedProjection,
+        pool: Callable[..., Pooling] = DenseBoth,
     ) -> None:
         super().__init__()
         if bridged not in (1, num_layers):
             raise ConfigError(f"fusion.bridged is {bridged}; give 1, or as many as fusion.num_layers, {num_layers}")
         self.bridged = bridged
         self.hidden_size = size = hidden_size or text_size // bridged
-        self.entry: Any = entry(image_size // bridged, text_size // bridged, size)
-        self.image_types: int = self.entry.image_types
+        self.entry = entry(image_size // bridged, text_size // bridged, size)
+        self.image_types = self.entry.image_types
         width = intermediate_size or 4 * size
         self.layers = stack(num_layers, lambda _: block(size, num_heads, width, dropout, eps))
         self.text_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
         self.image_norms = nn.ModuleList(nn.LayerNorm(size, eps=bridge_eps) for _ in range(num_layers))
-        self.pool: Any = pool(size)
-        self.pooled_size: int = self.pool.size
+        self.pool = pool(size)
+        self.pooled_size = self.pool.size
 
     def prepare(self, image: Tokens, place: int = 0) -> BridgedImage:
         led = [self.entry.image(image._replace(embeds=part), place).embeds for part in self._parts(image.embeds)]
@@ -94,6 +94,6 @@ class Bridge(nn.Module):
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last layer's streams end in what is read of them."""
         if "pooled" not in needs:
-            self.pool.requires_grad_(False)
+            self.get_submodule("pool").requires_grad_(False)
         for stream in {"text", "image"} - needs - (self.pool.reads if "pooled" in needs else set()):
             getattr(self.layers[-1], stream).requires_grad_(False)

@@ -1,15 +1,15 @@
 """Two streams that attend to each other's previous state (METER, LXMERT)."""
 
 from collections.abc import Callable, Set
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
-from fusionkit.fusion.input_projection import TypedProjection
+from fusionkit.fusion.input_projection import InputProjection, TypedProjection
 from fusionkit.fusion.layers import Attention, Grouping, KeyValue, seen_by_image, stack
-from fusionkit.fusion.pooling import DenseBoth, Streams
+from fusionkit.fusion.pooling import DenseBoth, Pooling, Streams
 from fusionkit.types import Fused, Tokens
 
 
@@ -114,17 +114,17 @@ class CoAttention(nn.Module):
         dropout: float = 0.1,
         eps: float = 1e-5,
         block: Callable[..., nn.Module] = SelfThenCross,
-        entry: Callable[..., Any] = TypedProjection,
-        pool: Callable[..., Any] = DenseBoth,
+        entry: Callable[..., InputProjection] = TypedProjection,
+        pool: Callable[..., Pooling] = DenseBoth,
     ) -> None:
         super().__init__()
         self.hidden_size = size = hidden_size or text_size
-        self.entry: Any = entry(image_size, text_size, size)
-        self.image_types: int = self.entry.image_types
+        self.entry = entry(image_size, text_size, size)
+        self.image_types = self.entry.image_types
         width = intermediate_size or 4 * size
         self.layers = stack(num_layers, lambda _: block(size, num_heads, width, dropout, eps))
-        self.pool: Any = pool(size)
-        self.pooled_size: int = self.pool.size
+        self.pool = pool(size)
+        self.pooled_size = self.pool.size
 
     def prepare(self, image: Tokens, place: int = 0) -> ImageSide:
         entered = self.entry.image(image, place)
@@ -149,6 +149,6 @@ class CoAttention(nn.Module):
     def freeze_unused(self, needs: Set[str]) -> None:
         """The last layer's streams end in what is read of them."""
         if "pooled" not in needs:
-            self.pool.requires_grad_(False)
+            self.get_submodule("pool").requires_grad_(False)
         for stream in {"text", "image"} - needs - (self.pool.reads if "pooled" in needs else set()):
             getattr(self.layers[-1], stream).requires_grad_(False)

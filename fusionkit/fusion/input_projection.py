@@ -1,18 +1,31 @@
-"""How the tokens of both modalities enter a fusion: each mapped its own way, and told apart by type embeddings.
-
-An entry is built as ``entry(image_size, text_size, hidden_size)`` and has two methods: ``text(embeds)``, and
-``image(tokens, place)`` with place 1 for the second of two images (NLVR2), which ``image_types=2`` gives an embedding of its own.
-``own_tokens`` is how many tokens it puts before an image's.
-"""
+"""How the tokens of both modalities enter a fusion: each mapped its own way, and told apart by type embeddings."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.types import Tokens
+
+
+class InputProjection(Protocol):
+    """Built as ``entry(image_size, text_size, hidden_size)``."""
+
+    image_types: int
+    """2 gives the second of two images an embedding of its own (NLVR2)."""
+    own_tokens: int
+    """How many tokens it puts before an image's."""
+
+    def text(self, embeds: Tensor) -> Tensor:
+        """(T, L, text_size) -> (T, L, hidden_size)."""
+        ...
+
+    def image(self, tokens: Tokens, place: int = 0) -> Tokens:
+        """Tokens (I, N, image_size) -> (I, own_tokens + N, hidden_size); ``place`` 1 for second images."""
+        ...
 
 
 def unchanged(size: int, hidden_size: int) -> nn.Module:

@@ -1,14 +1,13 @@
 """One stream: text and image tokens side by side in one transformer (UNITER, ViLT, VisualBERT)."""
 
 from collections.abc import Callable, Sequence, Set
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fusionkit.fusion.input_projection import NORMED
+from fusionkit.fusion.input_projection import NORMED, InputProjection
 from fusionkit.fusion.layers import Attention, KeyValue, PreNormBlock, stack
-from fusionkit.fusion.pooling import FirstText, Streams
+from fusionkit.fusion.pooling import FirstText, Pooling, Streams
 from fusionkit.types import Fused, Tokens
 
 
@@ -52,21 +51,20 @@ class MergedAttention(nn.Module):
         dropout: float = 0.1,
         block: Callable[..., nn.Module] = PreNormBlock,
         norm_eps: float | None = 1e-5,
-        entry: Callable[..., Any] = NORMED,
-        pool: Callable[..., Any] = FirstText,
+        entry: Callable[..., InputProjection] = NORMED,
+        pool: Callable[..., Pooling] = FirstText,
     ) -> None:
         super().__init__()
         self.hidden_size = size = hidden_size or text_size
-        self.entry: Any = entry(image_size, text_size, size)
-        self.image_types: int = self.entry.image_types
+        self.entry = entry(image_size, text_size, size)
+        self.image_types = self.entry.image_types
         self.blocks = stack(num_layers, lambda _: block(size, num_heads, dropout))
         self.norm = nn.Identity() if norm_eps is None else nn.LayerNorm(size, eps=norm_eps)
-        self.pool: Any = pool(size)
-        self.pooled_size: int = self.pool.size
+        self.pool = pool(size)
+        self.pooled_size = self.pool.size
 
     def prepare(self, image: Tokens, place: int = 0) -> Tokens:
-        entered: Tokens = self.entry.image(image, place)
-        return entered
+        return self.entry.image(image, place)
 
     def forward(self, memory: Tokens, text: Tokens, image_index: Tensor) -> Fused:
         assert text.mask is not None
@@ -83,7 +81,7 @@ class MergedAttention(nn.Module):
     def freeze_unused(self, needs: Set[str]) -> None:
         """The pooling serves the pooled vector alone."""
         if "pooled" not in needs:
-            self.pool.requires_grad_(False)
+            self.get_submodule("pool").requires_grad_(False)
 
     def extend(
         self, memory: Tokens, text: Tokens, image_index: Tensor, past: list[KeyValue] | None

@@ -58,6 +58,10 @@ class Borrowed:
 
     def __init__(self, own: SelfAttentionLayers, fusion: CrossAttention) -> None:
         self.own, self.fusion = own, fusion
+        self.hidden_size, self.pooled_size, self.provides = fusion.hidden_size, fusion.pooled_size, fusion.provides
+
+    def prepare(self, image: Tokens) -> list[KeyValue]:
+        return self.fusion.prepare(image)
 
     def __call__(self, memory: list[KeyValue], text: Tokens, image_index: Tensor) -> Fused:
         states, _ = self.extend(memory, text, image_index, None)

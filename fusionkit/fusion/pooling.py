@@ -1,6 +1,6 @@
-"""One vector for a fused pair: a pooling is built as ``pool(hidden_size)``, has a ``size`` and names the streams it ``reads``."""
+"""One vector for a fused pair."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,19 @@ class Streams(NamedTuple):
     image: Tensor  # (P, N, D)
     text_mask: Tensor  # (P, L) or (P, L, L)
     image_mask: Tensor | None  # (P, N)
+
+
+class Pooling(Protocol):
+    """Built as ``pool(hidden_size)``."""
+
+    size: int
+    """Width of the vector."""
+    reads: frozenset[str]
+    """The streams it reads, of {"text", "image"}."""
+
+    def __call__(self, fused: Streams) -> Tensor:
+        """(P, size)."""
+        ...
 
 
 class FirstText(nn.Module):

@@ -133,7 +133,12 @@ class Queue(Pool):
         joined: list[Any] = []
         for name, (tokens, feats, keys) in parts.items():
             self._require_shape(name, tokens, feats)
-            joined += [_joined(tokens, self._tokens(name)), *self._with_queue(name, feats, keys)]
+            queued = Tokens(*(self.get_buffer(f"{name}_{part}") for part in ("embeds", "mask", "pooled")))
+            joined += [
+                _joined(tokens, queued),
+                torch.cat([feats, self.get_buffer(f"{name}_feats")]),
+                torch.cat([keys, self.get_buffer(f"{name}_keys")]),
+            ]
         if self.training:
             for name, (tokens, feats, keys) in parts.items():
                 self._push(name, tokens, feats, keys)
@@ -143,25 +148,12 @@ class Queue(Pool):
     def partners(self, images: int, ranks: int) -> int:
         return images - 1 + len(self.get_buffer("image_keys"))
 
-    def _tokens(self, name: str) -> Tokens:
-        get = self.get_buffer
-        return Tokens(get(f"{name}_embeds"), get(f"{name}_mask"), get(f"{name}_pooled"))
-
-    def _with_queue(self, name: str, feats: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.cat([feats, self.get_buffer(f"{name}_feats")]), torch.cat([keys, self.get_buffer(f"{name}_keys")])
-
-    @torch.no_grad()
     def _push(self, name: str, tokens: Tokens, feats: Tensor, keys: Tensor) -> None:
         """Append the rows of all ranks, overwriting the oldest, so that each has the same queue; none if one is not finite."""
         values = {"embeds": tokens.embeds, "mask": _mask(tokens), "pooled": tokens.pooled, "feats": feats, "keys": keys}
-        size, pointer = len(self.get_buffer(f"{name}_keys")), self.get_buffer(f"{name}_pointer")
-        rows = {key: gather(value)[-size:] for key, value in values.items()}
-        is_finite = torch.stack([part.isfinite().all() for part in rows.values()]).all()
-        places = (pointer + torch.arange(len(rows["keys"]), device=pointer.device)) % size
-        for key, part in rows.items():
-            buffer = self.get_buffer(f"{name}_{key}")
-            buffer[places] = torch.where(is_finite, part.to(buffer.dtype), buffer[places])
-        pointer.copy_((pointer + len(places) * is_finite) % size)
+        buffers = {key: self.get_buffer(f"{name}_{key}") for key in values}
+        gathered = {key: gather(value) for key, value in values.items()}
+        overwrite_oldest(buffers, self.get_buffer(f"{name}_pointer"), gathered)
 
     def _require_shape(self, name: str, tokens: Tokens, feats: Tensor) -> None:
         found, expected = tuple(tokens.embeds.shape[1:]), self.shapes[name]
@@ -172,6 +164,19 @@ class Queue(Pool):
             )
         if feats.shape[1] != self.get_buffer(f"{name}_feats").shape[1]:
             raise ConfigError(f"negatives.pool.embed_size: the model's is {feats.shape[1]}; set it to that")
+
+
+@torch.no_grad()
+def overwrite_oldest(buffers: Mapping[str, Tensor], pointer: Tensor, rows: Mapping[str, Tensor]) -> None:
+    """Put rows (B, ...) into buffers (Q, ...) of the same names from the pointer on, and move it; none if one is not finite."""
+    size = len(next(iter(buffers.values())))
+    kept = {name: part[-size:] for name, part in rows.items()}
+    is_finite = torch.stack([part.isfinite().all() for part in kept.values()]).all()
+    count = len(next(iter(kept.values())))
+    places = (pointer + torch.arange(count, device=pointer.device)) % size
+    for name, part in kept.items():
+        buffers[name][places] = torch.where(is_finite, part.to(buffers[name].dtype), buffers[name][places])
+    pointer.copy_((pointer + count * is_finite) % size)
 
 
 def queue_ages(keys: Tensor, pushed: int) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """The distribution that wrong partners are drawn by. Imports torch only."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -152,10 +152,7 @@ def _entropy(distribution: Tensor, has_any: Tensor) -> Tensor:
 
 def _read_table(path: Path) -> dict[str, frozenset[str]]:
     content = read_json(path)
-    if not isinstance(content, dict) or not all(_are_ids(partners) for partners in content.values()):
+    is_table = isinstance(content, dict) and all(isinstance(partners, list) for partners in content.values())
+    if not is_table or not all(type(partner) in (int, str) for row in content.values() for partner in row):
         raise DataError(f"negatives.file {path}: expected json {{image id: [image ids]}}")
     return {image: frozenset(map(str, partners)) for image, partners in content.items()}
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and all(type(partner) in (int, str) for partner in value)

@@ -2,12 +2,12 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
 from fusionkit.encoders.base import SupportsFirstToken
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.base import LentLayers
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
@@ -22,7 +22,7 @@ from fusionkit.types import Dims, Encoded, TaskOutput
 class SharedDecoder(nn.Module):
     """What the decoder has for itself: self-attention and prediction head."""
 
-    def __init__(self, layers: Any, words: MaskedLMHead) -> None:
+    def __init__(self, layers: LentLayers, words: MaskedLMHead) -> None:
         super().__init__()
         self.layers, self.words = layers, words
 
@@ -42,7 +42,7 @@ class SharedCaptioning(Task[CaptionBatch]):
     def __init__(
         self,
         dims: Dims,
-        decoder: Callable[..., Any],
+        decoder: Callable[..., LentLayers],
         first_token_id: int | None = None,
         prompt: str = "",
         label_smoothing: float = 0.1,

@@ -11,11 +11,10 @@ from fusionkit.losses import contrastive_targets, soft_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import queue_ages
+from fusionkit.negatives.pool import EMPTY, overwrite_oldest
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
-
-EMPTY = torch.iinfo(torch.int64).min  # image key of a queue slot that was never filled
 
 
 class CaptionBatch(Batch):
@@ -34,15 +33,9 @@ class FeatureQueue(nn.Module):
         self.keys: Tensor
         self.pointer: Tensor
 
-    @torch.no_grad()
     def push(self, feats: Tensor, keys: Tensor) -> None:
         """Append feats (B, E) and keys (B,), overwriting the oldest; none of them where one is not finite."""
-        size = len(self.keys)
-        feats, keys, is_finite = feats[-size:], keys[-size:], feats.isfinite().all()
-        places = (self.pointer + torch.arange(len(keys), device=keys.device)) % size
-        self.feats[places] = torch.where(is_finite, feats.to(self.feats.dtype), self.feats[places])
-        self.keys[places] = torch.where(is_finite, keys, self.keys[places])
-        self.pointer.copy_((self.pointer + len(keys) * is_finite) % size)
+        overwrite_oldest({"feats": self.feats, "keys": self.keys}, self.pointer, {"feats": feats, "keys": keys})
 
 
 class ITC(Task[CaptionBatch]):
@@ -95,8 +88,9 @@ class ITC(Task[CaptionBatch]):
         if self.image_queue:
             keys = self.image_queue.keys
             metrics |= queue_ages(keys, len(images[1]) - len(keys))
-        if self.training:
-            self._enqueue(view, image_keys, text_keys)
+        if self.training and self.image_queue is not None and self.text_queue is not None:
+            self.image_queue.push(gather(view.image_feats.detach()), gather(image_keys))
+            self.text_queue.push(gather(view.text_feats[self.reads].detach()), gather(text_keys))
         assert sim_i2t is not None
         assert target_i2t is not None
         return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t, metrics)
@@ -112,11 +106,6 @@ class ITC(Task[CaptionBatch]):
             return feats, keys
         # copies: the queue moves on before the backward pass
         return torch.cat([feats, queue.feats]), torch.cat([keys, queue.keys])
-
-    def _enqueue(self, view: Encoded, image_keys: Tensor, text_keys: Tensor) -> None:
-        if self.image_queue is not None and self.text_queue is not None:
-            self.image_queue.push(gather(view.image_feats.detach()), gather(image_keys))
-            self.text_queue.push(gather(view.text_feats[self.reads].detach()), gather(text_keys))
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """One record an image and one a caption, with its features; ranking them is the evaluation's work."""
@@ -140,7 +129,11 @@ class ITC(Task[CaptionBatch]):
 
 
 def _similarity(rows: Tensor, columns: Tensor, column_keys: Tensor, temperature: Tensor) -> Tensor:
-    """Cosines (R, C) over temperature, in fp32 (bf16 moves a loss over a long queue by 1e-2); -inf for empty queue slots."""
+    """Cosines (R, C) over the temperature; -inf for empty queue slots."""
+    return scaled_cosines(rows, columns, temperature).masked_fill(column_keys == EMPTY, float("-inf"))
+
+
+def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """Cosines (R, C) of normalised features over the temperature, in fp32: bf16 moves a loss over a long queue by 1e-2."""
     with torch.autocast(rows.device.type, enabled=False):
-        similarity = at_least_fp32(rows) @ at_least_fp32(columns).T / temperature
-    return similarity.masked_fill(column_keys == EMPTY, float("-inf"))
+        return at_least_fp32(rows) @ at_least_fp32(columns).T / temperature

@@ -17,7 +17,7 @@ from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
 from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
-from fusionkit.tasks.itc import CaptionBatch
+from fusionkit.tasks.itc import CaptionBatch, scaled_cosines
 from fusionkit.tasks.metrics import Summed, means
 from fusionkit.types import Batch, Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
 
@@ -296,9 +296,3 @@ def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -
         return candidates.memory, rows
     used, places = rows.unique(return_inverse=True) if len(rows) else (rows.new_zeros(1), rows)
     return model.fusion.prepare(candidates.image.take(used)), places
-
-
-def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
-    """Cosines (R, C) of normalised features over the temperature, in fp32."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return at_least_fp32(rows) @ at_least_fp32(columns).T / temperature

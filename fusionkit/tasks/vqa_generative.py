@@ -59,7 +59,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         pairs = good_pairs(batch["questions"]["answer_scores"])
-        questions = _take(self._prompts(batch), pairs.questions)
+        questions = Prompts(*(part[pairs.questions] for part in self._prompts(batch)))
         known = self.decoding.known
         ids, mask = known.ids[pairs.answers], known.mask[pairs.answers]
         states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask, self.pad))
@@ -104,7 +104,3 @@ def followed_by(questions: Prompts, ids: Tensor, mask: Tensor, pad: int) -> Prom
         input_ids=F.pad(questions.input_ids, (0, ids.shape[1]), value=pad).scatter(1, places, ids),
         attention_mask=F.pad(questions.attention_mask, (0, ids.shape[1])).scatter(1, places, mask),
     )
-
-
-def _take(prompts: Prompts, rows: Tensor) -> Prompts:
-    return Prompts(*(part[rows] for part in prompts))

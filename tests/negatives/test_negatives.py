@@ -13,7 +13,7 @@ from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import AllRanks, HardNegatives, OfflineNegatives, Queue, RandomNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
-from tests.toys import CONF, choices, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
+from tests.toys import CONF, choices, measured, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
 
 OFFLINE = {"100": [101, 103], "101": [100]}
 
@@ -129,7 +129,7 @@ def test_every_choice_trains_matching(name, tmp_path):
         batch["image_keys"] = torch.randint(10**6, (4,))
         out = itm(model, batch, model.encode(batch, ["captions"]))
     assert out.targets.tolist() == [1] * 8 + [0] * 32
-    assert 0 < out.metrics["negatives_entropy"] < math.log(8 + 256)
+    assert 0 < measured(itm, out)["negatives_entropy"] < math.log(8 + 256)
     out.loss.backward()
     assert all(p.grad is not None for p in [*itm.parameters(), *model.image_encoder.parameters()])
     model.zero_grad()

@@ -100,7 +100,7 @@ def test_matching(vilt):
 
 def test_word_patch_alignment(vilt):
     network, _, _, io = vilt
-    alignment = task_of(network, "itm").alignment
+    alignment = task_of(network, "itm").matching.alignment
     model, labels = network.model, io["itm_labels"]
     shown = torch.where(labels.bool()[:, None, None, None], io["image"], io["false_image_0"])
     _, encoded = encode(model, io, shown, captions=text_rows(io["text_ids"], io["text_masks"]))
