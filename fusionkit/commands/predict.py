@@ -1,5 +1,7 @@
 """``fusionkit predict``: write a checkpoint's predictions, one JSON line each, without scoring them."""
 
+from dataclasses import replace
+
 from omegaconf import DictConfig
 
 from fusionkit.assembly.config_checks import check_top_level
@@ -35,7 +37,8 @@ def predict_share(config: DictConfig) -> None:
     if config.get("benchmark"):
         splits, data = benchmark_splits(config, parts)
     else:
-        splits = own_splits(parts.tasks, data, *chosen(config, parts))
+        own = own_splits(parts.tasks, data, *chosen(config, parts))
+        splits = [replace(split, stem=f"{split.source}_{split.role}") for split in own]
     for split in splits:
         predictions = predict_split(parts.model, split, data, device, options)
         notes = [f"{split.source}: {note}" for note in split.notes().values()]
