@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 CORE_TESTS := tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-oldest test-newest pin check real-small matrix wheel clean
+.PHONY: help setup quickstart test test-oldest test-newest pin check real-small matrix docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,8 +52,12 @@ check: setup ## formatting, lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_imports.py
 
-matrix: setup ## write the table of fusions and tasks into README.md
-	$(BIN)/python -m fusionkit.commands.support_matrix README.md
+matrix: setup ## write the table of fusions and tasks into docs/fusions.md
+	$(BIN)/python -m fusionkit.commands.support_matrix docs/fusions.md
+
+docs: setup ## the documentation as a site: build/site
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[docs]"
+	$(BIN)/python -m mkdocs build --quiet
 
 wheel: setup ## dist/*.whl, configuration included
 	$(BIN)/python -m build --wheel

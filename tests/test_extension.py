@@ -1,6 +1,6 @@
 """A new fusion and a new task, defined in this file, train, evaluate and predict without an edit of the package.
 
-Each is what the README asks of it: a class, and a yaml that names it, here in a folder of the user's own (``--config-dir``).
+Each is what docs/extending.md asks of it: a class, and a yaml that names it, in a folder of the user's own (``--config-dir``).
 """
 
 import json

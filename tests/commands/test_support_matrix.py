@@ -1,15 +1,15 @@
-"""The table of fusions and tasks in the README is the one that the code gives."""
+"""The table of fusions and tasks in the documentation is the one that the code gives."""
 
 from pathlib import Path
 
 from fusionkit.commands.support_matrix import matrix, write_into
 from tests.toys import choices
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/fusions.md"
 
 
-def test_the_readme_is_up_to_date() -> None:
-    text = README.read_text()
+def test_the_page_is_up_to_date() -> None:
+    text = PAGE.read_text()
     assert write_into(text) == text, "run: make matrix"
 
 
