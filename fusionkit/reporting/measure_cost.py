@@ -2,7 +2,7 @@
 
 ``python -m fusionkit.reporting.measure_cost SWEEP`` writes SWEEP/cost.json, which ``fusionkit compare`` reads. Apart from the
 training and in processor time of one thread, so that nothing it competes with is measured: the variants take turns, and
-the medians count.
+the medians count. It builds what the configurations of the runs name, as training did: give it sweeps of your own.
 """
 
 import argparse
@@ -241,7 +241,7 @@ def race(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m fusionkit.reporting.measure_cost", description="Measure what runs cost."
+        prog="python -m fusionkit.reporting.measure_cost", description="Measure what the runs of your own sweep cost."
     )
     parser.add_argument("sweep", type=Path, help="folder of the runs, SWEEP/VARIANT/SEED; its cost.json is written")
     parser.add_argument("--tasks", nargs="+", help="whose training step is measured; without it all that a run trains")
