@@ -16,6 +16,7 @@ from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.scoring.base import FunctionScorer, Scorer, as_scorer
 from fusionkit.scoring.record_schema import RecordSchema, is_anything, one_of
 from fusionkit.scoring.records import Record, merge_records
+from fusionkit.scoring.sample_scores import SampleScores
 
 LENGTH = 8  # bytes that say how many follow
 
@@ -34,6 +35,14 @@ class ScorerMetric(Metric):
         self.scorer = as_scorer(scorer, kind)
         self.seen: list[Tensor]
         self.add_state("seen", [], dist_reduce_fx="cat")  # bytes: what torchmetrics gathers are tensors
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        super().reset()
+        self.seen.append(
+            torch.zeros(0, dtype=torch.uint8, device=self.device)
+        )  # else a rank that sees nothing sends floats
 
     def update(self, records: Sequence[Record], samples: Sequence[Sample]) -> None:
         """Take the records of a batch, and the samples that they are about."""
@@ -99,6 +108,13 @@ class MetricScorer(FunctionScorer):
         for part in metric.modules():
             if isinstance(part, Metric):  # whoever scores has the records of all ranks, and may be one of them alone
                 part.distributed_available_fn = _never
+
+    def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
+        """One row a text or an image, where the metric is a mean over them."""
+        judged = super().rows(records, samples)
+        missing = len(dict(self._targets(samples)).keys() - {record.get(self.key) for record in records})
+        told = {"missing": f"{missing} without a prediction are left out, and not counted as wrong"} if missing else {}
+        return replace(judged, notes=judged.notes | told)
 
     def _schema_of(self, records: Sequence[Record], samples: Sequence[Sample]) -> RecordSchema:
         return self.schema[0]

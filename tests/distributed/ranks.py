@@ -217,6 +217,23 @@ def matching() -> dict:
     return found
 
 
+def scoring() -> dict:
+    """A scorer as a metric, of records that one rank has more of, and then of some that only the other has."""
+    from fusionkit.scoring.classification import Entailment
+    from fusionkit.training.metrics import ScorerMetric
+    from tests.training.test_metrics import answers, samples
+
+    dist.init_process_group("gloo")
+    metric, some, found = ScorerMetric(Entailment()), samples(), []
+    for owners in ((0, 0, 1, 0, 1, 0), (1,) * 6):
+        for sample in some:
+            if owners[sample.image_id] == rank():
+                metric.update([r for r in answers(some) if r["pair_id"] // 10 == sample.image_id], [sample])
+        found.append({name: value.item() for name, value in metric.compute().items()})
+        metric.reset()
+    return {"scores": found}
+
+
 def evaluating(folder: Path) -> dict:
     """A whole evaluation, of three batches, with re-ranking; the world is that of tests/inference/test_evaluate.py."""
     from tests.inference.test_evaluate import CPU, FakeData, FakeModel, all_tasks, evaluate_run
@@ -239,6 +256,7 @@ if __name__ == "__main__":
         "collectives": collectives,
         "balancing": balancing,
         "matching": matching,
+        "scoring": scoring,
         "evaluating": lambda: evaluating(folder),
         "spoilt": lambda: training(folder, config, [SpoilOneRank()], steps=5),
         "stages": lambda: training(folder, config, stages=stages),

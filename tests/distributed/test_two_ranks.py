@@ -15,6 +15,7 @@ from fusionkit.commands.processes import is_rank, start_ranks
 from fusionkit.commands.worker import run_in_ranks
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
 from fusionkit.errors import UserError
+from fusionkit.scoring.classification import Entailment
 from tests.distributed.ranks import (
     BALANCERS,
     Contrast,
@@ -27,6 +28,7 @@ from tests.distributed.ranks import (
 )
 from tests.toys import choices
 from tests.training.fakes import fake_module
+from tests.training.test_metrics import answers, samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,6 +108,13 @@ def test_negatives_of_all_ranks_are_those_of_one_process_on_the_joint_batch(run)
                     assert ranked[fusion][name] is None, name
                 else:
                     torch.testing.assert_close(ranked[fusion][name], parameter.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_a_scorer_is_a_metric_over_ranks(run):
+    some = samples()
+    expected = pytest.approx(Entailment()(answers(some), some))
+    for found in run("scoring"):
+        assert found["scores"] == [expected, expected]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Scorers as torchmetrics, and torchmetrics as scorers."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from torchmetrics.text import BLEUScore
 
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.scoring.benchmark import Published, score_predictions
 from fusionkit.scoring.bootstrap import intervals
 from fusionkit.scoring.classification import Entailment
+from fusionkit.scoring.results import published_scores
 from fusionkit.scoring.retrieval import Retrieval
 from fusionkit.scoring.sample_scores import scores_of
 from fusionkit.training.metrics import MetricScorer, ScorerMetric
@@ -200,7 +203,23 @@ def test_what_has_no_record_or_no_target_is_left_out():
     scorer = f1(metric=MulticlassAccuracy(3, average="micro"), name="accuracy")
     assert scorer([{"pair_id": 0, "label": LABELS[0]}, {"pair_id": 999, "label": LABELS[0]}], some) == {"accuracy": 1}
     assert scorer([], some) == {}
+    told = scorer.rows(answers(some)[:7], some).notes
+    assert told == {"missing": "5 without a prediction are left out, and not counted as wrong"}
+    assert scorer.rows(answers(some), some).notes == {}
     assert f1(target="age_group")(answers(some), some) == {}
+
+
+def test_of_a_benchmark():
+    some = samples()
+    scorer = f1(metric=MulticlassAccuracy(3, average="micro"), name="accuracy", scale=100)
+    benchmark = Published("toy", "how", SimpleNamespace(read=lambda split: some), ("val",), {"entailment": scorer})
+    scored = score_predictions(benchmark, answers(some), Path("p.json"), "val")
+    assert published_scores(scored.judged) == pytest.approx(
+        {"accuracy": Entailment()(answers(some), some)["entailment_accuracy"]}
+    )
+    assert scored.directions == {"accuracy": True}
+    with pytest.raises(DataError, match="one of contradiction, neutral, entailment"):
+        score_predictions(benchmark, [{**record, "label": "maybe"} for record in answers(some)], Path("p.json"), "val")
 
 
 def test_what_cannot_be_is_one_sentence():
