@@ -9,6 +9,8 @@ import re
 import pytest
 import torch
 from torch import nn
+from torchmetrics import MetricCollection
+from torchmetrics.regression import MeanAbsoluteError
 
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.cli.main import run
@@ -49,6 +51,7 @@ class CaptionLength(Task):
 
     def __init__(self, dims, scorer=None):
         super().__init__(scorer)
+        self.metrics = MetricCollection({"off_by": MeanAbsoluteError()})
         self.head = nn.Linear(dims.pooled_size, 1)
 
     def _lengths(self, model, batch, encoded):
@@ -57,7 +60,8 @@ class CaptionLength(Task):
 
     def forward(self, model, batch, encoded, teacher=None):
         lengths, targets = self._lengths(model, batch, encoded), batch["captions"]["attention_mask"].sum(1) / 10
-        return TaskOutput(nn.functional.mse_loss(lengths, targets), lengths, targets)
+        told = {"off_by": (lengths, targets), "longest": targets.max()}
+        return TaskOutput(nn.functional.mse_loss(lengths, targets), lengths, targets, told)
 
     def predict(self, model, batch, encoded):
         lengths = self._lengths(model, batch, encoded).tolist()
@@ -98,6 +102,12 @@ def write_config(folder):
         f"# @package task.caption_error\n_target_: {MODULE}.CaptionLength\n_partial_: true\n"
         f"scorer:\n  _target_: {MODULE}.LengthError\n"
     )
+    (folder / "task" / "box_error.yaml").write_text(
+        "# @package task.box_error\n_target_: fusionkit.tasks.grounding.Grounding\n_partial_: true\n"
+        "scorer:\n  _target_: fusionkit.training.metrics.MetricScorer\n  prediction: bbox\n  target: box\n  key: sent_id\n"
+        "  kind: expressions\n  name: box_error\n"
+        "  metric: {_target_: torchmetrics.regression.MeanAbsoluteError}\n"
+    )
 
 
 def assert_shown_unasked(output, page, records, capsys):
@@ -133,15 +143,26 @@ def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, caps
         "text_encoder.config.num_hidden_layers=1",
         "trainer.max_epochs=1",
         "trainer.limit_val_batches=1",
+        "trainer.log_every_n_steps=2",
         "logger=csv",
     ]
-    chosen = ["fusion=toy", "task=[itc,caption_length,caption_error]", "objectives=none", "trainer.accelerator=cpu"]
+    chosen = [
+        "fusion=toy",
+        "task=[itc,caption_length,caption_error,box_error]",
+        "objectives=none",
+        "trainer.accelerator=cpu",
+    ]
     weights = ["+objectives.shapes.itc=1", "+objectives.shapes.caption_length=0.5", f"output_dir={output}"]
-    weights += ["+objectives.shapes.caption_error=0.5"]
+    weights += ["+objectives.shapes.caption_error=0.5", "+objectives.shapes.box_error=1"]
     code = run(["train", "--config-dir", str(conf), *chosen, *weights, *data, *small])
     assert code == 0, capsys.readouterr().err
     metrics = json.loads((output / "metrics.json").read_text())
     assert {"shapes/length_mean", "shapes/text_to_image_r1"} <= set(metrics)
+    rows = [json.loads(line) for line in (output / "samples" / "shapes_box_error.jsonl").read_text().splitlines()]
+    assert metrics["shapes/box_error"] == pytest.approx(sum(row["values"]["box_error"] for row in rows) / len(rows))
+    assert json.loads((output / "directions.json").read_text())["shapes/box_error"] is False
+    logged = (output / "logs" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {f"train/shapes/caption_length_{name}" for name in ("off_by", "longest", "loss")} <= set(logged)
     checkpoint = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
     assert "tasks.caption_length.head.weight" in checkpoint["state_dict"]
     assert "model.fusion.attention.query.weight" in checkpoint["state_dict"]
