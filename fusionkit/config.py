@@ -1,16 +1,12 @@
 """Configurations: where their files lie, how they are composed, and walks over them."""
 
-import importlib
 import importlib.util
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fusionkit.errors import ConfigError, DataError, install_extra
 from fusionkit.files.names import is_inside
@@ -20,24 +16,6 @@ def conf_dir() -> Path:
     """The folder of configuration files: inside the installed package, else at the top of the repository."""
     package = Path(__file__).parent
     return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
-
-
-def training_config(*overrides: str) -> DictConfig:
-    """What ``fusionkit train`` with these overrides would be given; its open values stay open."""
-    return command_config("train", overrides)
-
-
-def command_config(name: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
-    """What the command of that configuration would be given; ``config_dir`` also holds choices of its groups."""
-    register_resolvers()
-    searched = [f"hydra.searchpath=['file://{Path(config_dir).expanduser().resolve()}']"] if config_dir else []
-    state, above = GlobalHydra.instance(), GlobalHydra.instance().hydra  # of an entry point, which has its own
-    state.clear()
-    try:
-        with initialize_config_dir(str(conf_dir().resolve()), version_base="1.3"):
-            return compose(name, [*searched, *overrides])
-    finally:
-        state.hydra = above
 
 
 def group_choices(group: str) -> list[str]:
@@ -77,20 +55,6 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "first_of", lambda value, default: default if value is None else value, replace=True
     )
-
-
-def signature_of(name: str) -> Mapping[str, inspect.Parameter]:
-    """The parameters of the class or function with this dotted name."""
-    from hydra.utils import get_object
-
-    target = get_object(name)
-    constructor = getattr(target, "__init__", None)
-    if isinstance(target, type) and getattr(constructor, "__module__", None) == "torch.nn.modules.module":
-        return {}  # nn.Module's own constructor seems to take anything, and takes nothing
-    try:
-        return inspect.signature(target, eval_str=True).parameters
-    except NameError:  # an annotation of something that is imported for type checkers only
-        return inspect.signature(target).parameters
 
 
 def target_blocks(node: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

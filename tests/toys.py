@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
@@ -52,12 +52,17 @@ def choices(group: str) -> list[str]:
     return names
 
 
+def of_size(name: str, **sections: DictConfig) -> DictConfig:
+    """A configuration of these sections, whose numbers are those of conf/size/NAME.yaml."""
+    return OmegaConf.create({"size": OmegaConf.load(CONF / "size" / f"{name}.yaml"), **sections})
+
+
 def toy_fusion(name: str):
     """The factory of conf/fusion/NAME.yaml with two layers of four heads and no dropout.
 
     Gates that start closed are half open: behind a closed one nothing reaches the image, and a test of that would see nothing.
     """
-    config = OmegaConf.load(CONF / "fusion" / f"{name}.yaml")
+    config = of_size("small", fusion=OmegaConf.load(CONF / "fusion" / f"{name}.yaml")).fusion
     toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0, "gate": 0.5, "num_queries": 4, "image_layers": 1}
     config.update({key: value for key, value in toy_sizes.items() if key in config})
     return instantiate(config)
@@ -66,7 +71,7 @@ def toy_fusion(name: str):
 def toy_task(name: str, dims: Dims):
     """The task of conf/task/NAME.yaml, without label smoothing and with the default choice of the groups it names."""
     groups = {"negatives": OmegaConf.load(CONF / "negatives" / "in_batch.yaml")}
-    config = OmegaConf.create({**groups, "task": OmegaConf.load(CONF / "task" / f"{name}.yaml")})
+    config = of_size("small", **groups, task=OmegaConf.load(CONF / "task" / f"{name}.yaml"))
     if "decoder" in config.task:
         config.task.decoder.update(num_layers=1, num_heads=4, dropout=0.0)
     return instantiate(config.task)(dims=dims, **TOY_OPTIONS.get(name, {}))

@@ -11,7 +11,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ValidationError
 
-from fusionkit.config import first_cause, group_choices, leaves, signature_of, target_blocks
+from fusionkit.assembly.signatures import signature_of
+from fusionkit.config import first_cause, group_choices, leaves, target_blocks
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.names import is_file_name
 

@@ -21,7 +21,7 @@ from fusionkit.assembly.checks import (
 )
 from fusionkit.assembly.evaluation_options import EvaluationOptions
 from fusionkit.assembly.precision import resolve_precision
-from fusionkit.config import signature_of
+from fusionkit.assembly.signatures import signature_of
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder

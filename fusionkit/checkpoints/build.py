@@ -9,9 +9,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.parts import build_model, build_tasks, build_teacher, dims_of, plain_dims
 from fusionkit.checkpoints.base import Plan
-from fusionkit.config import training_config
 from fusionkit.data.tokenizer import text_format
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import MomentumTeacher
@@ -63,7 +63,7 @@ def empty_network(config: DictConfig, words: Any, answers: Sequence[str] = ()) -
 
 def compose_plan(plan: Plan, tokenizer: str) -> DictConfig:
     """The configuration of a run of this plan, as ``fusionkit train`` would write it; data.root stays open."""
-    config = training_config(*plan.groups, f"tokenizer={tokenizer}")
+    config = training_config("size=base", *plan.groups, f"tokenizer={tokenizer}")
     with open_dict(config):
         for key, value in plan.config.items():
             is_whole = not isinstance(value, Mapping) or "_target_" in value

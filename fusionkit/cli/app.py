@@ -19,16 +19,11 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.assembly.composition import command_config, leave_out_unchosen
 from fusionkit.cli.error_messages import composing, translate
 from fusionkit.cli.main import COMMANDS, Command, load
-from fusionkit.config import (
-    command_config,
-    conf_dir,
-    group_choices,
-    leaves,
-    primary_groups,
-    register_resolvers,
-)
+from fusionkit.cli.schemas import check
+from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
 from fusionkit.errors import ConfigError, UserError, clean
 
 LONGEST = 2000  # letters of a sentence
@@ -155,19 +150,34 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
 
     def run_job(config: DictConfig) -> Any:
         begun.append(True)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            begin_sweep_job(config)
-        expand_home(config, command.texts)
         try:
-            return load(command.target)(config)  # imported now: a wrong override is told without waiting for torch
+            notes = leave_out_unchosen(config, HydraConfig.get()) if command.config_name == "train" else []
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                begin_sweep_job(config)
+            expand_home(config, command.texts)
+            if shown:
+                return print(OmegaConf.to_yaml(config, resolve="--resolve" in options), end="")
+            for note in notes:
+                print(note, flush=True)
+            if command.schema:
+                check(config, command.schema)
+            return load(command.target)(config)  # imported now: a mistake is told without waiting for torch
         except Exception as error:
             failures.append(report(error, groups, own_files(arguments)))
             return float("nan")
 
+    options: list[str] = []
+    shown: list[str] = []  # where the configuration is to be shown: by Hydra it would be before our changes
     try:
         options, overrides = parse(name, arguments)
+        if options[-2:] == ["--cfg", "job"] and "--multirun" not in options:
+            shown, options = options[-2:], options[:-2]
         overrides = as_hydra_reads(command, overrides, groups, "--multirun" in options)
-        sys.argv = [f"fusionkit {name}", *options, *overrides]
+        sys.argv = [
+            f"fusionkit {name}",
+            *(option for option in options if not (shown and option == "--resolve")),
+            *overrides,
+        ]
         conf = str(conf_dir().resolve())
         hydra.main(version_base="1.3", config_path=conf, config_name=command.config_name)(run_job)()
     except Exception as error:

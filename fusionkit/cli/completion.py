@@ -52,7 +52,7 @@ def query(line: str) -> None:
     from fusionkit.cli.main import COMMANDS, DATA_VERBS
     from fusionkit.config import group_choices
 
-    words = line.split()[1:] + ([""] if line.endswith(" ") else [])
+    words, options = _split(line.split()[1:] + ([""] if line.endswith(" ") else []))
     name, *rest = words or [""]
     verb = rest[0] if rest and rest[0] in DATA_VERBS else DATA_VERBS[0]
     known = {"completion": [list(SCRIPTS)], "data": [list(DATA_VERBS), group_choices(verb)]}
@@ -64,7 +64,7 @@ def query(line: str) -> None:
     elif name == "import" and len(rest) == 1:
         print("\n".join(f"{family}=" for family in group_choices("import") if family.startswith(rest[0])))
     elif name == "import":
-        _hydra("import", [f"import={rest[0].partition('=')[0]}", *rest[1:]])
+        _hydra("import", [f"import={rest[0].partition('=')[0]}", *rest[1:]], options)
     elif len(rest) <= len(fixed):
         _offer(rest[-1], fixed[len(rest) - 1])
     elif config_name := f"data_{verb}" if name == "data" else COMMANDS[name].config_name:
@@ -75,14 +75,27 @@ def query(line: str) -> None:
                 print(f"{path}/")
             if "/" in words[-1] and "=" not in words[-1]:  # Hydra would offer them, too
                 return
-        _hydra(config_name, words)
+        _hydra(config_name, words, options)
+
+
+def _split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words but for options, and what of these says where configurations lie; the last word is being typed."""
+    left, options = [], list[str]()
+    following = iter(words)
+    for word in following:
+        name, equals, folder = word.partition("=")
+        if name == "--config-dir" and (folder := folder if equals else next(following, "")):
+            options = ["--config-dir", os.path.expanduser(folder)]
+        elif word not in ("-m", "--multirun", "--resolve"):
+            left.append(word)
+    return left, options
 
 
 def _offer(word: str, choices: Iterable[str]) -> None:
     print("\n".join(f"{choice} " for choice in choices if choice.startswith(word)))
 
 
-def _hydra(config_name: str, words: Sequence[str]) -> None:
+def _hydra(config_name: str, words: Sequence[str], options: Sequence[str]) -> None:
     """Hydra's own completion, as its fish plugin prints it (one candidate a line), less what this command does not have."""
     import hydra
 
@@ -90,7 +103,7 @@ def _hydra(config_name: str, words: Sequence[str]) -> None:
 
     register_resolvers()
     os.environ["COMP_LINE"] = " ".join(["fusionkit", *words])
-    sys.argv = ["fusionkit", "--shell-completion", "query=fish"]
+    sys.argv = ["fusionkit", *options, "--shell-completion", "query=fish"]
     found, conf = io.StringIO(), conf_dir().resolve()
     with redirect_stderr(io.StringIO()), redirect_stdout(found):
         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(lambda _: None)()

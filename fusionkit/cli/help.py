@@ -1,8 +1,8 @@
 """``fusionkit COMMAND --help``: the groups with their choices, the keys, the options, examples."""
 
+import re
+import textwrap
 from typing import TYPE_CHECKING
-
-import yaml
 
 from fusionkit.cli.main import DATA_VERBS
 from fusionkit.config import conf_dir, group_choices, primary_groups
@@ -10,6 +10,7 @@ from fusionkit.config import conf_dir, group_choices, primary_groups
 if TYPE_CHECKING:
     from fusionkit.cli.main import Command
 
+WIDTH, COLUMN = 130, 32  # of a line, and of where the sentences begin
 OPTIONS = """\
 options
   -m, --multirun    run every combination of comma-separated values: fusion=a,b seed=1,2
@@ -51,6 +52,22 @@ def _groups(config_name: str) -> str:
 
 
 def _keys(config_name: str) -> str:
-    content = yaml.safe_load((conf_dir() / f"{config_name}.yaml").read_text())
-    rows = [f"  {key}={'' if value is None else value}" for key, value in content.items() if key != "defaults"]
-    return "\n".join(["keys: key=value changes", *rows])
+    rows = []
+    for key, value, sentence in keys_of(config_name):
+        first, *others = textwrap.wrap(sentence, WIDTH - COLUMN) or [""]
+        rows.append(f"  {key}={value}".ljust(COLUMN - 2) + f"  {first}")
+        rows += [" " * COLUMN + line for line in others]
+    return "\n".join(["keys: key=value changes", *map(str.rstrip, rows)])
+
+
+def keys_of(config_name: str) -> list[tuple[str, str, str]]:
+    """The keys of a command's own file, each with its value and the sentence beside it, which may go on in the lines below."""
+    rows: list[tuple[str, str, str]] = []
+    for line in (conf_dir() / f"{config_name}.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and rows:
+            key, value, sentence = rows.pop()
+            rows.append((key, value, f"{sentence} {line[2:]}".strip()))
+        elif found := re.match(r"(\w+):(?: ([^#]*?))? *(?:# (.*))?$", line):
+            key, value, sentence = found.groups("")
+            rows.append((key, "" if value in ("null", "???") else value, sentence))
+    return [row for row in rows if row[0] != "defaults"]

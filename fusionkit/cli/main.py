@@ -17,7 +17,7 @@ class Command(NamedTuple):
     ``target`` is "module:function": a job on a composed configuration where there is a ``config_name``, else a function of
     the arguments that gives the exit code. ``sections`` are those whose keys only a checkpoint's configuration knows,
     ``paths`` the keys whose values are files, ``texts`` those whose values are any words; words that name no key are the list
-    ``operands``.
+    ``operands``. ``schema`` (cli/schemas.py) is what the configuration has to be before the target is imported.
     """
 
     summary: str
@@ -28,6 +28,7 @@ class Command(NamedTuple):
     paths: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     operands: str | None = None
+    schema: str | None = None
 
 
 DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
@@ -44,6 +45,7 @@ COMMANDS = {
         ),
         "train",
         paths=("data.root", "output_dir", "checkpoint", "tokenizer"),
+        schema="TrainConfig",
     ),
     "evaluate": Command(
         "score a checkpoint: metrics.json, predictions, picture gallery",
@@ -52,6 +54,7 @@ COMMANDS = {
         "evaluate",
         STORED,
         paths=("checkpoint", "output_dir", "root", "data.root"),
+        schema="EvaluateConfig",
     ),
     "predict": Command(
         "write a checkpoint's predictions without scoring them, or ask it about your own images",
@@ -66,6 +69,7 @@ COMMANDS = {
         STORED,
         paths=("checkpoint", "output_dir", "root", "data.root", "image", "output"),
         texts=("question", "phrase", "text"),
+        schema="PredictConfig",
     ),
     "score": Command(
         "score a file of predictions against a benchmark's annotations, without a model",
@@ -76,6 +80,7 @@ COMMANDS = {
         ),
         "score",
         paths=("predictions", "annotations", "questions", "instances", "output", "root"),
+        schema="ScoreConfig",
     ),
     "compare": Command(
         "compare runs: what differs, scores with intervals and tests, plots, one page",
@@ -89,6 +94,7 @@ COMMANDS = {
         "compare",
         paths=("output_dir", "costs"),
         operands="runs",
+        schema="CompareConfig",
     ),
     "submit": Command(
         "check a file of predictions and write what the benchmark's server takes",
@@ -98,6 +104,7 @@ COMMANDS = {
         ),
         "submit",
         paths=("predictions", "questions", "output", "root"),
+        schema="SubmitConfig",
     ),
     "import": Command(
         "bring a published checkpoint over: import FAMILY=PATH",
@@ -113,6 +120,7 @@ COMMANDS = {
         ),
         "export",
         paths=("checkpoint", "output"),
+        schema="ExportConfig",
     ),
     "data": Command(
         "make a data set: data make NAME; or convert one: data convert NAME",

@@ -3,7 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level, require_seed
+from fusionkit.errors import ConfigError
+
+NO_RUNS = "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"
 
 
 @dataclass
@@ -18,6 +23,7 @@ class TrainConfig:
     overwrite: bool = False  # replace a finished run of the same output_dir
     checkpoint: str | None = None  # start from the weights of this one
     tokenizer: Any = None  # a directory or a hub id; null builds one from the texts of the training data
+    size: Any = None  # numbers that the parts refer to as ${size.NAME}
     image_encoder: Any = MISSING
     text_encoder: Any = MISSING
     fusion: Any = MISSING
@@ -138,3 +144,14 @@ class ExportConfig:
     trust: Any = None
     layout: str | None = None
     hub: str | None = None
+
+
+def check(config: DictConfig, schema: str) -> None:
+    """Raise ConfigError for what is wrong in a command's configuration and can be seen without torch."""
+    if schema == "CompareConfig" and OmegaConf.is_missing(config, "runs"):
+        raise ConfigError(NO_RUNS)
+    check_top_level(config, globals()[schema])
+    if schema == "TrainConfig":
+        check_objectives(config)
+        check_arguments(config)
+        require_seed(config.seed)

@@ -10,12 +10,11 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
-from fusionkit.assembly.config_checks import check_top_level
 from fusionkit.assembly.trust import packages, require_trusted_block
-from fusionkit.cli.schemas import CompareConfig
+from fusionkit.cli.schemas import NO_RUNS, check
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, clean
 from fusionkit.reporting.comparison import compare_runs
@@ -26,14 +25,11 @@ from fusionkit.reporting.report import write_report
 
 # of a configuration that is no run's, and DataError, which is a ValueError
 MISFITS = (KeyError, TypeError, ValueError, AttributeError)
-NO_RUNS = "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"
 
 
 def compare(config: DictConfig) -> None:
     """Print the tables, and write ``table.md``, ``table.csv``, ``plots/*.png`` and ``index.html``."""
-    if OmegaConf.is_missing(config, "runs"):
-        raise ConfigError(NO_RUNS)
-    check_top_level(config, CompareConfig)
+    check(config, "CompareConfig")
     for key, least in (("examples", 0), ("resamples", 1)):
         if config[key] < least:
             raise ConfigError(f"{key} is {config[key]}, but has to be a number from {least} up")

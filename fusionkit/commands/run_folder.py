@@ -9,11 +9,12 @@ import yaml
 from lightning import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.parts import Parts
 from fusionkit.assembly.trust import fault_of_yaml, inert, read_stored
 from fusionkit.checkpoints.load import read_checkpoint
 from fusionkit.checkpoints.save import BEST, LAST, PREVIOUS
-from fusionkit.config import leaves, training_config
+from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.atomic import remove_leftovers, write_text
 from fusionkit.files.names import link_out_of
@@ -175,9 +176,9 @@ def _require_same_run(config: DictConfig) -> None:
 
 
 def _choices(config: Any, resolve: bool = True) -> dict[str, Any]:
-    """All values of a run by key, but for how it is begun; what refers to other keys is as good as their values."""
+    """All values of a run by key, but for how it is begun and the sizes, to which other keys refer: their values count."""
     values = leaves(OmegaConf.to_container(config, resolve=resolve))
-    return {key: value for key, value in values if key not in ("resume", "overwrite")}
+    return {key: value for key, value in values if key not in ("resume", "overwrite") and not key.startswith("size.")}
 
 
 def checkpoints(config: DictConfig) -> list[Path]:

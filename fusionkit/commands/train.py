@@ -13,13 +13,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.checks import lonely
-from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level, require_seed
 from fusionkit.assembly.parts import Parts, build_parts
 from fusionkit.assembly.trust import read_stored
 from fusionkit.assembly.vocabulary import own_vocabularies, tell_unknown
 from fusionkit.checkpoints.load import initialise, load_weights, read_checkpoint, start_from, told_of
 from fusionkit.checkpoints.save import LAST
-from fusionkit.cli.schemas import TrainConfig
+from fusionkit.cli.schemas import check
 from fusionkit.commands.evaluate import score
 from fusionkit.commands.processes import is_rank
 from fusionkit.commands.run_folder import (
@@ -63,10 +62,7 @@ def train(config: DictConfig) -> float | None:
 
 def train_here(config: DictConfig) -> Trained | None:
     """Train and evaluate in this process; None where the ranks that it started did it, or where it was finished before."""
-    check_top_level(config, TrainConfig)
-    check_objectives(config)
-    check_arguments(config)
-    require_seed(config.seed)
+    check(config, "TrainConfig")
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
         check_folder(config)

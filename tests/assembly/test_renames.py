@@ -5,8 +5,8 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from fusionkit.assembly.renames import RENAMES, SPLIT, today
+from fusionkit.assembly.signatures import signature_of
 from fusionkit.assembly.trust import read_stored
-from fusionkit.config import signature_of
 
 OLD = "fusionkit.encoders.text.TextEncoder"
 

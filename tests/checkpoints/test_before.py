@@ -9,11 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.trust import inert
 from fusionkit.cli.main import run
 from fusionkit.commands.run_folder import check_folder
 from fusionkit.commands.train import train
-from fusionkit.config import training_config
 from fusionkit.errors import ConfigError
 
 HERE = Path(__file__).parent / "data"

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit import __version__
 from fusionkit.cli import main as cli
 from fusionkit.cli.app import gather, quote_paths
+from fusionkit.cli.help import keys_of
 from fusionkit.cli.main import COMMANDS, run
 from fusionkit.errors import DataError
 from tests.toys import CONF, choices
@@ -80,6 +82,65 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(("name", "command"), COMMANDS.items())
 def test_every_target_exists(name: str, command: cli.Command) -> None:
     assert callable(cli.load(command.target))
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.config_name])
+def test_help_says_a_sentence_of_each_key(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load((CONF / f"{COMMANDS[name].config_name}.yaml").read_text())
+    told = keys_of(str(COMMANDS[name].config_name))
+    assert [key for key, _, _ in told] == [key for key in content if key != "defaults"]
+    assert [key for key, _, sentence in told if not sentence] == []
+    assert run([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    page = " ".join(out.split())
+    for key, value, sentence in told:
+        assert f" {key}={value} {' '.join(sentence.split())}" in page
+        assert content[key] in (None, "???") or str(content[key]).lower() == value.strip("'").lower()
+    assert len(out.splitlines()) <= 60
+
+
+def test_a_sentence_may_go_on_below_its_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = "# a file\ndefaults:\n  - x: y # no key\n\na: 1 # one\n# two\nb: ??? # three\nc: [d, e]\nf: null\n"
+    (tmp_path / "some.yaml").write_text(text)
+    monkeypatch.setattr("fusionkit.cli.help.conf_dir", lambda: tmp_path)
+    assert keys_of("some") == [("a", "1", "one two"), ("b", "", "three"), ("c", "[d, e]", ""), ("f", "", "")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_bare_command_works_or_says_what_it_needs(name: str, recorded: list[DictConfig], capsys) -> None:
+    code = run([name])
+    if name == "train":  # which test_a_bare_training_works runs
+        assert (code, len(recorded)) == (0, 1)
+        return
+    assert code == 2
+    error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train optimizer.lr=high",
+        "train model.embed=16",
+        "train seed=many",
+        "train fusion=crss_attention",
+        "train experiment=quickstart fusion=late +fusion.num_layers=2",
+        "train objectives.shapes.itc=-1",
+        "train trainer.max_steps=abc",
+        "evaluate checkpoint=x resamples=many",
+        "predict checkpoint=x top=few",
+        "score benchmark=vqav2 predictions=x annotations=y output=z resamples=many",
+        "submit benchmark=vqav2 predictions=x questions=y output=z method=[a]",
+        "compare",
+        "compare a examples=many",
+        "export checkpoint=x",
+        "import albef=x nothing=1",
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_imported(line: str) -> None:
+    out = imported_by(f"sys.stderr = sys.stdout\nassert run({line.split()!r}) == 2", HEAVY)
+    told, imported = out.splitlines()
+    assert told.startswith("error: ")
+    assert imported == "imported []"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,6 +330,16 @@ def test_completion_offers(line: str, expected: list[str], capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines() == expected
 
 
+def test_completion_sees_the_users_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/my_own.yaml").write_text("# @package _global_\nseed: 7\n")
+    for option in (f"--config-dir {tmp_path}", f"--config-dir={tmp_path}", f"-m seed=1 --config-dir {tmp_path}"):
+        assert run(["completion", "query", f"fusionkit train {option} experiment=my"]) == 0
+        assert capsys.readouterr().out.splitlines() == ["experiment=my_own"]
+    assert run(["completion", "query", "fusionkit train experiment=my"]) == 0
+    assert capsys.readouterr().out == ""
+
+
 def test_completion_needs_no_torch() -> None:
     assert imported_by("run(['completion', 'query', 'fusionkit train fus'])", HEAVY).endswith("imported []\n")
 
@@ -328,7 +399,7 @@ def test_a_path_arrives_as_it_was_written(
     monkeypatch.setitem(cli.COMMANDS, command, COMMANDS[command]._replace(target=f"{__name__}:jobs_append"))
     path = tmp_path / name
     path.mkdir(parents=True)
-    more = [] if command not in ("score", "submit") else ["benchmark=vqav2"]
+    more = {"score": ["benchmark=vqav2"], "submit": ["benchmark=vqav2"], "compare": ["a_run"]}.get(command, [])
     assert run([command, *more, *(f"{key}={path}" for key in keys)]) == 0
     assert [OmegaConf.select(jobs[0], key) for key in keys] == [str(path)] * len(keys)
 

@@ -13,7 +13,7 @@ from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import AllRanks, HardNegatives, OfflineNegatives, Queue, RandomNegatives
 from fusionkit.tasks.itm import ITM
 from fusionkit.types import Encoded, Tokens
-from tests.toys import CONF, choices, measured, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
+from tests.toys import CONF, choices, measured, of_size, toy_batch, toy_dims, toy_model, toy_no_rows, toy_task
 
 OFFLINE = {"100": [101, 103], "101": [100]}
 
@@ -108,9 +108,8 @@ def test_a_queue_offers_what_went_before_in_turn_and_saves_it():
 
 def toy_negatives(name: str, folder):
     """The component of conf/negatives/NAME.yaml, for the toy model."""
-    config = OmegaConf.create(
-        {"model": {"embed_size": 16}, "negatives": OmegaConf.load(CONF / f"negatives/{name}.yaml")}
-    )
+    negatives = OmegaConf.load(CONF / f"negatives/{name}.yaml")
+    config = of_size("small", model={"embed_size": 16}, negatives=negatives)
     if name == "queue":
         config.negatives.pool.update(image_shape=[17, 32], text_shape=[12, 32])
     if name == "offline":
