@@ -157,10 +157,10 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
             expand_home(config, command.texts)
             if shown:
                 return print(OmegaConf.to_yaml(config, resolve="--resolve" in options), end="")
-            for note in notes:
-                print(note, flush=True)
             if command.schema:
                 check(config, command.schema)
+            for note in notes:
+                print(note, flush=True)
             return load(command.target)(config)  # imported now: a mistake is told without waiting for torch
         except Exception as error:
             failures.append(report(error, groups, own_files(arguments)))
