@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_object
 
 from fusionkit.assembly import trust
+from fusionkit.assembly.renames import renamed
 from fusionkit.data.sample import Sample, Text
 from fusionkit.scoring import scorers
 from fusionkit.scoring.base import BaseScorer
@@ -97,3 +99,23 @@ def test_the_rule_of_a_metric_names_it():
     evalai = scorers.OURS[-1]
     assert evalai.headlines_of_run() == {"evalai_accuracy", "vqa_evalai_accuracy"}
     assert evalai.directions(["evalai_accuracy/other", "accuracy"]) == {"evalai_accuracy/other": True}
+
+
+@pytest.mark.parametrize(
+    ("stored", "today"),
+    [
+        ("fusionkit.evaluation.benchmarks.VQA", scorers.VQA),
+        ("fusionkit.evaluation.benchmarks.WEAK_GROUNDING", scorers.WEAK_GROUNDING),
+        ("fusionkit.evaluation.vqa.VQAMeasure", type(scorers.VQA)),
+        ("fusionkit.evaluation.ranking.RetrievalMeasure", type(scorers.RETRIEVAL)),
+        ("fusionkit.evaluation.labels.NLVR2Measure", type(scorers.NLVR2)),
+        ("fusionkit.evaluation.labels.EntailmentMeasure", type(scorers.ENTAILMENT)),
+        ("fusionkit.evaluation.grounding.GroundingMeasure", type(scorers.GROUNDING)),
+        ("fusionkit.scoring.vqa.VQAMeasure", type(scorers.VQA)),
+        ("fusionkit.scoring.ranked_retrieval.RetrievalMeasure", type(scorers.RETRIEVAL)),
+    ],
+)
+def test_scorers_of_earlier_checkpoints_are_read_as_those_of_today(stored, today):
+    block = {"mine": {"scorer": {"_target_": "hydra.utils.get_object", "path": renamed(stored)}}}
+    trust.require_trusted_block(block, "task", "task", "a.ckpt")
+    assert get_object(renamed(stored)) is today
