@@ -30,28 +30,20 @@ def cli_page() -> str:
     parts.append("# Choices\n")
     names = (command.config_name for command in COMMANDS.values() if command.config_name)
     for group in sorted({group for name in names for group in primary_groups(name)}):
-        rows = [f"| `{choice}` | {_cell(conf_dir() / group / f'{choice}.yaml')} |" for choice in group_choices(group)]
-        if rows:
-            parts.append("\n".join([f"## {group}\n", f"| `{group}=` | |", "| --- | --- |", *rows, ""]))
+        if rows := [_row(conf_dir() / group / f"{choice}.yaml") for choice in group_choices(group)]:
+            parts.append("\n".join([f"## {group}\n", *rows, ""]))
     return "\n".join(parts)
 
 
 def recipes_page() -> str:
     """Each experiment with what its file says: the published score, and where it differs on purpose."""
-    rows = [
-        f"| `{name}` | {_cell(conf_dir() / 'experiment' / f'{name}.yaml')} |" for name in group_choices("experiment")
-    ]
-    head = [
-        "# Recipes\n",
-        "`fusionkit train experiment=NAME data.root=FOLDER`\n",
-        "| `experiment=` | |",
-        "| --- | --- |",
-    ]
-    return "\n".join([*head, *rows, ""])
+    rows = [_row(conf_dir() / "experiment" / f"{name}.yaml") for name in group_choices("experiment")]
+    return "\n".join(["# Recipes\n", "`fusionkit train experiment=NAME data.root=FOLDER`\n", *rows, ""])
 
 
-def _cell(path: Path) -> str:
-    return " ".join(comment(path)).replace("|", "\\|")
+def _row(path: Path) -> str:
+    """A choice, and the lines of its file's comment as they stand: a command among them ends where its line does."""
+    return "\n  ".join([f"- `{path.stem}`: ", *comment(path)]).replace(": \n  ", ": ", 1)
 
 
 def comment(path: Path) -> Iterator[str]:

@@ -248,9 +248,9 @@ def test_the_reference_is_made_of_the_code(tmp_path: Path, monkeypatch: pytest.M
     cli, recipes = ((tmp_path / name).read_text() for name in GENERATED)
     for name, command in COMMANDS.items():
         assert command_help(name, command) in cli
-    assert "| `merged_attention` | One stream over text and image tokens (UNITER, ViLT, VisualBERT). |" in cli
+    assert "- `merged_attention`: One stream over text and image tokens (UNITER, ViLT, VisualBERT).\n" in cli
     for path in (conf_dir() / "experiment").glob("*.yaml"):
-        assert f"| `{path.stem}` |" in recipes
+        assert f"- `{path.stem}`: " in recipes
     assert "Published test-dev/std: 74.54/74.70" in recipes
     config = yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.SafeLoader)
     assert {"material", "docs/generate.py"} == {config["theme"]["name"], *config["hooks"]}
