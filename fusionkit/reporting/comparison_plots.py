@@ -102,6 +102,7 @@ def _quality(comparison: Comparison, styles: Mapping[str, Style]) -> Iterator[Pa
             axes.set_yticks(range(len(rows)), [short(entry.name) for entry in rows])
             axes.set_ylim(-0.6, len(rows) - 0.2)
             axes.margins(x=0.12)
+            axes.locator_params(axis="x", nbins=5)  # numbers of two decimals would run into each other
             axes.grid(axis="y", visible=False)
             axes.set_xlabel("%, with 95% interval")
 
