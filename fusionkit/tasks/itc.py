@@ -82,7 +82,9 @@ class ITC(Task[CaptionBatch]):
                 soft = _similarity(own, *columns, model.temperature.detach()).softmax(dim=1)
                 targets = teacher.mix(targets, soft)
             losses.append(soft_cross_entropy(similarity, targets))
-            metrics[name] = (columns[1][similarity.detach().argmax(dim=1)] == keys).sum(), len(keys)
+            has_partner = (columns[1] == keys[:, None]).any(dim=1)
+            hits = columns[1][similarity.detach().argmax(dim=1)] == keys if len(columns[1]) else has_partner
+            metrics[name] = hits.sum(), has_partner.sum()
             if sim_i2t is None:
                 sim_i2t, target_i2t = similarity.detach(), targets
         if self.image_queue:
