@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fusionkit.assembly.objectives import active_objectives
 from fusionkit.assembly.parts import Parts, evaluation_options
+from fusionkit.assembly.trust import packages, targets
 from fusionkit.checkpoints.load import load_parts
 from fusionkit.checkpoints.source import local
 from fusionkit.cli.app import composed
@@ -271,7 +272,7 @@ class Scores:
         """The 95% interval of each metric that is computed from rows, by the bootstrap over images."""
         found: dict[str, tuple[float, float]] = {}
         for scored in read_run(self.folder).samples.values():
-            drawn = intervals(scored.rows, resamples, seed)
+            drawn = intervals(scored.rows, resamples, seed) if scored.rows else {}
             found |= {f"{scored.prefix}/{name}": interval for name, interval in drawn.items()}
         return found
 
@@ -341,7 +342,13 @@ def train(*config: str | DictConfig, config_dir: str | Path | None = None, proce
         trained = training_command.train_here(composition)
         folder = Path(composition.output_dir)
         if trained is None:  # by other processes, or before
-            return TrainedRun(folder, load(folder), read_run(folder).metrics)
+            if not checkpoints(composition):
+                raise DataError(
+                    f"train: {folder} holds no checkpoint to give as a model; nothing was trained, or saved, there"
+                )
+            plain = OmegaConf.to_container(composition, resolve=False)  # what the user composed is trusted
+            named = {name.partition(".")[0] for _, name in targets(plain) if isinstance(name, str)} - {"fusionkit"}
+            return TrainedRun(folder, load(folder, trust=sorted(named)), read_run(folder).metrics)
         kept = {path.stem: path for path in checkpoints(composition)}
         path = None if trained.is_interrupted else kept.get(composition.evaluation.checkpoint, kept.get("last"))
         model = Model(trained.parts, trained.device, path)
@@ -365,7 +372,8 @@ def evaluate(
             raise ConfigError("evaluate: the model is not saved, since its training was interrupted; load a checkpoint")
         if isinstance(model, Model):
             _require_same(model, path, trust)
-        config.checkpoint, config.trust = str(path), [trust] if isinstance(trust, str) else list(trust)
+        given = [trust] if isinstance(trust, str) else list(trust)
+        config.checkpoint, config.trust = str(path), [*packages(config.trust), *given]
         folder = output_folder(config)
         evaluating_command.evaluate(config)
         return Scores(folder, read_run(folder).metrics)

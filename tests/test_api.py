@@ -283,6 +283,13 @@ def test_an_evaluation_gives_metrics_rows_and_intervals(trained: fk.TrainedRun, 
         fk.evaluate(other)
 
 
+def test_packages_trusted_by_either_way_are_trusted(trained: fk.TrainedRun, monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr("fusionkit.commands.evaluate.evaluate", lambda config: given.append(list(config.trust)))
+    fk.evaluate(trained.folder, f"output_dir={trained.folder}/trusted", "trust=[one]", trust="other")
+    assert given == [["one", "other"]]
+
+
 def test_a_ctrl_c_gives_the_model_so_far_and_the_next_one_still_works(
     drawn: Path, paths: list[Path], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -325,7 +332,7 @@ def test_processes_are_started_where_they_are_asked_for(drawn: Path, tmp_path: P
     monkeypatch.setattr(
         "fusionkit.commands.train.run_in_ranks", lambda job, config, count: started.append((job, count))
     )
-    with pytest.raises(DataError):  # nothing was trained
+    with pytest.raises(DataError, match="holds no checkpoint to give as a model"):  # nothing was trained
         fk.train(*LINE, f"data.root={drawn}", f"output_dir={tmp_path}/run", processes=True)
     assert started == [("fusionkit.commands.train:train", 2)]
 

@@ -134,10 +134,10 @@ def draw_overlays(
     parts: Parts, objectives: Objectives, folder: Path, roles: Sequence[str], device: torch.device, count: int
 ) -> None:
     """Write where the texts of ``count`` samples of each task look, and say where that is."""
-    oracle = predictor_of(parts, device)
+    predictor = predictor_of(parts, device)
     for role, source in splits_of(parts.datamodule, objectives, roles):
         label = source if role == roles[0] else f"{source}_{role}"
         draw_attention(
-            oracle, source, objectives[source], parts.datamodule.samples(source, role), count, folder / label
+            predictor, source, objectives[source], parts.datamodule.samples(source, role), count, folder / label
         )
     print(f"where texts look: {folder}")

@@ -35,7 +35,7 @@ def export(config: DictConfig) -> None:
 def _published_layout(name: str) -> Callable[..., Any]:
     """The function that writes a family's own layout."""
     try:
-        publish: Callable[..., Any] = importlib.import_module(f"fusionkit.checkpoints.{name}").to_published
+        publish: Callable[..., Any] = importlib.import_module(f"fusionkit.checkpoints.families.{name}").to_published
         return publish
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"layout={name} cannot be written; known: albef") from error

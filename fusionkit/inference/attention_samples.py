@@ -12,7 +12,7 @@ from fusionkit.scoring.records import write_records
 
 
 def draw_attention(
-    oracle: Predictor, source: str, names: Iterable[str], samples: Sequence[Sample], count: int, stem: Path
+    predictor: Predictor, source: str, names: Iterable[str], samples: Sequence[Sample], count: int, stem: Path
 ) -> None:
     """Write ``<stem>_<task>_<number>_<word>`` as .png and .npz, and what they show as ``<stem>_<task>.jsonl``.
 
@@ -20,13 +20,13 @@ def draw_attention(
     explain.
     """
     for name in names:
-        task = oracle.tasks[name]
+        task = predictor.tasks[name]
         word = task.replies_to
         if not any(sample.texts.get(task.reads) for sample in samples):
             continue
         if word not in TEXTS or (word == "text" and not hasattr(task, "evidence")):
             continue
-        asked = replace(oracle, by=name, looks=True, sources={source: oracle.sources[source]})
+        asked = replace(predictor, by=name, looks=True, sources={source: predictor.sources[source]})
         chosen, records = spread(samples, task.reads, count), []
         requests = [
             Request(
@@ -38,7 +38,7 @@ def draw_attention(
             )
             for sample, text in chosen
         ]
-        is_middle = oracle.datamodule.finish.fit == "crop"
+        is_middle = predictor.datamodule.finish.fit == "crop"
         for number, (reply, (_, text)) in enumerate(zip(asked.answer(requests), chosen, strict=True)):
             truth = text.facts.get("box")
             written = draw_reply(reply, stem.with_name(f"{stem.name}_{name}_{number}"), is_middle, truth)

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fusionkit.assembly.objectives import text_kinds
 from fusionkit.assembly.parts import build_parts
 from fusionkit.assembly.precision import resolve_precision
+from fusionkit.assembly.trust import read_stored
 from fusionkit.balance import Step
 from fusionkit.config import register_resolvers
 from fusionkit.errors import DataError, UserError
@@ -196,14 +197,15 @@ def measure(sweep: Path, tasks: Sequence[str] | None, growth: bool) -> dict[str,
     """
     register_resolvers()
     configs = {
-        path.parent.parent.name: OmegaConf.load(path) for path in sorted(sweep.glob("*/*/config.yaml"), reverse=True)
+        path.parent.parent.name: read_stored(path.read_text(encoding="utf-8"), path)
+        for path in sorted(sweep.glob("*/*/config.yaml"), reverse=True)
     }
     if not configs:
         raise DataError(f"{sweep} holds no run (VARIANT/SEED/config.yaml); name the folder of a sweep")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        costs: dict[str, Any] = {"steps": measure_steps(configs, tasks)}  # type: ignore[arg-type]
+        costs: dict[str, Any] = {"steps": measure_steps(configs, tasks)}
         if growth:
             built = {
                 name: instantiate(config.fusion)(image_size=WIDTH, text_size=WIDTH) for name, config in configs.items()

@@ -84,16 +84,16 @@ def read_run(path: Path) -> RunRecord:
         metrics=metrics,
         directions={name: up is not False for name, up in read_json(path / "directions.json").items()},
         intervals={
-            f"{about.get('prefix', label)}/{name}": (low, high)
+            f"{about.get('prefix') or label}/{name}": (low, high)
             for label, about in details.items()
-            for name, (low, high) in about.get("intervals", {}).items()
+            for name, (low, high) in (about.get("intervals") or {}).items()
         },
         base=Path(asked("working_folder", str) or _base(path, part(config, "output_dir", str, path / "config.yaml"))),
         history=history,
         samples=_of_details(path, details, role) if details else _of_run(path, metrics, role),
         checkpoint=_checkpoint(path, asked("checkpoint", str), settings),
         parameters=asked("parameters", int) or _last(history, "parameters"),
-        benchmarks=asked("benchmark", dict) or {},
+        benchmarks=as_texts(asked("benchmark", dict) or {}),
     )
 
 

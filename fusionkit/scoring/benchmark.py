@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fusionkit.data.sample import Reader
+from fusionkit.errors import ConfigError
 from fusionkit.scoring.base import BaseScorer, Scorer, as_scorer
 from fusionkit.scoring.record_schema import check_predictions
 from fusionkit.scoring.records import Record
@@ -41,7 +42,13 @@ class Published:
 
     def scorer(self, task: str) -> BaseScorer:
         """The scorer of a task's answers."""
-        return as_scorer(self.scorers[task])
+        scorer = as_scorer(self.scorers[task])
+        if not scorer.schema:
+            raise ConfigError(
+                f"benchmark {self.name}: the scorer of {task} does not say what its records look like; give it a schema "
+                "(fusionkit.scoring.base.BaseScorer), as a file of predictions is checked against it"
+            )
+        return scorer
 
     def label(self, split: str, task: str) -> str:
         """What the metrics begin with: the name, and as much as tells several scores of the benchmark apart."""

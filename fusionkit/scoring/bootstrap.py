@@ -27,7 +27,7 @@ class Difference(NamedTuple):
 def intervals(
     rows: Sequence[Row], resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> dict[str, tuple[float, float]]:
-    """The percentile interval of every metric of the rows (``judging``) that any of the draws has."""
+    """The percentile interval of every metric of the rows (``sample_scores``) that any of the draws has."""
     drawn = _drawn([Table(rows)], resamples, seed)[0]
     return {name: _range(values, level) for name, values in drawn.items() if not np.isnan(values).all()}
 

@@ -1,7 +1,7 @@
 """Captions: how near is a generated one to those that people wrote? By the scorers of pycocoevalcap, one by one.
 
 Its own entry point downloads models for SPICE and writes into its own folder; its scorers need neither. Without Java
-there is no METEOR, and the words come from our tokenizer instead of Stanford's (``penn``).
+there is no METEOR, and the words come from our tokenizer instead of Stanford's (``ptb_tokenizer``).
 """
 
 import shutil
@@ -130,7 +130,7 @@ def notes_on(wanted: Wanted) -> dict[str, str]:
 
 
 def bleu_counts(said: Said, wanted: Wanted) -> list[list[float]]:
-    """Of each image the ten numbers that ``corpus.bleu`` reads."""
+    """Of each image the ten numbers that ``corpus_metrics.bleu`` reads."""
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=4)
@@ -162,7 +162,7 @@ def cider(said: Said, wanted: Wanted) -> list[float]:
 
 
 def meteor_counts(said: Said, wanted: Wanted, java: str) -> list[list[float]]:
-    """Of each image the numbers that ``corpus.meteor`` reads, as pycocoevalcap's ``meteor.py`` asks for them."""
+    """Of each image the numbers that ``corpus_metrics.meteor`` reads, as pycocoevalcap's ``meteor.py`` asks for them."""
     from pycocoevalcap.meteor import meteor
 
     folder = Path(meteor.__file__).parent

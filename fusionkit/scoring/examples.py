@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample, Text
-from fusionkit.scoring.record_schema import RecordSchema
+from fusionkit.scoring.record_schema import RecordSchema, is_box
 from fusionkit.scoring.records import Record
 from fusionkit.scoring.sample_scores import Row
 from fusionkit.scoring.sheet import GREEN, RED, Mark, Note, Panel, Picture, Sheet, worst_first
@@ -144,7 +144,7 @@ def _example(form: RecordSchema, sample: Sample, text: Text | None, given: Any, 
     true = sample.image_id if form.lists else truth_of(text)
     boxes = {}
     if "box" in text.facts:
-        boxes = {name: box for name, box in (("true", true), ("given", given)) if box is not None}
+        boxes = {name: box for name, box in (("true", true), ("given", given)) if is_box(box)}
     elif form.lists and given is not None:  # the best first
         given = given[0] if given else None
     return Example(

@@ -1,5 +1,6 @@
 """Masked modelling: how many masked tokens are guessed, and how much of hidden image features?"""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -93,6 +94,8 @@ class HiddenFeatures(BaseScorer):
             score = min(100.0, max(0.0, 100 * explained / whole)) if whole else 0.0
             row = {"id": record["image_id"], "score": score, "image_id": record["image_id"]}
             rows.append({**row, "sums": {f"{RATIOS}explained": [explained, whole]}})
+        if not all(math.isfinite(record["error"]) for record in records):  # a metric that vanished would not be missed
+            return SampleScores(rows, scores={"explained": math.nan})
         return SampleScores(rows)
 
     def examples(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from fusionkit.data.sample import Sample
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
@@ -38,7 +39,7 @@ class Matching(BaseScorer):
             is_match = owners[caption] == image
             is_right = (record["score"] >= THRESHOLD) == is_match
             counts = [int(is_right and is_match), int(is_match), int(is_right and not is_match), int(not is_match)]
-            row = {"id": f"{image}/{caption}", "score": 100.0 * is_right, "image_id": owners[caption]}
+            row = {"id": f"{_plain(image)}/{caption}", "score": 100.0 * is_right, "image_id": owners[caption]}
             rows.append({**row, "sums": {f"{RATIOS}accuracy": counts}})
         return SampleScores(rows)
 
@@ -48,7 +49,7 @@ class Matching(BaseScorer):
         """Each caption with its own image."""
         own = {text.id: sample.image_id for sample in samples for text in sample.texts.get("captions", ())}
         true = [record for record in records if own[record["caption_id"]] == record["image_id"]]
-        named = [row for row in rows if row["id"].partition("/")[0] == str(row["image_id"])]
+        named = [row for row in rows if row["id"].partition("/")[0] == _plain(row["image_id"])]
         return [replace(each, true="a match") for each in super().examples(true, samples, named, limit)]
 
     def baselines(
@@ -61,3 +62,8 @@ class Matching(BaseScorer):
     ) -> dict[str, float]:
         """Balanced accuracy of any answer that does not compare the caption with the image."""
         return guesses(*[{self.own_name("accuracy"): 50.0}] * 2)
+
+
+def _plain(image: Any) -> str:
+    """An image's id without the slash that parts it from the caption's."""
+    return str(image).replace("/", "|")

@@ -106,8 +106,8 @@ def _details(scored: Scored, draws: Draws) -> dict[str, Any]:
         "notes": scored.judged.notes,
         "samples": len(rows),
         "images": images,
-        "scores": dict(scored.scores),
-        "guesses": dict(scored.guesses),
+        "scores": {name: float(score) for name, score in scored.scores.items()},
+        "guesses": {name: float(guess) for name, guess in scored.guesses.items()},
         "intervals": {name: list(ends) for name, ends in found.items() if name in scored.scores},
         "about_intervals": about,
     }

@@ -99,7 +99,8 @@ def defaults_of(name):
     return {p.name: p.default for p in parameters if isinstance(p.default, int | float)}
 
 
-PARTS = ("bert.PostNormBlock", "entry.TypedProjection", "entry.TypedImage", "gated_cross_attention.GatedCrossAttentionBlock",
+PARTS = ("bert.PostNormBlock", "input_projection.TypedProjection", "input_projection.TypedImage",
+    "gated_cross_attention.GatedCrossAttentionBlock",
     "layers.Attention", "layers.PreNormBlock", "mixed_cross_attention.SelfAttentionLayers", "pooling.DenseBoth")  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fusionkit.data.sample import Sample, Text
@@ -106,3 +107,15 @@ def test_several_tasks_of_one_source_share_its_prefix_and_only_listed_scores_hav
     assert not (tmp_path / "directions.json").exists()
     with pytest.raises(ConfigError, match="resamples is 0"):
         Draws(0)
+
+
+def test_numbers_of_any_library_are_written(tmp_path):
+    judged = SampleScores([], scores={"mae": np.float32(0.5)})
+    details = write_scores(tmp_path, [Scored("own", "val", "", judged, judged.scores, {"mae_chance": np.float32(2)})])
+    assert json.loads((tmp_path / "details.json").read_text()) == details
+    assert (details["own"]["scores"], details["own"]["guesses"]) == ({"mae": 0.5}, {"mae_chance": 2.0})
+
+
+def test_a_scorer_of_a_benchmark_says_what_its_records_look_like():
+    with pytest.raises(ConfigError, match="benchmark toy: the scorer of own does not say what its records look like"):
+        score_predictions(benchmark(scorers={"own": lambda records, samples: {"a": 1.0}}), [], Path("p.json"), "val")

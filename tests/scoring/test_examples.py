@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.scoring.base import as_scorer
 from fusionkit.scoring.classification import Entailment
 from fusionkit.scoring.examples import Example, examples_of
 from fusionkit.scoring.grounding import Grounding
@@ -45,6 +46,12 @@ def test_other_kinds():
     hypotheses = samples_of("hypotheses", gold_label="neutral")
     (label, *_) = shown(Entailment(), [{"pair_id": 0, "label": "neutral"}], hypotheses)
     assert (label.given, label.true, label.score) == ("neutral", "neutral", 100.0)
+
+
+def test_an_answer_about_a_box_that_is_none_is_drawn_without_it():
+    samples = samples_of("expressions", box=BOX)
+    (found, *_) = shown(as_scorer(lambda records, samples: {"off": 1.0}), [{"sent_id": 0, "length": 0.7}], samples)
+    assert dict(found.boxes) == {"true": BOX}
 
 
 def test_a_picture_of_regions_is_none():

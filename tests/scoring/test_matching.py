@@ -66,3 +66,13 @@ def test_masked_tokens():
 def test_bad_records(scorer, records, message):
     with pytest.raises(DataError, match=message):
         scorer(records, SAMPLES)
+
+
+def test_ids_with_slashes_keep_their_examples():
+    samples = [Sample(f"photos/{key}.jpg", Path("x.png"), {"captions": (Text(f"c/{key}", "a cat"),)}) for key in (1, 2)]
+    records = [
+        {"caption_id": f"c/{caption}", "image_id": f"photos/{image}.jpg", "score": score}
+        for caption, image, score in ((1, 1, 0.9), (1, 2, 0.2), (2, 1, 0.1), (2, 2, 0.3))
+    ]
+    found = MATCHING.examples(records, samples, MATCHING.rows(records, samples).rows, None)
+    assert [(each.id, each.true, each.score) for each in found] == [("c/1", "a match", 100), ("c/2", "a match", 0)]
