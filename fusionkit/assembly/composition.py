@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from fusionkit.assembly.signatures import Unreadable, attribute_of, signature_of
-from fusionkit.config import conf_dir, group_choices, primary_groups, register_resolvers
+from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
 
 ABOVE = ("experiment", "sweep")  # the groups whose files speak of all others
 WHOLE = ("image_encoder", "text_encoder")  # what is said of one of these says nothing of another
@@ -53,8 +53,11 @@ def leave_out_unchosen(config: DictConfig, hydra: Any) -> list[str]:
     parser = OverridesParser.create()
     given = [parser.parse_override(text) for text in hydra.overrides.task]
     groups = primary_groups("train")
-    named = {override.key_or_group for override in given if override.key_or_group not in groups}
-    asked = {override.key_or_group: override for override in given if override.key_or_group in groups}
+    is_choice = [
+        o.key_or_group in groups and not isinstance(o.value(), dict) for o in given
+    ]  # fusion={...} gives options
+    named = {key for o, chooses in zip(given, is_choice, strict=True) if not chooses for key in _keys_given(o)}
+    asked = {o.key_or_group: o for o, chooses in zip(given, is_choice, strict=True) if chooses}
     swept = set(hydra.sweeper.get("params") or ()) & groups.keys()
     chosen = {group: override.value() for group, override in asked.items() if group not in ABOVE}
     chosen |= {group: hydra.runtime.choices[group] for group in swept - chosen.keys()}
@@ -65,7 +68,10 @@ def leave_out_unchosen(config: DictConfig, hydra: Any) -> list[str]:
     written = _load([*place, *above]) if above else None
     own = written.hydra.runtime.choices if written else groups
     foreign = {g: choice for g, choice in chosen.items() if choice is not None and (g in swept or choice != own.get(g))}
+    off = {group for group, choice in chosen.items() if choice is None} & config.keys() if written else set()
     with open_dict(config):
+        for group in off:  # nothing is chosen, so nothing takes options
+            config[group] = _fit(config[group], None, None, group, named)
         if written and foreign:
             bare = _load([*place, *(f"{group}={_word(choice)}" for group, choice in foreign.items())])
             for group in sorted(foreign.keys() & config.keys()):
@@ -73,6 +79,13 @@ def leave_out_unchosen(config: DictConfig, hydra: Any) -> list[str]:
         if "task" in foreign and "objectives" not in chosen:
             _drop_objectives(config, named)
         return _switch_off(config, named) if "fusion" in foreign else []
+
+
+def _keys_given(override: Any) -> list[str]:
+    """The keys to which an override gives values: of a mapping all of those in it."""
+    value = override.value()
+    inner = [f"{override.key_or_group}.{key}" for key, _ in leaves(value)] if isinstance(value, dict) else []
+    return inner or [override.key_or_group]
 
 
 def _load(overrides: list[str]) -> DictConfig:
@@ -89,6 +102,8 @@ def _fit(section: Any, bare: Any, written: Any, group: str, named: Iterable[str]
     ``written`` is the section of the experiment's own choice.
     """
     section, bare, written = map(_plain, (section, bare, written))
+    if isinstance(section, dict) and not bare:
+        return {key: value for key, value in section.items() if _is_named(f"{group}.{key}", named)} or bare
     if not isinstance(section, dict) or not isinstance(bare, dict):
         return section
     known = {*_arguments(written, section), *group_choices(group)}  # several choices are entries by their names
@@ -105,9 +120,7 @@ def _fitting(
     fitting = {}
     for key in section:
         here = f"{place}.{key}"
-        is_named = any(
-            name == here or f"{name}.".startswith(f"{here}.") or here.startswith(f"{name}.") for name in named
-        )
+        is_named = _is_named(here, named)
         if key not in alone:
             is_part = isinstance(section[key], dict) and "_target_" not in section[key]
             is_taken = key in takes or ("_target_" not in alone and not is_whole)
@@ -122,6 +135,11 @@ def _fitting(
         else:
             fitting[key] = section[key]
     return fitting
+
+
+def _is_named(key: str, named: Iterable[str]) -> bool:
+    """Whether the user gave a value to a key, to one in it or to one that it is in."""
+    return any(f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.") for name in named)
 
 
 def _plain(node: Any) -> Any:

@@ -195,7 +195,7 @@ def choose_crop(
     ratio: tuple[float, float],
     rng: random.Random,
 ) -> tuple[int, int, int, int]:
-    """Left, top, width, height of a random crop (Inception's law) that holds `keep` (xyxy), else of the whole image."""
+    """Left, top, width, height of a random crop (as Inception's) that holds `keep` (xyxy), else of the whole image."""
     x0, y0, x1, y1 = keep or (size[0], size[1], 0, 0)
     for _ in range(10):
         area = size[0] * size[1] * rng.uniform(*scale)

@@ -36,7 +36,7 @@ SECTIONS = {  # heading -> panels: title and the pattern of its metrics
     "Matching": {
         "logits of true and wrong pairs, and their gap": "train/[^/]+/[^/]+_(positive_logit|negative_logit|logit_gap)",
         "distance from guessing: near 0 is collapse": "train/[^/]+/[^/]+_collapse",
-        "entropy of the law of negatives": "train/[^/]+/[^/]+_negatives_entropy",
+        "entropy of the sampling distribution of negatives": "train/[^/]+/[^/]+_negatives_entropy",
     },
     "Gradients": {
         "norms by part": "train/gradient_norm/.+",

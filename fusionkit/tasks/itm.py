@@ -277,7 +277,7 @@ def match_evidence(head: nn.Module, fused: Fused) -> Tensor:
 
 
 def only_nan(entropy: Tensor) -> Tensor:
-    """NaN where no law was there to draw negatives by, else 0: as part of a loss it has the step left out."""
+    """NaN where there was no distribution to draw negatives from, else 0: as part of a loss it has the step left out."""
     return 0 * entropy.detach()
 
 

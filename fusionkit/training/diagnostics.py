@@ -52,7 +52,7 @@ class CollapseAlarm(Callback):
         self._collapsed: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"gaps": {task: torch.stack(list(gaps)).tolist() for task, gaps in self._gaps.items()}}
+        return {"gaps": {task: [float(gap) for gap in gaps] for task, gaps in self._gaps.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for task, gaps in state_dict["gaps"].items():

@@ -118,6 +118,8 @@ class TrainingModule(LightningModule):
         )
 
     def on_train_batch_end(self, *args: Any) -> None:
+        if self.trainer.should_stop and not self._to_log:  # a callback has just ended the run: its last window is told
+            self._to_log = self._window_of_metrics()
         self.log_dict(self._to_log, on_step=True, on_epoch=False)
         self._to_log = {}
 
@@ -265,7 +267,11 @@ class TrainingModule(LightningModule):
         with self.stages.scaled_rates(optimizer):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if uses_metrics(self.trainer):
-            self._to_log = {**mean_by_name(self.step_metrics), **self.window.compute()}
+            self._to_log = self._window_of_metrics()
+
+    def _window_of_metrics(self) -> dict[str, Any]:
+        """What is logged: the step's own numbers, and what all ranks measured since the last time."""
+        return {**mean_by_name(self.step_metrics), **self.window.compute()}
 
     def _enter_stage(self) -> None:
         """Freeze and unfreeze where a stage begins; DDP, which knows what trains from when it was made, is made again."""

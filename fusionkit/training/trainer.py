@@ -27,7 +27,7 @@ NOTICES = (  # of libraries, about what is meant to be so here
     "Found .* in eval mode at the start of training",  # the teacher and frozen encoders
     "The '.*' does not have many workers",  # data.num_workers is a choice, and images may be cached
     "The number of training batches .* is smaller than the logging interval",  # a small data set is no mistake
-    "Checkpoint directory .* exists and is not empty",  # folder.check_folder has spoken
+    "Checkpoint directory .* exists and is not empty",  # run_folder.check_folder has spoken
     ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
 )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from fusionkit.distributed import gather_objects, rank, world_size
+from fusionkit.errors import ConfigError
 from fusionkit.tasks.base import Task
 from fusionkit.tasks.metrics import Summed, row_count
 from fusionkit.types import TaskOutput
@@ -88,11 +89,16 @@ class MetricWindow:
             )  # of a metric that another rank alone has updated
             for key in keys:
                 value = self._metric(key).compute()
-                found |= (
-                    {f"{key}_{name}": float(part) for name, part in value.items()}
-                    if isinstance(value, dict)
-                    else {key: float(value)}
+                parts = (
+                    {f"{key}_{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
                 )
+                for name, part in parts.items():
+                    if torch.as_tensor(part).numel() != 1:
+                        raise ConfigError(
+                            f"{name} is {tuple(torch.as_tensor(part).shape)} numbers, of which none can be logged; let the "
+                            "task's metric give one number, or a map of them"
+                        )
+                    found[name] = float(part)
         self._reset()
         return {key: value for key, value in found.items() if value == value}  # NaN: no row on any rank
 

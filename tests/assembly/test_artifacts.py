@@ -13,7 +13,8 @@ from fusionkit.errors import DataError
 
 def test_values_of_a_run_without_words(monkeypatch):
     monkeypatch.setattr(artifacts, "git_commit", lambda: "abc+")
-    model = SimpleNamespace(text_encoder=SimpleNamespace(config=SimpleNamespace(to_dict=lambda: {"a": 1})))
+    sized = SimpleNamespace(sizes=lambda: {"a": 1}, weightless=lambda config, sizes: config)
+    model = SimpleNamespace(text_encoder=sized, image_encoder=SimpleNamespace())
     config = OmegaConf.create({"a": 1, "b": "${a}"})
     found = artifacts_of(config, model, None, None)
     versions = found.pop("versions")
@@ -22,6 +23,7 @@ def test_values_of_a_run_without_words(monkeypatch):
         "answers": None,
         "tokenizer": None,
         "text_encoder": '{"a": 1}',
+        "image_encoder": "{}",
         "git": "abc+",
     }
     assert set(versions) == {"fusionkit", "python", *artifacts.LIBRARIES}

@@ -34,6 +34,7 @@ def test_tasks_that_were_not_chosen_have_no_options_and_no_objectives() -> None:
     [
         (["task=[itc]", "task.mlm.probability=0.3"], "task.mlm._target_ is not there"),
         (["task=[itc]", "objectives.shapes.mlm=1"], "no task 'mlm' is configured"),
+        (["task=[itc]", "objectives.shapes={itc:1,mlm:1}"], "no task 'mlm' is configured"),
         (["task=[itc,captioning]"], "task 'captioning' is configured but no objective uses it"),
         (["fusion=late", "+fusion.num_layers=3"], "takes no 'num_layers'"),
         (["balance=dwa", "+balance.alpha=3"], "takes no 'alpha'"),
@@ -145,3 +146,17 @@ def test_sizes_have_the_same_numbers(name: str) -> None:
 def test_an_unknown_size_is_a_mistake() -> None:
     with pytest.raises(ConfigError):
         check_top_level(training_config("+sizes.x=1"), TrainConfig)
+
+
+def test_a_group_given_as_a_mapping_gives_its_options() -> None:
+    config = checked("experiment=quickstart", "fusion={num_layers:2}", "trainer={max_steps:5}")
+    assert (config.fusion._target_, config.fusion.num_layers) == (training_config().fusion._target_, 2)
+    assert config.trainer.max_steps == 5
+    config = training_config("experiment=quickstart", "fusion=late", "objectives.shapes={itc:1,mlm:1}")
+    assert config.objectives.shapes.mlm == 1
+
+
+def test_a_part_that_is_switched_off_has_no_options(capsys) -> None:
+    assert not checked("experiment=albef_pretrain_4m", "teacher=none", "data.root=/x").teacher
+    assert run(["train", "experiment=quickstart", "scheduler=null", "--cfg", "job"]) == 0
+    assert "warmup_steps" not in capsys.readouterr().out

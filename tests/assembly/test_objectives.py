@@ -62,9 +62,8 @@ def test_what_does_not_fit_is_told_shapes_first_and_three_at_most():
         require_fit(here, there | {"e": torch.ones(1)}, "x.ckpt")
 
 
-def test_loggers_are_told_scores_and_those_that_show_answers_some(monkeypatch):
-    monkeypatch.setattr("fusionkit.training.loggers.examples_of", lambda *given: given)
-    seen = []
+def test_loggers_are_told_scores_and_those_that_show_answers_some():
+    seen, scorer = [], SimpleNamespace(examples=lambda *given: given)
 
     class Plain:
         def log_metrics(self, metrics, step):
@@ -83,7 +82,5 @@ def test_loggers_are_told_scores_and_those_that_show_answers_some(monkeypatch):
     watch.log_scores({"coco/r1": 2.0})
     assert seen == [({"test/coco/r1": 2.0}, 7), "saved"] * 2
     seen.clear()
-    watch.log_answers("coco", None, "records", "samples", "rows")
-    assert not seen
-    watch.log_answers("coco", "measure", "records", "samples", "rows")
-    assert seen == [("test/coco", ("measure", "records", "samples", "rows", 3), 7)]
+    watch.log_answers("coco", scorer, "records", "samples", "rows")
+    assert seen == [("test/coco", ("records", "samples", "rows", 3), 7)]

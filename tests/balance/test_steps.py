@@ -21,7 +21,7 @@ BALANCERS = {  # by class: options
     "pcgrad.PCGrad": {},
     "schedule.Schedule": {"points": {"a": {"itm": [[0, 0], [4, 1]]}, "b": {"mlm": [[1, 2], [3, 1]]}}},
     "uncertainty.Uncertainty": {},
-    "window.DWA": {"window": 2},
+    "dwa.DWA": {"window": 2},
 }
 DEFAULTS = {
     "base.Fixed": {"gradients_every_n_steps": 0},
@@ -29,7 +29,7 @@ DEFAULTS = {
     "pcgrad.PCGrad": {},
     "schedule.Schedule": {"gradients_every_n_steps": 0},
     "uncertainty.Uncertainty": {"gradients_every_n_steps": 0},
-    "window.DWA": {"temperature": 2.0, "window": 100, "gradients_every_n_steps": 0},
+    "dwa.DWA": {"temperature": 2.0, "window": 100, "gradients_every_n_steps": 0},
 }
 
 
@@ -98,8 +98,8 @@ def test_factors_that_were_given_do_not_move_on_and_who_reads_gradients():
         ("base.Fixed", {"gradients_every_n_steps": 0}, {"gradients_every_n_steps": -1}),
         ("gradnorm.GradNorm", {"lr": 1e-9, "every_n_steps": 1}, {"lr": 0}),
         ("gradnorm.GradNorm", {}, {"every_n_steps": 0}),
-        ("window.DWA", {"temperature": 1e-9, "window": 1}, {"temperature": 0}),
-        ("window.DWA", {}, {"window": 0}),
+        ("dwa.DWA", {"temperature": 1e-9, "window": 1}, {"temperature": 0}),
+        ("dwa.DWA", {}, {"window": 0}),
     ],
 )
 def test_limits(name, good, bad):

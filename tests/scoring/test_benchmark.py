@@ -111,7 +111,9 @@ def test_several_tasks_of_one_source_share_its_prefix_and_only_listed_scores_hav
 
 def test_numbers_of_any_library_are_written(tmp_path):
     judged = SampleScores([], scores={"mae": np.float32(0.5)})
-    details = write_scores(tmp_path, [Scored("own", "val", "", judged, judged.scores, {"mae_chance": np.float32(2)})])
+    details = write_scores(
+        tmp_path, [Scored("own", "val", "", judged, judged.scores, {"mae_chance": np.float32(2)})], Draws()
+    )
     assert json.loads((tmp_path / "details.json").read_text()) == details
     assert (details["own"]["scores"], details["own"]["guesses"]) == ({"mae": 0.5}, {"mae_chance": 2.0})
 

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.scoring.base import as_scorer
 from fusionkit.scoring.classification import Entailment
-from fusionkit.scoring.examples import Example, examples_of
+from fusionkit.scoring.examples import Example, _example, examples_of
 from fusionkit.scoring.grounding import Grounding
+from fusionkit.scoring.record_schema import RecordSchema, is_number
 from fusionkit.scoring.retrieval import Retrieval
 from fusionkit.scoring.vqa import VQA
 from fusionkit.training.answer_table import SIDE, table_of
@@ -49,9 +49,10 @@ def test_other_kinds():
 
 
 def test_an_answer_about_a_box_that_is_none_is_drawn_without_it():
-    samples = samples_of("expressions", box=BOX)
-    (found, *_) = shown(as_scorer(lambda records, samples: {"off": 1.0}), [{"sent_id": 0, "length": 0.7}], samples)
-    assert dict(found.boxes) == {"true": BOX}
+    (sample, *_) = samples_of("expressions", box=BOX)
+    form = RecordSchema("expressions", "sent_id", "length", "a number", is_number)
+    found = _example(form, sample, sample.texts["expressions"][0], 0.7, 50.0)
+    assert (found.given, dict(found.boxes)) == (0.7, {"true": BOX})
 
 
 def test_a_picture_of_regions_is_none():

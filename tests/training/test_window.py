@@ -10,12 +10,13 @@ from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy
 from torchmetrics.text import BLEUScore
 
 from fusionkit.checkpoints.load import load_weights
+from fusionkit.errors import ConfigError
 from fusionkit.internals import FAKE_TENSORS, NEEDS_NUMBERS
 from fusionkit.losses import IGNORE
 from fusionkit.negatives import Drawn
 from fusionkit.tasks.itm import match_metrics, match_sums
 from fusionkit.tasks.metrics import Summed, hits, means, row_count
-from fusionkit.training.callbacks import LastCheckpoint
+from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.diagnostics import CollapseAlarm
 from fusionkit.training.window import MetricWindow
 from fusionkit.types import TaskOutput
@@ -155,6 +156,16 @@ def test_a_run_logs_means_over_the_row_count_a_window(tmp_path):
         assert [row[f"train/coco/a_{name}"] for name in names] == pytest.approx([above.float().mean().item()] * 3)
 
 
+def test_the_last_window_is_logged_where_a_callback_ends_the_run(tmp_path):
+    sink = Sink(tmp_path)
+    module = fake_module(tasks={"a": Measuring()})
+    fit(tmp_path, module, UnevenData(), logger=sink, log_every_n_steps=3, max_steps=5, callbacks=[StopAfter()], **RUN)
+    assert [row["step"] for row in sink.rows if "train/coco/a_share" in row] == [2, 4]
+    above = torch.cat([batch["targets"] for batch in uneven()[3:5]]) > 1.5
+    last = next(row for row in sink.rows if row["step"] == 4 and "train/coco/a_share" in row)
+    assert last["train/coco/a_share"] == pytest.approx(above.float().mean().item())
+
+
 class Losses(FakeTask):
     """Its loss is what the batch says."""
 
@@ -273,6 +284,16 @@ def test_a_metric_of_several_numbers_is_logged_by_their_names():
     found.count([1.0, 1.0], [2.0])
     measured = found.compute()
     assert (measured["train/coco/a_both_one"], measured["train/coco/a_both_two"]) == (1, 2)
+
+
+def test_a_metric_that_is_no_number_is_named():
+    task = FakeTask()
+    task.metrics.add_metrics({"each": MulticlassAccuracy(3, average=None)})
+    found = window(task)
+    found.note({"coco/a": output(1.0, each=(torch.tensor([0, 1]), torch.tensor([0, 2])))})
+    found.count([1.0, 1.0], [2.0])
+    with pytest.raises(ConfigError, match=r"^train/coco/a_each is \(3,\) numbers, of which none can be logged"):
+        found.compute()
 
 
 def test_what_is_counted_hangs_on_no_number():
