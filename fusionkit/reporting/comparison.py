@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.reporting.config_differences import differences, group_name, group_seeds
 from fusionkit.reporting.record import Interval, RunRecord, Scored
-from fusionkit.reporting.run_costs import COSTS, Costs, costs_of
+from fusionkit.reporting.run_costs import COSTS, Costs
 from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch
 from fusionkit.scoring.bootstrap import Difference, compare, intervals
 from fusionkit.scoring.corpus_metrics import is_of
@@ -20,6 +20,7 @@ from fusionkit.scoring.scorers import OURS
 from fusionkit.visual.score_table import GUESSERS
 
 GUESSES = tuple(f"_{suffix}" for suffix in GUESSERS)
+SPEED = "train/images_per_s"
 HEADLINES = {name for scorer in OURS for name in scorer.headlines_of_run()}
 
 
@@ -291,3 +292,12 @@ def _said(comparison: Comparison, resamples: int) -> Iterator[str]:
     yield f"* differs from {comparison.baseline}: p < {LEVEL:g}{corrected if count > 1 else ''}. {method}."
     if not grouped and count * 2 / (1 + resamples) > LEVEL:
         yield f"with {resamples:,} draws none of {count} tests can pass; give resamples={math.ceil(2 * count / LEVEL):,} or more"
+
+
+def costs_of(run: RunRecord) -> dict[str, float]:
+    """Return the known costs of a run, by the keys of ``COSTS``: measured, and as its own log counted and timed."""
+    measured = {"fusion_parameters" if name == "parameters" else name: n for name, n in run.costs.step.items()}
+    speeds = [row[SPEED] for row in run.history if row.get(SPEED)]
+    logged = {"parameters": run.parameters, "image_seconds": 1 / median(speeds) if speeds else None}
+    found = {**measured, **{name: value for name, value in logged.items() if value}}
+    return {name: found[name] for name in COSTS if name in found}

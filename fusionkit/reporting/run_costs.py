@@ -4,20 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.names import link_out_of
 from fusionkit.files.plain import read_json
 from fusionkit.reporting.statistics import exponent
 
-if TYPE_CHECKING:
-    from fusionkit.reporting.record import RunRecord
-
 FILE = "cost.json"  # in a sweep's folder, above VARIANT/SEED
 AGAIN = "measure again: python -m fusionkit.reporting.measure_cost SWEEP"
-SPEED = "train/images_per_s"
 TAIL = 3  # the exponent is fitted over so many of the largest sizes: small ones show the overhead
 AXES = {"image_tokens": "image tokens (one text)", "texts_per_image": "texts of one image"}
 MEASURES = {"seconds": "forward and backward, s", "megabytes": "kept for backward, MB"}
@@ -67,15 +62,6 @@ class Costs:
             for axis, name in product(AXES, MEASURES)
             if axis in self.growth
         }
-
-
-def costs_of(run: "RunRecord") -> dict[str, float]:
-    """Return the known costs of a run, by the keys of ``COSTS``: measured, and as its own log counted and timed."""
-    measured = {"fusion_parameters" if name == "parameters" else name: n for name, n in run.costs.step.items()}
-    speeds = [row[SPEED] for row in run.history if row.get(SPEED)]
-    logged = {"parameters": run.parameters, "image_seconds": 1 / median(speeds) if speeds else None}
-    found = {**measured, **{name: value for name, value in logged.items() if value}}
-    return {name: found[name] for name in COSTS if name in found}
 
 
 def read_costs(home: Path, file: Path | None = None) -> Costs:
