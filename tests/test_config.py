@@ -135,6 +135,10 @@ def test_a_weight_of_zero_is_a_use() -> None:
     [
         ({"_target_": "fusionkit.balance.Fixed", "wieght": 1}, "a.b: fusionkit.balance.Fixed takes no 'wieght'"),
         (
+            {"_target_": "fusionkit.encoders.blip.BLIPTextEncoder", "_partial_": True, "froozen": True},
+            "fusionkit.encoders.blip.BLIPTextEncoder takes no 'froozen'; did you mean 'frozen'?",
+        ),
+        (
             {"_target_": "fusionkit.data.shapes.make_shapes", "_partial_": True, "scene": 1},
             "fusionkit.data.shapes.make_shapes takes no 'scene'; did you mean 'scenes'?",
         ),

@@ -30,11 +30,14 @@ class BLIPTextEncoder(HFTextEncoder):
         added_tokens: int = 0,
         pretrained: str | None = None,
         config: Mapping[str, Any] | None = None,
+        num_layers: int | None = None,
+        give_upper_layers: bool = False,
+        pool: str = "cls",
+        frozen: bool = False,
         text_format: TextFormat | None = None,
-        **options: Any,
     ) -> None:
         self.first_token_id, self.token_types, self.added_tokens = first_token_id, token_types, added_tokens
-        super().__init__(vocab_size, pretrained, config, text_format=text_format, **options)
+        super().__init__(vocab_size, pretrained, config, num_layers, give_upper_layers, pool, frozen, text_format)
 
     def build(
         self, vocab_size: int, pretrained: str | None, config: Mapping[str, Any], text_format: TextFormat | None

@@ -1,5 +1,6 @@
 """BridgeTower's text encoder."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,10 +19,19 @@ class BridgeTowerTextEncoder(HFTextEncoder):
     reads_layers = True
 
     def __init__(
-        self, vocab_size: int, top_layers: int = 1, text_format: TextFormat | None = None, **options: Any
+        self,
+        vocab_size: int,
+        top_layers: int = 1,
+        pretrained: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        num_layers: int | None = None,
+        give_upper_layers: bool = False,
+        pool: str = "cls",
+        frozen: bool = False,
+        text_format: TextFormat | None = None,
     ) -> None:
         self.top_layers = top_layers
-        super().__init__(vocab_size, text_format=text_format, **options)
+        super().__init__(vocab_size, pretrained, config, num_layers, give_upper_layers, pool, frozen, text_format)
         self.hidden_size = top_layers * self.hidden_size
 
     def states(self, layers: tuple[Tensor, ...], last: Tensor) -> tuple[Tensor, Tensor]:

@@ -132,11 +132,19 @@ class MetricScorer(FunctionScorer):
                 targets.append(known[key])
         if not predictions:
             return {}
+        given, true = self._batch(predictions), self._batch(targets)
         self.metric.reset()
-        self.metric.update(self._batch(predictions), self._batch(targets))
-        found = self.metric.compute()
-        self.metric.reset()
-        return dict(self._named(found))
+        try:
+            self.metric.update(given, true)
+            return dict(self._named(self.metric.compute()))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"scorer.metric: {type(self.metric).__name__} makes no scores of these predictions and targets ({reason}); its "
+                "arguments, such as num_classes, have to fit them, and it has to give a number, a map or a list of numbers"
+            ) from error
+        finally:
+            self.metric.reset()
 
     def _targets(self, samples: Sequence[Sample]) -> Iterator[tuple[Any, Any]]:
         """What is true, by the id that records have."""

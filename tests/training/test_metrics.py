@@ -8,7 +8,7 @@ import torch
 from hydra.utils import instantiate
 from lightning import LightningModule
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 from torchmetrics.text import BLEUScore
 
@@ -234,6 +234,17 @@ def test_what_cannot_be_is_one_sentence():
         f1(labels=["no", "yes"])(answers(some), some)
     with pytest.raises(DataError, match=r"scorer: .* is neither a text nor a number that MeanAbsoluteError reads"):
         f1(metric=MeanAbsoluteError(), target="age", labels=None)([{"pair_id": 0, "label": {"a": 1}}], some)
+
+
+@pytest.mark.parametrize(
+    "metric", [MulticlassF1Score(2), MulticlassConfusionMatrix(3), MulticlassAccuracy(4, average=None)]
+)
+def test_a_metric_that_does_not_fit_is_one_sentence(metric):
+    some = samples()
+    with pytest.raises(
+        ConfigError, match=rf"^scorer\.metric: {type(metric).__name__} makes no scores of these predictions"
+    ):
+        f1(metric=metric)(answers(some), some)
 
 
 def test_by_configuration_and_alone_among_ranks(monkeypatch):
