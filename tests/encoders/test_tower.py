@@ -115,9 +115,12 @@ def test_what_keeps_no_keys_and_values_is_not_incremental(kind):
     assert not HFTextEncoder(60, config=config, pool="mean", text_format=WORDS).is_incremental
 
 
-@pytest.mark.parametrize(("kind", "option"), [(FLAVATextEncoder, True), (BridgeTowerTextEncoder, 2)])
+@pytest.mark.parametrize(
+    ("kind", "option"), [(FLAVATextEncoder, {"before_norm": True}), (BridgeTowerTextEncoder, {"top_layers": 2})]
+)
 def test_states_of_other_layers_are_not_kept(kind, option):
-    assert not kind(60, option, WORDS, config={"model_type": "bert", **SIZES}).is_incremental
+    encoder = kind(60, **option, config={"model_type": "bert", **SIZES}, text_format=WORDS)
+    assert not encoder.is_incremental
 
 
 def test_of_an_encoder_with_a_decoder_the_encoder_is_taken(tmp_path):
