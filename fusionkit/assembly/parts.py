@@ -83,6 +83,7 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
         for name, weight in weights.items():
             if weight > 0:
                 check_text(str(name), tasks[name], model, abilities)
+                tasks[name].check(model)
             check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
             check_answers(f"objectives.{source}.{name}", tasks[name], dims)
     return Parts(config, datamodule, model, tasks)

@@ -90,6 +90,9 @@ def chosen(config: DictConfig, parts: Parts) -> tuple[dict[str, dict[str, float]
             raise ConfigError(f"sources: the checkpoint has no source '{source}'; {suggest(source, parts.objectives)}")
     objectives = active_objectives({source: parts.objectives[source] for source in sources}, parts.tasks)
     roles = _listed(config.split) or list(parts.config.evaluation.roles)
+    if not roles:
+        known = {role for source in sources for role in parts.datamodule.sources[source].splits}
+        raise ConfigError(f"split: the run evaluates no role (evaluation.roles=[]); {suggest('', known)}")
     check_files(parts, objectives, roles)
     return objectives, roles
 

@@ -58,6 +58,9 @@ class Task(nn.Module, Generic[B]):
         """The objective's loss on one batch."""
         raise NotImplementedError
 
+    def check(self, model: "VisionLanguageModel") -> None:
+        """Raise ConfigError where the model lacks what the task wants of it beyond ``needs``."""
+
     def partners(self, images: int, ranks: int) -> int | None:
         """How many other images each of a batch is set against, for so many in a batch and rank; None: it is not about others."""
         return None

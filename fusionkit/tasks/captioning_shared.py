@@ -72,6 +72,10 @@ class SharedCaptioning(Task[CaptionBatch]):
         """COCO's own records, one an image: {"image_id", "caption"}."""
         return self.writer.predict(self._reader(model), self.head.words, batch, encoded)
 
+    def check(self, model: VisionLanguageModel) -> None:
+        """Raise ConfigError for a text encoder or a fusion that cannot be shared."""
+        self._reader(model)
+
     def _reader(self, model: VisionLanguageModel) -> Reader:
         text_encoder = copy.copy(model.text_encoder)  # the same parameters, but another first token
         if isinstance(text_encoder, SupportsFirstToken):

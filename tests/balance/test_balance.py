@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fusionkit.balance import DWA, Balancer, Fixed, GradNorm, PCGrad, Schedule, Step, Uncertainty
+from fusionkit.balance.gradients import gradient_matrix
 from fusionkit.balance.pcgrad import draw_orders, surgery
 from fusionkit.errors import ConfigError
 from tests.toys import CONF, choices
@@ -105,6 +106,7 @@ def test_dwa_weighs_by_the_ratio_of_the_last_two_windows():
             assert found == [1.0, 1.0]
     ratios = [math.exp(1.5 / 3 / 2), math.exp(3 / 4 / 2)]
     assert found == pytest.approx([2 * ratio / sum(ratios) for ratio in ratios])
+    assert balancer.means.tolist() == [[1.5, 3.0], [3.0, 4.0]]  # of the last window and of the one before
 
 
 def test_gradnorm_brings_the_norms_together():
@@ -203,6 +205,10 @@ def test_a_frozen_objective_has_a_zero_gradient():
     found.loss.backward()
     torch.testing.assert_close(point.grad, point.detach() - LEFT)
     assert found.metrics["train/coco/itm_gradient_norm"] == 0
+
+
+def test_without_parameters_each_objective_has_one_zero():
+    torch.testing.assert_close(gradient_matrix(torch.tensor([1.0, 2.0]), []), torch.zeros(2, 1))
 
 
 def test_gradients_under_autocast_are_those_of_an_ordinary_backward_pass():

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from fusionkit.checkpoints.load import forget_files
 from fusionkit.cli.main import run
-from fusionkit.commands.evaluation_setup import check_files
-from fusionkit.errors import DataError
+from fusionkit.commands.evaluation_setup import check_files, chosen
+from fusionkit.errors import ConfigError, DataError
 
 
 def parts_of(files: dict[str, bool]) -> Any:
@@ -49,6 +49,15 @@ def test_the_files_that_a_training_started_from_are_not_needed_again() -> None:
 def test_the_only_source_cannot_be_left_out() -> None:
     with pytest.raises(DataError, match=r"^source vqa: vqa\.json does not exist$"):
         check_files(parts_of({"vqa": False}), {"vqa": ["vqa"]}, ["val"])
+
+
+def test_a_run_that_evaluates_no_role_is_asked_for_one() -> None:
+    parts = parts_of({"coco": True})
+    parts.objectives, parts.tasks = {"coco": {"itc": 1.0}}, {"itc": None}
+    parts.config = OmegaConf.create({"evaluation": {"roles": []}})
+    with pytest.raises(ConfigError, match=r"^split: the run evaluates no role \(evaluation.roles=\[\]\); known: val$"):
+        chosen(OmegaConf.create({"sources": None, "split": None}), parts)
+    assert chosen(OmegaConf.create({"sources": None, "split": "val"}), parts)[1] == ["val"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("split", "val"), ("sources", "[coco]")])

@@ -463,3 +463,19 @@ def test_a_run_that_cannot_work_leaves_nothing(
     assert train(world, *overrides, name="never") == code
     assert words in sentence(capsys)
     assert not (world / "never").exists()
+
+
+def test_a_decoder_that_cannot_share_its_encoder_is_told_before_the_first_step(world: Path, capsys: Capture) -> None:
+    task = [
+        "objectives=none",
+        "+objectives.shapes.captioning=1",
+        "task=[captioning]",
+        "fusion=mixed_cross_attention",
+        "task.captioning._target_=fusionkit.tasks.captioning_shared.SharedCaptioning",
+        "+task.captioning.first_token_id=7",
+        "+task.captioning.decoder={_target_: fusionkit.fusion.mixed_cross_attention.SelfAttentionLayers, _partial_: true, "
+        "num_layers: 1, num_heads: 4}",
+    ]
+    assert train(world, *task, name="shared") == 2
+    assert "text_encoder: HFTextEncoder has no first_token_id" in sentence(capsys)
+    assert not (world / "shared").exists()

@@ -117,6 +117,7 @@ def test_truncated_distributions_are_transformers():
         assert torch.equal(keep_top_k(scores, top_k), TopKLogitsWarper(top_k)(None, scores))
     for top_p in (0.1, 0.5, 0.9):
         assert torch.equal(keep_top_p(scores, top_p), TopPLogitsWarper(top_p)(None, scores))
+    assert keep_top_p(scores, 1.0) is scores  # sums that are rounded would drop the rarest tokens
 
 
 @torch.inference_mode()
@@ -131,6 +132,11 @@ def test_samples_follow_the_truncated_law():
     assert ((drawn > 0) == (law > 0)).all()
     assert (drawn - law).abs().max() < 0.03
     assert torch.equal(Sampling(top_k=1)(steps, rules).tokens, Greedy()(steps, rules).tokens)
+    drawn = []
+    for search in (Sampling(), Sampling(temperature=1.0, top_k=0, top_p=1.0)):  # by default nothing is changed
+        torch.manual_seed(2)
+        drawn.append(search(steps, rules).tokens)
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.negatives import HardNegatives, Queue
@@ -120,6 +121,24 @@ def test_predictions_are_each_caption_with_its_own_and_with_the_next_image():
     assert told == pytest.approx([record["score"] for record in records[:3]])
     alone = toy_batch(images=1, texts_per_image=2)
     assert [r["label"] for r in itm.predict(model, alone, model.encode(alone, ["captions"]))] == [1, 1]
+
+
+def test_probabilities_are_of_fp32_where_the_head_speaks_bf16():
+    model, itm = build()
+    batch = toy_batch(images=3)
+    encoded = model.encode(batch, ["captions"])
+    itm.head = nn.Sequential(itm.head, Rounded())
+    logits = itm.score_pairs(model, encoded.memory, encoded.text["captions"], batch["captions"]["image_index"])
+    assert logits.dtype == torch.bfloat16
+    shares = logits.double().softmax(dim=1)[:, 1].tolist()
+    assert [record["match"] for record in itm.eval().reply(model, batch, encoded, 1)] == pytest.approx(shares, abs=1e-6)
+    own = [record["score"] for record in itm.predict(model, batch, encoded) if record["label"]]
+    assert own == pytest.approx(shares, abs=1e-6)
+
+
+class Rounded(nn.Module):
+    def forward(self, logits):
+        return logits.bfloat16()
 
 
 @pytest.mark.parametrize("negatives", [7, "x", {"k": 1}])
