@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["FUSIONKIT_CACHE"] = (cache := TemporaryDirectory(prefix="fusionkit-tests-")).name  # not that of the user
 
 import torch
 

@@ -152,7 +152,7 @@ def tell_unknown(config: DictConfig, datamodule: DataModule, path: str | Path) -
     Raises DataError where they lack all these answers. Words are looked up in a vocabulary of whole words alone: others spell
     what they do not know.
     """
-    if words := unknown_words(datamodule.tokenizer, (text.text for text in datamodule.training_texts())):
+    if words := unknown_words(datamodule.tokenizer, datamodule.training_strings()):
         rank_zero_warn(
             f"the tokenizer of checkpoint {path} does not know {len(words)} words of the training texts, such as "
             f"'{max(words, key=words.__getitem__)}': all of them are read as one unknown word"

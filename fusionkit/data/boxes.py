@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from itertools import chain
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ def four_numbers(value: Any) -> bool:
 
 def box_table(values: Sequence[Any], names: Sequence[Any], path: Path | str) -> Floats:
     """Boxes (N, 4); ``names`` says in words which each is. DataError for what is not four finite numbers."""
+    if (plain := _plain_table(values)) is not None:
+        return plain
     for value, name in zip(values, names, strict=True):
         if not four_numbers(value):
             shown = " ".join(str(value).split())[:60]
@@ -40,17 +43,35 @@ def box_table(values: Sequence[Any], names: Sequence[Any], path: Path | str) -> 
     return np.array(values, dtype=float).reshape(-1, 4)
 
 
+def _plain_table(values: Sequence[Any]) -> Floats | None:
+    """Boxes of Python's own numbers, looked at all at once; None where one is something else, or not finite."""
+    is_plain = set(map(type, values)) <= {list, tuple} and set(map(len, values)) <= {4}
+    if not is_plain or not set(map(type, chain.from_iterable(values))) <= {int, float}:
+        return None
+    try:
+        table: Floats = np.array(values, dtype=float).reshape(-1, 4)
+    except OverflowError:
+        return None
+    return table if np.isfinite(table).all() else None
+
+
 def faults(boxes: Floats, sizes: Sequence[Size | None], tolerance: float = TOLERANCE) -> list[str | None]:
     """What is wrong with each box, None where nothing is: of no area or reversed, or outside an image whose size is known."""
     limits = np.array([size or (np.inf, np.inf) for size in sizes], dtype=float).reshape(-1, 2)
-    has_area = (boxes[:, 2:] > 0).all(axis=1)
+    has_area, is_inside = checked(boxes, limits, tolerance)
+    return [
+        NO_SIDE if not area else None if inside else OUTSIDE
+        for area, inside in zip(has_area.tolist(), is_inside.tolist(), strict=True)
+    ]
+
+
+def checked(boxes: Floats, limits: Floats, tolerance: float = TOLERANCE) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which boxes (N, 4) have an area, and which lie in their images of the sizes ``limits`` (N, 2), infinite if not known."""
+    has_area = np.asarray((boxes[:, 2:] > 0).all(axis=1))
     known = np.isfinite(limits).all(axis=1)
     inside = (boxes[:, :2] >= -tolerance).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] <= limits + tolerance).all(axis=1)
     overlaps = (boxes[:, :2] < limits).all(axis=1) & (boxes[:, :2] + boxes[:, 2:] > 0).all(axis=1)
-    return [
-        NO_SIDE if not area else None if (within and shared) or not is_known else OUTSIDE
-        for area, within, shared, is_known in np.stack([has_area, inside, overlaps, known], axis=1).tolist()
-    ]
+    return has_area, np.asarray((inside & overlaps) | ~known)
 
 
 def require_boxes(values: Sequence[Any], sizes: Sequence[Size | None], names: Sequence[str], path: Path | str) -> None:

@@ -14,6 +14,7 @@ from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
 from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.tables.samples import as_samples
 from fusionkit.errors import DataError
 from fusionkit.types import Batch
 
@@ -59,10 +60,14 @@ class Collate:
         counts: Tensor | None = None,
     ) -> None:
         self.source, self.tokenizer, self.max_length, self.answers = source, tokenizer, max_length, answers
-        self.facts = {kind: first_facts(samples, kind) for kind in kinds}
+        samples = as_samples(samples)
+        firsts = {kind: samples.first(kind) for kind in kinds}  # an example for all of a kind
+        self.facts: dict[str, Mapping[str, Any]] = {
+            kind: {} if text is None else text.facts for kind, text in firsts.items()
+        }
         self.clean = clean or str  # which leaves a text as it is
         self.counts = new_counts() if counts is None else counts
-        self.has_others = any(sample.others for sample in samples)
+        self.has_others = samples.has_others
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
         """The batch, or what is wrong with the items; see `Loader` for why errors are returned."""
@@ -160,11 +165,6 @@ def second_rows(items: Sequence[Item], kind: str) -> list[int]:
         rows += [free] * len(item.texts[kind])
         free += len(item.others)
     return rows
-
-
-def first_facts(samples: Sequence[Sample], kind: str) -> Mapping[str, Any]:
-    """The facts of the first text of a kind, an example for all of them."""
-    return next((sample.texts[kind][0].facts for sample in samples if sample.texts.get(kind)), {})
 
 
 def fact(text: Text, name: str, kind: str) -> Any:

@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate, new_counts, told_cuts
-from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData, image_paths
+from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData
 from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
 from fusionkit.data.loader import Loader
 from fusionkit.data.regions import RegionFiles, as_found
-from fusionkit.data.sample import Sample, Text
+from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
+from fusionkit.data.tables.samples import ImagePaths, Samples
 from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer, wrapped
 from fusionkit.data.transforms import Finish
 from fusionkit.distributed import gather_objects
@@ -97,7 +98,7 @@ class DataModule(LightningDataModule):
                 f"the data folder {self.root} does not exist; give the folder that holds the data as data.root=FOLDER"
             )
 
-    def samples(self, source: str, role: str) -> list[Sample]:
+    def samples(self, source: str, role: str) -> Samples:
         """The images of a role; of "train" those that are trained on (``Splits.training``)."""
         return self._splits.samples(source, role)
 
@@ -137,7 +138,7 @@ class DataModule(LightningDataModule):
         """What turns texts into token ids."""
         if self._tokenizer is None:
             answers = self.answers.answers if self.spell_answers and self.answers else []
-            return word_tokenizer(chain((text.text for text in self._splits.training_texts()), answers))
+            return word_tokenizer(chain(self.training_strings(), answers))
         return load_tokenizer(self._tokenizer) if isinstance(self._tokenizer, str | Path) else wrapped(self._tokenizer)
 
     @cached_property
@@ -151,9 +152,9 @@ class DataModule(LightningDataModule):
             return AnswerVocabulary.load(self._answers)
         return self._given_answers(self._answers)
 
-    def training_texts(self) -> Iterator[Text]:
+    def training_strings(self) -> Iterator[str]:
         """All texts that the sources train on."""
-        return self._splits.training_texts()
+        return self._splits.training_strings()
 
     def frequent_answers(self, rule: BuildAnswers) -> list[str]:
         """The answers that a rule makes of the training questions, whatever the run's own are; none where it makes none."""
@@ -163,7 +164,7 @@ class DataModule(LightningDataModule):
             return []
 
     def _given_answers(self, rule: BuildAnswers) -> AnswerVocabulary:
-        given = (text.facts.get("multiple_choice_answer") for text in self.training_texts())
+        given = self._splits.training_facts("multiple_choice_answer")
         return rule(answer for answer in given if answer is not None)
 
     def train_dataloader(self) -> CombinedLoader:
@@ -254,7 +255,7 @@ class DataModule(LightningDataModule):
         )
 
     def _images(self, source: str, role: str, side: int) -> Images:
-        paths, settings = image_paths(self.samples(source, role)), self.sources[source]
+        paths, settings = ImagePaths(self.samples(source, role)), self.sources[source]
         if has_pixels(paths[0]) == (settings.images == "regions"):
             raise DataError(
                 f"the images of source '{source}' are {'files' if has_pixels(paths[0]) else 'region features'} such as "

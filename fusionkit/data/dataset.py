@@ -3,8 +3,6 @@
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -17,13 +15,14 @@ from fusionkit.data.images import CorruptImage, Decoded
 from fusionkit.data.regions import UNKNOWN, Found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.sampler import Draw
+from fusionkit.data.tables.samples import OtherPlaces
 from fusionkit.errors import DataError
 
 MAX_CORRUPT = 0.01  # the part of a source's images that may be corrupt in training
 
 
 class Images(Protocol):
-    """Where the pixels come from: files or a cache of those that `image_paths` lists."""
+    """Where the pixels come from: files or a cache of those that `ImagePaths` lists."""
 
     def load(self, index: int) -> Decoded: ...
 
@@ -45,17 +44,6 @@ TextKey = tuple[str, int | str]  # kind and id
 NO_BOXES = torch.zeros(0, 4)
 
 
-def image_paths(samples: Sequence[Sample]) -> list[Path]:
-    """The images of the samples, in their order, and behind them all their other ones."""
-    return [sample.image for sample in samples] + [path for sample in samples for path in sample.others]
-
-
-def other_places(samples: Sequence[Sample]) -> list[range]:
-    """Where in `image_paths` the other images of each sample stand."""
-    ends = list(accumulate((len(sample.others) for sample in samples), initial=len(samples)))
-    return [range(*place) for place in pairwise(ends)]
-
-
 class Item(NamedTuple):
     """One image of a batch with the texts that were chosen."""
 
@@ -72,7 +60,7 @@ class EvalData(Dataset[Item]):
 
     def __init__(self, samples: Sequence[Sample], images: Images, kinds: Sequence[str], finish: Finishing) -> None:
         self.samples, self.images, self.kinds, self.finish = samples, images, kinds, finish
-        self.places = other_places(samples)
+        self.places = OtherPlaces(samples)
 
     def __getitem__(self, index: int) -> Item:
         try:
@@ -119,7 +107,7 @@ class TrainData(Dataset[Item]):
     ) -> None:
         self.source, self.samples, self.images, self.texts_per_image = source, samples, images, texts_per_image
         self.finish, self.side, self.augment = finish, side, augment
-        self.places = other_places(samples)
+        self.places = OtherPlaces(samples)
         self.corrupt = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
 
     def __getitem__(self, draw: Draw) -> Item:

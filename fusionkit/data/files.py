@@ -8,6 +8,7 @@ from typing import Any
 
 from fusionkit.data.identity import check_id
 from fusionkit.errors import DataError, UserError, suggest
+from fusionkit.files.depends import note
 from fusionkit.files.plain import AGAIN, PICKLE, collector_paused, other_kind, reason_of
 from fusionkit.files.unicode import BadText
 
@@ -19,6 +20,7 @@ def annotation_file(template: str, split: str) -> Path:
     """
     path = Path(template.replace("{split}", split))
     if path.is_file():
+        note(path)
         return path
     parent, (before, found, after) = path.parent, Path(template).name.partition("{split}")
     if not found or not parent.is_dir():
@@ -35,6 +37,7 @@ def read_pickle(path: Path) -> Any:
 
     A pickle can name any function to be called on loading; here none is, so that a file from a stranger is only read.
     """
+    note(path)
     try:
         with path.open("rb") as file:
             return _PlainUnpickler(file, encoding="latin1").load()

@@ -4,7 +4,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from fusionkit.data.identity import coco_number, photo_of
 from fusionkit.data.sample import Sample
 from fusionkit.data.stores import is_lmdb, lmdb_keys
 from fusionkit.errors import DataError
+from fusionkit.files.depends import FOLDER, STORE, note
 from fusionkit.files.names import is_inside
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")
@@ -125,6 +126,7 @@ def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], anno
 
 def _list(folder: Path) -> dict[str, str]:
     """The files of a folder by name; COCO's also by their key, those of regions by their name in small letters."""
+    note(folder / "data.mdb", STORE) if is_lmdb(folder) else note(folder, FOLDER)
     try:
         names = lmdb_keys(folder) if is_lmdb(folder) else os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -181,7 +183,8 @@ class ImageFiles:
     """Images decoded anew each time they are asked for."""
 
     def __init__(self, paths: Iterable[Path | Image.Image], min_side: int) -> None:
-        self.paths, self.min_side = list(paths), min_side
+        self.paths = paths if isinstance(paths, Sequence) else list(paths)
+        self.min_side = min_side
 
     def load(self, index: int) -> Decoded:
         """Raises CorruptImage."""

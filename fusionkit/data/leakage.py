@@ -1,36 +1,73 @@
 """What is trained on, what chooses a checkpoint and what scores it show different images, whichever source they belong to."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import combinations
 
-from fusionkit.data.images import photo_keys
+import numpy as np
+from numpy.typing import NDArray
+
 from fusionkit.data.joint import require_one_photo
 from fusionkit.data.sample import Sample
+from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.errors import ConfigError, DataError, suggest
 
+NONE = np.zeros(0, dtype=np.int64)
 SIDES = ("train", "val")
 """Every other role (test, testA, compositional, ...) tests, and may share images with any other that does."""
 
 
-def by_photo(splits: Iterable[Sequence[Sample]]) -> dict[int, Sample]:
+class Shown(Mapping[int, Sample]):
+    """The samples of some splits by the keys of all their images; the last that shows one."""
+
+    def __init__(self, splits: Iterable[Sequence[Sample]]) -> None:
+        self.splits = [as_samples(samples) for samples in splits]
+        found = [samples.photos for samples in self.splits] or [(NONE, NONE)]
+        keys, self._rows = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        self._splits = np.repeat(np.arange(len(found)), [len(keys) for keys, _ in found])
+        self.photos, last = np.unique(keys[::-1], return_index=True)
+        self._places = len(keys) - 1 - last
+
+    def __getitem__(self, key: int) -> Sample:
+        place = int(np.searchsorted(self.photos, key))
+        if place == len(self.photos) or self.photos[place] != key:
+            raise KeyError(key)
+        row = self._places[place]
+        return self.splits[int(self._splits[row])][int(self._rows[row])]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.photos.tolist())
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def among(self, photos: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some keys are these, (N,)."""
+        if not len(self.photos):
+            return np.zeros(len(photos), dtype=bool)
+        places = np.searchsorted(self.photos, photos).clip(max=len(self.photos) - 1)
+        found: NDArray[np.bool_] = self.photos[places] == photos
+        return found
+
+
+def by_photo(splits: Iterable[Sequence[Sample]]) -> Shown:
     """The samples of some splits by the keys of all their images."""
-    return {key: sample for samples in splits for sample in samples for key in photo_keys(sample)}
+    return Shown(splits)
 
 
-def without(samples: Sequence[Sample], shown: Mapping[int, Sample]) -> list[Sample]:
+def without(samples: Sequence[Sample], shown: Shown) -> Samples:
     """The samples none of whose images is shown by the others.
 
     Raises DataError for one that would be left out for its name alone, where the two files differ.
     """
-    kept = []
-    for sample in samples:
-        other = next((shown[key] for key in photo_keys(sample) if key in shown), None)
-        if other is None:
-            kept.append(sample)
-        else:
-            require_one_photo(sample, other)
-    return kept
+    samples = as_samples(samples)
+    keys, rows = samples.photos
+    is_kept, is_by_name = np.ones(len(samples), dtype=bool), samples.is_by_name
+    for place in np.flatnonzero(shown.among(keys)).tolist():
+        if is_kept[rows[place]] and is_by_name[rows[place]]:
+            require_one_photo(samples[int(rows[place])], shown[int(keys[place])])
+        is_kept[rows[place]] = False
+    return samples.where(is_kept)
 
 
 def require_apart(streams: Mapping[str, Sequence[Sample]], allowed: Sequence[Sequence[str]]) -> None:
@@ -40,9 +77,11 @@ def require_apart(streams: Mapping[str, Sequence[Sample]], allowed: Sequence[Seq
     """
     images = {stream: by_photo([found]) for stream, found in streams.items()}
     for one, other in combinations(sorted(images, key=_side), 2):
-        both = images[one].keys() & images[other].keys() if _side(one) != _side(other) else set()
-        if both and not any(_names(pair, one, other) for pair in allowed):
-            example = min(both)
+        if _side(one) == _side(other) or any(_names(pair, one, other) for pair in allowed):
+            continue
+        both = images[one].photos[images[other].among(images[one].photos)]
+        if len(both):
+            example = int(both[0])
             require_one_photo(images[one][example], images[other][example])
             raise DataError(_describe(one, other, len(both), images[one][example].image_id))
 

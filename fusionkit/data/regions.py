@@ -62,7 +62,8 @@ class RegionFiles:
     """Regions read anew each time they are asked for; the paths are those of npz files or ``LMDB_FOLDER/key``."""
 
     def __init__(self, paths: Iterable[Path], detections: Detections) -> None:
-        self.paths, self.detections = list(paths), detections
+        self.paths = paths if isinstance(paths, Sequence) else list(paths)
+        self.detections = detections
 
     def load(self, index: int) -> Decoded:
         """The regions as the image of ``Decoded``, whose size is (0, 0) where the file has none; raises CorruptImage."""

@@ -3,14 +3,20 @@
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
-from fusionkit.data.boxes import require_boxes
+import numpy as np
+
 from fusionkit.data.dataset import Augmentation
-from fusionkit.data.joint import merge_samples
+from fusionkit.data.joint import merge, read_tables
 from fusionkit.data.leakage import by_photo, check_allowed, require_apart, without
 from fusionkit.data.regions import Detections
-from fusionkit.data.sample import Reader, Sample, Text
+from fusionkit.data.sample import Reader
+from fusionkit.data.tables.boxes import require_boxes_of
+from fusionkit.data.tables.cache import Wanted, load_tables
+from fusionkit.data.tables.samples import Samples, as_samples
+from fusionkit.data.tables.table import Tables
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.unicode import BadText
 
@@ -90,13 +96,13 @@ class Splits:
         allow_overlap: Sequence[Sequence[str]] = (),
     ) -> None:
         self.sources, self.drop_overlap, self.allow_overlap = sources, list(drop_overlap), list(allow_overlap)
-        self._read: dict[tuple[str, str], list[Sample]] = {}
+        self._read: dict[tuple[str, str], Samples] = {}
         for name in self.drop_overlap:
             if name not in sources:
                 raise ConfigError(f"data.drop_overlap names '{name}', which is no source; {suggest(name, sources)}")
         check_allowed(self.allow_overlap, [f"{name}/{role}" for name, role in self._places])
 
-    def samples(self, source: str, role: str) -> list[Sample]:
+    def samples(self, source: str, role: str) -> Samples:
         """Raises ConfigError where there is no such source or role, DataError where its files are wrong."""
         if source not in self.sources:
             raise ConfigError(f"data.sources has no source '{source}'; {suggest(source, self.sources)}")
@@ -106,11 +112,12 @@ class Splits:
         return self.training[source] if role == "train" else self._all(source, role)
 
     @cached_property
-    def training(self) -> dict[str, list[Sample]]:
+    def training(self) -> dict[str, Samples]:
         """By source that trains, its training images, once it is sure that no held-out split of any source shows them.
 
         Raises DataError where one does, and where validation and test share an image.
         """
+        self._read_all(self._places)
         held_out = {place: self._all(*place) for place in self._places if place[1] != "train"}
         shown, kept = by_photo(held_out.values()), {}
         for name in (name for name, role in self._places if role == "train"):
@@ -135,42 +142,49 @@ class Splits:
         """By source that trains, how many images it lost."""
         return {name: len(self._all(name, "train")) - len(kept) for name, kept in self.training.items()}
 
-    def training_texts(self) -> Iterator[Text]:
+    def training_strings(self) -> Iterator[str]:
         """All texts of the kinds that the sources train on."""
         for name, samples in self.training.items():
-            for sample in samples:
-                for kind in self.sources[name].kinds:
-                    yield from sample.texts.get(kind, ())
+            for kind in self.sources[name].kinds:
+                yield from as_samples(samples).strings(kind)
 
-    def _all(self, name: str, role: str) -> list[Sample]:
+    def training_facts(self, name: str) -> Iterator[Any]:
+        """A fact of those of these texts that have it."""
+        for source, samples in self.training.items():
+            for kind in self.sources[source].kinds:
+                yield from as_samples(samples).facts(kind, name)
+
+    def _all(self, name: str, role: str) -> Samples:
         """The images that have texts of the source's kinds."""
         if (name, role) not in self._read:
-            source = self.sources[name]
-            try:
-                samples = merge_samples([(split, source.reader.read(split)) for split in source.splits[role]])
-            except BadText as error:  # of one's own reader, which names no file
-                raise DataError(f"source {name}: {error}") from error
-            _check_boxes(name, samples)
-            there = {kind for sample in samples for kind in sample.texts}
-            for kind in source.kinds:
-                if kind not in there:
-                    raise ConfigError(
-                        f"data.sources.{name}.texts_per_image.{kind}: the reader gives none; {suggest(kind, there)}"
-                    )
-            self._read[name, role] = [
-                sample for sample in samples if any(sample.texts.get(kind) for kind in source.kinds)
-            ]
+            self._read_all([(name, role)])
         return self._read[name, role]
 
+    def _read_all(self, places: Sequence[tuple[str, str]]) -> None:
+        """Read what has not been read yet, all at once: a file of several splits is then parsed once."""
+        places = [place for place in places if place not in self._read]
+        wanted = [
+            Wanted(source.reader, tuple(source.splits[role]), partial(_read, name, source, role))
+            for name, role in places
+            for source in [self.sources[name]]
+        ]
+        for (name, role), tables in zip(places, load_tables(wanted), strict=True):
+            samples = Samples(tables)
+            kinds = self.sources[name].kinds
+            for kind in kinds:
+                if kind not in samples.kinds:
+                    raise ConfigError(
+                        f"data.sources.{name}.texts_per_image.{kind}: the reader gives none; {suggest(kind, samples.kinds)}"
+                    )
+            self._read[name, role] = samples.where(np.any([samples.counts(kind) > 0 for kind in kinds], axis=0))
 
-def _check_boxes(source: str, samples: Sequence[Sample]) -> None:
-    """Raise DataError for a box that no reader should have given, those of one's own included."""
-    rows = [
-        (text.facts["box"], sample.size, kind, text.id)
-        for sample in samples
-        for kind, texts in sample.texts.items()
-        for text in texts
-        if text.facts.get("box") is not None
-    ]
-    boxes, sizes = [box for box, _, _, _ in rows], [size for _, size, _, _ in rows]
-    require_boxes(boxes, sizes, [f"{id} of the {kind}" for _, _, kind, id in rows], f"source {source}")
+
+def _read(name: str, source: Source, role: str) -> Tables:
+    """The columns of a role, merged by image and checked."""
+    try:
+        tables = merge([(split, read_tables(source.reader, split)) for split in source.splits[role]])
+    except BadText as error:  # of one's own reader, which names no file
+        raise DataError(f"source {name}: {error}") from error
+    for kind in tables.texts:
+        require_boxes_of(tables, kind, f"source {name}")
+    return tables

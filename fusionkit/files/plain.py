@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fusionkit.errors import DataError
+from fusionkit.files.depends import note
 
 PICKLE, CHECKPOINT = "a pickle", "a file of torch.save"
 JSON, LINES, YAML = "one JSON document", "one JSON value a line", "yaml"
@@ -131,6 +132,7 @@ def read_json(path: Path, advice: str = AGAIN, *, has_nan: bool = False) -> Any:
 
     With ``has_nan`` as Python writes it, with NaN and infinity.
     """
+    note(path)
     try:
         with collector_paused():
             content = path.read_bytes()
@@ -145,6 +147,7 @@ def read_json(path: Path, advice: str = AGAIN, *, has_nan: bool = False) -> Any:
 def read_json_lines(path: Path) -> list[Any]:
     """The values of a file with one JSON value a line; DataError where a line is none, or there is no line at all."""
     rows = []
+    note(path)
     try:
         content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except OSError as error:

@@ -10,6 +10,7 @@ from fusionkit.data.identity import check_id
 from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.files.depends import parsed_once
 from fusionkit.files.plain import read_json
 
 NO_FACTS: dict[str, Any] = {}  # one for all captions, of which there can be 600,000
@@ -30,7 +31,7 @@ class CocoCaptions:
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have captions. Raises DataError."""
         path = annotation_file(self.annotations, split)
-        content = read_json(path)
+        content = parsed_once(path, read_json)
         rows = table(content, "images", path, f"{OFFICIAL} or {KARPATHY}")
         if isinstance(rows[0], dict) and "sentences" in rows[0]:
             names, captions, photos = _read_karpathy(rows, split, path)

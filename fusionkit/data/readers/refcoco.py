@@ -11,6 +11,7 @@ from fusionkit.data.identity import check_id
 from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
+from fusionkit.files.depends import parsed_once
 from fusionkit.files.plain import read_json
 
 REFS, INSTANCES = "RefCOCO refs", "RefCOCO instances.json"
@@ -32,8 +33,8 @@ class RefCOCO:
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have expressions. Raises DataError."""
         path, boxes_path = annotation_file(self.refs, split), annotation_file(self.instances, split)
-        refs = _select(read_pickle(path), split, path)
-        content = read_json(boxes_path)
+        refs = _select(parsed_once(path, read_pickle), split, path)
+        content = parsed_once(boxes_path, read_json)
         with expecting(boxes_path, INSTANCES):
             images = {row["id"]: row for row in table(content, "images", boxes_path, INSTANCES)}
             objects = {row["id"]: row for row in table(content, "annotations", boxes_path, INSTANCES)}
