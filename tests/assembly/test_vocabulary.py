@@ -184,7 +184,7 @@ def data_of(*answers: str, known: tuple[str, ...] = ("yes", "no"), texts: tuple[
     return SimpleNamespace(
         tokenizer=WORDS,
         answers=AnswerVocabulary(known),
-        training_texts=lambda: [SimpleNamespace(text=text) for text in texts],
+        training_strings=lambda: texts,
         frequent_answers=lambda rule: rule(answers).answers,
     )
 

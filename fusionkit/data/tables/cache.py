@@ -12,6 +12,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,6 @@ def _make(place: Path, wanted: Mapping[str, Wanted]) -> dict[str, Tables]:
         for text in one.warnings:
             warnings.warn(text, stacklevel=2)
         found[key] = open_tables(place / one.folder, one.tables)
-        try:
-            keep(place, key, one)
-        except DataError:  # it is then made again the next time
-            continue
     tidy(place, {key: one.folder for key, one in zip(wanted, made, strict=True) if one is not None})
     return found
 
@@ -116,15 +113,18 @@ def _write(place: Path, key: str, wanted: Wanted) -> Made | None:
     with noting() as files, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         tables = wanted.read()
-    if not files.finish():
-        files.seen.clear()
+    is_same = files.finish()
     folder = f"{key}-{secrets.token_hex(6)}"
     try:
         with atomic_folder(place / folder) as temporary:
             written = write_tables(tables, temporary)
     except DataError:
         return None
-    return Made(folder, written, files.seen, [str(each.message) for each in warned])
+    made = Made(folder, written, files.seen, [str(each.message) for each in warned])
+    if is_same:  # else it was read while it changed, and is read anew the next time
+        with suppress(DataError):
+            keep(place, key, made)
+    return made
 
 
 def _read_here(read: Callable[[], Tables]) -> Tables:
