@@ -45,11 +45,11 @@ class ParallelLauncher(Launcher):
 
     def _compose(self, number: int, overrides: list[str]) -> DictConfig:
         """The configuration of one run, in its own folder of the sweep."""
-        from fusionkit.assembly.composition import leave_out_unchosen
+        from fusionkit.assembly.composition import settle
         from fusionkit.cli.app import join_study
 
         config = self.load(self.config, overrides)
-        leave_out_unchosen(config, config.hydra)
+        settle(config, config.hydra)
         with open_dict(config):
             config.hydra.job.num = config.hydra.job.id = number
             folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level
-from fusionkit.cli.main import COMMANDS, DATA_VERBS, run
+from fusionkit.cli.main import COMMANDS, DATA_VERBS, LOOK, run
 from fusionkit.cli.schemas import TrainConfig
 from fusionkit.commands.import_checkpoint import OWN
 from fusionkit.config import package_file, primary_groups, register_resolvers
@@ -66,7 +66,7 @@ def test_an_encoder_of_any_name_needs_one(choice: str, option: str) -> None:
 
 def test_every_file_is_covered_by_an_entry_point() -> None:
     primary = {command.config_name for command in COMMANDS.values()} - {None} | {"import"}
-    primary |= {f"data_{verb}" for verb in DATA_VERBS}
+    primary |= {f"data_{verb}" for verb in (*DATA_VERBS, LOOK)}
     assert primary == {path.stem for path in CONF.glob("*.yaml")}
     groups = set().union(*(primary_groups(name) for name in primary)) | {"hydra"}
     # recipe: what the experiments of a family share

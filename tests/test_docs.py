@@ -20,7 +20,7 @@ import fusionkit as fk
 from fusionkit import api
 from fusionkit.cli.app import composed, parse
 from fusionkit.cli.help import command_help
-from fusionkit.cli.main import COMMANDS, DATA_VERBS, run
+from fusionkit.cli.main import COMMANDS, DATA_VERBS, LOOK, run
 from fusionkit.config import conf_dir, group_choices, target_blocks
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +138,7 @@ def test_what_a_shell_block_says_composes(block: Block, monkeypatch: pytest.Monk
 def require_composes(name: str, words: list[str]) -> None:
     options, overrides = parse(name, words)
     if name in ("import", "data", "completion"):
-        groups = {"import": ["import"], "data": list(DATA_VERBS)}.get(name, [])
+        groups = {"import": ["import"], "data": [*DATA_VERBS, LOOK]}.get(name, [])
         first = overrides[0].partition("=")[0]
         assert not groups or (first in group_choices(groups[0]) if name == "import" else first in groups)
     elif "--config-dir" in options:  # of one's own, which the next test runs

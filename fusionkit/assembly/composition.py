@@ -37,10 +37,25 @@ def command_config(name: str, overrides: Sequence[str], config_dir: str | Path |
             with open_dict(config):
                 del config["hydra"]
             if name == "train":
-                leave_out_unchosen(config, hydra)
+                settle(config, hydra)
             return config
     finally:
         state.hydra = above
+
+
+def settle(config: DictConfig, hydra: Any) -> list[str]:
+    """Finish a composed training: what follows from a user's own table, and without what was not chosen.
+
+    ``hydra`` is the node of that name; gives sentences about what was decided.
+    """
+    notes = []
+    if hydra.runtime.choices.get("data") == "table":
+        from fusionkit.assembly.table_choices import (
+            complete_table,
+        )  # reads pictures: other commands need not wait for it
+
+        notes = complete_table(config, hydra, _load)
+    return notes + leave_out_unchosen(config, hydra)
 
 
 def leave_out_unchosen(config: DictConfig, hydra: Any) -> list[str]:

@@ -86,6 +86,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.data.readers.refcoco.",
         "fusionkit.data.regions.Detections",
         "fusionkit.data.readers.snli_ve.",
+        "fusionkit.data.readers.table.Table",
+        "fusionkit.data.readers.table_data.TableData",
         "fusionkit.data.source.Source",
         "fusionkit.data.transforms.Augment",
         "fusionkit.data.readers.visual_genome.",

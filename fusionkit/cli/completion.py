@@ -49,13 +49,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def query(line: str) -> None:
     """Print the candidates for the last word of a command line, one a line."""
-    from fusionkit.cli.main import COMMANDS, DATA_VERBS
+    from fusionkit.cli.main import COMMANDS, DATA_VERBS, LOOK
     from fusionkit.config import group_choices
 
     words, options = _split(line.split()[1:] + ([""] if line.endswith(" ") else []))
     name, *rest = words or [""]
     verb = rest[0] if rest and rest[0] in DATA_VERBS else DATA_VERBS[0]
-    known = {"completion": [list(SCRIPTS)], "data": [list(DATA_VERBS), group_choices(verb)]}
+    known = {"completion": [list(SCRIPTS)], "data": [[*DATA_VERBS, LOOK], group_choices(verb)]}
     fixed = known.get(name, [])
     if not rest:
         _offer(name, COMMANDS)

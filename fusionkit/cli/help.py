@@ -18,7 +18,7 @@ options
   --cfg job         print the composed configuration and stop (--resolve fills in the interpolations)"""
 
 USAGES = {  # of the commands that compose no configuration before they know more
-    "data": "VERB NAME [key=value ...]",
+    "data": "VERB NAME [key=value ...], or look FILE [key=value ...]",
     "import": "FAMILY=PATH [key=value ...]",
     "completion": "SHELL",
 }

@@ -32,6 +32,7 @@ class Command(NamedTuple):
 
 
 DATA_VERBS = ("make", "convert")  # each a configuration group of the same name
+LOOK = "look"  # the other verb of data, which takes a file
 STORED = ("data", "evaluation", "trainer")
 COMMANDS = {
     "train": Command(
@@ -44,7 +45,7 @@ COMMANDS = {
             "-m experiment=quickstart fusion=cross_attention,merged_attention",
         ),
         "train",
-        paths=("data.root", "output_dir", "checkpoint", "tokenizer"),
+        paths=("data.root", "data.files", "data.images", "output_dir", "checkpoint", "tokenizer"),
         schema="TrainConfig",
     ),
     "evaluate": Command(
@@ -123,11 +124,13 @@ COMMANDS = {
         schema="ExportConfig",
     ),
     "data": Command(
-        "make a data set: data make NAME; or convert one: data convert NAME",
+        "look at your own: data look FILE; make a data set: data make NAME; convert one: data convert NAME",
         "fusionkit.commands.data:run",
         (
             "make shapes",
             "make shapes root=data/shapes scenes=1000",
+            "look captions.csv",
+            "look data.jsonl images=photos 'columns={caption: [short, long]}' split_by.test=0.2",
             "convert bottom_up tsv=trainval_36.tsv root=data/coco/regions",
             "convert uniter lmdb=coco_train2014/feat_th0.2_max100_min10_compressed root=data/coco/regions",
         ),

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from fusionkit.data.depths import as_rgb
 from fusionkit.data.identity import coco_number, photo_of
 from fusionkit.data.sample import Sample
-from fusionkit.data.stores import is_lmdb, lmdb_keys
+from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
 from fusionkit.errors import DataError
 from fusionkit.files.depends import FOLDER, STORE, note
 from fusionkit.files.names import is_inside
@@ -92,6 +92,18 @@ def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], anno
     """
     if folder is None:
         return dict.fromkeys(wanted, Path())
+    found = there_images(folder, wanted, annotations)
+    if len(found) < len(wanted):
+        missing = next(names for image_id, names in wanted.items() if image_id not in found)
+        raise DataError(
+            f"{len(wanted) - len(found)} of {len(wanted)} images of {annotations} are not under {folder}; "
+            f"first missing: {missing[0]}; complete the download or point the reader's 'images' at their folder"
+        )
+    return found
+
+
+def there_images(folder: Path, wanted: Mapping[int | str, list[str]], annotations: Path) -> dict[int | str, Path]:
+    """As ``find_images``, but only of those images that are there."""
     if not folder.is_dir():
         raise DataError(
             f"the image folder {folder} of {annotations} does not exist; check data.root and the reader's 'images'"
@@ -115,12 +127,6 @@ def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], anno
             if file is not None:
                 found[image_id] = folder / below / file
                 break
-    if len(found) < len(wanted):
-        missing = next(names for image_id, names in wanted.items() if image_id not in found)
-        raise DataError(
-            f"{len(wanted) - len(found)} of {len(wanted)} images of {annotations} are not under {folder}; "
-            f"first missing: {missing[0]}; complete the download or point the reader's 'images' at their folder"
-        )
     return found
 
 
@@ -154,7 +160,7 @@ def decode(path: Path | Image.Image, min_side: int) -> Decoded:
     try:
         if isinstance(path, Image.Image):
             return _decoded(path, path.size)
-        with Image.open(io.BytesIO(path.read_bytes())) as file:  # one read, where PIL alone makes dozens
+        with Image.open(io.BytesIO(stored_bytes(path))) as file:  # one read, where PIL alone makes dozens
             size = file.size
             file.draft("RGB", (min_side, min_side))
             return _decoded(file, size)

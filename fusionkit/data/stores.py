@@ -1,8 +1,13 @@
-"""Many small files in one: an lmdb whose keys are file names, in a folder's place. The package lmdb is optional."""
+"""Many small files in one: an lmdb whose keys are file names, in a folder's place, or the values of a table's column.
+
+The package lmdb is optional.
+"""
 
 import importlib
 import os
-from functools import cache
+from bisect import bisect_right
+from functools import cache, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +23,17 @@ def is_lmdb(folder: Path) -> bool:
 
 
 def stored_bytes(path: Path) -> bytes:
-    """The content of a file, or of the key ``path.name`` of the lmdb that its folder is; empty for a key that is not there."""
-    if not is_lmdb(path.parent):
+    """The content of a file, of the key ``path.name`` of the lmdb that its folder is, or of a ``cell`` of a table.
+
+    Empty for a key that is not there. Raises OSError for a file that is not there.
+    """
+    try:
         return path.read_bytes()
+    except NotADirectoryError:  # a table stands in a folder's place
+        return _cell_bytes(path)
+    except FileNotFoundError:
+        if not is_lmdb(path.parent):
+            raise
     with _open(path.parent, os.getpid()).begin() as transaction:
         return transaction.get(path.name.encode()) or b""
 
@@ -60,3 +73,79 @@ def _open(folder: Path, process: int) -> Any:
     if (folder / "data.mdb").stat().st_size < whole:  # a look behind the end would kill the process
         raise DataError(f"{folder} is an lmdb that ends before its last page ({whole:,} bytes); copy it again")
     return store
+
+
+def cell(table: Path, column: str, row: int, place: int = 0) -> Path:
+    """What stands for the picture in a row, from 0, of a parquet or arrow file: ``TABLE/COLUMN/row17``.
+
+    Of a list of pictures it is the one at ``place``. DataError for a column that no path can name.
+    """
+    if not is_file_name(column):
+        raise DataError(f"{table} has a column {column!a} of pictures, whose name is no plain one; rename it")
+    return table / column / (f"row{row}-{place}" if place else f"row{row}")
+
+
+def arrow_table(path: Path) -> Any:
+    """An arrow file, of either layout, as a ``pyarrow.Table`` of mapped memory; DataError where it is none."""
+    import pyarrow
+
+    try:
+        source = pyarrow.memory_map(str(path))
+        with path.open("rb") as file:
+            is_file = file.read(6) == b"ARROW1"
+        opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
+        return opened(source).read_all()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as an arrow table ({_first_line(error)}); write it again") from error
+
+
+def parquet_file(path: Path) -> Any:
+    """A ``pyarrow.parquet.ParquetFile``; DataError where it is none."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path} cannot be read as a parquet table ({_first_line(error)}); write it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _cell_bytes(path: Path) -> bytes:
+    """The bytes of a ``cell``; NotADirectoryError for a path that is none."""
+    table, column = path.parent.parent, path.parent.name
+    row, _, place = path.name.removeprefix("row").partition("-")
+    if not row.isdecimal() or not table.is_file():
+        raise NotADirectoryError(f"{path.parent} is no folder")
+    value = _value(table, column, int(row))
+    value = value[int(place or 0)] if isinstance(value, list) else value
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else b""
+
+
+def _value(table: Path, column: str, row: int) -> Any:
+    if table.suffix != ".parquet":
+        return _arrow(table, os.getpid()).column(column)[row].as_py()
+    starts = _starts(table, os.getpid())
+    group = bisect_right(starts, row) - 1
+    return _row_group(table, column, group, os.getpid()).column(column)[row - starts[group]].as_py()
+
+
+@lru_cache(maxsize=64)
+def _arrow(table: Path, process: int) -> Any:
+    return arrow_table(table)
+
+
+@lru_cache(maxsize=256)
+def _starts(table: Path, process: int) -> list[int]:
+    """The number of the first row of each row group."""
+    about = parquet_file(table).metadata
+    return list(accumulate((about.row_group(n).num_rows for n in range(about.num_row_groups - 1)), initial=0))
+
+
+@lru_cache(maxsize=4)  # a whole row group is unpacked for one picture of it
+def _row_group(table: Path, column: str, group: int, process: int) -> Any:
+    return parquet_file(table).read_row_group(group, columns=[column])

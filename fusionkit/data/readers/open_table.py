@@ -1,0 +1,279 @@
+"""What was understood of a user's own table, and its rows as samples."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fusionkit.data.boxes import Size, usable
+from fusionkit.data.files import require_split
+from fusionkit.data.images import decode
+from fusionkit.data.readers.row_boxes import in_pixels, number_table, recognise
+from fusionkit.data.readers.row_columns import Columns, convention_of, map_columns
+from fusionkit.data.readers.row_pictures import Picture, Row, digest_of, name_pictures, pictures_of, references_of
+from fusionkit.data.readers.row_places import Place, find_places, role_of
+from fusionkit.data.readers.row_texts import Meaning, label_of, texts_in, what_is_meant
+from fusionkit.data.readers.rows import Stored
+from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import ConfigError, DataError, suggest
+
+if TYPE_CHECKING:
+    from fusionkit.data.readers.table import Table
+
+HEAD = 1000  # rows of the first table that guesses are made of
+BOXES = 200  # pictures by whose boxes a convention is recognised
+SHARES = {"val": 0.1, "test": 0.1}  # of the images, where no column and no file names the splits
+FOLDERS = (
+    "",
+    "images",
+    "Images",
+    "imgs",
+    "img",
+    "photos",
+    "pictures",
+    "../images",
+)  # where pictures lie, from the table's
+OPTIONAL = ("id", "answer", "answer_type", "question_type", "weights", "label", "image_id", "width", "height")
+
+
+class OpenTable:
+    """The files of a ``Table``, its columns, its splits, and how its boxes are written: each looked at once."""
+
+    def __init__(self, table: "Table") -> None:
+        self.files, self.root, self.images, self.collection = table.files, table.root, table.images, table.collection
+        self.columns, self.boxes, self.missing = table.columns, table.boxes, table.missing
+        self.label_question, self.shares = table.label_question, table.shares
+        self.skipped: dict[str, int] = {}  # by split, rows whose picture is not there
+        self._draws: dict[Path, str] = {}  # by picture, the split that its hash gives it
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """The tables, each with the split that it is. Raises DataError."""
+        return find_places(self.files, self.root)
+
+    @property
+    def path(self) -> Path:
+        """The first table."""
+        return self.places[0].table.path
+
+    @cached_property
+    def head(self) -> list[dict[str, Any]]:
+        """The first rows of the first table. DataError where it has none."""
+        rows = self.places[0].table.head(HEAD)
+        if not rows:
+            raise DataError(f"{self.path} has columns and no rows; give a table with one row an image or a text")
+        return rows
+
+    @cached_property
+    def mapped(self) -> Columns:
+        """The columns of each role. Raises DataError and ConfigError."""
+        return map_columns(self.places[0].table.columns, self.head, self.columns, self.path)
+
+    @cached_property
+    def meaning(self) -> Meaning:
+        """Which texts the columns are."""
+        return what_is_meant(self.mapped, self.head, self.places[0].table.classes, self.label_question)
+
+    @cached_property
+    def named(self) -> dict[str, int | None]:
+        """By split that a column or a file names, its rows, where they are counted; empty where none does."""
+        if any(place.split for place in self.places):
+            return dict.fromkeys(str(place.split) for place in self.places)
+        column = self.mapped.get("split")
+        names = (self._split_in(row, place) for place in self.places for row in place.table.rows(column or ()))
+        return dict(Counter(names)) if column else {}
+
+    @cached_property
+    def hashed(self) -> dict[str, float]:
+        """By split that is drawn from the training images by a hash, its share of them."""
+        for split in self.shares:
+            if split in self.named and self.shares[split]:
+                raise ConfigError(
+                    f"data.split_by.{split}: {self.path} has a split '{split}' already; leave it out, or point "
+                    "data.columns.split at another column"
+                )
+        if self.named and "train" not in self.named:
+            return {}
+        return {split: share for split, share in (SHARES | self.shares).items() if share and split not in self.named}
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of all splits, training first."""
+        first = ["train"] if not self.named or "train" in self.named else []
+        return list(dict.fromkeys([*first, *self.named, *self.hashed]))
+
+    def read(self, split: str) -> list[Sample]:
+        """The images of a split that have texts. Raises DataError."""
+        split = role_of(split)
+        if split not in self.splits:
+            require_split(split, {name: self.named.get(name) or 0 for name in self.splits}, self.path)
+        asked = "train" if split in self.hashed else split
+        pictures: list[Picture] = []
+        left_out = 0
+        for number, place in enumerate(self.places):
+            if place.split in (None, asked):
+                start = f"{number}/" if len(self.places) > 1 else ""
+                found, missing = pictures_of(
+                    self._rows(place, asked, start),
+                    self.folder(place, asked),
+                    self.mapped,
+                    place.table.path,
+                    self.missing == "skip",
+                )
+                pictures, left_out = [*pictures, *found], left_out + missing
+        self.skipped[split] = left_out
+        if self.hashed and asked == "train":
+            pictures = [each for each in pictures if self._drawn(each.files[0]) == split]
+        name_pictures(pictures, self.mapped, self.path)
+        samples = self._samples(pictures)
+        if not samples:
+            raise DataError(self._empty(split))
+        return samples
+
+    def _empty(self, split: str) -> str:
+        fix = f"known: {', '.join(self.splits)}"
+        if self.hashed:
+            fix = f"give it a larger part of the pictures, data.split_by.{split}=0.3, or none, data.split_by.{split}=0"
+        return f"the split '{split}' of {self.path} is empty; {fix}"
+
+    def _rows(self, place: Place, split: str, start: str) -> Iterator[Row]:
+        """The rows of one table that are of a split, each with its name."""
+        needed = list(dict.fromkeys(name for names in self.mapped.values() for name in names))
+        optional = {name for role in OPTIONAL for name in self.mapped.get(role, ())}
+        lacking = [name for name in needed if name not in place.table.columns]
+        if missing := next((name for name in lacking if name not in optional), None):
+            raise DataError(
+                f"{place.table.path} has no column '{missing}', which {self.path} has; {suggest(missing, place.table.columns)}"
+            )
+        is_mixed = "split" in self.mapped and place.split is None
+        for at, cells in enumerate(place.table.rows([name for name in needed if name not in lacking])):
+            if not is_mixed or self._split_in(cells, place) == split:
+                yield Row(place.table.path, f"{start}{at}" if start else at, cells)
+
+    def _split_in(self, cells: Mapping[str, Any], place: Place) -> str:
+        name = self.mapped["split"][0]
+        said = label_of(cells.get(name), place.table.classes.get(name))
+        if said is None:
+            raise DataError(f"{place.table.path} has a row without a value of '{name}'; name a split in each row")
+        return role_of(said)
+
+    def folder(self, place: Place, split: str) -> Path:
+        """Where the pictures of a table lie: as it is said, else the first of the usual places that has some of them."""
+        if self.images is not None:
+            given = self.files if isinstance(self.files, Mapping) else {}
+            spelt = next((str(name) for name in given if role_of(name) == split), split)
+            return self.root / os.path.expanduser(self.images).replace("{split}", spelt)
+        rows = [Row(place.table.path, 0, cells) for cells in place.table.head(20)]
+        if all(isinstance(key, Stored) for row in rows for key in references_of(row, self.mapped)):
+            return place.folder
+        counts = {}
+        for name in (*FOLDERS, split):
+            folder = Path(os.path.normpath(place.folder / name))
+            if folder.is_dir():
+                counts[folder] = len(rows) - pictures_of(rows, folder, self.mapped, place.table.path, True)[1]
+        return max(counts, key=lambda folder: counts[folder]) if counts else place.folder
+
+    def _drawn(self, picture: Path) -> str:
+        """The split that a picture's hash gives it."""
+        if picture not in self._draws:
+            draw = int.from_bytes(digest_of(picture)[:8], "big") / 2**64
+            ends = accumulate(self.hashed.values())
+            self._draws[picture] = next(
+                (split for split, end in zip(self.hashed, ends, strict=True) if draw < end), "train"
+            )
+        return self._draws[picture]
+
+    def _samples(self, pictures: Sequence[Picture]) -> list[Sample]:
+        """The pictures with their texts; ids that are used twice give way to the numbers of the rows."""
+        columns = self.mapped
+        texts = self._texts(pictures, columns)
+        ids = [(kind, text.id) for each in texts for kind, text in each]
+        if len(set(ids)) < len(ids) and "id" in columns:
+            texts = self._texts(pictures, {role: names for role, names in columns.items() if role != "id"})
+        sizes: list[Size | None] = [None] * len(pictures)
+        if "expressions" in self.meaning.kinds:
+            sizes = [self._size(picture) for picture in pictures]
+            texts = self._with_boxes(pictures, texts, sizes)
+        samples = []
+        for picture, said, size in zip(pictures, texts, sizes, strict=True):
+            kinds: dict[str, list[Text]] = {}
+            for kind, text in said:
+                kinds.setdefault(kind, []).append(text)
+            by_kind = {kind: tuple(found) for kind, found in kinds.items()}
+            if by_kind:
+                own, *others = picture.files
+                samples.append(
+                    Sample(
+                        *(picture.image_id, own, by_kind, size, self.collection, tuple(others)),
+                        photo=picture.photo,
+                        upright=size is None,
+                    )
+                )
+        return samples
+
+    def _texts(self, pictures: Sequence[Picture], columns: Columns) -> list[list[tuple[str, Text]]]:
+        classes = self.places[0].table.classes
+        return [
+            [found for row in picture.rows for found in texts_in(row, self.meaning, columns, classes)]
+            for picture in pictures
+        ]
+
+    def _size(self, picture: Picture) -> Size:
+        """Width and height that boxes refer to: what the columns say, else the picture's own."""
+        cells = picture.rows[0].cells
+        said = [cells.get(self.mapped[side][0]) if side in self.mapped else None for side in ("width", "height")]
+        if all(value is not None and str(value).isdecimal() and int(value) > 0 for value in said):
+            return int(str(said[0])), int(str(said[1]))
+        return decode(picture.files[0], 1).size
+
+    @cached_property
+    def convention(self) -> str:
+        """How the boxes are written: as it is said, else as it is recognised by the first of the training images."""
+        if self.boxes is not None:
+            return self.boxes
+        place = next((place for place in self.places if place.split in (None, "train")), self.places[0])
+        split = place.split or ("train" if not self.named or "train" in self.named else next(iter(self.named)))
+        rows = [row for row, _ in zip(self._rows(place, split, ""), range(5 * BOXES), strict=False)]
+        pictures, _ = pictures_of(rows, self.folder(place, split), self.mapped, place.table.path, True)
+        found = [
+            (text.facts["box"], self._size(picture), text.id)
+            for picture in pictures[:BOXES]
+            for row in picture.rows
+            for kind, text in texts_in(row, self.meaning, self.mapped, place.table.classes)
+            if kind == "expressions"
+        ]
+        if not found:
+            raise DataError(
+                f"{place.table.path} has no boxes in its first rows; name their column as data.columns.box=COLUMN"
+            )
+        table = number_table([box for box, _, _ in found], [name for _, _, name in found], place.table.path)
+        return recognise(table, [size for _, size, _ in found], convention_of(self.mapped["box"]), place.table.path)
+
+    def _with_boxes(
+        self, pictures: Sequence[Picture], texts: list[list[tuple[str, Text]]], sizes: Sequence[Size | None]
+    ) -> list[list[tuple[str, Text]]]:
+        """The texts with their boxes as xywh in pixels; expressions whose boxes are wrong are left out, and told."""
+        rows = [
+            (text, size)
+            for said, size in zip(texts, sizes, strict=True)
+            for kind, text in said
+            if kind == "expressions" and size is not None
+        ]
+        if not rows:
+            return texts
+        names = [f"expression {text.id}" for text, _ in rows]
+        table = number_table([text.facts["box"] for text, _ in rows], names, self.path)
+        known = [size for _, size in rows]
+        boxes = usable(in_pixels(table, known, self.convention).tolist(), known, names, self.path, cut=True)
+        good = dict(zip((text.id for text, _ in rows), boxes, strict=True))
+        return [
+            [
+                (kind, Text(text.id, text.text, {"box": good[text.id]}) if kind == "expressions" else text)
+                for kind, text in said
+                if kind != "expressions" or good[text.id] is not None
+            ]
+            for said in texts
+        ]

@@ -1,0 +1,172 @@
+"""The pictures that the rows of a table are about: which file, or which cell of a table, and which rows share one."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fusionkit.data.identity import photo_by_name
+from fusionkit.data.images import image_places, there_images
+from fusionkit.data.readers.row_columns import Columns, unpacked
+from fusionkit.data.readers.rows import Stored
+from fusionkit.data.stores import stored_bytes
+from fusionkit.errors import DataError
+
+ENDS = 65536  # bytes at either end of a file, by which two pictures differ
+NUMBERED = re.compile(r"#\d+$")  # Flickr30k's results.token counts the captions of a file: 1000092795.jpg#0
+Reference = str | int | Stored
+Id = int | str
+
+
+class Row(NamedTuple):
+    """One row: its table, its number there, what it is called among the rows of all tables, and its cells by column."""
+
+    path: Path
+    name: Id
+    cells: Mapping[str, Any]
+
+
+@dataclass
+class Picture:
+    """One picture, or a pair, with its rows."""
+
+    files: tuple[Path, ...]
+    reference: Reference
+    rows: list[Row]
+    image_id: Id = ""
+
+    @property
+    def photo(self) -> str | None:
+        """COCO's or Flickr30k's name of a picture that stands in a table, where the table gives its file's name."""
+        name = self.reference.name if isinstance(self.reference, Stored) else None
+        return photo_by_name(Path(name)) if name else None
+
+
+def pictures_of(
+    rows: Iterable[Row], folder: Path, columns: Columns, path: Path, may_miss: bool
+) -> tuple[list[Picture], int]:
+    """The pictures of one table's rows in order of appearance, and how many rows have none that is there.
+
+    DataError where one is missing and ``may_miss`` is not set.
+    """
+    told = [(row, references_of(row, columns)) for row in rows]
+    wanted = {key: _names(key) for _, keys in told for key in keys if not isinstance(key, Stored)}
+    files: dict[Any, Path] = dict(there_images(folder, wanted, path)) if wanted else {}
+    missing = [key for key in wanted if key not in files]
+    if missing and not may_miss:
+        raise DataError(
+            f"{len(missing):,} of {len(wanted):,} pictures of {path} are not under {folder}; first missing: {missing[0]}; name "
+            "their folder as data.images=FOLDER, or leave their rows out with data.missing=skip"
+        )
+    found: dict[Any, Picture] = {}
+    left_out = 0
+    for row, keys in told:
+        places = tuple(key.path if isinstance(key, Stored) else files.get(key) for key in keys)
+        if None in places or not places:
+            left_out += 1
+            continue
+        group = _group(row, keys, places, columns)
+        found.setdefault(group, Picture(places, keys[0], [])).rows.append(row)  # type: ignore[arg-type]
+    return list(found.values()), left_out
+
+
+def _group(row: Row, keys: Sequence[Reference], places: Any, columns: Columns) -> Any:
+    """What the rows about one picture share: its file, and of pictures in the table their id, where it has a column of these."""
+    if isinstance(keys[0], Stored) and "image_id" in columns:
+        return row.cells.get(columns["image_id"][0])
+    return places
+
+
+def references_of(row: Row, columns: Columns) -> list[Reference]:
+    """What a row says of its pictures: names, or cells; without a column of pictures its ``image_id``. DataError."""
+    names = columns.get("image") or columns["image_id"]
+    values: list[Any] = []
+    for name in names:
+        value = unpacked(row.cells.get(name))
+        values += value if isinstance(value, list | tuple) else [value]
+    return [_reference(value, row) for value in values if value is not None]
+
+
+def _reference(value: Any, row: Row) -> Reference:
+    if isinstance(value, dict):
+        value = value.get("path", value.get("file_name", value))
+    if isinstance(value, float) and value % 1 == 0:
+        value = int(value)
+    if isinstance(value, str) and value.startswith(("http://", "https://", "s3://", "gs://")):
+        raise DataError(
+            f"row {row.name} of {row.path} names its picture by an address ({value[:60]}); download them first, as with "
+            "img2dataset, and name the folder that it writes"
+        )
+    if isinstance(value, bool) or not isinstance(value, str | int | Stored):
+        raise DataError(
+            f"row {row.name} of {row.path} has a picture {str(value)[:60]!r}, which is neither a path nor the picture itself; "
+            "say which column names it with data.columns.image=COLUMN"
+        )
+    return NUMBERED.sub("", value.removeprefix("./")) if isinstance(value, str) else value
+
+
+def _names(reference: Any) -> list[str]:
+    """Where the file of a reference may lie below its folder: as it is, with an ending, or by COCO's names of a number."""
+    text = str(reference)
+    by_id = image_places(reference if isinstance(reference, int) else text)
+    return list(
+        dict.fromkeys(
+            [*image_places(text, text), *(f"{text}{end}" for end in (".jpg", ".png", ".jpeg", ".webp")), *by_id]
+        )
+    )
+
+
+def name_pictures(pictures: Sequence[Picture], columns: Columns, path: Path) -> None:
+    """Give each picture its id: that of the table's column where it tells the pictures apart, else what it is called by."""
+    column = columns.get("image_id")
+    if column is not None:
+        said = [{row.cells.get(column[0]) for row in picture.rows} for picture in pictures]
+        if all(len(each) == 1 and None not in each for each in said):
+            ids = as_ids([each.pop() for each in said], column[0], path)
+            if len(set(ids)) == len(ids):
+                for picture, image_id in zip(pictures, ids, strict=True):
+                    picture.image_id = image_id
+                return
+    taken: set[Id] = set()
+    for picture in pictures:
+        reference = picture.reference
+        name: Id = (reference.name or f"row {picture.rows[0].name}") if isinstance(reference, Stored) else reference
+        picture.image_id = (
+            name if name not in taken else f"{name} ({picture.files[0].parent.name}, row {picture.rows[0].name})"
+        )
+        taken.add(picture.image_id)
+
+
+def as_ids(values: Sequence[Any], column: str, path: Path) -> list[Id]:
+    """Ids of one kind: whole numbers, or texts; texts that are all plain whole numbers are numbers. DataError for a mixture."""
+    whole = [int(value) if isinstance(value, float) and value % 1 == 0 else value for value in values]
+    kinds = {type(value) for value in whole}
+    if kinds == {int, str}:
+        number, text = (next(value for value in whole if type(value) is kind) for kind in (int, str))
+        raise DataError(
+            f"the column '{column}' of {path} holds whole numbers, such as {number}, and texts, such as {text!r}; write all ids "
+            "as one or the other"
+        )
+    if kinds == {str} and all(_is_number(str(value)) for value in whole):
+        return [int(value) for value in whole]
+    return [value if type(value) in (int, str) else str(value) for value in whole]
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and text == str(int(text))
+
+
+def digest_of(path: Path) -> bytes:
+    """What tells a picture from another, whatever it is called: its length and the bytes at its ends."""
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            head = file.read(ENDS)
+            file.seek(max(ENDS, size - ENDS))
+            content = head + file.read()
+    except NotADirectoryError:  # a cell of a table
+        whole = stored_bytes(path)
+        size, content = len(whole), whole[:ENDS] + whole[max(ENDS, len(whole) - ENDS) :]
+    return hashlib.blake2b(size.to_bytes(8, "big") + content, digest_size=16).digest()

@@ -1,0 +1,180 @@
+"""What the rows of a table say about their pictures, by kind of text."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fusionkit.data.readers.row_columns import (
+    ENTAILMENT,
+    LABELLED,
+    MAX_CLASSES,
+    TRUTHS,
+    Columns,
+    texts_of,
+    unpacked,
+    weighted,
+)
+from fusionkit.data.readers.row_pictures import Id, Row
+from fusionkit.data.sample import Text
+from fusionkit.errors import DataError
+
+IMAGE_TOKEN = "<image>"  # LLaVA's place of the picture in a text
+HUMAN = ("human", "user")
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """Which column is read as which text.
+
+    ``captions``, ``expressions``, ``hypotheses``, ``statements`` are columns; ``question`` one, or the words asked of all
+    pictures (``asked``); ``answers`` one, which may be of labels.
+    """
+
+    captions: tuple[str, ...] = ()
+    expressions: tuple[str, ...] = ()
+    question: str | None = None
+    asked: str | None = None
+    answers: tuple[str, ...] = ()
+    hypotheses: str | None = None
+    statements: str | None = None
+    conversation: str | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of texts that there are."""
+        there = {
+            "captions": self.captions,
+            "questions": self.question or self.asked,
+            "expressions": self.expressions,
+            "hypotheses": self.hypotheses,
+            "statements": self.statements,
+            "turns": self.conversation,
+        }
+        return [kind for kind, column in there.items() if column]
+
+
+def what_is_meant(
+    columns: Columns, head: Sequence[Mapping[str, Any]], classes: Mapping[str, Any], asked: str
+) -> Meaning:
+    """Which texts the columns of a table are, by their roles and by the labels in its first rows."""
+    captions, label = columns.get("caption", ()), columns.get("label", (None,))[0]
+    question, answers = columns.get("question", (None,))[0], columns.get("answer", ())
+    expressions = columns.get("expression", ())
+    conversation = columns.get("conversation", (None,))[0]
+    if "box" in columns and not expressions:
+        expressions, captions, label = (captions or ((label,) if label else ())), (), None if not captions else label
+    if label is None or question or (conversation and not captions):
+        answers = answers or ((label,) if question and label else ())
+        return Meaning(captions, expressions, question, None, answers, conversation=conversation)
+    said = Counter(label_of(row.get(label), classes.get(label)) for row in head)
+    labels = {str(each).lower() for each in said if each is not None}
+    if captions and labels <= ENTAILMENT | {"-"}:
+        return Meaning((), expressions, hypotheses=captions[0])
+    is_pair = any(_is_pair(row, columns) for row in head)
+    if captions and is_pair and labels <= TRUTHS.keys():
+        return Meaning((), expressions, statements=captions[0])
+    if captions and captions[0].lower() in LABELLED and len(labels) <= MAX_CLASSES:
+        return Meaning((), expressions, question=captions[0], answers=(label,))
+    return Meaning(captions, expressions, asked=asked, answers=(label,))
+
+
+def _is_pair(row: Mapping[str, Any], columns: Columns) -> bool:
+    names = columns.get("image", ())
+    value = unpacked(row.get(names[0])) if len(names) == 1 else None
+    return len(names) == 2 or (isinstance(value, list) and len(value) == 2)
+
+
+def label_of(value: Any, names: Sequence[str] | None) -> str | None:
+    """A label in words: of a number the name that the table gives its class."""
+    if value is None:
+        return None
+    if names and isinstance(value, int) and not isinstance(value, bool):
+        return names[value] if 0 <= value < len(names) else None
+    if isinstance(value, bool):
+        return str(value)
+    return next(iter(texts_of(value)), None)
+
+
+def texts_in(
+    row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Text]]:
+    """The texts of a row, each with its kind; those with an id of their own have that of the row. Raises DataError."""
+    cells, own = row.cells, row.cells.get(columns["id"][0]) if "id" in columns else None
+    single: Id = own if isinstance(own, int | str) and not isinstance(own, bool) else row.name
+    for place, said in enumerate(text for name in meaning.captions for text in texts_of(cells.get(name))):
+        yield "captions", Text(f"{row.name}/{place}", said)
+    question = cells.get(meaning.question) if meaning.question else meaning.asked
+    for place, said in enumerate(texts_of(question)):
+        yield (
+            "questions",
+            Text(single if place == 0 else f"{single}/{place}", said, _answers(row, meaning, columns, classes)),
+        )
+    if meaning.expressions:
+        box = tuple(unpacked(cells.get(name)) for name in columns.get("box", ()))
+        raw = box[0] if len(box) == 1 else list(box)
+        for place, said in enumerate(
+            text for name in meaning.expressions for text in _named(cells.get(name), classes.get(name))
+        ):
+            if raw is not None and raw != []:
+                yield "expressions", Text(f"{row.name}/{place}", said, {"box": raw})
+    if meaning.hypotheses or meaning.statements:
+        yield from _labelled(row, meaning, columns, classes, single)
+    if meaning.conversation:
+        yield from _turns(row, cells.get(meaning.conversation))
+
+
+def _named(value: Any, names: Sequence[str] | None) -> list[str]:
+    return texts_of(value) if not names else [said for said in [label_of(value, names)] if said is not None]
+
+
+def _answers(row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The facts of a question: its answers, the commonest of them, and their types where the table says them."""
+    weights = row.cells.get(columns["weights"][0]) if "weights" in columns else None
+    answers: list[str] = []
+    for name in meaning.answers:
+        value = row.cells.get(name)
+        answers += _named(value, classes[name]) if name in classes else weighted(value, weights)
+    if not answers:
+        return {}
+    facts: dict[str, Any] = {"answers": answers, "multiple_choice_answer": Counter(answers).most_common(1)[0][0]}
+    for role in ("answer_type", "question_type"):
+        value = row.cells.get(columns[role][0]) if role in columns else None
+        facts |= {role: str(value)} if isinstance(value, str | int) else {}
+    return facts
+
+
+def _labelled(
+    row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]], single: Id
+) -> Iterator[tuple[str, Text]]:
+    name = columns["label"][0]
+    label = label_of(row.cells.get(name), classes.get(name))
+    said = " ".join(texts_of(row.cells.get(meaning.hypotheses or meaning.statements or "")))
+    if not said or label == "-":
+        return
+    if meaning.statements:
+        if label is not None and label.lower() not in TRUTHS:
+            raise DataError(f"row {row.name} of {row.path} has the label {label!r}; known: true, false")
+        yield "statements", Text(single, said, {} if label is None else {"label": TRUTHS[label.lower()]})
+        return
+    if label is not None and label.lower() not in ENTAILMENT:
+        raise DataError(f"row {row.name} of {row.path} has the label {label!r}; known: {', '.join(sorted(ENTAILMENT))}")
+    shares = {each: float(label is not None and each == label.lower()) for each in sorted(ENTAILMENT)}
+    yield "hypotheses", Text(single, said, {} if label is None else {"gold_label": label.lower(), **shares})
+
+
+def _turns(row: Row, value: Any) -> Iterator[tuple[str, Text]]:
+    """What is asked in a conversation (LLaVA's, or one of roles), with the reply as its answer."""
+    asked = None
+    for place, turn in enumerate(unpacked(value) or ()):
+        if not isinstance(turn, dict):
+            raise DataError(
+                f"row {row.name} of {row.path} has a turn {str(turn)[:60]!r}, but a turn says who says what"
+            )
+        who, words = str(turn.get("from", turn.get("role"))), turn.get("value", turn.get("content"))
+        words = " ".join(texts_of(words)).replace(IMAGE_TOKEN, " ").strip()
+        if who in HUMAN:
+            asked = words
+        elif asked:
+            yield "turns", Text(f"{row.name}/{place}", asked, {"answers": [words]})
+            asked = None

@@ -1,0 +1,34 @@
+"""What a table on disk is to a reader: columns, and rows that are dicts by column."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+BATCH = 4096  # rows
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture that stands in the table itself: where its bytes are, and the name that the table gives it."""
+
+    path: Path
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """One table: its file, its columns, and the names of the classes that numbers of a column stand for."""
+
+    path: Path
+    columns: tuple[str, ...]
+    classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def rows(self, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+        """Every row, with these columns at least. Raises DataError for a row that cannot be read."""
+        raise NotImplementedError
+
+    def head(self, most: int = 1000) -> list[dict[str, Any]]:
+        """The first rows."""
+        return list(islice(self.rows(), most))

@@ -1,0 +1,76 @@
+"""The reader of a user's own table: what it is told, and what was made of it in ``open_table``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from fusionkit.data.readers.open_table import OpenTable
+from fusionkit.data.readers.row_boxes import require_convention
+from fusionkit.data.readers.row_places import Files, require_roles, role_of
+from fusionkit.data.sample import Sample
+from fusionkit.errors import ConfigError, suggest
+
+MISSING = ("error", "skip")
+
+
+class Table:
+    """Reader of whatever texts a table holds: "captions", "questions", "expressions", "hypotheses", "statements", "turns".
+
+    ``files``     a table, a folder, a pattern, a list of them, or {split: ...}; may hold ``{split}``. None: ``root`` itself.
+    ``root``      what the paths are relative to.
+    ``images``    the folder of the pictures; may hold ``{split}``. None: that of the table, or ``images`` in it.
+    ``columns``   by role (``row_columns.NAMES``) a column, or several; others are guessed by their names.
+    ``boxes``     the convention of the boxes (``row_boxes.CONVENTIONS``); None: the one that fits.
+    ``split_by``  the share of the images that each split gets which no column and no file names; by a hash of the picture, so
+                  that one picture, under any name, is in one split. None: a tenth for val and for test.
+    ``missing``   "error", or "skip" to leave out rows whose picture is not there.
+    ``label_question``  what is asked about pictures that have a label and no text.
+    """
+
+    def __init__(
+        self,
+        files: Files = None,
+        root: str = ".",
+        images: str | None = None,
+        columns: Mapping[str, Any] | None = None,
+        boxes: str | None = None,
+        split_by: Mapping[str, float | None] | None = None,
+        missing: str = "error",
+        label_question: str = "what is shown?",
+        collection: str | None = None,
+    ) -> None:
+        require_roles(files)
+        if boxes is not None:
+            require_convention(boxes)
+        if missing not in MISSING:
+            raise ConfigError(f"data.missing is '{missing}'; {suggest(missing, MISSING)}")
+        self.files, self.root, self.images = files, Path(root), images
+        self.columns, self.boxes, self.missing = dict(columns or {}), boxes, missing
+        self.label_question, self.collection = label_question, collection
+        self.shares = _shares(split_by or {})
+
+    @property
+    def opened(self) -> OpenTable:
+        """What was understood of the files; kept apart from the arguments, which alone tell a reader from another."""
+        return OPENED.setdefault(self, OpenTable(self))
+
+    def read(self, split: str) -> list[Sample]:
+        """The images of a split that have texts. Raises DataError."""
+        return self.opened.read(split)
+
+
+OPENED: WeakKeyDictionary[Table, OpenTable] = WeakKeyDictionary()
+
+
+def _shares(given: Mapping[str, float | None]) -> dict[str, float]:
+    """By split the part of the images that it gets. Raises ConfigError."""
+    shares = {role_of(split): share for split, share in given.items() if share is not None}
+    for split, share in shares.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+            raise ConfigError(
+                f"data.split_by.{split} is {share!r}, but has to be a part of the pictures, from 0 to below 1"
+            )
+    if sum(shares.values()) >= 1:
+        raise ConfigError(f"data.split_by leaves nothing to train on: its parts add up to {sum(shares.values()):g}")
+    return shares
