@@ -6,12 +6,9 @@ Run: python -m benchmarks.full_size write FOLDER [--scale 1.0]
 """
 
 import argparse
-import json
 import os
 import resource
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +59,14 @@ def start(folder: Path, workers: int, samples: int) -> None:
         next(batches)
         seen += 1
     own = private_dirty(os.getpid()) - before
-    print(f"rank: {own / 2**20:.0f} MB private and dirty more than before the data were read, after {seen * BATCH} samples")
+    print(
+        f"rank: {own / 2**20:.0f} MB private and dirty more than before the data were read, after {seen * BATCH} samples"
+    )
     for process, at_first in first.items():
         now = private_dirty(process)
-        print(f"worker: {now / 2**20:.0f} MB private and dirty, {(now - at_first) / 2**20:+.0f} MB since the first batch")
+        print(
+            f"worker: {now / 2**20:.0f} MB private and dirty, {(now - at_first) / 2**20:+.0f} MB since the first batch"
+        )
 
 
 def report(what: str) -> None:
@@ -73,7 +74,9 @@ def report(what: str) -> None:
     own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = [use.ru_utime + use.ru_stime for use in (own, ended)]
     held, peak = private_dirty(os.getpid()) / 2**20, ended.ru_maxrss / 2**10
-    print(f"{what}: {seconds[0]:.1f} s CPU here, {seconds[1]:.1f} s in others ({peak:.0f} MB at most); {held:.0f} MB private")
+    print(
+        f"{what}: {seconds[0]:.1f} s CPU here, {seconds[1]:.1f} s in others ({peak:.0f} MB at most); {held:.0f} MB private"
+    )
 
 
 def private_dirty(process: int) -> int:

@@ -96,7 +96,9 @@ class Writer:
             if part == "test2015":
                 for number in range(images):
                     self.picture(f"{part}/COCO_{part}_{first[part] + number:012d}.jpg")
-            about = [{"question_id": image * 1000 + n, "image_id": image} for n, image in zip(numbers, ids, strict=True)]
+            about = [
+                {"question_id": image * 1000 + n, "image_id": image} for n, image in zip(numbers, ids, strict=True)
+            ]
             asked = [{**row, "question": self.rng.choice(self.short) + "?"} for row in about]
             self.write(
                 f"v2_OpenEnded_mscoco_{part}_questions.json",
@@ -115,7 +117,9 @@ class Writer:
             "question_type": "what is",
             "answer_type": self.rng.choice(("yes/no", "number", "other")),
             "multiple_choice_answer": common,
-            "answers": [{"answer": each, "answer_confidence": "yes", "answer_id": n} for n, each in enumerate(given, 1)],
+            "answers": [
+                {"answer": each, "answer_confidence": "yes", "answer_id": n} for n, each in enumerate(given, 1)
+            ],
         }
 
     def visual_genome(self) -> None:

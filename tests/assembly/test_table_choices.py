@@ -118,7 +118,7 @@ def test_pictures_are_small_up_to_96_pixels(tmp_path):
 def test_a_missing_split_is_that_of_the_other(tmp_path):
     path = write_table(tmp_path, "caption")
     config = training_config("data=table", f"data.files={path}", "data.split_by.test=0", "data.split_by.val=0.3")
-    assert config.data.sources.table.opened.splits == {"train": ["train"], "val": ["val"], "test": ["val"]}
+    assert config.data.sources.table.splits == {"train": ["train"], "val": ["val"], "test": ["val"]}
     assert config.data.allow_overlap == [["table/val", "table/test"]]
     with pytest.raises(
         ConfigError, match=r"the splits are train; training needs 'train', and 'val' or 'test' beside it"

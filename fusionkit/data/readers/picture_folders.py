@@ -8,6 +8,7 @@ from typing import Any
 
 from fusionkit.data.readers.rows import RowFile
 from fusionkit.errors import DataError
+from fusionkit.files.depends import FOLDER, note
 from fusionkit.files.plain import read_json
 from fusionkit.files.unicode import MAX_CHARACTERS
 
@@ -22,6 +23,7 @@ def picture_files(folder: Path) -> list[Path]:
     """All pictures below a folder, in order; hidden ones are left out."""
     found = []
     for place, folders, names in os.walk(folder):
+        note(Path(place), FOLDER)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [
             Path(place, name)
@@ -74,6 +76,7 @@ def _beside(picture: Path) -> dict[str, Any]:
         if found:
             return found
     if text.is_file():
+        note(text)
         try:
             content = text.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:

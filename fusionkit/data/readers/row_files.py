@@ -11,6 +11,7 @@ from typing import Any
 from fusionkit.data.readers.row_arrow import open_arrow, open_parquet
 from fusionkit.data.readers.rows import BATCH, RowFile
 from fusionkit.errors import DataError
+from fusionkit.files.depends import FILE, STORE, note
 from fusionkit.files.plain import LINES, other_kind, parse, read_json, reason_of
 
 TEXTS = (".csv", ".tsv", ".txt", ".token")
@@ -26,6 +27,7 @@ def open_rows(path: Path) -> RowFile:
     if not path.exists():
         raise DataError(f"{path} does not exist; give a file, a folder or a pattern as files=PATH")
     ending = path.suffix.lower()
+    note(path, STORE if ending in (".parquet", ".arrow") else FILE)  # which may hold all pictures
     if ending in TEXTS:
         return _open_delimited(path)
     if ending in (".jsonl", ".ndjson"):

@@ -12,6 +12,7 @@ from fusionkit.data.readers.row_files import ENDINGS, open_rows
 from fusionkit.data.readers.rows import RowFile
 from fusionkit.data.stores import arrow_table
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.files.depends import FOLDER, STORE, note
 from fusionkit.files.names import is_file_name
 from fusionkit.files.plain import read_json
 
@@ -50,12 +51,19 @@ def find_places(files: Files, root: str | Path) -> list[Place]:
         return _of_template(str(path))
     if has_magic(files) and not path.exists():
         found = sorted(map(Path, glob(str(path), recursive=True)))
+        for each in {parent for file in found for parent in file.parents if parent.is_relative_to(_fixed(path))}:
+            note(each, FOLDER)
         if not found:
             raise DataError(f"no file fits the pattern {path}; {_nearest(path)}")
         return _with_splits([place for each in found for place in _of_path(each)])
     if not path.exists():
         raise DataError(f"{path} does not exist; {_nearest(path)}")
     return _of_path(path)
+
+
+def _fixed(pattern: Path) -> Path:
+    """The folder that a pattern begins in."""
+    return next(parent for parent in pattern.parents if not has_magic(str(parent)))
 
 
 def _nearest(path: Path) -> str:
@@ -77,6 +85,7 @@ def _of_template(template: str) -> list[Place]:
 
 def _words_there(before: Path, after: str) -> Iterator[str]:
     """What stands at the place of ``{split}`` in the folder's names."""
+    note(before if before.is_dir() else before.parent, FOLDER)
     folder, start = (before, "") if str(before).endswith("/") or before.is_dir() else (before.parent, before.name)
     end = after.partition("/")[0]
     for each in folder.iterdir() if folder.is_dir() else ():
@@ -90,6 +99,7 @@ def _of_path(path: Path) -> list[Place]:
 
 def _of_folder(folder: Path) -> list[Place]:
     """A data set of Hugging Face's library, pictures with what lies beside them, or a folder of tables."""
+    note(folder, FOLDER)
     if (folder / "dataset_dict.json").is_file():
         names = _names(read_json(folder / "dataset_dict.json").get("splits"), folder / "dataset_dict.json")
         return [Place(table, role_of(name), folder) for name in names for table in _saved(folder / name)]
@@ -154,6 +164,8 @@ def _saved(folder: Path) -> list[RowFile]:
     about = read_json(folder / "dataset_info.json") if (folder / "dataset_info.json").is_file() else {}
     features = about.get("features") if isinstance(about, dict) else None
     classes = named_classes(features) if isinstance(features, dict) else {}
+    for name in names:
+        note(folder / name, STORE)
     return [Arrow(folder / name, tuple(arrow_table(folder / name).column_names), classes) for name in names]
 
 

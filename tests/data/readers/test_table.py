@@ -13,7 +13,9 @@ from fusionkit.data.images import decode
 from fusionkit.data.readers.table import Table
 from fusionkit.data.readers.table_data import TableData, told
 from fusionkit.data.source import Source
+from fusionkit.data.tables.describe import describe
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.files.depends import noting
 from tests.data.worlds import write_json, write_photo
 
 NONE = {"val": 0, "test": 0}  # no split is drawn
@@ -542,3 +544,29 @@ def test_what_was_understood_is_told_once(tmp_path, capsys):
     assert capsys.readouterr().out.count("mine: texts: expressions") == 1
     with pytest.raises(ConfigError, match="data has no key 'image_sise'; did you mean 'image_size'"):
         TableData(root=".", sources={}, image_sise=3)
+
+
+def test_what_is_read_is_noted_so_that_a_change_is_seen(tmp_path):
+    """What is made of the files is kept: a row that is corrected, or a picture that is added, has to be read again."""
+    photos(tmp_path / "csv/images", ["a.jpg"])
+    table = write_csv(tmp_path / "csv/t.csv", [["image", "caption"], ["a.jpg", "x"]])
+    photos(tmp_path / "folder/one", ["a.jpg"])
+    photos(tmp_path / "folder/two", ["b.jpg"])
+    (tmp_path / "folder/one/a.txt").write_text("said")
+    for place, wanted in (
+        ("csv/t.csv", {table, tmp_path / "csv/images"}),
+        ("folder", {tmp_path / "folder/two", tmp_path / "folder/one/a.txt"}),
+    ):
+        with noting() as files:
+            read(tmp_path, place)
+        assert {str(path) for path in wanted} <= files.seen.keys()
+
+
+def test_what_was_understood_is_no_part_of_the_arguments(tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    write_csv(tmp_path / "t.csv", [["image", "caption"], ["a.jpg", "x"]])
+    table = Table("t.csv", str(tmp_path), split_by=NONE)
+    before = describe(table)
+    assert table.read("train")
+    assert describe(table) == before
+    assert table.opened is table.opened
