@@ -137,7 +137,7 @@ def test_what_a_shell_block_says_composes(block: Block, monkeypatch: pytest.Monk
 
 def require_composes(name: str, words: list[str]) -> None:
     options, overrides = parse(name, words)
-    if name in ("import", "data", "completion"):
+    if name in ("import", "data", "check", "completion"):
         groups = {"import": ["import"], "data": [*DATA_VERBS, LOOK]}.get(name, [])
         first = overrides[0].partition("=")[0]
         assert not groups or (first in group_choices(groups[0]) if name == "import" else first in groups)

@@ -30,6 +30,7 @@ FLOORS = (  # each room imports those before it, never those behind it
     "fusion",
     "model",
     "tasks",
+    "contracts",
     "scoring",
     "assembly",
     "visual",

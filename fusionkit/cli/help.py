@@ -20,6 +20,7 @@ options
 USAGES = {  # of the commands that compose no configuration before they know more
     "data": "VERB NAME [key=value ...], or look FILE [key=value ...]",
     "import": "FAMILY=PATH [key=value ...]",
+    "check": "FOLDER",
     "completion": "SHELL",
 }
 

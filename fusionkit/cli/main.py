@@ -135,6 +135,11 @@ COMMANDS = {
             "convert uniter lmdb=coco_train2014/feat_th0.2_max100_min10_compressed root=data/coco/regions",
         ),
     ),
+    "check": Command(
+        "whether parts of your own keep their contracts: check FOLDER, that of --config-dir",
+        "fusionkit.commands.check:run",
+        ("my_conf",),
+    ),
     "completion": Command(
         "print the shell completion: bash, zsh or fish",
         "fusionkit.cli.completion:run",

@@ -7,7 +7,7 @@ import torch
 
 from fusionkit.errors import ConfigError
 from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
-from fusionkit.negatives.pool import EMPTY, AllRanks, Candidates, OwnBatch, Pool, lengthen, queue_ages
+from fusionkit.negatives.pool import EMPTY, AllRanks, Candidates, OwnBatch, Pool, _joined, lengthen, queue_ages
 from fusionkit.negatives.sampling import _entropy
 from fusionkit.types import Tokens
 
@@ -43,6 +43,17 @@ def test_shorter_tokens_are_lengthened():
     longer = lengthen(tokens, 4)
     assert longer.embeds[0, :, 0].tolist() == longer.mask[0].tolist() == [1, 1, 0, 0]
     assert lengthen(tokens, 1).embeds.shape == (1, 2, 3)
+
+
+def test_rows_of_a_batch_and_of_a_queue_keep_their_own_masks():
+    mask = torch.tensor([[1, 1, 0]])
+    padded = Tokens(torch.ones(1, 3, 2), mask, torch.ones(1, 2))
+    real = Tokens(torch.ones(1, 3, 2), None, torch.ones(1, 2))
+    for own, others, expected in (
+        (padded, real, [[1, 1, 0], [1, 1, 1]]),
+        (real, padded, [[1, 1, 1], [1, 1, 0]]),
+    ):
+        assert _joined(own, others).mask.tolist() == expected
 
 
 def test_entropy_is_the_mean_over_rows_that_have_a_partner():

@@ -1,0 +1,196 @@
+"""Toy sizes of the real parts: a tiny model, its plain values, and a batch with every kind of text; what checks compare."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from fusionkit.config import conf_dir
+from fusionkit.encoders.blip import BLIPTextEncoder
+from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.regions import RegionEncoder
+from fusionkit.fusion.base import Fusion
+from fusionkit.model.model import VisionLanguageModel, assemble
+from fusionkit.tasks.base import Task
+from fusionkit.types import Dims, Regions
+
+WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
+TEXT_KINDS = ("captions", "questions", "expressions", "hypotheses", "statements")
+LABELS = ("contradiction", "neutral", "entailment")
+FEATURES, CLASSES = 12, 5  # of regions
+CLS, SEP, PAD, MASK = 2, 3, 0, 4
+ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
+# so that a loss can reach 0
+TOY_OPTIONS = {name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")}
+
+
+def of_size(name: str, **sections: Any) -> DictConfig:
+    """A configuration of these sections, whose numbers are those of conf/size/NAME.yaml."""
+    return OmegaConf.create({"size": choice("size", name), **sections})
+
+
+def choice(group: str, name: str | Path) -> Any:
+    """The file of a choice of ours, or one's own by its path."""
+    return OmegaConf.load(name if isinstance(name, Path) else conf_dir() / group / f"{name}.yaml")
+
+
+def toy_fusion(name: str | Path) -> Callable[..., Fusion]:
+    """The factory of conf/fusion/NAME.yaml with two layers of four heads and no dropout.
+
+    Gates that start closed are half open: behind a closed one nothing reaches the image, and a check of that would see nothing.
+    """
+    config = of_size("small", fusion=choice("fusion", name)).fusion
+    toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0, "gate": 0.5, "num_queries": 4, "image_layers": 1}
+    config.update({key: value for key, value in toy_sizes.items() if key in config})
+    build: Callable[..., Fusion] = instantiate(config)
+    return build
+
+
+def toy_task(name: str | Path, dims: Dims) -> Task[Any]:
+    """The task of conf/task/NAME.yaml, without label smoothing and with the default choice of the groups it names."""
+    config = of_size("small", negatives=choice("negatives", "in_batch"), task=choice("task", name))
+    if "decoder" in config.task:
+        config.task.decoder.update(num_layers=1, num_heads=4, dropout=0.0)
+    options = TOY_OPTIONS.get(name, {}) if isinstance(name, str) else {}
+    task: Task[Any] = instantiate(config.task)(dims=dims, **options)
+    return task
+
+
+def toy_model(
+    fusion: str | Callable[..., Fusion] = "cross_attention", regions: bool = False, **options: Any
+) -> VisionLanguageModel:
+    """A model of pixels, 32 x 32 in patches of 8, or of regions with features of width 12."""
+    text_config = {
+        "model_type": "bert", "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "intermediate_size": 64, "max_position_embeddings": 32,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    pixels = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 1, "num_heads": 4}
+    return assemble(
+        RegionEncoder(FEATURES, WIDTH, dropout=0.0) if regions else TimmEncoder("vit_tiny_patch16_224", **pixels),
+        BLIPTextEncoder(VOCABULARY, config=text_config),
+        toy_fusion(fusion) if isinstance(fusion, str) else fusion,
+        **{"embed_size": 16} | options,
+    )
+
+
+def toy_dims(model: VisionLanguageModel) -> Dims:
+    """What tasks are built from, of a toy model."""
+    return Dims(
+        hidden_size=model.fusion.hidden_size,
+        pooled_size=model.fusion.pooled_size,
+        image_size=model.image_encoder.hidden_size,
+        text_size=model.text_encoder.hidden_size,
+        embed_size=model.embed_size,
+        feature_size=model.image_encoder.feature_size,
+        mask_token_size=model.image_encoder.mask_token_size,
+        vocab_size=VOCABULARY,
+        cls_token_id=CLS,
+        sep_token_id=SEP,
+        pad_token_id=PAD,
+        mask_token_id=MASK,
+        tokens=tuple(f"t{i}" for i in range(VOCABULARY)),
+        answers=ANSWERS,
+        answer_tokens=ANSWER_TOKENS,
+    )
+
+
+def toy_rows(images: int, texts_per_image: int, length: int = 9) -> dict[str, Any]:
+    """Random texts of 4 to ``length`` tokens, ``texts_per_image`` for each image."""
+    rows = images * texts_per_image
+    lengths = torch.randint(4, length + 1, (rows, 1))
+    lengths[0] = length
+    places = torch.arange(length)[None]
+    input_ids = torch.randint(5, VOCABULARY, (rows, length))
+    input_ids[:, 0] = CLS
+    input_ids = torch.where(places == lengths - 1, SEP, torch.where(places < lengths, input_ids, PAD))
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (places < lengths).long(),
+        "word_index": torch.where((places > 0) & (places < lengths - 1), places - 1, -1),
+        "image_index": torch.arange(images).repeat_interleave(texts_per_image),
+        "ids": list(range(rows)),
+    }
+
+
+def toy_no_rows(kind: str) -> dict[str, Any]:
+    """What the collate gives of a kind where no image of the batch has such a text."""
+    ids = {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
+    facts: dict[str, dict[str, Any]] = {
+        "questions": {"answer_scores": torch.zeros(0, len(ANSWERS))},
+        "expressions": {"boxes": torch.zeros(0, 4)},
+        "hypotheses": dict.fromkeys(LABELS, torch.zeros(0)),
+        "statements": {name: torch.zeros(0, dtype=torch.long) for name in ("other_index", "label")},
+    }
+    return {**ids, "image_index": torch.zeros(0, dtype=torch.long), "ids": [], **facts.get(kind, {})}
+
+
+def toy_hypotheses(images: int, texts_per_image: int) -> dict[str, Any]:
+    """Texts with one of three labels each."""
+    rows = toy_rows(images, texts_per_image)
+    labels = torch.eye(3)[torch.randint(3, (len(rows["ids"]),))]
+    return rows | dict(zip(LABELS, labels.T, strict=True))
+
+
+def toy_statements(images: int, texts_per_image: int) -> dict[str, Any]:
+    """Texts about an image and the next one, true or false."""
+    rows = toy_rows(images, texts_per_image)
+    return rows | {"other_index": (rows["image_index"] + 1) % images, "label": torch.randint(2, (len(rows["ids"]),))}
+
+
+def toy_regions(images: int, longest: int = 6) -> Regions:
+    """3 to ``longest`` regions an image, zeros behind them; the first image has most."""
+    counts = torch.randint(3, longest + 1, (images, 1))
+    counts[0] = longest
+    mask = (torch.arange(longest) < counts).long()
+    corner, size = torch.rand(images, longest, 2) * 0.5, torch.rand(images, longest, 2) * 0.4 + 0.1
+    positions = torch.cat([corner, corner + size, size, size.prod(dim=2, keepdim=True)], dim=2)
+    scores = torch.randn(images, longest, CLASSES).softmax(dim=2)
+    parts = (torch.randn(images, longest, FEATURES), positions, mask, scores)
+    return Regions(*(part * mask[..., None] if part.dim() == 3 else part for part in parts))
+
+
+def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict[str, Any]:
+    """A batch with captions, questions with answers, expressions with boxes, hypotheses with labels and statements of two."""
+    scores = torch.zeros(images * texts_per_image, len(ANSWERS))
+    scores[torch.arange(len(scores)), torch.randint(len(ANSWERS), (len(scores),))] = 1.0
+    boxes = torch.rand(images * texts_per_image, 4) * 0.3 + torch.tensor([0.3, 0.3, 0.1, 0.1])
+    return {
+        "source": "toy",
+        "image_ids": list(range(100, 100 + images)),
+        "image_keys": torch.arange(images) + 7,
+        "image_sizes": torch.tensor([[64.0, 48.0]]).repeat(images, 1),
+        "pixel_values": torch.randn(images, 3, 32, 32),
+        "regions": toy_regions(images),
+        "captions": toy_rows(images, texts_per_image),
+        "questions": toy_rows(images, texts_per_image) | {"answer_scores": scores},
+        "expressions": toy_rows(images, texts_per_image) | {"boxes": boxes},
+        "hypotheses": toy_hypotheses(images, texts_per_image),
+        "statements": toy_statements(images, texts_per_image),
+    }
+
+
+def require(holds: object, sentence: str) -> None:
+    """Raise AssertionError with the sentence where something does not hold."""
+    if not holds:
+        raise AssertionError(sentence)
+
+
+def module(part: object) -> nn.Module:
+    """The part as the module that its contract says it is."""
+    if not isinstance(part, nn.Module):
+        raise AssertionError(f"{type(part).__name__} is no torch.nn.Module")
+    return part
+
+
+def require_equal(ours: Sequence[Tensor], theirs: Sequence[Tensor], what: str) -> None:
+    """Raise AssertionError unless the two are equal to 1e-5."""
+    require(len(ours) == len(theirs) > 0, f"{what}: {len(ours)} and {len(theirs)} tensors")
+    for one, other in zip(ours, theirs, strict=True):
+        require(one.shape == other.shape, f"{what}: shapes {tuple(one.shape)} and {tuple(other.shape)}")
+        gap = (one - other).abs()
+        require(bool((gap <= 1e-5 + 1e-5 * other.abs()).all()), f"{what} differ by up to {gap.max():.2g}")
