@@ -7,7 +7,16 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TopKLogitsWarper, TopPLogitsWarper
 
 from fusionkit.errors import ConfigError
-from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy, Sampling, keep_top_k, keep_top_p
+from fusionkit.tasks.generation import (
+    BeamSearch,
+    GenerationConfig,
+    Greedy,
+    Sampling,
+    _Finished,
+    keep_top_k,
+    keep_top_p,
+    token_losses,
+)
 
 VOCABULARY, END = 14, 1
 BANNED = (0, 2, 3)  # the prompts: no n-gram that comes twice holds one, and transformers counts those of the prompt too
@@ -191,3 +200,27 @@ def test_the_end_is_never_banned():
 def test_rules_are_values():
     with pytest.raises(FrozenInstanceError):
         GenerationConfig(END).end = 2
+
+
+def test_a_given_text_is_read_up_to_its_last_token_and_no_further():
+    """What follows the last token scores nothing."""
+    model = language_model(0)
+    steps = Counting(model, PROMPTS)
+    logits, state = steps.start()
+    tokens = torch.tensor([[5, 6, 7]]).repeat(len(PROMPTS), 1)
+    token_losses(steps, logits, state, tokens, torch.ones_like(tokens))
+    assert steps.count == 2
+
+
+class Counting(Reader):
+    count = 0
+
+    def advance(self, tokens, state):
+        self.count += 1
+        return super().advance(tokens, state)
+
+
+def test_a_hypothesis_that_can_but_draw_level_improves_nothing():
+    finished = _Finished(torch.zeros(1, 1, 4, dtype=torch.long), torch.tensor([[-1.0]]), END)
+    assert [finished.can_improve(torch.tensor([best]), False).item() for best in (-1.0, -0.5)] == [False, True]
+    assert not finished.can_improve(torch.tensor([-0.5]), True)
