@@ -1,13 +1,14 @@
 """Published benchmarks: their annotations, splits, protocol and scorers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fusionkit.data.sample import Reader
 from fusionkit.errors import ConfigError
 from fusionkit.scoring.base import BaseScorer, Scorer, as_scorer
+from fusionkit.scoring.foreign_results import recognised, with_ids
 from fusionkit.scoring.record_schema import check_predictions
 from fusionkit.scoring.records import Record
 from fusionkit.scoring.results import Scored, judge, published_scores
@@ -66,12 +67,17 @@ def score_predictions(
 ) -> Scored:
     """Score the records of a file; DataError where they do not answer this split of this benchmark."""
     samples = benchmark.reader.read(split)
+    records, whose = recognised(records)
     task = benchmark.answered_by(records)
     scorer = benchmark.scorer(task)
     wanted = {form.key: form.wanted(samples) for form in scorer.schema}
+    for form in scorer.schema if whose else ():
+        records = with_ids(records, form.key, wanted[form.key])
     hint = None if allow_missing else "add them, or count them as wrong with allow_missing=true"
     check_predictions(records, scorer.schema, wanted, path, hint)
     judged = judge(scorer, records, samples, benchmark.name, split)
+    if whose:
+        judged = replace(judged, notes={**judged.notes, "file": f"read as {whose}"})
     label = "/".join([benchmark.name, *[task] * (len(benchmark.scorers) > 1)])
     scores = published_scores(judged)
     return Scored(label, split, benchmark.protocol, judged, scores, directions=scorer.directions(list(scores)))

@@ -10,6 +10,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.errors import DataError
 from fusionkit.files.plain import read_json
 from fusionkit.files.unicode import LongText, readable
+from fusionkit.scoring.foreign_results import listed
 from fusionkit.scoring.records import Record, read_records
 
 Check = Callable[[Any], bool]
@@ -84,6 +85,7 @@ def read_predictions(path: Path) -> list[Record]:
         raise DataError(f"the predictions {path} do not exist; write them with: fusionkit predict checkpoint=PATH")
     is_lines = path.suffix == ".jsonl"
     records: Any = read_records(path) if is_lines else read_json(path, "name a file of one record a line .jsonl")
+    records = listed(records)
     if not isinstance(records, list):
         raise DataError(f"{path} holds {_words(records)}, but has to be a list of records")
     try:
