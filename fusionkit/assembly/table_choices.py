@@ -14,7 +14,7 @@ from fusionkit.data.readers.open_table import OpenTable
 from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample
 from fusionkit.data.vqa_answers import answer_key
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 
 Load = Callable[[list[str]], DictConfig]
 TASKS: Mapping[str, Mapping[str, float]] = {  # by kind of text, the tasks that read it and their weights
@@ -52,9 +52,10 @@ def complete_table(config: DictConfig, hydra: Any, load: Load) -> list[str]:
     options = OmegaConf.to_container(config.data.sources.table.reader, resolve=True)
     assert isinstance(options, dict)
     table = Table(**{str(key): value for key, value in options.items() if not str(key).startswith("_")})
-    if table.files is None and not table.root.is_dir():
-        return []  # the data module says so
-    chosen = [text for text in choices_for(table.opened) if not _is_said(text, named)]
+    try:
+        chosen = [text for text in choices_for(table.opened) if not _is_said(text, named)]
+    except DataError:  # the data module says it, where the training is more than composed
+        return []
     place = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
     new = load([*place, *chosen, *given])
     with open_dict(config):

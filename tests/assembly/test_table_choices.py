@@ -191,3 +191,19 @@ def test_what_a_look_cannot_read_is_one_sentence(tmp_path, capsys):
     assert "none.csv does not exist; known: " in capsys.readouterr().err
     assert run(["data", "lok", "x"]) == 2
     assert "fusionkit data cannot 'lok'; did you mean 'look'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "words"), [("none.jsonl", "none.jsonl does not exist"), ("t.jsonl", "1 of 37 pictures of ")]
+)
+def test_what_is_wrong_with_the_files_is_told_by_the_training(file, words, tmp_path, capsys):
+    path = write_table(tmp_path, "caption")
+    with path.open("a") as lines:
+        lines.write('\n{"image": "gone.png", "caption": "gone"}')
+    assert training_config("data=table", f"data.files={tmp_path}/{file}").data.files == f"{tmp_path}/{file}"
+    assert (
+        run(["train", "data=table", f"data.files={tmp_path}/{file}", f"output_dir={tmp_path}/run", "trainer=cpu"]) == 1
+    )
+    error = capsys.readouterr().err
+    assert words in error
+    assert len([line for line in error.splitlines() if line.startswith("error")]) == 1

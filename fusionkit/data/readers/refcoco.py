@@ -1,5 +1,9 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: `refs(unc).p` or `refs(umd).p` with `instances.json`, as published."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: `refs(unc).p`, `refs(umd).p` or `refs(google).p` with `instances.json`, as published.
 
+gRefCOCO's `grefs(unc).json`, and references as json of any split, are read too.
+"""
+
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +25,8 @@ class RefCOCO:
     """Reader of "expressions", with the facts `box` (xywh in pixels of `Sample.size`), `ref_id` and `ann_id`.
 
     Splits are the file's own: train, val, testA, testB (RefCOCOg: test). The paths may contain `{split}`. `also_captions`
-    gives them a second time, as "captions", for tasks that read these.
+    gives them a second time, as "captions", for tasks that read these. Of gRefCOCO's expressions those of one thing are read;
+    those of several and of none are left out, and counted in a warning.
     """
 
     def __init__(
@@ -33,7 +38,7 @@ class RefCOCO:
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have expressions. Raises DataError."""
         path, boxes_path = annotation_file(self.refs, split), annotation_file(self.instances, split)
-        refs = _select(parsed_once(path, read_pickle), split, path)
+        refs = _of_one_thing(_select(parsed_once(path, _read_refs), split, path), path)
         content = parsed_once(boxes_path, read_json)
         with expecting(boxes_path, INSTANCES):
             images = {row["id"]: row for row in table(content, "images", boxes_path, INSTANCES)}
@@ -56,6 +61,26 @@ class RefCOCO:
     def _kinds(self, texts: list[Text]) -> dict[str, tuple[Text, ...]]:
         kinds = {"expressions": tuple(texts)}
         return kinds | {"captions": tuple(Text(text.id, text.text) for text in texts)} if self.also_captions else kinds
+
+
+def _read_refs(path: Path) -> Any:
+    return read_json(path) if path.suffix == ".json" else read_pickle(path)
+
+
+def _of_one_thing(refs: list[dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The references to one box. gRefCOCO lists the boxes of each, [-1] where there is none."""
+    with expecting(path, REFS):
+        kept = []
+        for ref in refs:
+            ids = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+            if len(ids) == 1 and not ref.get("no_target"):
+                kept.append({**ref, "ann_id": ids[0]} if isinstance(ref["ann_id"], list) else ref)
+    if len(kept) < len(refs):
+        warnings.warn(
+            f"{len(refs) - len(kept):,} of {len(refs):,} references of {path} are to several things or to none, and left out",
+            stacklevel=2,
+        )
+    return kept
 
 
 def _select(refs: Any, split: str, path: Path) -> list[dict[str, Any]]:

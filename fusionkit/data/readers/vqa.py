@@ -1,4 +1,7 @@
-"""VQA v2: `v2_OpenEnded_mscoco_*_questions.json` with `v2_mscoco_*_annotations.json`, as published."""
+"""VQA v2: `v2_OpenEnded_mscoco_*_questions.json` with `v2_mscoco_*_annotations.json`, as published.
+
+OK-VQA has the same layout; VQA-CP's files are bare lists, whose rows say in which part of COCO their photo is.
+"""
 
 import sys
 from collections.abc import Sequence
@@ -42,7 +45,7 @@ class VQAv2:
             source, name, layout = str(self.annotations), "annotations", ANNOTATIONS
         path = annotation_file(source, split)
         content = read_json(path)
-        rows = table(content, name, path, layout)
+        rows = _rows(content, name, path, layout)
         with expecting(path, layout):
             if self.questions is None:
                 rows = [{"question": "", **row} for row in rows]
@@ -50,10 +53,9 @@ class VQAv2:
             else:
                 facts = self._read_facts(split, path, {row["question_id"]: row["image_id"] for row in rows})
             questions = _group(rows, facts, path)
-            names = {
-                image_id: image_places(image_id, subtype=str(content.get("data_subtype", split)))
-                for image_id in questions
-            }
+            parts = {row["image_id"]: row["coco_split"] for row in rows if "coco_split" in row}
+            whole = str(content.get("data_subtype", split)) if isinstance(content, dict) else split
+            names = {id: image_places(id, subtype=str(parts.get(id, whole))) for id in questions}
         files = find_images(folder_of(self.images, split), names, path)
         return [
             Sample(image_id, files[image_id], {"questions": tuple(texts)}, collection=self.collection)
@@ -65,7 +67,7 @@ class VQAv2:
         if self.annotations is None or split in self.unanswered:
             return {}
         path = annotation_file(self.annotations, split)
-        rows = table(read_json(path), "annotations", path, ANNOTATIONS)
+        rows = _rows(read_json(path), "annotations", path, ANNOTATIONS)
         facts: dict[Any, dict[str, Any]] = {}
         with expecting(path, ANNOTATIONS):
             for row in rows:
@@ -79,6 +81,11 @@ class VQAv2:
                 f"question {number} of {questions} has no annotation in {path}; take both files from the same release"
             )
         return facts
+
+
+def _rows(content: Any, name: str, path: Path, layout: str) -> list[Any]:
+    """The list under its name, or the whole of a file that is a list (VQA-CP)."""
+    return content if isinstance(content, list) and content else table(content, name, path, layout)
 
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:

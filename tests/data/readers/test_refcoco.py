@@ -135,3 +135,24 @@ def test_joint_readers_make_one_sample_an_image(tmp_path):
     other = RefCOCO(str(tmp_path / "refs(unc).p"), str(tmp_path / "other.json"), str(tmp_path / "images"))
     with pytest.raises(DataError, match="image 1 is 32 x 24 pixels in one annotation file and 33 x 24 in another"):
         Joint([make_reader(tmp_path), other]).read("train")
+
+
+def test_grefcocos_references_to_one_thing_are_read_and_the_others_told(tmp_path):
+    """ann_id is a list there, [-1] for an expression of nothing; the published file is json."""
+    listed = [ref | {"ann_id": [ref["ann_id"]], "no_target": False} for ref in refs()]
+    listed[1] |= {"ann_id": [102, 103]}
+    listed[2] |= {"ann_id": [-1], "no_target": True}
+    make_reader(tmp_path)
+    path = write_json(tmp_path / "grefs(unc).json", listed)
+    reader = RefCOCO(str(path), str(tmp_path / "instances.json"), str(tmp_path / "images"))
+    with pytest.warns(UserWarning, match=r"2 of 3 references of .*grefs\(unc\).json are to several things or to none"):
+        (sample,) = reader.read("train")
+    assert sample.texts["expressions"][0].facts == {"box": (4.0, 6.0, 8.0, 12.0), "ref_id": 1, "ann_id": 101}
+    assert [each.image_id for each in reader.read("val")] == [4]
+
+
+def test_references_as_json_are_those_of_the_pickle(tmp_path):
+    pickled = make_reader(tmp_path)
+    path = write_json(tmp_path / "refs.json", refs())
+    reader = RefCOCO(str(path), str(tmp_path / "instances.json"), str(tmp_path / "images"))
+    assert reader.read("train") == pickled.read("train")

@@ -68,3 +68,20 @@ def test_answers_and_types_are_read_in_one_spelling(tmp_path):
     content["annotations"][0]["answers"][0]["answer"] = "a" * 10 * 2**20
     with pytest.raises(DataError, match=r"annotations.json: a text of 10,485,760 characters"):
         make_reader(tmp_path, answered=content).read("train2014")
+
+
+def test_vqa_cp_is_bare_lists_whose_rows_name_the_part_of_coco(tmp_path):
+    """Images of both parts are in each of its splits."""
+    asked = [
+        row | {"coco_split": "val2014" if row["image_id"] == 2 else "train2014"} for row in questions()["questions"]
+    ]
+    reader = make_reader(tmp_path, asked, annotations()["annotations"], "train")
+    moved = tmp_path / "train2014/COCO_train2014_000000000002.jpg"
+    (tmp_path / "val2014").mkdir()
+    moved.rename(tmp_path / "val2014/COCO_val2014_000000000002.jpg")
+    samples = reader.read("train")
+    assert [sample.image.parent.name for sample in samples] == ["train2014", "val2014", "train2014", "train2014"]
+    assert samples[1].texts["questions"][0].facts["multiple_choice_answer"] == "red"
+    write_json(tmp_path / "train_questions.json", [])
+    with pytest.raises(DataError, match=r"has no list 'questions' \(it has a list\)"):
+        reader.read("train")
