@@ -3,11 +3,13 @@
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fusionkit.assembly.hub_data import fetch, is_hub_name
 from fusionkit.config import primary_groups
 from fusionkit.data.images import CorruptImage, decode
 from fusionkit.data.readers.open_table import OpenTable
@@ -51,7 +53,12 @@ def complete_table(config: DictConfig, hydra: Any, load: Load) -> list[str]:
     named = {text.lstrip("+~").partition("=")[0] for text in given}
     options = OmegaConf.to_container(config.data.sources.table.reader, resolve=True)
     assert isinstance(options, dict)
-    table = Table(**{str(key): value for key, value in options.items() if not str(key).startswith("_")})
+    arguments = {str(key): value for key, value in options.items() if not str(key).startswith("_")}
+    if is_hub_name(arguments["files"], Path(arguments["root"])):
+        arguments["files"] = fetch(arguments["files"])
+        given = [text for text in given if text.partition("=")[0] != "data.files"]
+        given.append(f"data.files={_as_override(arguments['files'])}")
+    table = Table(**arguments)
     try:
         chosen = [text for text in choices_for(table.opened) if not _is_said(text, named)]
     except DataError:  # the data module says it, where the training is more than composed
@@ -66,6 +73,14 @@ def complete_table(config: DictConfig, hydra: Any, load: Load) -> list[str]:
             if key != "hydra":
                 config[key] = new[key]
     return [f"chosen by the table: {' '.join(text.lstrip('+') for text in chosen)}"] if chosen else []
+
+
+def _as_override(files: Mapping[str, Sequence[str]]) -> str:
+    """Files by split in Hydra's grammar."""
+    quoted = {
+        split: ", ".join("'" + path.replace("'", "\\'") + "'" for path in paths) for split, paths in files.items()
+    }
+    return "{" + ", ".join(f"{split}: [{paths}]" for split, paths in quoted.items()) + "}"
 
 
 def _over(override: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.assembly.hub_data import fetch, is_hub_name
 from fusionkit.assembly.table_choices import choices_for
 from fusionkit.commands.languages import languages_of
 from fusionkit.config import primary_groups
@@ -33,6 +34,8 @@ def look(config: DictConfig) -> None:
     """Print what is understood, and write a sheet and an experiment into ``config.output``."""
     options: Any = OmegaConf.to_container(config, resolve=True)
     given = {key: value for key, value in options.items() if key not in OWN}
+    if is_hub_name(given["files"], Path(given["root"])):
+        given["files"] = fetch(given["files"])
     table = Table(**given, missing="skip").opened
     for sentence in told(table):
         print(sentence)
