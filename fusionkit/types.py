@@ -162,6 +162,7 @@ class Dims:
     mask_token_size: int = 0  # width of what stands in its place
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
+    predicts_words: bool = False  # the model is a language model with a head of its own, so that tasks need none
     answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it
 
     @property

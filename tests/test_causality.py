@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusionkit.tasks.decoding import Prompts, fuse_causal
+from fusionkit.tasks.decoding import Prompts, fuse_causal, word_logits
 from tests.toys import SEP, VOCABULARY, choices, toy_batch, toy_dims, toy_fusion, toy_model, toy_task
 
 CAUSAL = [name for name in choices("fusion") if "causal" in toy_fusion(name).func.provides]
@@ -12,9 +12,11 @@ CAUSAL = [name for name in choices("fusion") if "causal" in toy_fusion(name).fun
 @pytest.mark.parametrize("regions", [False, True], ids=["pixels", "regions"])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_later_token_changes_no_logit_before_it(name, regions):
+    if regions and name == "prefix_shuffle":
+        pytest.skip("joins neighbours of a square, which regions are not")
     torch.manual_seed(0)
     model = toy_model(name, regions).eval()
-    head = toy_task("captioning", toy_dims(model)).head.eval()
+    task = toy_task("captioning", toy_dims(model)).eval()
     batch = toy_batch(images=2, texts_per_image=2)
     rows, memory = batch["captions"], model.encode(batch, []).memory
     length = rows["input_ids"].shape[1]
@@ -22,7 +24,7 @@ def test_a_later_token_changes_no_logit_before_it(name, regions):
 
     def logits(ids):
         text = Prompts(ids, torch.ones_like(ids), rows["image_index"], prefix)
-        return head(fuse_causal(model, memory, text), model.text_encoder.word_embeddings.weight)
+        return word_logits(model, task.head, fuse_causal(model, memory, text))
 
     ids = rows["input_ids"].clamp(min=SEP)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
 from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.config_checks import check_arguments
@@ -35,6 +35,7 @@ TOWERS = {
     "bert_base": BertModel(BertConfig(**TOY_BERT)),
     "hf": BertModel(BertConfig(**TOY_BERT)),
     "roberta_base": RobertaModel(RobertaConfig(**TOY_BERT)),
+    "smollm2_135m": LlamaForCausalLM(LlamaConfig(vocab_size=40, **{**TOY_BERT, "num_hidden_layers": 1})),
 }
 
 
@@ -71,7 +72,7 @@ def test_text_encoders_give_states(name, tmp_path):
     encoder = instantiate(block, vocab_size=TOWERS[name].config.vocab_size if name in TOWERS else vocabulary, **options)
     tokens = encoder(torch.tensor([[2, 7, 8, 3]]), torch.ones(1, 4, dtype=torch.int64))
     assert tokens.embeds.shape == (1, 4, encoder.hidden_size)
-    assert len(encoder.upper_layers) == (6 if name == "bert_base" else 0)
+    assert len(getattr(encoder, "upper_layers", ())) == (6 if name == "bert_base" else 0)
 
 
 @pytest.mark.parametrize("name", choices("data"))
@@ -155,6 +156,7 @@ def test_parts_of_the_quickstart_are_switches(more, world, tmp_path, capsys):
 
 
 TOY = {
+    "llava_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "data.answers.min_count=1"],
     "quickstart": ["data.root={root}/shapes", "text_encoder.config.hidden_size=32", "fusion.num_layers=1"],
     "real_small": ["data.root={root}/real", "fusion.num_layers=1", "data.answers.min_count=1"],
 }

@@ -1,6 +1,6 @@
 """Whether the parts of a run fit together, which can only be seen once they are there: ConfigError where they do not."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,7 +10,7 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.encoders.base import ImageEncoder
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, UserError, suggest
-from fusionkit.fusion.base import Fusion, SupportsUnimodal
+from fusionkit.fusion.base import Fusion, SupportsLanguageModel, SupportsUnimodal
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.types import Dims
@@ -78,8 +78,11 @@ def check_images(source: str, datamodule: DataModule, encoder: ImageEncoder) -> 
         )
 
 
-def check_image_size(encoder: nn.Module, size: int) -> None:
-    """The encoder reads images of the data's size; what none of its tokens depends on is frozen."""
+def check_image_size(encoder: nn.Module, size: int) -> int | None:
+    """The encoder reads images of the data's size; what none of its tokens depends on is frozen.
+
+    Gives the number of an image's tokens; None where that hangs on what is in it.
+    """
     try:
         found = rehearse(encoder, lambda twin, pixels: twin(pixels), 1, 3, size, size)
     except UserError:
@@ -89,9 +92,12 @@ def check_image_size(encoder: nn.Module, size: int) -> None:
             f"data.image_size is {size}, but the image encoder does not read such images ({first_line(error)}); set "
             "data.image_size to its own size, or image_encoder.img_size or image_encoder.dynamic_img_size where it takes them"
         ) from error
-    if found is not None:
-        tokens, twin = found
-        freeze(encoder, unreached_parameters(twin, [tokens.embeds, tokens.pooled]))
+    if found is None:
+        return None
+    tokens, twin = found
+    freeze(encoder, unreached_parameters(twin, [tokens.embeds, tokens.pooled]))
+    count: int = tokens.embeds.shape[1]
+    return count
 
 
 def check_text(name: str, task: Task[Any], model: VisionLanguageModel, abilities: TextAbilities) -> None:
@@ -115,6 +121,26 @@ def check_length(source: str, datamodule: DataModule, most: int | None) -> None:
     if most is not None and length > most:
         key = f"data.sources.{source}.max_length"
         raise ConfigError(f"{key} is {length}, but the text encoder reads {most} tokens at most; set {key}={most}")
+
+
+def check_budget(
+    source: str, datamodule: DataModule, model: VisionLanguageModel, tasks: Iterable[Task[Any]], image_tokens: int
+) -> None:
+    """A language model that reads texts behind an image has positions for both, and for what the source's tasks say."""
+    fusion, most = model.fusion, model.text_encoder.max_length
+    if not isinstance(fusion, SupportsLanguageModel):
+        return
+    prefix, length = fusion.prefix_length(image_tokens), datamodule.sources[source].max_length
+    text = max((task.longest(length) for task in tasks), default=length)
+    if most is None or (over := prefix + text - most) <= 0:
+        return
+    fix = "make the prefix shorter (fusion=prefix_shuffle, prefix_qformer or prefix_perceiver)"
+    if length - over > 2:
+        fix = f"set data.sources.{source}.max_length={length - over}, or {fix}"
+    raise ConfigError(
+        f"fusion: an image takes {prefix} positions, and a text of source '{source}' up to {text} with what is said behind it, "
+        f"but the language model reads {most} at once; {fix}"
+    )
 
 
 def check_answers(key: str, task: Task[Any], dims: Dims) -> None:

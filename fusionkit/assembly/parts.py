@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.checks import (
     check_answers,
+    check_budget,
     check_contract,
     check_image_size,
     check_images,
@@ -76,8 +77,9 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
         check_length(str(source), datamodule, model.text_encoder.max_length)
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = build_tasks(config, dims, model.fusion)
+    image_tokens = None
     if model.image_encoder.reads == "pixel_values":
-        check_image_size(model.get_submodule("image_encoder"), datamodule.finish.size)
+        image_tokens = check_image_size(model.get_submodule("image_encoder"), datamodule.finish.size)
     abilities = abilities_of(model.text_encoder, words.pad)
     for source, weights in config.objectives.items():
         for name, weight in weights.items():
@@ -86,6 +88,9 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
                 tasks[name].check(model)
             check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
             check_answers(f"objectives.{source}.{name}", tasks[name], dims)
+        regions = datamodule.sources[str(source)].regions
+        if (count := image_tokens if regions is None else regions.max_regions) is not None:
+            check_budget(str(source), datamodule, model, [tasks[str(name)] for name in weights], count)
     return Parts(config, datamodule, model, tasks)
 
 
@@ -139,7 +144,7 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
     ids = {"cls": words.start, "sep": words.end, "pad": words.pad, "mask": words.mask}
     return replace(
         plain_dims(model, ids, answers),
-        answer_tokens=spell(tokenizer, answers),
+        answer_tokens=spell(tokenizer, answers, within_text=model.predicts_words),
         tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
     )
 
@@ -157,6 +162,7 @@ def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequ
         text_size=words.embedding_dim,
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
+        predicts_words=model.predicts_words,
         answers=tuple(answers),
         cls_token_id=ids["cls"],
         sep_token_id=ids["sep"],
@@ -165,9 +171,13 @@ def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequ
     )
 
 
-def spell(tokenizer: Any, answers: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each answer, without special ones; none for an answer with a word that the tokenizer does not know."""
-    rows = tokenizer(list(answers), add_special_tokens=False)["input_ids"] if answers else []
+def spell(tokenizer: Any, answers: Sequence[str], within_text: bool = False) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each answer, without special ones; none for an answer with a word that the tokenizer does not know.
+
+    ``within_text`` spells them as after other words, where a tokenizer of bytes (GPT-2's) marks the space between them.
+    """
+    space = " " if within_text and tokenizer.tokenize(" a")[0].startswith("\u0120") else ""
+    rows = tokenizer([space + answer for answer in answers], add_special_tokens=False)["input_ids"] if answers else []
     return tuple(() if tokenizer.unk_token_id in row else tuple(row) for row in rows)
 
 

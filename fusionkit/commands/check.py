@@ -11,7 +11,17 @@ from hydra.utils import instantiate
 from fusionkit.cli.app import see_working_folder
 from fusionkit.config import group_choices
 from fusionkit.contracts import balancers, encoders, fusions, tasks
-from fusionkit.contracts.toys import VOCABULARY, choice, module, of_size, toy_dims, toy_fusion, toy_model, toy_task
+from fusionkit.contracts.toys import (
+    VOCABULARY,
+    choice,
+    joined,
+    module,
+    of_size,
+    toy_dims,
+    toy_fusion,
+    toy_model,
+    toy_task,
+)
 from fusionkit.encoders.base import ImageEncoder, TextEncoder
 from fusionkit.errors import ConfigError, UserError, suggest
 from fusionkit.fusion.base import Fusion
@@ -71,7 +81,7 @@ def faults(group: str, path: Path) -> Iterator[tuple[str, str | None]]:
 def fusion_of(path: Path) -> Fusion:
     """The fusion, built between widths that differ."""
     torch.manual_seed(0)
-    built = toy_fusion(path)(image_size=fusions.IMAGE, text_size=fusions.TEXT)
+    built = joined(toy_fusion(path)(image_size=fusions.IMAGE, text_size=fusions.TEXT), fusions.TEXT)
     module(built).eval()
     return built
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from fusionkit.config import conf_dir
 from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.regions import RegionEncoder
-from fusionkit.fusion.base import Fusion
+from fusionkit.fusion.base import Fusion, SupportsLanguageModel
 from fusionkit.model.model import VisionLanguageModel, assemble
 from fusionkit.tasks.base import Task
-from fusionkit.types import Dims, Regions
+from fusionkit.types import Dims, Regions, TextFormat
 
 WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
 TEXT_KINDS = ("captions", "questions", "expressions", "hypotheses", "statements")
@@ -25,7 +26,7 @@ FEATURES, CLASSES = 12, 5  # of regions
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
 # so that a loss can reach 0
-TOY_OPTIONS = {name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative")}
+TOY_OPTIONS = {name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative", "vqa_open")}
 
 
 def of_size(name: str, **sections: Any) -> DictConfig:
@@ -45,9 +46,35 @@ def toy_fusion(name: str | Path) -> Callable[..., Fusion]:
     """
     config = of_size("small", fusion=choice("fusion", name)).fusion
     toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0, "gate": 0.5, "num_queries": 4, "image_layers": 1}
-    config.update({key: value for key, value in toy_sizes.items() if key in config})
+    toy_sizes |= {"num_latents": 4, "tokens": 4}
+    for part in (config, config.get("projector", {})):
+        part.update({key: value for key, value in toy_sizes.items() if key in part})
+    if name == "prefix_shuffle":
+        config.projector.skip = 1  # the class token
     build: Callable[..., Fusion] = instantiate(config)
     return build
+
+
+def reads_on(build: Callable[..., Fusion]) -> bool:
+    """Whether what a fusion's factory builds has a language model read on."""
+    return hasattr(getattr(build, "func", build), "join")
+
+
+def toy_language_model(hidden_size: int = WIDTH, **options: Any) -> LanguageModel:
+    """A llama of one layer; fields of its ``config`` may be given, and arguments beside it."""
+    config = {
+        "model_type": "llama", "hidden_size": hidden_size, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64, "tie_word_embeddings": True,
+    }  # fmt: skip
+    config |= options.pop("config", {})
+    return LanguageModel(VOCABULARY, config=config, text_format=TextFormat(CLS, SEP, PAD, MASK, 1), **options)
+
+
+def joined(fusion: Fusion, text_size: int) -> Fusion:
+    """A built fusion, with a language model of this width where it has one read on."""
+    if isinstance(fusion, SupportsLanguageModel):
+        fusion.join(toy_language_model(text_size))
+    return fusion
 
 
 def toy_task(name: str | Path, dims: Dims) -> Task[Any]:
@@ -70,10 +97,11 @@ def toy_model(
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
     pixels = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 1, "num_heads": 4}
+    make = toy_fusion(fusion) if isinstance(fusion, str) else fusion
     return assemble(
         RegionEncoder(FEATURES, WIDTH, dropout=0.0) if regions else TimmEncoder("vit_tiny_patch16_224", **pixels),
-        BLIPTextEncoder(VOCABULARY, config=text_config),
-        toy_fusion(fusion) if isinstance(fusion, str) else fusion,
+        toy_language_model() if reads_on(make) else BLIPTextEncoder(VOCABULARY, config=text_config),
+        make,
         **{"embed_size": 16} | options,
     )
 
@@ -89,6 +117,7 @@ def toy_dims(model: VisionLanguageModel) -> Dims:
         feature_size=model.image_encoder.feature_size,
         mask_token_size=model.image_encoder.mask_token_size,
         vocab_size=VOCABULARY,
+        predicts_words=model.predicts_words,
         cls_token_id=CLS,
         sep_token_id=SEP,
         pad_token_id=PAD,

@@ -1,6 +1,14 @@
-"""Texts as published models were trained to read them, before they are tokenised."""
+"""Texts as published models were trained to read them, before they are tokenised, and what stands around them."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from fusionkit.errors import ConfigError, suggest
+
+PLACE = "{text}"
+KINDS = {"question": "questions", "phrase": "expressions", "text": "captions"}
+"""By word of a request, the kind whose template it is read in."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +41,34 @@ class Ending:
 
     def __call__(self, text: str) -> str:
         return text.translate(str.maketrans("", "", ",?")).strip() + self.end
+
+
+def check_templates(templates: Any, kinds: Iterable[str], key: str) -> None:
+    """Raise ConfigError unless these are templates of the kinds, each with one place for the text."""
+    if templates is None:
+        return
+    if not isinstance(templates, Mapping):
+        raise ConfigError(
+            f"{key} is {templates!r}, but has to be a section of a template a kind: {{questions: 'Q: {PLACE} A:'}}"
+        )
+    for kind, template in templates.items():
+        if kind not in (known := list(kinds)):
+            raise ConfigError(f"{key} names '{kind}', of which the source reads no texts; {suggest(str(kind), known)}")
+        if not isinstance(template, str) or template.count(PLACE) != 1:
+            raise ConfigError(f"{key}.{kind} is {template!r}, but has to have {PLACE} once, where the text goes")
+
+
+def filled(template: str, texts: Sequence[str], tokenizer: Any, max_length: int) -> tuple[list[str], int]:
+    """Each text within the template, cut so that the whole comes to ``max_length`` tokens at most; and how many were cut."""
+    before, _, behind = template.partition(PLACE)
+    whole = [before + text + behind for text in texts]
+    encoded = tokenizer(whole, return_offsets_mapping=True)
+    cut = 0
+    for row, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+        if (over := len(ids) - max_length) <= 0:
+            continue
+        end = len(before) + len(texts[row])
+        starts = [start for start, stop in offsets if len(before) <= start < stop <= end]
+        kept = starts[-over] - len(before) if over <= len(starts) else 0
+        whole[row], cut = before + texts[row][:kept].rstrip() + behind, cut + 1
+    return whole, cut

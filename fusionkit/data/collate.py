@@ -10,6 +10,7 @@ from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.cleaning import filled
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
 from fusionkit.data.regions import Found, pad_regions
@@ -44,8 +45,8 @@ class Collate:
     become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
     a vocabulary; any other number `x` -> `x` (T,). Which facts a kind has is read off the source's first text of it,
     and all must have them. Where samples have a second image, it is a row behind those of all samples, and `other_index`
-    (T,) of every kind names it. Texts are tokenised as `clean` gives them; `counts`, which all workers share, says how many
-    were read, and how many of them were cut.
+    (T,) of every kind names it. Texts are tokenised as `clean` gives them, within the template of their kind (`cleaning.filled`);
+    `counts`, which all workers share, says how many were read, and how many of them were cut.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Collate:
         answers: AnswerVocabulary | None,
         clean: Callable[[str], str] | None = None,
         counts: Tensor | None = None,
+        templates: Mapping[str, str] | None = None,
     ) -> None:
         self.source, self.tokenizer, self.max_length, self.answers = source, tokenizer, max_length, answers
         samples = as_samples(samples)
@@ -68,6 +70,7 @@ class Collate:
         self.clean = clean or str  # which leaves a text as it is
         self.counts = new_counts() if counts is None else counts
         self.has_others = samples.has_others
+        self.templates = templates or {}
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
         """The batch, or what is wrong with the items; see `Loader` for why errors are returned."""
@@ -96,7 +99,7 @@ class Collate:
 
     def _rows(self, kind: str, facts: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
         texts = [text for item in items for text in item.texts[kind]]
-        rows = self.tokenize([text.text for text in texts])
+        rows = self.tokenize([text.text for text in texts], self.templates.get(kind))
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )
@@ -114,16 +117,18 @@ class Collate:
                 rows[name] = torch.tensor(values or [example])[: len(values)]
         return rows
 
-    def tokenize(self, texts: Sequence[str]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask` and `word_index`, each (T, L), of texts as `clean` gives them."""
+    def tokenize(self, texts: Sequence[str], template: str | None = None) -> dict[str, Any]:
+        """`input_ids`, `attention_mask` and `word_index`, each (T, L), of texts as `clean` gives them, within their template."""
         if not texts:
             return {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
-        cleaned = [self.clean(text) for text in texts]
+        cleaned, shortened = [self.clean(text) for text in texts], 0
+        if template is not None:
+            cleaned, shortened = filled(template, cleaned, self.tokenizer, self.max_length)
         encoded = self.tokenizer(
             cleaned, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         worker = get_worker_info()
-        cut = sum(bool(each.overflowing) for each in encoded.encodings or ())
+        cut = shortened or sum(bool(each.overflowing) for each in encoded.encodings or ())
         self.counts[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += torch.tensor([len(texts), cut])
         words = [[-1 if word is None else word for word in encoded.word_ids(row)] for row in range(len(texts))]
         return {

@@ -138,7 +138,7 @@ class DataModule(LightningDataModule):
         """What turns texts into token ids."""
         if self._tokenizer is None:
             answers = self.answers.answers if self.spell_answers and self.answers else []
-            return word_tokenizer(chain(self.training_strings(), answers))
+            return word_tokenizer(chain(self.training_strings(), answers, self._splits.template_words()))
         return load_tokenizer(self._tokenizer) if isinstance(self._tokenizer, str | Path) else wrapped(self._tokenizer)
 
     @cached_property
@@ -197,6 +197,8 @@ class DataModule(LightningDataModule):
         """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
         settings, finish = self.sources[source], self.finish
         yield f"{source} {role} {settings.kinds} {settings.batch_size} {settings.max_length}"
+        if settings.template:
+            yield str(dict(settings.template))
         yield f"{finish.size} {finish.fit} {finish.multiple} {finish.scale.tolist()} {finish.shift.tolist()}"
         yield str(sorted(self.tokenizer.get_vocab().items()))
         for sample in self.samples(source, role):
@@ -251,7 +253,15 @@ class DataModule(LightningDataModule):
         settings = self.sources[source]
         counts = self.text_counts(source, role)
         return Collate(
-            source, samples, settings.kinds, self.tokenizer, settings.max_length, self.answers, settings.clean, counts
+            source,
+            samples,
+            settings.kinds,
+            self.tokenizer,
+            settings.max_length,
+            self.answers,
+            settings.clean,
+            counts,
+            settings.template,
         )
 
     def _images(self, source: str, role: str, side: int) -> Images:

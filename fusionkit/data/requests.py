@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from fusionkit.data.cleaning import KINDS
 from fusionkit.data.collate import Collate
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import EvalData
@@ -118,7 +119,9 @@ def own_collate(
 ) -> Collate:
     """What makes batches of one's own inputs, read as those of a source are."""
     settings, counts = datamodule.sources[source], datamodule.text_counts(source, OWN)
-    return Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean, counts)
+    templates = {word: (settings.template or {}).get(kind) for word, kind in KINDS.items()}
+    given = {word: template for word, template in templates.items() if template is not None}
+    return Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean, counts, given)
 
 
 def readable_text(text: Any, word: str, mistake: type[UserError] = ConfigError, place: str = "") -> str:

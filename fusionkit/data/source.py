@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.data.cleaning import PLACE, check_templates
 from fusionkit.data.dataset import Augmentation
 from fusionkit.data.joint import merge, read_tables
 from fusionkit.data.leakage import by_photo, check_allowed, require_apart, without
@@ -30,6 +31,7 @@ class Source:
     `texts_per_image`   by kind, texts of an image that are drawn a step; a kind that is not here, or 0, is left out.
     `max_length`        tokens of a text, special ones included; longer texts are cut.
     `clean`             changes a text before it is tokenised (`cleaning.Clean`); None: read as it is.
+    `template`          by kind, what stands around each text, such as "Question: {text} Answer:" (`cleaning.filled`).
     `augment`           of training images, or None for none.
     `regions`           which region features are read, where the reader's images are such (npz files); None: they have pixels.
     `cache`             keep all images in memory, decoded and resized: for small data sets of small images.
@@ -44,6 +46,7 @@ class Source:
     augment: Augmentation | None = None
     cache: bool = False
     regions: Detections | None = None
+    template: Mapping[str, str] | None = None
 
     def check(self, key: str) -> None:
         """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
@@ -58,6 +61,7 @@ class Source:
             raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
         if self.max_length < 3:
             raise ConfigError(f"{key}.max_length is {self.max_length}, but has to be at least 3: [CLS], a token, [SEP]")
+        check_templates(self.template, self.kinds, f"{key}.template")
         if self.regions is not None and (self.augment is not None or self.cache):
             setting = "cache" if self.cache else "augment"
             raise ConfigError(
@@ -153,6 +157,11 @@ class Splits:
         for source, samples in self.training.items():
             for kind in self.sources[source].kinds:
                 yield from as_samples(samples).facts(kind, name)
+
+    def template_words(self) -> Iterator[str]:
+        """What stands around the texts of the sources."""
+        for source in self.sources.values():
+            yield from (template.replace(PLACE, " ") for template in (source.template or {}).values())
 
     def _all(self, name: str, role: str) -> Samples:
         """The images that have texts of the source's kinds."""

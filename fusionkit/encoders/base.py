@@ -125,6 +125,18 @@ class SupportsExtendText(Protocol):
 
 
 @runtime_checkable
+class SupportsPredictWords(Protocol):
+    """A text encoder that is a language model with a head of its own: it has one to give where ``predicts_words`` is True."""
+
+    @property
+    def predicts_words(self) -> bool: ...
+
+    def predict_words(self, states: Tensor) -> Tensor:
+        """Last states (..., hidden_size) -> logits (..., V)."""
+        ...
+
+
+@runtime_checkable
 class SupportsUpperLayers(Protocol):
     """A text encoder that may leave its upper layers to the fusion."""
 

@@ -50,7 +50,7 @@ KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, wi
 
 def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | None) -> PreTrainedModel:
     """A tower without trained weights; its padding token is the tokenizer's, where ``config`` names none."""
-    given = _without_code(config)
+    given = without_code(config)
     fields = {"vocab_size": vocab_size} | ({"pad_token_id": words.pad} if words else {}) | given
     try:
         built = AutoConfig.for_model(**fields)
@@ -67,15 +67,15 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
         raise ConfigError(f"text_encoder.config: {reason}") from error
     word_table(tower)
     if words is not None:
-        _pad_as(tower, words, is_given="pad_token_id" in config)
+        pad_as(tower, words, is_given="pad_token_id" in config)
     return tower
 
 
-def _without_code(node: Any) -> Any:
+def without_code(node: Any) -> Any:
     """A configuration, with those of its parts, that fetches nothing."""
     if isinstance(node, Mapping):
-        return {key: _without_code(value) for key, value in node.items() if key not in CODE}
-    return [_without_code(value) for value in node] if isinstance(node, list) else node
+        return {key: without_code(value) for key, value in node.items() if key not in CODE}
+    return [without_code(value) for value in node] if isinstance(node, list) else node
 
 
 def _from_config(config: Any) -> PreTrainedModel:
@@ -122,7 +122,7 @@ def load_tower(pretrained: str, overrides: Mapping[str, Any], words: TextFormat 
             f"{missing[0]}; give the directory of a whole model"
         )
     if words is not None:
-        _pad_as(tower, words, is_given=True)
+        pad_as(tower, words, is_given=True)
     return tower
 
 
@@ -156,7 +156,7 @@ def first_position(tower: nn.Module) -> int:
     return 0 if isinstance(embeddings, nn.Embedding) else int(getattr(embeddings, "padding_idx", -1)) + 1
 
 
-def _pad_as(tower: Any, words: TextFormat, is_given: bool) -> None:
+def pad_as(tower: Any, words: TextFormat, is_given: bool) -> None:
     """Make the tokenizer's padding token the tower's: the one whose embedding does not learn, and that has no position.
 
     A token that is a word, a start or an end too has to learn. A tower whose padding is ``is_given``, by its weights or its
@@ -174,7 +174,7 @@ def _pad_as(tower: Any, words: TextFormat, is_given: bool) -> None:
             part.padding_idx = words.pad if words.pads_alone else None
 
 
-def read_on(tower: Any, cache_name: str, past: KeysValues | None, **inputs: Tensor) -> tuple[Tensor, KeysValues]:
+def read_on(tower: Any, cache_name: str, past: KeysValues | None, **inputs: Any) -> tuple[Tensor, KeysValues]:
     """The states of further tokens, and the keys and values of all; ``cache_name`` is one of ``CACHES``."""
     cache: Any = DynamicCache(past)
     states = tower(**inputs, **{cache_name: cache}).last_hidden_state

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from fusionkit.fusion.layers import Attention
 from fusionkit.types import Fused, Memory, Past, Tokens
 
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Of each layer of a language model, (T, heads, tokens, width)."""
+
 
 class Fusion(Protocol):
     """Brings the tokens of images and texts together.
@@ -62,10 +65,10 @@ class LentLayers(Protocol):
 
 @runtime_checkable
 class SupportsUnimodal(Protocol):
-    """A fusion whose layers also read a text that sees no image (BLIP)."""
+    """A fusion whose layers also read a text that sees no image (BLIP, a language model)."""
 
-    def encode_unimodal(self, text: Tokens) -> Tensor:
-        """States (T, L, D); the model projects the first ones for contrast, in place of the text encoder's pooled vectors."""
+    def encode_unimodal(self, text: Tokens) -> Tokens:
+        """Its tokens; the model projects their pooled vectors for contrast, in place of the text encoder's."""
         ...
 
 
@@ -113,4 +116,44 @@ class SupportsFreezing(Protocol):
 
     def freeze_unused(self, needs: frozenset[str]) -> None:
         """Freeze the parameters that get no gradient where tasks read only these parts, as plain DDP wants."""
+        ...
+
+
+class ReadsOn(Protocol):
+    """A causal language model that reads embeddings: words, or what stands in their place."""
+
+    max_length: int | None
+    """The most tokens that it reads at once; None where there is no bound."""
+    key_size: int
+    """How many numbers the keys and values of one token are, over all layers."""
+    is_recomputed: bool
+    """Whether its layers are computed anew in the backward pass, so that nothing can be read once for several texts."""
+    head: nn.Module | None
+    """What predicts words from its states, where that is not the transpose of its embeddings."""
+
+    def start_reading_on(self) -> None:
+        """From now on texts are only embedded by it: the fusion has it read them."""
+        ...
+
+    def read(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The last states (T, L, D) of embeddings (T, L, D) at positions (T, L); bool mask (T, L, L), True = is seen."""
+        ...
+
+    def read_on(
+        self, embeds: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        """As ``read``, after P earlier tokens with their keys and values, mask (T, L, P + L); and those of all P + L."""
+        ...
+
+
+@runtime_checkable
+class SupportsLanguageModel(Protocol):
+    """A fusion that has a causal language model read on, behind what the image became."""
+
+    def join(self, language_model: ReadsOn) -> None:
+        """Take the text encoder to read on with; its parameters stay the text encoder's."""
+        ...
+
+    def prefix_length(self, image_tokens: int) -> int:
+        """How many positions of the language model so many image tokens take; ConfigError where they cannot be read."""
         ...

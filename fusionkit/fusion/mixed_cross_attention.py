@@ -17,15 +17,16 @@ class MixedCrossAttention(CrossAttention):
     token as it is written ([CLS]), which begins the text alone.
     """
 
-    def encode_unimodal(self, text: Tokens) -> Tensor:
-        """States (T, L, D) of texts that see no image."""
+    def encode_unimodal(self, text: Tokens) -> Tokens:
+        """Texts that see no image; pooled is their first token."""
         assert text.mask is not None
         packing = Packing.of(text.mask)
         tokens = packing.pack(text.embeds.index_copy(1, packing.place.new_zeros(1), text.pooled[:, None]))
         for layer in self.layers:
             own = layer.self_attention.project(tokens, text.mask, packing)
             tokens = layer.feed_forward_block(layer.attend_self(tokens, own, packing))
-        return packing.unpack(tokens)
+        states = packing.unpack(tokens)
+        return Tokens(states, text.mask, states[:, 0])
 
     def freeze_unused(self, needs: frozenset[str]) -> None:
         """Nothing meets an image where texts are only read alone."""

@@ -9,13 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fusionkit.encoders.base import ImageEncoder, SupportsExtendText, SupportsUpperLayers, SupportsViews, TextEncoder
+from fusionkit.encoders.base import (
+    ImageEncoder,
+    SupportsExtendText,
+    SupportsPredictWords,
+    SupportsUpperLayers,
+    SupportsViews,
+    TextEncoder,
+)
 from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import (
     Fusion,
     SupportsExtend,
     SupportsFreezing,
+    SupportsLanguageModel,
     SupportsMetrics,
     SupportsTextLayers,
     SupportsUnimodal,
@@ -45,11 +53,19 @@ class Reader(nn.Module):
         is dropped again, so that none need care and every parameter is part of the graph, as plain DDP needs.
         """
         if not len(image_index):
-            assert text.mask is not None
-            blank = Tokens(_one_row(text.embeds), _one_row(text.mask), _one_row(text.pooled))
-            fused = self.fuse(memory, blank, image_index.new_zeros(1, *image_index.shape[1:]))
+            fused = self.fuse(memory, _blank(text), image_index.new_zeros(1, *image_index.shape[1:]))
             return Fused(*(None if part is None else part[:0] for part in fused))
         return self.fusion(memory, text, image_index)
+
+    @property
+    def predicts_words(self) -> bool:
+        """Whether ``predict_words`` works: the text encoder is a language model whose own last states the fused ones are."""
+        return isinstance(self.text_encoder, SupportsPredictWords) and self.text_encoder.predicts_words
+
+    def predict_words(self, states: Tensor) -> Tensor:
+        """Fused states (..., hidden_size) -> logits (..., V), by the language model's own head. Only where ``predicts_words``."""
+        assert isinstance(self.text_encoder, SupportsPredictWords)
+        return self.text_encoder.predict_words(states)
 
     @property
     def is_incremental(self) -> bool:
@@ -142,7 +158,9 @@ class VisionLanguageModel(Reader):
         """Text tokens -> (T, E), L2-normalised, fp32."""
         pooled = text.pooled
         if isinstance(self.fusion, SupportsUnimodal):
-            pooled = self.fusion.encode_unimodal(text)[:, 0]
+            if not len(pooled):  # as in ``fuse``
+                return self.project_text(_blank(text))[:0]
+            pooled = self.fusion.encode_unimodal(text).pooled
         return F.normalize(at_least_fp32(self.text_projection(pooled)), dim=-1)
 
     @torch.no_grad()
@@ -175,6 +193,12 @@ def _check_range(bounds: Sequence[float]) -> None:
             f"model.temperature_range is {list(bounds)}; give two numbers above 0, the lower one first: similarities are divided "
             "by the temperature"
         )
+
+
+def _blank(text: Tokens) -> Tokens:
+    """A blank text in place of none."""
+    assert text.mask is not None
+    return Tokens(_one_row(text.embeds), _one_row(text.mask), _one_row(text.pooled))
 
 
 def _one_row(rows: Tensor) -> Tensor:
@@ -222,8 +246,13 @@ def assemble(
     fusion: Callable[..., Fusion],
     **options: Any,
 ) -> VisionLanguageModel:
-    """Build the fusion for the widths of the encoders, start it from the text encoder's upper layers if given, then join."""
+    """Build the fusion for the widths of the encoders, start it from the text encoder's upper layers if given, then join.
+
+    One that has a language model read on is given the text encoder.
+    """
     built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)
+    if isinstance(built, SupportsLanguageModel):
+        built.join(text_encoder)  # type: ignore[arg-type]  # it refuses what is none
     if isinstance(text_encoder, SupportsUpperLayers) and text_encoder.upper_layers:
         if not isinstance(built, SupportsTextLayers):
             raise ConfigError(

@@ -121,6 +121,12 @@ class AnswerDecoding(nn.Module):
         self.register_buffer("mask", pad_sequence(masks, batch_first=True), persistent=False)
 
     @property
+    def longest(self) -> int:
+        """Most tokens of an answer, its end included."""
+        said = self.answering.max_length if isinstance(self.answering, GenerateAnswer) else 0
+        return max(said, self.ids.shape[1])
+
+    @property
     def known(self) -> Answers:
         """The answers on the device of the task."""
         return Answers(self.texts, self.ids, self.mask)

@@ -65,6 +65,10 @@ class Task(nn.Module, Generic[B]):
         """How many other images each of a batch is set against, for so many in a batch and rank; None: it is not about others."""
         return None
 
+    def longest(self, length: int) -> int:
+        """How many tokens a text of at most ``length`` of them grows to by what the task says."""
+        return length
+
     def predict(self, model: "VisionLanguageModel", batch: B, encoded: Encoded) -> Records:
         """The benchmark's own records for one batch, plain Python values that can be written as JSON lines."""
         raise NotImplementedError

@@ -9,11 +9,11 @@ from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
-from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal, word_logits
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Search
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import hits, means
-from fusionkit.tasks.mlm import MaskedLMHead
+from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
 from fusionkit.types import Dims, Encoded, TaskOutput
 
@@ -51,7 +51,7 @@ class CaptionWriter:
         rules = GenerationConfig(dims.sep_token_id, max_length, min_length, no_repeat_ngram, special, tuple(ids))
         return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing)
 
-    def loss(self, reader: Reader, head: nn.Module, batch: CaptionBatch, encoded: Encoded) -> TaskOutput:
+    def loss(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> TaskOutput:
         """Cross entropy of each token of the captions, from those before it and the image."""
         captions = batch["captions"]
         rows = leading_rows(captions["image_index"], self.texts_per_image)
@@ -63,12 +63,12 @@ class CaptionWriter:
         first = len(self.prompt_ids)
         is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
         states = fuse_causal(reader, encoded.memory, prompt._replace(input_ids=ids, attention_mask=mask))
-        logits: Tensor = head(states[is_scored], reader.text_encoder.word_embeddings.weight)
+        logits = word_logits(reader, head, states[is_scored])
         targets = ids[:, 1:][is_scored[:, :-1]]
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
         return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
 
-    def predict(self, reader: Reader, head: nn.Module, batch: CaptionBatch, encoded: Encoded) -> Records:
+    def predict(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
         prompts = self._prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device))
         steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
@@ -114,12 +114,17 @@ class Captioning(Task[CaptionBatch]):
         self.metrics = means("token_accuracy")
         generation = (search, max_length, min_length, no_repeat_ngram)
         self.writer = CaptionWriter.of(dims, prompt, label_smoothing, texts_per_image, *generation)
-        self.head: nn.Module = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+        self.head = word_head(dims, eps)
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         return self.writer.loss(model, self.head, batch, encoded)
+
+    def longest(self, length: int) -> int:
+        """A caption of the data, or one that is said, behind the prompt."""
+        prompt = len(self.writer.prompt_ids)
+        return prompt + max(length - 1, self.writer.rules.max_length)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""

@@ -32,17 +32,16 @@ class Prompts(NamedTuple):
 
 
 class DecoderInputs(NamedTuple):
-    """What both ways share: the model, the head over its fused states, and the images."""
+    """What both ways share: the model, the head over its fused states (None: the model's own), and the images."""
 
     model: Reader
-    head: nn.Module
+    head: nn.Module | None
     memory: Memory
     prompts: Prompts
 
     def logits(self, states: Tensor) -> Tensor:
         """Fused states (R, D) -> (R, V)."""
-        logits: Tensor = self.head(states, self.model.text_encoder.word_embeddings.weight)
-        return logits
+        return word_logits(self.model, self.head, states)
 
 
 class CachedDecoderState:
@@ -118,6 +117,14 @@ def fuse_causal(model: Reader, memory: Memory, text: Prompts) -> Tensor:
     fused = model.fuse(memory, model.encode_text(text.input_ids, mask), text.image_index)
     assert fused.text is not None
     return fused.text
+
+
+def word_logits(model: Reader, head: nn.Module | None, states: Tensor) -> Tensor:
+    """Fused states (..., D) -> logits (..., V), by a task's head, which is tied to the embeddings, or the model's own."""
+    if head is None:
+        return model.predict_words(states)
+    logits: Tensor = head(states, model.text_encoder.word_embeddings.weight)
+    return logits
 
 
 def select(state: Nested, rows: Tensor) -> Any:

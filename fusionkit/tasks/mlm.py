@@ -98,6 +98,11 @@ class MaskedLMHead(nn.Module):
         return F.linear(self.norm(self.activation(self.dense(states))), decoder, self.bias)
 
 
+def word_head(dims: Dims, eps: float) -> MaskedLMHead | None:
+    """A head over the vocabulary for a task that says words; None where the model has its own."""
+    return None if dims.predicts_words else MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+
+
 class MLM(Task[CaptionBatch]):
     """Predict masked caption tokens from the rest of the caption and the image; only masked positions reach the decoder.
 

@@ -4,17 +4,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fusionkit.losses import global_mean
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.answering import AnswerDecoding, Answering
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal, word_logits
 from fusionkit.tasks.generation import DecoderState
 from fusionkit.tasks.metrics import hits, means
-from fusionkit.tasks.mlm import MaskedLMHead
+from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.vqa import QuestionBatch
 from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
 
@@ -31,7 +31,8 @@ class GenerativeVQA(Task[QuestionBatch]):
     """The tokens of every good answer, from the question, the answer so far and the image; weighted by its soft score.
 
     One text, [CLS] question [SEP] answer [SEP], through one fusion: the tokens of the question see one another, those of
-    the answer see what is before them (a prefix language model, where ALBEF and BLIP add a decoder).
+    the answer see what is before them (a prefix language model, where ALBEF and BLIP add a decoder). A model that is a
+    causal language model reads no [SEP] before the answer, by its own head says it, and sees no later token of the question.
 
     ``answering`` says an answer, or ranks those that the run knows.
     """
@@ -53,7 +54,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         self.metrics = means("token_accuracy")
         self.label_smoothing, self.pad = label_smoothing, dims.pad_token_id
         self.decoding = AnswerDecoding(dims, answering)
-        self.head: nn.Module = MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+        self.head = word_head(dims, eps)
 
     def forward(
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -65,7 +66,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask, self.pad))
         places = questions.prefix[:, None] - 1 + torch.arange(ids.shape[1], device=ids.device)  # before each token
         said = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))[mask.bool()]
-        logits, targets = self.head(said, model.text_encoder.word_embeddings.weight), ids[mask.bool()]
+        logits, targets = word_logits(model, self.head, said), ids[mask.bool()]
         smoothing = self.label_smoothing
         losses = F.cross_entropy(at_least_fp32(logits), targets, reduction="none", label_smoothing=smoothing)
         weights = pairs.weights[:, None].expand_as(mask)[mask.bool()]
@@ -75,7 +76,13 @@ class GenerativeVQA(Task[QuestionBatch]):
     def _prompts(self, batch: QuestionBatch) -> Prompts:
         rows = batch["questions"]
         mask = rows["attention_mask"]
+        if self.head is None:  # the end ends a text of the language model, and its answer is still to come
+            mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
         return Prompts(rows["input_ids"], mask, rows["image_index"], mask.sum(dim=1))
+
+    def longest(self, length: int) -> int:
+        """A question with the longest answer, of those that the run knows or may say."""
+        return length + self.decoding.longest
 
     def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
         """VQA v2's own records: {"question_id", "answer"}."""

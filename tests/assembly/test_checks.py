@@ -9,6 +9,7 @@ from torch import nn
 
 from fusionkit.assembly.checks import (
     check_answers,
+    check_budget,
     check_contract,
     check_image_size,
     check_images,
@@ -24,7 +25,7 @@ from fusionkit.assembly.checks import (
 from fusionkit.encoders.base import ImageEncoder, TextEncoder
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.fusion.base import Fusion
-from tests.toys import choices, toy_dims, toy_model, toy_task
+from tests.toys import choices, toy_dims, toy_fusion, toy_model, toy_task
 
 
 @pytest.mark.parametrize("name", choices("task"))
@@ -190,3 +191,24 @@ def test_what_a_part_lacks_of_its_contract_is_told_when_it_is_built(part, contra
     check_contract("fusion", model.fusion, Fusion)
     check_contract("image_encoder", model.image_encoder, ImageEncoder)
     check_contract("text_encoder", model.text_encoder, TextEncoder)
+
+
+def budget(most, length, tokens=16, said=0):
+    model = SimpleNamespace(
+        fusion=toy_fusion("prefix_shuffle")(image_size=8, text_size=8), text_encoder=SimpleNamespace(max_length=most)
+    )
+    model.fusion.projector.skip = 0
+    datamodule = SimpleNamespace(sources={"toy": SimpleNamespace(max_length=length)})
+    tasks = [SimpleNamespace(longest=lambda given: given), SimpleNamespace(longest=lambda given: given + said)]
+    return told(check_budget, "toy", datamodule, model, tasks, tokens)
+
+
+def test_an_image_and_a_text_have_to_fit_into_the_language_model_together():
+    assert budget(4 + 10, 10) is budget(None, 10) is budget(4 + 10 + 3, 10, said=3) is None
+    assert (
+        "fusion: an image takes 4 positions, and a text of source 'toy' up to 13 with what is said behind it"
+        in budget(16, 10, said=3)
+    )
+    assert "the language model reads 16 at once; set data.sources.toy.max_length=9, or make" in budget(16, 10, said=3)
+    assert "reads 9 at once; make the prefix shorter" in budget(9, 7, said=3)
+    assert "make no square whose side 2 divides" in budget(99, 10, tokens=17)

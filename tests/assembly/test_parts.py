@@ -34,8 +34,26 @@ def test_an_answer_with_an_unknown_word_is_not_spelt():
     assert spell(None, ()) == ()
 
 
+def test_an_answer_within_a_text_begins_with_the_space_of_a_tokenizer_of_bytes():
+    class Bytes:
+        unk_token_id = None
+
+        def tokenize(self, text):
+            return ["\u0120a"]
+
+        def __call__(self, texts, add_special_tokens):
+            return {"input_ids": [list(text.encode()) for text in texts]}
+
+    assert spell(Bytes(), ("a",), within_text=True) == ((32, 97),)
+    assert spell(Bytes(), ("a",)) == ((97,),)
+    Bytes.tokenize = lambda self, text: ["a"]
+    assert spell(Bytes(), ("a",), within_text=True) == ((97,),)
+
+
 def test_plain_values_of_a_model():
+    assert plain_dims(toy_model("prefix"), {"cls": 2, "sep": 3, "pad": 0, "mask": None}, ()).predicts_words
     model = toy_model()
+    assert not plain_dims(model, {"cls": 2, "sep": 3, "pad": 0, "mask": None}, ()).predicts_words
     dims = plain_dims(model, {"cls": 2, "sep": 3, "pad": 0, "mask": None}, ["yes"])
     assert (dims.cls_token_id, dims.sep_token_id, dims.pad_token_id, dims.mask_token_id) == (2, 3, 0, None)
     assert (dims.vocab_size, dims.text_size, dims.embed_size, dims.answers) == (60, 32, 16, ("yes",))

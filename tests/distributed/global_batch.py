@@ -126,6 +126,10 @@ def cases() -> dict[str, Case]:
         "region_grounding": Case(lambda dims: {"region_grounding": RegionGrounding(dims)}),
         "nlvr2, joint": Case(lambda dims: {"nlvr2": JointNLVR2(dims)}, "alternating_cross_attention"),
         "captioning_shared": Case(shared_captioning, "mixed_cross_attention"),
+        "captioning, a language model": Case(single("captioning"), "prefix"),
+        "vqa_open, a language model": Case(single("vqa_open"), "prefix_qformer"),
+        "vqa_open, a language model, a rank without texts": Case(single("vqa_open"), "prefix", empty=True),
+        "itc, a language model, a rank without texts": Case(single("itc"), "prefix", empty=True),
     }
     several = Case(lambda dims: {name: toy_task(name, dims) for name in OBJECTIVES}, steps=3)
     for name in choices("balance"):

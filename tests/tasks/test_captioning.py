@@ -128,3 +128,26 @@ def test_the_end_is_said_where_it_is_padding_or_start_too(model, shared):
         questions.head.bias[SEP] = 1e4
     said = questions.eval().predict(model, batch, model.encode(batch, []))
     assert all(len(record["answer"].split()) <= 1 for record in said)
+
+
+def test_a_language_model_says_captions_by_its_own_head():
+    """The library's own loss of [image; caption], of which only the caption's tokens and its end are told."""
+    torch.manual_seed(0)
+    model = toy_model("prefix").eval()
+    task = Captioning(toy_dims(model), "t7", label_smoothing=0.0).eval()
+    assert task.head is None
+    batch = toy_batch(images=3)
+    encoded, total, count = model.encode(batch, []), 0.0, 0
+    for row in range(3):
+        length = int(batch["captions"]["attention_mask"][row].sum())
+        ids = torch.cat([torch.tensor([CLS, 7]), batch["captions"]["input_ids"][row, 1:length]])
+        whole = torch.cat([encoded.memory.embeds[row], model.text_encoder.word_embeddings(ids)])[None]
+        states = model.text_encoder.backbone(inputs_embeds=whole).last_hidden_state[0]
+        logits = F.linear(states, model.text_encoder.word_embeddings.weight)[-length:-1]
+        total, count = total + F.cross_entropy(logits, ids[2:], reduction="sum"), count + length - 1
+    torch.testing.assert_close(task(model, batch, encoded).loss, total / count, rtol=1e-5, atol=1e-5)
+
+
+def test_the_longest_caption_counts_towards_the_positions(model):
+    assert Captioning(toy_dims(model), max_length=8, min_length=0).longest(12) == 1 + 11
+    assert Captioning(toy_dims(model), "t7 t9", max_length=20).longest(12) == 3 + 20

@@ -18,7 +18,7 @@ from fusionkit.tasks.decoding import (
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.types import Tokens
-from tests.toys import CLS, PAD, SEP, VOCABULARY, WIDTH, choices, toy_fusion, toy_model
+from tests.toys import CLS, PAD, SEP, VOCABULARY, WIDTH, choices, reads_on, toy_fusion, toy_model
 
 RULES = GenerationConfig(SEP, max_length=8, min_length=3, banned=(CLS, PAD))
 IMAGES = 3
@@ -44,7 +44,8 @@ def text_encoder(kind):
 def shared(fusion, kind="bert", ragged=True):
     torch.manual_seed(0)
     model = toy_model(fusion)
-    model = VisionLanguageModel(model.image_encoder, text_encoder(kind), model.fusion, embed_size=16).eval()
+    own = model.text_encoder if reads_on(toy_fusion(fusion)) else text_encoder(kind)
+    model = VisionLanguageModel(model.image_encoder, own, model.fusion, embed_size=16).eval()
     model.text_encoder.word_embeddings.weight.data.mul_(30)  # scores that depend on what came before
     input_ids = torch.randint(5, VOCABULARY, (5, 6))
     input_ids[:, 0] = CLS

@@ -113,3 +113,37 @@ def test_what_cannot_be_spelt_or_scored_is_one_sentence(model):
         RankAnswers(score="blipp")
     with pytest.raises(ConfigError, match=r"answering\.k is 0"):
         RankAnswers(k=0)
+
+
+def test_a_language_model_says_the_answer_by_its_own_head_with_no_end_before_it():
+    """The library's logits of [image; [CLS] question answer [SEP]]: the loss is that of the answer and its end alone."""
+    torch.manual_seed(0)
+    model = toy_model("prefix").eval()
+    task = GenerativeVQA(toy_dims(model), label_smoothing=0.0).eval()
+    assert task.head is None
+    assert not list(task.parameters())
+    batch = toy_batch(images=3)
+    batch["questions"]["answer_scores"] = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 0, 1.0]])
+    encoded = model.encode(batch, [])
+    losses = []
+    for row, answer in ((0, 0), (1, 1), (2, 3)):
+        length = int(batch["questions"]["attention_mask"][row].sum()) - 1  # without its [SEP]
+        ids = torch.cat([batch["questions"]["input_ids"][row, :length], torch.tensor([*ANSWER_TOKENS[answer], SEP])])
+        words = model.text_encoder.word_embeddings(ids)
+        whole = torch.cat([encoded.memory.embeds[row], words])[None]
+        states = model.text_encoder.backbone(inputs_embeds=whole).last_hidden_state[0]
+        logits = F.linear(states, model.text_encoder.word_embeddings.weight)
+        said = logits[len(whole[0]) - len(ANSWER_TOKENS[answer]) - 2 : -1]
+        losses.append(F.cross_entropy(said, ids[length:], reduction="sum"))
+    out = task(model, batch, encoded)
+    torch.testing.assert_close(out.loss, sum(losses) / 3, rtol=1e-5, atol=1e-5)
+    assert out.targets.tolist() == [5, SEP, 6, 7, SEP, 9, 10, 11, SEP]
+
+
+def test_the_longest_answer_counts_towards_the_positions(model):
+    for answering, longest in (
+        (RankAnswers(), 4),
+        (GenerateAnswer(max_length=7), 7),
+        (GenerateAnswer(max_length=2), 4),
+    ):
+        assert GenerativeVQA(toy_dims(model), answering=answering).longest(10) == 10 + longest

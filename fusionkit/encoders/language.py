@@ -1,0 +1,312 @@
+"""A causal language model of transformers as the text half: it embeds words, a fusion has it read on, its own head predicts.
+
+The one file that touches the caches, masks and heads of transformers' language models (``tower.py`` has those of encoders).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fusionkit.encoders.causal_probe import Whole, fault_of, gap_texts, size_of_keys
+from fusionkit.encoders.probe import TextAbilities, first_line, freeze, undisturbed, unreached_parameters
+from fusionkit.encoders.tower import CACHES, KeysValues, pad_as, quiet, read_on, without_code, word_table
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.types import TextFormat, Tokens
+
+CHOOSE = "choose a family of plain attention, such as llama, qwen3, gemma2, gpt2 or opt"
+
+
+class LanguageModel(nn.Module):
+    """A causal language model, cut at its embeddings where a fusion reads on with it, else a text encoder of its states.
+
+    ``pretrained``    a hub id or a local directory with config.json and weights; None builds from ``config``.
+    ``config``        the transformers configuration, {"model_type": "llama", "hidden_size": ...}; with ``pretrained``: overrides.
+    ``gguf``          a .gguf file in place of ``pretrained``; its weights are unpacked to fp32 (needs the package gguf).
+    ``frozen``        its weights do not train; gradients still pass through it to what stands before.
+    ``checkpointing`` computes its layers anew in the backward pass (less memory, more time); no cache is kept meanwhile.
+    ``vocab_size``    of the tokenizer, which has to be the one that a pretrained model was made for.
+    ``text_format``   what the tokenizer wraps texts in.
+
+    What it can do is tried out when it is built: one that ignores the mask, the positions or the cache that it is given (ALiBi,
+    recurrent layers), or whose head does more than ``predict_words``, is refused.
+    """
+
+    is_incremental = True
+
+    def __init__(
+        self,
+        vocab_size: int,
+        pretrained: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        gguf: str | None = None,
+        frozen: bool = False,
+        checkpointing: bool = False,
+        text_format: TextFormat | None = None,
+    ) -> None:
+        super().__init__()
+        if gguf and pretrained:
+            raise ConfigError("text_encoder.gguf stands in place of text_encoder.pretrained; give one of them")
+        whole = (
+            _load(pretrained or "", config or {}, gguf)
+            if pretrained or gguf
+            else _build(config or {}, vocab_size, text_format)
+        )
+        self.backbone = whole.get_decoder() if hasattr(whole, "get_decoder") else whole.base_model
+        self.config = self.backbone.config
+        table, head = word_table(self.backbone), whole.get_output_embeddings()
+        self.head = head if isinstance(head, nn.Linear) and head.weight is not table.weight else None  # None: tied
+        self.hidden_size: int = table.embedding_dim
+        self.is_frozen, self.is_read_on = frozen, False
+        self.checkpointing = checkpointing
+        if text_format is not None:
+            pad_as(self.backbone, text_format, is_given=bool(pretrained or gguf) or "pad_token_id" in (config or {}))
+        _check_vocabulary(self.config, table.num_embeddings, vocab_size, text_format, pretrained or gguf)
+        if frozen:
+            self.requires_grad_(False)
+        if self.head is not None:
+            self.head.requires_grad_(False)  # until a fusion reads on and words are predicted
+        if checkpointing:
+            if not getattr(self.backbone, "supports_gradient_checkpointing", False):
+                raise ConfigError(f"text_encoder.checkpointing: {self.config.model_type} has none; set it to false")
+            with quiet():  # 5.24 has another name for it, which older versions lack
+                self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._abilities: TextAbilities | None = None
+        self._cache_name = CACHES[0]
+        self._key_size = 0
+        if table.weight.device.type != "meta":  # there are numbers
+            self._try_out(whole)
+
+    @property
+    def word_embeddings(self) -> nn.Embedding:
+        """The table that a tied head is the transpose of."""
+        return word_table(self.backbone)
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that it reads at once, those of an image included: positions, or the window that a layer sees."""
+        windows = [_window(self.config), getattr(self.config, "max_position_embeddings", None)]
+        return min((bound for bound in windows if bound is not None and bound > 0), default=None)
+
+    @property
+    def key_size(self) -> int:
+        """How many numbers the keys and values of one token are, over all layers."""
+        assert self.abilities
+        return self._key_size
+
+    @property
+    def abilities(self) -> TextAbilities:
+        """What it can do."""
+        if self._abilities is None:
+            self._try_out(None)
+        assert self._abilities is not None
+        return self._abilities
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether the layers are computed anew in the backward pass, so that no keys and values are kept."""
+        return self.checkpointing and self.backbone.training and torch.is_grad_enabled()
+
+    @property
+    def predicts_words(self) -> bool:
+        """Whether the fused states are the model's own last ones, over which its head predicts."""
+        return self.is_read_on
+
+    def start_reading_on(self) -> None:
+        """From now on texts are embedded alone: a fusion has the layers read them, behind its image."""
+        self.is_read_on = True
+        if self.head is not None:
+            self.head.requires_grad_(not self.is_frozen)
+
+    def sizes(self) -> dict[str, Any]:
+        """The transformers configuration."""
+        sizes: dict[str, Any] = self.config.to_dict()
+        return sizes | {"tie_word_embeddings": self.head is None}
+
+    @staticmethod
+    def weightless(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> dict[str, Any]:
+        """Built from ``config`` in place of ``pretrained`` or ``gguf``."""
+        if config.get("pretrained") or config.get("gguf"):
+            return {**config, "_convert_": "all", "pretrained": None, "gguf": None, "config": dict(sizes)}
+        return dict(config)
+
+    def train(self, mode: bool = True) -> "LanguageModel":
+        super().train(mode)
+        if self.is_frozen:
+            self.backbone.eval()
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
+        """input_ids (T, L), mask (T, L) or (T, L, L) -> embeddings where a fusion reads on, else states; pooled: the last one.
+
+        No token sees later ones, whatever the mask says.
+        """
+        tokens, _ = self._read_ids(input_ids, attention_mask, None, None)
+        return tokens
+
+    def extend(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | tuple[()] | None
+    ) -> tuple[Tokens, KeysValues | tuple[()]]:
+        """As ``forward``, of ids (T, L) at positions (T, L) after P earlier ones of each text; the mask is (T, L, P + L)."""
+        return self._read_ids(input_ids, mask, positions, past or [])
+
+    def _read_ids(
+        self, input_ids: Tensor, mask: Tensor, positions: Tensor | None, past: KeysValues | tuple[()] | None
+    ) -> tuple[Tokens, KeysValues | tuple[()]]:
+        states: Tensor = self.word_embeddings(input_ids)
+        kept: KeysValues | tuple[()] = ()
+        real = mask if mask.dim() == 2 else mask.diagonal(mask.shape[2] - mask.shape[1], dim1=1, dim2=2)
+        if not self.is_read_on:
+            length, total = input_ids.shape[1], mask.shape[-1]
+            square = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(total - length)
+            seen = square & (mask[:, None] if mask.dim() == 2 else mask).bool()
+            if positions is None:
+                positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+            if past is None:
+                states = self.read(states, seen, positions)
+            else:
+                states, kept = self.read_on(states, seen, positions, list(past) or None)
+        last = (real.sum(dim=1) - 1).clamp(min=0)
+        return Tokens(states, mask, states[torch.arange(len(last), device=last.device), last]), kept
+
+    def read(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """The last states (T, L, D) of embeddings (T, L, D) at positions (T, L); bool mask (T, L, L), True = is seen."""
+        states: Tensor = self.backbone(
+            inputs_embeds=embeds, attention_mask=_added(mask, embeds.dtype), position_ids=positions, use_cache=False
+        ).last_hidden_state
+        return states
+
+    def read_on(
+        self, embeds: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
+        """As ``read``, after P earlier tokens with their keys and values, mask (T, L, P + L); and those of all P + L."""
+        inputs = {"inputs_embeds": embeds, "attention_mask": _added(mask, embeds.dtype), "position_ids": positions}
+        return read_on(self.backbone, self._cache_name, past, use_cache=True, **inputs)
+
+    def predict_words(self, states: Tensor) -> Tensor:
+        """Last states (..., D) -> logits (..., V), by the model's own head."""
+        logits: Tensor = F.linear(states, self.word_embeddings.weight) if self.head is None else self.head(states)
+        if scale := getattr(self.config, "logit_scale", None):  # Cohere
+            logits = logits * scale
+        if scaling := getattr(self.config, "logits_scaling", None):  # Granite
+            logits = logits / scaling
+        if cap := getattr(self.config, "final_logit_softcapping", None):  # Gemma 2
+            logits = (logits / cap).tanh() * cap
+        return logits
+
+    def _try_out(self, whole: Any) -> None:
+        """Find the name of the cache; ConfigError where it reads otherwise than its masks and positions say."""
+        kind, reasons = self.config.model_type, list[str]()
+        with quiet(), undisturbed(self):
+            embeds = self.word_embeddings(gap_texts(self.word_embeddings))
+            for name in CACHES:
+                self._cache_name = name
+                try:
+                    with torch.no_grad():
+                        fault = fault_of(self, embeds, None if whole is None else _logits_of(whole))
+                        self._key_size = size_of_keys(self, embeds)
+                except Exception as error:  # whatever a model makes of arguments that it does not have
+                    fault = first_line(error)
+                if fault is None:
+                    break
+                reasons.append(fault)
+            else:
+                raise ConfigError(
+                    f"text_encoder: {kind} cannot be read on as a language model ({reasons[0]}); {CHOOSE}"
+                )
+            states = self.read(*Whole.of(embeds))
+            unreached = unreached_parameters(self, [self.predict_words(states)])
+        freeze(self, unreached)
+        self._abilities = TextAbilities(pools_text=True, reads_padding=False, not_causal=None, unreached=unreached)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask (T, L, N) as transformers takes a 4-d one: it adds it to the scores as it is."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
+
+
+def _logits_of(whole: Any) -> Any:
+    return lambda embeds: whole(inputs_embeds=embeds, use_cache=False).logits
+
+
+def _window(config: Any) -> int | None:
+    """How many tokens the layers of the shortest view see; None where all see everything."""
+    layers = getattr(config, "layer_types", None)
+    is_local = any("sliding" in kind for kind in layers) if layers else getattr(config, "use_sliding_window", True)
+    window: int | None = getattr(config, "sliding_window", None) if is_local else None
+    return window
+
+
+def _attention() -> dict[str, Any]:
+    """Plain attention where it trains faster (CPU, see benchmarks)."""
+    return {"attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
+
+
+def _build(config: Mapping[str, Any], vocab_size: int, words: TextFormat | None) -> Any:
+    """A model without trained weights; its special tokens are the tokenizer's, where ``config`` names none."""
+    named = {} if words is None else {"pad_token_id": words.pad, "bos_token_id": words.start, "eos_token_id": words.end}
+    try:
+        built = AutoConfig.for_model(**{"vocab_size": vocab_size, **named, **without_code(config)})
+        with quiet():
+            return AutoModelForCausalLM.from_config(built, trust_remote_code=False, **_attention())
+    except Exception as error:  # unknown kinds and fields, sizes that do not fit, each with an error of its own
+        reason = first_line(error)
+        if reason.startswith("Unrecognized configuration class"):  # names classes, and tables of them
+            reason = f"transformers has no causal language model of model_type '{config.get('model_type')}'"
+        raise ConfigError(f"text_encoder.config: needs a 'model_type' and its fields ({reason}); {CHOOSE}") from error
+
+
+def _load(pretrained: str, overrides: Mapping[str, Any], gguf: str | None) -> Any:
+    """A model with the weights of a hub id, a local directory or a .gguf file."""
+    key, given, place = "pretrained", dict[str, Any](), pretrained
+    kind: Any = AutoModelForCausalLM  # with ``output_loading_info`` it gives two, which its types do not say
+    if gguf is not None:
+        file = Path(gguf).expanduser()
+        if not file.is_file():
+            raise DataError(f"text_encoder.gguf: the file {gguf} does not exist; give a .gguf file")
+        key, given, place = "gguf", {"gguf_file": file.name}, str(file.parent)
+    elif (pretrained.startswith((".", "/", "~")) or Path(pretrained).exists()) and not (
+        Path(pretrained).expanduser() / "config.json"
+    ).is_file():
+        raise DataError(
+            f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id"
+        )
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False, **given, **overrides)
+            whole, report = kind.from_pretrained(
+                place,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **given,
+                **_attention(),
+            )
+    except (ImportError, OSError, ValueError) as error:
+        what = "a .gguf file" if gguf else "a directory or a hub id of a causal language model"
+        raise DataError(
+            f"text_encoder.{key}: '{gguf or pretrained}' could not be loaded ({first_line(error)}); give {what}"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise DataError(
+            f"text_encoder.{key}: '{gguf or pretrained}' lacks {len(missing)} weights of a {config.model_type}, among them "
+            f"{missing[0]}; give a whole model"
+        )
+    return whole
+
+
+def _check_vocabulary(config: Any, rows: int, vocab_size: int, words: TextFormat | None, name: str | None) -> None:
+    """Raise ConfigError for a tokenizer that is not the model's: of more tokens, of far fewer, or with another end."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    told = None
+    if vocab_size > rows or (name and vocab_size < 0.9 * rows):
+        told = f"has {vocab_size} tokens, but the language model embeds {rows}"
+    elif name and words is not None and ends != [None] and words.end not in ends:
+        told = f"ends texts with the id {words.end}, but the language model with {ends[0]}"
+    if told:
+        raise ConfigError(f"tokenizer: {told}; give the tokenizer that belongs to it as tokenizer={name or 'FOLDER'}")
