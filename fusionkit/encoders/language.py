@@ -59,7 +59,8 @@ class LanguageModel(nn.Module):
         self.backbone = whole.get_decoder() if hasattr(whole, "get_decoder") else whole.base_model
         self.config = self.backbone.config
         table, head = word_table(self.backbone), whole.get_output_embeddings()
-        self.head = head if isinstance(head, nn.Linear) and head.weight is not table.weight else None  # None: tied
+        is_tied = not isinstance(head, nn.Linear) or head.weight is table.weight
+        self.head: nn.Module | None = None if is_tied else head
         self.hidden_size: int = table.embedding_dim
         self.is_frozen, self.is_read_on = frozen, False
         self.checkpointing = checkpointing

@@ -122,14 +122,25 @@ class SupportsFreezing(Protocol):
 class ReadsOn(Protocol):
     """A causal language model that reads embeddings: words, or what stands in their place."""
 
-    max_length: int | None
-    """The most tokens that it reads at once; None where there is no bound."""
-    key_size: int
-    """How many numbers the keys and values of one token are, over all layers."""
-    is_recomputed: bool
-    """Whether its layers are computed anew in the backward pass, so that nothing can be read once for several texts."""
-    head: nn.Module | None
-    """What predicts words from its states, where that is not the transpose of its embeddings."""
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that it reads at once; None where there is no bound."""
+        ...
+
+    @property
+    def key_size(self) -> int:
+        """How many numbers the keys and values of one token are, over all layers."""
+        ...
+
+    @property
+    def is_recomputed(self) -> bool:
+        """Whether its layers are computed anew in the backward pass, so that nothing can be read once for several texts."""
+        ...
+
+    @property
+    def head(self) -> nn.Module | None:
+        """What predicts words from its states, where that is not the transpose of its embeddings."""
+        ...
 
     def start_reading_on(self) -> None:
         """From now on texts are only embedded by it: the fusion has it read them."""
