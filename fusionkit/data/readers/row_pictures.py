@@ -52,7 +52,8 @@ def pictures_of(
     DataError where one is missing and ``may_miss`` is not set.
     """
     told = [(row, references_of(row, columns)) for row in rows]
-    wanted = {key: _names(key) for _, keys in told for key in keys if not isinstance(key, Stored)}
+    named = dict.fromkeys(key for _, keys in told for key in keys if not isinstance(key, Stored))
+    wanted = {key: _names(key) for key in named}
     files: dict[Any, Path] = dict(there_images(folder, wanted, path)) if wanted else {}
     missing = [key for key in wanted if key not in files]
     if missing and not may_miss:
