@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from fusionkit.errors import DataError
@@ -17,18 +18,25 @@ FLICKR8K = re.compile(r"(\d+)_[0-9a-f]{10}", re.IGNORECASE)  # whose photos Flic
 
 def coco_number(name: str) -> int | None:
     """COCO's number of a photo, where a file's name is one of COCO's (``COCO_val2014_000000000042.jpg``)."""
-    found = COCO.fullmatch(Path(name).stem)
+    found = COCO.fullmatch(_stem(name)) if "00000" in name else None  # nearly none of millions is looked at closely
     return int(found.group(1)) if found else None
 
 
-def photo_by_name(path: Path) -> str | None:
+def _stem(name: str) -> str:
+    """As ``Path(name).stem``, of which there can be millions."""
+    base = name.rstrip("/").rpartition("/")[2]
+    start, dot, ending = base.rpartition(".")
+    return start if dot and start.strip(".") and ending else base
+
+
+def photo_by_name(path: Path | str) -> str | None:
     """COCO's or Flickr30k's name of a photo, where its file's name tells; a bare number is Flickr's in a folder named so."""
-    if (number := coco_number(path.name)) is not None:
+    name = str(path)
+    if (number := coco_number(name)) is not None:
         return f"coco/{number}"
-    if found := FLICKR8K.fullmatch(path.stem):
-        return f"flickr30k/{int(found.group(1))}"
-    found = FLICKR.fullmatch(path.stem)
-    return f"flickr30k/{int(found.group(1))}" if found and "flickr" in str(path).lower() else None
+    stem = _stem(name)
+    found = FLICKR8K.fullmatch(stem) or (FLICKR.fullmatch(stem) if "flickr" in name.lower() else None)
+    return f"flickr30k/{int(found.group(1))}" if found else None
 
 
 def photo_of(collection: str | None, image_id: Id, path: Path) -> str:
@@ -36,10 +44,21 @@ def photo_of(collection: str | None, image_id: Id, path: Path) -> str:
     else the file itself, wherever links to it lie."""
     if collection is not None:
         return f"{collection}/{image_id}"
-    path = Path(path)
-    if path == Path():  # nothing but annotations is there
+    name = str(path)
+    if name in ("", "."):  # nothing but annotations is there
         return f"/{image_id}"
-    return photo_by_name(path) or os.path.realpath(path)
+    return photo_by_name(name) or _real_path(name)
+
+
+def _real_path(path: str) -> str:
+    """As ``os.path.realpath``, which looks at each folder of each path anew."""
+    folder, found, name = path.rpartition("/")
+    if not found or name in ("", ".", "..") or os.path.islink(path):
+        return os.path.realpath(path)
+    return os.path.join(_real_folder(folder if folder[:1] == "/" else f"{os.getcwd()}/{folder}"), name)
+
+
+_real_folder = lru_cache(maxsize=64)(os.path.realpath)
 
 
 def check_id(value: object, what: str, path: Path) -> None:

@@ -108,7 +108,7 @@ def there_images(folder: Path, wanted: Mapping[int | str, list[str]], annotation
         raise DataError(
             f"the image folder {folder} of {annotations} does not exist; check data.root and the reader's 'images'"
         )
-    listed: dict[str, dict[str, str]] = {}  # one listing a folder, not one look a file
+    listed: dict[str, tuple[Path, dict[str, str]]] = {}  # one listing a folder, not one look a file
     found: dict[int | str, Path] = {}
     for image_id, names in wanted.items():
         for name in names:
@@ -119,13 +119,14 @@ def there_images(folder: Path, wanted: Mapping[int | str, list[str]], annotation
                 )
             below, _, base = name.rpartition("/")
             if below not in listed:
-                listed[below] = _list(folder / below)
-            stem = Path(base).stem
-            file = next(
-                (listed[below][key] for key in (base, f"{stem}.npz", stem.lower()) if key in listed[below]), None
-            )
+                listed[below] = folder / below, _list(folder / below)
+            place, there = listed[below]
+            file = there.get(base)
+            if file is None:
+                stem = Path(base).stem
+                file = there.get(f"{stem}.npz") or there.get(stem.lower())
             if file is not None:
-                found[image_id] = folder / below / file
+                found[image_id] = place / file
                 break
     return found
 

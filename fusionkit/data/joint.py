@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from fusionkit.data.identity import apart
 from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Reader, Sample
-from fusionkit.data.tables.column import ABSENT, Column, column, joined
+from fusionkit.data.tables.column import ABSENT, Column, column, count_distinct, joined
 from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.data.tables.table import (
     COLLECTION,
@@ -135,7 +134,7 @@ def _told_apart(
     what: str, ids: Column, names: Sequence[str], group: NDArray[np.int64], things: NDArray[np.int64]
 ) -> Column | None:
     """The ids behind the names of their groups where two things would have one; None where they may stay."""
-    if ids.how == "" and pc.count_distinct(ids.array).as_py() == len(ids):
+    if count_distinct(ids) == len(ids):
         return None
     given = ids.values()
     named = apart(what, [names[number] for number in group], given, things.tolist())

@@ -14,6 +14,7 @@ from xxhash import xxh3_128
 CHUNK = 2**22  # bytes read at a time
 RACY = 2_000_000_000  # nanoseconds in which a file may change and keep its time of change
 FILE, FOLDER, STORE = "file", "folder", "store"  # a store is too large to be hashed: its size and time have to do
+MISSING = -1  # the size of a folder that is not there
 SHARED = 2  # parsed files held at a time: what VQA and RefCOCO read together
 
 
@@ -101,7 +102,7 @@ def parsed_once(path: Path, parse: Callable[[Path], Any]) -> Any:
 def is_same(path: str, seen: Seen) -> bool:
     """Whether a file is as it was; where its time differs by its content, whose new time is then noted."""
     now = _look(path, seen.kind)
-    if now is None or (seen.kind != FOLDER and now.size != seen.size):
+    if now is None or now.size != seen.size:
         return False
     if now.time == seen.time and not seen.is_racy:
         return True
@@ -115,7 +116,7 @@ def _look(path: str, kind: str) -> Seen | None:
     try:
         state = os.stat(path)
     except OSError:
-        return None
+        return Seen(kind, MISSING, 0, is_racy=False) if kind == FOLDER else None  # where files were looked for
     is_racy = kind != STORE and abs(time.time_ns() - state.st_mtime_ns) < RACY
     return Seen(kind, 0 if kind == FOLDER else state.st_size, state.st_mtime_ns, is_racy)
 

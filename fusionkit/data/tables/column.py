@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fusionkit.files.unicode import BadText
 
 ARROW = {str: pa.large_string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.large_binary()}
-LIST, TUPLE, JSON = "list", "tuple", "json"  # how what Arrow has no type for stands in a column
-TAG = "\0"  # the key of what JSON has no type for
+LIST, TUPLE, MIXED, JSON = "list", "tuple", "mixed", "json"  # how what Arrow has no type for stands in a column
+TAG = "\0"  # the key of what JSON has no type for, and what numbers among texts begin with
 
 
 class Absent:
@@ -34,6 +35,8 @@ class Column(NamedTuple):
     def values(self, start: int = 0, count: int | None = None) -> list[Any]:
         """The values of some rows, ABSENT where there are none."""
         found = self.array.slice(start, count).to_pylist()
+        if self.how == MIXED:
+            return [_from_mixed(value) for value in found]
         if self.how == JSON:
             return [ABSENT if value is None else _from_json(json.loads(value)) for value in found]
         if self.how == TUPLE:
@@ -48,8 +51,8 @@ class Column(NamedTuple):
 def column(values: Sequence[Any]) -> Column:
     """A column of values; those that are ABSENT are nulls.
 
-    Texts, numbers, and lists and tuples of one type of these have a type of Arrow's; all else is written as JSON, numpy's
-    numbers as Python's. Raises BadText for what JSON cannot hold, such as an object.
+    Texts, numbers, and lists and tuples of one type of these have a type of Arrow's; whole numbers among texts are texts
+    with a mark, and all else is written as JSON, numpy's numbers as Python's. Raises BadText for what JSON cannot hold.
     """
     kinds = set(map(type, values))
     present = [None if value is ABSENT else value for value in values] if Absent in kinds else values
@@ -59,6 +62,9 @@ def column(values: Sequence[Any]) -> Column:
     try:
         if len(kinds) == 1 and (kind := next(iter(kinds))) in ARROW:
             return Column(pa.array(present, ARROW[kind]))
+        if kinds == {int, str} and not any(type(value) is str and value.startswith(TAG) for value in present):
+            said = [f"{TAG}{value}" if type(value) is int else value for value in present]
+            return Column(pa.array(said, ARROW[str]), MIXED)
         if kinds == {list} or kinds == {tuple}:
             parts = list(chain.from_iterable(part for part in present if part is not None))
             inner = set(map(type, parts))
@@ -86,6 +92,20 @@ def joined(parts: Sequence[Column | int]) -> Column:
         for part in parts
     ]
     return Column(arrays[0] if len(arrays) == 1 else pa.concat_arrays(arrays), how)
+
+
+def count_distinct(ids: Column) -> int | None:
+    """How many different texts whole numbers and texts are; None where there is anything else."""
+    if ids.how not in ("", MIXED):
+        return None
+    texts = pc.utf8_ltrim(ids.array, characters=TAG) if ids.how == MIXED else ids.array
+    return int(pc.count_distinct(texts).as_py())
+
+
+def _from_mixed(value: str | None) -> Any:
+    if value is None:
+        return ABSENT
+    return int(value[1:]) if value[:1] == TAG else value
 
 
 def _lists(values: Sequence[Any], parts: Any) -> Any:

@@ -43,6 +43,12 @@ class Tables:
     def __len__(self) -> int:
         return len(self.images[ID])
 
+    def __reduce__(self) -> Any:
+        """To another process as its files, which that one maps itself."""
+        if self.folder is None:
+            return Tables, (self.images, self.texts)
+        return _mapped_tables, (self.folder, list(self.texts))
+
     def starts(self, kind: str) -> NDArray[np.int64]:
         """Where the texts of each image begin."""
         return np.concatenate([[0], self.ends[kind][:-1]])
@@ -79,8 +85,8 @@ def tables_of(samples: Iterable[Sample]) -> Tables:
         OTHERS: column([tuple(map(os.fsencode, paths)) if paths else ABSENT for paths in others]),
         OTHER_KEYS: column(
             [
-                tuple(image_key(sample, place) for place in range(1, len(sample.others) + 1)) or ABSENT
-                for sample in samples
+                tuple(image_key(sample, place) for place in range(1, len(paths) + 1)) if paths else ABSENT
+                for sample, paths in zip(samples, others, strict=True)
             ]
         ),
     }
@@ -203,6 +209,12 @@ def open_tables(folder: Path, written: Mapping[str, Mapping[str, Any]]) -> Table
             raise ValueError(f"{path} is damaged")
         found[said["kind"]] = _mapped(path)
     return Tables(found.pop(None), {str(kind): table for kind, table in found.items()}, folder)
+
+
+def _mapped_tables(folder: Path, kinds: Sequence[str]) -> Tables:
+    """As ``open_tables``, of files that this process's parent has looked at."""
+    images, *texts = (_mapped(folder / f"{number}.arrow") for number in range(1 + len(kinds)))
+    return Tables(images, dict(zip(kinds, texts, strict=True)), folder)
 
 
 def _mapped(path: Path) -> Table:
