@@ -55,18 +55,15 @@ def start(folder: Path, workers: int, samples: int) -> None:
     report(f"first step after {time.perf_counter() - began:.0f} s")
     first = {process: private_dirty(process) for process in children(os.getpid())}
     seen = 1
-    while seen * BATCH < samples:
+    while seen * BATCH * len(parts) < samples:
         next(batches)
         seen += 1
-    own = private_dirty(os.getpid()) - before
-    print(
-        f"rank: {own / 2**20:.0f} MB private and dirty more than before the data were read, after {seen * BATCH} samples"
-    )
+    if not workers:  # beside a fork of it, what a process holds is no longer its alone
+        own = private_dirty(os.getpid()) - before
+        print(f"rank: {own / 2**20:+.0f} MB private since the imports, after {seen * BATCH * len(parts):,} samples")
     for process, at_first in first.items():
         now = private_dirty(process)
-        print(
-            f"worker: {now / 2**20:.0f} MB private and dirty, {(now - at_first) / 2**20:+.0f} MB since the first batch"
-        )
+        print(f"worker: {now / 2**20:.0f} MB private, {(now - at_first) / 2**20:+.0f} MB since the first batch")
 
 
 def report(what: str) -> None:
