@@ -91,7 +91,9 @@ class Writer:
         """Questions and the answers of ten people, an even number of questions for each image."""
         first = {"train2014": 0, "val2014": self.many(COCO_TRAIN), "test2015": self.many(COCO_IMAGES)}
         for part, published in QUESTIONS.items():
-            images = self.many(VQA_IMAGES[part]) - (part != "test2015")  # of a scaled number none may be beyond COCO's last
+            images = self.many(VQA_IMAGES[part]) - (
+                part != "test2015"
+            )  # of a scaled number none may be beyond COCO's last
             numbers = range(self.many(published))
             ids = [first[part] + number % images for number in numbers]
             if part == "test2015":

@@ -99,7 +99,7 @@ def test_an_image_that_comes_or_goes_is_seen(reader, kept, tmp_path):
     read(reader)
     assert folders(kept) != made
     (tmp_path / "images/000000000002.jpg").unlink()
-    with pytest.raises(DataError, match="1 of 4 images of .* are not under"):
+    with pytest.raises(DataError, match=r"1 of 4 images of .* are not under"):
         read(reader)
 
 

@@ -20,7 +20,10 @@ def make(count: int = 5) -> list[Sample]:
     for number in range(count):
         captions = tuple(Text(10 * number + n, f"said {n} of {number}") for n in range(number % 3))
         box = {"box": (1.0, 2.0, 3.0, float(number + 1)), "ann_id": number}
-        texts = {"captions": captions, "expressions": (Text(f"e{number}", "it", box), Text(number, "that", {"n": None}))}
+        texts = {
+            "captions": captions,
+            "expressions": (Text(f"e{number}", "it", box), Text(number, "that", {"n": None})),
+        }
         others = tuple(Path(f"b/{number}-{n}.png") for n in range(number % 2 * 2))
         made.append(
             Sample(
