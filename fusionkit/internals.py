@@ -3,12 +3,14 @@
 ``tests/test_internals.py`` tries each with the versions at hand and names the range that it was seen with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.optim import _muon
 
 FAKE_TENSORS = FakeTensorMode  # torch: tensors that have shapes and no numbers
 NEEDS_NUMBERS = DataDependentOutputException  # what a shape that depends on numbers raises among them
@@ -66,3 +68,27 @@ def with_positions(tower: Any, patches: Tensor) -> Tensor:
     """timm: patches (I, N, D) of a vision transformer with its class token and position embeddings."""
     tokens: Tensor = tower._pos_embed(patches)
     return tokens
+
+
+@contextmanager
+def newton_schulz_in_fp32() -> Iterator[None]:
+    """torch's Muon orthogonalises in fp32 within, where it does so in bf16."""
+    place = "_zeropower_via_newtonschulz"
+    original = getattr(_muon, place)
+    setattr(_muon, place, _newton_schulz)
+    try:
+        yield
+    finally:
+        setattr(_muon, place, original)
+
+
+def _newton_schulz(grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """torch.optim._muon's iteration of a matrix, in its own precision."""
+    a, b, c = coefficients
+    is_tall = grad.size(0) > grad.size(1)
+    states = grad.T if is_tall else grad
+    states = states / states.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = states @ states.T
+        states = torch.addmm(states, torch.addmm(gram, gram, gram, beta=b, alpha=c), states, beta=a)
+    return states.T if is_tall else states

@@ -44,6 +44,12 @@ class Regions(NamedTuple):
     class_scores: Tensor | None = None  # (I, N, C), the detector's probability of each class, the background's first
 
 
+class Stored(NamedTuple):
+    """What the frozen tower of an image encoder made of I images before the run, given in place of their pixels."""
+
+    states: tuple[Tensor, ...]  # (I, ...) each
+
+
 class Fused(NamedTuple):
     """What a fusion returns for P (image, text) pairs; a part the fusion does not provide is None."""
 
@@ -86,10 +92,11 @@ class Batch(TypedDict):
     pixel_values: NotRequired[Tensor]  # (I, 3, H, W)
     pixel_mask: NotRequired[Tensor]  # (I, H, W) bool, True = of the image; where the images of a batch differ in shape
     regions: NotRequired[Regions]  # of I images, where the source has them in place of pixels
+    stored: NotRequired[Stored]  # of I images, where their states are kept (assembly.image_tokens)
     views: NotRequired[ViewRows]
 
 
-Images: TypeAlias = Tensor | Pixels | Regions
+Images: TypeAlias = Tensor | Pixels | Regions | Stored
 """What an image encoder reads of I images."""
 Nested: TypeAlias = "Tensor | Sequence[Nested] | None"
 """Tensors with one row an image or a text, in lists and (named) tuples: rows are taken of all of them at once."""

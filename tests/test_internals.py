@@ -117,3 +117,23 @@ def test_networks_of_the_other_libraries():
     found = internals.with_positions(tower, patches)
     assert found.shape == (2, 5, 8)
     torch.testing.assert_close(found[:, 1:], patches + tower.pos_embed[:, 1:])
+
+
+def test_muon_orthogonalises_in_fp32_within_and_as_it_does_outside():
+    torch.manual_seed(0)
+    for shape in ((8, 5), (5, 8)):
+        start, grad = torch.randn(shape), torch.randn(shape)
+
+        def step(start=start, grad=grad) -> torch.Tensor:
+            parameter = torch.nn.Parameter(start.clone())
+            parameter.grad = grad.clone()
+            torch.optim.Muon([parameter], lr=1.0, weight_decay=0.0, nesterov=False, momentum=0.0).step()
+            return start - parameter.detach()
+
+        outside = step()
+        with internals.newton_schulz_in_fp32():
+            within = step()
+        assert not torch.equal(within, outside)
+        torch.testing.assert_close(within, outside, atol=0.05, rtol=0.05)  # what bf16 rounds
+        assert torch.equal(step(), outside)
+        assert torch.linalg.svdvals(within / max(1, shape[0] / shape[1]) ** 0.5).sub(1).abs().max() < 0.4

@@ -31,6 +31,7 @@ class TrainConfig:
     task: Any = MISSING
     objectives: Any = MISSING
     data: Any = MISSING
+    image_tokens: Any = None
     negatives: Any = None
     balance: Any = None
     stages: Any = None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from fusionkit.assembly.image_tokens import image_tokens_of
 from fusionkit.assembly.parts import Parts, evaluation_options
 from fusionkit.commands.benchmarks import benchmark_splits
 from fusionkit.commands.evaluation_setup import chosen, device_of, restore, share
@@ -76,6 +77,12 @@ def score(
     """Evaluate on the run's own data, print the scores beside their baselines, and say where to look."""
     splits = own_splits(parts.tasks, parts.datamodule, objectives, roles)
     options = evaluation_options(parts.config)
+    if tokens := image_tokens_of(parts.config, parts.datamodule, parts.model.image_encoder):
+        tokens.use(
+            [(source, role) for role, source in splits_of(parts.datamodule, objectives, roles)],
+            device,
+            options.precision,
+        )
     scored, _ = run(parts.model, splits, parts.datamodule, folder, device, options, draws, watch)
     about, metrics = said_beside(parts, objectives, roles), metrics_of(scored)
     if rank() > 0:
@@ -95,6 +102,7 @@ def said_beside(parts: Parts, objectives: Objectives, roles: Sequence[str]) -> l
         label = source if role == roles[0] else f"{source}_{role}"
         tasks = {name: parts.tasks[name] for name in objectives[source]}
         lines += [f"{label}: {what}: {note}" for what, note in notes_of(tasks, data.samples(source, role)).items()]
+        lines += [f"{label}: {told}" for told in data.told_missing(source, role)]
         lines += data.told_cuts(source, role)
     return lines
 

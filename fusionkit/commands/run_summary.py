@@ -63,6 +63,7 @@ def _objectives(parts: Parts) -> Tree:
     for source, weights in parts.objectives.items():
         images, dropped = len(data.samples(source, "train")), data.dropped[source]
         note = f", {dropped} dropped that held-out splits show" if dropped else ""
+        note += "".join(f", {told}" for told in data.told_missing(source, "train"))
         row = branch.add(f"{source}: {images:,} images, {data.sources[source].batch_size} a step{note}")
         row.add("  ".join(f"{task} x {weight:g}" for task, weight in weights.items()))
     return branch
@@ -72,6 +73,8 @@ def _notes(parts: Parts) -> Iterator[str]:
     """What has to be said beside the scores of the validation."""
     data = parts.datamodule
     for source, weights in parts.objectives.items():
+        for role in data.sources[source].splits.keys() - {"train"} & {"val", *parts.config.evaluation.roles}:
+            yield from (f"{source}, {role}: {told}" for told in data.told_missing(source, role))
         if "val" in data.sources[source].splits:
             tasks = {name: parts.tasks[name] for name in weights}
             for what, note in notes_of(tasks, data.samples(source, "val")).items():

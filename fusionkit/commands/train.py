@@ -113,7 +113,7 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
     config = copy.deepcopy(config)  # what is built changes it: references are resolved, pretrained files left out
     if not begin:
         parts = build_parts(config)
-        parts.datamodule.require_apart()
+        require_data(parts)
         module = build_module(parts)
         module.build_optimizer()
         return parts, module
@@ -124,7 +124,7 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
     with told_of(begin):
         vocabularies = own_vocabularies(config, checkpoint["fusionkit"], begin, goes_on=last is not None)
     parts = build_parts(config, **vocabularies)
-    parts.datamodule.require_apart()
+    require_data(parts)
     module = build_module(parts)
     if last:
         require_state(module, config, checkpoint, last)
@@ -136,6 +136,14 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
     rank_zero_only(print)("; ".join([told, ", ".join(news)] if news else [told]))
     tell_unknown(config, parts.datamodule, begin)
     return parts, module
+
+
+def require_data(parts: Parts) -> None:
+    """Raise DataError for splits that share images, and for missing and damaged images of those that the run will read."""
+    data, roles = parts.datamodule, ["train", "val", *parts.config.evaluation.roles]
+    data.require_apart()
+    splits = {source: data.sources[source].splits for source in parts.objectives}
+    data.require_images([(name, role) for name in splits for role in dict.fromkeys(roles) if role in splits[name]])
 
 
 def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConfig, last: Path | None) -> None:

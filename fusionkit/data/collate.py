@@ -13,11 +13,12 @@ from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.cleaning import filled
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
+from fusionkit.data.pixels.stored import StoredStates
 from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.errors import DataError
-from fusionkit.types import Batch
+from fusionkit.types import Batch, Stored
 
 MAX_WORKERS = 256  # that count each on its own
 
@@ -89,7 +90,10 @@ class Collate:
             "image_keys": torch.tensor([image_key(item.sample, place) for item, place in images]),
             "image_sizes": torch.tensor([item.size for item, _ in images], dtype=torch.float),
         }
-        if isinstance(shown[0], Found):
+        if isinstance(shown[0], StoredStates):
+            columns = zip(*(states.parts for states in shown), strict=True)
+            batch["stored"] = Stored(tuple(torch.stack(column) for column in columns))
+        elif isinstance(shown[0], Found):
             batch["regions"] = pad_regions(shown)
         else:  # numpy, because torch's threads wait for each other wherever the processors are busy training
             batch |= on_canvases([pixel_values.numpy() for pixel_values in shown])

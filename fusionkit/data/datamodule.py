@@ -14,16 +14,21 @@ from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate, new_counts, told_cuts
-from fusionkit.data.dataset import EvalData, Finishing, Images, TrainData
+from fusionkit.data.dataset import Augmentation, EvalData, Finishing, Images, TrainData
 from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
 from fusionkit.data.loader import Loader
+from fusionkit.data.pixels.bitmap import FastImages, chosen_decoder
+from fusionkit.data.pixels.damage import Damage
+from fusionkit.data.pixels.stored import DrawView, StoredImages, Table, as_stored
+from fusionkit.data.pixels.views import ViewsData, own_batches, unchanged
+from fusionkit.data.pixels.views import identity as identity_of_views
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.tables.samples import ImagePaths, Samples
 from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer, wrapped
-from fusionkit.data.transforms import Finish
+from fusionkit.data.transforms import Augment, Finish
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import ConfigError, DataError
 
@@ -40,6 +45,9 @@ class DataModule(LightningDataModule):
     `spell_answers`    a tokenizer that is built here knows the words of the answers too, for tasks that say them.
     `drop_overlap`     sources that do not train on images which held-out splits of the run show.
     `allow_overlap`    pairs of "source/role" that may share images, * for any; all others must not.
+    `missing`          "error" where an image is missing or damaged, told before training; or "skip": it is left out and counted.
+    `max_missing`      the share of the images of a source and role that may be left out so.
+    `decoder`          of training images that are cropped at random (`pixels.bitmap.DECODERS`); all others are Pillow's.
 
     Files are read when first asked for, so that evaluating one split needs only the files of this split.
     """
@@ -62,14 +70,19 @@ class DataModule(LightningDataModule):
         drop_overlap: Sequence[str] = (),
         allow_overlap: Sequence[Sequence[str]] = (),
         spell_answers: bool = False,
+        missing: str = "error",
+        max_missing: float = 0.01,
+        decoder: str = "auto",
     ) -> None:
         super().__init__()
         self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
         self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
-        self._splits = Splits(self.sources, drop_overlap, allow_overlap)
+        self._splits = Splits(self.sources, drop_overlap, allow_overlap, Damage(missing, max_missing))
         self.finish = Finish(image_size, mean, std, fit, multiple)
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
+        self._decoder = chosen_decoder(decoder)
         self._cached: dict[tuple[str, str], Images] = {}
+        self._tables: dict[tuple[str, str], Table] = {}
         self._training: dict[str, TrainData] = {}
         self._counts: dict[tuple[str, str], Tensor] = {}
         self._resumed: dict[str, Any] = {"batches": 0}
@@ -110,6 +123,16 @@ class DataModule(LightningDataModule):
     def dropped(self) -> dict[str, int]:
         """How many training images each source lost to the held-out splits."""
         return self._splits.dropped
+
+    def require_images(self, places: Sequence[tuple[str, str]]) -> None:
+        """Raise DataError where an image of these sources and roles is missing or damaged, unless such are left out."""
+        self._splits.require_images(places)
+
+    def told_missing(self, source: str, role: str) -> list[str]:
+        """A sentence about the images of a role that are missing or damaged, and so left out; none where there are none."""
+        there = len(self.samples(source, role))
+        count = self._splits.left_out.get((source, role), 0)
+        return [f"{count:,} missing or damaged images left out, {there:,} are there"] if count else []
 
     def skipped(self) -> dict[str, int]:
         """How many corrupt training images each source has met so far, in this rank."""
@@ -186,12 +209,57 @@ class DataModule(LightningDataModule):
         samples = self.samples(source, role)
         settings = self.sources[source]
         images = self._images(source, role, self.finish.decode_side)
-        data = EvalData(samples, images, settings.kinds, self._finishing(source))
+        data = EvalData(samples, images, settings.kinds, self._finishing(source, role))
         batches: Any = ShardBatches(len(samples), settings.batch_size, *self._place)
         if numbers is not None:
             every = list(batches)
             batches = [every[number] for number in numbers]
         return Loader(data, batches, self._collate(source, role, samples), self.num_workers, persistent=False)
+
+    def view_loader(self, source: str, role: str, count: int, size: int) -> Loader:
+        """This rank's share of the images of a role, ``size`` at a time in ``count`` views each: lists of ``Views``.
+
+        The views of training images are augmented; of other roles, and where nothing is augmented, there is one.
+        """
+        settings, augment = self.sources[source], self._augmentation(source, role)
+        images = self._images(source, role, self._decode_side(augment))
+        where = f"{self.seed}/{source}"
+        samples, kinds, side = self.samples(source, role), settings.kinds, self.finish.size
+        data = ViewsData(where, samples, images, kinds, self.finish, side, augment, count)
+        return Loader(data, own_batches(len(data), size), unchanged, self.num_workers, persistent=False)
+
+    def view_identity(self, source: str, role: str, count: int) -> Iterator[str]:
+        """What these views and the boxes on them are a function of, in words."""
+        settings, finish = self.sources[source], self.finish
+        yield f"{finish.size} {finish.fit} {finish.scale.tolist()} {finish.shift.tolist()} {settings.cache}"
+        yield self._decoder if self._is_fast(source, role) else "pillow"
+        augment, samples = self._augmentation(source, role), self.samples(source, role)
+        yield from identity_of_views(f"{self.seed}/{source}", samples, settings.kinds, augment, count)
+
+    def _is_fast(self, source: str, role: str) -> bool:
+        augment = self._augmentation(source, role)
+        return self._decoder != "pillow" and type(augment) is Augment and augment.crop_scale is not None
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Pixels that come as uint8 are normalised where they are, and in the precision of the run."""
+        for part in batch.values() if isinstance(batch, dict) else ():
+            if isinstance(part, dict) and getattr(part.get("pixel_values"), "dtype", None) == torch.uint8:
+                pixels = {"pixel_values": self.finish.normalize(part["pixel_values"])}
+                part |= pixels if self.trainer is None else self.trainer.precision_plugin.convert_input(pixels)
+        return batch
+
+    def _augmentation(self, source: str, role: str) -> Augmentation | None:
+        return self.sources[source].augment if role == "train" else None
+
+    def _decode_side(self, augment: Augmentation | None) -> int:
+        side = self.finish.decode_side
+        return side if augment is None else max(side, augment.decode_side(self.finish.size))
+
+    def use_table(self, source: str, role: str, table: Table | None) -> None:
+        """Give batches of a role the states of a table in place of pixels; None: pixels again."""
+        self._tables.pop((source, role), None)
+        if table is not None:
+            self._tables[source, role] = table
 
     def identity(self, source: str, role: str) -> Iterator[str]:
         """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
@@ -225,18 +293,23 @@ class DataModule(LightningDataModule):
 
     def _train_loader(self, name: str) -> Loader:
         source, samples = self.sources[name], self._splits.training[name]
-        side = self.finish.decode_side
-        if source.augment is not None:
-            side = max(side, source.augment.decode_side(self.finish.size))
+        side = self._decode_side(source.augment)
         counts = {kind: source.texts_per_image[kind] for kind in source.kinds}
-        images, finish = self._images(name, "train", side), self._finishing(name)
-        data = TrainData(name, samples, images, counts, finish, self.finish.size, source.augment)
+        images, finish = self._images(name, "train", side), self._finishing(name, "train")
+        if self.trainer is not None and finish is self.finish and self.finish.fit != "keep":
+            finish = self.finish.raw  # ``on_after_batch_transfer`` does the rest on the device
+        augment: Any = source.augment
+        if table := self._tables.get((name, "train")):
+            augment = DrawView() if table.views > 1 else None
+        data = TrainData(name, samples, images, counts, finish, self.finish.size, augment)
         self._training[name] = data
         stream = Stream(len(samples), self.seed, name)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
         return Loader(data, batches, self._collate(name, "train", samples), self.num_workers, persistent=True)
 
-    def _finishing(self, source: str) -> Finishing:
+    def _finishing(self, source: str, role: str) -> Finishing:
+        if (source, role) in self._tables:
+            return as_stored
         return self.finish if self.sources[source].regions is None else as_found
 
     def feature_size(self, source: str, role: str) -> int | None:
@@ -274,8 +347,10 @@ class DataModule(LightningDataModule):
             )
         if settings.regions is not None:
             return RegionFiles(paths, settings.regions)
+        if table := self._tables.get((source, role)):
+            return StoredImages(table, self.samples(source, role), settings.kinds)
         if not self.sources[source].cache:
-            return ImageFiles(paths, side)
+            return FastImages(paths, side, self._decoder) if self._is_fast(source, role) else ImageFiles(paths, side)
         if (source, role) not in self._cached:
             self._cached[source, role] = CachedImages(paths, self.finish.size)
         return self._cached[source, role]

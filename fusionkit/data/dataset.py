@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from fusionkit.data.frames import framed, require_fit
 from fusionkit.data.images import CorruptImage, Decoded
+from fusionkit.data.pixels.stored import StoredImage
 from fusionkit.data.regions import UNKNOWN, Found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.sampler import Draw
@@ -181,9 +182,14 @@ def place_boxes(
 ) -> tuple[Any, tuple[int, int], list[TextKey], Tensor]:
     """The image, the size that its annotations refer to, and ``boxes_on`` it.
 
+    Of an image whose states are kept, the boxes are those on each of its views, (N, V, 4) cxcywh in 0..1.
+
     Raises DataError where there are boxes and the size is not that of this image at any scale.
     """
     size = sample.size or found.size
+    if isinstance(found.image, StoredImage):
+        keys = [(kind, text.id) for kind, rows in texts.items() for text in rows if "box" in text.facts]
+        return found.image, size, keys, found.image.boxes_of(keys)
     keys, boxes = boxes_on(found.image, size, texts)
     if keys:
         require_fit(found.size, sample.size, sample.image)

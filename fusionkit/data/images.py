@@ -4,7 +4,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, NamedTuple
@@ -22,6 +24,19 @@ from fusionkit.files.names import is_inside
 
 ENDINGS = ("", ".jpg", ".jpeg", ".png", ".webp")
 ORIENTATION = "orientation"
+
+
+_missing_may_be: ContextVar[bool] = ContextVar("_missing_may_be", default=False)
+
+
+@contextmanager
+def missing_images() -> Iterator[None]:
+    """``find_images`` within gives an image that is not there the path where it would be, and raises no error for it."""
+    token = _missing_may_be.set(True)
+    try:
+        yield
+    finally:
+        _missing_may_be.reset(token)
 
 
 class CorruptImage(Exception):
@@ -88,16 +103,19 @@ def find_images(folder: Path | None, wanted: Mapping[int | str, list[str]], anno
     Where a folder, or an lmdb in its place, has region features, an npz file of the same name, in small letters or not, is
     the image's.
 
-    Raises DataError with the number of images that are missing and the first of them.
+    Raises DataError with the number of images that are missing and the first of them, but within ``missing_images``.
     """
     if folder is None:
         return dict.fromkeys(wanted, Path())
     found = there_images(folder, wanted, annotations)
     if len(found) < len(wanted):
+        if _missing_may_be.get():  # in the order that was asked for
+            return {image_id: found.get(image_id, folder / names[0]) for image_id, names in wanted.items()}
         missing = next(names for image_id, names in wanted.items() if image_id not in found)
         raise DataError(
             f"{len(wanted) - len(found)} of {len(wanted)} images of {annotations} are not under {folder}; "
-            f"first missing: {missing[0]}; complete the download or point the reader's 'images' at their folder"
+            f"first missing: {missing[0]}; complete the download, point the reader's 'images' at their folder, or set "
+            "data.missing=skip to leave them out"
         )
     return found
 

@@ -1,7 +1,7 @@
 """A DataLoader whose errors about data files reach the user as the one sentence they are."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,13 @@ class Loader(DataLoader[Any]):
     """
 
     def __init__(
-        self, data: Dataset[Any], batches: Sampler[Any], collate: Any, num_workers: int, *, persistent: bool
+        self,
+        data: Dataset[Any],
+        batches: Sampler[Any] | Sequence[list[int]],
+        collate: Any,
+        num_workers: int,
+        *,
+        persistent: bool,
     ) -> None:
         if num_workers:
             # a worker is a fork of a process that may have run the tokenizer's threads already

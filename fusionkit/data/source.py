@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 
 from fusionkit.data.cleaning import PLACE, check_templates
 from fusionkit.data.dataset import Augmentation
+from fusionkit.data.images import missing_images
 from fusionkit.data.joint import merge, read_tables
 from fusionkit.data.leakage import by_photo, check_allowed, require_apart, without
+from fusionkit.data.pixels.damage import Damage
 from fusionkit.data.regions import Detections
 from fusionkit.data.sample import Reader
 from fusionkit.data.tables.boxes import require_boxes_of
@@ -91,6 +94,7 @@ class Splits:
 
     `drop_overlap`   sources that do not train on images which a held-out role of any source shows.
     `allow_overlap`  pairs of "source/role" that may share images.
+    `damage`         what is done about images that are missing or damaged.
     """
 
     def __init__(
@@ -98,7 +102,10 @@ class Splits:
         sources: Mapping[str, Source],
         drop_overlap: Sequence[str] = (),
         allow_overlap: Sequence[Sequence[str]] = (),
+        damage: Damage | None = None,
     ) -> None:
+        self.damage = damage or Damage()
+        self.left_out: dict[tuple[str, str], int] = {}  # by source and role, images that are missing or damaged
         self.sources, self.drop_overlap, self.allow_overlap = sources, list(drop_overlap), list(allow_overlap)
         self._read: dict[tuple[str, str], Samples] = {}
         for name in self.drop_overlap:
@@ -141,6 +148,12 @@ class Splits:
         """Every source with each of its roles."""
         return [(name, role) for name, source in self.sources.items() for role in source.splits]
 
+    def require_images(self, places: Sequence[tuple[str, str]]) -> None:
+        """Raise DataError for a source and role that has a missing or damaged image, unless such are left out."""
+        if self.damage.rule == "error":
+            for name, role in places:
+                self.damage.require_none(self.samples(name, role), f"source {name}, {role}", role != "train")
+
     @property
     def dropped(self) -> dict[str, int]:
         """By source that trains, how many images it lost."""
@@ -173,7 +186,12 @@ class Splits:
         """Read what has not been read yet, all at once: a file of several splits is then parsed once."""
         places = [place for place in places if place not in self._read]
         wanted = [
-            Wanted(source.reader, tuple(source.splits[role]), partial(_read, name, source, role))
+            Wanted(
+                source.reader,
+                tuple(source.splits[role]),
+                partial(_read, name, source, role, self.damage.rule == "skip"),
+                self.damage.rule if self.damage.rule == "skip" else "",
+            )
             for name, role in places
             for source in [self.sources[name]]
         ]
@@ -185,13 +203,19 @@ class Splits:
                     raise ConfigError(
                         f"data.sources.{name}.texts_per_image.{kind}: the reader gives none; {suggest(kind, samples.kinds)}"
                     )
-            self._read[name, role] = samples.where(np.any([samples.counts(kind) > 0 for kind in kinds], axis=0))
+            samples = samples.where(np.any([samples.counts(kind) > 0 for kind in kinds], axis=0))
+            if self.damage.rule == "skip":
+                count = len(samples)
+                samples = self.damage.without(samples, f"source {name}, {role}", role != "train")
+                self.left_out[name, role] = count - len(samples)
+            self._read[name, role] = samples
 
 
-def _read(name: str, source: Source, role: str) -> Tables:
+def _read(name: str, source: Source, role: str, missing_may_be: bool = False) -> Tables:
     """The columns of a role, merged by image and checked."""
     try:
-        tables = merge([(split, read_tables(source.reader, split)) for split in source.splits[role]])
+        with missing_images() if missing_may_be else nullcontext():
+            tables = merge([(split, read_tables(source.reader, split)) for split in source.splits[role]])
     except BadText as error:  # of one's own reader, which names no file
         raise DataError(f"source {name}: {error}") from error
     for kind in tables.texts:

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes
 
+from fusionkit.data.pixels.bitmap import Bitmap
 from fusionkit.data.randaugment import STYLES, rand_augment
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.unicode import readable
@@ -72,16 +74,30 @@ class Finish:
 
     def __call__(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """(3, size, size) float32, or (3, H, W), and boxes (N, 4) from xyxy in pixels of `image` to cxcywh in 0..1 of it."""
+        resized, boxes = self.resize(image, boxes)
+        # numpy, because torch would start threads for each single image
+        pixel_values = np.ascontiguousarray(resized.transpose(2, 0, 1), dtype=np.float32)
+        pixel_values *= self.scale
+        pixel_values += self.shift
+        return torch.from_numpy(pixel_values), boxes
+
+    def raw(self, image: Image.Image, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """As a call gives them, but the pixels in uint8, a quarter as large, for ``normalize``."""
+        resized, boxes = self.resize(image, boxes)
+        return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1))), boxes
+
+    def normalize(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (I, 3, H, W) uint8 on any device -> float32, by the numbers that a call computes with."""
+        scale, shift = (torch.from_numpy(part).to(pixel_values.device) for part in (self.scale, self.shift))
+        return pixel_values.float().mul_(scale).add_(shift)
+
+    def resize(self, image: Image.Image, boxes: Tensor) -> tuple[np.ndarray, Tensor]:
+        """The pixels (H, W, 3) uint8 at their last size, and the boxes on them, cxcywh in 0..1."""
         if self.fit == "crop":
             image = _middle(image, boxes)
         boxes = relative_boxes(boxes, image.size)
         width, height = kept_size(image.size, self.size, self.multiple) if self.fit == "keep" else (self.size,) * 2
-        resized = F.resize(image, [height, width], interpolation=BICUBIC, antialias=True)
-        # numpy, because torch would start threads for each single image
-        pixel_values = np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1), dtype=np.float32)
-        pixel_values *= self.scale
-        pixel_values += self.shift
-        return torch.from_numpy(pixel_values), boxes
+        return np.asarray(F.resize(image, [height, width], interpolation=BICUBIC, antialias=True)), boxes
 
 
 def kept_size(size: tuple[int, int], shorter: int, multiple: int) -> tuple[int, int]:
@@ -109,6 +125,8 @@ def _middle(image: Image.Image, boxes: Tensor) -> Image.Image:
 
 def relative_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (N, 4) from xyxy on an image of that width and height to cxcywh in 0..1 of it."""
+    if not len(boxes):  # a fifth of a millisecond, an image
+        return boxes
     boxes = boxes / torch.tensor([*size, *size])
     converted: Tensor = F.convert_bounding_box_format(boxes, old_format="XYXY", new_format="CXCYWH")
     return converted
@@ -150,22 +168,28 @@ class Augment:
         return math.ceil(size / math.sqrt(self.crop_scale[0] * min(self.crop_ratio)))
 
     def __call__(
-        self, image: Image.Image, boxes: Tensor, words: Sequence[str], size: int, rng: random.Random
+        self, image: Image.Image | Bitmap, boxes: Tensor, words: Sequence[str], size: int, rng: random.Random
     ) -> tuple[Image.Image, Tensor]:
         """A square of `size` pixels, or the whole image, and the boxes (N, 4) in it, xyxy in pixels.
 
         `words` are all texts and answers.
         """
-        boxes = BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width))
+        picture: Any = image.pil() if isinstance(image, Bitmap) and self.crop_scale is None else image
+        placed = BoundingBoxes(boxes, format="XYXY", canvas_size=(image.height, image.width)) if len(boxes) else None
         if self.crop_scale is not None:
-            left, top, width, height = choose_crop(image.size, enclose(boxes), self.crop_scale, self.crop_ratio, rng)
+            place = choose_crop(image.size, enclose(boxes), self.crop_scale, self.crop_ratio, rng)
+            left, top, width, height = place
             crop = {"top": top, "left": left, "height": height, "width": width, "size": [size, size], "antialias": True}
-            image = F.resized_crop(image, **crop, interpolation=BICUBIC)
-            boxes = F.resized_crop(boxes, **crop)
+            if isinstance(image, Bitmap):
+                picture = image.crop_resized(place, size)
+            else:
+                picture = F.resized_crop(image, **crop, interpolation=BICUBIC)
+            placed = None if placed is None else F.resized_crop(placed, **crop)
         if rng.random() < self.flip and not names_side(words, self.sides):
-            image, boxes = F.horizontal_flip(image), F.horizontal_flip(boxes)
-        image = rand_augment(image, STYLES[self.style], self.num_ops, self.magnitude, not len(boxes), rng)
-        return image, boxes.as_subclass(Tensor)
+            picture = F.horizontal_flip(picture)
+            placed = None if placed is None else F.horizontal_flip(placed)
+        picture = rand_augment(picture, STYLES[self.style], self.num_ops, self.magnitude, placed is None, rng)
+        return picture, boxes if placed is None else placed.as_subclass(Tensor)
 
 
 def names_side(words: Sequence[str], sides: Sequence[str] = SIDES) -> bool:

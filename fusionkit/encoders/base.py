@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
-from fusionkit.types import Images, Past, Tokens
+from fusionkit.types import Images, Past, Stored, Tokens
 
 
 class ImageEncoder(Protocol):
@@ -113,6 +113,22 @@ class SupportsViews(Protocol):
 
 
 @runtime_checkable
+class SupportsStates(Protocol):
+    """An image encoder in two halves: a tower that may be frozen, and what may train behind it."""
+
+    tower: nn.Module
+    """The first half: what ``states`` are computed with."""
+
+    def states(self, images: Images) -> Tensor:
+        """What the tower makes of I images, (I, ...)."""
+        ...
+
+    def tokens(self, states: Tensor) -> Tokens:
+        """The tokens that the whole encoder makes of the images of these states."""
+        ...
+
+
+@runtime_checkable
 class SupportsExtendText(Protocol):
     """A text encoder that may keep keys and values, so that a text can grow: it does where ``is_incremental`` is True."""
 
@@ -148,6 +164,28 @@ class SupportsFirstToken(Protocol):
     """A text encoder that may read another token in place of each text's first one (BLIP's [ENC] and [DEC])."""
 
     first_token_id: int | None
+
+
+def tower_of(encoder: ImageEncoder) -> nn.Module:
+    """The part of an image encoder whose states can be kept where it is frozen: its tower, or all of it."""
+    part = encoder.tower if isinstance(encoder, SupportsStates) else encoder
+    assert isinstance(part, nn.Module)
+    return part
+
+
+def states_of(encoder: ImageEncoder, images: Images) -> tuple[Tensor, ...]:
+    """What the tower of an image encoder makes of I images, a row of each tensor an image."""
+    if isinstance(encoder, SupportsStates):
+        return (encoder.states(images),)
+    return tuple(part for part in encoder(images) if part is not None)
+
+
+def tokens_of(encoder: ImageEncoder, images: Stored) -> Tokens:
+    """The tokens of images whose states were kept."""
+    if isinstance(encoder, SupportsStates):
+        return encoder.tokens(*images.states)
+    embeds, *mask, pooled = images.states
+    return Tokens(embeds, mask[0] if mask else None, pooled)
 
 
 def unsupported(encoder: ImageEncoder, members: str, purpose: str) -> ConfigError:

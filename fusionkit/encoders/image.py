@@ -140,7 +140,7 @@ class TimmEncoder(PixelEncoder):
         if before_norm:
             self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
         if frozen:
-            self.backbone.requires_grad_(False)
+            self.backbone.requires_grad_(False).eval()  # for Lightning trains what is in training mode when it begins
         self.backbone.to(memory_format=torch.channels_last)  # convolutions are up to twice as fast so, on CPU and GPU
 
     def _try_out(self, name: str, size: int | Sequence[int] | None) -> None:
@@ -185,8 +185,20 @@ class TimmEncoder(PixelEncoder):
 
     def forward(self, pixel_values: Tensor) -> Tokens:
         """(I, 3, H, W) -> tokens (I, N, hidden_size), all of them attendable."""
+        return self.tokens(self.states(pixel_values))
+
+    @property
+    def tower(self) -> nn.Module:
+        """timm's model."""
+        return self.get_submodule("backbone")
+
+    def states(self, pixel_values: Any) -> Tensor:
+        """(I, 3, H, W) -> what timm's model makes of them, (I, N, width)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
-            states = self._features(pixel_values.contiguous(memory_format=torch.channels_last))
+            return self._features(pixel_values.contiguous(memory_format=torch.channels_last))
+
+    def tokens(self, states: Tensor) -> Tokens:
+        """States (I, N, width) -> tokens (I, N, hidden_size)."""
         patches = states[:, self.num_prefix_tokens :]
         if self.position is not None:
             if patches.shape[1] != self.position.shape[1]:

@@ -31,9 +31,9 @@ class ViewEncoder(TimmEncoder):
         if not 0 <= view_blocks <= depth:
             raise ConfigError(f"image_encoder.view_blocks is {view_blocks}, but {name} has {depth} such blocks")
 
-    def forward(self, pixel_values: Tensor) -> Tokens:
-        """(I, 3, H, W) -> tokens (I, 1 + N, hidden_size), all of them attendable."""
-        tokens = super().forward(pixel_values)
+    def tokens(self, states: Tensor) -> Tokens:
+        """States (I, N, width) -> tokens (I, 1 + N, hidden_size), all of them attendable."""
+        tokens = super().tokens(states)
         if not self.mean_token:
             return tokens
         return tokens._replace(embeds=torch.cat([tokens.pooled[:, None], tokens.embeds], dim=1))

@@ -82,7 +82,7 @@ class HFTextEncoder(nn.Module):
         upper = self._cut(num_layers)
         self.upper_layers = tuple(upper) if give_upper_layers else ()  # a tuple: not ours to train or save
         if frozen:
-            self.backbone.requires_grad_(False)
+            self.backbone.requires_grad_(False).eval()
         self._pad = text_format.pad if text_format else self.word_embeddings.padding_idx or 0
         self._abilities: TextAbilities | None = None
         self._cache_name: str | None = None

@@ -57,7 +57,7 @@ def atomic_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
             temporary.mkdir()
             yield temporary
             for file in temporary.rglob("*"):
-                _flush(file)
+                flush(file)
             temporary.replace(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -114,7 +114,8 @@ def _keep(path: Path, previous: Path) -> None:
         shutil.move(path, previous)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until the bytes of a file or folder are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -125,4 +126,4 @@ def _flush(path: Path) -> None:
 def _flush_folder(folder: Path) -> None:
     """Keep the new name as well; not every system can, and the file itself is safe by now."""
     with suppress(OSError):
-        _flush(folder)
+        flush(folder)

@@ -1,16 +1,13 @@
 """One split's encoded batches on disk, a file each: written once, read by later passes, other processes and later runs."""
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fusionkit import __version__
 from fusionkit.distributed import barrier, from_rank_zero
 from fusionkit.files.atomic import remove_leftovers
 from fusionkit.files.tensors import is_whole, read_tensors, save_tensors
@@ -82,22 +79,3 @@ def encodings_in(folder: Path | None) -> Iterator[Encodings]:
     with TemporaryDirectory(prefix="fusionkit_") as own:
         yield Encodings(Path(from_rank_zero(own)))
         barrier()  # the others may still read what rank 0 is about to remove
-
-
-def digest(*parts: Iterable[Any]) -> str:
-    """Twenty letters that differ where the texts of the parts do."""
-    content = hashlib.blake2b(digest_size=10)
-    for part in parts:
-        for item in part:
-            content.update(f"{item}\n".encode())
-    return content.hexdigest()
-
-
-def weights_digest(*modules: nn.Module) -> str:
-    """Twenty letters that differ where any weight, its name or its type does."""
-    content = hashlib.blake2b(f"{__version__} {torch.__version__}".encode(), digest_size=10)
-    for module in modules:
-        for name, tensor in module.state_dict().items():
-            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return content.hexdigest()

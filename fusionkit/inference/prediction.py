@@ -13,12 +13,13 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from fusionkit.assembly.digests import digest, weights_digest
 from fusionkit.assembly.evaluation_options import MATCH, PRECISIONS, EvaluationOptions, Reranking
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects, rank, world_size
 from fusionkit.inference.all_pairs import AllPairs
 from fusionkit.inference.candidates import TopK, best
-from fusionkit.inference.encoding_cache import Encodings, digest, encodings_in, weights_digest
+from fusionkit.inference.encoding_cache import Encodings, encodings_in
 from fusionkit.inference.progress import Bar, show_progress
 from fusionkit.inference.rankings import Pairing, list_records, similarities
 from fusionkit.inference.reranking import Reranker
@@ -26,7 +27,7 @@ from fusionkit.model.model import VisionLanguageModel
 from fusionkit.scoring.records import RERANKED, Records
 from fusionkit.scoring.retrieval import has_features
 from fusionkit.tasks.base import Task
-from fusionkit.types import Batch, Encoded, Regions, Tokens
+from fusionkit.types import Batch, Encoded, Regions, Stored, Tokens
 
 DEPTH = 100  # items that a ranking lists at least
 
@@ -200,8 +201,10 @@ def moved(value: Any, device: torch.device) -> Any:
     """The value with its tensors on the device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, Regions | Tokens):
+    if isinstance(value, Regions | Tokens | Stored):
         return type(value)(*(moved(part, device) for part in value))
+    if isinstance(value, tuple):
+        return tuple(moved(part, device) for part in value)
     return {key: moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
 
 

@@ -16,6 +16,7 @@ from fusionkit.encoders.base import (
     SupportsUpperLayers,
     SupportsViews,
     TextEncoder,
+    tokens_of,
 )
 from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.errors import ConfigError
@@ -29,7 +30,7 @@ from fusionkit.fusion.base import (
     SupportsUnimodal,
 )
 from fusionkit.fusion.cross_attention import CrossAttention
-from fusionkit.types import Batch, Encoded, Fused, Images, Memory, Past, Pixels, Tokens, Whole, at_least_fp32
+from fusionkit.types import Batch, Encoded, Fused, Images, Memory, Past, Pixels, Stored, Tokens, Whole, at_least_fp32
 
 
 class Reader(nn.Module):
@@ -118,10 +119,12 @@ class VisionLanguageModel(Reader):
 
     def encode_image(self, images: Images) -> Tokens:
         """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
-        return self.image_encoder(images)
+        return tokens_of(self.image_encoder, images) if isinstance(images, Stored) else self.image_encoder(images)
 
     def images_of(self, batch: Batch) -> Images:
-        """What the image encoder reads of a batch."""
+        """What the image encoder reads of a batch, or what it made of its images before."""
+        if "stored" in batch:
+            return batch["stored"]
         if self.image_encoder.reads == "pixel_values" and "pixel_mask" in batch:
             return Pixels(batch["pixel_values"], batch["pixel_mask"])
         images: Images = batch[self.image_encoder.reads]  # type: ignore[literal-required]

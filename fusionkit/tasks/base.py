@@ -31,6 +31,7 @@ class Task(nn.Module, Generic[B]):
     ``ranks``   whether its records are features (``feats``) of images and captions, which rank one by the other.
     ``matches`` whether it has ``score_pairs``, the logits of any captions with any images: it ranks again what others rank.
     ``init_from`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
+    ``reads_images`` whether it reads the images themselves, and not their tokens alone (to hide parts of them).
     ``scorer``  a Scorer (fusionkit.scoring.base) or a pure function of (records, samples) that gives the metrics, or None where
                 there is nothing to score.
     ``metrics`` what is measured while it trains, torchmetrics by the name that ``TaskOutput.metrics`` has what each is updated
@@ -41,6 +42,7 @@ class Task(nn.Module, Generic[B]):
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
+    reads_images: ClassVar[bool] = False
     ranks: ClassVar[bool] = False
     matches: ClassVar[bool] = False
     init_from: ClassVar[str | None] = None

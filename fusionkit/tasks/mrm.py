@@ -44,6 +44,7 @@ class MRM(Task[CaptionBatch]):
 
     needs = frozenset({"image"})
     reads = "captions"
+    reads_images = True
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fusionkit.assembly.image_tokens import ImageTokens
 from fusionkit.assembly.objectives import active_objectives, text_kinds
 from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Balancer, Step
@@ -40,6 +41,7 @@ class TrainingModule(LightningModule):
     ``scheduler``  called with (optimiser, total_steps=...), returns a schedule stepped with the optimiser; None: constant.
     ``teacher``    a momentum teacher (fusionkit.model.momentum), advanced once per optimiser step.
     ``max_skipped_steps`` at so many steps in a row that are not finite, and so left out, the run ends (training.finite).
+    ``image_tokens`` what keeps the states of a frozen image encoder, which batches then have in place of pixels.
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
     What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of
@@ -58,6 +60,7 @@ class TrainingModule(LightningModule):
         artifacts: Mapping[str, Any] | None = None,
         stages: Mapping[str, Stage] | None = None,
         max_skipped_steps: int = 3,
+        image_tokens: ImageTokens | None = None,
     ) -> None:
         super().__init__()
         self.objectives = active_objectives(objectives, tasks)
@@ -83,6 +86,10 @@ class TrainingModule(LightningModule):
         self._rate = 0.0  # the learning rate of the step
         self._freeze_unused()
         self.stages = Stages(stages or {}, self.named_parameters())
+        self.image_tokens = image_tokens
+        if image_tokens is not None:
+            with self.stages.all_training():
+                image_tokens.check(tasks, self.objectives)
         self.stages.enter(0)
 
     def training_step(self, batches: dict[str, Batch], batch_idx: int) -> Tensor:
@@ -228,6 +235,19 @@ class TrainingModule(LightningModule):
                 "the ranks hold different configurations; start all of them from one saved config, one run at a time"
             )
         self._require_gradients()
+        if self.image_tokens is not None and not getattr(self.trainer, "fast_dev_run", False):
+            self._keep_image_tokens(self.image_tokens)
+
+    def _keep_image_tokens(self, image_tokens: ImageTokens) -> None:
+        """Here, where the weights are those that the run goes on from, the ranks know each other, and no batch was asked for."""
+        plugin, sources = self.trainer.precision_plugin, self.trainer.datamodule.sources  # type: ignore[attr-defined]
+        places = [(name, role) for name in self.objectives for role in ("train", "val") if role in sources[name].splits]
+
+        def convert(pixels: Tensor) -> Tensor:
+            converted: Tensor = plugin.convert_input({"pixel_values": pixels})["pixel_values"]
+            return converted
+
+        image_tokens.fill(places, self.device, str(self.trainer.precision), convert, plugin.forward_context)
 
     def _require_gradients(self) -> None:
         """What takes single objectives' gradients, or freezes on the way, needs whole parameters and unscaled gradients."""

@@ -14,6 +14,7 @@ from fusionkit.assembly.artifacts import collect_artifacts
 from fusionkit.assembly.checks import (
     check_temperature,
 )
+from fusionkit.assembly.image_tokens import image_tokens_of
 from fusionkit.assembly.parts import Parts, build_teacher
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Fixed
@@ -50,6 +51,7 @@ def build_module(parts: Parts) -> TrainingModule:
         artifacts=collect_artifacts(config, parts.datamodule, parts.model),
         stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
         max_skipped_steps=config.max_skipped_steps,
+        image_tokens=image_tokens_of(config, parts.datamodule, parts.model.image_encoder),
     )
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from fusionkit.inference.encoding_cache import Encodings, digest, encodings_in, weights_digest
+from fusionkit.assembly.digests import digest, weights_digest
+from fusionkit.inference.encoding_cache import Encodings, encodings_in
 from fusionkit.types import Encoded, Tokens
 
 BATCH = {"image_ids": [1, 2], "captions": {"ids": ["a"], "input_ids": torch.ones(1, 2)}, "pixel_values": torch.ones(9)}

@@ -82,3 +82,20 @@ def test_a_restored_optimiser_goes_on_exactly_and_still_obeys_its_schedule():
 def test_without_a_matrix_it_says_so():
     with pytest.raises(ConfigError, match=r"optimizer\.matrices: 'blocks' finds no trainable matrix"):
         build_muon(toy().named_parameters(), lr=0.1, matrices="blocks")
+
+
+def test_large_matrices_are_orthogonalised_in_fp32_where_bf16_is_slow(monkeypatch):
+    def moved(size: int, is_fast: str) -> torch.Tensor:
+        monkeypatch.setenv("FUSIONKIT_CPU_BF16", is_fast)
+        torch.manual_seed(0)
+        matrix = nn.Parameter(torch.zeros(size, size))
+        matrix.grad = torch.randn(size, size)
+        muon, *_ = build_muon([("layers.0.weight", matrix)], lr=0.1, weight_decay=0.0).parts
+        muon.step()
+        return matrix.detach()
+
+    assert torch.equal(moved(128, "0"), moved(128, "1"))
+    slow, fast = moved(130, "0"), moved(130, "1")
+    assert not torch.equal(slow, fast)
+    torch.testing.assert_close(slow, fast, atol=0.01, rtol=0.05)
+    assert torch.equal(slow.bfloat16().float(), slow) is False

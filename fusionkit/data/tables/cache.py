@@ -39,12 +39,13 @@ class Wanted:
     reader: Any
     splits: tuple[str, ...]
     read: Callable[[], Tables]
+    how: str = ""  # what else ``read`` does otherwise
 
     @property
     def key(self) -> str | None:
         """A name that is equal where the same is read; None where nothing tells (``describe``)."""
         try:
-            said = [describe(self.reader), list(self.splits), os.getcwd()]
+            said = [describe(self.reader), list(self.splits), os.getcwd(), *([self.how] if self.how else [])]
         except Unknown:
             return None
         return xxh3_128(json.dumps(said).encode()).hexdigest()

@@ -1,0 +1,29 @@
+"""Short names that differ where what they stand for does: of texts, and of weights."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fusionkit import __version__
+
+
+def digest(*parts: Iterable[Any]) -> str:
+    """Twenty letters that differ where the texts of the parts do."""
+    content = hashlib.blake2b(digest_size=10)
+    for part in parts:
+        for item in part:
+            content.update(f"{item}\n".encode())
+    return content.hexdigest()
+
+
+def weights_digest(*modules: nn.Module) -> str:
+    """Twenty letters that differ where any weight, its name or its type does."""
+    content = hashlib.blake2b(f"{__version__} {torch.__version__}".encode(), digest_size=10)
+    for module in modules:
+        for name, tensor in module.state_dict().items():
+            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return content.hexdigest()
