@@ -6,8 +6,10 @@ Pixels differ by rounding from Pillow's (by a level or two), which evaluation th
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,8 +76,7 @@ def _by_torchvision(content: bytes) -> Tensor:
 
 
 def _by_simplejpeg(content: bytes) -> Tensor:
-    import simplejpeg
-
+    simplejpeg: Any = import_module("simplejpeg")  # which need not be there
     return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB")).permute(2, 0, 1)
 
 
