@@ -119,16 +119,15 @@ def data_module(folder: Path, workers: int) -> Any:
 
 
 def score(folder: Path) -> None:
-    """Score 214,354 answers and as many captions as images of val2014."""
-    from fusionkit.data.datamodule import DataModule  # noqa: F401  # its imports are no part of what is measured
-    from fusionkit.scoring.vqa import VQAScorer
+    """Score an answer to each question of val2014."""
+    from fusionkit.scoring.vqa import VQA
 
     data = data_module(folder, 0)
     report("imports")
     samples = data.samples("vqa", "val")
     report("samples read")
     records = [{"question_id": id, "answer": "yes"} for id in samples.ids("questions")]
-    scorer = VQAScorer()
+    scorer = VQA()
     judged = scorer.rows(records, samples)
     report(f"{len(judged.rows):,} answers scored")
 
