@@ -26,6 +26,7 @@ TASKS: Mapping[str, Mapping[str, float]] = {  # by kind of text, the tasks that 
     "hypotheses": {"entailment": 1.0},
     "statements": {"nlvr2": 1.0},
 }
+UNKNOWN = ("itc", "itm", "mlm", "vqa", "grounding", "entailment")  # the tasks of conf/objectives/table.yaml
 MOST_TEXTS = {"captions": 1, "questions": 6, "expressions": 4, "hypotheses": 2, "statements": 2}  # of an image and step
 SMALL, LARGE = 64, 128  # sides, in pixels, that pictures are shown at
 SMALL_SIDE = 96  # of a picture's shorter side, up to which it is small
@@ -59,10 +60,12 @@ def complete_table(config: DictConfig, hydra: Any, load: Load) -> list[str]:
         given = [text for text in given if text.partition("=")[0] != "data.files"]
         given.append(f"data.files={_as_override(arguments['files'])}")
     table = Table(**arguments)
+    is_read = True
     try:
-        chosen = [text for text in choices_for(table.opened) if not _is_said(text, named)]
-    except DataError:  # the data module says it, where the training is more than composed
-        return []
+        choices_made = choices_for(table.opened)
+    except DataError:  # which the data module says, where the training is more than composed
+        is_read, choices_made = False, [f"task=[{','.join(UNKNOWN)}]", "objectives=table"]
+    chosen = [text for text in choices_made if not _is_said(text, named)]
     place = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
     new = load([*place, *chosen, *given])
     with open_dict(config):
@@ -72,7 +75,7 @@ def complete_table(config: DictConfig, hydra: Any, load: Load) -> list[str]:
         for key in new:
             if key != "hydra":
                 config[key] = new[key]
-    return [f"chosen by the table: {' '.join(text.lstrip('+') for text in chosen)}"] if chosen else []
+    return [f"chosen by the table: {' '.join(text.lstrip('+') for text in chosen)}"] if chosen and is_read else []
 
 
 def _as_override(files: Mapping[str, Sequence[str]]) -> str:
