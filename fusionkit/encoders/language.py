@@ -26,7 +26,7 @@ class LanguageModel(nn.Module):
 
     ``pretrained``    a hub id or a local directory with config.json and weights; None builds from ``config``.
     ``config``        the transformers configuration, {"model_type": "llama", "hidden_size": ...}; with ``pretrained``: overrides.
-    ``gguf``          a .gguf file in place of ``pretrained``; its weights are unpacked to fp32 (needs the package gguf).
+    ``gguf``          a .gguf file in place of ``pretrained``; unpacked to fp32 (needs the packages gguf and accelerate).
     ``frozen``        its weights do not train; gradients still pass through it to what stands before.
     ``checkpointing`` computes its layers anew in the backward pass (less memory, more time); no cache is kept meanwhile.
     ``vocab_size``    of the tokenizer, which has to be the one that a pretrained model was made for.
@@ -289,7 +289,11 @@ def _load(pretrained: str, overrides: Mapping[str, Any], gguf: str | None) -> An
                 **_attention(),
             )
     except (ImportError, OSError, ValueError) as error:
-        what = "a .gguf file" if gguf else "a directory or a hub id of a causal language model"
+        what = (
+            "a .gguf file (the packages gguf and accelerate read it)"
+            if gguf
+            else "a directory or a hub id of a causal language model"
+        )
         raise DataError(
             f"text_encoder.{key}: '{gguf or pretrained}' could not be loaded ({first_line(error)}); give {what}"
         ) from error
