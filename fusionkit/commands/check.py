@@ -12,6 +12,7 @@ from fusionkit.cli.app import see_working_folder
 from fusionkit.config import group_choices
 from fusionkit.contracts import balancers, encoders, fusions, tasks
 from fusionkit.contracts.toys import (
+    TEXT_KINDS,
     VOCABULARY,
     choice,
     joined,
@@ -100,10 +101,10 @@ def task_of(path: Path) -> tuple[VisionLanguageModel, Task[Any]]:
 
 def require_kind(task: Task[Any]) -> None:
     """The texts that it reads are of a kind that there is a drawn batch of."""
-    if task.reads not in tasks.TEXT_KINDS:
+    if task.reads not in TEXT_KINDS:
         raise ConfigError(
             f"it reads '{task.reads}', a kind of its own, of which the checks have no texts; "
-            f"{suggest(task.reads, tasks.TEXT_KINDS)}"
+            f"{suggest(task.reads, TEXT_KINDS)}"
         )
 
 

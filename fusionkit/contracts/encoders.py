@@ -35,9 +35,14 @@ def image_tokens(build: Callable[[], ImageEncoder]) -> None:
     images = images_for(encoder, 3)
     tokens = encoder(images)
     _shapes(tokens, 3, encoder.hidden_size)
-    alone = encoder(Regions(*(part[1:2] for part in images)) if isinstance(images, Regions) else images[1:2])
-    real = slice(None) if alone.mask is None else alone.mask[0].bool()
-    ours = [tokens.embeds[1:2][:, real], tokens.pooled[1:2]]
+    one = (
+        Regions._make(part if part is None else part[1:2] for part in images)
+        if isinstance(images, Regions)
+        else images[1:2]
+    )
+    alone = encoder(one)
+    real = torch.ones(alone.embeds.shape[1]).bool() if alone.mask is None else alone.mask[0].bool()
+    ours = [tokens.embeds[1:2, real], tokens.pooled[1:2]]
     require_equal(ours, [alone.embeds[:, real], alone.pooled], "an image in a batch and alone")
     _reaches(encoder, tokens)
 

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
-from fusionkit.contracts.toys import TEXT_KINDS, require, toy_batch, toy_no_rows
+from fusionkit.contracts.toys import TEXT_KINDS, module, require, toy_batch, toy_no_rows
 from fusionkit.data.requests import ASKED
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
@@ -26,9 +25,9 @@ def encode(model: VisionLanguageModel, task: Task[Any], batch: Any) -> Encoded:
     return model.encode(batch, [task.reads] if task.encodes else [])
 
 
-def idle(module: nn.Module) -> list[str]:
+def idle(part: object) -> list[str]:
     """The parameters that no gradient has reached."""
-    return [name for name, parameter in module.named_parameters() if parameter.grad is None]
+    return [name for name, parameter in module(part).named_parameters() if parameter.grad is None]
 
 
 def loss_is_a_scalar_that_reaches_the_model(build: Build) -> None:
@@ -65,7 +64,8 @@ def what_matches_scores_any_caption_with_any_image(build: Build) -> None:
     require(not (task.ranks and task.matches), "a task ranks or matches, not both")
     if task.matches:
         batch = toy_batch(images=4, texts_per_image=2)
-        encoded, index = model.encode(batch, [task.reads]), torch.tensor([3, 0, 1, 2, 3, 0, 1, 2])
+        encoded = model.encode(batch, [task.reads])  # type: ignore[arg-type]  # a Batch has further keys, one a kind
+        index = torch.tensor([3, 0, 1, 2, 3, 0, 1, 2])
         require(task.reads == "captions", f"a task that matches reads captions, not {task.reads}")
         with torch.inference_mode():
             logits = task.score_pairs(model, encoded.memory, encoded.text[task.reads], index)  # type: ignore[operator]

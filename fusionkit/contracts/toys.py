@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fusionkit.config import conf_dir
+from fusionkit.encoders.base import SupportsMasking
 from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.language import LanguageModel
@@ -96,7 +97,7 @@ def toy_model(
         "intermediate_size": 64, "max_position_embeddings": 32,
         "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
     }  # fmt: skip
-    pixels = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 1, "num_heads": 4}
+    pixels: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": WIDTH, "depth": 1, "num_heads": 4}
     make = toy_fusion(fusion) if isinstance(fusion, str) else fusion
     return assemble(
         RegionEncoder(FEATURES, WIDTH, dropout=0.0) if regions else TimmEncoder("vit_tiny_patch16_224", **pixels),
@@ -108,14 +109,15 @@ def toy_model(
 
 def toy_dims(model: VisionLanguageModel) -> Dims:
     """What tasks are built from, of a toy model."""
+    images = model.image_encoder
     return Dims(
         hidden_size=model.fusion.hidden_size,
         pooled_size=model.fusion.pooled_size,
         image_size=model.image_encoder.hidden_size,
         text_size=model.text_encoder.hidden_size,
         embed_size=model.embed_size,
-        feature_size=model.image_encoder.feature_size,
-        mask_token_size=model.image_encoder.mask_token_size,
+        feature_size=images.feature_size if isinstance(images, SupportsMasking) else 0,
+        mask_token_size=images.mask_token_size if isinstance(images, SupportsMasking) else 0,
         vocab_size=VOCABULARY,
         predicts_words=model.predicts_words,
         cls_token_id=CLS,

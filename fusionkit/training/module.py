@@ -235,6 +235,7 @@ class TrainingModule(LightningModule):
                 "the ranks hold different configurations; start all of them from one saved config, one run at a time"
             )
         self._require_gradients()
+        self.train()  # Lightning leaves modes alone, and what transformers loads has its dropout switched off
         if self.image_tokens is not None and not getattr(self.trainer, "fast_dev_run", False):
             self._keep_image_tokens(self.image_tokens)
 

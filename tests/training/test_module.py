@@ -53,6 +53,16 @@ def test_logs_every_loss_by_objective_with_the_weighted_total(tmp_path):
     assert "train/coco/a_spread" in logged
 
 
+def test_what_was_loaded_in_evaluation_mode_trains_in_training_mode(tmp_path):
+    """transformers' from_pretrained gives models whose dropout is off, and Lightning leaves modes as they are."""
+    module, modes = fake_module(), []
+    module.model.eval()
+    task = module.tasks["a"]
+    task.register_forward_pre_hook(lambda *_: modes.append((module.model.training, task.training)))
+    fit(tmp_path, module, max_steps=2, limit_val_batches=0)
+    assert modes[:2] == [(True, True)] * 2
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_the_teacher_advances_once_an_optimiser_step(tmp_path, accumulate):
     module = fake_module(teacher=True)
