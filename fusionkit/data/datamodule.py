@@ -72,7 +72,7 @@ class DataModule(LightningDataModule):
         spell_answers: bool = False,
         missing: str = "error",
         max_missing: float = 0.01,
-        decoder: str = "auto",
+        decoder: str = "pillow",
     ) -> None:
         super().__init__()
         self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
