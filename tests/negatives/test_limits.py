@@ -7,7 +7,17 @@ import torch
 
 from fusionkit.errors import ConfigError
 from fusionkit.negatives import HardNegatives, OfflineNegatives, Queue, RandomNegatives
-from fusionkit.negatives.pool import EMPTY, AllRanks, Candidates, OwnBatch, Pool, _joined, lengthen, queue_ages
+from fusionkit.negatives.pool import (
+    EMPTY,
+    AllRanks,
+    Candidates,
+    OwnBatch,
+    Pool,
+    _gathered,
+    _joined,
+    lengthen,
+    queue_ages,
+)
 from fusionkit.negatives.sampling import _entropy
 from fusionkit.types import Tokens
 
@@ -54,6 +64,8 @@ def test_rows_of_a_batch_and_of_a_queue_keep_their_own_masks():
         (real, padded, [[1, 1, 1], [1, 1, 0]]),
     ):
         assert _joined(own, others).mask.tolist() == expected
+    assert _gathered(padded).mask.tolist() == mask.tolist()
+    assert _gathered(real).mask is None
 
 
 def test_entropy_is_the_mean_over_rows_that_have_a_partner():
