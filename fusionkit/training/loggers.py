@@ -155,17 +155,25 @@ def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], parameters:
         logger.log_metrics({"parameters": parameters}, 0)
 
 
+def _class_name(part: Any) -> str:
+    return str(part["_target_"]).rpartition(".")[2] if isinstance(part, Mapping) and "_target_" in part else ""
+
+
 def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What runs are grouped by: the ``fusion`` as its configuration file is called, the ``tasks`` and ``sources`` of weight."""
+    """What runs are grouped by: the ``fusion`` as its file is called (a prefix: with its projector), and what has weight of the
+    ``tasks`` and ``sources``.
+    """
     cross = [
         (source, task)
         for source, row in config["objectives"].items()
         for task, weight in (row or {}).items()
         if weight > 0
     ]
-    name = config["fusion"]["_target_"].rpartition(".")[2]
+    name, projector = (_class_name(part) for part in (config["fusion"], config["fusion"].get("projector")))
     return {
-        "fusion": [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()],
+        "fusion": [
+            re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() + (f"_{projector.lower()}" if projector else "")
+        ],
         "tasks": sorted({task for _, task in cross}),
         "sources": sorted({source for source, _ in cross}),
     }

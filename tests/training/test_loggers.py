@@ -50,10 +50,21 @@ def test_the_configuration_is_one_flat_mapping(tmp_path):
     assert yaml.safe_load((tmp_path / "csv" / "hparams.yaml").read_text()) == flat | LABELS
 
 
+PROJECTORS = {  # of one class, which are told apart by what brings the image in
+    "prefix": "mlp",
+    "prefix_linear": "linear",
+    "prefix_perceiver": "perceiver",
+    "prefix_pooled": "pooled",
+    "prefix_qformer": "qformer",
+    "prefix_shuffle": "pixelshuffle",
+}
+
+
 @pytest.mark.parametrize("name", choices("fusion"))
 def test_a_fusion_is_labelled_as_its_file_is_called(name):
     fusion = OmegaConf.load(CONF / "fusion" / f"{name}.yaml")
-    assert labels_of(CONFIG | {"fusion": fusion})["fusion"] == [name]
+    expected = f"prefix_{PROJECTORS[name]}" if name in PROJECTORS else name
+    assert labels_of(CONFIG | {"fusion": OmegaConf.to_container(fusion)})["fusion"] == [expected]
 
 
 def test_runs_of_one_process_are_described_and_keep_their_best_scores_apart(tmp_path, monkeypatch, capfd):
