@@ -2,10 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,13 @@ def note(path: Path, kind: str = FILE) -> None:
     """
     for files in _noting.get():
         files.note(path, kind)
+
+
+def again(seen: Mapping[str, Seen]) -> None:
+    """Say that what is being read depends on files that were read before, as they were then: what was made of them is held."""
+    for files in _noting.get():
+        for path, each in seen.items():
+            files.seen.setdefault(path, replace(each))
 
 
 @contextmanager

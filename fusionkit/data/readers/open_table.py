@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +20,7 @@ from fusionkit.data.readers.row_texts import Meaning, label_of, texts_in, what_i
 from fusionkit.data.readers.rows import Stored
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.files.depends import Seen, again, noting
 
 if TYPE_CHECKING:
     from fusionkit.data.readers.table import Table
@@ -48,11 +50,20 @@ class OpenTable:
         self.label_question, self.shares = table.label_question, table.shares
         self.skipped: dict[str, int] = {}  # by split, rows whose picture is not there
         self._draws: dict[Path, str] = {}  # by picture, the split that its hash gives it
+        self._seen: dict[str, Seen] = {}  # what the properties were made of, on which every split depends
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Hold what the block reads: it is done once, and perhaps before the splits are read."""
+        with noting() as files:
+            yield
+        self._seen = files.seen | self._seen
 
     @cached_property
     def places(self) -> list[Place]:
         """The tables, each with the split that it is. Raises DataError."""
-        return find_places(self.files, self.root)
+        with self._kept():
+            return find_places(self.files, self.root)
 
     @property
     def path(self) -> Path:
@@ -62,7 +73,8 @@ class OpenTable:
     @cached_property
     def head(self) -> list[dict[str, Any]]:
         """The first rows of the first table. DataError where it has none."""
-        rows = self.places[0].table.head(HEAD)
+        with self._kept():
+            rows = self.places[0].table.head(HEAD)
         if not rows:
             raise DataError(f"{self.path} has columns and no rows; give a table with one row an image or a text")
         return rows
@@ -84,7 +96,8 @@ class OpenTable:
             return dict.fromkeys(str(place.split) for place in self.places)
         column = self.mapped.get("split")
         names = (self._split_in(row, place) for place in self.places for row in place.table.rows(column or ()))
-        return dict(Counter(names)) if column else {}
+        with self._kept():
+            return dict(Counter(names)) if column else {}
 
     @cached_property
     def hashed(self) -> dict[str, float]:
@@ -107,6 +120,7 @@ class OpenTable:
 
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have texts. Raises DataError."""
+        again(self._seen)
         split = role_of(split)
         if split not in self.splits:
             require_split(split, {name: self.named.get(name) or 0 for name in self.splits}, self.path)
@@ -234,6 +248,10 @@ class OpenTable:
         """How the boxes are written: as it is said, else as it is recognised by the first of the training images."""
         if self.boxes is not None:
             return self.boxes
+        with self._kept():
+            return self._recognised()
+
+    def _recognised(self) -> str:
         place = next((place for place in self.places if place.split in (None, "train")), self.places[0])
         split = place.split or ("train" if not self.named or "train" in self.named else next(iter(self.named)))
         rows = [row for row, _ in zip(self._rows(place, split, ""), range(5 * BOXES), strict=False)]

@@ -562,6 +562,28 @@ def test_what_is_read_is_noted_so_that_a_change_is_seen(tmp_path):
         assert {str(path) for path in wanted} <= files.seen.keys()
 
 
+def test_a_table_that_is_edited_is_read_anew_though_it_was_opened_before_its_splits(tmp_path):
+    photos(tmp_path / "images", A_JPG)
+    both = [tmp_path / "fit.csv", tmp_path / "held.csv"]
+    splits = {"train": ["train"], "test": ["test"]}
+
+    def captions(word: str) -> list[list[list[str]]]:
+        for path, names in zip(both, (A_JPG[:5], A_JPG[5:]), strict=True):
+            write_csv(path, [["image", "caption"], *([name, word] for name in names)])
+        table = Table({"train": both[0].name, "test": both[1].name}, str(tmp_path), split_by=NONE)
+        data = TableData(root=str(tmp_path), sources={"mine": Source(table, splits, 2, {"captions": 1})})
+        data.setup()
+        found = [texts([*data.samples("mine", role)], "captions") for role in splits]
+        for split in splits:  # each depends on both tables, by which columns and splits are known
+            with noting() as files:
+                table.read(split)
+            assert {str(path) for path in (*both, tmp_path / "images")} <= files.seen.keys()
+        return found
+
+    for word in ("dog", "cat", "dog"):
+        assert captions(word) == [[[word]] * 5, [[word]] * 3]
+
+
 def test_what_was_understood_is_no_part_of_the_arguments(tmp_path):
     photos(tmp_path, ["a.jpg"])
     write_csv(tmp_path / "t.csv", [["image", "caption"], ["a.jpg", "x"]])
