@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fusionkit.data.boxes import Size, usable
 from fusionkit.data.files import require_split
 from fusionkit.data.images import decode
-from fusionkit.data.readers.row_boxes import in_pixels, number_table, recognise
+from fusionkit.data.readers.row_boxes import in_pixels, number_table, recognise, told_by
 from fusionkit.data.readers.row_columns import Columns, convention_of, map_columns
 from fusionkit.data.readers.row_pictures import Picture, Row, digest_of, name_pictures, pictures_of, references_of
 from fusionkit.data.readers.row_places import Place, find_places, role_of
@@ -267,8 +267,9 @@ class OpenTable:
             raise DataError(
                 f"{place.table.path} has no boxes in its first rows; name their column as data.columns.box=COLUMN"
             )
-        table = number_table([box for box, _, _ in found], [name for _, _, name in found], place.table.path)
-        return recognise(table, [size for _, size, _ in found], convention_of(self.mapped["box"]), place.table.path)
+        boxes, sizes, names = (list(each) for each in zip(*found, strict=True))
+        kind = told_by(boxes) or convention_of(self.mapped["box"])
+        return recognise(number_table(boxes, names, place.table.path), sizes, kind, place.table.path)
 
     def _with_boxes(
         self, pictures: Sequence[Picture], texts: list[list[tuple[str, Text]]], sizes: Sequence[Size | None]

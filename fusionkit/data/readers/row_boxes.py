@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fusionkit.data.boxes import Floats, Size, box_table
+from fusionkit.data.readers.row_columns import CORNERS, corners_in
 from fusionkit.errors import ConfigError, DataError, suggest
 
 KINDS = ("xywh", "xyxy", "cxcywh")
@@ -71,15 +72,24 @@ def _share_inside(found: Floats, limits: Floats) -> float:
 
 
 def number_table(values: Sequence[Any], names: Sequence[Any], path: Path) -> Floats:
-    """Boxes (N, 4) of numbers, or of texts of numbers, as csv has them. DataError for what is neither."""
-    return box_table([_numbers(value) for value in values], names, path)
+    """Boxes (N, 4) of numbers, of texts of numbers, as csv has them, or of objects. DataError for what is none of these."""
+    return box_table([_numbers(value, name, path) for value, name in zip(values, names, strict=True)], names, path)
 
 
-def _numbers(value: Any) -> Any:
+def told_by(values: Sequence[Any]) -> str | None:
+    """The convention that the names in boxes which are objects tell; None for others."""
+    told = corners_in(values[0]) if values and isinstance(values[0], Mapping) else None
+    return told[1] if told else None
+
+
+def _numbers(value: Any, name: Any, path: Path) -> Any:
     if isinstance(value, str):
         value = value.replace(",", " ").split()
     if isinstance(value, Mapping):
-        value = list(value.values())
+        if (told := corners_in(value)) is None:
+            known = ", or ".join(", ".join(names) for names, _ in CORNERS)
+            raise DataError(f"the box of {name} in {path} is an object of {', '.join(map(str, value))}; known: {known}")
+        value = told[0]
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple):
         value = value[0]
     try:

@@ -165,6 +165,13 @@ def convention_of(names: Sequence[str]) -> str | None:
     return next((kind for kind in ("cxcywh", "xywh", "xyxy") if kind in plain[0]), None)
 
 
+def corners_in(box: Mapping[str, Any]) -> tuple[list[Any], str] | None:
+    """The four numbers of a box that is an object, in the order of its convention, and this; None where its names tell none."""
+    by_name = {_plain(str(name)): value for name, value in box.items()}
+    names, kind = next((each for each in CORNERS if by_name.keys() >= set(each[0])), ((), ""))
+    return ([by_name[name] for name in names], kind) if names else None
+
+
 def texts_of(value: Any) -> list[str]:
     """The texts in a cell: itself, those of a list, or of objects that hold one; a list may be written as a text."""
     return list(_texts(unpacked(value)))

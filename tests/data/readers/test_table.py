@@ -288,6 +288,31 @@ def test_the_names_of_columns_tell_a_convention(tmp_path):
     assert sample.texts["expressions"][0].facts["box"] == pytest.approx(BOX)
 
 
+@pytest.mark.parametrize(
+    ("box", "name"),
+    [
+        ({"height": 12, "width": 20, "x": 4, "y": 6}, "xywh"),
+        ({"x1": 4, "x2": 24, "y1": 6, "y2": 18}, "xyxy"),
+        ({"yMax": 0.75, "yMin": 0.25, "xMax": 0.75, "xMin": 0.125, "score": 1}, "xyxy_relative"),
+        ({"h": 12, "w": 20, "cy": 12, "cx": 14}, "cxcywh"),
+    ],
+)
+def test_a_box_that_is_an_object_is_read_by_its_names(box, name, tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    write_json(tmp_path / "t.json", [{"image": "a.jpg", "phrase": "it", "box": box}])
+    table = Table("t.json", str(tmp_path), split_by=NONE)
+    (sample,) = table.read("train")
+    assert sample.texts["expressions"][0].facts["box"] == pytest.approx(BOX)
+    assert table.opened.convention == name
+    write_json(
+        tmp_path / "t.json", [{"image": "a.jpg", "phrase": "it", "box": {"x": 4, "y": 6, "right": 24, "low": 18}}]
+    )
+    with pytest.raises(
+        DataError, match=r"the box of .* is an object of x, y, right, low; known: x, y, w, h, or x, y, width"
+    ):
+        read(tmp_path, "t.json")
+
+
 def test_boxes_that_fit_several_conventions_or_none_are_asked_about(tmp_path):
     photos(tmp_path, ["a.jpg"])
     for box, words in (([4, 6, 8, 12], "fit xywh and xyxy"), ([400, 6, 800, 12], "fit no convention")):
