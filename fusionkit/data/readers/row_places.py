@@ -88,7 +88,7 @@ def _words_there(before: Path, after: str) -> Iterator[str]:
     note(before if before.is_dir() else before.parent, FOLDER)
     folder, start = (before, "") if str(before).endswith("/") or before.is_dir() else (before.parent, before.name)
     end = after.partition("/")[0]
-    for each in folder.iterdir() if folder.is_dir() else ():
+    for each in sorted(folder.iterdir()) if folder.is_dir() else ():
         if each.name.startswith(start) and each.name.endswith(end):
             yield each.name[len(start) : len(each.name) - len(end)]
 

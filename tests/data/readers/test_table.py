@@ -371,6 +371,14 @@ def test_files_are_splits_by_mapping_template_pattern_and_folder(tmp_path):
         images.read("val")
 
 
+def test_the_splits_of_a_template_have_one_order_on_every_disk(tmp_path, monkeypatch):
+    for word in ("zoo", "bar", "car"):
+        write_csv(tmp_path / f"c_{word}.csv", [["image", "caption"], ["a.jpg", "x"]])
+    names = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(names[::-1]))
+    assert Table("c_{split}.csv", str(tmp_path)).opened.splits == ["bar", "car", "zoo"]
+
+
 def test_a_hash_puts_one_picture_into_one_split_whatever_its_name(tmp_path):
     names = [f"{number}.png" for number in range(60)]
     for number, name in enumerate(names):
