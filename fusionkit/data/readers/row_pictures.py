@@ -74,10 +74,9 @@ def pictures_of(
 
 
 def _group(row: Row, keys: Sequence[Reference], places: Any, columns: Columns) -> Any:
-    """What the rows about one picture share: its file, and of pictures in the table their id, where it has a column of these."""
-    if isinstance(keys[0], Stored) and "image_id" in columns:
-        return row.cells.get(columns["image_id"][0])
-    return places
+    """What the rows about one picture share: its file, and of pictures in the table their id, where the row has one."""
+    own = row.cells.get(columns["image_id"][0]) if isinstance(keys[0], Stored) and "image_id" in columns else None
+    return places if own is None else own
 
 
 def references_of(row: Row, columns: Columns) -> list[Reference]:

@@ -436,6 +436,14 @@ def test_pictures_in_a_parquet_are_read_from_their_cells(tmp_path):
     assert [(s.image_id, decode(s.image, 1).size) for s in plain_bytes] == [(f"row {n}", (10 + n, 8)) for n in range(3)]
 
 
+def test_pictures_in_a_table_whose_ids_are_empty_are_not_one(tmp_path):
+    rows = {"image": [png(n) for n in range(5)], "image_id": [7, None, 7, None, None], "caption": list("abcde")}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
+    samples = read(tmp_path, "t.parquet")
+    assert texts(samples, "captions") == [["a", "c"], ["b"], ["d"], ["e"]]
+    assert [decode(sample.image, 1).size[0] for sample in samples] == [10, 11, 13, 14]
+
+
 def test_a_data_set_that_was_saved_to_disk(tmp_path):
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     for split, numbers in (("train", range(4)), ("test", range(4, 6))):
