@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from fusionkit.data.boxes import Size, usable
 from fusionkit.data.files import require_split
-from fusionkit.data.images import decode
 from fusionkit.data.readers.row_boxes import in_pixels, number_table, recognise, told_by
 from fusionkit.data.readers.row_columns import Columns, convention_of, map_columns
-from fusionkit.data.readers.row_pictures import Picture, Row, digest_of, name_pictures, pictures_of, references_of
+from fusionkit.data.readers.row_pictures import (
+    Picture,
+    Row,
+    digest_of,
+    name_pictures,
+    pictures_of,
+    references_of,
+    size_of,
+)
 from fusionkit.data.readers.row_places import Place, find_places, role_of
 from fusionkit.data.readers.row_texts import Meaning, label_of, texts_in, what_is_meant
 from fusionkit.data.readers.rows import Stored
@@ -28,16 +35,8 @@ if TYPE_CHECKING:
 HEAD = 1000  # rows of the first table that guesses are made of
 BOXES = 200  # pictures by whose boxes a convention is recognised
 SHARES = {"val": 0.1, "test": 0.1}  # of the images, where no column and no file names the splits
-FOLDERS = (
-    "",
-    "images",
-    "Images",
-    "imgs",
-    "img",
-    "photos",
-    "pictures",
-    "../images",
-)  # where pictures lie, from the table's
+# Where pictures lie, from the table's folder.
+FOLDERS = ("", "images", "Images", "imgs", "img", "photos", "pictures", "../images")
 OPTIONAL = ("id", "answer", "answer_type", "question_type", "weights", "label", "image_id", "width", "height")
 
 
@@ -229,19 +228,15 @@ class OpenTable:
         return samples
 
     def _texts(self, pictures: Sequence[Picture], columns: Columns) -> list[list[tuple[str, Text]]]:
-        classes = self.places[0].table.classes
+        first = self.places[0].table.classes  # of tables that do not name them
+        classes = {place.table.path: {**first, **place.table.classes} for place in self.places}
         return [
-            [found for row in picture.rows for found in texts_in(row, self.meaning, columns, classes)]
+            [found for row in picture.rows for found in texts_in(row, self.meaning, columns, classes[row.path])]
             for picture in pictures
         ]
 
-    def _size(self, picture: Picture) -> Size:
-        """Width and height that boxes refer to: what the columns say, else the picture's own."""
-        cells = picture.rows[0].cells
-        said = [cells.get(self.mapped[side][0]) if side in self.mapped else None for side in ("width", "height")]
-        if all(value is not None and str(value).isdecimal() and int(value) > 0 for value in said):
-            return int(str(said[0])), int(str(said[1]))
-        return decode(picture.files[0], 1).size
+    def _size(self, picture: Picture) -> Size | None:
+        return size_of(picture, self.mapped, self.missing == "skip")
 
     @cached_property
     def convention(self) -> str:
@@ -257,8 +252,9 @@ class OpenTable:
         rows = [row for row, _ in zip(self._rows(place, split, ""), range(5 * BOXES), strict=False)]
         pictures, _ = pictures_of(rows, self.folder(place, split), self.mapped, place.table.path, True)
         found = [
-            (text.facts["box"], self._size(picture), text.id)
+            (text.facts["box"], size, text.id)
             for picture in pictures[:BOXES]
+            if (size := self._size(picture)) is not None
             for row in picture.rows
             for kind, text in texts_in(row, self.meaning, self.mapped, place.table.classes)
             if kind == "expressions"
@@ -282,7 +278,7 @@ class OpenTable:
             if kind == "expressions" and size is not None
         ]
         if not rows:
-            return texts
+            return [[each for each in said if each[0] != "expressions"] for said in texts]
         names = [f"expression {text.id}" for text, _ in rows]
         table = number_table([text.facts["box"] for text, _ in rows], names, self.path)
         known = [size for _, size in rows]
@@ -292,7 +288,7 @@ class OpenTable:
             [
                 (kind, Text(text.id, text.text, {"box": good[text.id]}) if kind == "expressions" else text)
                 for kind, text in said
-                if kind != "expressions" or good[text.id] is not None
+                if kind != "expressions" or good.get(text.id) is not None
             ]
             for said in texts
         ]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -208,10 +209,11 @@ def unpacked(value: Any) -> Any:
     return value
 
 
-def weighted(answers: Any, weights: Any) -> list[str]:
+def weighted(answers: Any, weights: Any, where: str) -> list[str]:
     """Answers as people would have given them: each as often as its weight says, of ten (ALBEF, X-VLM, LXMERT).
 
-    ``answers`` are texts, with ``weights`` of the same number or none, or an object from answer to weight.
+    ``answers`` are texts, with ``weights`` of the same number or none, or an object from answer to weight; ``where`` they stand
+    is said in the DataError for a weight that is no number.
     """
     answers, weights = unpacked(answers), unpacked(weights)
     if isinstance(answers, dict) and answers and all(isinstance(each, int | float) for each in answers.values()):
@@ -219,6 +221,17 @@ def weighted(answers: Any, weights: Any) -> list[str]:
     said = texts_of(answers)
     if not isinstance(weights, list | tuple) or len(weights) != len(said):
         return said
+    if wrong := [weight for weight in weights if not _is_weight(weight)]:
+        raise DataError(
+            f"{where} has the weight {str(wrong[0])[:60]!r}, but a weight is a number; correct it, or rename the column"
+        )
     return [
         answer for answer, weight in zip(said, weights, strict=True) for _ in range(max(1, round(10 * float(weight))))
     ]
+
+
+def _is_weight(value: Any) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -2,13 +2,15 @@
 
 import hashlib
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fusionkit.data.boxes import Size
 from fusionkit.data.identity import photo_by_name
-from fusionkit.data.images import image_places, there_images
+from fusionkit.data.images import CorruptImage, decode, image_places, there_images
 from fusionkit.data.readers.row_columns import Columns, unpacked
 from fusionkit.data.readers.rows import Stored
 from fusionkit.data.stores import stored_bytes
@@ -156,6 +158,24 @@ def as_ids(values: Sequence[Any], column: str, path: Path) -> list[Id]:
 
 def _is_number(text: str) -> bool:
     return text.isdecimal() and text == str(int(text))
+
+
+def size_of(picture: Picture, columns: Columns, may_skip: bool) -> Size | None:
+    """Width and height that boxes refer to: what the columns say, else the picture's own.
+
+    DataError for a picture that is damaged; None, which is told, where ``may_skip``.
+    """
+    cells = picture.rows[0].cells
+    said = [cells.get(columns[side][0]) if side in columns else None for side in ("width", "height")]
+    if all(value is not None and str(value).isdecimal() and int(value) > 0 for value in said):
+        return int(str(said[0])), int(str(said[1]))
+    try:
+        return decode(picture.files[0], 1).size
+    except CorruptImage as error:
+        if not may_skip:
+            raise DataError(f"{error}; replace it, or leave its boxes out with data.missing=skip") from error
+        warnings.warn(f"{error}; its boxes are left out", stacklevel=2)
+        return None
 
 
 def digest_of(path: Path) -> bytes:

@@ -134,7 +134,11 @@ def _answers(row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str,
     answers: list[str] = []
     for name in meaning.answers:
         value = row.cells.get(name)
-        answers += _named(value, classes[name]) if name in classes else weighted(value, weights)
+        answers += (
+            _named(value, classes[name])
+            if name in classes
+            else weighted(value, weights, f"row {row.name} of {row.path}")
+        )
     if not answers:
         return {}
     facts: dict[str, Any] = {"answers": answers, "multiple_choice_answer": Counter(answers).most_common(1)[0][0]}

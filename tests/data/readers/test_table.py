@@ -444,6 +444,48 @@ def test_pictures_in_a_table_whose_ids_are_empty_are_not_one(tmp_path):
     assert [decode(sample.image, 1).size[0] for sample in samples] == [10, 11, 13, 14]
 
 
+def test_numbers_of_classes_have_the_names_of_their_own_table(tmp_path):
+    photos(tmp_path, A_JPG[:6])
+    for name, images, names in (("fit", A_JPG[:2], ["cat", "dog"]), ("held", A_JPG[2:4], ["dog", "cat"])):
+        about = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        rows = pyarrow.table({"image": images, "label": [0, 1]})
+        parquet.write_table(
+            rows.replace_schema_metadata({"huggingface": json.dumps(about)}), tmp_path / f"{name}.parquet"
+        )
+    write_json(tmp_path / "new.json", [{"image": name, "label": n} for n, name in enumerate(A_JPG[4:6])])
+    table = Table({"train": "fit.parquet", "test": "held.parquet", "new": "new.json"}, str(tmp_path), split_by=NONE)
+    for split, wanted in {"train": ["cat", "dog"], "test": ["dog", "cat"], "new": ["cat", "dog"]}.items():
+        assert [s.texts["questions"][0].facts["multiple_choice_answer"] for s in table.read(split)] == wanted
+
+
+def test_a_damaged_picture_with_a_box_is_told_or_left_out(tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg"])
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    rows = [{"image": name, "phrase": "it", "box": [20, 14, 10, 8]} for name in ("a.jpg", "b.jpg")]
+    write_json(tmp_path / "t.json", rows)
+    for boxes in ("xywh", None):
+        with pytest.raises(DataError, match=r"a.jpg cannot be decoded .*; replace it, or leave its boxes out"):
+            read(tmp_path, "t.json", boxes=boxes)
+        with pytest.warns(UserWarning, match=r"a.jpg cannot be decoded .*; its boxes are left out"):
+            (sample,) = read(tmp_path, "t.json", boxes=boxes, missing="skip")
+        assert (sample.image_id, sample.size) == ("b.jpg", (32, 24))
+    write_json(tmp_path / "t.json", rows[:1])
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(DataError, match=r"the split 'train' of .* is empty"),
+    ):
+        read(tmp_path, "t.json", boxes="xywh", missing="skip")
+
+
+@pytest.mark.parametrize("weight", [None, "much", [1], "nan"])
+def test_a_weight_that_is_no_number_is_told(weight, tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    row = {"image": "a.jpg", "question": "what?", "answer": ["red", "blue"], "weight": [1.0, weight]}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=r"row 0 of .*t.jsonl has the weight .*, but a weight is a number"):
+        read(tmp_path, "t.jsonl")
+
+
 def test_a_data_set_that_was_saved_to_disk(tmp_path):
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     for split, numbers in (("train", range(4)), ("test", range(4, 6))):
