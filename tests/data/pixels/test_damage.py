@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -12,6 +14,7 @@ from fusionkit.data.pixels.damage import Damage, fault_of
 from fusionkit.data.readers.coco import CocoCaptions
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
+from fusionkit.data.stores import cell
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.errors import ConfigError, DataError
 from tests.data.worlds import captions, write_json, write_photos
@@ -152,3 +155,23 @@ def test_a_damaged_image_is_found_before_training_in_validation_too(tmp_path):
     data = data_of(tmp_path, missing="skip", max_missing=0.3)
     assert [sample.image_id for sample in data.samples("coco", "val")] == [1, 2, 4]
     assert len(data.samples("coco", "train")) == 4
+
+
+@pytest.mark.parametrize("is_thorough", [False, True])
+def test_a_picture_in_a_table_is_there_where_its_cell_is(tmp_path, is_thorough):
+    whole = noise(tmp_path / "a.png").read_bytes()
+    cells = [{"bytes": whole, "path": None}, {"bytes": whole[:200], "path": None}, {"bytes": None, "path": None}]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "t.parquet")
+    faults = [fault_of(cell(tmp_path / "t.parquet", "image", row), is_thorough) for row in range(3)]
+    assert faults[0] is None
+    assert "cannot be decoded" in faults[1]
+    assert faults[2].endswith("is missing")
+
+
+def test_of_very_many_training_images_some_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("fusionkit.data.pixels.damage.LOOKED_AT", 3)
+    samples = [Sample(place, tmp_path / f"{place}.png", {}) for place in range(7)]
+    assert list(Damage().faults(samples, False)) == [0, 3, 6]
+    assert list(Damage().faults(samples, True)) == list(range(7))
+    assert list(Damage().faults(samples[:3], False)) == [0, 1, 2]
+    assert Damage().faults([], False) == {}
