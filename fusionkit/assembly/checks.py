@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from fusionkit.data.datamodule import DataModule
+from fusionkit.data.source import Source
 from fusionkit.encoders.base import ImageEncoder
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, UserError, suggest
@@ -153,6 +154,15 @@ def check_reads(key: str, task: Task[Any], kinds: list[str]) -> None:
     """The source has the texts that the task reads."""
     if task.reads not in kinds:
         raise ConfigError(f"{key}: the task reads {task.reads}, but the source has none; {suggest(task.reads, kinds)}")
+
+
+def check_template(key: str, name: str, task: Task[Any], source: Source) -> None:
+    """A task that says captions is not taught to say what a template puts around them."""
+    if task.replies_to == "caption" and task.reads in (source.template or {}):
+        raise ConfigError(
+            f"{key}.{task.reads}: task '{name}' would learn to say the template's words too; give those before a caption as "
+            f"task.{name}.prompt, and leave {task.reads} out of the template"
+        )
 
 
 def check_temperature(model: VisionLanguageModel) -> None:

@@ -18,6 +18,7 @@ from fusionkit.assembly.checks import (
     check_needs,
     check_reads,
     check_roles,
+    check_template,
     check_text,
 )
 from fusionkit.assembly.evaluation_options import EvaluationOptions
@@ -88,6 +89,7 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
                 tasks[name].check(model)
             check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
             check_answers(f"objectives.{source}.{name}", tasks[name], dims)
+            check_template(f"data.sources.{source}.template", str(name), tasks[name], datamodule.sources[str(source)])
         regions = datamodule.sources[str(source)].regions
         if (count := image_tokens if regions is None else regions.max_regions) is not None:
             check_budget(str(source), datamodule, model, [tasks[str(name)] for name in weights], count)

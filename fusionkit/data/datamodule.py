@@ -26,6 +26,7 @@ from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
+from fusionkit.data.stores import stamp_of
 from fusionkit.data.tables.samples import ImagePaths, Samples
 from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer, wrapped
 from fusionkit.data.transforms import Augment, Finish
@@ -208,8 +209,8 @@ class DataModule(LightningDataModule):
         """Every text of every image of a role once over all ranks, in order, not augmented; or its batches of these numbers."""
         samples = self.samples(source, role)
         settings = self.sources[source]
-        images = self._images(source, role, self.finish.decode_side)
-        data = EvalData(samples, images, settings.kinds, self._finishing(source, role))
+        images = self._images(source, role, self.finish.decode_side, is_augmented=False)
+        data = EvalData(samples, images, settings.kinds, self._finishing(source, role, is_augmented=False))
         batches: Any = ShardBatches(len(samples), settings.batch_size, *self._place)
         if numbers is not None:
             every = list(batches)
@@ -265,13 +266,11 @@ class DataModule(LightningDataModule):
         """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
         settings, finish = self.sources[source], self.finish
         yield f"{source} {role} {settings.kinds} {settings.batch_size} {settings.max_length}"
-        if settings.template:
-            yield str(dict(settings.template))
+        yield f"{dict(settings.template or {})} {settings.clean!r}"
         yield f"{finish.size} {finish.fit} {finish.multiple} {finish.scale.tolist()} {finish.shift.tolist()}"
-        yield str(sorted(self.tokenizer.get_vocab().items()))
+        yield _spelling(self.tokenizer)
         for sample in self.samples(source, role):
-            files = [path.stat() for path in (sample.image, *sample.others) if path.exists()]
-            yield f"{sample} {[(file.st_size, file.st_mtime_ns) for file in files]}"
+            yield f"{sample} {[stamp_of(path) for path in (sample.image, *sample.others)]}"
 
     def state_dict(self) -> dict[str, Any]:
         """How many batches have been trained on, and what their order depends on."""
@@ -307,8 +306,8 @@ class DataModule(LightningDataModule):
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
         return Loader(data, batches, self._collate(name, "train", samples), self.num_workers, persistent=True)
 
-    def _finishing(self, source: str, role: str) -> Finishing:
-        if (source, role) in self._tables:
+    def _finishing(self, source: str, role: str, is_augmented: bool = True) -> Finishing:
+        if self._table(source, role, is_augmented) is not None:
             return as_stored
         return self.finish if self.sources[source].regions is None else as_found
 
@@ -337,7 +336,12 @@ class DataModule(LightningDataModule):
             settings.template,
         )
 
-    def _images(self, source: str, role: str, side: int) -> Images:
+    def _table(self, source: str, role: str, is_augmented: bool) -> Table | None:
+        """The table of a role's image tokens; none of augmented images where they are to be as they are."""
+        is_other = not is_augmented and self._augmentation(source, role) is not None
+        return None if is_other else self._tables.get((source, role))
+
+    def _images(self, source: str, role: str, side: int, is_augmented: bool = True) -> Images:
         paths, settings = ImagePaths(self.samples(source, role)), self.sources[source]
         if has_pixels(paths[0]) == (settings.images == "regions"):
             raise DataError(
@@ -347,10 +351,11 @@ class DataModule(LightningDataModule):
             )
         if settings.regions is not None:
             return RegionFiles(paths, settings.regions)
-        if table := self._tables.get((source, role)):
+        if (table := self._table(source, role, is_augmented)) is not None:
             return StoredImages(table, self.samples(source, role), settings.kinds)
         if not self.sources[source].cache:
-            return FastImages(paths, side, self._decoder) if self._is_fast(source, role) else ImageFiles(paths, side)
+            is_fast = is_augmented and self._is_fast(source, role)
+            return FastImages(paths, side, self._decoder) if is_fast else ImageFiles(paths, side)
         if (source, role) not in self._cached:
             self._cached[source, role] = CachedImages(paths, self.finish.size)
         return self._cached[source, role]
@@ -393,3 +398,9 @@ class DataModule(LightningDataModule):
                 rank_zero_warn(
                     f"the checkpoint was trained with {name} {before}, not {value}: samples now come in another order"
                 )
+
+
+def _spelling(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that a tokenizer does to a text, in words."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return str(sorted(tokenizer.get_vocab().items())) if backend is None else str(backend.to_str())

@@ -38,6 +38,15 @@ def stored_bytes(path: Path) -> bytes:
         return transaction.get(path.name.encode()) or b""
 
 
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """Size and time of change of a file, or of the lmdb or the table that it stands in; None where there is nothing."""
+    for place in (path, path.parent / "data.mdb", path.parent.parent):
+        if place.is_file():
+            state = place.stat()
+            return state.st_size, state.st_mtime_ns
+    return None
+
+
 def lmdb_keys(folder: Path) -> list[str]:
     """The file names of an lmdb. DataError where its values are no npz files."""
     try:

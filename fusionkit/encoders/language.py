@@ -263,7 +263,8 @@ def _build(config: Mapping[str, Any], vocab_size: int, words: TextFormat | None)
 
 def _load(pretrained: str, overrides: Mapping[str, Any], gguf: str | None) -> Any:
     """A model with the weights of a hub id, a local directory or a .gguf file."""
-    key, given, place = "pretrained", dict[str, Any](), pretrained
+    key, given = "pretrained", dict[str, Any]()
+    place = str(Path(pretrained).expanduser()) if pretrained.startswith("~") else pretrained
     kind: Any = AutoModelForCausalLM  # with ``output_loading_info`` it gives two, which its types do not say
     if gguf is not None:
         file = Path(gguf).expanduser()

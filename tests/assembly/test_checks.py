@@ -18,6 +18,7 @@ from fusionkit.assembly.checks import (
     check_reads,
     check_roles,
     check_temperature,
+    check_template,
     check_text,
     lacking,
     lonely,
@@ -212,3 +213,15 @@ def test_an_image_and_a_text_have_to_fit_into_the_language_model_together():
     assert "the language model reads 16 at once; set data.sources.toy.max_length=9, or make" in budget(16, 10, said=3)
     assert "reads 9 at once; make the prefix shorter" in budget(9, 7, said=3)
     assert "make no square whose side 2 divides" in budget(99, 10, tokens=17)
+
+
+def test_a_template_around_captions_is_not_taught():
+    says, ranks = (SimpleNamespace(replies_to=replies, reads="captions") for replies in ("caption", None))
+    around, plain = (SimpleNamespace(template=template) for template in ({"captions": "see: {text}"}, None))
+    assert "data.sources.x.template.captions: task 'c' would learn to say the template's words too" in told(
+        check_template, "data.sources.x.template", "c", says, around
+    )
+    assert told(check_template, "data.sources.x.template", "c", says, plain) is None
+    assert told(check_template, "data.sources.x.template", "c", ranks, around) is None
+    questions = SimpleNamespace(template={"questions": "Question: {text} Answer:"})
+    assert told(check_template, "data.sources.x.template", "c", says, questions) is None

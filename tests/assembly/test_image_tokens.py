@@ -10,9 +10,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
+from tokenizers.normalizers import Lowercase
 from torch import nn
 
 from fusionkit.assembly.image_tokens import ImageTokens, image_tokens_of
+from fusionkit.data.cleaning import Clean
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.pixels.stored import StoredImage
 from fusionkit.data.sample import Sample, Text
@@ -376,3 +378,25 @@ def test_two_halves_are_one_encoder():
         assert part is right or torch.equal(part, right)
     assert not encoder.states(pixels).requires_grad
     assert toy_model().encode_image(Stored((torch.ones(2, 17, 32),))).pooled.shape == (2, 32)
+
+
+def test_training_images_are_evaluated_as_they_are_not_as_a_view(tmp_path):
+    data, encoder = data_of(tmp_path, Augment(num_ops=0, crop_scale=(0.3, 0.5))), frozen()
+    plain = list(data.eval_loader("pairs", "train"))
+    kept(tmp_path, data, encoder, views=1).fill(PLACES, CPU, "32-true", lambda pixels: pixels)
+    after = list(data.eval_loader("pairs", "train"))
+    for one, other in zip(after, plain, strict=True):
+        torch.testing.assert_close(one["pixel_values"], other["pixel_values"], rtol=0, atol=0)
+        torch.testing.assert_close(one["expressions"]["boxes"], other["expressions"]["boxes"])
+    assert "stored" in next(iter(data.eval_loader("pairs", "val")))  # nothing is drawn there
+
+
+def test_what_encodings_are_kept_by_changes_with_how_texts_are_cleaned_and_spelt(tmp_path):
+    data = data_of(tmp_path)
+    before = list(data.identity("pairs", "val"))
+    assert list(data.identity("pairs", "val")) == before
+    data.sources["pairs"] = replace(data.sources["pairs"], clean=Clean(words=1))
+    cleaned = list(data.identity("pairs", "val"))
+    assert cleaned != before
+    data.tokenizer.backend_tokenizer.normalizer = Lowercase()
+    assert list(data.identity("pairs", "val")) != cleaned

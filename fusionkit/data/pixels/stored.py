@@ -53,16 +53,16 @@ class Table:
     the table's own is whole.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_written: bool = False) -> None:
         about = _read_about(folder)
         self.folder, self.views, self.images = folder, int(about["views"]), int(about["images"])
         rows = self.images * self.views
         self.parts = tuple(
-            _map(folder / f"part{number}", DTYPES[part["dtype"]], (rows, *part["shape"]))
+            _map(folder / f"part{number}", DTYPES[part["dtype"]], (rows, *part["shape"]), is_written)
             for number, part in enumerate(about["parts"])
         )
-        self.boxes = _map(folder / "boxes", torch.float32, (int(about["boxes"]), self.views, 4))
-        self.sizes = _map(folder / "sizes", torch.int64, (self.images, 2))
+        self.boxes = _map(folder / "boxes", torch.float32, (int(about["boxes"]), self.views, 4), is_written)
+        self.sizes = _map(folder / "sizes", torch.int64, (self.images, 2), is_written)
 
     def put(self, image: int, states: Sequence[Tensor], size: tuple[int, int], boxes: Tensor, first_box: int) -> None:
         """Write an image: its views' states (views, ...) of each part, the size of its file, and boxes (N, views, 4)."""
@@ -81,7 +81,7 @@ def new_table(folder: Path, images: int, views: int, boxes: int, example: Sequen
     place, fault = from_rank_zero(_begin(folder, images, views, boxes, example) if rank() == 0 else None)
     if fault:
         raise DataError(fault)
-    yield Table(place)
+    yield Table(place, is_written=True)
     barrier()
     if rank() == 0:
         with writing(folder, ADVICE):
@@ -135,12 +135,17 @@ def _read_about(folder: Path) -> dict[str, Any]:
     raise DataError(f"{folder} holds no image tokens ({fault}); remove it, and they are computed anew")
 
 
-def _map(path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """A tensor whose memory is the file."""
+def _map(path: Path, dtype: torch.dtype, shape: tuple[int, ...], is_written: bool = False) -> Tensor:
+    """A tensor whose memory is the file; what is changed goes into the file where it ``is_written``."""
     count = math.prod(shape)
     if not path.is_file() or path.stat().st_size != count * dtype.itemsize:
         raise DataError(f"{path} is not of the size that {path.parent / ABOUT} says; remove the folder")
-    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape) if count else torch.zeros(shape)
+    if not count:
+        return torch.zeros(shape, dtype=dtype)
+    try:
+        return torch.from_file(str(path), shared=is_written, size=count, dtype=dtype).view(shape)
+    except RuntimeError as error:  # torch's own sentence begins a trace
+        raise DataError(f"{path} cannot be read ({str(error).splitlines()[0]}); check its permissions") from error
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -22,6 +22,7 @@ from fusionkit.data.frames import framed
 from fusionkit.data.images import CorruptImage
 from fusionkit.data.pixels.stored import boxed_texts
 from fusionkit.data.sample import Sample
+from fusionkit.data.stores import stamp_of
 from fusionkit.data.tables.samples import ImagePaths, OtherPlaces
 from fusionkit.distributed import rank, world_size
 from fusionkit.errors import DataError
@@ -107,8 +108,7 @@ def identity(
         if augment is not None:
             yield str(list(words_of({kind: sample.texts.get(kind, ()) for kind in kinds})))
     for path in ImagePaths(samples):
-        file = path.stat() if path.exists() else None
-        yield f"{path} {file and (file.st_size, file.st_mtime_ns)}"
+        yield f"{path} {stamp_of(path)}"
 
 
 def unchanged(batch: Any) -> Any:

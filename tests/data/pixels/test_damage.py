@@ -14,7 +14,7 @@ from fusionkit.data.pixels.damage import Damage, fault_of
 from fusionkit.data.readers.coco import CocoCaptions
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
-from fusionkit.data.stores import cell
+from fusionkit.data.stores import cell, stamp_of
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.errors import ConfigError, DataError
 from tests.data.worlds import captions, write_json, write_photos
@@ -175,3 +175,16 @@ def test_of_very_many_training_images_some_are_looked_at(tmp_path, monkeypatch):
     assert list(Damage().faults(samples, True)) == list(range(7))
     assert list(Damage().faults(samples[:3], False)) == [0, 1, 2]
     assert Damage().faults([], False) == {}
+
+
+def test_a_stamp_is_that_of_the_file_that_a_picture_stands_in(tmp_path):
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": [b"a"]}), table)
+    path, before = cell(table, "image", 0), stamp_of(cell(table, "image", 0))
+    assert before == stamp_of(table) == (table.stat().st_size, table.stat().st_mtime_ns)
+    pq.write_table(pa.table({"image": [b"a much longer one"]}), table)
+    assert stamp_of(path) not in (None, before)
+    (tmp_path / "x.lmdb").mkdir()
+    (tmp_path / "x.lmdb/data.mdb").write_bytes(b"123")
+    assert stamp_of(tmp_path / "x.lmdb/1.npz")[0] == 3
+    assert stamp_of(tmp_path / "none/of/these.jpg") is None
