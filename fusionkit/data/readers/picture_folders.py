@@ -49,7 +49,7 @@ class Pictures(RowFile):
 def open_pictures(folder: Path, pictures: Sequence[Path]) -> list[tuple[Pictures, str | None]]:
     """The pictures of each split, which are folders of their names, or of a folder without such.
 
-    DataError where nothing is said of them.
+    DataError where nothing is said of them, and where one lies beside the folders of the classes.
     """
     by_split: dict[str | None, list[Path]] = {}
     for path in pictures:
@@ -62,6 +62,12 @@ def open_pictures(folder: Path, pictures: Sequence[Path]) -> list[tuple[Pictures
         raise DataError(
             f"the {len(pictures)} pictures in {folder} have no texts; put each class into a folder of its name, a text beside "
             f"each picture (a.jpg, a.txt), or a {METADATA}.jsonl into the folder"
+        )
+    stray = [path.name for path in pictures if not beside and len(path.relative_to(folder).parts) <= depth]
+    if stray:
+        raise DataError(
+            f"{len(stray)} of the pictures in {folder} are in no folder of a class, such as {stray[0]}; move them into that of "
+            "their class, or out"
         )
     columns = ("image", *(beside or ("label",)))
     return [(Pictures(folder, columns, {}, tuple(files), not beside), split) for split, files in by_split.items()]

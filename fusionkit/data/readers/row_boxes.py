@@ -11,7 +11,8 @@ from fusionkit.data.readers.row_columns import CORNERS, corners_in
 from fusionkit.errors import ConfigError, DataError, suggest
 
 KINDS = ("xywh", "xyxy", "cxcywh")
-UNITS = {"": None, "_relative": 1.0, "_1000": 1000.0}  # how a convention's name ends: what the side of an image is
+THOUSAND = 1000.0
+UNITS = {"": None, "_relative": 1.0, "_1000": THOUSAND}  # how a convention's name ends: what the side of an image is
 CONVENTIONS = tuple(kind + unit for unit in UNITS for kind in KINDS)
 FITS = 0.95  # of the boxes lie in their images, where a convention is right
 SLACK = 0.005  # of a side, by which a box may leave its image
@@ -35,6 +36,9 @@ def recognise(boxes: Floats, sizes: Sequence[Size], kind: str | None, path: obje
     fitting = [each for each, share in shares.items() if share >= FITS]
     if not is_relative and len(fitting) > 1 and "cxcywh" in fitting:
         fitting.remove("cxcywh")  # nobody writes centres in pixels but says so
+    if limits.min() > THOUSAND:  # where thousandths look like pixels of the upper left part of each image
+        thousand = np.full_like(limits, THOUSAND)
+        fitting += [f"{each}_1000" for each in fitting if _share_inside(corners(boxes, each), thousand) == 1]
     first = [round(value, 3) for value in boxes[0].tolist()]
     if len(fitting) == 1:
         return fitting[0] + unit

@@ -87,14 +87,17 @@ def map_columns(
             found[role] = _given(role, value, columns, path)
     used = {name for names in found.values() for name in names}
     free = {_plain(name): name for name in columns if name not in used}
+    box: tuple[str, ...] = ()
+    corners = next((names for names, _ in CORNERS if all(name in free for name in names)), None)
+    if corners and "box" not in found and not _by_name("box", free):
+        # before a picture's width and height take two of them
+        box = tuple(free.pop(name) for name in corners)
     for role in (role for role in NAMES if role not in found):
         names = _by_name(role, free)
         if names:
             found[role] = names
             free = {plain: name for plain, name in free.items() if name not in names}
-    if "box" not in found:
-        corners = next((names for names, _ in CORNERS if all(name in free for name in names)), None)
-        found |= {"box": tuple(free[name] for name in corners)} if corners else {}
+    found |= {"box": box} if box else {}
     if all(re.fullmatch(r"column\d+", name) for name in columns):
         found |= {role: names for role, names in _by_content(columns, head).items() if role not in found}
     _require_use(found, columns, path)

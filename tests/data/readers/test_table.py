@@ -323,6 +323,28 @@ def test_boxes_that_fit_several_conventions_or_none_are_asked_about(tmp_path):
         Table("t.json", str(tmp_path), boxes="xxyy")
 
 
+def test_small_numbers_on_large_images_may_be_thousandths(tmp_path):
+    photos(tmp_path, ["a.jpg"], (1600, 1200))
+    for box, words in (([100, 500, 990, 995], "xyxy and xyxy_1000"), ([300, 400, 100, 100], "xywh and xywh_1000")):
+        write_json(tmp_path / "t.json", [{"image": "a.jpg", "phrase": "it", "box": box}])
+        with pytest.raises(DataError, match=rf"on 1600 x 1200 pixels, fit {words}; state it as data.boxes=NAME"):
+            read(tmp_path, "t.json")
+    write_json(tmp_path / "t.json", [{"image": "a.jpg", "phrase": "it", "box": [100, 500, 1010, 995]}])
+    (sample,) = read(tmp_path, "t.json")
+    assert sample.texts["expressions"][0].facts["box"] == (100, 500, 910, 495)
+
+
+def test_width_and_height_beside_a_corner_are_those_of_a_box(tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    write_csv(tmp_path / "t.csv", [["image", "phrase", "x", "y", "width", "height"], ["a.jpg", "it", 4, 6, 20, 12]])
+    (sample,) = read(tmp_path, "t.csv")
+    assert (sample.texts["expressions"][0].facts["box"], sample.size) == (BOX, (32, 24))
+    row = {"image": "a.jpg", "phrase": "it", "bbox": [8, 12, 40, 24], "x": 1, "y": 1, "width": 64, "height": 48}
+    write_json(tmp_path / "t.json", [row])
+    (sample,) = read(tmp_path, "t.json", boxes="xywh")
+    assert (sample.texts["expressions"][0].facts["box"], sample.size) == ((8, 12, 40, 24), (64, 48))
+
+
 def test_some_wrong_boxes_are_left_out_and_told(tmp_path):
     photos(tmp_path, ["a.jpg"])
     boxes = [[20, 14, 10, 8], [4, 6, 20, 12], [500, 500, 5, 5]]
@@ -517,6 +539,11 @@ def test_folders_of_pictures(tmp_path):
     assert set(table.opened.splits) == {"train", "test", "val"}
     found = table.read("test")
     assert [s.texts["questions"][0].facts["answers"][0] for s in found] == ["blue", "blue", "red star", "red star"]
+    photos(tmp_path / "classes/train", ["stray.jpg"])
+    with pytest.raises(
+        DataError, match=r"1 of the pictures in .*classes are in no folder of a class, such as stray.jpg"
+    ):
+        Table(root=str(tmp_path / "classes")).read("train")
     photos(tmp_path / "sidecars/0", ["a.jpg", "b.jpg"])
     (tmp_path / "sidecars/0/a.txt").write_text("one\n\ntwo\n")
     write_json(tmp_path / "sidecars/0/b.json", {"caption": "three", "url": "https://x"})
