@@ -17,14 +17,13 @@ from fusionkit.data.readers.row_pictures import (
     Picture,
     Row,
     digest_of,
+    fullest,
     name_pictures,
     pictures_of,
-    references_of,
     size_of,
 )
 from fusionkit.data.readers.row_places import Place, find_places, role_of
 from fusionkit.data.readers.row_texts import Meaning, label_of, texts_in, what_is_meant
-from fusionkit.data.readers.rows import Stored
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.depends import Seen, again, noting
@@ -179,15 +178,8 @@ class OpenTable:
             given = self.files if isinstance(self.files, Mapping) else {}
             spelt = next((str(name) for name in given if role_of(name) == split), split)
             return self.root / os.path.expanduser(self.images).replace("{split}", spelt)
-        rows = [Row(place.table.path, 0, cells) for cells in place.table.head(20)]
-        if all(isinstance(key, Stored) for row in rows for key in references_of(row, self.mapped)):
-            return place.folder
-        counts = {}
-        for name in (*FOLDERS, split):
-            folder = Path(os.path.normpath(place.folder / name))
-            if folder.is_dir():
-                counts[folder] = len(rows) - pictures_of(rows, folder, self.mapped, place.table.path, True)[1]
-        return max(counts, key=lambda folder: counts[folder]) if counts else place.folder
+        usual = [Path(os.path.normpath(place.folder / name)) for name in (*FOLDERS, split)]
+        return fullest([folder for folder in usual if folder.is_dir()], place.table, self.mapped) or place.folder
 
     def _drawn(self, picture: Path) -> str:
         """The split that a picture's hash gives it."""

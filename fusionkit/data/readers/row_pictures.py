@@ -12,11 +12,12 @@ from fusionkit.data.boxes import Size
 from fusionkit.data.identity import photo_by_name
 from fusionkit.data.images import CorruptImage, decode, image_places, there_images
 from fusionkit.data.readers.row_columns import Columns, unpacked
-from fusionkit.data.readers.rows import Stored
+from fusionkit.data.readers.rows import RowFile, Stored
 from fusionkit.data.stores import stored_bytes
 from fusionkit.errors import DataError
 
 ENDS = 65536  # bytes at either end of a file, by which two pictures differ
+FIRST, SPREAD = 20, 1000  # rows by which the folder of the pictures is found: of the first, and of all
 NUMBERED = re.compile(r"#\d+$")  # Flickr30k's results.token counts the captions of a file: 1000092795.jpg#0
 Reference = str | int | Stored
 Id = int | str
@@ -73,6 +74,27 @@ def pictures_of(
         group = _group(row, keys, places, columns)
         found.setdefault(group, Picture(places, keys[0], [])).rows.append(row)  # type: ignore[arg-type]
     return list(found.values()), left_out
+
+
+def fullest(folders: Sequence[Path], table: RowFile, columns: Columns) -> Path | None:
+    """The first of the folders that has most pictures of a table's first rows, or, where none has any, of rows all over it.
+
+    None where the pictures stand in the table. Raises DataError.
+    """
+
+    def there(cells: Sequence[Mapping[str, Any]]) -> dict[Path, int]:
+        rows = [Row(table.path, 0, each) for each in cells]
+        return {folder: len(rows) - pictures_of(rows, folder, columns, table.path, True)[1] for folder in folders}
+
+    first = table.head(FIRST)
+    if all(isinstance(key, Stored) for each in first for key in references_of(Row(table.path, 0, each), columns)):
+        return None
+    counts = there(first)
+    if not any(counts.values()):
+        names = columns.get("image") or columns["image_id"]
+        every = list(table.rows([name for name in names if name in table.columns]))
+        counts = there(every[:: max(1, len(every) // SPREAD)])
+    return max(counts, key=lambda folder: counts[folder], default=None)
 
 
 def _group(row: Row, keys: Sequence[Reference], places: Any, columns: Columns) -> Any:

@@ -33,7 +33,7 @@ class TableData(DataModule):
         known = inspect.signature(DataModule).parameters
         if unknown := next((name for name in options if name not in known), None):
             raise ConfigError(f"data has no key '{unknown}'; {suggest(unknown, known)}")
-        super().__init__(**options)
+        super().__init__(missing=missing, **options)
         self._is_told = False
 
     def setup(self, stage: str | None = None) -> None:

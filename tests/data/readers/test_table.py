@@ -635,6 +635,29 @@ def test_missing_pictures_may_be_skipped(tmp_path):
     assert table.opened.skipped == {"train": 2}
 
 
+def test_the_folder_is_found_though_the_first_rows_have_no_pictures(tmp_path):
+    photos(tmp_path / "photos", ["late.jpg"])
+    names = [*(f"{number}.jpg" for number in range(30)), "late.jpg"]
+    write_csv(tmp_path / "t.csv", [["image", "caption"], *([name, "x"] for name in names)])
+    (sample,) = read(tmp_path, "t.csv", missing="skip")
+    assert sample.image == tmp_path / "photos/late.jpg"
+
+
+def test_damaged_pictures_of_a_table_may_be_skipped(tmp_path):
+    photos(tmp_path, A_JPG)
+    (tmp_path / "a.jpg").write_bytes(b"no picture")
+    write_csv(tmp_path / "t.csv", [["image", "caption"], *([name, "x"] for name in A_JPG)])
+    for missing in ("skip", "error"):
+        table = Table("t.csv", str(tmp_path), missing=missing, split_by=NONE)
+        sources = {"mine": Source(table, {"train": ["train"]}, 2, {"captions": 1})}
+        data = TableData(missing=missing, root=str(tmp_path), sources=sources, max_missing=0.5)
+        if missing == "skip":
+            data.require_images([("mine", "train")])
+        else:
+            with pytest.raises(DataError, match=r"a\.jpg"):
+                data.require_images([("mine", "train")])
+
+
 def test_what_was_understood_is_told_once(tmp_path, capsys):
     photos(tmp_path, A_JPG)
     rows = [[name, "it", 4, 6, 24, 18, "q"] for name in A_JPG]
