@@ -73,7 +73,8 @@ def _notes(parts: Parts) -> Iterator[str]:
     """What has to be said beside the scores of the validation."""
     data = parts.datamodule
     for source, weights in parts.objectives.items():
-        for role in data.sources[source].splits.keys() - {"train"} & {"val", *parts.config.evaluation.roles}:
+        held_out = data.sources[source].splits.keys() - {"train"}
+        for role in sorted(held_out & {"val", *parts.config.evaluation.roles}):
             yield from (f"{source}, {role}: {told}" for told in data.told_missing(source, role))
         if "val" in data.sources[source].splits:
             tasks = {name: parts.tasks[name] for name in weights}

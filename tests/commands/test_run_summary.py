@@ -25,15 +25,17 @@ class Model(nn.Module):
         self.image_projection.bias.requires_grad_(False)
 
 
-def parts_of(dropped=0, stages=None, scheduler=None, **splits):
+def parts_of(dropped=0, missing=(), stages=None, scheduler=None, **splits):
     source = SimpleNamespace(batch_size=16, splits=splits or {"train": "x"})
     data = SimpleNamespace(
         samples=lambda source, role: range(1234 if role == "train" else 5),
         dropped={"coco": dropped},
         sources={"coco": source},
+        told_missing=lambda source, role: [f"{role} lacks some"] if role in missing else [],
         steps=7,
     )
     config = {"name": "run", "seed": 3, "output_dir": "out", "balance": {"_target_": "fusionkit.balance.Fixed"}}
+    config["evaluation"] = {"roles": ["test"]}
     config |= {"scheduler": scheduler} | ({"stages": stages} if stages else {})
     head = nn.Linear(4, 1)
     return SimpleNamespace(
@@ -87,14 +89,19 @@ def test_what_some_runs_have_more(monkeypatch):
     monkeypatch.setattr(
         summary, "notes_of", lambda tasks, samples: told.setdefault(tuple(tasks), {"itm": f"of [{len(samples)}]"})
     )
-    parts = parts_of(dropped=2, stages=stages, train="x", val="y")
+    splits = {"train": "x", "val": "y", "test": "z", "other": "z"}
+    parts = parts_of(dropped=2, missing=("train", "test", "val", "other"), stages=stages, **splits)
     parts.tasks["mlm"] = nn.Linear(1, 1)
     lines = printed(parts, trainer_of(world_size=2))
-    assert "│   └── coco: 1,234 images, 16 a step, 2 dropped that held-out splits show" in lines
+    assert "│   └── coco: 1,234 images, 16 a step, 2 dropped that held-out splits show, train lacks some" in lines
     assert "├── stages     warm (5 steps), then all (to the end)" in lines
     assert "├── steps      2 epochs of 4" in lines
     assert "└── device     cpu, 2 ranks, precision bf16-mixed" in lines
-    assert lines[-1] == "validation on coco, itm: of [5]"
+    assert lines[-3:] == [
+        "coco, test: test lacks some",
+        "coco, val: val lacks some",
+        "validation on coco, itm: of [5]",
+    ]
     assert list(told) == [("itm", "mlm")]
 
 
