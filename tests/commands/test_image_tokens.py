@@ -98,7 +98,9 @@ def test_a_dry_run_keeps_nothing_and_a_trained_encoder_is_refused(
 
 @pytest.mark.slow
 def test_two_ranks_compute_them_once(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ranks = ["trainer.strategy=ddp", "trainer.devices=2", "data.sources.shapes.batch_size=4"]
+    root = world / "wider"  # of which both ranks have validation images
+    assert run(["data", "make", "shapes", f"root={root}", "scenes=60"]) == 0
+    ranks = ["trainer.strategy=ddp", "trainer.devices=2", "data.sources.shapes.batch_size=2", f"data.root={root}"]
     assert train(world, "ranks", f"image_tokens.folder={world}/shared", *ranks) == 0
     assert train(world, "plain_ranks", *ranks) == 0
     assert len(list((world / "shared").iterdir())) == 2  # train and val
