@@ -63,7 +63,7 @@ def check_contrast(published: Published, encoded, seen, outputs) -> None:
     close(encoded.text_feats["captions"], io["out.text_feat"])
     close(seen.image_feats, io["out.image_feat_m"])
     close(seen.text_feats["captions"], io["out.text_feat_m"])
-    alone = network.model.fusion.encode_unimodal(encoded.text["captions"])
+    alone = network.model.fusion.encode_unimodal(encoded.text["captions"]).embeds
     close_where(io["in.attention_mask"], alone, io["out.text_hidden"])
     close(outputs["itc"].loss, io["loss.itc"])
     close(outputs["itm"].loss, io["loss.itm"])
