@@ -128,6 +128,7 @@ def choices_for(table: OpenTable) -> list[str]:
         f"data.image_size={side}",
         *(["image_encoder.stage=3"] if side > SMALL else []),
         *([f"data.answers.min_count={least_count(samples)}"] if "vqa" in weights else []),
+        *(["data.missing=skip"] if table.is_sharded else []),  # nobody has looked at all pictures of the web
         f"{source}.batch_size={batch}",
         *(f"{source}.texts_per_image.{kind}={count}" for kind, count in counts.items()),
         f"{source}.max_length={longest_text(samples, kinds)}",

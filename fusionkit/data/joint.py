@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fusionkit.data.identity import apart
 from fusionkit.data.images import has_pixels
-from fusionkit.data.sample import Reader, Sample
+from fusionkit.data.sample import Reader, Sample, SupportsParts
 from fusionkit.data.tables.column import ABSENT, Column, column, count_distinct, joined
 from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.data.tables.table import (
@@ -77,6 +77,9 @@ def read_tables(reader: Reader, split: str) -> Tables:
         return merge([(str(number), read_tables(each, split)) for number, each in enumerate(reader.readers, start=1)])
     if type(reader) is Named:
         return read_tables(*reader.part(split))
+    if isinstance(reader, SupportsParts):
+        parts = [(name, tables_of(samples)) for name, samples in reader.parts(split)]
+        return parts[0][1] if len(parts) == 1 else merge(parts)
     return tables_of(reader.read(split))
 
 

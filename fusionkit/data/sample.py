@@ -1,10 +1,10 @@
 """What a reader makes of the files on disk: images with their texts, and the facts known about each text."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fusionkit.files.unicode import BadText, readable
 
@@ -53,3 +53,10 @@ class Reader(Protocol):
     """Reads one split of a data set."""
 
     def read(self, split: str) -> list[Sample]: ...
+
+
+@runtime_checkable
+class SupportsParts(Protocol):
+    """A reader that gives a split in parts with names, of which one is in memory at a time."""
+
+    def parts(self, split: str) -> Iterator[tuple[str, list[Sample]]]: ...

@@ -1,10 +1,11 @@
-"""Many small files in one: an lmdb whose keys are file names, in a folder's place, or the values of a table's column.
+"""Many small files in one: an lmdb whose keys are file names, in a folder's place, the values of a table's column, or a tar.
 
 The package lmdb is optional.
 """
 
 import importlib
 import os
+import re
 from bisect import bisect_right
 from functools import cache, lru_cache
 from itertools import accumulate
@@ -14,6 +15,8 @@ from typing import Any
 from fusionkit.errors import ConfigError, DataError, UserError, install_extra
 from fusionkit.files.names import is_file_name
 
+SHOWN = 80  # letters of a member's name that stand in its path
+MEMBER = re.compile(r"@(\d+)\+(\d+)(?:\.[^.@]*)?$")
 ZIP = b"PK"  # what a zip file, and so an npz file, begins with
 
 
@@ -23,14 +26,15 @@ def is_lmdb(folder: Path) -> bool:
 
 
 def stored_bytes(path: Path) -> bytes:
-    """The content of a file, of the key ``path.name`` of the lmdb that its folder is, or of a ``cell`` of a table.
+    """The content of a file, of the key ``path.name`` of the lmdb that its folder is, of a ``cell`` of a table, or of a
+    ``tar_member``.
 
     Empty for a key that is not there. Raises OSError for a file that is not there.
     """
     try:
         return path.read_bytes()
-    except NotADirectoryError:  # a table stands in a folder's place
-        return _cell_bytes(path)
+    except NotADirectoryError:  # a table or a tar stands in a folder's place
+        return _member_bytes(path) if path.parent.is_file() else _cell_bytes(path)
     except FileNotFoundError:
         if not is_lmdb(path.parent):
             raise
@@ -39,8 +43,8 @@ def stored_bytes(path: Path) -> bytes:
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file, or of the lmdb or the table that it stands in; None where there is nothing."""
-    for place in (path, path.parent / "data.mdb", path.parent.parent):
+    """Size and time of change of a file, or of the lmdb, tar or table that it stands in; None where there is nothing."""
+    for place in (path, path.parent, path.parent / "data.mdb", path.parent.parent):
         if place.is_file():
             state = place.stat()
             return state.st_size, state.st_mtime_ns
@@ -92,6 +96,23 @@ def cell(table: Path, column: str, row: int, place: int = 0) -> Path:
     if not is_file_name(column):
         raise DataError(f"{table} has a column {column!a} of pictures, whose name is no plain one; rename it")
     return table / column / (f"row{row}-{place}" if place else f"row{row}")
+
+
+def tar_member(archive: Path, name: str, start: int, size: int) -> Path:
+    """What stands for a file in a tar, by the place of its bytes: ``ARCHIVE/key@START+SIZE.jpg``."""
+    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
+    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in stem)[:SHOWN]
+    return archive / f"{plain}@{start}+{size}{dot}{ending}"
+
+
+def _member_bytes(path: Path) -> bytes:
+    """The bytes of a ``tar_member``; NotADirectoryError for a path that is none."""
+    found = MEMBER.search(path.name)
+    if found is None:
+        raise NotADirectoryError(f"{path.parent} is no folder")
+    with path.parent.open("rb", buffering=0) as file:
+        file.seek(int(found[1]))
+        return file.read(int(found[2]))
 
 
 def arrow_table(path: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from fusionkit.errors import DataError
 from fusionkit.files.depends import note
 
-PICKLE, CHECKPOINT = "a pickle", "a file of torch.save"
+PICKLE, CHECKPOINT, TAR = "a pickle", "a file of torch.save", "a tar archive"
 JSON, LINES, YAML = "one JSON document", "one JSON value a line", "yaml"
 HEAD = 65536  # bytes that tell a file's kind
 AGAIN = "download it again"
@@ -74,6 +74,8 @@ def _kind_of(path: Path, head: bytes, wanted: str, again: str) -> tuple[str | No
             (kind, advice) for end, kind, advice in MEMBERS if any(name.endswith(end) for name in names or [""])
         )
     if head[257:262] == b"ustar":
+        if wanted == TAR:
+            return None, ""
         return "a tar archive", f"{UNPACK}, as with tar -xf"
     if head[:1] == b"\x80" and head[1:2] <= b"\x05" and wanted not in (PICKLE, CHECKPOINT):
         return "a pickle of Python", "write its values as such a file"

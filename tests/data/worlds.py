@@ -1,8 +1,11 @@
 """Tiny data sets in the public formats, written to a folder; each has four images, 32 x 24 pixels, ids 1 to 4."""
 
+import io
 import json
+import os
 import pickle
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +128,38 @@ def make_samples(folder: Path, ids: range, text: Callable[[int, int], str] = "ph
         Sample(number, path, {"captions": tuple(Text(5 * number + k, text(number, k)) for k in range(5))})
         for number, path in paths.items()
     ]
+
+
+def pair(key: str, number: int = 0, caption: str | None = None, **about: Any) -> dict[str, bytes]:
+    """The members of a sample as img2dataset writes them: a picture, a text and a json."""
+    content = io.BytesIO()
+    Image.new("RGB", SIZE, (number * 37 % 256, number * 91 % 256, 60)).save(content, "JPEG")
+    said = caption if caption is not None else f"caption of {key}"
+    facts = {"caption": said, "url": f"http://a/{key}", "key": key, "width": SIZE[0], "height": SIZE[1], **about}
+    return {
+        f"{key}.jpg": content.getvalue(),
+        f"{key}.txt": said.encode(),
+        f"{key}.json": json.dumps(facts).encode(),
+    }
+
+
+def write_shard(path: Path, *samples: Mapping[str, bytes]) -> Path:
+    """A tar of the members of samples, as if written a while ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in (each for sample in samples for each in sample.items()):
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
+    os.utime(path, (1e9, 1e9))
+    return path
+
+
+def write_shards(folder: Path, count: int = 3, samples: int = 4) -> Path:
+    """A folder as img2dataset leaves it: shards 00000.tar..., and beside each its table and statistics."""
+    for number in range(count):
+        keys = [(f"{number:05d}{place:04d}", number * samples + place) for place in range(samples)]
+        shard = write_shard(folder / f"{number:05d}.tar", *(pair(key, value) for key, value in keys))
+        shard.with_suffix(".parquet").write_bytes(b"PAR1 which nobody reads")
+        write_json(folder / f"{number:05d}_stats.json", {"count": samples})
+    return folder

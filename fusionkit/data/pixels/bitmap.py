@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from fusionkit.data.images import Decoded, decode
+from fusionkit.data.stores import stored_bytes
 from fusionkit.errors import ConfigError, suggest
 
 START, EXIF = b"\xff\xd8", 0xE1
@@ -97,7 +98,7 @@ class FastImages:
         """Raises CorruptImage."""
         path = self.paths[index]
         try:
-            content = path.read_bytes()
+            content = stored_bytes(path)
             size = plain_size(content)
             if size is not None and min(size) < 2 * self.min_side:
                 return Decoded(Bitmap(self.by(content)), size)

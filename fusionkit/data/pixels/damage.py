@@ -60,6 +60,9 @@ def _seems_whole(path: Path) -> bool:
             head = file.read(8)
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
             tail = file.read()
+    except NotADirectoryError:  # in a table or a tar
+        content = stored_bytes(path)
+        head, tail = content[:8], content[-TAIL:]
     except OSError:
         return False  # decoding it will say why
     return any(head.startswith(begin) and end in tail for begin, end in HEADS.items())

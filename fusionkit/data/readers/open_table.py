@@ -9,9 +9,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fusionkit.data.boxes import Size, usable
+from fusionkit.data.boxes import Size
 from fusionkit.data.files import require_split
-from fusionkit.data.readers.row_boxes import in_pixels, number_table, recognise, told_by
+from fusionkit.data.identity import short_names
+from fusionkit.data.joint import merge_samples
+from fusionkit.data.readers.row_boxes import number_table, recognise, told_by, with_boxes
 from fusionkit.data.readers.row_columns import Columns, convention_of, map_columns
 from fusionkit.data.readers.row_pictures import (
     Picture,
@@ -23,7 +25,9 @@ from fusionkit.data.readers.row_pictures import (
     size_of,
 )
 from fusionkit.data.readers.row_places import Place, find_places, role_of
+from fusionkit.data.readers.row_shards import Shard
 from fusionkit.data.readers.row_texts import Meaning, label_of, texts_in, what_is_meant
+from fusionkit.data.readers.rows import Stored
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.depends import Seen, again, noting
@@ -47,7 +51,7 @@ class OpenTable:
         self.columns, self.boxes, self.missing = table.columns, table.boxes, table.missing
         self.label_question, self.shares = table.label_question, table.shares
         self.skipped: dict[str, int] = {}  # by split, rows whose picture is not there
-        self._draws: dict[Path, str] = {}  # by picture, the split that its hash gives it
+        self._digests: dict[Path, bytes] = {}  # of pictures
         self._seen: dict[str, Seen] = {}  # what the properties were made of, on which every split depends
 
     @contextmanager
@@ -67,6 +71,11 @@ class OpenTable:
     def path(self) -> Path:
         """The first table."""
         return self.places[0].table.path
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the tables are shards."""
+        return all(isinstance(place.table, Shard) for place in self.places)
 
     @cached_property
     def head(self) -> list[dict[str, Any]]:
@@ -116,34 +125,47 @@ class OpenTable:
         first = ["train"] if not self.named or "train" in self.named else []
         return list(dict.fromkeys([*first, *self.named, *self.hashed]))
 
-    def read(self, split: str) -> list[Sample]:
+    def read(self, split: str) -> Sequence[Sample]:
         """The images of a split that have texts. Raises DataError."""
+        parts = list(self.parts(split))
+        return parts[0][1] if len(parts) == 1 else merge_samples(parts)
+
+    def parts(self, split: str) -> Iterator[tuple[str, list[Sample]]]:
+        """As ``read``, shard by shard, each by its name: of millions of rows only those of one are in memory."""
         again(self._seen)
         split = role_of(split)
         if split not in self.splits:
             require_split(split, {name: self.named.get(name) or 0 for name in self.splits}, self.path)
         asked = "train" if split in self.hashed else split
-        pictures: list[Picture] = []
-        left_out = 0
-        for number, place in enumerate(self.places):
-            if place.split in (None, asked):
-                start = f"{number}/" if len(self.places) > 1 else ""
-                found, missing = pictures_of(
-                    self._rows(place, asked, start),
-                    self.folder(place, asked),
-                    self.mapped,
-                    place.table.path,
-                    self.missing == "skip",
-                )
-                pictures, left_out = [*pictures, *found], left_out + missing
-        self.skipped[split] = left_out
-        if self.hashed and asked == "train":
-            pictures = [each for each in pictures if self._drawn(each.files[0]) == split]
-        name_pictures(pictures, self.mapped, self.path)
-        samples = self._samples(pictures)
-        if not samples:
+        places = [(number, place) for number, place in enumerate(self.places) if place.split in (None, asked)]
+        paths = [place.table.path for _, place in places]
+        names, groups = (short_names(paths), [[each] for each in places]) if self.is_sharded else ([split], [places])
+        self.skipped[split], is_empty = 0, True
+        for name, group in zip(names, groups, strict=True):
+            if samples := self._part(group, split, asked):
+                is_empty = False
+                yield name, samples
+        if is_empty:
             raise DataError(self._empty(split))
-        return samples
+
+    def _part(self, places: Sequence[tuple[int, Place]], split: str, asked: str) -> list[Sample]:
+        """The samples of a split in some of the tables, which are numbered; ``asked`` is the split of the files."""
+        pictures: list[Picture] = []
+        for number, place in places:
+            start = f"{number}/" if len(self.places) > 1 else ""
+            found, missing = pictures_of(
+                self._rows(place, asked, start),
+                self.folder(place, asked),
+                self.mapped,
+                place.table.path,
+                self.missing == "skip",
+            )
+            pictures += found
+            self.skipped[split] += missing
+        if self.hashed and asked == "train":
+            pictures = [each for each in pictures if self._drawn(each) == split]
+        name_pictures(pictures, self.mapped, self.path)
+        return self._samples(pictures)
 
     def _empty(self, split: str) -> str:
         fix = f"known: {', '.join(self.splits)}"
@@ -181,15 +203,14 @@ class OpenTable:
         usual = [Path(os.path.normpath(place.folder / name)) for name in (*FOLDERS, split)]
         return fullest([folder for folder in usual if folder.is_dir()], place.table, self.mapped) or place.folder
 
-    def _drawn(self, picture: Path) -> str:
+    def _drawn(self, picture: Picture) -> str:
         """The split that a picture's hash gives it."""
-        if picture not in self._draws:
-            draw = int.from_bytes(digest_of(picture)[:8], "big") / 2**64
-            ends = accumulate(self.hashed.values())
-            self._draws[picture] = next(
-                (split for split, end in zip(self.hashed, ends, strict=True) if draw < end), "train"
-            )
-        return self._draws[picture]
+        digest = picture.reference.digest if isinstance(picture.reference, Stored) else None
+        if digest is None and picture.files[0] not in self._digests:
+            self._digests[picture.files[0]] = digest_of(picture.files[0])
+        draw = int.from_bytes((digest or self._digests[picture.files[0]])[:8], "big") / 2**64
+        ends = accumulate(self.hashed.values())
+        return next((split for split, end in zip(self.hashed, ends, strict=True) if draw < end), "train")
 
     def _samples(self, pictures: Sequence[Picture]) -> list[Sample]:
         """The pictures with their texts; ids that are used twice give way to the numbers of the rows."""
@@ -201,7 +222,7 @@ class OpenTable:
         sizes: list[Size | None] = [None] * len(pictures)
         if "expressions" in self.meaning.kinds:
             sizes = [self._size(picture) for picture in pictures]
-            texts = self._with_boxes(pictures, texts, sizes)
+            texts = with_boxes(texts, sizes, lambda: self.convention, self.path)
         samples = []
         for picture, said, size in zip(pictures, texts, sizes, strict=True):
             kinds: dict[str, list[Text]] = {}
@@ -258,29 +279,3 @@ class OpenTable:
         boxes, sizes, names = (list(each) for each in zip(*found, strict=True))
         kind = told_by(boxes) or convention_of(self.mapped["box"])
         return recognise(number_table(boxes, names, place.table.path), sizes, kind, place.table.path)
-
-    def _with_boxes(
-        self, pictures: Sequence[Picture], texts: list[list[tuple[str, Text]]], sizes: Sequence[Size | None]
-    ) -> list[list[tuple[str, Text]]]:
-        """The texts with their boxes as xywh in pixels; expressions whose boxes are wrong are left out, and told."""
-        rows = [
-            (text, size)
-            for said, size in zip(texts, sizes, strict=True)
-            for kind, text in said
-            if kind == "expressions" and size is not None
-        ]
-        if not rows:
-            return [[each for each in said if each[0] != "expressions"] for said in texts]
-        names = [f"expression {text.id}" for text, _ in rows]
-        table = number_table([text.facts["box"] for text, _ in rows], names, self.path)
-        known = [size for _, size in rows]
-        boxes = usable(in_pixels(table, known, self.convention).tolist(), known, names, self.path, cut=True)
-        good = dict(zip((text.id for text, _ in rows), boxes, strict=True))
-        return [
-            [
-                (kind, Text(text.id, text.text, {"box": good[text.id]}) if kind == "expressions" else text)
-                for kind, text in said
-                if kind != "expressions" or good.get(text.id) is not None
-            ]
-            for said in texts
-        ]

@@ -1,13 +1,14 @@
 """Boxes of a table in any convention: recognised by what fits their images, and turned into x, y, width, height in pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fusionkit.data.boxes import Floats, Size, box_table
+from fusionkit.data.boxes import Floats, Size, box_table, usable
 from fusionkit.data.readers.row_columns import CORNERS, corners_in
+from fusionkit.data.sample import Text
 from fusionkit.errors import ConfigError, DataError, suggest
 
 KINDS = ("xywh", "xyxy", "cxcywh")
@@ -100,3 +101,30 @@ def _numbers(value: Any, name: Any, path: Path) -> Any:
         return [float(number) for number in value]
     except (TypeError, ValueError):
         return value
+
+
+def with_boxes(
+    texts: list[list[tuple[str, Text]]], sizes: Sequence[Size | None], convention: Callable[[], str], path: Path
+) -> list[list[tuple[str, Text]]]:
+    """The texts of each picture with their boxes as xywh in pixels; expressions whose boxes are wrong are left out, and told."""
+    rows = [
+        (text, size)
+        for said, size in zip(texts, sizes, strict=True)
+        for kind, text in said
+        if kind == "expressions" and size is not None
+    ]
+    if not rows:
+        return [[each for each in said if each[0] != "expressions"] for said in texts]
+    names = [f"expression {text.id}" for text, _ in rows]
+    table = number_table([text.facts["box"] for text, _ in rows], names, path)
+    known = [size for _, size in rows]
+    boxes = usable(in_pixels(table, known, convention()).tolist(), known, names, path, cut=True)
+    good = dict(zip((text.id for text, _ in rows), boxes, strict=True))
+    return [
+        [
+            (kind, Text(text.id, text.text, {"box": good[text.id]}) if kind == "expressions" else text)
+            for kind, text in said
+            if kind != "expressions" or good.get(text.id) is not None
+        ]
+        for said in texts
+    ]

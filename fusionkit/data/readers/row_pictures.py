@@ -208,7 +208,15 @@ def digest_of(path: Path) -> bytes:
             head = file.read(ENDS)
             file.seek(max(ENDS, size - ENDS))
             content = head + file.read()
-    except NotADirectoryError:  # a cell of a table
-        whole = stored_bytes(path)
-        size, content = len(whole), whole[:ENDS] + whole[max(ENDS, len(whole) - ENDS) :]
-    return hashlib.blake2b(size.to_bytes(8, "big") + content, digest_size=16).digest()
+    except NotADirectoryError:  # a cell of a table, or a member of a shard
+        return digest_of_content(stored_bytes(path))
+    return _digest(size, content)
+
+
+def digest_of_content(content: bytes) -> bytes:
+    """As ``digest_of`` a file of this content."""
+    return _digest(len(content), content[:ENDS] + content[max(ENDS, len(content) - ENDS) :])
+
+
+def _digest(size: int, ends: bytes) -> bytes:
+    return hashlib.blake2b(size.to_bytes(8, "big") + ends, digest_size=16).digest()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fusionkit.data.readers.picture_folders import METADATA, open_pictures, picture_files
 from fusionkit.data.readers.row_arrow import Arrow, named_classes
 from fusionkit.data.readers.row_files import ENDINGS, open_rows
+from fusionkit.data.readers.row_shards import is_shard, open_shards, unbraced
 from fusionkit.data.readers.rows import RowFile
 from fusionkit.data.stores import arrow_table
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -44,8 +45,13 @@ def find_places(files: Files, root: str | Path) -> list[Place]:
         return [place._replace(split=split) for split, given in named.items() for place in find_places(given, root)]
     if files is None:
         return _of_path(root)
-    if not isinstance(files, str):
-        return [place for given in files for place in find_places(given, root)]
+    names = [name for given in ([files] if isinstance(files, str) else files) for name in unbraced(given)]
+    if len(names) != 1:
+        paths = [root / name for name in names]
+        if paths and all(is_shard(path) and not has_magic(str(path)) for path in paths):
+            return _of_shards(paths)
+        return [place for name in names for place in find_places(name, root)]
+    (files,) = names
     path = root / files
     if "{split}" in files:
         return _of_template(str(path))
@@ -55,6 +61,8 @@ def find_places(files: Files, root: str | Path) -> list[Place]:
             note(each, FOLDER)
         if not found:
             raise DataError(f"no file fits the pattern {path}; {_nearest(path)}")
+        if shards := list(filter(is_shard, found)):
+            return _of_shards(shards)
         return _with_splits([place for each in found for place in _of_path(each)])
     if not path.exists():
         raise DataError(f"{path} does not exist; {_nearest(path)}")
@@ -94,7 +102,13 @@ def _words_there(before: Path, after: str) -> Iterator[str]:
 
 
 def _of_path(path: Path) -> list[Place]:
-    return _of_folder(path) if path.is_dir() else [Place(open_rows(path), None, path.parent)]
+    if path.is_dir():
+        return _of_folder(path)
+    return _of_shards([path]) if is_shard(path) else [Place(open_rows(path), None, path.parent)]
+
+
+def _of_shards(paths: Sequence[Path]) -> list[Place]:
+    return _with_splits([Place(shard, None, shard.path.parent) for shard in open_shards(paths)])
 
 
 def _of_folder(folder: Path) -> list[Place]:
@@ -111,6 +125,8 @@ def _of_folder(folder: Path) -> list[Place]:
         return [Place(open_rows(about), None, folder)]
     if splits and all(any((each / f"{METADATA}{ending}").is_file() for ending in ENDINGS) for each in splits):
         return [place._replace(split=role_of(each.name)) for each in splits for place in _of_folder(each)]
+    if shards := [path for path in sorted([*folder.glob("*"), *folder.glob("*/*")]) if is_shard(path)]:
+        return _of_shards(shards)  # tables beside them, as img2dataset writes, say nothing more
     pictures = picture_files(folder)
     if pictures and (not tables or any(path.with_suffix(".txt").is_file() for path in pictures[:10])):
         return [Place(table, split and role_of(split), folder) for table, split in open_pictures(folder, pictures)]
@@ -118,7 +134,7 @@ def _of_folder(folder: Path) -> list[Place]:
         tables = [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in ENDINGS and _is_table(path)]
     if not tables:
         raise DataError(
-            f"{folder} holds neither a table ({', '.join(ENDINGS)}) nor pictures; name another as files=PATH"
+            f"{folder} holds neither a table ({', '.join(ENDINGS)}) nor pictures nor shards (.tar); name another as files=PATH"
         )
     return _with_splits([Place(open_rows(path), None, path.parent) for path in tables])
 

@@ -1,6 +1,6 @@
 """The reader of a user's own table: what it is told, and what was made of it in ``open_table``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -57,7 +57,11 @@ class Table:
 
     def read(self, split: str) -> list[Sample]:
         """The images of a split that have texts. Raises DataError."""
-        return self.opened.read(split)
+        return list(self.opened.read(split))
+
+    def parts(self, split: str) -> Iterator[tuple[str, list[Sample]]]:
+        """As ``read``, shard by shard, each by its name."""
+        return self.opened.parts(split)
 
 
 OPENED: WeakKeyDictionary[Table, OpenTable] = WeakKeyDictionary()

@@ -1,0 +1,92 @@
+"""Shards as tables: a row is a sample, with a column for each of its pictures, its texts and the keys of its json."""
+
+import json
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fusionkit.data.readers.rows import BATCH, RowFile, Stored
+from fusionkit.data.readers.shard_index import index_of
+from fusionkit.data.stores import tar_member
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.files.depends import FOLDER, STORE, note
+
+ENDING = ".tar"
+PACKED = re.compile(r"\.(tgz|tar\.\w+)$", re.IGNORECASE)
+BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
+RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+MOST = 1_000_000  # names that braces stand for
+
+
+@dataclass(frozen=True)
+class Shard(RowFile):
+    """One shard; what is wrong with it is told as a warning, and the rest is read."""
+
+    def rows(self, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+        note(self.path, STORE)
+        table, faults = index_of(self.path)
+        for fault in faults:
+            warnings.warn(fault, stacklevel=2)
+        for batch in table.to_batches(BATCH):
+            for key, pictures, digest, said in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                row = json.loads(said)
+                for number, each in enumerate(pictures):
+                    name = f"{key}.{each['ending']}"
+                    place = tar_member(self.path, name, each["start"], each["size"])
+                    row[each["column"]] = Stored(place, name, None if number else digest)
+                yield row if columns is None else {name: row.get(name) for name in columns}
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file's name is that of a tar, compressed or not."""
+    return path.suffix.lower() == ENDING or PACKED.search(path.name) is not None
+
+
+def open_shards(paths: Sequence[Path]) -> list[Shard]:
+    """Those shards that can be read, which have the columns of the first; others are told as warnings.
+
+    DataError where none can be read.
+    """
+    there: list[Path] = []
+    faults: list[DataError] = []
+    for path in paths:
+        note(path.parent, FOLDER)
+        try:
+            if not path.is_file():
+                raise DataError(f"the shard {path} is missing; complete the download")
+            note(path, STORE)
+            index_of(path)
+        except DataError as error:
+            faults.append(error)
+        else:
+            there.append(path)
+    if not there:
+        raise faults[0]
+    for fault in faults:
+        warnings.warn(f"{fault}: it is left out, and {len(there):,} others are read", stacklevel=2)
+    columns = tuple(dict.fromkeys(name for row in Shard(there[0], ()).head() for name in row))
+    return [Shard(path, columns) for path in there]
+
+
+def unbraced(pattern: str) -> list[str]:
+    """The names that a pattern stands for, as a shell has it: ``{000..009}.tar``, ``{a,b}.tar``. ConfigError for too many."""
+    found = BRACES.search(pattern)
+    if found is None:
+        return [pattern]
+    numbers = RANGE.fullmatch(found[1])
+    if numbers is None:
+        words = found[1].split(",")
+    else:
+        first, last = int(numbers[1]), int(numbers[2])
+        step = int(numbers[3] or 1) or 1
+        if abs(last - first) // step > MOST:
+            raise ConfigError(f"{pattern} stands for more than {MOST:,} files; name fewer")
+        places = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+        has_zeros = any(len(text) > 1 and text[0] == "0" for text in numbers.groups()[:2])
+        width = max(map(len, numbers.groups()[:2])) if has_zeros else 0
+        words = [f"{number:0{width}}" for number in places]
+    before, behind = pattern[: found.start()], pattern[found.end() :]
+    return [name for word in words for name in unbraced(before + word + behind)]

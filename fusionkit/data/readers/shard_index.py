@@ -1,0 +1,169 @@
+"""What is in a shard, a tar of pictures with files of one key beside each (webdataset), found once and kept beside the tables."""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+from xxhash import xxh3_128
+
+from fusionkit.data.readers.picture_folders import PICTURES
+from fusionkit.data.readers.row_pictures import digest_of_content
+from fusionkit.data.tables.place import is_writable, locked, places
+from fusionkit.errors import DataError
+from fusionkit.files import tar
+from fusionkit.files.atomic import atomic_write
+from fusionkit.files.depends import RACY
+from fusionkit.files.plain import TAR, other_kind, parse
+
+FOLDER = "shards"
+IMAGE = "image"
+WORDS = ("txt", "text", "cls")  # endings of files of text; of x.txt the column is x
+LONGEST = 2**20  # bytes of a text or json
+UNREAD = ("exif",)  # of img2dataset's json, long and never read
+BUFFER = 2**20  # bytes
+PICTURE = pa.struct([("column", pa.string()), ("start", pa.int64()), ("size", pa.int64()), ("ending", pa.string())])
+SCHEMA = pa.schema(
+    {"key": pa.string(), "pictures": pa.list_(PICTURE), "digest": pa.binary(), "said": pa.string()}
+)  # ``said``: JSON of the columns that are no pictures
+
+
+@dataclass
+class Found:
+    """The samples of a shard as they are found, and what was wrong with it."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: int = 0
+    end: str | None = None
+
+    def faults(self, shard: Path) -> Iterator[str]:
+        """In sentences."""
+        if self.end is not None:
+            yield f"{shard} is cut short or damaged ({self.end}); its first {len(self.rows):,} samples are read"
+        if self.unreadable:
+            yield f"{shard}: {self.unreadable:,} samples have texts or json that cannot be read, and are left out"
+
+
+def index_of(shard: Path) -> tuple[pa.Table, list[str]]:
+    """The samples of a shard, by SCHEMA, and what is wrong with it. Raises DataError for a file that is no tar."""
+    state = shard.stat()
+    stamp = f"{os.path.abspath(shard)} {state.st_size} {state.st_mtime_ns} {_version()}"
+    key = xxh3_128(os.path.abspath(shard).encode("utf-8", "surrogateescape")).hexdigest()
+    folders = places()
+    if (kept := next((found for each in folders if (found := _kept(each, key, stamp))), None)) is not None:
+        return kept
+    place = next((each for each in folders if is_writable(each / FOLDER)), None)
+    if place is None or abs(time.time_ns() - state.st_mtime_ns) < RACY:  # it may still be written to
+        return _made(shard)
+    with locked(place / FOLDER, [key]):
+        if (kept := _kept(place, key, stamp)) is not None:  # another process has just made it
+            return kept
+        table, faults = _made(shard)
+        about = {b"stamp": stamp.encode("utf-8", "surrogateescape"), b"faults": json.dumps(faults).encode()}
+        schema = table.schema.with_metadata(about)
+        with (
+            suppress(DataError),
+            atomic_write(place / FOLDER / f"{key}.arrow") as file,
+            pa.ipc.new_file(file, schema) as writer,
+        ):
+            writer.write_table(table)
+    return table, faults
+
+
+def _kept(place: Path, key: str, stamp: str) -> tuple[pa.Table, list[str]] | None:
+    path = place / FOLDER / f"{key}.arrow"
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        about = table.schema.metadata
+        if about[b"stamp"] != stamp.encode("utf-8", "surrogateescape"):
+            return None
+        faults = json.loads(about[b"faults"])
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError):  # not there, or damaged
+        return None
+    with suppress(OSError):
+        os.utime(path)
+    return table, faults
+
+
+@cache
+def _version() -> str:
+    """A hash of the code that decides what an index holds."""
+    return xxh3_128(Path(__file__).read_bytes() + Path(tar.__file__).read_bytes()).hexdigest()
+
+
+def _made(shard: Path) -> tuple[pa.Table, list[str]]:
+    if told := other_kind(shard, TAR):
+        raise DataError(told)
+    found = Found()
+    with shard.open("rb", buffering=BUFFER) as file:
+        for _, group in groupby(_members(file, found), lambda member: _key(member.name)[0]):
+            _add(found, file, list(group))
+    if found.end is not None and found.rows:
+        found.rows.pop()  # of which a part may be missing
+    if not found.rows:
+        raise DataError(
+            f"{shard} holds no samples{f' ({found.end})' if found.end else ''}; a shard is a tar of files key.jpg with key.txt "
+            "or key.json beside each"
+        )
+    return pa.Table.from_pylist(found.rows, SCHEMA), list(found.faults(shard))
+
+
+def _members(file: BinaryIO, found: Found) -> Iterator[tar.Member]:
+    try:
+        yield from (member for member in tar.members(file) if _key(member.name)[1])
+    except tar.CutShort as error:
+        found.end = str(error)
+
+
+def _key(name: str) -> tuple[str, str]:
+    """The key of a member and what stands behind it, as webdataset has them: up to the first dot of the file's name."""
+    folder, slash, base = name.rpartition("/")
+    key, _, kind = base.partition(".")
+    return (folder + slash + key, kind.lower()) if key else (name, "")
+
+
+def _add(found: Found, file: BinaryIO, group: Sequence[tar.Member]) -> None:
+    """A sample of the members that have its key."""
+    pictures: dict[str, dict[str, Any]] = {}
+    said: dict[str, Any] = {}
+    digest = None
+    try:
+        for member in group:
+            kind = _key(member.name)[1]
+            column, _, ending = kind.rpartition(".")
+            if f".{ending}" in PICTURES:
+                about = {"start": member.start, "size": member.size, "ending": kind}
+                pictures.setdefault(column or IMAGE, {"column": column or IMAGE} | about)
+                if digest is None:
+                    digest = digest_of_content(_content(file, member))
+            elif ending in WORDS:
+                said[column or ending] = _content(file, member, LONGEST).decode("utf-8-sig").strip()
+            elif ending == "json":
+                read = parse(_content(file, member, LONGEST).decode("utf-8-sig"))
+                said = {**(read if isinstance(read, dict) else {column or ending: read}), **said}
+    except (ValueError, RecursionError):
+        found.unreadable += 1
+        return
+    kept = {name: value for name, value in said.items() if name not in UNREAD}
+    found.rows.append(
+        {
+            "key": _key(group[0].name)[0],
+            "pictures": list(pictures.values()),
+            "digest": digest,
+            "said": json.dumps(kept),
+        }
+    )
+
+
+def _content(file: BinaryIO, member: tar.Member, most: int | None = None) -> bytes:
+    if most is not None and member.size > most:
+        raise ValueError(f"{member.size} bytes")
+    file.seek(member.start)
+    return file.read(member.size)
