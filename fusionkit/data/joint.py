@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from fusionkit.data.identity import apart
-from fusionkit.data.images import has_pixels
+from fusionkit.data.images import has_pixels, image_key
 from fusionkit.data.sample import Reader, Sample, SupportsParts
 from fusionkit.data.tables.column import ABSENT, Column, column, count_distinct, joined
 from fusionkit.data.tables.samples import Samples, as_samples
@@ -223,13 +223,17 @@ def _merge(first: Sample, second: Sample) -> Sample:
 
 
 def require_one_photo(first: Sample, second: Sample) -> None:
-    """Raise DataError where two samples are one photo by their files' names alone, and the files differ."""
-    by_name = all(each.collection is None and each.photo is None and has_pixels(each.image) for each in (first, second))
-    if by_name and first.image != second.image and _head(first.image) != _head(second.image):
-        raise DataError(
-            f"{first.image} and {second.image} have names of one photo, but are not one file; where they are two photos, give "
-            "one of their readers a name of its own (reader.collection=mine), where they are one, both the same name"
-        )
+    """Raise DataError where two samples show one photo by their files' names alone, and those files differ."""
+    if any(each.collection is not None or each.photo is not None for each in (first, second)):
+        return
+    shown = {image_key(second, place): path for place, path in enumerate((second.image, *second.others))}
+    for place, one in enumerate((first.image, *first.others)):
+        other = shown.get(image_key(first, place), one)
+        if other != one and has_pixels(one) and has_pixels(other) and _head(one) != _head(other):
+            raise DataError(
+                f"{one} and {other} have names of one photo, but are not one file; where they are two photos, give one of "
+                "their readers a name of its own (reader.collection=mine), where they are one, both the same name"
+            )
 
 
 def _head(path: Path) -> tuple[int, bytes]:

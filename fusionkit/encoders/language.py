@@ -27,7 +27,7 @@ class LanguageModel(nn.Module):
     ``pretrained``    a hub id or a local directory with config.json and weights; None builds from ``config``.
     ``config``        the transformers configuration, {"model_type": "llama", "hidden_size": ...}; with ``pretrained``: overrides.
     ``gguf``          a .gguf file in place of ``pretrained``; unpacked to fp32 (needs the packages gguf and accelerate).
-    ``frozen``        its weights do not train; gradients still pass through it to what stands before.
+    ``frozen``        its weights do not train, and it has no dropout; gradients still pass through it to what stands before.
     ``checkpointing`` computes its layers anew in the backward pass (less memory, more time); no cache is kept meanwhile.
     ``vocab_size``    of the tokenizer, which has to be the one that a pretrained model was made for.
     ``text_format``   what the tokenizer wraps texts in.
@@ -69,6 +69,7 @@ class LanguageModel(nn.Module):
         _check_vocabulary(self.config, table.num_embeddings, vocab_size, text_format, pretrained or gguf)
         if frozen:
             self.requires_grad_(False)
+            _forget_dropout(self.backbone)
         if self.head is not None:
             self.head.requires_grad_(False)  # until a fusion reads on and words are predicted
         if checkpointing:
@@ -134,12 +135,6 @@ class LanguageModel(nn.Module):
         if config.get("pretrained") or config.get("gguf"):
             return {**config, "_convert_": "all", "pretrained": None, "gguf": None, "config": dict(sizes)}
         return dict(config)
-
-    def train(self, mode: bool = True) -> "LanguageModel":
-        super().train(mode)
-        if self.is_frozen:
-            self.backbone.eval()
-        return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """input_ids (T, L), mask (T, L) or (T, L, L) -> embeddings where a fusion reads on, else states; pooled: the last one.
@@ -223,6 +218,16 @@ class LanguageModel(nn.Module):
             unreached = unreached_parameters(self, [self.predict_words(states)])
         freeze(self, unreached)
         self._abilities = TextAbilities(pools_text=True, reads_padding=False, not_causal=None, unreached=unreached)
+
+
+def _forget_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0, in place of evaluation mode, in which transformers recomputes no layer."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

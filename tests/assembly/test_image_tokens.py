@@ -324,6 +324,12 @@ class Reads(Task):
     needs, reads = frozenset(), "captions"
 
 
+class Unsaid(Augment):
+    """An augmentation of one's own, which nothing but its address tells from another."""
+
+    __repr__ = object.__repr__
+
+
 def test_what_cannot_be_kept_is_refused_in_a_sentence(tmp_path):
     objectives = {"pairs": ["a"]}
     fine = kept(tmp_path, data_of(tmp_path), frozen())
@@ -340,6 +346,8 @@ def test_what_cannot_be_kept_is_refused_in_a_sentence(tmp_path):
     kept(tmp_path, augmented, frozen(), views=1).check({"a": Reads()}, objectives)
     with pytest.raises(ConfigError, match=r"data.fit=keep"):
         kept(tmp_path, data_of(tmp_path, fit="keep"), frozen()).check({"a": Reads()}, objectives)
+    with pytest.raises(ConfigError, match=r"Unsaid does not say its options.*give it a __repr__"):
+        list(data_of(tmp_path, Unsaid()).view_identity("pairs", "train", 1))
     regions = toy_model(regions=True).image_encoder
     with pytest.raises(ConfigError, match="RegionEncoder reads no pixels"):
         kept(tmp_path, data_of(tmp_path), regions).check({"a": Reads()}, objectives)

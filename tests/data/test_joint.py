@@ -107,6 +107,23 @@ def test_the_second_image_of_a_pair_counts_as_shown():
         require_apart({"a/train": [alone], "b/test": [pair]}, [])
 
 
+def test_of_two_pairs_those_images_are_compared_that_have_one_name(tmp_path):
+    for folder, side in (("a", 20), ("b", 30)):
+        write_photo(tmp_path / folder / "000000000042.jpg", size=(side, 20))
+    for name in ("x", "y"):
+        write_photo(tmp_path / f"{name}.jpg", size=(len(name) + 8, 9))
+    first = sample("p", tmp_path / "x.jpg", 1, others=(tmp_path / "a/000000000042.jpg",))
+    for second in (
+        sample("q", tmp_path / "y.jpg", 2, others=(tmp_path / "b/000000000042.jpg",)),
+        sample("q", tmp_path / "b/000000000042.jpg", 2),
+    ):
+        with pytest.raises(DataError, match=r"a/000000000042.jpg and .*b/000000000042.jpg have names of one photo"):
+            require_apart({"a/train": [first], "b/val": [second]}, [])
+    same = sample("q", tmp_path / "y.jpg", 2, others=(tmp_path / "a/000000000042.jpg",))
+    with pytest.raises(DataError, match="share 1 of their images"):
+        require_apart({"a/train": [first], "b/val": [same]}, [])
+
+
 def test_two_data_sets_in_one_evaluated_split(tmp_path):
     readers = {name: Listed(val=[sample(1, f"{name}/1.jpg", 10)]) for name in ("a", "b")}
     source = Source(Named(readers), {"val": ["a/val", "b/val"]}, 2, {"captions": 1})

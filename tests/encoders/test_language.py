@@ -123,7 +123,6 @@ def test_a_frozen_model_passes_gradients_on():
     mask, places = torch.ones(1, 3, 3, dtype=torch.bool).tril(), torch.arange(3)[None]
     model.predict_words(model.read(embeds, mask, places)).sum().backward()
     assert embeds.grad.abs().sum() > 0
-    assert not model.backbone.training
     assert not [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
@@ -134,6 +133,27 @@ def test_layers_are_recomputed_only_in_training():
     assert not toy_language_model().train().is_recomputed
     with torch.no_grad():
         assert not model.train().is_recomputed
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "phi"])
+def test_a_frozen_model_has_no_dropout_and_its_layers_are_recomputed(kind):
+    drops = {"gpt2": ["resid_pdrop", "embd_pdrop", "attn_pdrop"], "phi": ["resid_pdrop", "attention_dropout"]}
+    config = {"model_type": kind, **FAMILIES[kind]} | dict.fromkeys(drops.get(kind, ["dropout", "layerdrop"]), 0.5)
+    torch.manual_seed(0)
+    model = LanguageModel(VOCABULARY, config=config, text_format=WORDS, frozen=True, checkpointing=True)
+    layers = []
+    for layer in model.backbone.modules():
+        if type(layer).__name__.endswith(("Block", "DecoderLayer")):
+            first = next(part for part in layer.modules() if isinstance(part, torch.nn.LayerNorm))
+            first.register_forward_pre_hook(lambda *_: layers.append(1))
+    embeds = torch.randn(2, 3, model.hidden_size, requires_grad=True)
+    given = torch.ones(2, 3, 3, dtype=torch.bool).tril(), torch.arange(3).expand(2, 3)
+    states = model.train().read(embeds, *given)
+    once = len(layers)
+    states.sum().backward()
+    assert once > 0
+    assert len(layers) == 2 * once
+    assert torch.equal(states, model.eval().read(embeds, *given))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.data.stores import stamp_of
 from fusionkit.data.tables.samples import ImagePaths, OtherPlaces
 from fusionkit.distributed import rank, world_size
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 
 
 class Views(NamedTuple):
@@ -100,7 +100,15 @@ class ViewsData(Dataset[list[Views]]):
 def identity(
     name: str, samples: Sequence[Sample], kinds: Sequence[str], augment: Augmentation | None, count: int
 ) -> Iterator[str]:
-    """What the views are a function of, in words: image files, the sizes and boxes of annotations, the augmentation."""
+    """What the views are a function of, in words: image files, the sizes and boxes of annotations, the augmentation.
+
+    Raises ConfigError for an augmentation that does not say its options.
+    """
+    if augment is not None and type(augment).__repr__ is object.__repr__:
+        raise ConfigError(
+            f"image_tokens: {type(augment).__name__} does not say its options, by which its views are known again; give it a "
+            "__repr__, as a dataclass has, or set image_tokens.folder=null"
+        )
     yield f"{list(kinds)} {f'{count} {name} {augment}' if augment is not None else ''}"
     for sample in samples:
         boxes = [(kind, text.id, text.facts["box"]) for kind, text in boxed_texts(sample, kinds)]

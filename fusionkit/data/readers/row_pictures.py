@@ -15,6 +15,7 @@ from fusionkit.data.readers.row_columns import Columns, unpacked
 from fusionkit.data.readers.rows import RowFile, Stored
 from fusionkit.data.stores import stored_bytes
 from fusionkit.errors import DataError
+from fusionkit.files.depends import STORE, note
 
 ENDS = 65536  # bytes at either end of a file, by which two pictures differ
 FIRST, SPREAD = 20, 1000  # rows by which the folder of the pictures is found: of the first, and of all
@@ -191,6 +192,7 @@ def size_of(picture: Picture, columns: Columns, may_skip: bool) -> Size | None:
     said = [cells.get(columns[side][0]) if side in columns else None for side in ("width", "height")]
     if all(value is not None and str(value).isdecimal() and int(value) > 0 for value in said):
         return int(str(said[0])), int(str(said[1]))
+    note(picture.files[0], STORE)  # another picture under this name may be of another size
     try:
         return decode(picture.files[0], 1).size
     except CorruptImage as error:

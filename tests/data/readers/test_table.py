@@ -12,7 +12,7 @@ from pyarrow import parquet
 from fusionkit.data.images import decode
 from fusionkit.data.readers.table import Table
 from fusionkit.data.readers.table_data import TableData, told
-from fusionkit.data.source import Source
+from fusionkit.data.source import Source, Splits
 from fusionkit.data.tables.describe import describe
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.depends import noting
@@ -478,6 +478,20 @@ def test_numbers_of_classes_have_the_names_of_their_own_table(tmp_path):
     table = Table({"train": "fit.parquet", "test": "held.parquet", "new": "new.json"}, str(tmp_path), split_by=NONE)
     for split, wanted in {"train": ["cat", "dog"], "test": ["dog", "cat"], "new": ["cat", "dog"]}.items():
         assert [s.texts["questions"][0].facts["multiple_choice_answer"] for s in table.read(split)] == wanted
+
+
+def test_a_picture_of_another_size_under_an_old_name_has_its_boxes_placed_anew(tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    write_json(tmp_path / "t.json", [{"image": "a.jpg", "phrase": "it", "box": [2, 4, 6, 8]}])
+
+    def size():
+        reader = Table("t.json", str(tmp_path), boxes="xywh", split_by=NONE)
+        (sample,) = Splits({"x": Source(reader, {"train": ["train"]}, 2, {"expressions": 1})}).samples("x", "train")
+        return sample.size
+
+    assert (size(), size()) == ((32, 24), (32, 24))
+    write_photo(tmp_path / "a.jpg", size=(64, 48))
+    assert size() == (64, 48)
 
 
 def test_a_damaged_picture_with_a_box_is_told_or_left_out(tmp_path):
