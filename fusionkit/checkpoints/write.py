@@ -15,6 +15,7 @@ from fusionkit.assembly.artifacts import artifacts_of
 from fusionkit.checkpoints.base import Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.directory import write_directory
+from fusionkit.checkpoints.folder import own_tokenizer
 from fusionkit.checkpoints.pretrained import Pretrained
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
@@ -27,8 +28,12 @@ EXPERIMENT = "imported"  # a name that no recipe has: of two experiments of one 
 
 
 def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None = None) -> str:
-    """Convert the checkpoint at ``path`` and write it to a new folder; gives a line that says what it is."""
+    """Convert the checkpoint at ``path`` and write it to a new folder; gives a line that says what it is.
+
+    Without a ``tokenizer`` the one that was saved in the checkpoint's folder is taken along.
+    """
     source = read_source(path)
+    tokenizer = tokenizer or own_tokenizer(source.path)
     words = load_tokenizer(tokenizer) if tokenizer else None
     with impossible_sizes(source.path):
         plan = planner(source)

@@ -48,6 +48,7 @@ class DataModule(LightningDataModule):
     `allow_overlap`    pairs of "source/role" that may share images, * for any; all others must not.
     `missing`          "error" where an image is missing or damaged, told before training; or "skip": it is left out and counted.
     `max_missing`      the share of the images of a source and role that may be left out so.
+    `resample`         how images are resized (`transforms.Finish`), unless a random crop has them at their size already.
     `decoder`          of training images that are cropped at random (`pixels.bitmap.DECODERS`); all others are Pillow's.
 
     Files are read when first asked for, so that evaluating one split needs only the files of this split.
@@ -74,12 +75,13 @@ class DataModule(LightningDataModule):
         missing: str = "error",
         max_missing: float = 0.01,
         decoder: str = "pillow",
+        resample: str = "bicubic",
     ) -> None:
         super().__init__()
         self.root, self.sources, self.prepare = Path(root), dict(sources), prepare
         self.num_workers, self.seed, self.steps_per_epoch = num_workers, seed, steps_per_epoch
         self._splits = Splits(self.sources, drop_overlap, allow_overlap, Damage(missing, max_missing))
-        self.finish = Finish(image_size, mean, std, fit, multiple)
+        self.finish = Finish(image_size, mean, std, fit, multiple, resample)
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
         self._decoder = chosen_decoder(decoder)
         self._cached: dict[tuple[str, str], Images] = {}
@@ -95,10 +97,12 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"data.image_size is {image_size}, but has to be a number of pixels")
         for name, source in self.sources.items():
             source.check(f"data.sources.{name}")
-            if source.cache and fit != "squash":
-                raise ConfigError(
-                    f"data.sources.{name}.cache holds images squashed, which data.fit={fit} must not be; set it to false"
-                )
+            options = ("fit", fit, "squash", "squashed"), ("resample", resample, "bicubic", "resized bicubically")
+            for key, value, usual, held in options:
+                if source.cache and value != usual:
+                    raise ConfigError(
+                        f"data.sources.{name}.cache holds images {held}, which data.{key}={value} must not be; set it to false"
+                    )
 
     def prepare_data(self) -> None:
         """Make the data, if they are to be made and are not there yet."""
@@ -232,7 +236,7 @@ class DataModule(LightningDataModule):
     def view_identity(self, source: str, role: str, count: int) -> Iterator[str]:
         """What these views and the boxes on them are a function of, in words."""
         settings, finish = self.sources[source], self.finish
-        yield f"{finish.size} {finish.fit} {finish.scale.tolist()} {finish.shift.tolist()} {settings.cache}"
+        yield f"{finish.size} {finish.fit} {finish.resample} {finish.scale.tolist()} {finish.shift.tolist()} {settings.cache}"
         yield self._decoder if self._is_fast(source, role) else "pillow"
         augment, samples = self._augmentation(source, role), self.samples(source, role)
         yield from identity_of_views(f"{self.seed}/{source}", samples, settings.kinds, augment, count)
@@ -267,7 +271,7 @@ class DataModule(LightningDataModule):
         settings, finish = self.sources[source], self.finish
         yield f"{source} {role} {settings.kinds} {settings.batch_size} {settings.max_length}"
         yield f"{dict(settings.template or {})} {settings.clean!r}"
-        yield f"{finish.size} {finish.fit} {finish.multiple} {finish.scale.tolist()} {finish.shift.tolist()}"
+        yield f"{finish.size} {finish.fit} {finish.multiple} {finish.resample} {finish.scale.tolist()} {finish.shift.tolist()}"
         yield _spelling(self.tokenizer)
         for sample in self.samples(source, role):
             yield f"{sample} {[stamp_of(path) for path in (sample.image, *sample.others)]}"

@@ -21,6 +21,7 @@ from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.unicode import readable
 
 BICUBIC = InterpolationMode.BICUBIC
+RESAMPLES = {name: InterpolationMode(name) for name in ("bicubic", "bilinear", "lanczos")}
 FITS = ("squash", "crop", "keep")
 LONGEST = 1333 / 800  # of the longer side to the shorter one, at most (ViLT, after object detectors)
 UNSCALED = 2**31  # pixels: an image is decoded at its own size, since its proportions decide
@@ -52,7 +53,7 @@ SIDES = (
 
 
 class Finish:
-    """The last step of training and evaluation: a square of `size` pixels (bicubic, antialiased), normalised.
+    """The last step of training and evaluation: a square of `size` pixels (antialiased, by `resample`), normalised.
 
     `mean` and `std` are those that the image encoder was trained with, for values in 0..1. `fit` "squash" shows all of the
     image (ALBEF), "crop" its middle in true proportions (CLIP, METER), which boxes would not survive; "keep" all of it in its
@@ -60,13 +61,21 @@ class Finish:
     """
 
     def __init__(
-        self, size: int, mean: Sequence[float], std: Sequence[float], fit: str = "squash", multiple: int = 32
+        self,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fit: str = "squash",
+        multiple: int = 32,
+        resample: str = "bicubic",
     ) -> None:
         if fit not in FITS:
             raise ConfigError(f"data.fit is '{fit}'; {suggest(fit, FITS)}")
+        if resample not in RESAMPLES:
+            raise ConfigError(f"data.resample is '{resample}'; {suggest(resample, RESAMPLES)}")
         if fit == "keep" and not 1 <= multiple <= size:
             raise ConfigError(f"data.multiple is {multiple}, but has to be between 1 and data.image_size, {size}")
-        self.size, self.fit, self.multiple = size, fit, multiple
+        self.size, self.fit, self.multiple, self.resample = size, fit, multiple, RESAMPLES[resample]
         self.decode_side = UNSCALED if fit == "keep" else size
         deviation = np.asarray(std, dtype=np.float32).reshape(3, 1, 1)
         self.scale: np.ndarray = 1 / (255 * deviation)
@@ -97,7 +106,7 @@ class Finish:
             image = _middle(image, boxes)
         boxes = relative_boxes(boxes, image.size)
         width, height = kept_size(image.size, self.size, self.multiple) if self.fit == "keep" else (self.size,) * 2
-        return np.asarray(F.resize(image, [height, width], interpolation=BICUBIC, antialias=True)), boxes
+        return np.asarray(F.resize(image, [height, width], interpolation=self.resample, antialias=True)), boxes
 
 
 def kept_size(size: tuple[int, int], shorter: int, multiple: int) -> tuple[int, int]:

@@ -74,7 +74,8 @@ class TimmEncoder(PixelEncoder):
     ``weights``    a local weight file in timm's own layout, or in another order-preserving one (``match_by_order``).
     ``stage``      for a ConvNet: stop at this stage of ``feature_info`` (0-based), e.g. to keep a fine grid on small images.
     ``pool``       "cls" reads the first prefix token, "mean" averages the patch tokens, "max" takes each channel's largest:
-                   what a small thing shows is not drowned by its background.
+                   what a small thing shows is not drowned by its background; "map" is a transformer's own attention pooling
+                   (SigLIP).
     ``grid_size``  for a feature map, which knows no places: normalises its tokens and adds learnt position embeddings for a
                    grid of this side, started from sines and cosines.
     ``top_layers`` the states of so many last layers of a transformer, each normalised, side by side in the width (BridgeTower).
@@ -129,7 +130,8 @@ class TimmEncoder(PixelEncoder):
         self.num_prefix_tokens = getattr(self.backbone, "num_prefix_tokens", 0)
         self.top_layers = top_layers
         self._try_out(name, options.get("img_size"))
-        if pool not in ("cls", "mean", "max") or (pool == "cls" and not self.num_prefix_tokens):
+        has = {"cls": self.num_prefix_tokens > 0, "map": getattr(self.backbone, "attn_pool", None) is not None}
+        if pool not in ("cls", "mean", "max", "map") or not has.get(pool, True):
             raise ConfigError(f"image_encoder.pool is '{pool}', which {name} cannot give; set image_encoder.pool=mean")
         if weights is not None and match_by_order:
             load_by_order(self.backbone, weights)
@@ -165,7 +167,8 @@ class TimmEncoder(PixelEncoder):
         patches = states.shape[1] - self.num_prefix_tokens
         if sides[0] == sides[1] and math.isqrt(patches) ** 2 != patches and math.isqrt(patches - 1) ** 2 == patches - 1:
             self.num_prefix_tokens += 1
-        freeze(self, unreached_parameters(twin, [states]))
+        unreached = unreached_parameters(twin, [states])
+        freeze(self, [name for name in unreached if self.pool != "map" or not name.startswith("backbone.attn_pool.")])
 
     def sizes(self) -> dict[str, Any]:
         """Nothing: the name and the options say it all."""
@@ -208,10 +211,16 @@ class TimmEncoder(PixelEncoder):
                 )
             patches = self.norm(patches) + self.position
             states = torch.cat([states[:, : self.num_prefix_tokens], patches], dim=1)
-        pooled = (
-            states[:, 0] if self.pool == "cls" else patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
-        )
-        return Tokens(states, None, self.last_norm(pooled))
+        return Tokens(states, None, self.last_norm(self._pool(states, patches)))
+
+    def _pool(self, states: Tensor, patches: Tensor) -> Tensor:
+        """Of all states (I, N, width) and those of patches -> (I, width)."""
+        if self.pool == "cls":
+            return states[:, 0]
+        if self.pool == "map":
+            pooled: Tensor = self.backbone.attn_pool(patches)
+            return pooled
+        return patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
 
     def _features(self, pixel_values: Tensor) -> Tensor:
         if self.top_layers > 1:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.distributed import gather, gather_with_grad
-from fusionkit.errors import ConfigError
-from fusionkit.losses import contrastive_targets, soft_cross_entropy
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.losses import contrastive_targets, soft_binary_cross_entropy, soft_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import queue_ages
@@ -15,6 +15,8 @@ from fusionkit.negatives.pool import EMPTY, overwrite_oldest
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
+
+LOSSES = ("softmax", "sigmoid")
 
 
 class CaptionBatch(Batch):
@@ -43,6 +45,9 @@ class ITC(Task[CaptionBatch]):
 
     Columns that show the row's own image are its positives, whichever caption they come from. With a teacher the columns
     are its features, and the targets are alpha * softmax(teacher's similarities) + (1 - alpha) * positives (ALBEF, eq. 6).
+
+    ``loss`` "softmax" has the columns of a row compete; with "sigmoid" each pair is told alone to belong together or not, by its
+    similarity and a learnt bias that starts at ``bias`` (SigLIP, Zhai et al. 2023), without a queue.
     """
 
     needs = frozenset({"feats"})
@@ -51,8 +56,22 @@ class ITC(Task[CaptionBatch]):
     ranks = True
     replies_to = "text"
 
-    def __init__(self, dims: Dims, queue_size: int = 0, scorer: Scorer | None = None) -> None:
+    def __init__(
+        self,
+        dims: Dims,
+        queue_size: int = 0,
+        loss: str = "softmax",
+        bias: float = -10.0,
+        scorer: Scorer | None = None,
+    ) -> None:
         super().__init__(scorer)
+        if loss not in LOSSES:
+            raise ConfigError(f"task.itc.loss is '{loss}'; {suggest(loss, LOSSES)}")
+        if queue_size > 0 and loss == "sigmoid":
+            raise ConfigError(
+                f"task.itc.queue_size is {queue_size}, but the sigmoid loss has the pairs of the batch alone; set it to 0"
+            )
+        self.bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
         self.metrics = means("image_to_text_r1", "text_to_image_r1")
         if queue_size < 0:
             raise ConfigError(
@@ -77,11 +96,17 @@ class ITC(Task[CaptionBatch]):
             ("text_to_image_r1", text_feats, text_keys, view.text_feats[self.reads], images),
         ):
             similarity = _similarity(feats, *columns, model.temperature)
-            targets = contrastive_targets(keys, columns[1])
-            if teacher is not None:
-                soft = _similarity(own, *columns, model.temperature.detach()).softmax(dim=1)
+            soft = None if teacher is None else _similarity(own, *columns, model.temperature.detach())
+            if self.bias is None:
+                loss, targets = soft_cross_entropy, contrastive_targets(keys, columns[1])
+                soft = None if soft is None else soft.softmax(dim=1)
+            else:
+                loss, targets = soft_binary_cross_entropy, (columns[1] == keys[:, None]).to(similarity)
+                soft = None if soft is None else (soft + self.bias.detach()).sigmoid()
+                similarity = similarity + self.bias
+            if teacher is not None and soft is not None:
                 targets = teacher.mix(targets, soft)
-            losses.append(soft_cross_entropy(similarity, targets))
+            losses.append(loss(similarity, targets))
             has_partner = (columns[1] == keys[:, None]).any(dim=1)
             hits = columns[1][similarity.detach().argmax(dim=1)] == keys if len(columns[1]) else has_partner
             metrics[name] = hits.sum(), has_partner.sum()

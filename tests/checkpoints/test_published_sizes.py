@@ -79,6 +79,7 @@ CLASSES = {
     "clip": "CLIPModel",
     "flava": "FlavaForPreTraining",
     "lxmert": "LxmertForPreTraining",
+    "siglip": "SiglipModel",
     "vilt": "ViltForMaskedLM",
     "visualbert": "VisualBertForPreTraining",
 }

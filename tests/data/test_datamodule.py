@@ -261,6 +261,10 @@ def test_cached_images_are_not_read_again(tmp_path):
             lambda m: DataModule("x", {"a": Source(None, {}, 1, {"captions": 1}, cache=True)}, fit="keep"),
             "cache holds images squashed, which data.fit=keep must not be",
         ),
+        (
+            lambda m: DataModule("x", {"a": Source(None, {}, 1, {"captions": 1}, cache=True)}, resample="lanczos"),
+            "cache holds images resized bicubically, which data.resample=lanczos must not be",
+        ),
         (lambda m: DataModule("x", {}, num_workers=-1), "data.num_workers is -1"),
         (lambda m: DataModule("x", {}, image_size=0), "data.image_size is 0"),
         (lambda m: DataModule("x", {}, steps_per_epoch=0), "data.steps_per_epoch is 0"),

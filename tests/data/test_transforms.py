@@ -1,6 +1,7 @@
 import random
 import unicodedata
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -172,6 +173,19 @@ def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
         finish(*painted())
     with pytest.raises(ConfigError, match=r"data.fit is 'corp'; did you mean 'crop'\?"):
         Finish(30, (0, 0, 0), (1, 1, 1), fit="corp")
+
+
+@pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos"])
+def test_images_are_resized_as_pillow_does(resample):
+    image, _ = painted()
+    found, _ = Finish(30, (0, 0, 0), (1, 1, 1), resample=resample)(image, torch.zeros(0, 4))
+    expected = np.asarray(image.resize((30, 30), Image.Resampling[resample.upper()]))
+    torch.testing.assert_close(found.permute(1, 2, 0) * 255, torch.tensor(expected).float(), atol=1e-3, rtol=0)
+
+
+def test_an_unknown_way_to_resize():
+    with pytest.raises(ConfigError, match=r"data.resample is 'lancsoz'; did you mean 'lanczos'\?"):
+        Finish(30, (0, 0, 0), (1, 1, 1), resample="lancsoz")
 
 
 @pytest.mark.parametrize(

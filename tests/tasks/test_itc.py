@@ -1,10 +1,12 @@
 """Contrast: positives by image, the queue, the teacher."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from fusionkit.errors import ConfigError
 from fusionkit.losses import soft_cross_entropy
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.itc import EMPTY, ITC, FeatureQueue
@@ -115,3 +117,43 @@ def test_a_cosine_of_half_precision_features_is_computed_in_full():
     exact = (low.image_feats.double() * low.text_feats["captions"].double()).sum(dim=1)
     told = [row["cosine"] for row in ITC(toy_dims(model)).reply(model, batch, low, 1)]
     assert told == pytest.approx(exact.tolist(), abs=1e-6)
+
+
+def test_pairs_told_alone_by_a_sigmoid_and_a_learnt_bias():
+    """SigLIP's sum over all pairs, divided by the rows, where each image has one text; with shared images all of theirs."""
+    model, itc = build(loss="sigmoid", bias=-3.0)
+    batch = toy_batch(images=4)
+    encoded = model.encode(batch, ["captions"])
+    logits = encoded.image_feats @ encoded.text_feats["captions"].T / model.temperature - 3.0
+    signs = 2 * torch.eye(4) - 1
+    expected = -torch.nn.functional.logsigmoid(signs * logits).sum() / 4
+    torch.testing.assert_close(itc(model, batch, encoded).loss, expected)
+    itc(model, batch, encoded).loss.backward()
+    assert itc.bias.grad != 0
+    batch["image_keys"][1] = batch["image_keys"][0]
+    assert itc(model, batch, encoded).targets.sum() == 6
+
+
+def test_a_teacher_softens_the_targets_of_pairs():
+    model, itc = build(loss="sigmoid")
+    teacher = MomentumTeacher(model, {"itc": itc})
+    batch = toy_batch(images=3)
+    encoded, seen = model.encode(batch, ["captions"]), teacher.encode(batch, ["captions"])
+    out = itc(model, batch, encoded, teacher.view("itc", seen, 0.25))
+    soft = (encoded.image_feats @ encoded.text_feats["captions"].T / model.temperature + itc.bias).sigmoid()
+    torch.testing.assert_close(out.targets, 0.75 * torch.eye(3) + 0.25 * soft.detach())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "sigmiod"}, "task.itc.loss is 'sigmiod'; did you mean 'sigmoid'?"),
+        (
+            {"loss": "sigmoid", "queue_size": 4},
+            "task.itc.queue_size is 4, but the sigmoid loss has the pairs of the batch",
+        ),
+    ],
+)
+def test_a_loss_that_cannot_be(options, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        build(**options)

@@ -1,0 +1,94 @@
+"""How a folder of transformers says that its images are read: the configuration of its image processor, and its tokenizer."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fusionkit.checkpoints.directory import read_json
+from fusionkit.checkpoints.runs import shown
+from fusionkit.checkpoints.source import Source
+from fusionkit.errors import DataError
+
+FILES = ("processor_config.json", "preprocessor_config.json")  # of newer and of older versions
+RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+FIXED = {"do_resize": True, "do_rescale": True, "do_convert_rgb": True}
+
+
+def own_tokenizer(folder: Path) -> str | None:
+    """The folder itself where a tokenizer was saved with the weights; None where there is none."""
+    return str(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def settings_of(source: Source) -> tuple[str, dict[str, Any]]:
+    """The file of the image processor's settings and its content; ("", {}) where the folder has none."""
+    for name in FILES:
+        if (source.path / name).is_file():
+            content = read_json(source.path / name)
+            settings = content.get("image_processor", content) if name == FILES[0] else content
+            if isinstance(settings, dict) and ("image_mean" in settings or name != FILES[0]):
+                return f"{source.path / name}: ", settings
+    return "", {}
+
+
+def images_of(
+    source: Source,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    resample: str = "bicubic",
+    fit: str = "squash",
+) -> dict[str, Any]:
+    """Options of the data module that read images as the folder's processor does; the arguments where it says nothing.
+
+    Raises DataError for settings that no option gives.
+    """
+    place, found = settings_of(source)
+    data = {"image_size": image_size, "mean": list(mean), "std": list(std), "resample": resample, "fit": fit}
+    for name, value in FIXED.items():
+        if found.get(name) not in (None, value):
+            raise DataError(f"{place}{name} is {shown(found[name])}, but images are read with {name} true; correct it")
+    factor = found.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-4):
+        raise DataError(f"{place}rescale_factor is {shown(factor)}, but pixels are divided by 255; correct it")
+    if found.get("do_normalize") is False:
+        data |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    else:
+        for name, key in (("image_mean", "mean"), ("image_std", "std")):
+            if found.get(name) is not None:
+                data[key] = _three(place, name, found[name])
+    if found.get("resample") is not None:
+        if found["resample"] not in RESAMPLE:
+            raise DataError(
+                f"{place}resample is {shown(found['resample'])}, but images are resized with "
+                f"{', '.join(f'{number} ({name})' for number, name in RESAMPLE.items())}; choose one of them"
+            )
+        data["resample"] = RESAMPLE[found["resample"]]
+    return data | _fit(place, found, image_size)
+
+
+def _fit(place: str, found: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Whether all of an image is squashed to the square, or its middle is taken; DataError where the sizes are others."""
+    size = found.get("size")
+    if size is None:
+        return {}
+    sides = size if isinstance(size, dict) else {"height": size, "width": size}
+    is_cropped = bool(found.get("do_center_crop")) and ("shortest_edge" in sides or not isinstance(size, dict))
+    if is_cropped:
+        crop = found.get("crop_size") or image_size
+        cut = crop if isinstance(crop, dict) else {"height": crop, "width": crop}
+        sides = {"shortest_edge": sides.get("shortest_edge", sides.get("height"))} | cut
+    wanted = set(sides.values()) == {image_size}
+    if not wanted or not (is_cropped or sides.keys() == {"height", "width"}):
+        raise DataError(
+            f"{place}size is {shown(size)}{' with a crop' if is_cropped else ''}, but the image encoder reads squares of "
+            f"{image_size} pixels; give it the processor that belongs to the model"
+        )
+    return {"fit": "crop" if is_cropped else "squash"}
+
+
+def _three(place: str, name: str, values: Any) -> list[float]:
+    is_right = isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
+    if not is_right or not all(math.isfinite(v) for v in values) or (name == "image_std" and min(values) <= 0):
+        raise DataError(f"{place}{name} is {shown(values)}, but has to be three numbers, one a colour")
+    return [float(value) for value in values]

@@ -1,0 +1,78 @@
+"""Folders of transformers from the command line: imported, scored, asked, trained on for two steps, exported and loaded again."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.cli.main import run
+from fusionkit.data.tokenizer import load_tokenizer
+from tests.checkpoints.worlds import coco_world
+
+SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20, "num_hidden_layers": 2}
+IMAGE = SIZES | {"image_size": 32, "patch_size": 8}
+
+
+def siglip(words: dict[str, int]) -> Any:
+    text = SIZES | {"max_position_embeddings": 20} | words
+    return transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=IMAGE))
+
+
+CASES: dict[str, tuple[Callable[[dict[str, int]], Any], str]] = {"siglip": (siglip, "text_to_image_r1")}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return coco_world(tmp_path_factory.mktemp("coco"))
+
+
+def saved(family: str, world: Path, folder: Path) -> Path:
+    """A model as its users have it: weights, tokenizer and the settings of its images."""
+    tokenizer = load_tokenizer(world / "words")
+    ids = {"pad": tokenizer.pad_token_id, "bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
+    words = {"vocab_size": len(tokenizer)} | {f"{name}_token_id": number for name, number in ids.items()}
+    torch.manual_seed(0)
+    CASES[family][0](words).save_pretrained(folder)
+    for file in (world / "words").iterdir():
+        shutil.copy(file, folder)
+    settings = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_from_the_command_line(family, world, tmp_path, capsys):
+    theirs, ours = saved(family, world, tmp_path / "theirs"), tmp_path / "ours"
+    quick = ["data.num_workers=0", f"data.root={world}"]
+    assert run(["import", f"{family}={theirs}", f"output={ours}"]) == 0, capsys.readouterr().err
+    config = from_pretrained(ours).config
+    assert (config.data.resample, list(config.data.mean), config.data.image_size) == ("bilinear", [0.4] * 3, 32)
+
+    line = ["evaluate", f"checkpoint={ours}", f"output_dir={tmp_path}/scores", "trainer.accelerator=cpu", "split=test"]
+    assert run([*line, *quick]) == 0, capsys.readouterr().err
+    assert f"coco/{CASES[family][1]}" in json.loads((tmp_path / "scores/metrics.json").read_text())
+
+    image = next((world / "images").glob("*.jpg"))
+    line = ["predict", f"checkpoint={ours}", f"image={image}", "trainer.accelerator=cpu", f"output={tmp_path}/r.jsonl"]
+    asked = ["text=a red circle"] if family not in SAYING else []
+    assert run([*line, *asked, f"output_dir={tmp_path}/asked"]) == 0, capsys.readouterr().err
+    (reply,) = [json.loads(text) for text in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert SAYING.get(family, "cosine") in reply
+
+    line = ["train", "--config-dir", str(ours), "experiment=imported", *quick, "data.sources.coco.batch_size=4"]
+    small = ["trainer=cpu", "trainer.fast_dev_run=2", f"output_dir={tmp_path}/run"]
+    assert run([*line, *small]) == 0, capsys.readouterr().err
+    assert f"started from {ours}\n" in capsys.readouterr().out
+
+    assert run(["export", f"checkpoint={ours}", f"output={tmp_path}/exported"]) == 0, capsys.readouterr().err
+    states = [from_pretrained(folder).module.state_dict() for folder in (ours, tmp_path / "exported")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+SAYING: dict[str, str] = {}
