@@ -72,7 +72,7 @@ class ITC(Task[CaptionBatch]):
                 f"task.itc.queue_size is {queue_size}, but the sigmoid loss has the pairs of the batch alone; set it to 0"
             )
         self.bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
-        self.metrics = means("image_to_text_r1", "text_to_image_r1")
+        self.metrics = means("image_to_text_r1", "text_to_image_r1", "modality_gap")
         if queue_size < 0:
             raise ConfigError(
                 f"task.itc.queue_size is {queue_size}; give the number of features to keep, or 0 for none"
@@ -112,9 +112,10 @@ class ITC(Task[CaptionBatch]):
             metrics[name] = hits.sum(), has_partner.sum()
             if sim_i2t is None:
                 sim_i2t, target_i2t = similarity.detach(), targets
+        queued = len(self.image_queue.keys) if self.image_queue else 0
+        metrics["modality_gap"] = modality_gap(*(feats[: len(feats) - queued] for feats, _ in (images, texts)))
         if self.image_queue:
-            keys = self.image_queue.keys
-            metrics |= queue_ages(keys, len(images[1]) - len(keys))
+            metrics |= queue_ages(self.image_queue.keys, len(images[1]) - queued)
         if self.training and self.image_queue is not None and self.text_queue is not None:
             self.image_queue.push(gather(view.image_feats.detach()), gather(image_keys))
             self.text_queue.push(gather(view.text_feats[self.reads].detach()), gather(text_keys))
@@ -164,3 +165,13 @@ def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 
     """Cosines (R, C) of normalised features over the temperature, in fp32: bf16 moves a loss over a long queue by 1e-2."""
     with torch.autocast(rows.device.type, enabled=False):
         return at_least_fp32(rows) @ at_least_fp32(columns).T / temperature
+
+
+def modality_gap(image_feats: Tensor, text_feats: Tensor) -> tuple[Tensor, int]:
+    """How far the means of image features (I, E) and text features (T, E) lie apart (Liang et al. 2022), times the number of
+    pairs, and that number."""
+    count = min(len(image_feats), len(text_feats))
+    if not count:
+        return image_feats.new_zeros(()), 0
+    gap = image_feats.detach().mean(dim=0) - text_feats.detach().mean(dim=0)
+    return gap.norm() * count, count

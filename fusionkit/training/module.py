@@ -103,7 +103,7 @@ class TrainingModule(LightningModule):
                 self._step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         outputs: dict[str, TaskOutput] = {}
         for source in self.objectives:
-            outputs |= {f"{source}/{name}": output for name, output in self._outputs(source, batches[source]).items()}
+            outputs |= {f"{source}/{name}": output for name, output in self.outputs(source, batches[source]).items()}
         losses = {objective: output.loss for objective, output in outputs.items()}
         self.window.note(outputs)
         balanced = self.balance(losses, self.weights, step)
@@ -130,7 +130,7 @@ class TrainingModule(LightningModule):
         self.log_dict(self._to_log, on_step=True, on_epoch=False)
         self._to_log = {}
 
-    def _outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
+    def outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
         """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks."""
         tasks = self._tasks_of(source)
         encoded = self.model.encode(batch, text_kinds(tasks.values()))

@@ -9,7 +9,7 @@ import torch
 from fusionkit.errors import ConfigError
 from fusionkit.losses import soft_cross_entropy
 from fusionkit.model.momentum import MomentumTeacher
-from fusionkit.tasks.itc import EMPTY, ITC, FeatureQueue
+from fusionkit.tasks.itc import EMPTY, ITC, FeatureQueue, modality_gap
 from tests.toys import measured, toy_batch, toy_dims, toy_model
 
 
@@ -86,7 +86,18 @@ def test_the_age_of_a_queue_is_the_steps_since_its_entries_were_written():
     assert build()[1](model, batch, model.encode(batch, ["captions"])).metrics.keys() == {
         "image_to_text_r1",
         "text_to_image_r1",
+        "modality_gap",
     }
+
+
+def test_the_modality_gap_is_the_distance_of_the_means_of_what_the_batch_shows():
+    for queue_size in (0, 6):
+        model, itc = build(queue_size=queue_size)
+        batch = toy_batch(images=4)
+        encoded = model.encode(batch, ["captions"])
+        gap = (encoded.image_feats.mean(dim=0) - encoded.text_feats["captions"].mean(dim=0)).norm()
+        assert measured(itc, itc(model, batch, encoded))["modality_gap"] == pytest.approx(float(gap), rel=1e-5)
+    assert modality_gap(torch.ones(2, 3), torch.ones(0, 3)) == (0, 0)
 
 
 def test_a_queue_of_features_takes_none_where_one_is_not_finite():

@@ -1,0 +1,111 @@
+"""Whether a model looks at its images: what each objective's loss gains by the true image over another."""
+
+from collections import deque
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import torch
+from lightning import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from torch import Tensor
+
+from fusionkit.distributed import mean_by_name
+from fusionkit.encoders.probe import undisturbed
+from fusionkit.training.module import TrainingModule, seed_batch
+from fusionkit.types import Batch
+
+IMAGES = (
+    "pixel_values",
+    "pixel_mask",
+    "regions",
+    "stored",
+)  # what a batch has a row an image of, for the encoder to read
+
+
+class ImageGain(Callback):
+    """Logs ``train/<source>/<task>_image_gain``: the loss of a batch whose images have changed places, less its loss, in nats.
+
+    Both are computed without dropout, every ``every_n_steps`` at a step that is logged. 0: the image is of no use, as where a
+    language model goes by the words alone; warns where the mean of ``window`` of them is below ``tolerance``. Not where a
+    strategy splits parameters.
+    """
+
+    def __init__(self, every_n_steps: int = 50, window: int = 10, tolerance: float = 0.01) -> None:
+        self.every_n_steps, self.window, self.tolerance = every_n_steps, window, tolerance
+        self._gains: dict[str, deque[float]] = {}
+        self._ignored: set[str] = set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"gains": {objective: list(gains) for objective, gains in self._gains.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for objective, gains in state_dict["gains"].items():
+            self._gains[objective] = deque(gains, maxlen=self.window)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Mapping[str, Batch], batch_idx: int
+    ) -> None:
+        logged = max(1, trainer.log_every_n_steps)
+        every = -(-self.every_n_steps // logged) * logged
+        is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
+        if not is_whole or not is_step or trainer.global_step % every:
+            return
+        with torch.no_grad(), undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            gains = {
+                objective: gain
+                for source, each in batch.items()
+                for objective, gain in image_gains(pl_module, source, each).items()
+            }
+        for objective, gain in mean_by_name(gains).items():
+            pl_module.log(f"train/{objective}_image_gain", float(gain), on_step=True, on_epoch=False)
+            self._judge(trainer, objective, float(gain))
+
+    def _judge(self, trainer: Trainer, objective: str, gain: float) -> None:
+        gains = self._gains.setdefault(objective, deque(maxlen=self.window))
+        gains.append(gain)
+        if (mean := fmean(gains)) >= self.tolerance:
+            self._ignored.discard(objective)
+        elif len(gains) == self.window and objective not in self._ignored:
+            self._ignored.add(objective)
+            if trainer.is_global_zero:
+                self._warn(trainer, objective, mean)
+
+    def _warn(self, trainer: Trainer, objective: str, mean: float) -> None:
+        text = (
+            f"objective {objective} ignores the image: with another one its loss is {mean:.4f} nats higher, the mean of the last "
+            f"{self.window} times it was measured (step {trainer.global_step}); train longer, raise the rate of the fusion "
+            "(optimizer.rules), start from a pretrained image encoder, or give it texts that need the image"
+        )
+        print(f"warning: {text}", flush=True)
+        for logger in trainer.loggers:
+            if hasattr(logger, "alert"):
+                logger.alert(f"{objective} ignores the image", text)
+
+
+def image_gains(module: TrainingModule, source: str, batch: Batch) -> dict[str, Tensor]:
+    """By objective "source/task" the loss with other images less the loss; none of a batch of one image."""
+    if len(batch["image_ids"]) < 2:
+        return {}
+    losses = []
+    for images in (batch, with_other_images(batch)):
+        seed_batch(0)  # so that both have the same words masked and the same negatives drawn
+        losses.append({name: output.loss for name, output in module.outputs(source, images).items()})
+    own, other = losses
+    return {f"{source}/{name}": other[name] - loss for name, loss in own.items()}
+
+
+def with_other_images(batch: Batch) -> Batch:
+    """The batch with the image of its neighbour in the place of each, whose key and texts stay."""
+    moved = {name: _rolled(part) for name, part in batch.items() if name in IMAGES}
+    return {**batch, **moved}  # type: ignore[typeddict-item]
+
+
+def _rolled(part: Any) -> Any:
+    if isinstance(part, Tensor):
+        return part.roll(1, dims=0)
+    if part is None:
+        return None
+    rolled = [_rolled(value) for value in part]
+    return type(part)(*rolled) if hasattr(part, "_fields") else type(part)(rolled)
