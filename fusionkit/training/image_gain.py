@@ -46,7 +46,7 @@ class ImageGain(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Mapping[str, Batch], batch_idx: int
     ) -> None:
-        logged = max(1, trainer.log_every_n_steps)
+        logged = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
         every = -(-self.every_n_steps // logged) * logged
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         is_whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
