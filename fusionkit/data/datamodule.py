@@ -6,9 +6,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -306,7 +308,8 @@ class DataModule(LightningDataModule):
             augment = DrawView() if table.views > 1 else None
         data = TrainData(name, samples, images, counts, finish, self.finish.size, augment)
         self._training[name] = data
-        stream = Stream(len(samples), self.seed, name)
+        groups = None if source.shuffle_window is None else samples.folders
+        stream = Stream(len(samples), self.seed, name, _weights(name, samples), groups, source.shuffle_window or 0)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
         return Loader(data, batches, self._collate(name, "train", samples), self.num_workers, persistent=True)
 
@@ -394,7 +397,8 @@ class DataModule(LightningDataModule):
         """What the order of training samples is a function of."""
         images = {name: len(samples) for name, samples in self._splits.training.items()}
         batches = {name: self.sources[name].batch_size * self._place[1] for name in images}
-        return {"seed": self.seed, "images": images, "global batch size": batches}
+        windows = {name: window for name in images if (window := self.sources[name].shuffle_window) is not None}
+        return {"seed": self.seed, "images": images, "global batch size": batches, "shuffle_window": windows}
 
     def _warn_of_other_order(self) -> None:
         for name, value in self._order().items():
@@ -402,6 +406,16 @@ class DataModule(LightningDataModule):
                 rank_zero_warn(
                     f"the checkpoint was trained with {name} {before}, not {value}: samples now come in another order"
                 )
+
+
+def _weights(source: str, samples: Samples) -> NDArray[np.float64] | None:
+    """The weights of the samples. Raises DataError where nothing can be drawn by them."""
+    weights = samples.weights
+    if weights is not None and not weights.any():
+        raise DataError(
+            f"all images of source '{source}' have the sample_weight 0; leave the column out, or correct it"
+        )
+    return weights
 
 
 def _spelling(tokenizer: PreTrainedTokenizerBase) -> str:

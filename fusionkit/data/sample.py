@@ -8,6 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from fusionkit.files.unicode import BadText, readable
 
+WEIGHT = "sample_weight"  # the fact of a text that says how often its image is drawn, in proportion
+
 
 @dataclass(frozen=True, slots=True)
 class Text:

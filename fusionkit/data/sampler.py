@@ -5,7 +5,10 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Sampler
 
 
@@ -20,18 +23,45 @@ class Stream:
     """An endless sequence over `size` samples: permutation after permutation, each a function of (seed, name, number).
 
     A shorter source simply runs on into its next permutation while a longer one is still in its first.
+
+    `weights`  (N,), how often each sample comes in proportion, on average over permutations; None: each once in each.
+    `groups`   (N,), the number of the file that each sample stands in: files come in a random order, and samples are shuffled
+               in each stretch of `window` of them, so that what is read lies close together. None: all samples are shuffled.
     """
 
-    def __init__(self, size: int, seed: int, name: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        seed: int,
+        name: str,
+        weights: NDArray[np.float64] | None = None,
+        groups: NDArray[np.int64] | None = None,
+        window: int = 0,
+    ) -> None:
         self.size, self.seed, self.name = size, seed, name
+        self.ends = None if weights is None else np.cumsum(weights) / weights.sum() * size
+        self.groups, self.window = groups, window
         self._permutation = (-1, torch.empty(0, dtype=torch.long))  # the last one used, with its number
 
     def __getitem__(self, position: int) -> Draw:
         number, place = divmod(position, self.size)
         if number != self._permutation[0]:
             generator = torch.Generator().manual_seed(self._hash("permutation", number))
-            self._permutation = number, torch.randperm(self.size, generator=generator)
+            self._permutation = number, self._permuted(generator)
         return Draw(int(self._permutation[1][place]), self._hash("sample", position))
+
+    def _permuted(self, generator: torch.Generator) -> Tensor:
+        rows = torch.arange(self.size)
+        if self.ends is not None:  # systematic sampling: as often as its weight says, rounded up or down by chance
+            start = torch.rand((), generator=generator, dtype=torch.float64).item()
+            chosen = np.searchsorted(self.ends, np.arange(self.size) + start, side="right")
+            rows = torch.from_numpy(chosen.clip(max=int(np.flatnonzero(np.diff(self.ends, prepend=0))[-1])))
+        if self.groups is None:
+            return rows[torch.randperm(self.size, generator=generator)]
+        ranks = torch.randperm(int(self.groups.max()) + 1, generator=generator)
+        rows = rows[torch.argsort(ranks[torch.from_numpy(self.groups)[rows]], stable=True)]
+        stretches = rows.split(self.window)
+        return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in stretches])
 
     def _hash(self, what: str, number: int) -> int:
         text = f"{self.seed}/{self.name}/{what}/{number}".encode()

@@ -37,6 +37,8 @@ class Source:
     `template`          by kind, what stands around each text, such as "Question: {text} Answer:" (`cleaning.filled`).
     `augment`           of training images, or None for none.
     `regions`           which region features are read, where the reader's images are such (npz files); None: they have pixels.
+    `shuffle_window`    files (shards, folders) in a random order, and images shuffled within so many of them at a time: what is
+                        read from a slow disk lies close together. None: all images are shuffled.
     `cache`             keep all images in memory, decoded and resized: for small data sets of small images.
     """
 
@@ -50,6 +52,7 @@ class Source:
     cache: bool = False
     regions: Detections | None = None
     template: Mapping[str, str] | None = None
+    shuffle_window: int | None = None
 
     def check(self, key: str) -> None:
         """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
@@ -57,11 +60,16 @@ class Source:
             if not isinstance(section, Mapping):
                 raise ConfigError(f"{key}.{name} is {reprlib.repr(section)}, but has to be a section of keys")
         counts = {f"texts_per_image.{kind}": count for kind, count in self.texts_per_image.items()}
-        for name, count in {"batch_size": self.batch_size, "max_length": self.max_length, **counts}.items():
+        window = {} if self.shuffle_window is None else {"shuffle_window": self.shuffle_window}
+        for name, count in {"batch_size": self.batch_size, "max_length": self.max_length, **counts, **window}.items():
             if type(count) is not int:
                 raise ConfigError(f"{key}.{name} is {reprlib.repr(count)}, but has to be a whole number")
         if self.batch_size < 1:
             raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
+        if self.shuffle_window is not None and self.shuffle_window < 1:
+            raise ConfigError(
+                f"{key}.shuffle_window is {self.shuffle_window}, but has to be a number of images, or null"
+            )
         if self.max_length < 3:
             raise ConfigError(f"{key}.max_length is {self.max_length}, but has to be at least 3: [CLS], a token, [SEP]")
         check_templates(self.template, self.kinds, f"{key}.template")

@@ -12,7 +12,7 @@ from fusionkit.cli.main import run
 from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError
-from tests.data.worlds import write_photo
+from tests.data.worlds import write_photo, write_shards
 
 SHAPES = [
     ("red", "star"),
@@ -87,6 +87,14 @@ def test_sizes_follow_from_the_table(tmp_path):
     assert not any(text.startswith("image_encoder") for text in chosen)
     large = choices_for(Table(str(write_table(tmp_path / "large", "question", "answer", size=(160, 120)))).opened)
     assert {"data.image_size=128", "image_encoder.stage=3"} <= set(large)
+
+
+def test_of_shards_damaged_pictures_are_left_out(tmp_path):
+    web = write_shards(tmp_path / "web", count=4, samples=10)
+    config = training_config("data=table", f"data.files='{web}/{{00000..00004}}.tar'")
+    assert config.data.missing == config.data.sources.table.reader.missing == "skip"
+    assert training_config("data=table", f"data.files={web}", "data.missing=error").data.missing == "error"
+    assert training_config("data=table", f"data.files={write_table(tmp_path, 'caption')}").data.missing == "error"
 
 
 def sample(*texts: Text, kind: str = "questions") -> Sample:

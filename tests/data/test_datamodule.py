@@ -318,3 +318,27 @@ def test_cut_texts_are_counted_across_workers_by_role(tmp_path, workers):
     whole = make_module(tmp_path, {"a": make_source(tmp_path, max_length=6)})
     list(whole.eval_loader("a", "val"))
     assert whole.cut_texts("a", "val") == (35, 0)
+
+
+def test_a_window_and_weights_order_the_training_images(tmp_path):
+    """Two folders one after the other, and none of the images whose weight is 0."""
+    samples = [*make_samples(tmp_path / "a", range(8)), *make_samples(tmp_path / "b", range(8, 16))]
+
+    def with_weight(sample: Sample) -> Sample:
+        facts = {"sample_weight": float(sample.image_id not in (3, 12))}
+        texts = tuple(dataclasses.replace(text, facts=facts) for text in sample.texts["captions"])
+        return dataclasses.replace(sample, texts={"captions": texts})
+
+    weighted = list(map(with_weight, samples))
+
+    def drawn(given: list[Sample], **options) -> list[list[int]]:
+        source = Source(Listed(train=given), {"train": ["train"]}, 4, {"captions": 1}, **options)
+        return [batch["a"]["image_ids"] for batch in train_batches(make_module(tmp_path, {"a": source}), epochs=3)]
+
+    batches = drawn(samples, shuffle_window=8)
+    assert [{image // 8 for image in images} for images in batches] == [{batch[0] // 8} for batch in batches]
+    assert drawn(samples, shuffle_window=8) == batches
+    assert any(len({image // 8 for image in images}) == 2 for images in drawn(samples))
+    assert {image for images in drawn(weighted) for image in images} == {*range(16)} - {3, 12}
+    with pytest.raises(DataError, match="all images of source 'a' have the sample_weight 0"):
+        drawn([weighted[3], weighted[12]])

@@ -1,5 +1,6 @@
 import itertools
 
+import numpy as np
 import pytest
 
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
@@ -56,3 +57,53 @@ def test_shards_hold_each_sample_once_in_equally_many_batches(size, batch_size, 
 
 def test_a_rank_without_samples_has_no_batches():
     assert list(ShardBatches(1, 4, 1, 2)) == []
+
+
+def counts(stream: Stream, permutations: int) -> np.ndarray:
+    drawn = [stream[place].sample_index for place in range(permutations * stream.size)]
+    return np.bincount(drawn, minlength=stream.size).reshape(-1)
+
+
+def test_samples_come_as_often_as_their_weights_say():
+    weights = np.array([0.0, 1.0, 2.0, 0.5, 0.0, 4.5, 0.0])
+    stream = Stream(7, 0, "a", weights)
+    expected = weights / weights.sum() * 7
+    for number in range(50):
+        found = np.bincount([stream[7 * number + place].sample_index for place in range(7)], minlength=7)
+        assert np.all(np.abs(found - expected) < 1 + 1e-9)
+        assert found[weights == 0].sum() == 0
+    assert np.allclose(counts(stream, 2000) / 2000, expected, atol=0.05)
+
+
+def test_equal_weights_are_none():
+    drawn = [Stream(40, 3, "a", np.full(40, 2.0))[place].sample_index for place in range(80)]
+    assert [sorted(drawn[:40]), sorted(drawn[40:])] == [[*range(40)]] * 2
+
+
+def test_a_window_keeps_what_is_read_close_together():
+    groups = np.repeat(np.arange(10), 20)
+    stream = Stream(200, 0, "a", groups=groups, window=40)
+    for number in range(3):
+        drawn = [stream[200 * number + place].sample_index for place in range(200)]
+        assert sorted(drawn) == [*range(200)]
+        windows = [groups[drawn[start : start + 40]] for start in range(0, 200, 40)]
+        assert [len(set(window)) for window in windows] == [2] * 5
+        assert sum(len(set(window[:20])) for window in windows) == 10  # of two files at once
+    one, other = ([groups[stream[start + place].sample_index] for place in range(200)] for start in (0, 200))
+    assert one != other
+    again = Stream(200, 0, "a", groups=groups, window=40)
+    assert [again[place] for place in reversed(range(400))][::-1] == [stream[place] for place in range(400)]
+
+
+def test_a_window_of_everything_is_any_order():
+    stream = Stream(60, 0, "a", groups=np.repeat([0, 1, 2], 20), window=100)
+    drawn = [stream[place].sample_index for place in range(60)]
+    assert sorted(drawn) == [*range(60)]
+    assert len({place // 20 for place in drawn[:20]}) == 3
+
+
+def test_a_window_and_weights_go_together():
+    weights = np.repeat([1.0, 3.0], 20)
+    stream = Stream(40, 0, "a", weights, np.repeat([0, 1], 20), 10)
+    drawn = [stream[place].sample_index for place in range(40)]
+    assert 9 <= sum(place < 20 for place in drawn) <= 11

@@ -1,11 +1,11 @@
 """What was understood of a user's own table, and its rows as samples."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,11 @@ from fusionkit.data.identity import short_names
 from fusionkit.data.joint import merge_samples
 from fusionkit.data.readers.row_boxes import number_table, recognise, told_by, with_boxes
 from fusionkit.data.readers.row_columns import Columns, convention_of, map_columns
+from fusionkit.data.readers.row_filters import Filters
 from fusionkit.data.readers.row_pictures import (
     Picture,
     Row,
-    digest_of,
+    drawn,
     fullest,
     name_pictures,
     pictures_of,
@@ -27,7 +28,6 @@ from fusionkit.data.readers.row_pictures import (
 from fusionkit.data.readers.row_places import Place, find_places, role_of
 from fusionkit.data.readers.row_shards import Shard
 from fusionkit.data.readers.row_texts import Meaning, label_of, texts_in, what_is_meant
-from fusionkit.data.readers.rows import Stored
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.depends import Seen, again, noting
@@ -40,7 +40,18 @@ BOXES = 200  # pictures by whose boxes a convention is recognised
 SHARES = {"val": 0.1, "test": 0.1}  # of the images, where no column and no file names the splits
 # Where pictures lie, from the table's folder.
 FOLDERS = ("", "images", "Images", "imgs", "img", "photos", "pictures", "../images")
-OPTIONAL = ("id", "answer", "answer_type", "question_type", "weights", "label", "image_id", "width", "height")
+OPTIONAL = (
+    "id",
+    "answer",
+    "answer_type",
+    "question_type",
+    "weights",
+    "label",
+    "image_id",
+    "width",
+    "height",
+    "sample_weight",
+)
 
 
 class OpenTable:
@@ -49,7 +60,7 @@ class OpenTable:
     def __init__(self, table: "Table") -> None:
         self.files, self.root, self.images, self.collection = table.files, table.root, table.images, table.collection
         self.columns, self.boxes, self.missing = table.columns, table.boxes, table.missing
-        self.label_question, self.shares = table.label_question, table.shares
+        self.label_question, self.shares, self.filters = table.label_question, table.shares, Filters(table.filters)
         self.skipped: dict[str, int] = {}  # by split, rows whose picture is not there
         self._digests: dict[Path, bytes] = {}  # of pictures
         self._seen: dict[str, Seen] = {}  # what the properties were made of, on which every split depends
@@ -73,6 +84,12 @@ class OpenTable:
         return self.places[0].table.path
 
     @property
+    def called(self) -> str:
+        """The first table, and how many more there are."""
+        more = len(self.places) - 1
+        return f"{self.path} and {more:,} more" if more else str(self.path)
+
+    @property
     def is_sharded(self) -> bool:
         """Whether the tables are shards."""
         return all(isinstance(place.table, Shard) for place in self.places)
@@ -89,7 +106,12 @@ class OpenTable:
     @cached_property
     def mapped(self) -> Columns:
         """The columns of each role. Raises DataError and ConfigError."""
-        return map_columns(self.places[0].table.columns, self.head, self.columns, self.path)
+        columns = self.places[0].table.columns
+        if lacking := next((name for name in self.filters.columns if name not in columns), None):
+            raise ConfigError(
+                f"data.filters names the column '{lacking}', which {self.path} has not; {suggest(lacking, columns)}"
+            )
+        return map_columns(columns, self.head, self.columns, self.path)
 
     @cached_property
     def meaning(self) -> Meaning:
@@ -141,10 +163,13 @@ class OpenTable:
         paths = [place.table.path for _, place in places]
         names, groups = (short_names(paths), [[each] for each in places]) if self.is_sharded else ([split], [places])
         self.skipped[split], is_empty = 0, True
+        self.filters.clear()
         for name, group in zip(names, groups, strict=True):
             if samples := self._part(group, split, asked):
                 is_empty = False
                 yield name, samples
+        for sentence in self.filters.told():
+            warnings.warn(f"{self.called}: {sentence}", stacklevel=2)
         if is_empty:
             raise DataError(self._empty(split))
 
@@ -154,7 +179,7 @@ class OpenTable:
         for number, place in places:
             start = f"{number}/" if len(self.places) > 1 else ""
             found, missing = pictures_of(
-                self._rows(place, asked, start),
+                self.filters.among(self._rows(place, asked, start), self.meaning.captions, len(self.meaning.kinds) > 1),
                 self.folder(place, asked),
                 self.mapped,
                 place.table.path,
@@ -163,7 +188,7 @@ class OpenTable:
             pictures += found
             self.skipped[split] += missing
         if self.hashed and asked == "train":
-            pictures = [each for each in pictures if self._drawn(each) == split]
+            pictures = [each for each in pictures if drawn(each, self.hashed, self._digests) == split]
         name_pictures(pictures, self.mapped, self.path)
         return self._samples(pictures)
 
@@ -175,7 +200,8 @@ class OpenTable:
 
     def _rows(self, place: Place, split: str, start: str) -> Iterator[Row]:
         """The rows of one table that are of a split, each with its name."""
-        needed = list(dict.fromkeys(name for names in self.mapped.values() for name in names))
+        used = (name for names in self.mapped.values() for name in names)
+        needed = list(dict.fromkeys([*used, *self.filters.columns]))
         optional = {name for role in OPTIONAL for name in self.mapped.get(role, ())}
         lacking = [name for name in needed if name not in place.table.columns]
         if missing := next((name for name in lacking if name not in optional), None):
@@ -202,15 +228,6 @@ class OpenTable:
             return self.root / os.path.expanduser(self.images).replace("{split}", spelt)
         usual = [Path(os.path.normpath(place.folder / name)) for name in (*FOLDERS, split)]
         return fullest([folder for folder in usual if folder.is_dir()], place.table, self.mapped) or place.folder
-
-    def _drawn(self, picture: Picture) -> str:
-        """The split that a picture's hash gives it."""
-        digest = picture.reference.digest if isinstance(picture.reference, Stored) else None
-        if digest is None and picture.files[0] not in self._digests:
-            self._digests[picture.files[0]] = digest_of(picture.files[0])
-        draw = int.from_bytes((digest or self._digests[picture.files[0]])[:8], "big") / 2**64
-        ends = accumulate(self.hashed.values())
-        return next((split for split, end in zip(self.hashed, ends, strict=True) if draw < end), "train")
 
     def _samples(self, pictures: Sequence[Picture]) -> list[Sample]:
         """The pictures with their texts; ids that are used twice give way to the numbers of the rows."""

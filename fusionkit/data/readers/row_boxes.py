@@ -1,6 +1,7 @@
 """Boxes of a table in any convention: recognised by what fits their images, and turned into x, y, width, height in pixels."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def with_boxes(
     good = dict(zip((text.id for text, _ in rows), boxes, strict=True))
     return [
         [
-            (kind, Text(text.id, text.text, {"box": good[text.id]}) if kind == "expressions" else text)
+            (kind, replace(text, facts={**text.facts, "box": good[text.id]}) if kind == "expressions" else text)
             for kind, text in said
             if kind != "expressions" or good.get(text.id) is not None
         ]

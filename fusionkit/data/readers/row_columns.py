@@ -34,7 +34,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # what is read: the names of columns t
     "answer": ("answer", "answers", "multiple_choice_answer", "response", "label_text", "target_text"),
     "expression": ("expression", "expressions", "phrase", "phrases", "referring_expression", "refexp", "sent", "ref"),
     "box": ("box", "bbox", "bounding_box", "boxes", "bboxes", "box_xywh", "bbox_xywh", "box_xyxy", "bbox_xyxy"),
-    "label": ("label", "labels", "class", "class_name", "category", "category_name", "gold_label", "target"),
+    "label": ("label", "labels", "class", "class_name", "category", "category_name", "gold_label", "target", "cls"),
     "conversation": ("conversations", "conversation", "messages"),
     "split": ("split", "subset", "partition", "set_name", "set", "fold"),
     "image_id": ("image_id", "img_id", "imageid", "imgid", "photo_id", "cocoid", "coco_id"),
@@ -51,6 +51,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # what is read: the names of columns t
         "id",
     ),
     "weights": ("weights", "weight", "answer_weights", "answer_weight"),
+    "sample_weight": ("sample_weight", "sampling_weight"),
     "answer_type": ("answer_type",),
     "question_type": ("question_type", "type"),
     "width": ("width", "image_width", "img_width", "w_img"),
@@ -231,6 +232,15 @@ def weighted(answers: Any, weights: Any, where: str) -> list[str]:
     return [
         answer for answer, weight in zip(said, weights, strict=True) for _ in range(max(1, round(10 * float(weight))))
     ]
+
+
+def as_weight(value: Any, where: str) -> float:
+    """How often what stands ``where`` is drawn, in proportion. DataError for what is no number from 0 on."""
+    if not _is_weight(value) or float(value) < 0:
+        raise DataError(
+            f"{where} has the sample_weight {str(value)[:60]!r}, but that is a number from 0 on; correct it"
+        )
+    return float(value)
 
 
 def _is_weight(value: Any) -> bool:

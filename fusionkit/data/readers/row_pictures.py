@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -200,6 +201,19 @@ def size_of(picture: Picture, columns: Columns, may_skip: bool) -> Size | None:
             raise DataError(f"{error}; replace it, or leave its boxes out with data.missing=skip") from error
         warnings.warn(f"{error}; its boxes are left out", stacklevel=2)
         return None
+
+
+def drawn(picture: Picture, shares: Mapping[str, float], digests: dict[Path, bytes]) -> str:
+    """The split that a picture's hash gives it: one of those with a share of the pictures, or "train".
+
+    ``digests`` are known ones by file, to which it is added.
+    """
+    digest = picture.reference.digest if isinstance(picture.reference, Stored) else None
+    if digest is None and picture.files[0] not in digests:
+        digests[picture.files[0]] = digest_of(picture.files[0])
+    draw = int.from_bytes((digest or digests[picture.files[0]])[:8], "big") / 2**64
+    ends = accumulate(shares.values())
+    return next((split for split, end in zip(shares, ends, strict=True) if draw < end), "train")
 
 
 def digest_of(path: Path) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fusionkit.data.readers.row_columns import (
@@ -11,12 +11,13 @@ from fusionkit.data.readers.row_columns import (
     MAX_CLASSES,
     TRUTHS,
     Columns,
+    as_weight,
     texts_of,
     unpacked,
     weighted,
 )
 from fusionkit.data.readers.row_pictures import Id, Row
-from fusionkit.data.sample import Text
+from fusionkit.data.sample import WEIGHT, Text
 from fusionkit.errors import DataError
 
 IMAGE_TOKEN = "<image>"  # LLaVA's place of the picture in a text
@@ -100,6 +101,18 @@ def texts_in(
     row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, Text]]:
     """The texts of a row, each with its kind; those with an id of their own have that of the row. Raises DataError."""
+    found = _texts_in(row, meaning, columns, classes)
+    name = columns.get("sample_weight", (None,))[0]
+    if name is None or row.cells.get(name) is None:
+        yield from found
+        return
+    weight = as_weight(row.cells[name], f"row {row.name} of {row.path}")
+    yield from ((kind, replace(text, facts={**text.facts, WEIGHT: weight})) for kind, text in found)
+
+
+def _texts_in(
+    row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, Text]]:
     cells, own = row.cells, row.cells.get(columns["id"][0]) if "id" in columns else None
     single: Id = own if isinstance(own, int | str) and not isinstance(own, bool) else row.name
     for place, said in enumerate(text for name in meaning.captions for text in texts_of(cells.get(name))):

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from fusionkit.data.readers.open_table import OpenTable
 from fusionkit.data.readers.row_boxes import require_convention
+from fusionkit.data.readers.row_filters import Filters
 from fusionkit.data.readers.row_places import Files, require_roles, role_of
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, suggest
@@ -25,6 +26,7 @@ class Table:
     ``split_by``  the share of the images that each split gets which no column and no file names; by a hash of the picture, so
                   that one picture, under any name, is in one split. None: a tenth for val and for test.
     ``missing``   "error", or "skip" to leave out rows whose picture is not there.
+    ``filters``   which rows and captions are read (``row_filters.Filters``); None: all.
     ``label_question``  what is asked about pictures that have a label and no text.
     """
 
@@ -39,6 +41,7 @@ class Table:
         missing: str = "error",
         label_question: str = "what is shown?",
         collection: str | None = None,
+        filters: Mapping[str, Any] | None = None,
     ) -> None:
         require_roles(files)
         if boxes is not None:
@@ -48,7 +51,8 @@ class Table:
         self.files, self.root, self.images = files, Path(root), images
         self.columns, self.boxes, self.missing = dict(columns or {}), boxes, missing
         self.label_question, self.collection = label_question, collection
-        self.shares = _shares(split_by or {})
+        self.shares, self.filters = _shares(split_by or {}), dict(filters or {})
+        Filters(self.filters)  # raises ConfigError
 
     @property
     def opened(self) -> OpenTable:

@@ -28,6 +28,7 @@ class TableData(DataModule):
         split_by: Mapping[str, float | None] | None = None,
         missing: str = "error",
         label_question: str = "what is shown?",
+        filters: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
         known = inspect.signature(DataModule).parameters
@@ -56,7 +57,7 @@ def told(table: OpenTable) -> list[str]:
         if name not in {each for n in table.mapped.values() for each in n}
     ]
     sentences = [
-        f"{table.path}: {_listed(f'{role}={_word(name)}' for role, name in used.items())} (say otherwise as data.columns.NAME="
+        f"{table.called}: {_listed(f'{role}={_word(name)}' for role, name in used.items())} (say otherwise as data.columns.NAME="
         f"COLUMN){f'; not read: {_listed(free[:20])}' if free else ''}",
         f"texts: {_listed(table.meaning.kinds)}"
         + (f", of which pictures are asked {table.meaning.asked!r}" if table.meaning.asked else ""),

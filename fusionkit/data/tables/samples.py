@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from fusionkit.data.sample import Sample, Text
+from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.column import ABSENT, Column, chunks
 from fusionkit.data.tables.table import (
     COLLECTION,
@@ -17,6 +18,7 @@ from fusionkit.data.tables.table import (
     KEY,
     OTHER_KEYS,
     OTHERS,
+    PATH,
     PHOTO,
     TEXT,
     Tables,
@@ -121,6 +123,28 @@ class Samples(Sequence[Sample]):
             return np.zeros(len(self), dtype=np.int64)
         counts = np.diff(self.tables.ends[kind], prepend=0)
         return counts if self.rows is None else counts[self.rows]
+
+    @property
+    def weights(self) -> NDArray[np.float64] | None:
+        """How often each sample is to be drawn in proportion, (N,): the mean of what its texts say, 1 where they say nothing.
+
+        None where none says anything.
+        """
+        said = [kind for kind, table in self.tables.texts.items() if FACT + WEIGHT in table]
+        total, count = np.zeros(len(self.tables)), np.zeros(len(self.tables))
+        for kind in said:
+            values = [1.0 if each is ABSENT else each for each in self.tables.texts[kind][FACT + WEIGHT].values()]
+            counts = np.diff(self.tables.ends[kind], prepend=0)
+            count += counts
+            total += np.bincount(np.repeat(np.arange(len(counts)), counts), values, len(counts))
+        weights = np.divide(total, count, out=np.ones(len(total)), where=count > 0)
+        return None if not said else weights if self.rows is None else weights[self.rows]
+
+    @property
+    def folders(self) -> NDArray[np.int64]:
+        """The number of the folder, or of the table or tar in its place, that each sample's image is in, (N,)."""
+        parents = pc.replace_substring_regex(self._images(PATH).array, pattern="/[^/]*$", replacement="")
+        return np.asarray(pc.dictionary_encode(parents).indices.to_numpy(zero_copy_only=False), dtype=np.int64)
 
     def image_ids(self) -> list[int | str]:
         """The id of each sample's image."""

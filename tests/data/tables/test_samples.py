@@ -114,3 +114,26 @@ def test_a_fact_that_no_column_holds_is_named():
     texts = {"captions": (Text(1, "a", {"x": 1}), Text(2, "b", {"x": object()}))}
     with pytest.raises(BadText, match=r"text 2, 'x': a fact is a object"):
         tables_of([Sample(1, Path("a.jpg"), texts)])
+
+
+def test_the_folders_of_images_are_numbered():
+    paths = ("a/1.jpg", "b/1.jpg", "a/x.tar/k@1+2.jpg", "a/2.jpg", "a/x.tar/l@3+2.jpg")
+    samples = as_samples([Sample(number, Path("/d") / path, {}) for number, path in enumerate(paths)])
+    assert samples.folders.tolist() == [0, 1, 2, 0, 2]
+    assert samples.where(np.array([False, True, True, False, True])).folders.tolist() == [0, 1, 1]
+
+
+def test_the_weight_of_a_sample_is_the_mean_of_its_texts():
+    def text(number: int, **facts: float) -> Text:
+        return Text(number, "x", facts)
+
+    texts = [
+        {"captions": (text(1, sample_weight=3.0), text(2)), "questions": (text(1, sample_weight=0.5),)},
+        {"questions": (text(2),)},
+        {},
+        {"captions": (text(3, sample_weight=0.0),)},
+    ]
+    samples = as_samples([Sample(number, Path(f"{number}.jpg"), each) for number, each in enumerate(texts)])
+    assert samples.weights.tolist() == [1.5, 1.0, 1.0, 0.0]
+    assert samples.where(np.array([True, False, False, True])).weights.tolist() == [1.5, 0.0]
+    assert as_samples([Sample(1, Path("1.jpg"), {"captions": (text(1),)})]).weights is None

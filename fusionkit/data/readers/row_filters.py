@@ -1,0 +1,143 @@
+"""Which rows and captions of a table are read: by length, repetition, copies, and what other columns say of them."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from xxhash import xxh3_64_intdigest
+
+from fusionkit.data.readers.row_columns import texts_of
+from fusionkit.data.readers.row_pictures import Row
+from fusionkit.errors import ConfigError, suggest
+
+KEYS = ("words", "characters", "repeated", "copies", "scores", "values")
+Bounds = tuple[float, float]
+
+
+class Filters:
+    """What is left out, and how much of it was.
+
+    ``words``, ``characters``  [least, most] of a caption; null for no bound.
+    ``repeated``  the largest share of a caption's words that stand in it before.
+    ``copies``    how often a caption is read, whatever its case, spaces and punctuation; 1: the first time it comes.
+    ``scores``    by column the least value, or [least, most]; a row without a number there is left out.
+    ``values``    by column the values of the rows that are read.
+    """
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        said = {key: value for key, value in given.items() if value is not None and value != {}}
+        if unknown := next((key for key in said if key not in KEYS), None):
+            raise ConfigError(f"data.filters names '{unknown}'; {suggest(str(unknown), KEYS)}")
+        self.lengths = {key: _bounds(said[key], key) for key in ("words", "characters") if key in said}
+        self.scores = {str(key): _bounds(value, f"scores.{key}") for key, value in _section(said, "scores").items()}
+        self.values = {str(key): _listed(value) for key, value in _section(said, "values").items()}
+        self.repeated, self.copies = said.get("repeated"), said.get("copies")
+        if self.repeated is not None and not (_is_number(self.repeated) and 0 <= self.repeated <= 1):
+            raise ConfigError(f"data.filters.repeated is {self.repeated!r}, but has to be a share, from 0 to 1")
+        if self.copies is not None and (type(self.copies) is not int or self.copies < 1):
+            raise ConfigError(f"data.filters.copies is {self.copies!r}, but has to be a whole number from 1 on")
+        self.clear()
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that rows are kept by."""
+        return [*self.scores, *self.values]
+
+    def clear(self) -> None:
+        """Count, and know copies, from now on."""
+        self.rows, self.captions = Counter[str](), Counter[str]()  # by reason; "" is all that were looked at
+        self._met: Counter[int] = Counter()
+
+    def among(self, rows: Iterable[Row], captions: Sequence[str], has_others: bool) -> Iterator[Row]:
+        """The rows that are kept, each with those of its captions that are.
+
+        ``captions`` are the columns of captions, and it ``has_others`` where a row is of use without any.
+        """
+        if not (self.lengths or self.scores or self.values or self.repeated is not None or self.copies is not None):
+            yield from rows
+            return
+        for row in rows:
+            self.rows[""] += 1
+            cells = row.cells
+            reason = next(
+                (name for name, bounds in self.scores.items() if not _is_within(cells.get(name), bounds)), None
+            )
+            reason = reason or next(
+                (name for name, kept in self.values.items() if _word(cells.get(name)) not in kept), None
+            )
+            if reason is not None:
+                self.rows[reason] += 1
+                continue
+            left = {name: [text for text in texts_of(cells.get(name)) if self._is_kept(text)] for name in captions}
+            if has_others or not left or any(left.values()):
+                yield row._replace(cells={**cells, **left})
+
+    def _is_kept(self, text: str) -> bool:
+        self.captions[""] += 1
+        reason = self._reason(text)
+        if reason is not None:
+            self.captions[reason] += 1
+        return reason is None
+
+    def _reason(self, text: str) -> str | None:
+        words = text.split()
+        for name, found in (("words", len(words)), ("characters", len(text))):
+            if name in self.lengths and not _is_within(found, self.lengths[name]):
+                return name
+        plain = re.findall(r"\w+", text.casefold())
+        if self.repeated is not None and len(plain) - len(set(plain)) > self.repeated * len(plain):
+            return "repeated"
+        if self.copies is not None:
+            key = xxh3_64_intdigest(" ".join(plain).encode("utf-8", "replace"))
+            self._met[key] += 1
+            return "copies" if self._met[key] > self.copies else None
+        return None
+
+    def told(self) -> list[str]:
+        """What was left out, in sentences; none where nothing was."""
+        sentences = []
+        for what, counts in (("rows", self.rows), ("captions", self.captions)):
+            reasons = {reason: count for reason, count in counts.items() if reason}
+            if reasons:
+                listed = ", ".join(f"{reason} {count:,}" for reason, count in reasons.items())
+                sentences.append(
+                    f"data.filters leaves out {sum(reasons.values()):,} of {counts['']:,} {what} ({listed})"
+                )
+        return sentences
+
+
+def _section(said: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    section = said.get(key, {})
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"data.filters.{key} is {section!r}, but has to be a section by column: {{similarity: 0.3}}")
+    return {name: value for name, value in section.items() if value is not None}
+
+
+def _bounds(value: Any, key: str) -> Bounds:
+    """[least, most], or the least alone."""
+    pair = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value, None]
+    if len(pair) != 2 or not all(each is None or _is_number(each) for each in pair):
+        raise ConfigError(f"data.filters.{key} is {value!r}, but has to be the least value, or [least, most]")
+    least, most = pair
+    return -math.inf if least is None else float(least), math.inf if most is None else float(most)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_within(value: Any, bounds: Bounds) -> bool:
+    try:
+        return bounds[0] <= float(value) <= bounds[1]
+    except (TypeError, ValueError):
+        return False
+
+
+def _listed(value: Any) -> set[str]:
+    return {_word(each) for each in (value if isinstance(value, list | tuple) else [value])}
+
+
+def _word(value: Any) -> str:
+    return str(value).strip().casefold()
