@@ -53,7 +53,7 @@ def parse(name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def open_sections(overrides: Sequence[str], sections: Sequence[str]) -> list[str]:
     """Let overrides below these sections name keys that only the checkpoint's own configuration knows."""
-    return [f"++{text}" if text.split(".")[0] in sections else text for text in overrides]
+    return [f"++{text}" if text.partition("=")[0].partition(".")[0] in sections else text for text in overrides]
 
 
 def without_null(overrides: Sequence[str], groups: Mapping[str, Any]) -> list[str]:

@@ -53,7 +53,7 @@ COMMANDS = {
         "fusionkit.commands.evaluate:evaluate",
         ("checkpoint=outputs/quickstart/checkpoints/best.ckpt", "checkpoint=PATH split=test data.root=OTHER_FOLDER"),
         "evaluate",
-        STORED,
+        (*STORED, "prompts"),
         paths=("checkpoint", "output_dir", "root", "data.root"),
         schema="EvaluateConfig",
     ),

@@ -66,6 +66,7 @@ class EvaluateConfig(RestoreConfig):
     """The top level of ``fusionkit evaluate``."""
 
     overlays: int = 0
+    prompts: Any = None
     resamples: int = MISSING
     seed: int = MISSING
     logger: Any = None

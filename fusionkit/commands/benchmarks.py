@@ -49,7 +49,10 @@ def notes_on_length(benchmark: Published, datamodule: DataModule, split: str) ->
 
 
 def data_of(parts: Parts, benchmarks: Iterable[Published], tasks: Mapping[str, Tasks]) -> DataModule:
-    """The benchmarks as sources, their splits as roles, with the checkpoint's image size or regions, tokenizer and answers."""
+    """The benchmarks as sources, their splits as roles.
+
+    Images and texts are read as the checkpoint's own: its image size or regions, tokenizer, answers, cleaning and templates.
+    """
     regions = next((own.regions for own in parts.datamodule.sources.values() if own.regions is not None), None)
     sources = {
         benchmark.name: Source(
@@ -59,6 +62,7 @@ def data_of(parts: Parts, benchmarks: Iterable[Published], tasks: Mapping[str, T
             {task.reads: 1 for task in tasks[benchmark.name].values()},
             benchmark.max_length,
             regions=regions,
+            **read_as_trained(parts.datamodule, [task.reads for task in tasks[benchmark.name].values()]),
         )
         for benchmark in benchmarks
     }
@@ -68,3 +72,14 @@ def data_of(parts: Parts, benchmarks: Iterable[Published], tasks: Mapping[str, T
     about_training: dict[str, Any] = {"prepare": None, "drop_overlap": (), "allow_overlap": ()}
     built: DataModule = build(sources=sources, tokenizer=parts.datamodule.tokenizer, **about_training, **restored)
     return built
+
+
+def read_as_trained(datamodule: DataModule, kinds: Sequence[str]) -> dict[str, Any]:
+    """How texts of some kinds were cleaned, and within which template they were read, in the first source that has each."""
+    owners = [next((own for own in datamodule.sources.values() if kind in own.kinds), None) for kind in kinds]
+    templates = {
+        kind: own.template[kind]
+        for kind, own in zip(kinds, owners, strict=True)
+        if own is not None and own.template and kind in own.template
+    }
+    return {"clean": next((own.clean for own in owners if own is not None), None), "template": templates or None}

@@ -14,12 +14,14 @@ from fusionkit.assembly.parts import Parts, evaluation_options
 from fusionkit.commands.benchmarks import benchmark_splits
 from fusionkit.commands.evaluation_setup import chosen, device_of, restore, share
 from fusionkit.commands.predict_images import predictor_of
+from fusionkit.commands.prompt_sensitivity import check_prompts, prompt_sensitivity
 from fusionkit.commands.run_folder import keep_evaluation
+from fusionkit.data.datamodule import DataModule
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
 from fusionkit.inference.attention_samples import draw_attention
+from fusionkit.inference.evaluate import Split, own_splits, splits_of
 from fusionkit.inference.evaluate import evaluate as run
-from fusionkit.inference.evaluate import own_splits, splits_of
 from fusionkit.model.saliency import find_layer
 from fusionkit.scoring.results import Draws, metrics_of
 from fusionkit.scoring.scorers import notes_of
@@ -45,8 +47,11 @@ def evaluate_share(config: DictConfig) -> None:
         with watching(config, parts, folder, "test") as watch:
             return score_benchmarks(config, parts, folder, device, draws, watch)
     objectives, roles = chosen(config, parts)
+    splits = own_splits(parts.tasks, parts.datamodule, objectives, roles)
+    check_prompts(config.prompts, splits)
     with watching(config, parts, folder, roles[0]) as watch:
         watch.log_scores(score(parts, objectives, folder, roles, device, draws, watch.log_answers))
+    ask_otherwise(config, parts, splits, parts.datamodule, folder, device)
     if config.overlays and rank() == 0:
         draw_overlays(parts, objectives, folder / "attention", roles, device, config.overlays)
 
@@ -56,13 +61,23 @@ def score_benchmarks(
 ) -> None:
     """Evaluate on published benchmarks, print the scores beside their intervals, and say where to look."""
     splits, data = benchmark_splits(config, parts)
+    check_prompts(config.prompts, splits)
     options = evaluation_options(parts.config)
     scored, details = run(parts.model, splits, data, folder, device, options, draws, watch.log_answers)
-    if rank() > 0:
-        return
-    print_details(details)
-    watch.log_scores(metrics_of([replace(each, guesses={}) for each in scored]))
-    print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
+    if rank() == 0:
+        print_details(details)
+        watch.log_scores(metrics_of([replace(each, guesses={}) for each in scored]))
+        print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
+    ask_otherwise(config, parts, splits, data, folder, device)
+
+
+def ask_otherwise(
+    config: DictConfig, parts: Parts, splits: Sequence[Split], data: DataModule, folder: Path, device: torch.device
+) -> None:
+    """Score the texts within the templates of ``config.prompts``, if there are any."""
+    if config.prompts:
+        options = evaluation_options(parts.config)
+        prompt_sensitivity(parts.model, splits, data, folder, device, options, config.prompts)
 
 
 def score(

@@ -21,9 +21,22 @@ from fusionkit.files.names import link_out_of
 from fusionkit.files.tensors import is_whole, read_tensors
 from fusionkit.scoring.records import require_writable
 
-SCORES = ("metrics.json", "directions.json", "details.json", "evaluation.yaml")
+SCORES = ("metrics.json", "directions.json", "details.json", "prompts.json", "evaluation.yaml")
 BEST_MODE = ("callbacks.best.mode", "max", "auto")  # what was the default, and is: the same, but for errors
-CONTENT = ("checkpoints", "logs", "predictions", "samples", "curves", "gallery", "attention", "evaluation", "cache")
+CONTENT = (
+    *(
+        "checkpoints",
+        "logs",
+        "predictions",
+        "samples",
+        "curves",
+        "gallery",
+        "attention",
+        "prompts",
+        "evaluation",
+        "cache",
+    ),
+)
 
 
 def check_folder(config: DictConfig) -> None:
