@@ -22,6 +22,7 @@ from fusionkit.cli.app import composed, parse
 from fusionkit.cli.help import command_help
 from fusionkit.cli.main import COMMANDS, DATA_VERBS, LOOK, run
 from fusionkit.config import conf_dir, group_choices, target_blocks
+from tests.data.worlds import write_shards
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -96,6 +97,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / "pictures" / split).mkdir(parents=True)
             for number in range(8):
                 Image.open(images[number]).save(folder / f"pictures/{split}/a_red_star.{split}{number}.jpg")
+    write_shards(folder / "web", count=10, samples=8)
     return folder
 
 

@@ -29,7 +29,7 @@ class Shard(RowFile):
         note(self.path, STORE)
         table, faults = index_of(self.path)
         for fault in faults:
-            warnings.warn(fault, stacklevel=2)
+            warnings.warn(fault, stacklevel=1)
         for batch in table.to_batches(BATCH):
             for key, pictures, digest, said in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 row = json.loads(said)
@@ -66,7 +66,9 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
     if not there:
         raise faults[0]
     for fault in faults:
-        warnings.warn(f"{fault}: it is left out, and {len(there):,} others are read", stacklevel=2)
+        warnings.warn(
+            f"{fault}: it is left out, and {len(there):,} others are read", stacklevel=1
+        )  # one place, so that each is told once
     columns = tuple(dict.fromkeys(name for row in Shard(there[0], ()).head() for name in row))
     return [Shard(path, columns) for path in there]
 
