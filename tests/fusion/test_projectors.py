@@ -115,3 +115,14 @@ def test_learnt_queries_read_the_real_tokens_in_any_order(kind):
 def test_numbers_below_one_are_refused(kind, name):
     with pytest.raises(ConfigError, match=rf"fusion\.projector\.{name} is 0, but has to be at least 1"):
         build(kind, **{name: 0})
+
+
+def test_what_is_not_said_is_as_small_models_have_it():
+    """The numbers that configurations of one's own leave out: what they stand for does not change unasked."""
+    queries, latents = QFormer(8, 16), Perceiver(8, 16)
+    assert (len(queries.layers), len(latents.layers)) == (2, 2)
+    assert (queries.queries.shape, latents.latents.shape) == ((32, 16), (64, 16))
+    shapes = [
+        [tuple(part.shape) for part in kind(8, 16).parameters() if part.dim() == 2] for kind in (MLP, PixelShuffle)
+    ]
+    assert shapes == [[(16, 8), (16, 16)], [(16, 32)]]

@@ -82,3 +82,14 @@ def test_nothing_to_score():
 def test_unknown_expression():
     with pytest.raises(DataError, match="unknown sent_id 77"):
         GROUNDING([{"sent_id": 77, "bbox": [0, 0, 1, 1]}], SAMPLES)
+
+
+def test_a_picture_shows_the_true_box_and_the_given_one_in_the_frame_of_the_annotations():
+    records = [{"sent_id": 0, "bbox": [5, 0, 10, 10]}]
+    panels = GROUNDING.sheet(records, SAMPLES, GROUNDING.rows(records, SAMPLES).rows).panels
+    picture = next(panel.pictures[0] for panel in panels if len(panel.pictures[0].marks) == 2)
+    assert (picture.path, picture.size) == (Path("1.png"), (100, 50))
+    assert [(tuple(mark.box), mark.is_dashed) for mark in picture.marks] == [
+        ((0, 0, 10, 10), False),
+        ((5, 0, 10, 10), True),
+    ]
