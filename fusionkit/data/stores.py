@@ -16,6 +16,7 @@ from fusionkit.errors import ConfigError, DataError, UserError, install_extra
 from fusionkit.files.names import is_file_name
 
 SHOWN = 80  # letters of a member's name that stand in its path
+ODD = re.compile(r"[^\w-]")
 MEMBER = re.compile(r"@(\d+)\+(\d+)(?:\.[^.@]*)?$")
 ZIP = b"PK"  # what a zip file, and so an npz file, begins with
 
@@ -101,8 +102,8 @@ def cell(table: Path, column: str, row: int, place: int = 0) -> Path:
 def tar_member(archive: Path, name: str, start: int, size: int) -> Path:
     """What stands for a file in a tar, by the place of its bytes: ``ARCHIVE/key@START+SIZE.jpg``."""
     stem, dot, ending = name.rpartition("/")[2].rpartition(".")
-    plain = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in stem)[:SHOWN]
-    return archive / f"{plain}@{start}+{size}{dot}{ending}"
+    plain = stem if stem.isalnum() else ODD.sub("_", stem)
+    return Path(f"{archive}/{plain[:SHOWN]}@{start}+{size}{dot}{ending}")
 
 
 def _member_bytes(path: Path) -> bytes:

@@ -203,16 +203,11 @@ def size_of(picture: Picture, columns: Columns, may_skip: bool) -> Size | None:
         return None
 
 
-def drawn(picture: Picture, shares: Mapping[str, float], digests: dict[Path, bytes]) -> str:
-    """The split that a picture's hash gives it: one of those with a share of the pictures, or "train".
-
-    ``digests`` are known ones by file, to which it is added.
-    """
-    digest = picture.reference.digest if isinstance(picture.reference, Stored) else None
-    if digest is None and picture.files[0] not in digests:
-        digests[picture.files[0]] = digest_of(picture.files[0])
-    draw = int.from_bytes((digest or digests[picture.files[0]])[:8], "big") / 2**64
-    ends = accumulate(shares.values())
+def drawn(digest: bytes | None, shares: Mapping[str, float]) -> str:
+    """The split that a picture's hash gives it: one of those with a share of the pictures, or "train", as of no picture."""
+    if digest is None:
+        return "train"
+    draw, ends = int.from_bytes(digest[:8], "big") / 2**64, accumulate(shares.values())
     return next((split for split, end in zip(shares, ends, strict=True) if draw < end), "train")
 
 

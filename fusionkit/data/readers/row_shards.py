@@ -3,10 +3,13 @@
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+import pyarrow
 
 from fusionkit.data.readers.rows import BATCH, RowFile, Stored
 from fusionkit.data.readers.shard_index import index_of
@@ -26,18 +29,28 @@ class Shard(RowFile):
     """One shard; what is wrong with it is told as a warning, and the rest is read."""
 
     def rows(self, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
+        return (row for _, row in self.rows_where(columns))
+
+    def rows_where(
+        self, columns: Iterable[str] | None = None, is_kept: Callable[[bytes | None], bool] = lambda digest: True
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The rows of the samples whose first picture has a hash that is kept (None: there is no picture), with their numbers."""
         note(self.path, STORE)
         table, faults = index_of(self.path)
         for fault in faults:
             warnings.warn(fault, stacklevel=1)
+        wanted = None if columns is None else list(columns)
+        number = count()
         for batch in table.to_batches(BATCH):
-            for key, pictures, digest, said in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            kept = [is_kept(digest) for digest in batch.column("digest").to_pylist()]
+            numbers = [each for is_in, each in zip(kept, number, strict=False) if is_in]
+            there = batch.filter(pyarrow.array(kept)).select(["key", "pictures", "said"])
+            for place, key, pictures, said in zip(numbers, *(each.to_pylist() for each in there.columns), strict=True):
                 row = json.loads(said)
-                for number, each in enumerate(pictures):
+                for each in pictures:
                     name = f"{key}.{each['ending']}"
-                    place = tar_member(self.path, name, each["start"], each["size"])
-                    row[each["column"]] = Stored(place, name, None if number else digest)
-                yield row if columns is None else {name: row.get(name) for name in columns}
+                    row[each["column"]] = Stored(tar_member(self.path, name, each["start"], each["size"]), name)
+                yield place, row if wanted is None else {name: row.get(name) for name in wanted}
 
 
 def is_shard(path: Path) -> bool:

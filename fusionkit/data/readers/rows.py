@@ -11,14 +11,10 @@ BATCH = 4096  # rows
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture that stands in the table itself: where its bytes are, and the name that the table gives it.
-
-    ``digest``  what ``row_pictures.digest_of`` gives for it, where that is known.
-    """
+    """A picture that stands in the table itself: where its bytes are, and the name that the table gives it."""
 
     path: Path
     name: str | None = None
-    digest: bytes | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,8 +104,8 @@ def _made(shard: Path) -> tuple[pa.Table, list[str]]:
         raise DataError(told)
     found = Found()
     with shard.open("rb", buffering=BUFFER) as file:
-        for _, group in groupby(_members(file, found), lambda member: _key(member.name)[0]):
-            _add(found, file, list(group))
+        for key, group in groupby(_members(file, found), itemgetter(0)):
+            _add(found, file, key, [(kind, member) for _, kind, member in group])
     if found.end is not None and found.rows:
         found.rows.pop()  # of which a part may be missing
     if not found.rows:
@@ -115,9 +116,13 @@ def _made(shard: Path) -> tuple[pa.Table, list[str]]:
     return pa.Table.from_pylist(found.rows, SCHEMA), list(found.faults(shard))
 
 
-def _members(file: BinaryIO, found: Found) -> Iterator[tar.Member]:
+def _members(file: BinaryIO, found: Found) -> Iterator[tuple[str, str, tar.Member]]:
+    """The key and the kind of each member that has both."""
     try:
-        yield from (member for member in tar.members(file) if _key(member.name)[1])
+        for member in tar.members(file):
+            key, kind = _key(member.name)
+            if kind:
+                yield key, kind, member
     except tar.CutShort as error:
         found.end = str(error)
 
@@ -129,14 +134,13 @@ def _key(name: str) -> tuple[str, str]:
     return (folder + slash + key, kind.lower()) if key else (name, "")
 
 
-def _add(found: Found, file: BinaryIO, group: Sequence[tar.Member]) -> None:
-    """A sample of the members that have its key."""
+def _add(found: Found, file: BinaryIO, key: str, group: Sequence[tuple[str, tar.Member]]) -> None:
+    """A sample of the members that have its key, by their kinds."""
     pictures: dict[str, dict[str, Any]] = {}
     said: dict[str, Any] = {}
     digest = None
     try:
-        for member in group:
-            kind = _key(member.name)[1]
+        for kind, member in group:
             column, _, ending = kind.rpartition(".")
             if f".{ending}" in PICTURES:
                 about = {"start": member.start, "size": member.size, "ending": kind}
@@ -154,7 +158,7 @@ def _add(found: Found, file: BinaryIO, group: Sequence[tar.Member]) -> None:
     kept = {name: value for name, value in said.items() if name not in UNREAD}
     found.rows.append(
         {
-            "key": _key(group[0].name)[0],
+            "key": key,
             "pictures": list(pictures.values()),
             "digest": digest,
             "said": json.dumps(kept),

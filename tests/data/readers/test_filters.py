@@ -49,7 +49,7 @@ def test_captions_are_kept_by_their_words(filters, kept, told, table):
     path = table(*({"caption": each} for each in said))
     with pytest.warns(UserWarning, match="data.filters leaves out") as found:
         assert captions(path, **filters) == kept
-    assert [str(each.message) for each in found] == [f"{path}: data.filters leaves out {told}"]
+    assert [str(each.message) for each in found] == [f"{path}, train: data.filters leaves out {told}"]
 
 
 def test_a_caption_is_read_so_often_as_is_said_over_all_pictures(table):
@@ -88,7 +88,7 @@ def test_counts_are_of_all_shards_and_copies_too(tmp_path):
     table = Table(str(tmp_path / "web"), split_by=NONE, filters={"copies": 1, "scores": {"similarity": 1}})
     with pytest.warns(UserWarning, match="leaves out") as found:
         samples = table.read("train")
-    start = f"{tmp_path}/web/0.tar and 2 more: data.filters leaves out"
+    start = f"{tmp_path}/web/0.tar and 2 more, train: data.filters leaves out"
     assert [str(each.message) for each in found] == [
         f"{start} 4 of 6 rows (similarity 4)",
         f"{start} 1 of 2 captions (copies 1)",

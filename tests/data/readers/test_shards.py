@@ -188,6 +188,26 @@ def test_fields_are_columns_and_dots_in_folders_are_none(tmp_path):
     assert sample.image.suffix == ".PNG" or sample.image.suffix == ".png"
 
 
+def test_a_sample_has_one_number_whatever_split_it_is_drawn_into(tmp_path, monkeypatch):
+    shard = write_shard(tmp_path / "web/0.tar", *(pair(f"{number:03d}", number) for number in range(30)))
+    shares = {"val": 0.3, "test": 0.2}
+    for rows in (4096, 7):
+        monkeypatch.setattr("fusionkit.data.readers.row_shards.BATCH", rows)
+        found = [sample for split in ("train", "val", "test") for sample in read(shard, split, split_by=shares)]
+        assert len(found) == 30
+        assert {text.id: sample.image_id for sample in found for text in sample.texts["captions"]} == {
+            f"{number}/0": f"{number:03d}.jpg" for number in range(30)
+        }
+
+
+def test_a_sample_without_a_picture_is_left_out(tmp_path):
+    bare = {name: content for name, content in pair("1").items() if not name.endswith("jpg")}
+    shard = write_shard(tmp_path / "web/0.tar", pair("0"), bare, pair("2", 2))
+    table = Table(str(shard), split_by={"val": 0.5, "test": 0})
+    assert sorted(sample.image_id for split in ("train", "val") for sample in table.read(split)) == ["0.jpg", "2.jpg"]
+    assert table.opened.skipped == {"train": 1, "val": 0}
+
+
 def test_keys_that_start_anew_in_each_shard_stay_apart(tmp_path):
     for number in range(2):
         write_shard(tmp_path / f"web/{number}.tar", pair("000", number), pair("001", number + 2))
