@@ -1,18 +1,39 @@
-"""How a folder of transformers says that its images are read: the configuration of its image processor, and its tokenizer."""
+"""What a folder of transformers holds beside its weights: all sizes, its tokenizer, and how its images are read."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fusionkit.checkpoints.directory import read_json
+import transformers
+
+from fusionkit.checkpoints.directory import CONFIG, read_json
 from fusionkit.checkpoints.runs import shown
 from fusionkit.checkpoints.source import Source
+from fusionkit.encoders.probe import first_line
+from fusionkit.encoders.tower import quiet, without_code
 from fusionkit.errors import DataError
 
 FILES = ("processor_config.json", "preprocessor_config.json")  # of newer and of older versions
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 FIXED = {"do_resize": True, "do_rescale": True, "do_convert_rgb": True}
+
+
+def completed(source: Source, kind: str) -> Source:
+    """The source with every size of a configuration of this class, of which a folder may leave out those that are its defaults.
+
+    Raises DataError for sizes of another kind.
+    """
+    config, place = dict(source.config or {}), f"{source.path / CONFIG}: "
+    if "${" in str(config):
+        raise DataError(f"{place}holds ${{...}}, which a configuration would look up; take the folder again")
+    try:
+        with quiet():
+            full = getattr(transformers, kind).from_dict(without_code(config)).to_dict()
+    except Exception as error:  # of unknown kinds and values, each with an error of its own
+        raise DataError(f"{place}is no {kind} ({first_line(error)}); correct it, or take the folder again") from error
+    return replace(source, config={**full, "architectures": config.get("architectures")})
 
 
 def own_tokenizer(folder: Path) -> str | None:
@@ -38,10 +59,11 @@ def images_of(
     std: Sequence[float],
     resample: str = "bicubic",
     fit: str = "squash",
+    size: str = "size",
 ) -> dict[str, Any]:
     """Options of the data module that read images as the folder's processor does; the arguments where it says nothing.
 
-    Raises DataError for settings that no option gives.
+    ``size`` is the setting that holds the last size of an image. Raises DataError for settings that no option gives.
     """
     place, found = settings_of(source)
     data = {"image_size": image_size, "mean": list(mean), "std": list(std), "resample": resample, "fit": fit}
@@ -64,15 +86,17 @@ def images_of(
                 f"{', '.join(f'{number} ({name})' for number, name in RESAMPLE.items())}; choose one of them"
             )
         data["resample"] = RESAMPLE[found["resample"]]
-    return data | _fit(place, found, image_size)
+    return data | _fit(place, found, image_size, size)
 
 
-def _fit(place: str, found: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+def _fit(place: str, found: Mapping[str, Any], image_size: int, key: str) -> dict[str, Any]:
     """Whether all of an image is squashed to the square, or its middle is taken; DataError where the sizes are others."""
-    size = found.get("size")
+    size = found.get(key)
     if size is None:
         return {}
     sides = size if isinstance(size, dict) else {"height": size, "width": size}
+    if key != "size" and sides.keys() == {"longest_edge"}:  # of a tile, which is a square
+        sides = dict.fromkeys(("height", "width"), sides["longest_edge"])
     is_cropped = bool(found.get("do_center_crop")) and ("shortest_edge" in sides or not isinstance(size, dict))
     if is_cropped:
         crop = found.get("crop_size") or image_size
@@ -81,7 +105,7 @@ def _fit(place: str, found: Mapping[str, Any], image_size: int) -> dict[str, Any
     wanted = set(sides.values()) == {image_size}
     if not wanted or not (is_cropped or sides.keys() == {"height", "width"}):
         raise DataError(
-            f"{place}size is {shown(size)}{' with a crop' if is_cropped else ''}, but the image encoder reads squares of "
+            f"{place}{key} is {shown(size)}{' with a crop' if is_cropped else ''}, but the image encoder reads squares of "
             f"{image_size} pixels; give it the processor that belongs to the model"
         )
     return {"fit": "crop" if is_cropped else "squash"}

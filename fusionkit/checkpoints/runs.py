@@ -36,6 +36,7 @@ SOURCES = {  # by task: the file in conf/data, and its source
     "grounding": ("refcoco_plus", "refcoco_plus"),
     "captioning": ("coco_captions", "coco"),
     "vqa_decoder": ("vqa_v2", "vqa"),
+    "vqa_generative": ("vqa_v2", "vqa"),
 }
 
 
@@ -47,6 +48,14 @@ ACTIVATIONS: dict[str, tuple[dict[str, Any], str]] = {  # by transformers' name:
     "relu": ({"_target_": "torch.nn.ReLU"}, "relu"),
     "silu": ({"_target_": "torch.nn.SiLU"}, "silu"),
     "swish": ({"_target_": "torch.nn.SiLU"}, "silu"),
+}
+NO_MROPE = "turns its positions by row, column and time (M-RoPE), where a language model here has one position a token"
+NO_PART_HERE = {  # by class: why no family can import it
+    "Siglip2Model": "reads images of any proportions as lists of patches (NaFlex), which no image encoder here does; take a "
+    "checkpoint of SigLIP 2 for images of one size, a SiglipModel",
+    "Qwen2VLForConditionalGeneration": NO_MROPE,
+    "Qwen2_5_VLForConditionalGeneration": NO_MROPE,
+    "Qwen3VLForConditionalGeneration": NO_MROPE,
 }
 CLEAN = {"_target_": "fusionkit.data.cleaning.Clean"}  # as ALBEF and X-VLM read texts
 OWN_WORD_HEAD = word_head("mlm_score.", "tasks.mlm.head.", "tasks.mlm.head.decoder")  # of METER and its heirs
@@ -153,6 +162,8 @@ def of_class(source: Source, heads: Mapping[str, Any]) -> Any:
     """The entry of the class that transformers saved; raises DataError for one that has none."""
     named = (source.config or {}).get("architectures") or ["none"]
     name = named[0] if isinstance(named, list) and isinstance(named[0], str) else shown(named)
+    if name in NO_PART_HERE:
+        raise DataError(f"{source.path}: {name} {NO_PART_HERE[name]}")
     if name not in heads:
         raise DataError(
             f"{source.path}: config.json names the class {name}; what can be imported is {', '.join(heads)}"

@@ -92,7 +92,7 @@ def impossible_sizes(path: Path) -> Iterator[None]:
 def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
     """An experiment that goes on from the checkpoint, for ``fusionkit train --config-dir FOLDER experiment=imported``."""
     replaced = [key for key, value in plan.config.items() if isinstance(value, Mapping) and "_target_" in value]
-    choices = dict(text.split("=", 1) for text in plan.groups) | dict.fromkeys(replaced, "null")
+    choices = {"size": "base"} | dict(text.split("=", 1) for text in plan.groups) | dict.fromkeys(replaced, "null")
     defaults = "".join(f"  - override /{group}: {choice}\n" for group, choice in choices.items())
     content: dict[str, Any] = {**plan.config, "tokenizer": tokenizer, "checkpoint": str(folder)}
     if plan.has_named_answers:  # the classifier's own, in its order, not those that are frequent in the data

@@ -79,6 +79,8 @@ class TimmEncoder(PixelEncoder):
     ``grid_size``  for a feature map, which knows no places: normalises its tokens and adds learnt position embeddings for a
                    grid of this side, started from sines and cosines.
     ``top_layers`` the states of so many last layers of a transformer, each normalised, side by side in the width (BridgeTower).
+    ``layers``     the states behind so many blocks of a transformer, as they are, side by side in the width; blocks above
+                   the last of them are not built, nor is the last norm (LLaVA).
     ``before_norm`` tokens of a transformer as they are before its last norm, pooled after it (FLAVA).
     ``intermediate_size`` width between the two maps of a transformer's feed-forward parts, for timm's ``mlp_ratio``, which is one
                    of floats and rounds; needs ``embed_dim``.
@@ -99,6 +101,7 @@ class TimmEncoder(PixelEncoder):
         frozen: bool = False,
         before_norm: bool = False,
         top_layers: int = 1,
+        layers: Sequence[int] = (),
         intermediate_size: int | None = None,
         **options: Any,
     ) -> None:
@@ -117,6 +120,11 @@ class TimmEncoder(PixelEncoder):
                     "image_encoder.intermediate_size is a number beside image_encoder.embed_dim; give that too"
                 )
             options |= {"mlp_ratio": (intermediate_size + 0.5) / options["embed_dim"]}  # timm cuts the product off
+        self.layers = tuple(layers)
+        if self.layers:
+            if min(self.layers) < 1:
+                raise ConfigError(f"image_encoder.layers is {list(layers)}, but blocks are counted from 1")
+            options |= {"depth": max(self.layers), "final_norm": False}
         if weights is not None and not match_by_order:
             options |= {"pretrained_cfg_overlay": {"file": _existing(weights)}}
             pretrained = True
@@ -137,7 +145,7 @@ class TimmEncoder(PixelEncoder):
             load_by_order(self.backbone, weights)
         self.position = None if grid_size is None else nn.Parameter(sine_positions(grid_size, self.hidden_size))
         self.norm = nn.Identity() if grid_size is None else nn.LayerNorm(self.hidden_size)
-        self.hidden_size = top_layers * self.hidden_size
+        self.hidden_size *= max(top_layers, len(self.layers))
         self.last_norm: Any = nn.Identity()
         if before_norm:
             self.last_norm, self.backbone.norm = self.backbone.norm, nn.Identity()
@@ -223,16 +231,18 @@ class TimmEncoder(PixelEncoder):
         return patches.mean(dim=1) if self.pool == "mean" else patches.amax(dim=1)
 
     def _features(self, pixel_values: Tensor) -> Tensor:
-        if self.top_layers > 1:
+        if self.top_layers > 1 or len(self.layers) > 1:
+            taken = sorted({number - 1 for number in self.layers})
             kept = self.backbone.forward_intermediates(
                 pixel_values,
-                indices=self.top_layers,
+                indices=taken or self.top_layers,
                 return_prefix_tokens=True,
-                norm=True,
+                norm=not taken,
                 output_fmt="NLC",
                 intermediates_only=True,
             )
-            return torch.cat([torch.cat([prefix, patches], dim=1) for patches, prefix in kept], dim=2)
+            parts = [part if isinstance(part, Tensor) else torch.cat(part[::-1], dim=1) for part in kept]
+            return torch.cat([parts[taken.index(n - 1)] for n in self.layers] or parts, dim=2)
         backbone = self.backbone
         states: Tensor = backbone(pixel_values)[-1] if self.has_stage else backbone.forward_features(pixel_values)
         if isinstance(states, Tensor) and states.dim() == 4:  # a feature map, channels first (ConvNets) or last (Swin)

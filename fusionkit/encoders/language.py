@@ -56,11 +56,10 @@ class LanguageModel(nn.Module):
             if pretrained or gguf
             else _build(config or {}, vocab_size, text_format)
         )
-        self.backbone = whole.get_decoder() if hasattr(whole, "get_decoder") else whole.base_model
+        self.backbone, head = self.parts(whole)
         self.config = self.backbone.config
-        table, head = word_table(self.backbone), whole.get_output_embeddings()
-        is_tied = not isinstance(head, nn.Linear) or head.weight is table.weight
-        self.head: nn.Module | None = None if is_tied else head
+        table = word_table(self.backbone)
+        self.head: nn.Module | None = head
         self.hidden_size: int = table.embedding_dim
         self.is_frozen, self.is_read_on = frozen, False
         self.checkpointing = checkpointing
@@ -82,6 +81,18 @@ class LanguageModel(nn.Module):
         self._key_size = 0
         if table.weight.device.type != "meta":  # there are numbers
             self._try_out(whole)
+
+    def parts(self, whole: Any) -> tuple[Any, nn.Module | None]:
+        """What reads on, and what predicts words from its states; None where that is the table of embeddings."""
+        backbone = whole.get_decoder() if hasattr(whole, "get_decoder") else whole.base_model
+        head = whole.get_output_embeddings()
+        is_tied = not isinstance(head, nn.Linear) or head.weight is word_table(backbone).weight
+        return backbone, None if is_tied else head
+
+    def embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        """Ids (T, L) of words at positions (T, L) of their texts -> what is read of them, (T, L, D)."""
+        embeds: Tensor = self.word_embeddings(input_ids)
+        return embeds
 
     @property
     def word_embeddings(self) -> nn.Embedding:
@@ -153,15 +164,15 @@ class LanguageModel(nn.Module):
     def _read_ids(
         self, input_ids: Tensor, mask: Tensor, positions: Tensor | None, past: KeysValues | tuple[()] | None
     ) -> tuple[Tokens, KeysValues | tuple[()]]:
-        states: Tensor = self.word_embeddings(input_ids)
         kept: KeysValues | tuple[()] = ()
         real = mask if mask.dim() == 2 else mask.diagonal(mask.shape[2] - mask.shape[1], dim1=1, dim2=2)
+        if positions is None:
+            positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+        states = self.embed(input_ids, positions)
         if not self.is_read_on:
             length, total = input_ids.shape[1], mask.shape[-1]
             square = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(total - length)
             seen = square & (mask[:, None] if mask.dim() == 2 else mask).bool()
-            if positions is None:
-                positions = (real.cumsum(dim=1) - 1).clamp(min=0)
             if past is None:
                 states = self.read(states, seen, positions)
             else:

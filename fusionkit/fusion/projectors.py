@@ -1,6 +1,7 @@
 """Image tokens to what a language model reads in their place. Built as ``projector(image_size, hidden_size)``."""
 
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -46,12 +47,17 @@ class Pooled(nn.Module):
 
 
 class Linear(nn.Module):
-    """Each token through a linear map (LLaVA 1); the first ``skip`` tokens, such as a class token, are left out."""
+    """Each token through a linear map (LLaVA 1); the first ``skip`` tokens, such as a class token, are left out.
 
-    def __init__(self, image_size: int, hidden_size: int, skip: int = 0) -> None:
+    With ``norm_eps`` a layer norm follows (GIT).
+    """
+
+    def __init__(self, image_size: int, hidden_size: int, skip: int = 0, norm_eps: float | None = None) -> None:
         super().__init__()
         self.skip = skip
         self.map: nn.Module = nn.Linear(image_size, hidden_size)
+        if norm_eps is not None:
+            self.map = nn.Sequential(self.map, nn.LayerNorm(hidden_size, eps=norm_eps))
 
     def forward(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
         return self.map(image.embeds[:, self.skip :]), None if image.mask is None else image.mask[:, self.skip :]
@@ -65,23 +71,35 @@ class Linear(nn.Module):
 
 
 class MLP(Linear):
-    """Each token through ``depth`` linear maps with GELU between them (LLaVA 1.5: two)."""
+    """Each token through ``depth`` linear maps, with or without ``bias``, and an ``activation`` between them (LLaVA 1.5: two)."""
 
-    def __init__(self, image_size: int, hidden_size: int, depth: int = 2, skip: int = 0) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        hidden_size: int,
+        depth: int = 2,
+        skip: int = 0,
+        bias: bool = True,
+        activation: Callable[[], nn.Module] = nn.GELU,
+    ) -> None:
         super().__init__(image_size, hidden_size, skip)
-        self.map = _mlp(image_size, hidden_size, _positive(depth, "depth"))
+        self.map = _mlp(image_size, hidden_size, _positive(depth, "depth"), bias, activation)
 
 
 class PixelShuffle(nn.Module):
     """``factor`` x ``factor`` neighbours become one token of their joint width, then ``depth`` linear maps (Idefics3, nanoVLM).
 
+    Idefics3 has one map, without a ``bias``.
+
     The tokens behind the first ``skip`` ones have to make a square whose side the factor divides.
     """
 
-    def __init__(self, image_size: int, hidden_size: int, factor: int = 2, depth: int = 1, skip: int = 0) -> None:
+    def __init__(
+        self, image_size: int, hidden_size: int, factor: int = 2, depth: int = 1, skip: int = 0, bias: bool = True
+    ) -> None:
         super().__init__()
         self.factor, self.skip = _positive(factor, "factor"), skip
-        self.map = _mlp(image_size * factor**2, hidden_size, _positive(depth, "depth"))
+        self.map = _mlp(image_size * factor**2, hidden_size, _positive(depth, "depth"), bias)
 
     def forward(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
         if image.mask is not None:
@@ -187,10 +205,12 @@ class Perceiver(nn.Module):
         return len(self.latents)
 
 
-def _mlp(size: int, hidden_size: int, depth: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Linear(size, hidden_size)]
+def _mlp(
+    size: int, hidden_size: int, depth: int, bias: bool = True, activation: Callable[[], nn.Module] = nn.GELU
+) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Linear(size, hidden_size, bias=bias)]
     for _ in range(depth - 1):
-        layers += [nn.GELU(), nn.Linear(hidden_size, hidden_size)]
+        layers += [activation(), nn.Linear(hidden_size, hidden_size, bias=bias)]
     return nn.Sequential(*layers)
 
 

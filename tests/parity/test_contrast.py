@@ -5,7 +5,6 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from fusionkit.errors import DataError
 from tests.parity.imported import close, imported
 from tests.parity.test_transformers import ROWS, fuse, saved, texts
 
@@ -43,13 +42,3 @@ def test_siglip(vision, text, image, tmp_path):
     task, model = network.tasks["itc"], network.model
     close(encoded.image_feats @ encoded.text_feats["captions"].T / model.temperature + task.bias, out.logits_per_image)
     close(task(model, batch | {"image_keys": ROWS}, encoded).loss, out.loss)
-
-
-def test_images_of_any_proportions_are_refused(tmp_path):
-    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20, "num_hidden_layers": 1}
-    config = transformers.Siglip2Config(text_config=TEXT | sizes, vision_config=sizes | {"num_patches": 9})
-    saved(transformers.Siglip2Model(config), tmp_path)
-    with pytest.raises(
-        DataError, match=r"Siglip2Model reads images of any proportions .* take a checkpoint of SigLIP 2"
-    ):
-        imported("siglip", tmp_path, {})

@@ -18,10 +18,12 @@ IMAGE, TEXT = "model.image_encoder.backbone.", "model.text_encoder.backbone."
 NAMES = {
     "text_model.": TEXT,
     "text_projection.": "model.text_projection.",
-    "vision_model.embeddings.patch_embedding.": f"{IMAGE}patch_embed.proj.",
-    "vision_model.pre_layrnorm.": f"{IMAGE}norm_pre.",
-    "vision_model.post_layernorm.": f"{IMAGE}norm.",
     "visual_projection.": "model.image_projection.",
+}
+TOWER = {
+    "embeddings.patch_embedding.": f"{IMAGE}patch_embed.proj.",
+    "pre_layrnorm.": f"{IMAGE}norm_pre.",
+    "post_layernorm.": f"{IMAGE}norm.",
 }
 BLOCK = {"layer_norm1.": "norm1.", "self_attn.out_proj.": "attn.proj.", "layer_norm2.": "norm2.", "mlp.": "mlp."}
 TOWERS = {"quick_gelu": "vit_base_patch16_clip_quickgelu_224", "gelu": "vit_base_patch16_clip_224"}
@@ -71,10 +73,18 @@ def keys_of(image: Mapping[str, Any]) -> list[Key]:
     """The names of both towers."""
     return [
         *runs.renamed(NAMES),
-        *block_keys(image["num_hidden_layers"], "vision_model.encoder."),
-        Key("vision_model.embeddings.class_embedding", f"{IMAGE}cls_token", change=reshaped),
-        Key("vision_model.embeddings.position_embedding.weight", f"{IMAGE}pos_embed", change=resize_table),
+        *tower_keys("vision_model.", image["num_hidden_layers"]),
         Key("logit_scale", "model.temperature", change=runs.inverse),
+    ]
+
+
+def tower_keys(theirs: str, layers: int) -> list[Key]:
+    """The names of the vision tower."""
+    return [
+        *runs.renamed(TOWER, theirs),
+        *block_keys(layers, f"{theirs}encoder."),
+        Key(f"{theirs}embeddings.class_embedding", f"{IMAGE}cls_token", change=reshaped),
+        Key(f"{theirs}embeddings.position_embedding.weight", f"{IMAGE}pos_embed", change=resize_table),
     ]
 
 

@@ -18,7 +18,7 @@ from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError
 
 IMAGE, TEXT = "model.image_encoder.backbone.", "model.text_encoder.backbone."
-HALF = [0.5, 0.5, 0.5]
+IMAGES: dict[str, Any] = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 TOWER = {"embeddings.patch_embedding.": f"{IMAGE}patch_embed.proj.", "post_layernorm.": f"{IMAGE}norm."}
 POOL = {
     "probe": f"{IMAGE}attn_pool.latent",
@@ -30,11 +30,6 @@ POOL = {
 
 def plan(source: Source, vision: Mapping[str, Any], text: Mapping[str, Any], ids: Mapping[str, int]) -> Plan:
     """What a folder of SigLIP is; sizes of its two towers by transformers' names."""
-    if (source.config or {}).get("architectures") == ["Siglip2Model"]:
-        raise DataError(
-            f"{source.path}: Siglip2Model reads images of any proportions as lists of patches (NaFlex), which no image encoder "
-            "here does; take a checkpoint of SigLIP 2 for one size, which is a SiglipModel"
-        )
     runs.of_class(source, {"SiglipModel": None})
     image, words = runs.sizes_of(vision, source, "vision_config"), runs.sizes_of(text, source, "text_config")
     width = runs.sizes_of({"projection_size": words["hidden_size"]}, source, "text_config")["projection_size"]
@@ -51,10 +46,10 @@ def plan(source: Source, vision: Mapping[str, Any], text: Mapping[str, Any], ids
         family="siglip",
         release="transformers' SigLIP",
         groups=[*runs.groups_of(["itc"]), "fusion=late"],
-        config=runs.run_of(["itc"], positions + 1, **images_of(source, image["image_size"], HALF, HALF))
+        config=runs.run_of(["itc"], positions + 1, **images_of(source, image["image_size"], **IMAGES))
         | {
             "name": "siglip",
-            "image_encoder": image_tower(image) | {"pool": "map"},
+            "image_encoder": image_tower(image, is_pooled=True),
             "text_encoder": {
                 "_target_": "fusionkit.encoders.siglip.SigLIPTextEncoder",
                 "config": {"model_type": "siglip_text_model", **words, **pad},
@@ -81,9 +76,10 @@ def plan(source: Source, vision: Mapping[str, Any], text: Mapping[str, Any], ids
     )
 
 
-def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
-    """SigLIP's vision tower: no class token, a norm behind its blocks; pooled by a mean."""
-    return {
+def image_tower(image: Mapping[str, Any], is_pooled: bool = False) -> dict[str, Any]:
+    """SigLIP's vision tower, without a class token; where it is not ``is_pooled`` by attention of its own, by a mean."""
+    pool = {"pool": "map"} if is_pooled else {"pool": "mean", "global_pool": "avg", "fc_norm": False}
+    return pool | {
         "_target_": "fusionkit.encoders.image.TimmEncoder",
         "name": "vit_base_patch16_siglip_224",
         "img_size": image["image_size"],

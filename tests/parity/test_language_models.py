@@ -1,0 +1,201 @@
+"""Vision-language models on causal language models, as transformers' classes save them: our logits and texts are theirs."""
+
+import json
+import re
+
+import pytest
+import safetensors.torch
+import torch
+import transformers
+from torch import Tensor
+
+from fusionkit.errors import DataError, UserError
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
+from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
+from tests.parity.imported import imported
+from tests.parity.test_transformers import saved
+
+VOCABULARY, IMAGE, START, END = 80, 79, 1, 2
+IDS = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": 0}
+VISION = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 37, "num_hidden_layers": 4, "patch_size": 6}
+TEXT = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 2} | IDS
+TEXT |= {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
+LENGTH, PREFIX = 5, 3
+
+
+def llava(vision="clip", layer=-2, strategy="default", side=18, tied=False, **text):
+    sizes = TEXT | {"num_key_value_heads": 2, "tie_word_embeddings": tied} | text
+    config = transformers.LlavaConfig(
+        vision_config=VISION | {"model_type": f"{vision}_vision_model", "image_size": side},
+        text_config=sizes,
+        image_token_index=IMAGE,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy=strategy,
+        projector_hidden_act="gelu" if tied else "relu",
+        multimodal_projector_bias=not tied,
+        tie_word_embeddings=tied,
+    )
+    tokens = (side // 6) ** 2 + (vision == "clip") - (strategy == "default")
+    return transformers.LlavaForConditionalGeneration(config), side, tokens
+
+
+def idefics3(kind="Idefics3", side=24, factor=2, tied=False, **text):
+    config = getattr(transformers, f"{kind}Config")(
+        vision_config=VISION | {"image_size": side},
+        text_config=TEXT | {"model_type": "llama", "tie_word_embeddings": tied} | text,
+        image_token_id=IMAGE,
+        scale_factor=factor,
+        tie_word_embeddings=tied,
+    )
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config), side, (side // 6 // factor) ** 2
+
+
+def paligemma(side=18, **text):
+    config = transformers.PaliGemmaConfig(
+        vision_config=VISION | {"model_type": "siglip_vision_model", "image_size": side, "vision_use_head": False},
+        text_config=TEXT | {"num_key_value_heads": 1, "head_dim": 10} | text,
+        image_token_index=IMAGE,
+        projection_dim=TEXT["hidden_size"],
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config), side, (side // 6) ** 2
+
+
+def git(side=18, tied=False, **text):
+    config = transformers.GitConfig(
+        vision_config=VISION | {"image_size": side, "layer_norm_eps": 1e-3},
+        tie_word_embeddings=tied,
+        layer_norm_eps=1e-4,
+        **TEXT | text,
+    )
+    return transformers.GitForCausalLM(config), side, (side // 6) ** 2 + 1
+
+
+CASES = {
+    "llava": lambda: llava(model_type="llama"),
+    "llava, all tokens of the last layer, mistral, tied": lambda: llava(
+        layer=-1, strategy="full", model_type="mistral", head_dim=6, tied=True
+    ),
+    "llava, siglip, three layers, qwen2": lambda: llava("siglip", [-2, 3, 1], "full", model_type="qwen2"),
+    "idefics3": lambda: idefics3(num_key_value_heads=1),
+    "idefics3, tied, factor 3": lambda: idefics3(side=54, factor=3, tied=True, head_dim=6),
+    "idefics3, a side of 22 patches": lambda: idefics3("SmolVLM", side=132, factor=11, rms_norm_eps=1e-3),
+    "paligemma": lambda: paligemma(model_type="gemma"),
+    "paligemma 2": lambda: paligemma(
+        side=12, model_type="gemma2", final_logit_softcapping=3.0, query_pre_attn_scalar=7, sliding_window=48
+    ),
+    "git": lambda: git(hidden_act="relu"),
+    "git, tied": lambda: git(side=12, tied=True),
+}
+
+
+class Pair:
+    """A model of transformers, and the network that its folder became."""
+
+    def __init__(self, name: str, folder) -> None:
+        self.family = name.split(",")[0].split()[0]
+        torch.manual_seed(len(name))
+        theirs, side, self.tokens = CASES[name]()
+        self.theirs = saved(theirs, folder)
+        self.network, *_ = imported(self.family, folder, {"tasks": ["captioning", "vqa_generative"]})
+        self.pixels = torch.randn(2, 3, side, side)
+        self.ids = torch.randint(3, IMAGE - 1, (2, LENGTH))
+        self.memory = self.network.model.fusion.prepare(self.network.model.encode_image(self.pixels))
+
+    def given(self, ids: Tensor, prefix: int) -> dict[str, Tensor]:
+        """What theirs is given: each text behind as many tokens as stand for its image."""
+        if self.family == "git":
+            return {"input_ids": ids, "pixel_values": self.pixels, "attention_mask": torch.ones_like(ids)}
+        ids = torch.cat([torch.full((len(ids), self.tokens), IMAGE), ids], dim=1)
+        found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.family == "paligemma":
+            found["token_type_ids"] = (torch.arange(ids.shape[1]) >= self.tokens + prefix).long().expand(len(ids), -1)
+        return found | {"pixel_values": self.pixels[:, None] if self.family == "idefics3" else self.pixels}
+
+    def prompts(self, prefix: int) -> Prompts:
+        rows = torch.arange(len(self.ids))
+        return Prompts(self.ids, torch.ones_like(self.ids), rows, torch.full_like(rows, prefix))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request, tmp_path_factory):
+    with torch.no_grad():
+        return Pair(request.param, tmp_path_factory.mktemp("theirs"))
+
+
+@torch.no_grad()
+def test_logits(pair):
+    model = pair.network.model
+    logits = model.predict_words(fuse_causal(model, pair.memory, pair.prompts(PREFIX)))
+    theirs = pair.theirs(**pair.given(pair.ids, PREFIX)).logits[:, -LENGTH:]
+    torch.testing.assert_close(logits, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_generated_tokens(pair, beams):
+    steps = decoder_state_of(DecoderInputs(pair.network.model, None, pair.memory, pair.prompts(LENGTH)))
+    search = Greedy() if beams == 1 else BeamSearch(beams)
+    found = search(steps, GenerationConfig(END, max_length=7)).tokens
+    given = pair.given(pair.ids, LENGTH)
+    said = pair.theirs.generate(**given, num_beams=beams, do_sample=False, max_new_tokens=7, pad_token_id=END)
+    said = said[:, given["input_ids"].shape[1] :]
+    assert found[:, : said.shape[1]].tolist() == said.tolist()
+    assert (found[:, said.shape[1] :] == END).all()
+
+
+def folder_of(config, tmp_path, **changes):
+    """A folder with this configuration, and a tensor."""
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
+LLAVA |= {"vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 1}}
+ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers": 1, "eos_token_id": None}}
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "words"),
+    [
+        (
+            "llava",
+            {"architectures": ["Qwen2VLForConditionalGeneration"]},
+            "turns its positions by row, column and time (M-RoPE)",
+        ),
+        (
+            "llava",
+            {"architectures": ["Qwen2_5_VLForConditionalGeneration"]},
+            "Qwen2_5_VLForConditionalGeneration turns its",
+        ),
+        ("llava", {"architectures": ["GitForCausalLM"]}, "what can be imported is LlavaForConditionalGeneration"),
+        (
+            "llava",
+            LLAVA | {"vision_config": {"model_type": "pixtral"}},
+            "vision_config.model_type is pixtral; what can be",
+        ),
+        ("llava", LLAVA | {"vision_config": {"model_type": "no such"}}, "config.json: is no LlavaConfig ("),
+        ("llava", LLAVA | {"vision_feature_layer": 26}, "vision_feature_layer is 26, but the vision tower has"),
+        ("llava", LLAVA | {"vision_feature_layer": 0}, "vision_feature_layer is 0, but the vision tower has"),
+        ("llava", LLAVA | {"projector_hidden_act": "${x}"}, "config.json: holds ${...}"),
+        (
+            "llava",
+            LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers": 1, "eos_token_id": None}},
+            "eos_token_id is None, but has to be the number",
+        ),
+        ("llava", LLAVA | {"vision_feature_layer": 1}, "text_config.num_hidden_layers is 32, but the checkpoint has 1"),
+        ("git", {"architectures": ["GitForCausalLM"], "num_image_with_embedding": 6}, "it reads the frames of a video"),
+        ("siglip", {"architectures": ["Siglip2Model"]}, "reads images of any proportions as lists of patches (NaFlex)"),
+    ],
+)
+def test_what_cannot_be_imported(family, config, words, tmp_path):
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        imported(family, folder_of(config, tmp_path), {})
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_task_that_is_none_of_a_language_model(tmp_path):
+    with pytest.raises(UserError, match=r"tasks: there is no 'caption' here; did you mean 'captioning'\?"):
+        imported("llava", folder_of(LLAVA, tmp_path), {"tasks": ["caption"]})
+    with pytest.raises(UserError, match="tasks is empty; give some of captioning, vqa_generative"):
+        imported("llava", folder_of(LLAVA, tmp_path), {"tasks": []})
