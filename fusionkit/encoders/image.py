@@ -81,6 +81,7 @@ class TimmEncoder(PixelEncoder):
     ``top_layers`` the states of so many last layers of a transformer, each normalised, side by side in the width (BridgeTower).
     ``layers``     the states behind so many blocks of a transformer, as they are, side by side in the width; blocks above
                    the last of them are not built, nor is the last norm (LLaVA).
+    ``norm_pooled`` the last norm once more over what is pooled (transformers' BLIP).
     ``before_norm`` tokens of a transformer as they are before its last norm, pooled after it (FLAVA).
     ``intermediate_size`` width between the two maps of a transformer's feed-forward parts, for timm's ``mlp_ratio``, which is one
                    of floats and rounds; needs ``embed_dim``.
@@ -102,6 +103,7 @@ class TimmEncoder(PixelEncoder):
         before_norm: bool = False,
         top_layers: int = 1,
         layers: Sequence[int] = (),
+        norm_pooled: bool = False,
         intermediate_size: int | None = None,
         **options: Any,
     ) -> None:
@@ -120,7 +122,7 @@ class TimmEncoder(PixelEncoder):
                     "image_encoder.intermediate_size is a number beside image_encoder.embed_dim; give that too"
                 )
             options |= {"mlp_ratio": (intermediate_size + 0.5) / options["embed_dim"]}  # timm cuts the product off
-        self.layers = tuple(layers)
+        self.layers, self.norm_pooled = tuple(layers), norm_pooled
         if self.layers:
             if min(self.layers) < 1:
                 raise ConfigError(f"image_encoder.layers is {list(layers)}, but blocks are counted from 1")
@@ -219,7 +221,8 @@ class TimmEncoder(PixelEncoder):
                 )
             patches = self.norm(patches) + self.position
             states = torch.cat([states[:, : self.num_prefix_tokens], patches], dim=1)
-        return Tokens(states, None, self.last_norm(self._pool(states, patches)))
+        pooled = self.last_norm(self._pool(states, patches))
+        return Tokens(states, None, self.backbone.norm(pooled) if self.norm_pooled else pooled)
 
     def _pool(self, states: Tensor, patches: Tensor) -> Tensor:
         """Of all states (I, N, width) and those of patches -> (I, width)."""

@@ -14,8 +14,23 @@ class MixedCrossAttention(CrossAttention):
 
     Its text encoder has no layers (``num_hidden_layers: 0``). With ``first_token_id`` that gives each text by its
     embeddings twice: as ``embeds`` with that first token ([ENC]), for a text with an image, and in ``pooled`` the first
-    token as it is written ([CLS]), which begins the text alone.
+    token as it is written ([CLS]), which begins the text alone. With ``text_pool`` the first token of a text alone goes
+    through a linear map and tanh (BERT's pooler); other options are those of ``CrossAttention``.
     """
+
+    def __init__(
+        self,
+        image_size: int,
+        text_size: int,
+        num_layers: int = 6,
+        num_heads: int = 12,
+        intermediate_size: int | None = None,
+        dropout: float = 0.1,
+        eps: float = 1e-12,
+        text_pool: bool = False,
+    ) -> None:
+        super().__init__(image_size, text_size, num_layers, num_heads, intermediate_size, dropout, eps)
+        self.text_pool = nn.Sequential(nn.Linear(text_size, text_size), nn.Tanh()) if text_pool else nn.Identity()
 
     def encode_unimodal(self, text: Tokens) -> Tokens:
         """Texts that see no image; pooled is their first token."""
@@ -26,7 +41,7 @@ class MixedCrossAttention(CrossAttention):
             own = layer.self_attention.project(tokens, text.mask, packing)
             tokens = layer.feed_forward_block(layer.attend_self(tokens, own, packing))
         states = packing.unpack(tokens)
-        return Tokens(states, text.mask, states[:, 0])
+        return Tokens(states, text.mask, self.text_pool(states[:, 0]))
 
     def freeze_unused(self, needs: frozenset[str]) -> None:
         """Nothing meets an image where texts are only read alone."""

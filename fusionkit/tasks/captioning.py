@@ -56,7 +56,7 @@ class CaptionWriter:
         captions = batch["captions"]
         rows = leading_rows(captions["image_index"], self.texts_per_image)
         caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
-        prompt = self._prompts(captions["image_index"][rows])
+        prompt = self._prompts(captions["image_index"][rows], head)
         ids = torch.cat([prompt.input_ids, caption], dim=1)
         mask = torch.cat([prompt.attention_mask, mask], dim=1)
         is_scored = torch.zeros_like(mask, dtype=torch.bool)
@@ -70,7 +70,7 @@ class CaptionWriter:
 
     def predict(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
-        prompts = self._prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device))
+        prompts = self._prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
         steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
         found = self.search(steps, self.rules).tokens.tolist()
         return [
@@ -78,9 +78,11 @@ class CaptionWriter:
             for image_id, tokens in zip(batch["image_ids"], found, strict=True)
         ]
 
-    def _prompts(self, image_index: Tensor) -> Prompts:
+    def _prompts(self, image_index: Tensor, head: nn.Module | None) -> Prompts:
+        """What captions start with; a language model that lets a prefix see itself (PaliGemma) has all of it for one."""
         ids = torch.tensor(self.prompt_ids, device=image_index.device).expand(len(image_index), -1)
-        return Prompts(ids, torch.ones_like(ids), image_index, torch.ones_like(image_index))
+        prefix = len(self.prompt_ids) if head is None else 1
+        return Prompts(ids, torch.ones_like(ids), image_index, torch.full_like(image_index, prefix))
 
 
 class Captioning(Task[CaptionBatch]):

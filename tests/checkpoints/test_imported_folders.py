@@ -24,6 +24,11 @@ def siglip(words: dict[str, int]) -> Any:
     return transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=IMAGE))
 
 
+def blip(words: dict[str, int]) -> Any:
+    text = SIZES | {"max_position_embeddings": 20} | words
+    return transformers.BlipModel(transformers.BlipConfig(text_config=text, vision_config=IMAGE))
+
+
 def language(words: dict[str, int], kind: str) -> dict[str, Any]:
     return SIZES | {"model_type": kind, "max_position_embeddings": 64} | words
 
@@ -36,7 +41,9 @@ def llava(words: dict[str, int]) -> Any:
 
 def paligemma(words: dict[str, int]) -> Any:
     vision, text = IMAGE | {"model_type": "siglip_vision_model", "vision_use_head": False}, language(words, "gemma")
-    config = transformers.PaliGemmaConfig(vision_config=vision, text_config=text | {"head_dim": 8, "num_key_value_heads": 1}, projection_dim=16)
+    config = transformers.PaliGemmaConfig(
+        vision_config=vision, text_config=text | {"head_dim": 8, "num_key_value_heads": 1}, projection_dim=16
+    )
     return transformers.PaliGemmaForConditionalGeneration(config)
 
 
@@ -54,6 +61,7 @@ def git(words: dict[str, int]) -> Any:
 
 CASES: dict[str, tuple[Callable[[dict[str, int]], Any], str]] = {  # the model, and a score of it
     "siglip": (siglip, "text_to_image_r1"),
+    "blip": (blip, "text_to_image_r1"),
     "llava": (llava, "caption_bleu4"),
     "paligemma": (paligemma, "caption_bleu4"),
     "idefics3": (idefics3, "caption_bleu4"),
@@ -81,7 +89,12 @@ def saved(family: str, world: Path, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", CASES)
+SLOW = ("blip", "paligemma", "idefics3", "git")  # the others are tried at each run
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
 def test_from_the_command_line(family, world, tmp_path, capsys):
     theirs, ours = saved(family, world, tmp_path / "theirs"), tmp_path / "ours"
     quick = ["data.num_workers=0", f"data.root={world}"]

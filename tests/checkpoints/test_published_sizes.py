@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import BlipConfig, BlipForImageTextRetrieval
+from transformers import BlipConfig, BlipForImageTextRetrieval, BlipModel
 
 from fusionkit.checkpoints.base import convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
@@ -119,11 +119,11 @@ def test_transformers_own_defaults(family: str, name: str) -> None:
     assert max(tensor.numel() for tensor in covered(family, source_of(shapes, config), {}).values()) > 1e7
 
 
-def test_blip_of_transformers() -> None:
+@pytest.mark.parametrize("kind", [BlipForImageTextRetrieval, BlipModel])
+def test_blip_of_transformers(kind: Any) -> None:
     with torch.device("meta"):
-        shapes = shapes_of(BlipForImageTextRetrieval(BlipConfig()), "")
-    config = BlipConfig().to_dict() | {"architectures": ["BlipForImageTextRetrieval"]}
-    covered("blip", source_of(shapes, config), {})
+        shapes = shapes_of(kind(BlipConfig()), "")
+    covered("blip", source_of(shapes, BlipConfig().to_dict() | {"architectures": [kind.__name__]}), {})
 
 
 def test_a_start_is_what_the_published_code_loads() -> None:

@@ -42,3 +42,28 @@ def test_siglip(vision, text, image, tmp_path):
     task, model = network.tasks["itc"], network.model
     close(encoded.image_feats @ encoded.text_feats["captions"].T / model.temperature + task.bias, out.logits_per_image)
     close(task(model, batch | {"image_keys": ROWS}, encoded).loss, out.loss)
+
+
+BLIP = [
+    ({"hidden_size": 20, "num_hidden_layers": 2, "hidden_act": "gelu"}, {"num_hidden_layers": 1}, 12),
+    ({"hidden_size": 28, "num_hidden_layers": 1, "hidden_act": "relu"}, {"num_hidden_layers": 3}, 9),
+]
+
+
+@pytest.mark.parametrize(("vision", "text", "width"), BLIP)
+@torch.no_grad()
+def test_blip(vision, text, width, tmp_path):
+    vision |= {"num_attention_heads": 2, "intermediate_size": 31, "image_size": 24, "patch_size": 8}
+    text |= TEXT | {"hidden_size": 24, "hidden_act": "gelu", "max_position_embeddings": 8, "layer_norm_eps": 1e-4}
+    config = transformers.BlipConfig(text_config=text, vision_config=vision, projection_dim=width)
+    theirs = saved(transformers.BlipModel(config), tmp_path)
+    network, *_ = imported("blip", tmp_path, {})
+    rows, pixels = texts(), torch.randn(3, 3, 24, 24)
+    batch, encoded, _ = fuse(network, pixels, rows)
+    out = theirs(rows["input_ids"], pixels, rows["attention_mask"], return_loss=True)
+    close(encoded.image_feats, out.image_embeds)
+    close(encoded.text_feats["captions"], out.text_embeds)
+    close(encoded.image.embeds, out.vision_model_output.last_hidden_state)
+    task, model = network.tasks["itc"], network.model
+    close(encoded.image_feats @ encoded.text_feats["captions"].T / model.temperature, out.logits_per_image)
+    close(task(model, batch | {"image_keys": ROWS}, encoded).loss, out.loss)

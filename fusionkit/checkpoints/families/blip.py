@@ -1,7 +1,8 @@
 """BLIP (Li et al. 2022): ViT, and BERT layers with cross-attention that read texts alone, with an image, and as a decoder.
 
 Checkpoints of github.com/salesforce/BLIP (pretrain, retrieval, vqa, caption), and folders that transformers' BLIP models for
-retrieval, question answering and captioning saved; which one it is shows in its parts. Its model for NLVR2 is not imported.
+retrieval, question answering, captioning and contrast (``blip_contrast.py``) saved; which one it is shows in its parts. Its model
+for NLVR2 is not imported.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, constant, reshaped
+from fusionkit.checkpoints.families import blip_contrast
 from fusionkit.checkpoints.families.albef import TEACHER, foreign_keys, queue
 from fusionkit.checkpoints.families.bert import (
     LAYER,
@@ -24,6 +26,7 @@ from fusionkit.checkpoints.families.bert import (
     text_config,
     text_encoder,
 )
+from fusionkit.checkpoints.families.blip_contrast import VISION
 from fusionkit.checkpoints.families.vit import timm_vit, transformers_vit_keys, vit_keys
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import ConfigError, DataError
@@ -53,16 +56,6 @@ SAVED = {  # by class of transformers
     "BlipForQuestionAnswering": "vqa",
     "BlipForConditionalGeneration": "caption",
 }
-VISION = {  # of transformers' BlipVisionConfig
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "image_size": 384,
-    "patch_size": 16,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-5,
-}
 SHARED = {
     ours: theirs for ours, theirs in LAYER.items() if ours.startswith(("cross", "norm_cross", "feed", "norm_feed"))
 }
@@ -88,12 +81,14 @@ def plan(
     ``start`` makes of one of pre-training what its fine-tuning begins with: for captions the decoder alone, for VQA both.
     ``answers`` is a file of those that VQA ranks.
     """
+    if ((source.config or {}).get("architectures") or [None])[0] == "BlipModel":
+        return blip_contrast.plan(source, bert, ids)
     appended = {"bos_DEC": bert["vocab_size"], "ENC": bert["vocab_size"] + 1}
     ids = appended | {token: number for token, number in ids.items() if number is not None}
     bert = dict(bert) | {"vocab_size": bert["vocab_size"] + len(appended), "type_vocab_size": 0}
     tower: dict[str, str] = {}
     if source.config is not None:
-        runs.of_class(source, SAVED)
+        runs.of_class(source, {**SAVED, "BlipModel": None})
         sizes = saved_sizes(source, bert, embed_dim)
         tower = runs.tower_activation(sizes["hidden_act"])
         image_size, patch_size, embed_dim = sizes["image_size"], sizes["patch_size"], sizes["embed_dim"]

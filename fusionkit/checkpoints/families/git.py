@@ -11,7 +11,7 @@ from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.directory import CONFIG
 from fusionkit.checkpoints.families import clip
 from fusionkit.checkpoints.families.bert import POSITION_IDS
-from fusionkit.checkpoints.families.blip import VISION
+from fusionkit.checkpoints.families.blip_contrast import VISION
 from fusionkit.checkpoints.families.language import TEXT, require_tasks, run_of, special_ids
 from fusionkit.checkpoints.families.llava import OPENAI, prefix
 from fusionkit.checkpoints.folder import completed, images_of

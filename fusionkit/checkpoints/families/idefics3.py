@@ -13,7 +13,7 @@ from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.families import siglip
 from fusionkit.checkpoints.families.bert import POSITION_IDS
-from fusionkit.checkpoints.families.blip import VISION
+from fusionkit.checkpoints.families.blip_contrast import VISION
 from fusionkit.checkpoints.families.language import (
     NO_POSITIONS,
     language_keys,

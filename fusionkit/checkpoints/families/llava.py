@@ -11,7 +11,7 @@ from fusionkit.checkpoints.base import Key, Plan
 from fusionkit.checkpoints.directory import CONFIG
 from fusionkit.checkpoints.families import clip, siglip
 from fusionkit.checkpoints.families.bert import POSITION_IDS
-from fusionkit.checkpoints.families.blip import VISION
+from fusionkit.checkpoints.families.blip_contrast import VISION
 from fusionkit.checkpoints.families.language import (
     NO_POSITIONS,
     language_keys,
