@@ -18,7 +18,7 @@ from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate, new_counts, told_cuts
 from fusionkit.data.dataset import Augmentation, EvalData, Finishing, Images, TrainData
 from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
-from fusionkit.data.loader import Loader
+from fusionkit.data.loader import Loader, check_workers, workers_of
 from fusionkit.data.pixels.bitmap import FastImages, chosen_decoder
 from fusionkit.data.pixels.damage import Damage
 from fusionkit.data.pixels.stored import DrawView, StoredImages, Table, as_stored
@@ -67,7 +67,7 @@ class DataModule(LightningDataModule):
         fit: str = "squash",
         multiple: int = 32,
         answers: AnswerVocabulary | str | BuildAnswers = AnswerVocabulary.build,
-        num_workers: int = 0,
+        num_workers: int | str = 0,
         seed: int = 0,
         steps_per_epoch: int | None = None,
         prepare: Callable[[], Any] | None = None,
@@ -93,8 +93,7 @@ class DataModule(LightningDataModule):
         self._resumed: dict[str, Any] = {"batches": 0}
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ConfigError(f"data.steps_per_epoch is {steps_per_epoch}, but has to be at least 1, or null")
-        if num_workers < 0:
-            raise ConfigError(f"data.num_workers is {num_workers}, but has to be at least 0")
+        check_workers(num_workers)
         if image_size < 1:
             raise ConfigError(f"data.image_size is {image_size}, but has to be a number of pixels")
         for name, source in self.sources.items():
@@ -221,7 +220,9 @@ class DataModule(LightningDataModule):
         if numbers is not None:
             every = list(batches)
             batches = [every[number] for number in numbers]
-        return Loader(data, batches, self._collate(source, role, samples), self.num_workers, persistent=False)
+        return Loader(
+            data, batches, self._collate(source, role, samples), workers_of(self.num_workers, 1), persistent=False
+        )
 
     def view_loader(self, source: str, role: str, count: int, size: int) -> Loader:
         """This rank's share of the images of a role, ``size`` at a time in ``count`` views each: lists of ``Views``.
@@ -233,7 +234,7 @@ class DataModule(LightningDataModule):
         where = f"{self.seed}/{source}"
         samples, kinds, side = self.samples(source, role), settings.kinds, self.finish.size
         data = ViewsData(where, samples, images, kinds, self.finish, side, augment, count)
-        return Loader(data, own_batches(len(data), size), unchanged, self.num_workers, persistent=False)
+        return Loader(data, own_batches(len(data), size), unchanged, workers_of(self.num_workers, 1), persistent=False)
 
     def view_identity(self, source: str, role: str, count: int) -> Iterator[str]:
         """What these views and the boxes on them are a function of, in words."""
@@ -311,7 +312,14 @@ class DataModule(LightningDataModule):
         groups = None if source.shuffle_window is None else samples.folders
         stream = Stream(len(samples), self.seed, name, _weights(name, samples), groups, source.shuffle_window or 0)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
-        return Loader(data, batches, self._collate(name, "train", samples), self.num_workers, persistent=True)
+        workers = workers_of(self.num_workers, len(self.sources))
+        return Loader(
+            data,
+            batches,
+            self._collate(name, "train", samples),
+            workers,
+            persistent=True,
+        )
 
     def _finishing(self, source: str, role: str, is_augmented: bool = True) -> Finishing:
         if self._table(source, role, is_augmented) is not None:

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fusionkit.errors import DataError
+from fusionkit.distributed import world_size
+from fusionkit.errors import ConfigError, DataError
+
+MOST = 8  # workers that "auto" gives a loader
 
 
 class Loader(DataLoader[Any]):
@@ -47,3 +50,23 @@ def raise_error(batch: Any) -> Any:
     if isinstance(batch, DataError):
         raise batch
     return batch
+
+
+def check_workers(num_workers: Any) -> None:
+    """Raise ConfigError unless this is a number of processes, or "auto"."""
+    if num_workers != "auto" and (type(num_workers) is not int or num_workers < 0):
+        raise ConfigError(
+            f"data.num_workers is {num_workers!r}, but has to be at least 0 (batches are made by the training process), or auto"
+        )
+
+
+def workers_of(num_workers: int | str, loaders: int) -> int:
+    """How many processes a loader has; "auto": as many as leave each rank a core of its own, shared by so many loaders.
+
+    Batches are the same whatever the number: they are a function of seed and position.
+    """
+    if not isinstance(num_workers, str):
+        return num_workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size())
+    return min(MOST, max(0, cores // ranks - 1) // max(1, loaders))

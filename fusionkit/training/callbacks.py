@@ -145,28 +145,47 @@ class StopAfter(Callback):
 
 
 class Throughput(Callback):
-    """Logs ``train/images_per_s``, over all ranks and the last ``every_n_steps``; validation is not counted."""
+    """Logs ``train/images_per_s``, over all ranks and the last ``every_n_steps``, and ``train/data_wait``, the share of that time
+    in which this rank waited for its next batch; validation is not counted.
 
-    def __init__(self, every_n_steps: int = 10) -> None:
-        self.every_n_steps = every_n_steps
-        self._images, self._seconds, self._started = 0, 0.0, 0.0
+    Where a run has waited for more than ``patience`` of its time it says so at the end, and what helps.
+    """
+
+    def __init__(self, every_n_steps: int = 10, patience: float = 0.2) -> None:
+        self.every_n_steps, self.patience = every_n_steps, patience
+        self._images, self._seconds, self._waited, self._ended = 0, 0.0, 0.0, 0.0
+        self._sums = [0.0, 0.0]  # seconds of waiting and of all, over the run
 
     def on_train_batch_start(self, *args: Any) -> None:
-        if not self._started:
-            self._started = time.monotonic()
+        now = time.monotonic()
+        self._begun = now
+        self._waited += now - (self._ended or now)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         self._images += sum(len(part["image_ids"]) for part in batch.values()) * world_size()
         now = time.monotonic()
-        self._seconds, self._started = self._seconds + now - self._started, now
+        self._seconds, self._ended = self._seconds + now - (self._ended or self._begun), now
         if trainer.global_step % self.every_n_steps == 0 and self._seconds:
             pl_module.log("train/images_per_s", self._images / self._seconds, on_step=True, on_epoch=False)
-            self._images, self._seconds = 0, 0.0
+            pl_module.log("train/data_wait", self._waited / self._seconds, on_step=True, on_epoch=False)
+            self._sums = [self._sums[0] + self._waited, self._sums[1] + self._seconds]
+            self._images, self._seconds, self._waited = 0, 0.0, 0.0
 
     def on_validation_start(self, *args: Any) -> None:
-        self._started = 0.0
+        self._ended = 0.0
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        waited, seconds = self._sums
+        if trainer.is_global_zero and seconds and waited > self.patience * seconds:
+            workers = getattr(trainer.datamodule, "num_workers", 0)  # type: ignore[attr-defined]
+            print(
+                f"data: {100 * waited / seconds:.0f}% of the training went by waiting for batches: raise data.num_workers (now "
+                f"{workers}; auto takes the cores that are left), choose data.decoder=auto, or keep the tokens of a frozen image "
+                "encoder with image_tokens.folder=FOLDER",
+                flush=True,
+            )
 
 
 class CutTexts(Callback):

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.datamodule import DataModule
+from fusionkit.data.loader import workers_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source
 from fusionkit.data.tokenizer import word_tokenizer
@@ -266,6 +267,8 @@ def test_cached_images_are_not_read_again(tmp_path):
             "cache holds images resized bicubically, which data.resample=lanczos must not be",
         ),
         (lambda m: DataModule("x", {}, num_workers=-1), "data.num_workers is -1"),
+        (lambda m: DataModule("x", {}, num_workers="many"), "data.num_workers is 'many'"),
+        (lambda m: DataModule("x", {}, num_workers=True), "data.num_workers is True"),
         (lambda m: DataModule("x", {}, image_size=0), "data.image_size is 0"),
         (lambda m: DataModule("x", {}, steps_per_epoch=0), "data.steps_per_epoch is 0"),
         (lambda m: DataModule("x", {}).train_dataloader(), "no source of data.sources has a 'train' role"),
@@ -342,3 +345,23 @@ def test_a_window_and_weights_order_the_training_images(tmp_path):
     assert {image for images in drawn(weighted) for image in images} == {*range(16)} - {3, 12}
     with pytest.raises(DataError, match="all images of source 'a' have the sample_weight 0"):
         drawn([weighted[3], weighted[12]])
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "loaders", "workers"),
+    [(1, 1, 1, 0), (2, 1, 1, 1), (2, 2, 1, 0), (8, 2, 1, 3), (8, 1, 3, 2), (96, 4, 1, 8), (4, 8, 1, 0)],
+)
+def test_auto_leaves_each_rank_a_core(monkeypatch, cores, ranks, loaders, workers):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert workers_of("auto", loaders) == workers
+    assert workers_of(5, loaders) == 5
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert workers_of("auto", loaders) == min(8, (cores - 1) // loaders)
+
+
+def test_a_number_of_workers_that_the_machine_says_makes_the_same_batches(tmp_path, monkeypatch):
+    expected = train_batches(make_module(tmp_path))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    module = make_module(tmp_path, num_workers="auto")
+    assert same(train_batches(module), expected)
