@@ -15,6 +15,7 @@ from fusionkit.data.images import CorruptImage, decode
 from fusionkit.data.readers.open_table import OpenTable
 from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample
+from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.data.vqa_answers import answer_key
 from fusionkit.errors import ConfigError, DataError
 
@@ -105,7 +106,7 @@ def _is_said(override: str, named: set[str]) -> bool:
 
 def choices_for(table: OpenTable) -> list[str]:
     """The overrides of a training on a table. Raises ConfigError where no task can be trained on it, and DataError."""
-    samples = table.read("train")
+    samples = as_samples(table.read("train"))
     weights = tasks_for(samples)
     if not weights:
         raise ConfigError(
@@ -153,17 +154,17 @@ def _splits(names: Sequence[str], source: str) -> list[str]:
 def tasks_for(samples: Sequence[Sample]) -> dict[str, float]:
     """The tasks that these images' texts feed, with their weights."""
     found: dict[str, float] = {}
+    columns = as_samples(samples)
     for kind, tasks in TASKS.items():
-        texts = [text for sample in samples for text in sample.texts.get(kind, ())]
-        if texts and (kind != "questions" or any(text.facts.get("answers") for text in texts)):
+        if columns.counts(kind).any() and (kind != "questions" or any(columns.facts(kind, "answers"))):
             found |= tasks
     return found
 
 
-def _texts_per_image(samples: Sequence[Sample], kind: str) -> int:
+def _texts_per_image(samples: Samples, kind: str) -> int:
     """As many as an image has on average, up to the most."""
-    counts = [len(sample.texts[kind]) for sample in samples if sample.texts.get(kind)]
-    return max(1, min(MOST_TEXTS[kind], round(sum(counts) / max(1, len(counts)))))
+    counts = samples.counts(kind)
+    return max(1, min(MOST_TEXTS[kind], round(int(counts.sum()) / max(1, int((counts > 0).sum())))))
 
 
 def side_for(samples: Sequence[Sample]) -> int:
@@ -179,9 +180,7 @@ def side_for(samples: Sequence[Sample]) -> int:
 
 def least_count(samples: Sequence[Sample]) -> int:
     """How often an answer has to be given, so that a head chooses among few enough."""
-    given = (
-        text.facts.get("multiple_choice_answer") for sample in samples for text in sample.texts.get("questions", ())
-    )
+    given = as_samples(samples).facts("questions", "multiple_choice_answer")
     counts = Counter(Counter(answer_key(str(answer)) for answer in given if answer is not None).values())
     least = 1
     while sum(number for count, number in counts.items() if count >= least) > ANSWERS:
@@ -191,8 +190,7 @@ def least_count(samples: Sequence[Sample]) -> int:
 
 def longest_text(samples: Sequence[Sample], kinds: Sequence[str]) -> int:
     """Tokens that nearly all texts fit in."""
-    words = sorted(
-        len(text.text.split()) or 1 for sample in samples for kind in kinds for text in sample.texts.get(kind, ())
-    )
+    columns = as_samples(samples)
+    words = sorted(len(text.split()) or 1 for kind in kinds for text in columns.strings(kind))
     typical = words[min(len(words) - 1, int(0.999 * len(words)))]
     return max(TOKENS[0], min(TOKENS[1], math.ceil(PER_WORD * typical) + 2))
