@@ -17,14 +17,13 @@ from xxhash import xxh3_128
 
 from fusionkit.data.readers.picture_folders import PICTURES
 from fusionkit.data.readers.row_pictures import digest_of_content
-from fusionkit.data.tables.place import is_writable, locked, places
+from fusionkit.data.tables.place import SHARDS, is_writable, locked, places
 from fusionkit.errors import DataError
 from fusionkit.files import tar
 from fusionkit.files.atomic import atomic_write
 from fusionkit.files.depends import RACY
 from fusionkit.files.plain import TAR, other_kind, parse
 
-FOLDER = "shards"
 IMAGE = "image"
 WORDS = ("txt", "text", "cls")  # endings of files of text; of x.txt the column is x
 LONGEST = 2**20  # bytes of a text or json
@@ -60,10 +59,10 @@ def index_of(shard: Path) -> tuple[pa.Table, list[str]]:
     folders = places()
     if (kept := next((found for each in folders if (found := _kept(each, key, stamp))), None)) is not None:
         return kept
-    place = next((each for each in folders if is_writable(each / FOLDER)), None)
+    place = next((each for each in folders if is_writable(each / SHARDS)), None)
     if place is None or abs(time.time_ns() - state.st_mtime_ns) < RACY:  # it may still be written to
         return _made(shard)
-    with locked(place / FOLDER, [key]):
+    with locked(place / SHARDS, [key]):
         if (kept := _kept(place, key, stamp)) is not None:  # another process has just made it
             return kept
         table, faults = _made(shard)
@@ -71,7 +70,7 @@ def index_of(shard: Path) -> tuple[pa.Table, list[str]]:
         schema = table.schema.with_metadata(about)
         with (
             suppress(DataError),
-            atomic_write(place / FOLDER / f"{key}.arrow") as file,
+            atomic_write(place / SHARDS / f"{key}.arrow") as file,
             pa.ipc.new_file(file, schema) as writer,
         ):
             writer.write_table(table)
@@ -79,7 +78,7 @@ def index_of(shard: Path) -> tuple[pa.Table, list[str]]:
 
 
 def _kept(place: Path, key: str, stamp: str) -> tuple[pa.Table, list[str]] | None:
-    path = place / FOLDER / f"{key}.arrow"
+    path = place / SHARDS / f"{key}.arrow"
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         about = table.schema.metadata

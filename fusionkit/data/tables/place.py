@@ -19,6 +19,7 @@ from fusionkit.files.atomic import remove_leftovers, write_text
 from fusionkit.files.depends import Seen, is_same
 from fusionkit.files.names import is_file_name
 
+SHARDS = "shards"  # the folder of what is in shards (``readers.shard_index``)
 UNUSED = 90 * 86400.0  # seconds after which what no run has asked for is removed
 
 
@@ -98,6 +99,10 @@ def tidy(place: Path, current: Mapping[str, str]) -> None:
                 note.unlink()
                 for folder in place.glob(f"{note.stem}-*"):
                     shutil.rmtree(folder, ignore_errors=True)
+    for path in place.glob(f"{SHARDS}/*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > UNUSED:
+                path.unlink()
     for key, name in current.items():
         for other in place.glob(f"{key}-*"):
             if other.name != name:

@@ -247,6 +247,16 @@ def test_a_shard_that_is_being_written_is_not_kept(web, kept):
     assert not kept.exists() or not list(kept.glob("*.arrow"))
 
 
+def test_what_no_run_asks_for_is_removed(web, kept):
+    read(web)
+    (kept / "old.arrow").write_bytes(b"of a shard that is gone")
+    os.utime(kept / "old.arrow", (1e9, 1e9))
+    source = Source(Table(str(web), split_by=NONE), {"train": ["train"]}, 2, {"captions": 1})
+    assert len(Splits({"x": source}).samples("x", "train")) == 12
+    assert not (kept / "old.arrow").exists()
+    assert len(list(kept.glob("*.arrow"))) == 3
+
+
 def test_the_tables_are_made_anew_where_a_shard_comes_or_goes(web):
     def count() -> int:
         with warnings.catch_warnings():
