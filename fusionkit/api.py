@@ -28,7 +28,7 @@ from fusionkit.commands.predict_images import predictor_of
 from fusionkit.commands.run_folder import checkpoints
 from fusionkit.data.collate import Collate
 from fusionkit.data.images import CorruptImage
-from fusionkit.data.requests import ASKED, Request, own_collate, own_data, readable_text, require_image
+from fusionkit.data.requests import ASKED, Request, asked_text, own_collate, own_data, readable_text, require_image
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.inference.answering import Answer
 from fusionkit.inference.prediction import evaluating, moved
@@ -117,11 +117,15 @@ class Model:
     def answer(
         self,
         images: Picture | Sequence[Picture],
-        questions: str | Sequence[str],
+        questions: str | Sequence[Any],
         by: str | None = None,
         return_attention: bool = False,
     ) -> Any:
-        """The answer to each question; ``ask`` also gives the next best ones with their probabilities."""
+        """The answer to each question; ``ask`` also gives the next best ones with their probabilities.
+
+        A model that was trained to chat answers conversations too: lists of messages, {"role", "content"}, that end with a
+        question.
+        """
         return self._values("question", "answer", images, questions, by, return_attention, list)
 
     def ground(
@@ -144,7 +148,7 @@ class Model:
     def ask(
         self,
         images: Picture | Sequence[Picture],
-        question: str | None = None,
+        question: str | Sequence[Mapping[str, Any]] | None = None,
         phrase: str | None = None,
         text: str | None = None,
         caption: bool = False,
@@ -157,10 +161,13 @@ class Model:
         """
         found, is_one = _several(images, "image")
         said = {"question": question, "phrase": phrase, "text": text}
-        words = {name: readable_text(value, name) for name, value in said.items() if value is not None}
+        asked = {name: asked_text(value, name) for name, value in said.items() if value is not None}
+        words, (_, turns) = {name: text for name, (text, _) in asked.items()}, asked.get("question", ("", None))
         if not words and not caption:
             raise ConfigError(f"ask: nothing is asked; give one of {', '.join(ASKED)}")
-        requests = [replace(request, texts=words, wants_caption=caption) for request in _requests(found)]
+        requests = [
+            replace(request, texts=words, wants_caption=caption, conversation=turns) for request in _requests(found)
+        ]
         records = [reply.record for reply in self._answers(requests, by=by, top=top)]
         return records[0] if is_one else records
 
@@ -177,7 +184,8 @@ class Model:
         """What the replies to texts of a word have under a key, and on request the attention of each."""
         (pictures, one_image), (words, one_text) = _several(images, "image"), _several(texts, word)
         pairs = _paired(_requests(pictures), words, word)
-        requests = [replace(request, texts={word: readable_text(text, word)}) for request, text in pairs]
+        asked = [(request, asked_text(text, word)) for request, text in pairs]
+        requests = [replace(request, texts={word: text}, conversation=turns) for request, (text, turns) in asked]
         replies = self._answers(requests, by=by, attention=return_attention)
         values = [self._value(reply, key) for reply in replies]
         attention = [reply.attention[word] for reply in replies] if return_attention else []
@@ -415,7 +423,8 @@ def sentences() -> Iterator[None]:
 def _several(given: Any, what: str) -> tuple[list[Any], bool]:
     """A list of what was given, and whether it was one."""
     is_batch = isinstance(given, np.ndarray | Tensor) and given.ndim == 4
-    if not (is_batch or isinstance(given, list | tuple)):
+    is_conversation = isinstance(given, list | tuple) and any(isinstance(each, dict) for each in given)
+    if is_conversation or not (is_batch or isinstance(given, list | tuple)):
         return [given], True
     if not len(given):
         raise ConfigError(f"no {what} is given; give one, or a list of at least one")

@@ -1,21 +1,26 @@
 """Whether the parts of a run fit together, which can only be seen once they are there: ConfigError where they do not."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
 
+from fusionkit.data.chat import ChatTemplate
+from fusionkit.data.conversations import CONVERSATIONS, Conversation
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.source import Source
 from fusionkit.encoders.base import ImageEncoder
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, UserError, suggest
 from fusionkit.fusion.base import Fusion, SupportsLanguageModel, SupportsUnimodal
+from fusionkit.losses import IGNORE
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.types import Dims
 
+FIRST = 100  # images whose conversations are looked at when a run is built
 PARTS = {
     "pooled": "a pooled vector of each pair",
     "text": "text tokens that have seen the image's",
@@ -162,6 +167,30 @@ def check_template(key: str, name: str, task: Task[Any], source: Source) -> None
         raise ConfigError(
             f"{key}.{task.reads}: task '{name}' would learn to say the template's words too; give those before a caption as "
             f"task.{name}.prompt, and leave {task.reads} out of the template"
+        )
+
+
+def check_chat(source: str, datamodule: DataModule, has_data: bool) -> None:
+    """The conversations of a source can be written, end, and have something to learn within its length."""
+    settings = datamodule.sources[source]
+    if CONVERSATIONS not in settings.kinds:
+        return
+    key = f"data.sources.{source}"
+    chat = ChatTemplate(datamodule.tokenizer, settings.chat_template, f"{key}.chat_template")
+    if not has_data or "train" not in settings.splits:
+        return
+    texts = [
+        text
+        for sample in islice(datamodule.samples(source, "train"), FIRST)
+        for text in sample.texts.get(CONVERSATIONS, ())
+    ]
+    spelt = chat.spell([(text.id, Conversation.of(text)) for text in texts], settings.max_length)
+    if texts and all(target == IGNORE for each in spelt for target in each.targets):
+        are_cut = any(each.is_cut for each in spelt)
+        fix = f"set {key}.max_length higher" if are_cut else "give conversations in which the assistant says something"
+        raise ConfigError(
+            f"{key}: of the first {len(texts)} conversations no token is learnt"
+            f"{f', which are cut at {settings.max_length} tokens before the assistant says anything' if are_cut else ''}; {fix}"
         )
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from fusionkit.assembly.checks import (
     check_answers,
     check_budget,
+    check_chat,
     check_contract,
     check_image_size,
     check_images,
@@ -76,6 +77,7 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
     for source in config.objectives:
         check_images(str(source), datamodule, model.image_encoder)
         check_length(str(source), datamodule, model.text_encoder.max_length)
+        check_chat(str(source), datamodule, has_data)
     dims = dims_of(model, datamodule.tokenizer, datamodule.answers.answers if datamodule.answers else ())
     tasks = build_tasks(config, dims, model.fusion)
     image_tokens = None

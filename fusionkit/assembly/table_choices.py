@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fusionkit.assembly.hub_data import fetch, is_hub_name
 from fusionkit.config import primary_groups
+from fusionkit.data.conversations import CONVERSATIONS
 from fusionkit.data.images import CorruptImage, decode
 from fusionkit.data.readers.open_table import OpenTable
 from fusionkit.data.readers.table import Table
@@ -26,9 +27,12 @@ TASKS: Mapping[str, Mapping[str, float]] = {  # by kind of text, the tasks that 
     "expressions": {"grounding": 2.0},
     "hypotheses": {"entailment": 1.0},
     "statements": {"nlvr2": 1.0},
+    CONVERSATIONS: {"chat": 1.0},
 }
 UNKNOWN = ("itc", "itm", "mlm", "vqa", "grounding", "entailment")  # the tasks of conf/objectives/table.yaml
-MOST_TEXTS = {"captions": 1, "questions": 6, "expressions": 4, "hypotheses": 2, "statements": 2}  # of an image and step
+MOST_TEXTS = {"captions": 1, "questions": 6, "expressions": 4, "hypotheses": 2, "statements": 2} | {
+    CONVERSATIONS: 1
+}  # of an image and step
 SMALL, LARGE = 64, 128  # sides, in pixels, that pictures are shown at
 SMALL_SIDE = 96  # of a picture's shorter side, up to which it is small
 LOOKED_AT = 64  # pictures whose sides are measured
@@ -38,6 +42,8 @@ EPOCHS = 10, 100  # at least and at most
 ANSWERS = 3129  # that a head chooses among, at most (as of VQA v2)
 CACHED = 512 * 2**20  # bytes of pictures that are kept in memory
 TOKENS = 16, 64  # of a text, at least and at most
+TALK = 160  # tokens of a conversation, at most, for which tiny_llama has positions beside an image and a reply
+TALKS = ["text_encoder=tiny_llama", "fusion=prefix_shuffle"]  # what can talk
 PER_WORD = 1.5  # tokens
 
 
@@ -126,6 +132,7 @@ def choices_for(table: OpenTable) -> list[str]:
         f"+objectives.table={{{', '.join(f'{task}: {weight:g}' for task, weight in weights.items())}}}",
         "optimizer=muon",
         *(["optimizer.rules=[['temperature',0.1,0.0]]"] if "itc" in weights else []),
+        *(["optimizer.rules=[]", *TALKS] if "chat" in weights else []),
         f"data.image_size={side}",
         *(["image_encoder.stage=3"] if side > SMALL else []),
         *([f"data.answers.min_count={least_count(samples)}"] if "vqa" in weights else []),
@@ -152,9 +159,11 @@ def _splits(names: Sequence[str], source: str) -> list[str]:
 
 
 def tasks_for(samples: Sequence[Sample]) -> dict[str, float]:
-    """The tasks that these images' texts feed, with their weights."""
+    """The tasks that these images' texts feed, with their weights; conversations, which need a language model, stand alone."""
     found: dict[str, float] = {}
     columns = as_samples(samples)
+    if columns.counts(CONVERSATIONS).any():
+        return dict(TASKS[CONVERSATIONS])
     for kind, tasks in TASKS.items():
         if columns.counts(kind).any() and (kind != "questions" or any(columns.facts(kind, "answers"))):
             found |= tasks
@@ -193,4 +202,5 @@ def longest_text(samples: Sequence[Sample], kinds: Sequence[str]) -> int:
     columns = as_samples(samples)
     words = sorted(len(text.split()) or 1 for kind in kinds for text in columns.strings(kind))
     typical = words[min(len(words) - 1, int(0.999 * len(words)))]
-    return max(TOKENS[0], min(TOKENS[1], math.ceil(PER_WORD * typical) + 2))
+    most = TALK if CONVERSATIONS in kinds else TOKENS[1]
+    return max(TOKENS[0], min(most, math.ceil(PER_WORD * typical) + 2))

@@ -42,6 +42,7 @@ SCORERS = [
     "CAPTIONING",
     "ENTAILMENT",
     "NLVR2",
+    "REPLIES",
 ]
 TABLE: Mapping[str, tuple[str, ...]] = {
     # by section of a configuration: what it may build. An entry that ends in "." is a module or package, of which classes,
@@ -67,6 +68,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.scoring.masked.HiddenFeatures",
         "fusionkit.scoring.masked.MaskedTokens",
         "fusionkit.scoring.matching.Matching",
+        "fusionkit.scoring.replies.Replies",
         "fusionkit.scoring.retrieval.Retrieval",
         "fusionkit.scoring.vqa.VQA",
         "fusionkit.training.metrics.MetricScorer",

@@ -43,7 +43,7 @@ def training_texts(block: DictConfig) -> Callable[[], Sequence[Sample]]:
 
 def notes_on_length(benchmark: Published, datamodule: DataModule, split: str) -> dict[str, str]:
     """A note where texts of the benchmark were not read to their end."""
-    read, cut = datamodule.cut_texts(benchmark.name, split)
+    read, cut, _ = datamodule.cut_texts(benchmark.name, split)
     told = f"{cut:,} of the {read:,} texts read were cut at {benchmark.max_length} tokens, the benchmark's max_length"
     return {"length": told} if cut else {}
 

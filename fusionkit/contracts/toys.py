@@ -16,18 +16,21 @@ from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.regions import RegionEncoder
 from fusionkit.fusion.base import Fusion, SupportsLanguageModel
+from fusionkit.losses import IGNORE
 from fusionkit.model.model import VisionLanguageModel, assemble
 from fusionkit.tasks.base import Task
 from fusionkit.types import Dims, Regions, TextFormat
 
 WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
-TEXT_KINDS = ("captions", "questions", "expressions", "hypotheses", "statements")
+TEXT_KINDS = ("captions", "questions", "expressions", "hypotheses", "statements", "conversations")
 LABELS = ("contradiction", "neutral", "entailment")
 FEATURES, CLASSES = 12, 5  # of regions
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
 ANSWER_TOKENS = ((5,), (6, 7), (6,), (9, 10, 11))
 # so that a loss can reach 0
-TOY_OPTIONS = {name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative", "vqa_open")}
+TOY_OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"label_smoothing": 0.0} for name in ("captioning", "vqa_generative", "vqa_open")
+} | {"chat": {"max_length": 20}}
 
 
 def of_size(name: str, **sections: Any) -> DictConfig:
@@ -156,6 +159,10 @@ def toy_no_rows(kind: str) -> dict[str, Any]:
         "expressions": {"boxes": torch.zeros(0, 4)},
         "hypotheses": dict.fromkeys(LABELS, torch.zeros(0)),
         "statements": {name: torch.zeros(0, dtype=torch.long) for name in ("other_index", "label")},
+        "conversations": {
+            name: torch.zeros(0, 1, dtype=torch.long) for name in ("targets", "prompt_ids", "prompt_mask")
+        }
+        | {"end": torch.zeros(0, dtype=torch.long)},
     }
     return {**ids, "image_index": torch.zeros(0, dtype=torch.long), "ids": [], **facts.get(kind, {})}
 
@@ -173,6 +180,19 @@ def toy_statements(images: int, texts_per_image: int) -> dict[str, Any]:
     return rows | {"other_index": (rows["image_index"] + 1) % images, "label": torch.randint(2, (len(rows["ids"]),))}
 
 
+def toy_conversations(rows: dict[str, Any]) -> dict[str, Any]:
+    """Of the texts the last two tokens are said, and of the longer ones the third too, after prompts of two or three."""
+    lengths, places = rows["attention_mask"].sum(dim=1, keepdim=True), torch.arange(rows["input_ids"].shape[1])
+    is_said = (places < lengths) & ((places >= lengths - 2) | ((places == 2) & (lengths > 5)))
+    prompt = (places[:3] < 2 + rows["image_index"][:, None] % 2).long()
+    return rows | {
+        "targets": rows["input_ids"].masked_fill(~is_said, IGNORE),
+        "prompt_ids": rows["input_ids"][:, :3].masked_fill(prompt == 0, PAD),
+        "prompt_mask": prompt,
+        "end": torch.full((len(rows["ids"]),), SEP),
+    }
+
+
 def toy_regions(images: int, longest: int = 6) -> Regions:
     """3 to ``longest`` regions an image, zeros behind them; the first image has most."""
     counts = torch.randint(3, longest + 1, (images, 1))
@@ -186,11 +206,11 @@ def toy_regions(images: int, longest: int = 6) -> Regions:
 
 
 def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict[str, Any]:
-    """A batch with captions, questions with answers, expressions with boxes, hypotheses with labels and statements of two."""
+    """A batch with captions, questions with answers, expressions with boxes, hypotheses, statements of two and conversations."""
     scores = torch.zeros(images * texts_per_image, len(ANSWERS))
     scores[torch.arange(len(scores)), torch.randint(len(ANSWERS), (len(scores),))] = 1.0
     boxes = torch.rand(images * texts_per_image, 4) * 0.3 + torch.tensor([0.3, 0.3, 0.1, 0.1])
-    return {
+    batch: dict[str, Any] = {
         "source": "toy",
         "image_ids": list(range(100, 100 + images)),
         "image_keys": torch.arange(images) + 7,
@@ -203,6 +223,7 @@ def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict[str, Any]:
         "hypotheses": toy_hypotheses(images, texts_per_image),
         "statements": toy_statements(images, texts_per_image),
     }
+    return batch | {"conversations": toy_conversations(batch["captions"])}
 
 
 def require(holds: object, sentence: str) -> None:

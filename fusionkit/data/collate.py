@@ -10,7 +10,9 @@ from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.chat import ChatTemplate
 from fusionkit.data.cleaning import filled
+from fusionkit.data.conversations import Conversation
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
 from fusionkit.data.pixels.stored import StoredStates
@@ -18,25 +20,25 @@ from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.errors import DataError
+from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Stored
 
 MAX_WORKERS = 256  # that count each on its own
 
 
 def new_counts() -> Tensor:
-    """Texts that were read and cut, (MAX_WORKERS, 2), for ``Collate``."""
+    """Texts that were read, cut, and left with nothing to learn, (MAX_WORKERS, 3), for ``Collate``."""
     with torch.inference_mode(False):  # they are counted on outside of it
-        counts = torch.zeros(MAX_WORKERS, 2, dtype=torch.long)
+        counts = torch.zeros(MAX_WORKERS, 3, dtype=torch.long)
     counts.share_memory_()
     return counts
 
 
-def told_cuts(source: str, read: int, cut: int, max_length: int) -> str:
-    """A sentence about texts that are not read to their end."""
-    return (
-        f"source {source}: {cut:,} of the {read:,} texts read were cut at {max_length} tokens, "
-        f"data.sources.{source}.max_length"
-    )
+def told_cuts(source: str, read: int, cut: int, silent: int, max_length: int) -> str:
+    """A sentence about texts that are not read to their end, and conversations without a reply to learn."""
+    key = f"{max_length} tokens, data.sources.{source}.max_length"
+    told = f"source {source}: {cut:,} of the {read:,} texts read were cut at {key}"
+    return told + (f"; {silent:,} conversations have no reply that is learnt" if silent else "")
 
 
 class Collate:
@@ -47,7 +49,8 @@ class Collate:
     a vocabulary; any other number `x` -> `x` (T,). Which facts a kind has is read off the source's first text of it,
     and all must have them. Where samples have a second image, it is a row behind those of all samples, and `other_index`
     (T,) of every kind names it. Texts are tokenised as `clean` gives them, within the template of their kind (`cleaning.filled`);
-    `counts`, which all workers share, says how many were read, and how many of them were cut.
+    conversations, which have `turns`, by the chat template (`chat.ChatTemplate`). `counts`, which all workers share, says how
+    many were read, how many of them were cut, and how many have nothing to learn.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Collate:
         clean: Callable[[str], str] | None = None,
         counts: Tensor | None = None,
         templates: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         self.source, self.tokenizer, self.max_length, self.answers = source, tokenizer, max_length, answers
         samples = as_samples(samples)
@@ -72,6 +76,8 @@ class Collate:
         self.counts = new_counts() if counts is None else counts
         self.has_others = samples.has_others
         self.templates = templates or {}
+        is_chat = any("turns" in facts for facts in self.facts.values())
+        self.chat = ChatTemplate(tokenizer, chat_template) if is_chat else None
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
         """The batch, or what is wrong with the items; see `Loader` for why errors are returned."""
@@ -103,7 +109,8 @@ class Collate:
 
     def _rows(self, kind: str, facts: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
         texts = [text for item in items for text in item.texts[kind]]
-        rows = self.tokenize([text.text for text in texts], self.templates.get(kind))
+        is_chat = self.chat is not None and "turns" in facts
+        rows = self.spell(texts) if is_chat else self.tokenize([text.text for text in texts], self.templates.get(kind))
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )
@@ -131,15 +138,25 @@ class Collate:
         encoded = self.tokenizer(
             cleaned, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
-        worker = get_worker_info()
-        cut = shortened or sum(bool(each.overflowing) for each in encoded.encodings or ())
-        self.counts[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += torch.tensor([len(texts), cut])
+        self._count(len(texts), shortened or sum(bool(each.overflowing) for each in encoded.encodings or ()), 0)
         words = [[-1 if word is None else word for word in encoded.word_ids(row)] for row in range(len(texts))]
         return {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "word_index": torch.tensor(words),
         }
+
+    def spell(self, texts: Sequence[Text]) -> dict[str, Any]:
+        """Conversations as `ChatTemplate.rows` has them."""
+        assert self.chat is not None
+        spelt = self.chat.spell([(text.id, Conversation.of(text)) for text in texts], self.max_length)
+        silent = sum(all(target == IGNORE for target in each.targets) for each in spelt)
+        self._count(len(texts), sum(each.is_cut for each in spelt), silent)
+        return dict(self.chat.rows(spelt, self.tokenizer.pad_token_id))
+
+    def _count(self, *numbers: int) -> None:
+        worker = get_worker_info()
+        self.counts[0 if worker is None else 1 + worker.id % (MAX_WORKERS - 1)] += torch.tensor(numbers)
 
     def _scores(self, texts: Sequence[Text]) -> Tensor:
         assert self.answers is not None

@@ -144,19 +144,20 @@ class DataModule(LightningDataModule):
         """How many corrupt training images each source has met so far, in this rank."""
         return {source: int(data.corrupt.sum()) for source, data in self._training.items()}
 
-    def cut_texts(self, source: str, role: str) -> tuple[int, int]:
-        """How many texts of a role were read so far, and how many of them were longer than ``max_length`` and cut.
+    def cut_texts(self, source: str, role: str) -> tuple[int, int, int]:
+        """How many texts of a role were read so far, how many were cut at ``max_length``, and how many teach nothing.
 
         Over all ranks, each of which has to ask.
         """
         found = gather_objects([self.text_counts(source, role).sum(dim=0)])
-        read, cut = torch.stack(found).sum(dim=0).tolist()
-        return read, cut
+        read, cut, silent = torch.stack(found).sum(dim=0).tolist()
+        return read, cut, silent
 
     def told_cuts(self, source: str, role: str) -> list[str]:
         """A sentence about the texts of a role that were cut; none where all were read to their end."""
-        read, cut = self.cut_texts(source, role)
-        return [told_cuts(source, read, cut, self.sources[source].max_length)] if cut else []
+        read, cut, silent = self.cut_texts(source, role)
+        is_news = cut or (silent and role == "train")  # elsewhere a conversation without a reply is asked about
+        return [told_cuts(source, read, cut, silent, self.sources[source].max_length)] if is_news else []
 
     def text_counts(self, source: str, role: str) -> Tensor:
         """Where this rank's ``Collate`` counts the texts of a role."""
@@ -273,7 +274,7 @@ class DataModule(LightningDataModule):
         """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
         settings, finish = self.sources[source], self.finish
         yield f"{source} {role} {settings.kinds} {settings.batch_size} {settings.max_length}"
-        yield f"{dict(settings.template or {})} {settings.clean!r}"
+        yield f"{dict(settings.template or {})} {settings.clean!r} {settings.chat_template!r}"
         yield f"{finish.size} {finish.fit} {finish.multiple} {finish.resample} {finish.scale.tolist()} {finish.shift.tolist()}"
         yield _spelling(self.tokenizer)
         for sample in self.samples(source, role):
@@ -349,6 +350,7 @@ class DataModule(LightningDataModule):
             settings.clean,
             counts,
             settings.template,
+            settings.chat_template,
         )
 
     def _table(self, source: str, role: str, is_augmented: bool) -> Table | None:

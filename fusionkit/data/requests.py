@@ -1,6 +1,6 @@
 """One's own inputs: what is asked about which image, from the command line, a folder of pictures or a file of JSON lines."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from PIL import Image
 
 from fusionkit.data.cleaning import KINDS
 from fusionkit.data.collate import Collate
+from fusionkit.data.conversations import USER, Conversation, read_conversation
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import EvalData
 from fusionkit.data.images import ImageFiles, has_pixels
@@ -35,6 +36,7 @@ class Request:
     size: tuple[int, int] | None = None  # width and height that boxes refer to; None: the size of the file itself
     upright: bool = True  # turned by its EXIF orientation, as its owner sees it
     picture: Image.Image | None = None  # the image itself, where it is in memory
+    conversation: Conversation | None = None  # what the question is the last turn of
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -73,9 +75,14 @@ def require_image(request: Request, reads: str) -> None:
 
 
 def own_data(
-    datamodule: DataModule, source: str, requests: Sequence[Request], words: Sequence[str], is_grouped: bool = True
+    datamodule: DataModule,
+    source: str,
+    requests: Sequence[Request],
+    words: Sequence[str],
+    is_grouped: bool = True,
+    chats: Container[str] = (),
 ) -> tuple[EvalData, Collate]:
-    """Images and their texts by word, read as those of a source are.
+    """Images and their texts by word, read as those of a source are; those of the words ``chats`` are turns of conversations.
 
     An image is there once, however many requests are about it, unless they are not grouped: ``image_id`` is the number of
     the first, and the id of a text that of its request.
@@ -88,7 +95,7 @@ def own_data(
             *(
                 numbers[0],
                 first.image,
-                {word: tuple(Text(n, requests[n].texts[word]) for n in numbers) for word in words},
+                {word: tuple(_text(n, requests[n], word, word in chats) for n in numbers) for word in words},
             ),
             size=first.size,
             collection=OWN,
@@ -103,6 +110,11 @@ def own_data(
         else RegionFiles([first.image for first in firsts], settings.regions)
     )
     return EvalData(samples, images, words, finish), own_collate(datamodule, source, samples, words)
+
+
+def _text(number: int, request: Request, word: str, is_chat: bool) -> Text:
+    said = request.texts[word]
+    return (request.conversation or Conversation((USER,), (said,))).text(number) if is_chat else Text(number, said)
 
 
 def by_image(requests: Sequence[Request]) -> list[list[int]]:
@@ -121,7 +133,8 @@ def own_collate(
     settings, counts = datamodule.sources[source], datamodule.text_counts(source, OWN)
     templates = {word: (settings.template or {}).get(kind) for word, kind in KINDS.items()}
     given = {word: template for word, template in templates.items() if template is not None}
-    return Collate(OWN, samples, words, datamodule.tokenizer, settings.max_length, None, settings.clean, counts, given)
+    made = (datamodule.tokenizer, settings.max_length, None, settings.clean, counts, given, settings.chat_template)
+    return Collate(OWN, samples, words, *made)
 
 
 def readable_text(text: Any, word: str, mistake: type[UserError] = ConfigError, place: str = "") -> str:
@@ -133,6 +146,22 @@ def readable_text(text: Any, word: str, mistake: type[UserError] = ConfigError, 
         return readable(text)
     except LongText as error:
         raise mistake(f"{prefix}{error}") from None
+
+
+def asked_text(
+    text: Any, word: str, mistake: type[UserError] = ConfigError, place: str = ""
+) -> tuple[str, Conversation | None]:
+    """What is asked, and the conversation that a question ends, where it is a list of messages ({"role", "content"})."""
+    if word != "question" or not isinstance(text, list):
+        return readable_text(text, word, mistake, place), None
+    where = place or "the question"
+    try:
+        conversation = read_conversation(text, where)
+    except DataError as error:
+        raise mistake(str(error)) from None
+    if conversation.roles[-1:] != (USER,) or not conversation.turns[-1]:
+        raise mistake(f"{where} has messages that do not end with words of the user; end them with what is asked")
+    return conversation.turns[-1], conversation
 
 
 def _pictures(folder: Path, reads: str) -> Iterator[Path]:
@@ -164,9 +193,10 @@ def _request(
     place: str,
     facts: Mapping[str, Any] | None = None,
 ) -> Request:
-    texts = {word: readable_text(asked[word], word, mistake, place) for word in TEXTS if asked.get(word) is not None}
+    given = {word: asked_text(asked[word], word, mistake, place) for word in TEXTS if asked.get(word) is not None}
+    texts, conversation = {word: said for word, (said, _) in given.items()}, given.get("question", ("", None))[1]
     if (caption := asked.get("caption")) not in (None, True, False):
         raise mistake(f"{place}: caption is {caption!r}, but is true or false; to match a given text write text=...")
     if not texts and not caption:
         raise mistake(f"{place}: nothing is asked; give a question, a phrase, a text or caption=true")
-    return Request(image, texts, bool(caption), facts)
+    return Request(image, texts, bool(caption), facts, conversation=conversation)

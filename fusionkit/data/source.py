@@ -1,5 +1,6 @@
 """What a source is made of, and the splits of all sources of a run: read once, when first needed, and kept apart."""
 
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fusionkit.data.chat import PLAIN
 from fusionkit.data.cleaning import PLACE, check_templates
+from fusionkit.data.conversations import CONVERSATIONS
 from fusionkit.data.dataset import Augmentation
 from fusionkit.data.images import missing_images
 from fusionkit.data.joint import merge, read_tables
@@ -35,6 +38,7 @@ class Source:
     `max_length`        tokens of a text, special ones included; longer texts are cut.
     `clean`             changes a text before it is tokenised (`cleaning.Clean`); None: read as it is.
     `template`          by kind, what stands around each text, such as "Question: {text} Answer:" (`cleaning.filled`).
+    `chat_template`     of conversations, in Jinja; None: the tokenizer's own, and where it has none `chat.PLAIN`.
     `augment`           of training images, or None for none.
     `regions`           which region features are read, where the reader's images are such (npz files); None: they have pixels.
     `shuffle_window`    files (shards, folders) in a random order, and images shuffled within so many of them at a time: what is
@@ -53,6 +57,7 @@ class Source:
     regions: Detections | None = None
     template: Mapping[str, str] | None = None
     shuffle_window: int | None = None
+    chat_template: str | None = None
 
     def check(self, key: str) -> None:
         """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
@@ -73,6 +78,11 @@ class Source:
         if self.max_length < 3:
             raise ConfigError(f"{key}.max_length is {self.max_length}, but has to be at least 3: [CLS], a token, [SEP]")
         check_templates(self.template, self.kinds, f"{key}.template")
+        if CONVERSATIONS in self.kinds and (CONVERSATIONS in (self.template or {}) or self.clean is not None):
+            wrong = "clean" if self.clean is not None else f"template.{CONVERSATIONS}"
+            raise ConfigError(
+                f"{key}.{wrong}: conversations are written by {key}.chat_template as they are; set it to null"
+            )
         if self.regions is not None and (self.augment is not None or self.cache):
             setting = "cache" if self.cache else "augment"
             raise ConfigError(
@@ -183,6 +193,8 @@ class Splits:
         """What stands around the texts of the sources."""
         for source in self.sources.values():
             yield from (template.replace(PLACE, " ") for template in (source.template or {}).values())
+            if CONVERSATIONS in source.kinds:  # the words of a template that ours stands in for
+                yield re.sub(r"{[{%].*?[%}]}", " ", source.chat_template or PLAIN)
 
     def _all(self, name: str, role: str) -> Samples:
         """The images that have texts of the source's kinds."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fusionkit.assembly.evaluation_options import EvaluationOptions
+from fusionkit.data.conversations import CONVERSATIONS
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import CorruptImage
@@ -66,6 +67,11 @@ class Predictor:
             raise ConfigError(
                 f"by={self.by} is no task that answers what is asked; {suggest(self.by, self._able(asked))}"
             )
+        if any(request.conversation for request in requests) and not _is_chat(asked["question"]):
+            raise ConfigError(
+                "the question is a list of messages, which a checkpoint answers that was trained with task=[chat]; ask in words, "
+                "or name its task as by=chat"
+            )
         found: dict[int, Answer] = {}
         with (
             evaluating(self.model, self.tasks.values(), self.device, self.options),
@@ -117,7 +123,8 @@ class Predictor:
 
     def _answer_batch(self, source: str, tasks: Mapping[str, Tasks], requests: Sequence[Request]) -> list[Answer]:
         texts = [word for word in tasks if word in TEXTS]
-        data, collate = own_data(self.datamodule, source, requests, texts)
+        chats = [word for word in texts if _is_chat(tasks[word])]
+        data, collate = own_data(self.datamodule, source, requests, texts, chats=chats)
         replies, items = [Answer(request, _asked(request)) for request in requests], list[Item]()
         shown = list[list[int]]()  # the requests about each item
         for place, numbers in enumerate(by_image(requests)):
@@ -173,6 +180,11 @@ class Predictor:
         return look(
             self.model, evidence, self.model.images_of(batch), encoded.image, text, batch[word], tokenizer, layer
         )
+
+
+def _is_chat(repliers: Tasks) -> bool:
+    """Whether what is asked is a turn of a conversation."""
+    return any(task.reads == CONVERSATIONS for task in repliers.values())
 
 
 def _read_as(kind: str, word: str, batch: Any, encoded: Encoded) -> tuple[Batch, Encoded]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionkit.data.sample import Sample
-from fusionkit.scoring import captioning, classification, grounding, masked, matching, retrieval, vqa
+from fusionkit.scoring import captioning, classification, grounding, masked, matching, replies, retrieval, vqa
 from fusionkit.scoring.base import BaseScorer, as_scorer
 
 VQA = vqa.VQA()
@@ -17,8 +17,9 @@ HIDDEN = masked.HiddenFeatures()
 CAPTIONING = captioning.Bleu()
 ENTAILMENT = classification.Entailment()
 NLVR2 = classification.NLVR2()
+REPLIES = replies.Replies()
 OURS: Sequence[BaseScorer] = [
-    *(VQA, GROUNDING, WEAK_GROUNDING, RETRIEVAL, MATCHING, MASKED, HIDDEN, CAPTIONING, ENTAILMENT, NLVR2),
+    *(VQA, GROUNDING, WEAK_GROUNDING, RETRIEVAL, MATCHING, MASKED, HIDDEN, CAPTIONING, ENTAILMENT, NLVR2, REPLIES),
     *(captioning.Captions(), vqa.VQA("evalai")),
 ]
 

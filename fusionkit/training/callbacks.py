@@ -197,11 +197,11 @@ class CutTexts(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for source, settings in data.sources.items():
-            read, cut = data.cut_texts(source, "train")
-            if cut and cut / read > 1.1 * self._told.get(source, 0.0):
-                self._told[source] = cut / read
+            read, cut, silent = data.cut_texts(source, "train")
+            if (cut or silent) and (cut + silent) / read > 1.1 * self._told.get(source, 0.0):
+                self._told[source] = (cut + silent) / read
                 if trainer.is_global_zero:
-                    print(told_cuts(source, read, cut, settings.max_length), flush=True)
+                    print(told_cuts(source, read, cut, silent, settings.max_length), flush=True)
 
 
 class SkippedImages(Callback):

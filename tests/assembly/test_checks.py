@@ -1,5 +1,6 @@
 """What does not fit together, seen when the parts are there."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from fusionkit.assembly.checks import (
     check_answers,
     check_budget,
+    check_chat,
     check_contract,
     check_image_size,
     check_images,
@@ -23,9 +25,13 @@ from fusionkit.assembly.checks import (
     lacking,
     lonely,
 )
+from fusionkit.data.conversations import Conversation
+from fusionkit.data.sample import Sample
+from fusionkit.data.source import Source
 from fusionkit.encoders.base import ImageEncoder, TextEncoder
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.fusion.base import Fusion
+from tests.data.test_chat import tokenizer_of
 from tests.toys import choices, toy_dims, toy_fusion, toy_model, toy_task
 
 
@@ -225,3 +231,56 @@ def test_a_template_around_captions_is_not_taught():
     assert told(check_template, "data.sources.x.template", "c", ranks, around) is None
     questions = SimpleNamespace(template={"questions": "Question: {text} Answer:"})
     assert told(check_template, "data.sources.x.template", "c", says, questions) is None
+
+
+def talks(*said, **settings):
+    """What is said of a source of conversations, each one's turns and the source's settings."""
+    texts = [
+        Conversation(tuple(("user", "assistant")[n % 2] for n in range(len(turns))), turns).text(number)
+        for number, turns in enumerate(said)
+    ]
+    samples = [Sample(text.id, Path("a.jpg"), {"conversations": (text,)}) for text in texts]
+    source = Source(None, {"train": ["train"]}, 1, {"conversations": 1}, **settings)
+    data = SimpleNamespace(sources={"talk": source}, tokenizer=tokenizer_of("bytes"), samples=lambda *place: samples)
+    return told(check_chat, "talk", data, True)
+
+
+def test_conversations_without_a_token_to_learn_and_templates_without_an_end():
+    assert talks(("what?", "a dog"), ("where?",)) is None
+    assert talks() is None  # which the reader tells
+    assert talks(("what?",), ("where?",)) == (
+        "data.sources.talk: of the first 2 conversations no token is learnt; give conversations in which the assistant says "
+        "something"
+    )
+    assert talks(("what?", "a dog"), max_length=4) == (
+        "data.sources.talk: of the first 1 conversations no token is learnt, which are cut at 4 tokens before the assistant says "
+        "anything; set data.sources.talk.max_length higher"
+    )
+    endless = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    assert talks(chat_template=endless).startswith(
+        "data.sources.talk.chat_template: the template puts no special token behind what the assistant says"
+    )
+    plain = SimpleNamespace(sources={"a": Source(None, {"train": ["train"]}, 1, {"captions": 1})})
+    assert told(check_chat, "a", plain, True) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"clean": str}, "clean"), ({"template": {"conversations": "{text}!"}}, "template.conversations")],
+)
+def test_what_would_change_conversations_is_refused(settings, key):
+    source = Source(None, {"train": ["train"]}, 1, {"conversations": 1}, **settings)
+    assert told(source.check, "data.sources.talk") == (
+        f"data.sources.talk.{key}: conversations are written by data.sources.talk.chat_template as they are; set it to null"
+    )
+
+
+def test_a_reply_has_positions_behind_an_image_and_a_conversation():
+    model = toy_model("prefix")
+    task = toy_task("chat", toy_dims(model))
+    data = SimpleNamespace(sources={"a": SimpleNamespace(max_length=27)})
+    assert task.longest(27) == 47
+    assert told(check_budget, "a", data, model, [task], 17) is None
+    assert "an image takes 18 positions, and a text of source 'a' up to 47" in told(
+        check_budget, "a", data, model, [task], 18
+    )

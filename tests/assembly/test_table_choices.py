@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fusionkit import api
 from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.table_choices import choices_for, least_count, longest_text, side_for
 from fusionkit.cli.main import run
@@ -36,6 +37,12 @@ def write_table(folder: Path, *columns: str, size: tuple[int, int] = (32, 24), n
             "phrase": f"the {shape}",
             "box": [14 + number % 3, 10, 12, 9],
             "label": shape,
+            "messages": [
+                {"role": "user", "content": "what colour is it?"},
+                {"role": "assistant", "content": color},
+                {"role": "user", "content": "and its shape?"},
+                {"role": "assistant", "content": f"a {shape}"},
+            ],
         }
         lines.append(json.dumps({"image": f"{number}.png"} | {column: known[column] for column in columns}))
     path = folder / name
@@ -51,6 +58,8 @@ def write_table(folder: Path, *columns: str, size: tuple[int, int] = (32, 24), n
         (["phrase", "box"], {"grounding": 2}),
         (["label"], {"vqa": 1}),
         (["caption", "question", "answer"], {"itc": 1, "itm": 1, "mlm": 1, "vqa": 1}),
+        (["messages"], {"chat": 1}),
+        (["messages", "label"], {"chat": 1}),
     ],
 )
 def test_the_columns_choose_the_tasks(columns, tasks, tmp_path):
@@ -60,7 +69,9 @@ def test_the_columns_choose_the_tasks(columns, tasks, tmp_path):
     assert set(config.task) == set(tasks)
     counts = config.data.sources.table.texts_per_image
     there = {"caption": "captions", "question": "questions", "label": "questions", "phrase": "expressions"}
+    there |= {"messages": "conversations"} | ({"label": "conversations"} if "messages" in columns else {})
     assert {kind for kind, count in counts.items() if count} == {there[column] for column in columns if column in there}
+    assert (config.fusion._target_.rpartition(".")[2] == "Prefix") == ("messages" in columns)
     assert "matrices" in config.optimizer  # Muon's
 
 
@@ -114,6 +125,7 @@ def test_nearly_all_texts_fit():
     assert longest_text([sample(Text(1, "one two"))], ["questions"]) == 16
     assert longest_text([sample(Text(1, "word " * 20))], ["questions"]) == 32
     assert longest_text([sample(Text(1, "word " * 200))], ["questions"]) == 64
+    assert longest_text([sample(Text(1, "word " * 200), kind="conversations")], ["conversations"]) == 160
     assert longest_text([sample(Text(1, "word " * 20), kind="captions"), sample(Text(1, "one"))], ["questions"]) == 16
 
 
@@ -171,6 +183,46 @@ def test_one_command_trains_scores_and_evaluates_a_table(tmp_path, capsys):
     checkpoint = f"checkpoint={tmp_path}/run/checkpoints/last.ckpt"
     assert run(["evaluate", checkpoint, "data.files={test: " + str(new) + "}", f"output_dir={tmp_path}/again"]) == 0
     assert json.loads((tmp_path / "again/metrics.json").read_text()).keys() >= {"table/vqa_agreement"}
+
+
+@pytest.mark.slow
+def test_a_table_of_messages_is_learnt_and_talked_with(tmp_path, capsys):
+    """Trained, scored, asked over several turns in both ways, and evaluated again."""
+    path = write_table(tmp_path, "messages")
+    options = [f"data.files={path}", f"output_dir={tmp_path}/run", "trainer.max_steps=2", "model.embed_size=16"]
+    options += [
+        "text_encoder.config.hidden_size=32",
+        "trainer=cpu",
+        "logger=csv",
+        "task=[chat]",
+        "task.chat.max_length=4",
+    ]
+    assert run(["train", "data=table", *options]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "chosen by the table: objectives=none objectives.table={chat: 1}" in out
+    assert "table: texts: conversations" in out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert {"table/chat_rouge_l", "table/chat_exact_match", "table/chat_bleu_4"} <= metrics.keys()
+    assert (tmp_path / "run/gallery/table_chat.png").is_file()
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    image, asked = str(tmp_path / "images/1.png"), [{"role": "user", "content": "what colour is it?"}]
+    talk = [*asked, {"role": "assistant", "content": "blue"}, {"role": "user", "content": "and its shape?"}]
+    lines = [{"image": image, "question": given} for given in ("what colour is it?", asked, talk)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    given = [f"checkpoint={checkpoint}", f"image={tmp_path}/q.jsonl", f"output={tmp_path}/r.jsonl"]
+    assert run(["predict", *given]) == 0, capsys.readouterr().err
+    replies = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [reply["question"] for reply in replies] == ["what colour is it?"] * 2 + ["and its shape?"]
+    first, second, third = (reply["answer"] for reply in replies)
+    assert first == second
+    model = api.load(checkpoint, "cpu")
+    assert model.answer(image, "what colour is it?") == model.answer(image, asked) == first
+    assert model.answer([image, image], talk) == [third, third]
+    assert model.answer(image, [asked, talk]) == [first, third]
+    assert model.ask(image, question=talk)["answer"] == third
+    again = [f"checkpoint={checkpoint}", f"output_dir={tmp_path}/again"]
+    assert run(["evaluate", *again]) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "again/metrics.json").read_text()).keys() >= {"table/chat_rouge_l"}
 
 
 def test_a_look_prints_what_is_there_and_writes_what_trains(tmp_path, capsys, monkeypatch):

@@ -90,9 +90,9 @@ def test_texts_are_counted_that_are_read_and_cut():
     counts = new_counts()
     make = Collate("toy", SAMPLES, ("captions",), TOKENIZER, 5, None, counts=counts)
     make([item(sample) for sample in SAMPLES])  # of 5, 3 and 8 tokens
-    assert counts.sum(dim=0).tolist() == counts[0].tolist() == [3, 1]
+    assert counts.sum(dim=0).tolist() == counts[0].tolist() == [3, 1, 0]
     make([item(SAMPLES[0])])
-    assert counts.sum(dim=0).tolist() == [4, 1]
+    assert counts.sum(dim=0).tolist() == [4, 1, 0]
 
 
 def test_images_of_different_shapes_stand_on_canvases():

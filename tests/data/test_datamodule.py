@@ -313,14 +313,14 @@ def test_every_data_configuration_can_be_built():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_cut_texts_are_counted_across_workers_by_role(tmp_path, workers):
     module = make_module(tmp_path, {"a": make_source(tmp_path, max_length=4)}, num_workers=workers)
-    assert module.cut_texts("a", "val") == (0, 0)
+    assert module.cut_texts("a", "val") == (0, 0, 0)
     for times in (1, 2):
         list(module.eval_loader("a", "val"))
-        assert module.cut_texts("a", "val") == (35 * times, 35 * times)  # "photo 23 said 0" and two more
-    assert module.cut_texts("a", "train") == (0, 0)
+        assert module.cut_texts("a", "val") == (35 * times, 35 * times, 0)  # "photo 23 said 0" and two more
+    assert module.cut_texts("a", "train") == (0, 0, 0)
     whole = make_module(tmp_path, {"a": make_source(tmp_path, max_length=6)})
     list(whole.eval_loader("a", "val"))
-    assert whole.cut_texts("a", "val") == (35, 0)
+    assert whole.cut_texts("a", "val") == (35, 0, 0)
 
 
 def test_a_window_and_weights_order_the_training_images(tmp_path):

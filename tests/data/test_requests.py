@@ -1,5 +1,6 @@
 """What one asks of one's own images: from the command line, a folder, a file of JSON lines; and what cannot be asked."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,15 @@ def test_a_line_asks_what_it_says_and_what_the_command_line_asks_of_all(folder: 
     assert read_requests("below/q.jsonl", {"text": "x"}, PIXELS)[0].image == Path("below/c.jpg")
 
 
+def test_a_question_may_be_the_last_of_several_messages(folder: Path) -> None:
+    talk = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "A dog."}]
+    talk += [{"role": "user", "content": "where?"}]
+    (folder / "q.jsonl").write_text(json.dumps({"image": "a.jpg", "question": talk}))
+    (found,) = read_requests("q.jsonl", {}, PIXELS)
+    assert (found.texts, found.asks) == ({"question": "where?"}, ("question",))
+    assert found.conversation == (("user", "assistant", "user"), ("what?", "A dog.", "where?"))
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
@@ -59,6 +69,13 @@ def test_what_cannot_be_asked(folder: Path, asked: dict, words: str) -> None:
         ("[1]", "line 1 of q.jsonl names no image"),
         ('{"image": "a.jpg", "question": 3}', "line 1 of q.jsonl: the question is 3, but has to be words"),
         ('{"image": "a.jpg"}', "line 1 of q.jsonl: nothing is asked"),
+        ('{"image": "a.jpg", "question": []}', "line 1 of q.jsonl has messages that do not end with words of the user"),
+        (
+            '{"image": "a.jpg", "question": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}',
+            "line 1 of q.jsonl has messages that do not end with words of the user; end them with what is asked",
+        ),
+        ('{"image": "a.jpg", "question": ["x"]}', "line 1 of q.jsonl has the conversation"),
+        ('{"image": "a.jpg", "phrase": []}', "line 1 of q.jsonl: the phrase is [], but has to be words"),
         ("{", "line 1 of q.jsonl is no JSON"),
     ],
 )

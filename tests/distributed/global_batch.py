@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fusionkit.balance import Balancer, Fixed, Step
+from fusionkit.contracts.toys import TEXT_KINDS
 from fusionkit.distributed import gather_objects, mean_over_ranks, world_size
 from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
 from fusionkit.model.momentum import MomentumTeacher
@@ -59,9 +60,8 @@ from tests.toys import (
     toy_task,
 )
 
-KINDS = ("captions", "questions", "expressions", "hypotheses", "statements")
 IMAGES, TEXTS = (5, 2, 3, 4), (1, 3, 2, 1)  # of each rank, texts by image
-PADS = {"word_index": -1}  # what pads a text; else 0
+PADS = {"word_index": -1, "targets": -100}  # what pads a text; else 0
 OBJECTIVES = {"mlm": 1.0, "captioning": 0.5, "vqa": 2.0, "grounding": 1.0}
 
 
@@ -129,6 +129,8 @@ def cases() -> dict[str, Case]:
         "captioning, a language model": Case(single("captioning"), "prefix"),
         "vqa_open, a language model": Case(single("vqa_open"), "prefix_qformer"),
         "vqa_open, a language model, a rank without texts": Case(single("vqa_open"), "prefix", empty=True),
+        "chat, a language model": Case(single("chat"), "prefix"),
+        "chat, a language model, a rank without texts": Case(single("chat"), "prefix_qformer", empty=True),
         "itc, a language model, a rank without texts": Case(single("itc"), "prefix", empty=True),
     }
     several = Case(lambda dims: {name: toy_task(name, dims) for name in OBJECTIVES}, steps=3)
@@ -228,7 +230,7 @@ def rank_batch(case: Case, number: int, world: int, dtype: torch.dtype) -> dict[
         batch["statements"]["label"][0] = -100  # of an unlabelled one
         batch["expressions"]["boxes"][0] = torch.tensor([0.001, 0.001, 1e-4, 1e-4])  # next to nothing overlaps it
     if case.empty and number == world - 1:
-        batch |= {kind: toy_no_rows(kind) for kind in KINDS}
+        batch |= {kind: toy_no_rows(kind) for kind in TEXT_KINDS}
         batch["captions"] |= {"boxes": torch.zeros(0, 4), "is_image": torch.zeros(0, dtype=torch.bool)}
     del batch["regions" if not case.regions else "pixel_values"]
     return cast(batch, dtype)
@@ -252,7 +254,7 @@ def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
             whole[name] = torch.cat([batch[name] for batch in batches])
     if "regions" in batches[0]:
         whole["regions"] = Regions(*map(padded, zip(*(batch["regions"] for batch in batches), strict=True)))
-    for kind in KINDS:
+    for kind in TEXT_KINDS:
         rows = [batch[kind] for batch in batches]
         whole[kind] = {"ids": [i for part in rows for i in part["ids"]]}
         for name in rows[0].keys() - {"ids"}:

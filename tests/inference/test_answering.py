@@ -12,6 +12,7 @@ from PIL import Image
 
 from fusionkit.assembly.evaluation_options import EvaluationOptions
 from fusionkit.data.collate import new_counts
+from fusionkit.data.conversations import Conversation
 from fusionkit.data.regions import Detections
 from fusionkit.data.requests import Request
 from fusionkit.data.source import Source
@@ -236,3 +237,31 @@ def test_an_image_that_is_asked_several_times_is_read_once(images: list[Path], m
     replies = model.answer([broken[0], broken[1], broken[0]])
     assert ["error" in reply.record for reply in replies] == [True, False, True]
     assert replies[1].record["bbox"] == pytest.approx(together[0].record["bbox"], rel=1e-3)
+
+
+def test_a_chat_reads_a_question_as_a_turn_and_others_refuse_several(images: list[Path]) -> None:
+    asker = oracle()
+    talk = Conversation(("user", "assistant", "user"), ("a red ring", "it", "left of it"))
+    several = Request(images[0], {"question": "left of it"}, conversation=talk)
+    with pytest.raises(
+        ConfigError, match=r"the question is a list of messages, which a checkpoint answers .* task=\[chat\]"
+    ):
+        asker.answer([several])
+    tasks = {**asker.tasks, "chat": toy_task("chat", toy_dims(asker.model))}
+    source = Source(None, {}, 2, {"conversations": 1})
+    asker.datamodule.sources["talk"] = source
+    chatting = replace(asker, tasks=tasks, sources={**asker.sources, "talk": ["chat"]}, by="chat")
+    read: list[list[int]] = []
+
+    def predict(model, batch, encoded):
+        read.extend(batch["conversations"]["prompt_ids"].tolist())
+        return [{"conversation_id": id, "answer": str(id)} for id in batch["conversations"]["ids"]]
+
+    tasks["chat"].predict = predict
+    alone = Request(images[1], {"question": "it"})
+    assert [reply.record["answer"] for reply in chatting.answer([several, alone])] == ["0", "1"]
+    tokens = [asker.datamodule.tokenizer.decode(row).replace("[PAD]", "").strip() for row in read]
+    assert tokens == [
+        "[CLS] [UNK] [UNK] a red ring [UNK] [UNK] it [SEP] [UNK] [UNK] left of it [UNK] [UNK]",
+        "[CLS] [UNK] [UNK] it [UNK] [UNK]",
+    ]

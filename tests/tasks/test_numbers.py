@@ -38,6 +38,13 @@ TASKS = {  # by name: class, fusion, options, whether the images are regions
         {"decoder": SELF, "prompt": "t7", "first_token_id": 9, "min_length": 2},
         False,
     ),
+    "chat": ("fusionkit.tasks.chat.Chat", "cross_attention", {"max_length": 6}, False),
+    "chat_language_model": (
+        "fusionkit.tasks.chat.Chat",
+        "prefix",
+        {"max_length": 6, "label_smoothing": 0.1, "no_repeat_ngram": 1},
+        False,
+    ),
     "entailment": ("fusionkit.tasks.entailment.Entailment", "cross_attention", {}, False),
     "entailment_relu": ("fusionkit.tasks.entailment.Entailment", "co_attention", {"head": relu}, False),
     "grounding": ("fusionkit.tasks.grounding.Grounding", "cross_attention", {}, False),

@@ -165,13 +165,15 @@ def test_tells_new_skipped_images_once(tmp_path, capsys):
 
 def test_tells_of_cut_texts_where_that_is_news(tmp_path, capsys):
     data = FakeData(("coco", "vqa"))
-    counts = iter([(100, 0), (200, 30), (300, 40), (400, 90)])
+    counts = iter([(100, 0, 0), (200, 30, 0), (300, 40, 0), (400, 90, 0), (500, 90, 60)])
     data.sources = {name: SimpleNamespace(max_length=30) for name in ("coco", "vqa")}
-    data.cut_texts = lambda source, role: next(counts) if (source, role) == ("coco", "train") else (50, 0)
-    fit(tmp_path, fake_module({"coco": {"a": 1.0}, "vqa": {"a": 1.0}}), data, callbacks=[CutTexts()], max_epochs=4)
+    data.cut_texts = lambda source, role: next(counts) if (source, role) == ("coco", "train") else (50, 0, 0)
+    fit(tmp_path, fake_module({"coco": {"a": 1.0}, "vqa": {"a": 1.0}}), data, callbacks=[CutTexts()], max_epochs=5)
     assert [line for line in capsys.readouterr().out.splitlines() if "cut at" in line] == [
         "source coco: 30 of the 200 texts read were cut at 30 tokens, data.sources.coco.max_length",
         "source coco: 90 of the 400 texts read were cut at 30 tokens, data.sources.coco.max_length",
+        "source coco: 90 of the 500 texts read were cut at 30 tokens, data.sources.coco.max_length; 60 conversations have no "
+        "reply that is learnt",
     ]
 
 

@@ -88,6 +88,8 @@ class OpenTable(OpenFiles):
                 yield name, samples
         for sentence in self.filters.told():
             warnings.warn(f"{self.called}, {split if self.is_sharded else asked}: {sentence}", stacklevel=1)
+        if (count := self.skipped[split]) and self.missing != "skip" and split not in self.hashed:
+            warnings.warn(f"{self.called}: {count:,} rows have no picture, and are left out", stacklevel=1)
         if is_empty:
             raise DataError(self._empty(split))
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fusionkit.data.conversations import CONVERSATIONS, USER, read_conversation
 from fusionkit.data.readers.row_columns import (
     ENTAILMENT,
     LABELLED,
@@ -16,12 +17,9 @@ from fusionkit.data.readers.row_columns import (
     unpacked,
     weighted,
 )
-from fusionkit.data.readers.row_pictures import Id, Row
+from fusionkit.data.readers.row_pictures import Id, Row, references_of
 from fusionkit.data.sample import WEIGHT, Text
 from fusionkit.errors import DataError
-
-IMAGE_TOKEN = "<image>"  # LLaVA's place of the picture in a text
-HUMAN = ("human", "user")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Meaning:
             "expressions": self.expressions,
             "hypotheses": self.hypotheses,
             "statements": self.statements,
-            "turns": self.conversation,
+            CONVERSATIONS: self.conversation,
         }
         return [kind for kind, column in there.items() if column]
 
@@ -134,7 +132,7 @@ def _texts_in(
     if meaning.hypotheses or meaning.statements:
         yield from _labelled(row, meaning, columns, classes, single)
     if meaning.conversation:
-        yield from _turns(row, cells.get(meaning.conversation))
+        yield from _conversation(row, cells.get(meaning.conversation), columns, single)
 
 
 def _named(value: Any, names: Sequence[str] | None) -> list[str]:
@@ -180,18 +178,12 @@ def _labelled(
     yield "hypotheses", Text(single, said, {} if label is None else {"gold_label": label.lower(), **shares})
 
 
-def _turns(row: Row, value: Any) -> Iterator[tuple[str, Text]]:
-    """What is asked in a conversation (LLaVA's, or one of roles), with the reply as its answer."""
-    asked = None
-    for place, turn in enumerate(unpacked(value) or ()):
-        if not isinstance(turn, dict):
-            raise DataError(
-                f"row {row.name} of {row.path} has a turn {str(turn)[:60]!r}, but a turn says who says what"
-            )
-        who, words = str(turn.get("from", turn.get("role"))), turn.get("value", turn.get("content"))
-        words = " ".join(texts_of(words)).replace(IMAGE_TOKEN, " ").strip()
-        if who in HUMAN:
-            asked = words
-        elif asked:
-            yield "turns", Text(f"{row.name}/{place}", asked, {"answers": [words]})
-            asked = None
+def _conversation(row: Row, value: Any, columns: Columns, single: Id) -> Iterator[tuple[str, Text]]:
+    """The conversation of a row (LLaVA's, or messages); none where the user says nothing."""
+    where = f"row {row.name} of {row.path}"
+    conversation = read_conversation(unpacked(value) or [], where)
+    if USER not in conversation.roles:
+        return
+    if len(references_of(row, columns)) > 1:
+        raise DataError(f"{where} has a conversation about several pictures, but one is read; leave the row out")
+    yield CONVERSATIONS, conversation.text(single)

@@ -16,7 +16,8 @@ MISSING = ("error", "skip")
 
 
 class Table:
-    """Reader of whatever texts a table holds: "captions", "questions", "expressions", "hypotheses", "statements", "turns".
+    """Reader of whatever texts a table holds: "captions", "questions", "expressions", "hypotheses", "statements",
+    "conversations".
 
     ``files``     a table, a folder, a pattern, a list of them, or {split: ...}; may hold ``{split}``. None: ``root`` itself.
     ``root``      what the paths are relative to.

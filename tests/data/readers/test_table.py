@@ -231,16 +231,50 @@ def test_labels_are_answers(tmp_path):
     assert texts(read(tmp_path, "u.csv"), "questions") == [["so funny"], ["ha"]]
 
 
-def test_llavas_conversations_are_turns(tmp_path):
+def test_llavas_conversations_are_read_and_those_without_a_picture_are_told(tmp_path):
     photos(tmp_path, ["a.jpg"])
     said = [("human", "<image>\nwhat?"), ("gpt", "A dog."), ("human", "where?"), ("gpt", "There.")]
-    row = {"id": "1", "image": "a.jpg", "conversations": [{"from": who, "value": words} for who, words in said]}
-    write_json(tmp_path / "t.json", [row])
-    (sample,) = read(tmp_path, "t.json")
-    assert [(text.text, text.facts["answers"]) for text in sample.texts["turns"]] == [
-        ("what?", ["A dog."]),
-        ("where?", ["There."]),
+    turns = [{"from": who, "value": words} for who, words in said]
+    rows = [{"id": "1", "image": "a.jpg", "conversations": turns}, {"id": "2", "conversations": turns}]
+    rows += [{"id": "3", "image": "a.jpg", "conversations": [{"from": "gpt", "value": "hm"}]}]
+    write_json(tmp_path / "t.json", rows)
+    with pytest.warns(UserWarning, match=r"t.json: 1 rows have no picture, and are left out$"):
+        (sample,) = read(tmp_path, "t.json")
+    (text,) = sample.texts["conversations"]
+    assert (text.id, text.facts["roles"]) == ("1", ["user", "assistant"] * 2)
+    assert text.facts["turns"] == ["what?", "A dog.", "where?", "There."]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "csv"])
+def test_messages_are_conversations_in_every_file(tmp_path, ending):
+    photos(tmp_path, ["a.jpg", "b.jpg"])
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "what?"}]
+    answer = [{"type": "text", "text": "A dog."}]
+    rows = [
+        {"image": name, "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]}
+        for name in ("a.jpg", "b.jpg")
     ]
+    path = tmp_path / f"t.{ending}"
+    if ending == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif ending == "csv":
+        write_csv(path, [["image", "messages"], *([row["image"], json.dumps(row["messages"])] for row in rows)])
+    elif ending == "json":
+        write_json(path, rows)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+    samples = read(tmp_path, path.name)
+    assert [sample.texts["conversations"][0].facts["turns"] for sample in samples] == [["what?", "A dog."]] * 2
+
+
+def test_a_conversation_about_two_pictures_is_refused(tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg"])
+    turns = [{"from": "human", "value": "which?"}, {"from": "gpt", "value": "The first."}]
+    write_json(tmp_path / "t.json", [{"images": ["a.jpg", "b.jpg"], "conversations": turns}])
+    with pytest.raises(
+        DataError, match=r"row 0 of .*t.json has a conversation about several pictures, but one is read"
+    ):
+        read(tmp_path, "t.json")
 
 
 BOX = (4, 6, 20, 12)  # xywh on 32 x 24 pixels

@@ -1,0 +1,98 @@
+"""Chat: what the assistant says in a conversation about an image, its turns and what ends them (LLaVA)."""
+
+import torch
+from torch import Tensor
+
+from fusionkit.losses import IGNORE, masked_cross_entropy
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.model.momentum import Teacher
+from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal, word_logits
+from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Search
+from fusionkit.tasks.metrics import hits, means
+from fusionkit.tasks.mlm import word_head
+from fusionkit.tasks.words import Words
+from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+
+
+class ConversationRows(TextRows):
+    """Whole conversations, written by a chat template."""
+
+    targets: Tensor  # (T, L) int64, the tokens that the assistant says; IGNORE elsewhere
+    prompt_ids: Tensor  # (T, P) int64, what the last reply follows
+    prompt_mask: Tensor  # (T, P) int64, 1 = token
+    end: Tensor  # (T,) int64, the token that ends a reply, one for all
+
+
+class ConversationBatch(Batch):
+    """A batch with conversations."""
+
+    conversations: ConversationRows
+
+
+class Chat(Task[ConversationBatch]):
+    """Predict each token that the assistant says, from the image and all that was said before; nothing else is learnt.
+
+    ``label_smoothing`` share of the target probability that is spread over the vocabulary.
+    ``search``          how a reply is found, of at most ``max_length`` tokens.
+    """
+
+    needs = frozenset({"text", "causal"})
+    reads = "conversations"
+    replies_to = "question"
+    encodes = False
+
+    def __init__(
+        self,
+        dims: Dims,
+        label_smoothing: float = 0.0,
+        search: Search | None = None,
+        max_length: int = 64,
+        no_repeat_ngram: int = 0,
+        scorer: Scorer | None = None,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__(scorer)
+        self.metrics = means("token_accuracy")
+        self.words = Words(dims.tokens, dims.special_ids)
+        self.search: Search = search or BeamSearch()
+        self.rules = GenerationConfig(dims.sep_token_id, max_length, 1, no_repeat_ngram, tuple(dims.special_ids))
+        self.label_smoothing = label_smoothing
+        self.head = word_head(dims, eps)
+
+    def forward(
+        self, model: VisionLanguageModel, batch: ConversationBatch, encoded: Encoded, teacher: Teacher | None = None
+    ) -> TaskOutput:
+        rows = batch["conversations"]
+        states = fuse_causal(model, encoded.memory, _causal(rows, rows["input_ids"], rows["attention_mask"]))
+        targets = rows["targets"][:, 1:]
+        is_said = targets != IGNORE
+        logits = word_logits(model, self.head, states[:, :-1][is_said])  # each token from the one before it
+        said = targets[is_said]
+        loss = masked_cross_entropy(logits, said, self.label_smoothing)
+        return TaskOutput(loss, logits, said, {"token_accuracy": hits(logits, said)})
+
+    def longest(self, length: int) -> int:
+        """A conversation, and the reply that may be said to it."""
+        return length + self.rules.max_length
+
+    def predict(self, model: VisionLanguageModel, batch: ConversationBatch, encoded: Encoded) -> Records:
+        """The last reply of each conversation: {"conversation_id", "answer"}."""
+        rows = batch["conversations"]
+        if not len(rows["end"]):
+            return []
+        end = int(rows["end"][0])
+        rules = GenerationConfig(
+            end, self.rules.max_length, self.rules.min_length, self.rules.no_repeat_ngram, self.rules.banned
+        )
+        prompts = _causal(rows, rows["prompt_ids"], rows["prompt_mask"])
+        steps = decoder_state_of(DecoderInputs(model, self.head, encoded.memory, prompts))
+        said = [row[: row.index(end)] if end in row else row for row in self.search(steps, rules).tokens.tolist()]
+        return [
+            {"conversation_id": id, "answer": self.words.text(tokens)}
+            for id, tokens in zip(rows["ids"], said, strict=True)
+        ]
+
+
+def _causal(rows: ConversationRows, ids: Tensor, mask: Tensor) -> Prompts:
+    return Prompts(ids, mask, rows["image_index"], torch.ones_like(rows["image_index"]))

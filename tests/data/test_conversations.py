@@ -1,0 +1,126 @@
+"""Conversations as data sets write them: LLaVA's turns, messages of words and of parts, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from fusionkit.data.conversations import Conversation, read_conversation
+from fusionkit.data.readers.dialogues import Dialogues
+from fusionkit.data.sample import Sample, Text
+from fusionkit.errors import ConfigError, DataError
+
+TALK = Conversation(("user", "assistant", "user", "assistant"), ("what?", "A dog.", "where?", "There."))
+PICTURE = {"type": "image", "index": 0, "text": None}
+
+
+def llava(*said):
+    return [{"from": "human" if n % 2 == 0 else "gpt", "value": words} for n, words in enumerate(said)]
+
+
+def messages(*said):
+    return [{"role": "user" if n % 2 == 0 else "assistant", "content": words} for n, words in enumerate(said)]
+
+
+def words(text):
+    return {"type": "text", "text": text, "index": None}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        llava("<image>\nwhat?", "A dog.", "where?", "There."),
+        llava("what?\n<image>", " A dog.\n", "where?", "There."),
+        messages("what?", "A dog.", "where?", "There."),
+        messages([PICTURE, words("what?")], [words("A dog.")], [words("where?")], "There."),
+        messages([words("what?"), {"type": "image_url", "image_url": {"url": "a.jpg"}}], "A dog.", "where?", "There."),
+        [*llava("what?", "A dog."), *messages("where?", "There.")],
+        [{"from": "gpt", "value": "Welcome!"}, *llava("<image>what?", "A dog.", "where?", "There.")],
+        [*llava("what?", "A dog."), {"from": "human", "value": "where?"}, *llava("", "There.")],
+    ],
+    ids=["llava", "behind", "messages", "parts", "url", "both", "greeting", "neighbours"],
+)
+def test_every_layout_is_the_same_conversation(given):
+    assert read_conversation(given, "row 1 of t.json") == TALK
+
+
+def test_a_system_turn_and_several_lines_of_one_speaker_stay():
+    given = [
+        {"from": "system", "value": "Be short."},
+        *llava("<image>"),
+        *llava("what?\nwhere?", "A dog,"),
+        *llava("", ""),
+    ]
+    assert read_conversation(given, "row 1")[:2] == (
+        ("system", "user", "assistant", "user", "assistant"),
+        ("Be short.", "what?\nwhere?", "A dog,", "", ""),
+    )
+    assert read_conversation([], "row 1").roles == ()
+    assert read_conversation(messages([words("a"), words("e\u0301")]), "row 1").turns == ("a\n\u00e9",)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("what?", r"row 7 of t.json has the conversation 'what\?', but a conversation is a list of turns"),
+        (["what?"], "but a conversation is a list of turns, each saying who says what"),
+        ([{"from": "tool", "value": "x"}], r"row 7 of t.json has a turn of 'tool'; .*assistant"),
+        ([{"said": "x"}], "has a turn of 'None'"),
+        (messages(None), "has a turn that says .*None.*, which is neither words nor a picture"),
+        (messages([{"type": "video"}]), "has a turn that says .*video"),
+        (
+            llava("what?", "A dog.", "<image> and here?"),
+            "has <image> behind the first turn of the user, but its one picture",
+        ),
+        (llava("what?", "<image>"), "has <image> behind the first turn of the user"),
+        ([{"role": "system", "content": "<image>"}], "has <image> behind the first turn"),
+        (llava("<image> and <image>?", "no"), "has <image> more than once"),
+        (messages([PICTURE, PICTURE], "no"), "has <image> more than once"),
+    ],
+)
+def test_what_is_no_conversation_about_a_picture_is_told(given, told):
+    with pytest.raises(DataError, match=told):
+        read_conversation(given, "row 7 of t.json")
+
+
+def test_the_last_reply_and_what_it_is_to():
+    assert (TALK.reply, TALK.before_reply.turns) == ("There.", ("what?", "A dog.", "where?"))
+    assert (TALK.before_reply.reply, TALK.before_reply.before_reply) == (None, TALK.before_reply)
+    assert TALK.without_oldest().turns == ("where?", "There.")
+    assert TALK.without_oldest().without_oldest() == TALK.without_oldest()
+    with_system = Conversation(("system", *TALK.roles), ("Be short.", *TALK.turns))
+    assert with_system.without_oldest() == (("system", "user", "assistant"), ("Be short.", "where?", "There."))
+    text = TALK.text("a")
+    assert (text.id, Conversation.of(text)) == ("a", TALK)
+    assert text.text == "user: what?\nassistant: A dog.\nuser: where?\nassistant: There."
+
+
+class Fixed:
+    """Two images, one of which nothing is known about that is said."""
+
+    def read(self, split):
+        questions = [Text(n, f"{n}?", {"answers": ["x", "y", "y"]} if n < 4 else {}) for n in range(5)]
+        questions[0] = Text(0, "0?", {"answers": ["x"], "multiple_choice_answer": "z"})
+        known = {"captions": (Text("c", "a dog"), Text("d", "it")), "questions": tuple(questions)}
+        return [
+            Sample(1, Path("a.jpg"), known, (4, 5), "coco"),
+            Sample(2, Path("b.jpg"), {"questions": (Text(9, "9?"),)}, (4, 5), "coco"),
+        ]
+
+
+def test_questions_and_captions_are_conversations():
+    (sample,) = Dialogues([Fixed()], "Say it.", "{text} In a word.", turns=3).read("train")
+    assert (sample.image_id, sample.image, sample.collection, sample.size) == (1, Path("a.jpg"), "coco", (4, 5))
+    assert [(text.id, Conversation.of(text)) for text in sample.texts["conversations"]] == [
+        (
+            "1/0",
+            (TALK.roles + TALK.roles[:2], ("0? In a word.", "z", "1? In a word.", "y", "2? In a word.", "y")),
+        ),
+        ("1/1", (TALK.roles[:2], ("3? In a word.", "y"))),
+        ("1/2", (TALK.roles[:2], ("Say it.", "a dog"))),
+    ]
+    (sample,) = Dialogues([Fixed()], None).read("train")
+    assert [text.facts["turns"][::2] for text in sample.texts["conversations"]] == [["0?", "1?", "2?", "3?"]]
+    with pytest.raises(ConfigError, match="turns is 0"):
+        Dialogues([Fixed()], turns=0)
+    with pytest.raises(ConfigError, match="question_prompt 'no'"):
+        Dialogues([Fixed()], question_prompt="no")
