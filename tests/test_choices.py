@@ -156,6 +156,7 @@ def test_parts_of_the_quickstart_are_switches(more, world, tmp_path, capsys):
 
 
 TOY = {
+    "chat_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "task.chat.max_length=4"],
     "llava_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "data.answers.min_count=1"],
     "quickstart": ["data.root={root}/shapes", "text_encoder.config.hidden_size=32", "fusion.num_layers=1"],
     "real_small": ["data.root={root}/real", "fusion.num_layers=1", "data.answers.min_count=1"],

@@ -73,7 +73,9 @@ def smaller(arguments: list[str]) -> list[str]:
     text = " ".join(arguments)
     left_out = {"data.prepare.scenes", "data.answers.min_count"} if "data=" in text else set[str]()
     left_out |= (
-        {"fusion.num_layers"} if re.search(r"fusion=(late|add_pooled|\S*,)|experiment=llava_tiny", text) else set()
+        {"fusion.num_layers"}
+        if re.search(r"fusion=(late|add_pooled|\S*,)|experiment=(llava|chat)_tiny", text)
+        else set()
     )
     added = [one for one in SMALLER if one.partition("=")[0] not in said | left_out]
     again = [] if "resume=" in text else ["overwrite=true"]

@@ -7,10 +7,10 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import nn
 
-from fusionkit.data.chat import ChatTemplate
-from fusionkit.data.conversations import CONVERSATIONS, Conversation
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.source import Source
+from fusionkit.data.texts.chat import ChatTemplate
+from fusionkit.data.texts.conversations import CONVERSATIONS, Conversation
 from fusionkit.encoders.base import ImageEncoder
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, UserError, suggest

@@ -11,12 +11,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fusionkit.assembly.hub_data import fetch, is_hub_name
 from fusionkit.config import primary_groups
-from fusionkit.data.conversations import CONVERSATIONS
 from fusionkit.data.images import CorruptImage, decode
 from fusionkit.data.readers.open_table import OpenTable
 from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample
 from fusionkit.data.tables.samples import Samples, as_samples
+from fusionkit.data.texts.conversations import CONVERSATIONS
 from fusionkit.data.vqa_answers import answer_key
 from fusionkit.errors import ConfigError, DataError
 

@@ -10,15 +10,15 @@ from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
-from fusionkit.data.chat import ChatTemplate
 from fusionkit.data.cleaning import filled
-from fusionkit.data.conversations import Conversation
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
 from fusionkit.data.pixels.stored import StoredStates
 from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.tables.samples import as_samples
+from fusionkit.data.texts.chat import ChatTemplate
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.errors import DataError
 from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Stored

@@ -9,13 +9,13 @@ from PIL import Image
 
 from fusionkit.data.cleaning import KINDS
 from fusionkit.data.collate import Collate
-from fusionkit.data.conversations import USER, Conversation, read_conversation
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import EvalData
 from fusionkit.data.images import ImageFiles, has_pixels
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.stores import is_lmdb
+from fusionkit.data.texts.conversations import USER, Conversation, read_conversation
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
 from fusionkit.files.plain import read_json_lines
 from fusionkit.files.unicode import LongText, readable

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusionkit.data.chat import PLAIN
 from fusionkit.data.cleaning import PLACE, check_templates
-from fusionkit.data.conversations import CONVERSATIONS
 from fusionkit.data.dataset import Augmentation
 from fusionkit.data.images import missing_images
 from fusionkit.data.joint import merge, read_tables
@@ -24,6 +22,8 @@ from fusionkit.data.tables.boxes import require_boxes_of
 from fusionkit.data.tables.cache import Wanted, load_tables
 from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.data.tables.table import Tables
+from fusionkit.data.texts.chat import PLAIN
+from fusionkit.data.texts.conversations import CONVERSATIONS
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.unicode import BadText
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from fusionkit.assembly.evaluation_options import EvaluationOptions
-from fusionkit.data.conversations import CONVERSATIONS
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import CorruptImage
 from fusionkit.data.regions import UNKNOWN
 from fusionkit.data.requests import ASKED, TEXTS, Request, by_image, own_data, require_image
+from fusionkit.data.texts.conversations import CONVERSATIONS
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.inference.prediction import evaluating, moved
 from fusionkit.inference.progress import Bar, show_progress

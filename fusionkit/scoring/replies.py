@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from fusionkit.data.conversations import CONVERSATIONS, Conversation
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.texts.conversations import CONVERSATIONS, Conversation
 from fusionkit.data.vqa_answers import answer_key
 from fusionkit.files.unicode import readable
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize

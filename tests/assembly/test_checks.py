@@ -25,9 +25,9 @@ from fusionkit.assembly.checks import (
     lacking,
     lonely,
 )
-from fusionkit.data.conversations import Conversation
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.encoders.base import ImageEncoder, TextEncoder
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.fusion.base import Fusion

@@ -5,8 +5,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fusionkit.data.chat import PLAIN, ChatTemplate, said_tokens
-from fusionkit.data.conversations import Conversation
+from fusionkit.data.texts.chat import PLAIN, ChatTemplate, said_tokens
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.data.tokenizer import word_tokenizer, wrapped
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.losses import IGNORE

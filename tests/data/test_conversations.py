@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.data.conversations import Conversation, read_conversation
 from fusionkit.data.readers.dialogues import Dialogues
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.texts.conversations import Conversation, read_conversation
 from fusionkit.errors import ConfigError, DataError
 
 TALK = Conversation(("user", "assistant", "user", "assistant"), ("what?", "A dog.", "where?", "There."))

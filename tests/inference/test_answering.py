@@ -12,10 +12,10 @@ from PIL import Image
 
 from fusionkit.assembly.evaluation_options import EvaluationOptions
 from fusionkit.data.collate import new_counts
-from fusionkit.data.conversations import Conversation
 from fusionkit.data.regions import Detections
 from fusionkit.data.requests import Request
 from fusionkit.data.source import Source
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.data.transforms import Finish
 from fusionkit.errors import ConfigError

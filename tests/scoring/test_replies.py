@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.data.conversations import Conversation
 from fusionkit.data.sample import Sample
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.errors import DataError
 from fusionkit.scoring.scorers import REPLIES
 

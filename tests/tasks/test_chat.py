@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fusionkit.assembly.parts import dims_of
-from fusionkit.data.chat import ChatTemplate
-from fusionkit.data.conversations import ASSISTANT, USER, Conversation
+from fusionkit.data.texts.chat import ChatTemplate
+from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.language import LanguageModel

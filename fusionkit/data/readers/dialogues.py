@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from fusionkit.data.conversations import ASSISTANT, CONVERSATIONS, USER, Conversation
 from fusionkit.data.joint import Joint
 from fusionkit.data.sample import Reader, Sample, Text
+from fusionkit.data.texts.conversations import ASSISTANT, CONVERSATIONS, USER, Conversation
 from fusionkit.errors import ConfigError
 
 

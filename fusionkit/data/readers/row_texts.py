@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fusionkit.data.conversations import CONVERSATIONS, USER, read_conversation
 from fusionkit.data.readers.row_columns import (
     ENTAILMENT,
     LABELLED,
@@ -19,6 +18,7 @@ from fusionkit.data.readers.row_columns import (
 )
 from fusionkit.data.readers.row_pictures import Id, Row, references_of
 from fusionkit.data.sample import WEIGHT, Text
+from fusionkit.data.texts.conversations import CONVERSATIONS, USER, read_conversation
 from fusionkit.errors import DataError
 
 

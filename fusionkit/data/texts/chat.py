@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fusionkit.data.conversations import ASSISTANT, USER, Conversation
+from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.losses import IGNORE
 
