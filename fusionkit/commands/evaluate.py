@@ -44,8 +44,11 @@ def evaluate_share(config: DictConfig) -> None:
     if config.overlays:
         check_overlays(config, parts)
     if config.get("benchmark"):
+        splits, data = benchmark_splits(config, parts)
+        check_prompts(config.prompts, splits)
         with watching(config, parts, folder, "test") as watch:
-            return score_benchmarks(config, parts, folder, device, draws, watch)
+            score_benchmarks(parts, splits, data, folder, device, draws, watch)
+        return ask_otherwise(config, parts, splits, data, folder, device)
     objectives, roles = chosen(config, parts)
     splits = own_splits(parts.tasks, parts.datamodule, objectives, roles)
     check_prompts(config.prompts, splits)
@@ -57,18 +60,21 @@ def evaluate_share(config: DictConfig) -> None:
 
 
 def score_benchmarks(
-    config: DictConfig, parts: Parts, folder: Path, device: torch.device, draws: Draws, watch: Watch
+    parts: Parts,
+    splits: Sequence[Split],
+    data: DataModule,
+    folder: Path,
+    device: torch.device,
+    draws: Draws,
+    watch: Watch,
 ) -> None:
     """Evaluate on published benchmarks, print the scores beside their intervals, and say where to look."""
-    splits, data = benchmark_splits(config, parts)
-    check_prompts(config.prompts, splits)
     options = evaluation_options(parts.config)
     scored, details = run(parts.model, splits, data, folder, device, options, draws, watch.log_answers)
     if rank() == 0:
         print_details(details)
         watch.log_scores(metrics_of([replace(each, guesses={}) for each in scored]))
         print(f"scores: {folder}/metrics.json   intervals: {folder}/details.json   answers: {folder}/predictions")
-    ask_otherwise(config, parts, splits, data, folder, device)
 
 
 def ask_otherwise(

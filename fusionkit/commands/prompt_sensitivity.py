@@ -30,13 +30,14 @@ def check_prompts(prompts: Any, splits: Sequence[Split]) -> None:
         raise ConfigError(
             f"prompts is {prompts!r}, but has to be a section: prompts={{questions: ['Question: {{text}} Answer:', '{{text}}']}}"
         )
-    known = list(dict.fromkeys(task.reads for split in splits for task in split.tasks.values()))
+    known = list(dict.fromkeys(split.tasks[name].reads for split in splits for name in split.scorers))
     for kind, templates in prompts.items():
         if kind not in known:
             raise ConfigError(
                 f"prompts names '{kind}', which no task that is scored reads; {suggest(str(kind), known)}"
             )
-        if isinstance(templates, str) or len(set(templates)) < 2:
+        texts = [each for each in templates if isinstance(each, str)] if isinstance(templates, Sequence) else []
+        if isinstance(templates, str) or len(set(texts)) < 2:
             raise ConfigError(f"prompts.{kind} is {templates!r}, but has to be a list of two templates at least")
         for template in templates:
             check_templates({kind: template}, known, "prompts")
@@ -62,7 +63,10 @@ def prompt_sensitivity(
         for number, template in enumerate(templates, 1):
             place = folder / "prompts" / f"{kind}_{number}"
             with within(datamodule, {split.source for split in chosen}, kind, template):
+                before = cut_texts(datamodule, chosen)
                 scored, _ = evaluate(model, chosen, datamodule, place, device, replace(options, gallery=False))
+                if (cut := cut_texts(datamodule, chosen) - before) and rank() == 0:
+                    print(f"prompts.{kind}: within '{template}' {cut:,} texts were cut at their max_length")
             for name, value in metrics_of([replace(each, guesses={}) for each in scored]).items():
                 found.setdefault(name, {})[template] = value
     if rank() > 0:
@@ -87,6 +91,11 @@ def reading(split: Split, kind: str) -> Split | None:
     scorers = {name: scorer for name, scorer in split.scorers.items() if name in tasks}
     labels = {name: label for name, label in split.labels.items() if name in tasks}
     return replace(split, tasks=tasks, scorers=scorers, labels=labels, notes=dict) if scorers else None
+
+
+def cut_texts(datamodule: DataModule, splits: Sequence[Split]) -> int:
+    """How many texts of some splits were cut so far; every process has to ask."""
+    return sum(datamodule.cut_texts(split.source, split.role)[1] for split in splits)
 
 
 @contextmanager

@@ -89,6 +89,7 @@ class DataModule(LightningDataModule):
         self._cached: dict[tuple[str, str], Images] = {}
         self._tables: dict[tuple[str, str], Table] = {}
         self._training: dict[str, TrainData] = {}
+        self._loaders: dict[str, Loader] = {}
         self._counts: dict[tuple[str, str], Tensor] = {}
         self._resumed: dict[str, Any] = {"batches": 0}
         if steps_per_epoch is not None and steps_per_epoch < 1:
@@ -314,13 +315,12 @@ class DataModule(LightningDataModule):
         stream = Stream(len(samples), self.seed, name, _weights(name, samples), groups, source.shuffle_window or 0)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
         workers = workers_of(self.num_workers, len(self.sources))
-        return Loader(
-            data,
-            batches,
-            self._collate(name, "train", samples),
-            workers,
-            persistent=True,
-        )
+        self._loaders[name] = Loader(data, batches, self._collate(name, "train", samples), workers, persistent=True)
+        return self._loaders[name]
+
+    def seconds_waited(self) -> float:
+        """How long the training has waited for batches on this rank so far."""
+        return sum(loader.waited for loader in self._loaders.values())
 
     def _finishing(self, source: str, role: str, is_augmented: bool = True) -> Finishing:
         if self._table(source, role, is_augmented) is not None:

@@ -1,7 +1,9 @@
 """A DataLoader whose errors about data files reach the user as the one sentence they are."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ class Loader(DataLoader[Any]):
         if num_workers:
             # a worker is a fork of a process that may have run the tokenizer's threads already
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.waited = 0.0  # seconds in which batches were asked for and not there yet
         super().__init__(
             data,
             batch_sampler=batches,
@@ -42,7 +45,16 @@ class Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class names its own iterator type
-        return map(raise_error, super().__iter__())
+        batches = super().__iter__()
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = raise_error(next(batches))
+            except StopIteration:
+                return
+            finally:
+                self.waited += time.monotonic() - asked
+            yield batch
 
 
 def raise_error(batch: Any) -> Any:
@@ -67,6 +79,17 @@ def workers_of(num_workers: int | str, loaders: int) -> int:
     """
     if not isinstance(num_workers, str):
         return num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = min(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, cores_granted()
+    )
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size())
     return min(MOST, max(0, cores // ranks - 1) // max(1, loaders))
+
+
+def cores_granted(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores a container may use at once, which can be fewer than it sees; a great many where nothing says so."""
+    try:
+        most, period = quota.read_text().split()
+        return max(1, int(most) // int(period))
+    except (OSError, ValueError):  # none, "max 100000", or not Linux
+        return 2**20

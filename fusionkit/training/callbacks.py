@@ -153,28 +153,30 @@ class Throughput(Callback):
 
     def __init__(self, every_n_steps: int = 10, patience: float = 0.2) -> None:
         self.every_n_steps, self.patience = every_n_steps, patience
-        self._images, self._seconds, self._waited, self._ended = 0, 0.0, 0.0, 0.0
+        self._images, self._seconds, self._started = 0, 0.0, 0.0
+        self._waited = 0.0  # when it was last logged
         self._sums = [0.0, 0.0]  # seconds of waiting and of all, over the run
 
     def on_train_batch_start(self, *args: Any) -> None:
-        now = time.monotonic()
-        self._begun = now
-        self._waited += now - (self._ended or now)
+        if not self._started:
+            self._started = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
     ) -> None:
         self._images += sum(len(part["image_ids"]) for part in batch.values()) * world_size()
         now = time.monotonic()
-        self._seconds, self._ended = self._seconds + now - (self._ended or self._begun), now
+        self._seconds, self._started = self._seconds + now - self._started, now
         if trainer.global_step % self.every_n_steps == 0 and self._seconds:
+            so_far = trainer.datamodule.seconds_waited()  # type: ignore[attr-defined]
+            waited = so_far - self._waited
             pl_module.log("train/images_per_s", self._images / self._seconds, on_step=True, on_epoch=False)
-            pl_module.log("train/data_wait", self._waited / self._seconds, on_step=True, on_epoch=False)
-            self._sums = [self._sums[0] + self._waited, self._sums[1] + self._seconds]
-            self._images, self._seconds, self._waited = 0, 0.0, 0.0
+            pl_module.log("train/data_wait", min(1.0, waited / self._seconds), on_step=True, on_epoch=False)
+            self._sums = [self._sums[0] + waited, self._sums[1] + self._seconds]
+            self._images, self._seconds, self._waited = 0, 0.0, so_far
 
     def on_validation_start(self, *args: Any) -> None:
-        self._ended = 0.0
+        self._started = 0.0
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         waited, seconds = self._sums

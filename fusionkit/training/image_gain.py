@@ -1,5 +1,6 @@
 """Whether a model looks at its images: what each objective's loss gains by the true image over another."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import fmean
@@ -37,11 +38,13 @@ class ImageGain(Callback):
         self._ignored: set[str] = set()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"gains": {objective: list(gains) for objective, gains in self._gains.items()}}
+        gains = {objective: list(gains) for objective, gains in self._gains.items()}
+        return {"gains": gains, "ignored": sorted(self._ignored)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for objective, gains in state_dict["gains"].items():
             self._gains[objective] = deque(gains, maxlen=self.window)
+        self._ignored = set(state_dict["ignored"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Mapping[str, Batch], batch_idx: int
@@ -60,7 +63,8 @@ class ImageGain(Callback):
             }
         for objective, gain in mean_by_name(gains).items():
             pl_module.log(f"train/{objective}_image_gain", float(gain), on_step=True, on_epoch=False)
-            self._judge(trainer, objective, float(gain))
+            if math.isfinite(gain):
+                self._judge(trainer, objective, float(gain))
 
     def _judge(self, trainer: Trainer, objective: str, gain: float) -> None:
         gains = self._gains.setdefault(objective, deque(maxlen=self.window))

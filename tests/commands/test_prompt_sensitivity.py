@@ -70,6 +70,10 @@ def split_of(**reads: str) -> OwnSplit:
         ),
         ({"questions": "{text}"}, "prompts.questions is .* has to be a list of two templates at least"),
         ({"questions": ["{text}", "{text}"]}, "two templates at least"),
+        ({"questions": 5}, "prompts.questions is 5, but has to be a list of two templates at least"),
+        ({"questions": None}, "two templates at least"),
+        ({"questions": [{"a": 1}, "{text}"]}, "two templates at least"),
+        ({"questions": ["{text}", "Q {text}", 5]}, r"prompts.questions is 5, but has to have \{text\} once"),
         ({"questions": ["{text}", "who?"]}, r"prompts.questions is 'who\?', but has to have \{text\} once"),
     ],
 )

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from omegaconf import OmegaConf
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.datamodule import DataModule
-from fusionkit.data.loader import workers_of
+from fusionkit.data.loader import cores_granted, workers_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source
 from fusionkit.data.tokenizer import word_tokenizer
@@ -365,3 +366,19 @@ def test_a_number_of_workers_that_the_machine_says_makes_the_same_batches(tmp_pa
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
     module = make_module(tmp_path, num_workers="auto")
     assert same(train_batches(module), expected)
+
+
+def test_a_container_has_the_cores_that_it_is_granted(tmp_path):
+    for said, cores in (("200000 100000", 2), ("50000 100000", 1), ("max 100000", 2**20)):
+        (tmp_path / "cpu.max").write_text(f"{said}\n")
+        assert cores_granted(tmp_path / "cpu.max") == cores
+    assert cores_granted(tmp_path / "none") == 2**20
+
+
+def test_the_time_that_batches_were_waited_for_is_counted(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr("fusionkit.data.loader.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    module = make_module(tmp_path)
+    batches = len(list(next(iter(module.train_dataloader().iterables.values()))))
+    assert batches > 1
+    assert module.seconds_waited() == batches + 1  # the last was asked for in vain

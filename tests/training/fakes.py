@@ -141,6 +141,9 @@ class FakeData(LightningDataModule):
     def skipped(self) -> dict[str, int]:
         return dict.fromkeys(self.sources, 0)
 
+    def seconds_waited(self) -> float:
+        return 0.0
+
 
 def count_records(records, samples) -> dict[str, float]:
     """A scorer: the percentage of the samples that have a record, and how many records there are."""

@@ -11,7 +11,7 @@ from lightning import Callback
 
 from fusionkit.errors import ConfigError
 from fusionkit.training.callbacks import BestCheckpoint, CutTexts, LastCheckpoint, SkippedImages, StopAfter, Throughput
-from tests.training.fakes import FakeData, FakeTask, fake_batch, fake_module
+from tests.training.fakes import FakeData, FakeTask, fake_module
 from tests.training.test_module import fit
 
 
@@ -117,37 +117,31 @@ def test_throughput_counts_the_images_of_all_sources(tmp_path):
 
 
 class Clock(Callback):
-    """Time that passes while a batch is made, and while it is trained on."""
+    """Time that passes while a batch is waited for, and while it is trained on."""
 
-    def __init__(self, monkeypatch, data: FakeData, made: float, trained: float) -> None:
-        self.now, self.trained, batches = 100.0, trained, fake_batch
-
-        def late(*args, **options):
-            self.now += made
-            return batches(*args, **options)
-
-        monkeypatch.setattr("tests.training.fakes.fake_batch", late)
+    def __init__(self, monkeypatch, waited: float, trained: float) -> None:
+        self.now, self.waited, self.asked, self.trained = 100.0, waited, 0.0, trained
         monkeypatch.setattr("fusionkit.training.callbacks.time", SimpleNamespace(monotonic=lambda: self.now))
 
     def on_before_backward(self, *args) -> None:
-        self.now += self.trained
+        self.now += self.trained + self.waited
+        self.asked += self.waited
 
 
-@pytest.mark.parametrize(("made", "trained", "share", "is_told"), [(3.0, 1.0, 0.75, True), (0.1, 0.9, 0.1, False)])
+@pytest.mark.parametrize(("waited", "trained", "share", "is_told"), [(3.0, 1.0, 0.75, True), (0.1, 0.9, 0.1, False)])
 def test_the_share_of_time_that_went_by_waiting_for_batches_is_told(
-    tmp_path, monkeypatch, capsys, made, trained, share, is_told
+    tmp_path, monkeypatch, capsys, waited, trained, share, is_told
 ):
-    data = FakeData()
-    data.num_workers = 0
-    clock = Clock(monkeypatch, data, made, trained)
+    data, clock = FakeData(), Clock(monkeypatch, waited, trained)
+    data.num_workers, data.seconds_waited = 0, lambda: clock.asked
     options = {"max_steps": 9, "max_epochs": -1, "limit_val_batches": 0}
     run = fit(tmp_path, fake_module(), data, callbacks=[Throughput(every_n_steps=3), clock], **options)
-    assert float(run.callback_metrics["train/data_wait"]) == pytest.approx(share, abs=0.02)
+    assert float(run.callback_metrics["train/data_wait"]) == pytest.approx(share)
     told = [line for line in capsys.readouterr().out.splitlines() if "waiting for batches" in line]
     assert len(told) == is_told
     if told:
         assert re.match(
-            r"data: 7\d% of the training went by waiting for batches: raise data.num_workers \(now 0; auto", told[0]
+            r"data: 75% of the training went by waiting for batches: raise data.num_workers \(now 0; auto", told[0]
         )
 
 

@@ -86,7 +86,22 @@ def test_a_task_that_looks_is_not_told_and_measuring_changes_no_weight(tmp_path,
 def test_the_window_goes_on_where_it_was():
     first = ImageGain(window=3)
     first._gains["a/b"] = deque([0.1, 0.2], maxlen=3)
+    first._ignored = {"a/c"}
     second = ImageGain(window=3)
     second.load_state_dict(first.state_dict())
     assert list(second._gains["a/b"]) == [0.1, 0.2]
     assert second._gains["a/b"].maxlen == 3
+    assert second._ignored == {"a/c"}
+
+
+class Broken(FakeTask):
+    """Its loss is not finite where images have changed places."""
+
+    def forward(self, model, batch, encoded, teacher=None):
+        output = super().forward(model, batch, encoded, teacher)
+        return output if self.training else output._replace(loss=output.loss * torch.nan)
+
+
+def test_what_is_not_finite_is_no_judgement(tmp_path, capsys):
+    _, _, alerts, lines = gains(tmp_path, capsys, Broken(), 10)
+    assert (alerts, lines) == ([], [])
