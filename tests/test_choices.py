@@ -40,7 +40,7 @@ TOWERS = {
 
 
 def needs_pretrained(name: str) -> None:
-    if name in ("efficientnet_lite0", "minilm", "real_small") and not HAS_PRETRAINED:
+    if name in ("efficientnet_lite0", "minilm", "real_small", "real_retrieval") and not HAS_PRETRAINED:
         pytest.skip("the packages of fusionkit[pretrained] are not installed")
 
 
@@ -93,11 +93,12 @@ def test_teachers_copy_the_model(name):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small drawn world, in its own layout (``shapes``) and in that of data=real_small (``real``)."""
+    """A small drawn world, in its own layout (``shapes``) and in those of data=real_small and real_retrieval (``real``)."""
     root = tmp_path_factory.mktemp("choices")
     make_shapes(root / "shapes", scenes=40)
     real = root / "real"
-    for link, target in {"coco/images": "images", "refcoco/refcoco": "refcoco", "vqa": "vqa"}.items():
+    links = {"coco/images": "images", "refcoco/refcoco": "refcoco", "vqa": "vqa", "flickr8k/images": "images"}
+    for link, target in (links | {"flickr8k/captions_train.json": "annotations/captions_train.json"}).items():
         (real / link).parent.mkdir(parents=True, exist_ok=True)
         (real / link).symlink_to(root / "shapes" / target)
     images = []
@@ -159,6 +160,7 @@ TOY = {
     "chat_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "task.chat.max_length=4"],
     "llava_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "data.answers.min_count=1"],
     "quickstart": ["data.root={root}/shapes", "text_encoder.config.hidden_size=32", "fusion.num_layers=1"],
+    "real_retrieval": ["data.root={root}/real", "fusion.num_layers=1"],
     "real_small": ["data.root={root}/real", "fusion.num_layers=1", "data.answers.min_count=1"],
 }
 
