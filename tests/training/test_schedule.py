@@ -43,6 +43,12 @@ def test_cosine(warmup):
     assert rates(warmup_cosine, 20, warmup_steps=warmup, min_lr_ratio=0.1) == pytest.approx(expected)
 
 
+def test_a_single_step_behind_the_warm_up_is_the_whole_cosine():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    schedule = warmup_cosine(torch.optim.SGD([weight], lr=1.0), total_steps=3, warmup_steps=2, min_lr_ratio=0.1)
+    assert [schedule.lr_lambdas[0](step) for step in range(4)] == pytest.approx([0.5, 1.0, 1.0, 0.1])
+
+
 def test_linear_and_constant():
     line = [BASE * (s + 1) / 2 for s in range(2)] + [BASE * (10 - s) / 8 for s in range(2, 10)]
     assert rates(warmup_linear, 10, warmup_steps=2) == pytest.approx(line)
