@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from fusionkit.data.depths import as_rgb
 from fusionkit.data.identity import coco_number, photo_of
 from fusionkit.data.sample import Sample
-from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
+from fusionkit.data.stores import ChangedError, is_lmdb, lmdb_keys, stored_bytes
 from fusionkit.errors import DataError
 from fusionkit.files.depends import FOLDER, STORE, note
 from fusionkit.files.names import is_inside
@@ -183,6 +183,8 @@ def decode(path: Path | Image.Image, min_side: int) -> Decoded:
             size = file.size
             file.draft("RGB", (min_side, min_side))
             return _decoded(file, size)
+    except ChangedError:
+        raise
     except Exception as error:  # decoders raise nearly anything
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         name = "the image" if isinstance(path, Image.Image) else path

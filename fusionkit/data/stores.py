@@ -12,13 +12,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_64
+
 from fusionkit.errors import ConfigError, DataError, UserError, install_extra
 from fusionkit.files.names import is_file_name
 
 SHOWN = 80  # letters of a member's name that stand in its path
 ODD = re.compile(r"[^\w-]")
-MEMBER = re.compile(r"@(\d+)\+(\d+)(?:\.[^.@]*)?$")
+MEMBER = re.compile(r"@(\d+)\+(\d+)(?:~(\w+))?(?:\.[^.@]*)?$")
 ZIP = b"PK"  # what a zip file, and so an npz file, begins with
+
+
+class ChangedError(DataError):
+    """A tar is no longer the one whose members were found."""
 
 
 def is_lmdb(folder: Path) -> bool:
@@ -99,19 +105,31 @@ def cell(table: Path, column: str, row: int, place: int = 0) -> Path:
     return table / column / (f"row{row}-{place}" if place else f"row{row}")
 
 
-def tar_member(archive: Path, name: str, start: int, size: int) -> Path:
-    """What stands for a file in a tar, by the place of its bytes: ``ARCHIVE/key@START+SIZE.jpg``."""
+def tar_member(archive: Path, name: str, start: int, size: int, state: str = "") -> Path:
+    """What stands for a file in a tar, by the place of its bytes: ``ARCHIVE/key@START+SIZE~STATE.jpg``.
+
+    Of an archive that has another ``state_of`` since, where one is given, nothing is read.
+    """
     stem, dot, ending = name.rpartition("/")[2].rpartition(".")
     plain = stem if stem.isalnum() else ODD.sub("_", stem)
-    return Path(f"{archive}/{plain[:SHOWN]}@{start}+{size}{dot}{ending}")
+    return Path(f"{archive}/{plain[:SHOWN]}@{start}+{size}{'~' if state else ''}{state}{dot}{ending}")
+
+
+def state_of(state: os.stat_result) -> str:
+    """A word for the size and the time of change of a file."""
+    return xxh3_64(f"{state.st_size} {state.st_mtime_ns}".encode()).hexdigest()
 
 
 def _member_bytes(path: Path) -> bytes:
-    """The bytes of a ``tar_member``; NotADirectoryError for a path that is none."""
+    """The bytes of a ``tar_member``; NotADirectoryError for a path that is none, ChangedError."""
     found = MEMBER.search(path.name)
     if found is None:
         raise NotADirectoryError(f"{path.parent} is no folder")
     with path.parent.open("rb", buffering=0) as file:
+        if found[3] and found[3] != state_of(os.fstat(file.fileno())):
+            raise ChangedError(
+                f"the shard {path.parent} was changed while it was read; start again, and it is read anew"
+            )
         file.seek(int(found[1]))
         return file.read(int(found[2]))
 

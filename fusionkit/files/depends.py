@@ -26,7 +26,7 @@ class Seen:
     size: int
     time: int  # of its last change, nanoseconds
     is_racy: bool  # it had changed so lately that another change could have the same time
-    digest: str = ""  # of its bytes or names; none of a store
+    digest: str = ""  # of its bytes or names; of a store which file it is, and when that came here
 
 
 @dataclass
@@ -111,9 +111,11 @@ def is_same(path: str, seen: Seen) -> bool:
     now = _look(path, seen.kind)
     if now is None or now.size != seen.size:
         return False
+    if seen.kind == STORE:
+        return now.time == seen.time and _digest(path, STORE) == seen.digest
     if now.time == seen.time and not seen.is_racy:
         return True
-    if seen.kind == STORE or _digest(path, seen.kind) != seen.digest:
+    if _digest(path, seen.kind) != seen.digest:
         return False
     seen.time, seen.is_racy = now.time, now.is_racy
     return True
@@ -130,10 +132,11 @@ def _look(path: str, kind: str) -> Seen | None:
 
 def _digest(path: str, kind: str) -> str:
     """Of the bytes of a file, or of the names in a folder; empty where there are none to be read."""
-    if kind == STORE:
-        return ""
     digest = xxh3_128()
     try:
+        if kind == STORE:  # a copy that keeps the time of change is another file, or has changed in another way
+            state = os.stat(path)
+            return f"{state.st_ino} {state.st_ctime_ns}"
         if kind == FOLDER:
             digest.update(b"\0".join(sorted(map(os.fsencode, os.listdir(path)))))
         else:

@@ -113,3 +113,61 @@ def test_a_damaged_record_of_pax_is_left_out(record, tmp_path):
         archive.addfile(about, io.BytesIO(record))
         archive.addfile(_about("a.txt", tarfile.REGTYPE))
     assert [each.name for each in read(tmp_path / "a.tar")] == ["a.txt"]
+
+
+def test_archives_behind_one_another_are_read_as_one(tmp_path):
+    found = [write(tmp_path / f"{n}.tar", tarfile.GNU_FORMAT, [f"{n}.txt", "x.jpg"]) for n in range(2)]
+    contents = [(tmp_path / f"{n}.tar").read_bytes() for n in range(2)]
+    (tmp_path / "both.tar").write_bytes(b"".join(contents))
+    behind = [each._replace(start=each.start + len(contents[0])) for each in found[1]]
+    assert read(tmp_path / "both.tar") == [*found[0], *behind]
+    last = found[0][-1]
+    end = -(-(last.start + last.size) // 512) * 512 + 1024  # behind the header of the device, and one block of zeros
+    (tmp_path / "both.tar").write_bytes(contents[0][: end + 512] + contents[1])
+    assert len(read(tmp_path / "both.tar")) == 4
+
+
+def test_zeros_and_other_bytes_where_members_should_be_are_told(tmp_path):
+    write(tmp_path / "a.tar", tarfile.GNU_FORMAT, ["a.txt"])
+    content = (tmp_path / "a.tar").read_bytes()
+    for more, told in ((bytes(11_000), "has zeros, more than end a tar"), (b"x" * 512, "header at byte .* is damaged")):
+        (tmp_path / "a.tar").write_bytes(content + more)
+        there: list[Member] = []
+        with pytest.raises(CutShort, match=told):
+            gather(tmp_path / "a.tar", there)
+        assert [each.name for each in there] == ["a.txt"]
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_hard_link_is_the_file_that_it_names(kind, tmp_path):
+    names = ["a.txt", *(["x" * 300 + ".txt"] if kind != "ustar" else [])]
+    with tarfile.open(tmp_path / "a.tar", "w", format=FORMATS[kind]) as archive:
+        for number, name in enumerate(names):
+            about = _about(name, tarfile.REGTYPE)
+            about.size = 3
+            archive.addfile(about, io.BytesIO(b"abc"))
+            link = _about(f"link{number}.txt", tarfile.LNKTYPE)
+            link.linkname = name
+            archive.addfile(link)
+    found = read(tmp_path / "a.tar")
+    assert [each.name for each in found] == [each for n, name in enumerate(names) for each in (name, f"link{n}.txt")]
+    assert found[0][1:] == found[1][1:]
+    assert found[-2][1:] == found[-1][1:]
+
+
+def test_a_sparse_file_is_told_apart_and_what_is_behind_it_is_read(tmp_path):
+    found = write(tmp_path / "a.tar", tarfile.GNU_FORMAT, ["a.txt", "b.txt", "c.txt"])
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    header = found[1].start - 512
+    content[header + 156 : header + 157], content[header + 482] = b"S", 1
+    _sign(content, header)
+    further = bytes([1] * 504 + [1] + [0] * 7) + bytes(512)  # two more blocks of places
+    (tmp_path / "a.tar").write_bytes(content[: header + 512] + further + content[header + 512 :])
+    there = read(tmp_path / "a.tar")
+    assert [(each.name, each.is_sparse) for each in there] == [("a.txt", False), ("b.txt", True), ("c.txt", False)]
+    assert there[2].start == found[2].start + 1024
+    with tarfile.open(tmp_path / "pax.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        about = _about("GNUSparseFile.0/b.txt", tarfile.REGTYPE)
+        about.pax_headers = {"GNU.sparse.major": "1"}
+        archive.addfile(about)
+    assert [each.is_sparse for each in read(tmp_path / "pax.tar")] == [True]

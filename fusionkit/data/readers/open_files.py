@@ -18,6 +18,7 @@ from fusionkit.files.depends import Seen, noting
 if TYPE_CHECKING:
     from fusionkit.data.readers.table import Table
 
+SHARDS = 20  # that are looked at where the first lacks columns
 HEAD = 1000  # rows of the first table that guesses are made of
 SHARES = {"val": 0.1, "test": 0.1}  # of the images, where no column and no file names the splits
 
@@ -61,9 +62,12 @@ class OpenFiles:
 
     @cached_property
     def head(self) -> list[dict[str, Any]]:
-        """The first rows of the first table. DataError where it has none."""
+        """The first rows of the first table, and of more shards where it lacks columns. DataError where there are none."""
         with self._kept():
             rows = self.places[0].table.head(HEAD)
+            lacking = set(self.places[0].table.columns) - {name for row in rows for name in row}
+            for place in self.places[1:SHARDS] if lacking and self.is_sharded else ():
+                rows += place.table.head(HEAD // 10)
         if not rows:
             raise DataError(f"{self.path} has columns and no rows; give a table with one row an image or a text")
         return rows

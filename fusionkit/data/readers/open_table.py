@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 BOXES = 200  # pictures by whose boxes a convention is recognised
 # Where pictures lie, from the table's folder.
 FOLDERS = ("", "images", "Images", "imgs", "img", "photos", "pictures", "../images")
+TEXTS = ("caption", "question", "answer", "expression", "label", "conversation")  # roles of what is said of pictures
 OPTIONAL = (
     "id",
     "answer",
@@ -63,6 +64,7 @@ class OpenTable(OpenFiles):
             table.missing,
         )
         self.skipped: dict[str, int] = {}  # by split, rows whose picture is not there
+        self.bare = 0  # pictures of the split that was read last which have no text
         self._draws: dict[Path, str] = {}  # by picture, the split that its hash gives it
 
     def read(self, split: str) -> Sequence[Sample]:
@@ -80,7 +82,7 @@ class OpenTable(OpenFiles):
         places = [(number, place) for number, place in enumerate(self.places) if place.split in (None, asked)]
         paths = [place.table.path for _, place in places]
         names, groups = (short_names(paths), [[each] for each in places]) if self.is_sharded else ([split], [places])
-        self.skipped[split], is_empty = 0, True
+        self.skipped[split], self.bare, is_empty = 0, 0, True
         self.filters.clear()
         for name, group in zip(names, groups, strict=True):
             if samples := self._part(group, split, asked):
@@ -90,6 +92,13 @@ class OpenTable(OpenFiles):
             warnings.warn(f"{self.called}, {split if self.is_sharded else asked}: {sentence}", stacklevel=1)
         if (count := self.skipped[split]) and self.missing != "skip" and split not in self.hashed:
             warnings.warn(f"{self.called}: {count:,} rows have no picture, and are left out", stacklevel=1)
+        if self.bare:
+            named = ", ".join(name for role in TEXTS for name in self.mapped.get(role, ()))
+            warnings.warn(
+                f"{self.called}, {split}: {self.bare:,} pictures have no text in the columns that are read "
+                f"({named}), and are left out",
+                stacklevel=1,
+            )
         if is_empty:
             raise DataError(self._empty(split))
 
@@ -140,7 +149,9 @@ class OpenTable(OpenFiles):
             and split == "train"
             and wanted is not None
         ):
-            rows = place.table.rows_where(there, lambda digest: drawn(digest, self.hashed) == wanted)
+            rows = place.table.rows_where(
+                there, lambda digest: drawn(digest, self.hashed) == wanted, self.mapped.get("image", ())
+            )
         for at, cells in rows:
             if not is_mixed or self._split_in(cells, place) == split:
                 yield Row(place.table.path, f"{start}{at}" if start else at, cells)
@@ -177,6 +188,7 @@ class OpenTable(OpenFiles):
             for kind, text in said:
                 kinds.setdefault(kind, []).append(text)
             by_kind = {kind: tuple(found) for kind, found in kinds.items()}
+            self.bare += not by_kind
             if by_kind:
                 own, *others = picture.files
                 samples.append(

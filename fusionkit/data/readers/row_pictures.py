@@ -21,6 +21,7 @@ from fusionkit.files.depends import STORE, note
 ENDS = 65536  # bytes at either end of a file, by which two pictures differ
 FIRST, SPREAD = 20, 1000  # rows by which the folder of the pictures is found: of the first, and of all
 NUMBERED = re.compile(r"#\d+$")  # Flickr30k's results.token counts the captions of a file: 1000092795.jpg#0
+COCO_FILE = re.compile(r"COCO_[a-z]+\d{4}_0{5}\d{7}\.\w+$")
 Reference = str | int | Stored
 Id = int | str
 
@@ -45,8 +46,13 @@ class Picture:
     @property
     def photo(self) -> str | None:
         """COCO's or Flickr30k's name of a picture that stands in a table, where the table gives its file's name."""
-        name = self.reference.name if isinstance(self.reference, Stored) else None
-        return photo_by_name(Path(name)) if name else None
+        stored = self.reference if isinstance(self.reference, Stored) else None
+        if stored is None or not stored.name:
+            return None
+        is_known = stored.digest is None or COCO_FILE.match(
+            stored.name.rpartition("/")[2]
+        )  # a shard's key may be any number
+        return photo_by_name(Path(stored.name)) if is_known else None
 
 
 def pictures_of(
@@ -100,9 +106,23 @@ def fullest(folders: Sequence[Path], table: RowFile, columns: Columns) -> Path |
 
 
 def _group(row: Row, keys: Sequence[Reference], places: Any, columns: Columns) -> Any:
-    """What the rows about one picture share: its file, and of pictures in the table their id, where the row has one."""
-    own = row.cells.get(columns["image_id"][0]) if isinstance(keys[0], Stored) and "image_id" in columns else None
-    return places if own is None else own
+    """What the rows about one picture share: its file; of pictures in the table their id, where the row has one, and in
+    shards the bytes too.
+    """
+    first = keys[0]
+    own = _id_in(row, columns["image_id"][0]) if isinstance(first, Stored) and "image_id" in columns else None
+    return places if own is None or not isinstance(first, Stored) else (own, first.digest)
+
+
+def _id_in(row: Row, column: str) -> Any:
+    """The ``image_id`` of a row. DataError where it is none."""
+    value = row.cells.get(column)
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"row {row.name} of {row.path} has {str(value)[:60]} as '{column}', which is neither a number nor a text; say "
+            "which column is meant with data.columns.image_id=COLUMN"
+        )
+    return value
 
 
 def references_of(row: Row, columns: Columns) -> list[Reference]:
@@ -148,7 +168,7 @@ def name_pictures(pictures: Sequence[Picture], columns: Columns, path: Path) -> 
     """Give each picture its id: that of the table's column where it tells the pictures apart, else what it is called by."""
     column = columns.get("image_id")
     if column is not None:
-        said = [{row.cells.get(column[0]) for row in picture.rows} for picture in pictures]
+        said = [{_id_in(row, column[0]) for row in picture.rows} for picture in pictures]
         if all(len(each) == 1 and None not in each for each in said):
             ids = as_ids([each.pop() for each in said], column[0], path)
             if len(set(ids)) == len(ids):

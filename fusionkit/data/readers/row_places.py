@@ -125,7 +125,8 @@ def _of_folder(folder: Path) -> list[Place]:
         return [Place(open_rows(about), None, folder)]
     if splits and all(any((each / f"{METADATA}{ending}").is_file() for ending in ENDINGS) for each in splits):
         return [place._replace(split=role_of(each.name)) for each in splits for place in _of_folder(each)]
-    if shards := [path for path in sorted([*folder.glob("*"), *folder.glob("*/*")]) if is_shard(path)]:
+    shards = [path for path in sorted(folder.glob("*")) if is_shard(path)]
+    if shards := shards or [path for path in sorted(folder.glob("[!.]*/*")) if is_shard(path)]:
         return _of_shards(shards)  # tables beside them, as img2dataset writes, say nothing more
     pictures = picture_files(folder)
     if pictures and (not tables or any(path.with_suffix(".txt").is_file() for path in pictures[:10])):

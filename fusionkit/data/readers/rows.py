@@ -11,10 +11,14 @@ BATCH = 4096  # rows
 
 @dataclass(frozen=True)
 class Stored:
-    """A picture that stands in the table itself: where its bytes are, and the name that the table gives it."""
+    """A picture that stands in the table itself: where its bytes are, and the name that the table gives it.
+
+    Of a member of a shard also the hash of its bytes; its name begins with a key, which is of that shard alone.
+    """
 
     path: Path
     name: str | None = None
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True)
