@@ -160,14 +160,6 @@ def test_a_rank_within_a_list():
         list_rank(record | {"scores": [1]}, "ids", {5}, 4)
 
 
-def test_a_median_rank_at_the_end_of_the_lists_is_known():
-    samples = world((1,) * 4)
-    records = [{"caption_id": 1000 + at, "image_ids": [(at + 1) % 4, (at + 2) % 4, at]} for at in range(4)]
-    judged = Retrieval().rows(records, samples)
-    assert scores_of(judged.rows)["text_to_image_median_rank"] == 3
-    assert "text_to_image_median_rank" not in judged.notes
-
-
 @pytest.mark.parametrize("beyond", [1, 2, 3])
 def test_a_median_rank_is_known_where_both_in_the_middle_are_listed(beyond):
     """Lists of three of four images; a mean of a rank and of the unknown one behind the list would look as if known."""
