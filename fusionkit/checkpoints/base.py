@@ -178,6 +178,8 @@ def _joined(source: Source, name: str, parts: Sequence[tuple[Key, Tensor]], expe
             )
     if change is None or expected is None:
         return tensor
+    if tensor.is_floating_point() and expected.is_floating_point():
+        tensor = tensor.to(expected.dtype)  # what was saved in half precision is computed with in full
     try:
         return change(tensor, expected.shape)
     except (IndexError, RuntimeError):  # of too few dimensions to be changed: its shape is then told to differ
