@@ -171,6 +171,7 @@ class Dims:
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
     predicts_words: bool = False  # the model is a language model with a head of its own, so that tasks need none
     answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it
+    other_ends: tuple[int, ...] = ()  # tokens that end a text too, where a language model has several
 
     @property
     def special_ids(self) -> frozenset[int]:

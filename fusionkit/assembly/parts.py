@@ -167,6 +167,7 @@ def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequ
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
         predicts_words=model.predicts_words,
+        other_ends=tuple(end for end in getattr(model.text_encoder, "ends", ()) if end != ids["sep"]),
         answers=tuple(answers),
         cls_token_id=ids["cls"],
         sep_token_id=ids["sep"],

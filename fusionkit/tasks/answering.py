@@ -30,7 +30,7 @@ class Answers(NamedTuple):
 class Answering(Protocol):
     """Answers R questions, given the steps that follow them."""
 
-    def __call__(self, steps: DecoderState, answers: Answers, words: Words, end: int) -> list[str]: ...
+    def __call__(self, steps: DecoderState, answers: Answers, words: Words, ends: Sequence[int]) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,11 @@ class GenerateAnswer:
     search: Search = field(default_factory=BeamSearch)
     max_length: int = 10
 
-    def __call__(self, steps: DecoderState, answers: Answers, words: Words, end: int) -> list[str]:
-        rules = GenerationConfig(end, self.max_length, min_length=1, banned=tuple(words.special - {end}))
+    def __call__(self, steps: DecoderState, answers: Answers, words: Words, ends: Sequence[int]) -> list[str]:
+        end, *others = ends
+        rules = GenerationConfig(
+            end, self.max_length, min_length=1, banned=tuple(words.special), other_ends=tuple(others)
+        )
         known = {
             tuple(row[: count - 1]): text
             for row, count, text in zip(
@@ -70,7 +73,7 @@ class RankAnswers:
         if self.k < 1:
             raise ConfigError(f"answering.k is {self.k}; give 1 or more answers to score")
 
-    def __call__(self, steps: DecoderState, answers: Answers, words: Words, end: int) -> list[str]:
+    def __call__(self, steps: DecoderState, answers: Answers, words: Words, ends: Sequence[int]) -> list[str]:
         best, candidates = self.scores(steps, answers)
         chosen = candidates.gather(1, best.argmax(dim=1, keepdim=True)).squeeze(1)
         return [answers.texts[number] for number in chosen.tolist()]
@@ -99,6 +102,7 @@ class AnswerDecoding(nn.Module):
     def __init__(self, dims: Dims, answering: Answering | None) -> None:
         super().__init__()
         self.end, self.pad = dims.sep_token_id, dims.pad_token_id
+        self.ends = (self.end, *dims.other_ends)
         self.answering: Answering = answering or RankAnswers()
         self.words = Words(dims.tokens, dims.special_ids)
         self.ids: Tensor
@@ -135,7 +139,7 @@ class AnswerDecoding(nn.Module):
         """VQA v2's own records of R questions, {"question_id", "answer"}, from the steps that follow them."""
         if not question_ids:
             return []
-        said = self.answering(steps(), self.known, self.words, self.end)
+        said = self.answering(steps(), self.known, self.words, self.ends)
         return [{"question_id": i, "answer": answer} for i, answer in zip(question_ids, said, strict=True)]
 
     def reply(self, steps: Callable[[], DecoderState], top: int) -> Records | None:

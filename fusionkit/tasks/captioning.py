@@ -47,8 +47,9 @@ class CaptionWriter:
     ) -> "CaptionWriter":
         """Of a task's options and the plain values of its run."""
         words, special = Words(dims.tokens, dims.special_ids), tuple(dims.special_ids)
+        lengths = (max_length, min_length, no_repeat_ngram)
         ids = [dims.cls_token_id, *words.spell(prompt, "task.captioning.prompt")]
-        rules = GenerationConfig(dims.sep_token_id, max_length, min_length, no_repeat_ngram, special, tuple(ids))
+        rules = GenerationConfig(dims.sep_token_id, *lengths, special, tuple(ids), dims.other_ends)
         return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing)
 
     def loss(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> TaskOutput:

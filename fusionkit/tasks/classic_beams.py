@@ -58,7 +58,7 @@ class ClassicBeamSearch:
             log_probs = self._penalised(F.log_softmax(logits.float(), dim=1), tokens.flatten(0, 1), rules)
             total = (running.flatten()[:, None] + rules.restrict(log_probs, tokens.flatten(0, 1))).view(prompts, -1)
             scores, index = total.topk(2 * self.beams, dim=1)
-            source, token = index // vocabulary, index % vocabulary
+            source, token = index // vocabulary, rules.ended(index % vocabulary)
             length = max(1, len(rules.prompt) + tokens.shape[2]) ** self.length_penalty
             kept = torch.zeros(prompts, self.beams, dtype=torch.int64, device=logits.device)
             for row in range(prompts):

@@ -43,7 +43,8 @@ class Generated(NamedTuple):
 class GenerationConfig:
     """What may be generated.
 
-    ``end``             the token that ends a text.
+    ``end``             the token that ends a text, and what follows it.
+    ``other_ends``      tokens that end a text too; ``end`` is written in their place.
     ``max_length``      most tokens of a text, its end included; a text that has not ended then is cut.
     ``min_length``      fewest tokens before the end.
     ``no_repeat_ngram`` length of the token sequences that may come only once in a text; 0: all may repeat.
@@ -57,6 +58,7 @@ class GenerationConfig:
     no_repeat_ngram: int = 0
     banned: tuple[int, ...] = ()
     prompt: tuple[int, ...] = ()
+    other_ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_length < self.max_length:
@@ -65,14 +67,25 @@ class GenerationConfig:
             )
         if self.no_repeat_ngram < 0:
             raise ConfigError(f"generation: no_repeat_ngram is {self.no_repeat_ngram}; give 0 (off) or a length")
-        object.__setattr__(self, "banned", tuple(token for token in self.banned if token != self.end))
+        object.__setattr__(self, "banned", tuple(token for token in self.banned if token not in self.ends))
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end a text."""
+        return (self.end, *self.other_ends)
+
+    def ended(self, tokens: Tensor) -> Tensor:
+        """Tokens (...) with ``end`` wherever one of the ends is."""
+        for other in self.other_ends:
+            tokens = tokens.masked_fill(tokens == other, self.end)
+        return tokens
 
     def restrict(self, scores: Tensor, tokens: Tensor) -> Tensor:
         """Scores (R, V) of the token after tokens (R, t), -inf for those that the rules forbid."""
         scores = scores.clone()
         scores[:, list(self.banned)] = float("-inf")
         if tokens.shape[1] < self.min_length:
-            scores[:, self.end] = float("-inf")
+            scores[:, list(self.ends)] = float("-inf")
         rows, repeated = repeats(tokens, self.no_repeat_ngram)
         scores[rows, repeated] = float("-inf")
         return scores
@@ -156,6 +169,7 @@ def _walk(steps: DecoderState, rules: GenerationConfig, choose: Callable[[Tensor
         log_probs = F.log_softmax(logits.float(), dim=1)
         chosen = choose(rules.restrict(log_probs, tokens)).masked_fill(has_ended, rules.end)
         total = total + log_probs.gather(1, chosen[:, None]).squeeze(1).masked_fill(has_ended, 0.0)
+        chosen = rules.ended(chosen)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         has_ended = has_ended | (chosen == rules.end)
         if tokens.shape[1] == rules.max_length or has_ended.all():
@@ -195,7 +209,7 @@ class BeamSearch:
             log_probs = rules.restrict(F.log_softmax(logits.float(), dim=1), tokens.flatten(0, 1))
             total = (scores.flatten()[:, None] + log_probs).view(prompts, -1)
             best, index = total.topk(2 * self.beams, dim=1)
-            source, token = index // logits.shape[1], index % logits.shape[1]
+            source, token = index // logits.shape[1], rules.ended(index % logits.shape[1])
             candidates = torch.cat([_take(tokens, source), token[..., None]], dim=2)  # (prompts, 2 * beams, length)
             has_ended = (token == rules.end) | (length == rules.max_length)
             is_new = has_ended[:, : self.beams] & is_open[:, None]

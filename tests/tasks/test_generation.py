@@ -224,3 +224,21 @@ def test_a_hypothesis_that_can_but_draw_level_improves_nothing():
     finished = _Finished(torch.zeros(1, 1, 4, dtype=torch.long), torch.tensor([[-1.0]]), END)
     assert [finished.can_improve(torch.tensor([best]), False).item() for best in (-1.0, -0.5)] == [False, True]
     assert not finished.can_improve(torch.tensor([-0.5]), True)
+
+
+@pytest.mark.parametrize("search", [Greedy(), BeamSearch(3)], ids=["greedy", "beams"])
+@pytest.mark.parametrize("least", [0, 4])
+@torch.inference_mode()
+def test_a_text_ends_at_any_of_several_ends(search, least):
+    ends = [END, 4, 9, 11]
+    rules = GenerationConfig(END, 9, least, banned=(*BANNED, 9), other_ends=(4, 9, 11))
+    for seed in range(3):
+        model = language_model(seed)
+        found = search(Reader(model, PROMPTS), rules).tokens
+        options = {"eos_token_id": ends, "num_beams": getattr(search, "beams", 1)}
+        said, _ = theirs(model, GenerationConfig(END, 9, least, banned=BANNED), **options)
+        for row, (ours_, text) in enumerate(zip(found.tolist(), said, strict=True)):
+            length = next((place for place, token in enumerate(text) if token in ends), len(text))
+            assert ours_[:length] == text[:length], (seed, row)
+            assert all(token == END for token in ours_[length:])
+            assert length >= least
