@@ -1,6 +1,7 @@
 """What a folder of transformers holds beside its weights: all sizes, its tokenizer, and how its images are read."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,9 @@ def completed(source: Source, kind: str) -> Source:
             full = getattr(transformers, kind).from_dict(without_code(config)).to_dict()
     except Exception as error:  # of unknown kinds and values, each with an error of its own
         raise DataError(f"{place}is no {kind} ({first_line(error)}); correct it, or take the folder again") from error
+    for part, given in ((full, config), (full.get("text_config"), config.get("text_config") or {})):
+        if isinstance(part, dict) and "eos_token_id" not in given:
+            part["eos_token_id"] = None  # the default of a class is no token of this folder's tokenizer
     return replace(source, config={**full, "architectures": config.get("architectures")})
 
 
@@ -70,6 +74,19 @@ def images_of(
     for name, value in FIXED.items():
         if found.get(name) not in (None, value):
             raise DataError(f"{place}{name} is {shown(found[name])}, but images are read with {name} true; correct it")
+    if size == "size" and found.get("do_pad"):
+        raise DataError(
+            f"{place}do_pad is true, but images are not padded to squares; set it to false to squash or crop them"
+        )
+    if (colours := ((source.config or {}).get("vision_config") or {}).get("num_channels", 3)) != 3:
+        raise DataError(
+            f"{source.path / CONFIG}: vision_config.num_channels is {shown(colours)}, but images have 3 colours"
+        )
+    if size == "max_image_size" and found.get("do_image_splitting", True) and found:
+        warnings.warn(
+            f"{place}do_image_splitting is true, but an image is read as one tile here: its details are seen less",
+            stacklevel=2,
+        )
     factor = found.get("rescale_factor", 1 / 255)
     if not isinstance(factor, int | float) or not math.isclose(factor, 1 / 255, rel_tol=1e-4):
         raise DataError(f"{place}rescale_factor is {shown(factor)}, but pixels are divided by 255; correct it")

@@ -131,19 +131,19 @@ def shown(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def activation(name: str) -> dict[str, Any]:
-    """The argument ``activation`` of a layer or head by transformers' name of it, ``hidden_act``; none for GELU, their own."""
-    return {} if name == "gelu" else {"activation": _known_activation(name)[0] | {"_partial_": True}}
+def activation(name: str, key: str = "hidden_act") -> dict[str, Any]:
+    """The argument ``activation`` of a layer or head by transformers' name of it, at ``key``; none for GELU, their own."""
+    return {} if name == "gelu" else {"activation": _known_activation(name, key)[0] | {"_partial_": True}}
 
 
-def tower_activation(name: str) -> dict[str, str]:
+def tower_activation(name: str, key: str = "hidden_act") -> dict[str, str]:
     """The same for a tower of timm's."""
-    return {} if name == "gelu" else {"act_layer": _known_activation(name)[1]}
+    return {} if name == "gelu" else {"act_layer": _known_activation(name, key)[1]}
 
 
-def _known_activation(name: str) -> tuple[dict[str, Any], str]:
+def _known_activation(name: str, key: str) -> tuple[dict[str, Any], str]:
     if name not in ACTIVATIONS:
-        raise ConfigError(f"hidden_act is '{name}'; {suggest(name, ACTIVATIONS)}")
+        raise ConfigError(f"{key} is '{name}'; {suggest(name, ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 

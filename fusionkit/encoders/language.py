@@ -102,8 +102,23 @@ class LanguageModel(nn.Module):
     @property
     def max_length(self) -> int | None:
         """The most tokens that it reads at once, those of an image included: positions, or the window that a layer sees."""
-        windows = [_window(self.config), getattr(self.config, "max_position_embeddings", None)]
-        return min((bound for bound in windows if bound is not None and bound > 0), default=None)
+        return most_tokens(self.config)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end what it says, where its configuration has a list of them."""
+        ends = self.config.eos_token_id
+        return tuple(end for end in ends if end < self.word_embeddings.num_embeddings) if isinstance(ends, list) else ()
+
+    @property
+    def changing_positions(self) -> str | None:
+        """The kind of its rotary positions where they hang on how long the whole text is, so that none can be read on."""
+        found = getattr(self.config, "rope_parameters", None) or {}
+        kinds = [
+            found,
+            *(part for part in found.values() if isinstance(part, dict)),
+        ]  # of all layers, or by kind of layer
+        return next((part["rope_type"] for part in kinds if part.get("rope_type") in ("dynamic", "longrope")), None)
 
     @property
     def key_size(self) -> int:
@@ -222,6 +237,10 @@ class LanguageModel(nn.Module):
                     break
                 reasons.append(fault)
             else:
+                if (window := _window(self.config)) is not None and window < embeds.shape[1]:
+                    raise ConfigError(
+                        f"text_encoder: sliding_window is {window} tokens, too few to read on; give a longer one"
+                    )
                 raise ConfigError(
                     f"text_encoder: {kind} cannot be read on as a language model ({reasons[0]}); {CHOOSE}"
                 )
@@ -248,6 +267,12 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _logits_of(whole: Any) -> Any:
     return lambda embeds: whole(inputs_embeds=embeds, use_cache=False).logits
+
+
+def most_tokens(config: Any) -> int | None:
+    """The most tokens that a language model of this configuration reads at once."""
+    bounds = [_window(config), getattr(config, "max_position_embeddings", None)]
+    return min((bound for bound in bounds if bound is not None and bound > 0), default=None)
 
 
 def _window(config: Any) -> int | None:

@@ -142,6 +142,11 @@ class ReadsOn(Protocol):
         """What predicts words from its states, where that is not the transpose of its embeddings."""
         ...
 
+    @property
+    def changing_positions(self) -> str | None:
+        """What its positions are called where they hang on the length of the whole text, so that it cannot be read on."""
+        ...
+
     def start_reading_on(self) -> None:
         """From now on texts are only embedded by it: the fusion has it read them."""
         ...

@@ -57,6 +57,11 @@ class Prefix(nn.Module):
                 f"fusion: {type(self).__name__} has a causal language model read on behind the image, which "
                 f"{type(language_model).__name__} is not; choose {LM}, or another fusion=NAME"
             )
+        if kind := language_model.changing_positions:
+            raise ConfigError(
+                f"text_encoder: its positions hang on how long the whole text is (rope_type {kind}), but the image is read "
+                "before that is known; choose a language model without, such as llama, qwen3 or gemma2"
+            )
         language_model.start_reading_on()
         self._joined = (language_model,)
 

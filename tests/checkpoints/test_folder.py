@@ -1,6 +1,7 @@
 """What else lies in a folder of transformers: how images are read, and the tokenizer."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,7 @@ def test_a_folder_without_settings(tmp_path):
         ({"size": {"height": 32, "width": 48}}, "but the image encoder reads squares of 48 pixels"),
         ({"size": {"shortest_edge": 48}}, "but the image encoder reads squares of 48 pixels"),
         ({"size": "large"}, "but the image encoder reads squares of 48 pixels"),
+        ({"do_pad": True}, "do_pad is true, but images are not padded to squares"),
         ({"image_std": [0.5, 0.5]}, "image_std is [0.5, 0.5], but has to be three numbers"),
         ({"image_std": [0.0, 1, 1]}, "has to be three numbers"),
         ({"image_mean": ["${x}", 1, 1]}, "has to be three numbers"),
@@ -75,3 +77,15 @@ def test_what_no_option_gives(change, words, tmp_path):
         read(tmp_path, SIGLIP | change)
     assert words in str(caught.value)
     assert f"{tmp_path}/preprocessor_config.json: " in str(caught.value)
+
+
+def test_an_image_that_would_be_split_is_told(tmp_path):
+    tiles = {key: value for key, value in SIGLIP.items() if key != "size"} | {"max_image_size": {"longest_edge": 48}}
+    source = Source(tmp_path, {"x": torch.ones(1)}, {}, "")
+    for is_split in (True, False):
+        file = tmp_path / "preprocessor_config.json"
+        file.write_text(json.dumps(tiles | {"do_pad": True, "do_image_splitting": is_split}))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            images_of(source, 48, HALF, HALF, size="max_image_size")
+        assert [str(one.message).startswith(f"{file}: do_image_splitting is true") for one in told] == [True] * is_split

@@ -116,4 +116,6 @@ def image_tower(image: Mapping[str, Any]) -> dict[str, Any]:
         "num_heads": image["num_attention_heads"],
         "intermediate_size": image["intermediate_size"],
         "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": image["layer_norm_eps"]},
-    } | ({} if image["hidden_act"] in TOWERS else runs.tower_activation(image["hidden_act"]))
+    } | (
+        {} if image["hidden_act"] in TOWERS else runs.tower_activation(image["hidden_act"], "vision_config.hidden_act")
+    )

@@ -4,6 +4,7 @@ The folders that transformers' GitForCausalLM saves, of single images.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fusionkit.checkpoints import runs
@@ -12,7 +13,7 @@ from fusionkit.checkpoints.directory import CONFIG
 from fusionkit.checkpoints.families import clip
 from fusionkit.checkpoints.families.bert import POSITION_IDS
 from fusionkit.checkpoints.families.blip_contrast import VISION
-from fusionkit.checkpoints.families.language import TEXT, require_tasks, run_of, special_ids
+from fusionkit.checkpoints.families.language import TEXT, ends_of, require_tasks, run_of, special_ids
 from fusionkit.checkpoints.families.llava import OPENAI, prefix
 from fusionkit.checkpoints.folder import completed, images_of
 from fusionkit.checkpoints.source import Source
@@ -44,6 +45,9 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
             f"{source.path / CONFIG}: num_image_with_embedding is {runs.shown(frames)}: it reads the frames of a video, where an "
             "image encoder here reads an image; take a GIT of images"
         )
+    ends = ends_of(source)
+    if config.get("pad_token_id") is None:
+        source = replace(source, config={**config, "pad_token_id": ends[0]})
     image, words = runs.sizes_of(VISION, source, "vision_config"), runs.sizes_of(WORDS, source)
     tokens, tied = (image["image_size"] // image["patch_size"]) ** 2 + 1, bool(config.get("tie_word_embeddings"))
     return Plan(
@@ -57,7 +61,7 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
             "text_encoder": {
                 "_target_": "fusionkit.encoders.git.GITLanguageModel",
                 "_convert_": "all",
-                "config": words,
+                "config": words | {"eos_token_id": ends},
                 "tied": tied,
             },
             "fusion": prefix("Linear", "image", skip=0, norm_eps=image["layer_norm_eps"]),

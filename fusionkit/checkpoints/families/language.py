@@ -1,24 +1,44 @@
 """Language models inside published vision-language models: their configuration here, their names, and the run they ask for."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key
-from fusionkit.checkpoints.directory import CONFIG
+from fusionkit.checkpoints.directory import CONFIG, read_json
+from fusionkit.checkpoints.folder import own_tokenizer
 from fusionkit.checkpoints.source import Source
+from fusionkit.data.tokenizer import load_tokenizer, text_format
+from fusionkit.encoders.language import most_tokens
 from fusionkit.encoders.tower import without_code
 from fusionkit.errors import DataError
 
 TEXT = "model.text_encoder."
 TASKS = ("captioning", "vqa_generative")
+GENERATION = "generation_config.json"
+UNUSED = {
+    "repetition_penalty": 1.0,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "bad_words_ids": [],
+}  # when off
 SETTINGS: Mapping[str, Mapping[str, Any]] = {task: {"label_smoothing": 0.0} for task in TASKS}
 NO_POSITIONS = {r".*\.rotary_emb\.inv_freq": "frequencies of positions, which are not learnt"}
-UNTIED = "the words' own head, which is the table of embeddings"
+PLAIN = {
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "final_logit_softcapping": None,
+}  # what a head does beside its product
 
 
-def language_model(source: Source) -> dict[str, Any]:
-    """The configuration of the text half, a causal language model; ``source`` is ``completed``."""
+def language_model(source: Source, kept: Sequence[str] = ()) -> dict[str, Any]:
+    """The configuration of the text half, a causal language model; ``source`` is ``completed``.
+
+    The published classes predict words by a matrix alone: what the language model by itself does to its logits is off, but
+    for what is ``kept``.
+    """
     config = source.config or {}
     text = config.get("text_config")
     if not isinstance(text, dict) or not isinstance(text.get("model_type"), str):
@@ -30,10 +50,11 @@ def language_model(source: Source) -> dict[str, Any]:
             "tensors; correct it"
         )
     sizes = without_code({name: value for name, value in text.items() if name not in ("architectures", "dtype")})
+    sizes |= {name: value for name, value in PLAIN.items() if name in sizes and name not in kept}
     return {
         "_target_": "fusionkit.encoders.language.LanguageModel",
         "_convert_": "all",
-        "config": sizes | {"tie_word_embeddings": is_tied(source)},
+        "config": sizes | {"tie_word_embeddings": is_tied(source), "eos_token_id": ends_of(source)},
     }
 
 
@@ -51,25 +72,59 @@ def language_keys(source: Source, bodies: Sequence[str], heads: Sequence[str]) -
 
 def special_ids(source: Source) -> dict[str, Any]:
     """The special tokens by their ids, as the language model's configuration names them; a start or padding is else the end."""
-    text: Mapping[str, Any] = (source.config or {}).get("text_config") or source.config or {}
-    end = text.get("eos_token_id")
-    end = end[0] if isinstance(end, list) and end else end
-    if not isinstance(end, int):
-        raise DataError(
-            f"{source.path / CONFIG}: eos_token_id is {runs.shown(end)}, but has to be the number of the token that ends a text"
-        )
+    text, end = _text(source), ends_of(source)[0]
     start, pad = text.get("bos_token_id"), text.get("pad_token_id")
     ids = {"cls": start if isinstance(start, int) else end, "sep": end, "pad": pad if isinstance(pad, int) else end}
     return ids | {"mask": None}
 
 
+def ends_of(source: Source) -> list[int]:
+    """The tokens that end a text: those of generation, else of the configuration, else the tokenizer's; DataError without any."""
+    text, config = _text(source), source.config or {}
+    places = ((GENERATION, generation_of(source)), (CONFIG, text), (CONFIG, config))
+    place, ends = next(
+        ((file, own["eos_token_id"]) for file, own in places if own.get("eos_token_id") is not None), (CONFIG, None)
+    )
+    if ends is None and (folder := own_tokenizer(source.path)):
+        ends = text_format(load_tokenizer(folder)).end
+    found: list[Any] = ends if isinstance(ends, list) else [ends]
+    if not found or not all(type(end) is int and 0 <= end < text.get("vocab_size", end + 1) for end in found):
+        raise DataError(
+            f"{source.path / place}: eos_token_id is {runs.shown(ends)}, but has to be the number of the token that ends a text"
+        )
+    return found
+
+
+def generation_of(source: Source) -> dict[str, Any]:
+    """What the folder says of how texts are generated."""
+    file = source.path / GENERATION
+    return read_json(file) if file.is_file() else {}
+
+
+def _text(source: Source) -> Mapping[str, Any]:
+    return (source.config or {}).get("text_config") or source.config or {}
+
+
+def saying(source: Source) -> dict[str, Any]:
+    """Options of captioning as the folder generates; what no option gives is told in one warning."""
+    found, options = generation_of(source), dict[str, Any]()
+    size, penalty = found.get("no_repeat_ngram_size"), found.get("length_penalty")
+    if type(size) is int and size > 0:
+        options["no_repeat_ngram"] = size
+    if isinstance(penalty, int | float) and penalty != 1:
+        options["search"] = {"length_penalty": float(penalty)}
+    unused = [f"{name} {runs.shown(found[name])}" for name, off in UNUSED.items() if found.get(name) not in (None, off)]
+    if unused:
+        warnings.warn(f"{source.path / GENERATION}: {', '.join(unused)}: texts are generated without", stacklevel=2)
+    return options
+
+
 def run_of(source: Source, tasks: Sequence[str], image_tokens: int, images: Mapping[str, Any]) -> dict[str, Any]:
     """The run of a language model that says captions or answers, with room for the tokens of an image before each text."""
-    text = (source.config or {}).get("text_config") or source.config or {}
-    room = text.get("max_position_embeddings")
-    left = (room if isinstance(room, int) else 512) - image_tokens
+    left = (most_tokens(SimpleNamespace(**_text(source))) or 512) - image_tokens
     run = runs.run_of(tasks, max(left, 3), **images)
-    return run | {"task": {task: dict(SETTINGS[task]) for task in tasks}}
+    options = {"captioning": saying(source)}
+    return run | {"task": {task: {**SETTINGS[task], **options.get(task, {})} for task in tasks}}
 
 
 def require_tasks(tasks: Sequence[str]) -> list[str]:

@@ -27,6 +27,9 @@ from fusionkit.errors import DataError
 TOWERS = ("vision_tower.", "vision_tower.vision_model.", "model.vision_tower.", "model.vision_tower.vision_model.")
 BODIES = ("language_model.model.", "model.language_model.", "language_model.model.decoder.")
 HEADS = ("language_model.lm_head.", "lm_head.")
+NO_POOLING = {
+    r"(model\.)?vision_tower\.(vision_model\.)?head\..*": "what pools an image, which the words do not follow"
+}
 OPENAI: dict[str, Any] = {
     "mean": [0.48145466, 0.4578275, 0.40821073],
     "std": [0.26862954, 0.26130258, 0.27577711],
@@ -54,7 +57,7 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
     tokens = (image["image_size"] // image["patch_size"]) ** 2 + is_clip
     tower = clip.image_tower(image | read) if is_clip else siglip.image_tower(image | read)
     images = images_of(source, image["image_size"], **(OPENAI if is_clip else siglip.IMAGES))
-    activation = runs.activation(config["projector_hidden_act"])
+    activation = runs.activation(config["projector_hidden_act"], "projector_hidden_act")
     projector = {"depth": 2, "skip": skip, "bias": config["multimodal_projector_bias"]} | activation
     return Plan(
         family="llava",
@@ -102,7 +105,7 @@ def above(read: int, depth: int) -> dict[str, str]:
     return {
         rf"{tower}encoder\.layers\.({unread})\..*": "layers above those read",
         rf"{tower}post_layernorm\..*": "the norm behind the last layer, which the words do not follow",
-        rf"{tower}head\..*": "what pools an image, which the words do not follow",
+        **NO_POOLING,
     }
 
 

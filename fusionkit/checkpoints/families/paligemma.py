@@ -18,7 +18,7 @@ from fusionkit.checkpoints.families.language import (
     run_of,
     special_ids,
 )
-from fusionkit.checkpoints.families.llava import BODIES, HEADS, TOWERS, prefix
+from fusionkit.checkpoints.families.llava import BODIES, HEADS, NO_POOLING, TOWERS, prefix
 from fusionkit.checkpoints.folder import completed, images_of
 from fusionkit.checkpoints.source import Source
 
@@ -29,7 +29,7 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
     source, tasks = completed(source, "PaliGemmaConfig"), require_tasks(tasks)
     image = runs.sizes_of(VISION, source, "vision_config")
     tokens = (image["image_size"] // image["patch_size"]) ** 2
-    text = language_model(source)
+    text = language_model(source, kept=["final_logit_softcapping"])
     text["config"]["use_bidirectional_attention"] = False  # the mask says who sees whom
     return Plan(
         family="paligemma",
@@ -50,7 +50,7 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
             ),
             *language_keys(source, BODIES, HEADS),
         ],
-        left_out=POSITION_IDS | NO_POSITIONS,
+        left_out=POSITION_IDS | NO_POSITIONS | NO_POOLING,
         added=runs.NO_CONTRAST,
         ids=special_ids(source),
         tokenizer="google/paligemma-3b-pt-224",

@@ -33,6 +33,10 @@ def plan(source: Source, vision: Mapping[str, Any], text: Mapping[str, Any], ids
     runs.of_class(source, {"SiglipModel": None})
     image, words = runs.sizes_of(vision, source, "vision_config"), runs.sizes_of(text, source, "text_config")
     width = runs.sizes_of({"projection_size": words["hidden_size"]}, source, "text_config")["projection_size"]
+    if (source.config or {}).get("vision_config", {}).get("vision_use_head") is False:
+        raise DataError(
+            f"{source.path}: vision_config.vision_use_head is false, so that no image has a vector; take a model with it"
+        )
     if width != image["hidden_size"]:
         raise DataError(
             f"{source.path}: text_config.projection_size is {width}, but images have vectors of {image['hidden_size']}; "
@@ -89,7 +93,7 @@ def image_tower(image: Mapping[str, Any], is_pooled: bool = False) -> dict[str, 
         "num_heads": image["num_attention_heads"],
         "intermediate_size": image["intermediate_size"],
         "norm_layer": {"_target_": "torch.nn.LayerNorm", "_partial_": True, "eps": image["layer_norm_eps"]},
-        "act_layer": runs.tower_activation(image["hidden_act"]).get("act_layer", "gelu"),
+        "act_layer": runs.tower_activation(image["hidden_act"], "vision_config.hidden_act").get("act_layer", "gelu"),
     }
 
 
