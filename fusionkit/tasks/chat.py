@@ -1,5 +1,7 @@
 """Chat: what the assistant says in a conversation about an image, its turns and what ends them (LLaVA)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,8 @@ class Chat(Task[ConversationBatch]):
         self.metrics = means("token_accuracy")
         self.words = Words(dims.tokens, dims.special_ids)
         self.search: Search = search or BeamSearch()
-        self.rules = GenerationConfig(dims.sep_token_id, max_length, 1, no_repeat_ngram, tuple(dims.special_ids))
+        lengths = (max_length, 1, no_repeat_ngram)
+        self.rules = GenerationConfig(dims.sep_token_id, *lengths, tuple(dims.special_ids), other_ends=dims.other_ends)
         self.label_smoothing = label_smoothing
         self.head = word_head(dims, eps)
 
@@ -82,9 +85,7 @@ class Chat(Task[ConversationBatch]):
         if not len(rows["end"]):
             return []
         end = int(rows["end"][0])
-        rules = GenerationConfig(
-            end, self.rules.max_length, self.rules.min_length, self.rules.no_repeat_ngram, self.rules.banned
-        )
+        rules = replace(self.rules, end=end, other_ends=self.rules.ends)
         prompts = _causal(rows, rows["prompt_ids"], rows["prompt_mask"])
         steps = decoder_state_of(DecoderInputs(model, self.head, encoded.memory, prompts))
         said = [row[: row.index(end)] if end in row else row for row in self.search(steps, rules).tokens.tolist()]

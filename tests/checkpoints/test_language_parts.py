@@ -17,6 +17,7 @@ from fusionkit.encoders.language import LanguageModel
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.fusion.prefix import Prefix
 from fusionkit.fusion.projectors import Linear
+from fusionkit.tasks.chat import Chat
 from tests.checkpoints.worlds import coco_world
 from tests.parity.imported import planned
 from tests.parity.test_language_models import TEXT, llava
@@ -56,10 +57,11 @@ def test_all_ends_reach_the_tasks(tmp_path):
     theirs, *_ = llava(model_type="llama", eos_token_id=[2, 5, 6])
     theirs.save_pretrained(tmp_path)
     source = Source(tmp_path, theirs.state_dict(), json.loads((tmp_path / "config.json").read_text()), "")
-    plan = planned("llava", {"tasks": ["captioning"]})(source)
-    model = build_network(compose_plan(plan, plan.tokenizer), plan.ids).model
-    dims = plain_dims(model, plan.ids, ())
-    assert (dims.sep_token_id, dims.other_ends) == (2, (5, 6))
+    plan = planned("llava", {"tasks": ["captioning", "vqa_generative"]})(source)
+    network = build_network(compose_plan(plan, plan.tokenizer), plan.ids)
+    captioning, answering = network.tasks.values()
+    chat = Chat(plain_dims(network.model, plan.ids, ()))
+    assert captioning.writer.rules.ends == chat.rules.ends == answering.decoding.ends == (2, 5, 6)
 
 
 def test_how_texts_are_said(tmp_path):
