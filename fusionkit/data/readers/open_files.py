@@ -85,7 +85,14 @@ class OpenFiles:
     @cached_property
     def meaning(self) -> Meaning:
         """Which texts the columns are."""
-        return what_is_meant(self.mapped, self.head, self.places[0].table.classes, self.label_question)
+        meaning = what_is_meant(self.mapped, self.head, self.places[0].table.classes, self.label_question)
+        if self.filters.reads_texts and not meaning.captions:
+            raise ConfigError(
+                f"data.filters keeps captions by words, characters, repeated or copies, and {self.path} has "
+                f"{' and '.join(meaning.kinds)}; "
+                "leave rows out by scores and values, or name the captions as data.columns.caption=COLUMN"
+            )
+        return meaning
 
     @cached_property
     def named(self) -> dict[str, int | None]:

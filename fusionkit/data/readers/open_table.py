@@ -27,6 +27,7 @@ from fusionkit.data.readers.row_pictures import (
 from fusionkit.data.readers.row_places import Place, role_of
 from fusionkit.data.readers.row_shards import Shard
 from fusionkit.data.readers.row_texts import texts_in
+from fusionkit.data.readers.rows import Stored
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError, suggest
 from fusionkit.files.depends import again
@@ -118,8 +119,8 @@ class OpenTable(OpenFiles):
             )
             pictures += found
             self.skipped[split] += missing
-        if self.hashed and asked == "train" and not self.is_sharded:
-            pictures = [each for each in pictures if self._drawn(each.files[0]) == split]
+        if self.hashed and asked == "train" and not self._draws_rows:
+            pictures = [each for each in pictures if self._drawn(each) == split]
         name_pictures(pictures, self.mapped, self.path)
         return self._samples(pictures)
 
@@ -144,7 +145,7 @@ class OpenTable(OpenFiles):
         rows: Iterable[tuple[int, dict[str, Any]]] = enumerate(place.table.rows(there))
         if (
             isinstance(place.table, Shard)
-            and self.is_sharded
+            and self._draws_rows
             and self.hashed
             and split == "train"
             and wanted is not None
@@ -165,11 +166,18 @@ class OpenTable(OpenFiles):
         usual = [Path(os.path.normpath(place.folder / name)) for name in (*FOLDERS, split)]
         return fullest([folder for folder in usual if folder.is_dir()], place.table, self.mapped) or place.folder
 
-    def _drawn(self, picture: Path) -> str:
+    @property
+    def _draws_rows(self) -> bool:
+        """Whether only the rows of one split are read; copies are counted over those of all, as in any table."""
+        return self.is_sharded and self.filters.copies is None
+
+    def _drawn(self, picture: Picture) -> str:
         """The split that a picture's hash gives it."""
-        if picture not in self._draws:
-            self._draws[picture] = drawn(digest_of(picture), self.hashed)
-        return self._draws[picture]
+        path, stored = picture.files[0], picture.reference
+        if path not in self._draws:
+            known = stored.digest if isinstance(stored, Stored) else None
+            self._draws[path] = drawn(known or digest_of(path), self.hashed)
+        return self._draws[path]
 
     def _samples(self, pictures: Sequence[Picture]) -> list[Sample]:
         """The pictures with their texts; ids that are used twice give way to the numbers of the rows."""

@@ -41,6 +41,11 @@ class Filters:
         self.clear()
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether captions are kept by what they are."""
+        return bool(self.lengths) or self.repeated is not None or self.copies is not None
+
+    @property
     def columns(self) -> list[str]:
         """The columns that rows are kept by."""
         return [*self.scores, *self.values]
@@ -55,7 +60,7 @@ class Filters:
 
         ``captions`` are the columns of captions, and it ``has_others`` where a row is of use without any.
         """
-        if not (self.lengths or self.scores or self.values or self.repeated is not None or self.copies is not None):
+        if not (self.scores or self.values or self.reads_texts):
             yield from rows
             return
         for row in rows:
@@ -140,4 +145,7 @@ def _listed(value: Any) -> set[str]:
 
 
 def _word(value: Any) -> str:
+    """A value as it is compared: numbers by their value, 1.0 as 1, which a column with empty cells holds for it."""
+    if isinstance(value, float) and value % 1 == 0:
+        value = int(value)
     return str(value).strip().casefold()

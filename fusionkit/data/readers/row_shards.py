@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ ENDING = ".tar"
 PACKED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4|lzma|z))$", re.IGNORECASE)
 BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])")
 MOST = 1_000_000  # names that braces stand for
 
 
@@ -118,21 +119,35 @@ def open_shards(paths: Sequence[Path]) -> list[Shard]:
 
 
 def unbraced(pattern: str) -> list[str]:
-    """The names that a pattern stands for, as a shell has it: ``{000..009}.tar``, ``{a,b}.tar``. ConfigError for too many."""
+    """The names that a pattern stands for, as a shell has it: ``{000..009}.tar``, ``{a,b}.tar``, ``{a..c}.tar``.
+
+    ConfigError for too many.
+    """
+    names = list(islice(_unbraced(pattern), MOST + 1))
+    if len(names) > MOST:
+        raise ConfigError(f"{pattern} stands for more than {MOST:,} files; name fewer")
+    return names
+
+
+def _unbraced(pattern: str) -> Iterator[str]:
     found = BRACES.search(pattern)
     if found is None:
-        return [pattern]
-    numbers = RANGE.fullmatch(found[1])
-    if numbers is None:
+        yield pattern
+        return
+    words: Iterable[str]
+    numbers, letters = RANGE.fullmatch(found[1]), LETTERS.fullmatch(found[1])
+    if letters is not None:
+        first, last = ord(letters[1]), ord(letters[2])
+        words = map(chr, range(first, last + 1) if first <= last else range(first, last - 1, -1))
+    elif numbers is None:
         words = found[1].split(",")
     else:
         first, last = int(numbers[1]), int(numbers[2])
         step = int(numbers[3] or 1) or 1
-        if abs(last - first) // step > MOST:
-            raise ConfigError(f"{pattern} stands for more than {MOST:,} files; name fewer")
         places = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
         has_zeros = any(len(text) > 1 and text[0] == "0" for text in numbers.groups()[:2])
         width = max(map(len, numbers.groups()[:2])) if has_zeros else 0
-        words = [f"{number:0{width}}" for number in places]
+        words = (f"{number:0{width}}" for number in places)
     before, behind = pattern[: found.start()], pattern[found.end() :]
-    return [name for word in words for name in unbraced(before + word + behind)]
+    for word in words:
+        yield from _unbraced(before + word + behind)

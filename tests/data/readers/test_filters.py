@@ -144,3 +144,29 @@ def test_a_weight_is_a_number_from_0_on(table):
             DataError, match=f"row 0 of .*w.jsonl has the sample_weight '{wrong}', but that is a number"
         ):
             captions(path)
+
+
+@pytest.mark.parametrize("filters", [{"words": 2}, {"characters": 2}, {"repeated": 0.5}, {"copies": 1}])
+@pytest.mark.parametrize("texts", [{"question": "what?", "answer": "y"}, {"caption": "a", "box": [1, 1, 5, 5]}])
+def test_filters_of_captions_are_told_where_there_are_none(filters, texts, table):
+    with pytest.raises(ConfigError, match="keeps captions by words, characters, repeated or copies"):
+        captions(table(dict(texts), dict(texts)), **filters)
+
+
+def test_numbers_are_compared_as_numbers(table):
+    path = table({"caption": "one", "n": 1.0}, {"caption": "none", "n": None}, {"caption": "half", "n": 1.5})
+    with pytest.warns(UserWarning, match=r"2 of 3 rows \(n 2\)"):
+        assert captions(path, values={"n": [1]}) == ["one"]
+
+
+def test_copies_are_those_of_all_splits_packed_or_not(tmp_path):
+    samples = [pair(f"{n:02d}", n, f"said {n // 2}") for n in range(40)]
+    shard = write_shard(tmp_path / "web/0.tar", *samples)
+    (tmp_path / "folder").mkdir()
+    for name, content in (each for sample in samples for each in sample.items()):
+        (tmp_path / "folder" / name).write_bytes(content)
+    for split in ("train", "val", "test"):
+        options = {"split_by": {"val": 0.3, "test": 0.3}, "filters": {"copies": 1}}
+        with pytest.warns(UserWarning, match="leaves out 20 of 40 captions"):
+            packed, unpacked = (Table(str(path), **options).read(split) for path in (shard, tmp_path / "folder"))
+        assert [each.image_id for each in packed] == [each.image_id for each in unpacked]

@@ -80,8 +80,12 @@ def test_braces_are_those_of_a_shell():
     assert unbraced("{2..0}{a,}") == ["2a", "2", "1a", "1", "0a", "0"]
     assert unbraced("{0..6..3}") == ["0", "3", "6"]
     assert unbraced("{split}.csv") == ["{split}.csv"]
+    assert unbraced("{c..a}{A..B}") == ["cA", "cB", "bA", "bB", "aA", "aB"]
+    assert len(unbraced("{0..999999}")) == 1_000_000
     with pytest.raises(ConfigError, match="stands for more than 1,000,000 files"):
         unbraced("{0..99999999}.tar")
+    with pytest.raises(ConfigError, match="stands for more than 1,000,000 files"):
+        unbraced("{0..9999}{0..9999}{0..9999}.tar")
 
 
 def test_splits_are_told_by_the_names_of_shards(tmp_path):
