@@ -159,7 +159,7 @@ def test_arguments_fit_their_targets(block: dict, words: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.num_workers=abc"], "data.num_workers is 'abc', but has to be a whole number"),
+        (["data.image_size=abc"], "data.image_size is 'abc', but has to be a whole number"),
         (["data.num_workers=null"], "data.num_workers is None, but has to be a whole number"),
         (["data.sources.shapes.batch_size=1.5"], "data.sources.shapes.batch_size is 1.5, but has to be a whole number"),
         (["data.sources.shapes.cache=1"], "data.sources.shapes.cache is 1, but has to be true or false"),

@@ -81,6 +81,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.data.readers.caption_lists.",
         "fusionkit.data.cleaning.",
         "fusionkit.data.readers.coco.",
+        "fusionkit.data.readers.dialogues.",
         "fusionkit.data.datamodule.DataModule",
         "fusionkit.data.readers.flickr30k_entities.",
         "fusionkit.data.joint.",
@@ -104,7 +105,12 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("fusionkit.training.optim.build_optimizer", "fusionkit.training.muon.build_muon", "torch.optim."),
     "scheduler": ("fusionkit.training.schedule.", "torch.optim.lr_scheduler."),
     "stages": ("fusionkit.training.stages.Stage",),
-    "callbacks": ("fusionkit.training.callbacks.", "fusionkit.training.diagnostics.", "fusionkit.training.progress."),
+    "callbacks": (
+        "fusionkit.training.callbacks.",
+        "fusionkit.training.diagnostics.",
+        "fusionkit.training.image_gain.ImageGain",
+        "fusionkit.training.progress.",
+    ),
     "logger": ("fusionkit.training.loggers.ScoreWandbLogger", "lightning.pytorch.loggers."),
 }
 BASES = {  # of these modules only the classes below one
