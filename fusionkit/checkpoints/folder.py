@@ -34,9 +34,6 @@ def completed(source: Source, kind: str) -> Source:
             full = getattr(transformers, kind).from_dict(without_code(config)).to_dict()
     except Exception as error:  # of unknown kinds and values, each with an error of its own
         raise DataError(f"{place}is no {kind} ({first_line(error)}); correct it, or take the folder again") from error
-    for part, given in ((full, config), (full.get("text_config"), config.get("text_config") or {})):
-        if isinstance(part, dict) and "eos_token_id" not in given:
-            part["eos_token_id"] = None  # the default of a class is no token of this folder's tokenizer
     return replace(source, config={**full, "architectures": config.get("architectures")})
 
 

@@ -57,6 +57,11 @@ def caption_bleu(sums: Floats) -> dict[str, Floats]:
     return {f"caption_bleu{order}": scores[f"bleu_{order}"] for order in (4, 1)}
 
 
+def chat_bleu(sums: Floats) -> dict[str, Floats]:
+    """BLEU-4 alone, under the name that it has of replies."""
+    return {"chat_bleu_4": bleu(sums)["bleu_4"]}
+
+
 def ratios(sums: Floats) -> Floats:
     """The mean of ratios (R,) in percent from sums (R, 2N): a share of the whole, then the whole, N times."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -67,10 +72,11 @@ def ratios(sums: Floats) -> Floats:
 FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {
     "bleu": bleu,
     "caption_bleu": caption_bleu,
+    "chat_bleu": chat_bleu,
     "meteor": meteor,
 }
 RATIOS = "ratios:"  # and the name of a metric: what begins so is computed by ``ratios``
-WIDTHS = {"bleu": 10, "caption_bleu": 10, "meteor": 23}  # of what is summed
+WIDTHS = {"bleu": 10, "caption_bleu": 10, "chat_bleu": 10, "meteor": 23}  # of what is summed
 ADDENDS: dict[str, Callable[[Floats], Floats]] = {"meteor": without_whole}
 """What is summed of the counts of each sample, where it is not the counts."""
 

@@ -10,7 +10,6 @@ from fusionkit.data.vqa_answers import answer_key
 from fusionkit.files.unicode import readable
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
 from fusionkit.scoring.captioning import bleu_counts, rouge
-from fusionkit.scoring.corpus_metrics import ORDERS
 from fusionkit.scoring.examples import Example
 from fusionkit.scoring.ptb_tokenizer import tokenize as ptb_tokenize
 from fusionkit.scoring.record_schema import RecordSchema, is_text
@@ -28,10 +27,9 @@ class Replies(BaseScorer):
 
     schema = (RecordSchema(CONVERSATIONS, "conversation_id", "answer", "a text", is_text),)
     metrics: Mapping[str, bool] = MappingProxyType(
-        dict.fromkeys(("rouge_l", "exact_match", *(f"bleu_{order}" for order in ORDERS)), True)
+        dict.fromkeys(("chat_rouge_l", "chat_exact_match", "chat_bleu_4"), True)
     )
-    prefix = "chat_"
-    headlines = ("rouge_l", "exact_match")
+    headlines = ("chat_rouge_l", "chat_exact_match")
 
     def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
         """One row a conversation."""
@@ -50,18 +48,14 @@ class Replies(BaseScorer):
                     "score": shares[at],
                     "image_id": sample.image_id,
                     "values": {
-                        "rouge_l": shares[at],
-                        "exact_match": 100.0 * (answer_key(said[at]) == answer_key(wanted[at])),
+                        "chat_rouge_l": shares[at],
+                        "chat_exact_match": 100.0 * (answer_key(said[at]) == answer_key(wanted[at])),
                     },
-                    "sums": {"bleu": counts[at]},
+                    "sums": {"chat_bleu": counts[at]},
                 }
                 for at, (sample, text, _) in enumerate(asked)
             ]
         )
-
-    def summary(self, scores: dict[str, float], samples: Sequence[Sample]) -> dict[str, float]:
-        """Of BLEU the usual order alone."""
-        return {name: value for name, value in scores.items() if name not in ("bleu_1", "bleu_2", "bleu_3")}
 
     def examples(
         self, records: Sequence[Record], samples: Sequence[Sample], rows: Sequence[Row], limit: int | None

@@ -252,7 +252,8 @@ def test_a_part_that_cannot_be_built_is_told(tmp_path: Path, capsys: Capture) ->
 
 def test_toy_batches_have_every_kind() -> None:
     batch = toy_batch(images=2, texts_per_image=3)
-    assert [len(batch[kind]["ids"]) for kind in TEXT_KINDS] == [6] * 5
+    assert [len(batch[kind]["ids"]) for kind in TEXT_KINDS] == [6] * len(TEXT_KINDS)
+    assert "conversations" in TEXT_KINDS
     assert batch["questions"]["answer_scores"].shape == (6, len(ANSWERS))
 
 

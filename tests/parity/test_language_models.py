@@ -187,11 +187,6 @@ ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers
         ),
         (
             "llava",
-            LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers": 1}},
-            "eos_token_id is None, but has to be the number",
-        ),
-        (
-            "llava",
             LLAVA
             | {"vision_feature_layer": 1, "text_config": TEXT | {"num_hidden_layers": 1, "eos_token_id": [2, 80]}},
             "eos_token_id is [2, 80], but has to be the number",

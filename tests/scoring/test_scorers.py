@@ -14,6 +14,7 @@ from fusionkit.scoring.sample_scores import check_rows, known_direction, prefixe
 
 ALL = {name: value for name, value in vars(scorers).items() if isinstance(value, BaseScorer)}
 BOX = {"box": (0, 0, 10, 10)}
+TALK = {"roles": ["user", "assistant"], "turns": ["it is here now", "So it is"]}
 TEXTS = {  # kind, facts, record, and what its score is called
     "VQA": ("questions", {"answers": ["red"] * 5}, {"question_id": 1, "answer": "red"}, "vqa_accuracy"),
     "GROUNDING": ("expressions", BOX, {"sent_id": 1, "bbox": [0, 0, 10, 10]}, "grounding_acc50"),
@@ -24,6 +25,7 @@ TEXTS = {  # kind, facts, record, and what its score is called
     "CAPTIONING": ("captions", {}, {"image_id": 7, "caption": "it is here now"}, "caption_bleu4"),
     "ENTAILMENT": ("hypotheses", {"gold_label": "neutral"}, {"pair_id": 1, "label": "neutral"}, "entailment_accuracy"),
     "NLVR2": ("statements", {"label": 1}, {"statement_id": 1, "label": "True"}, "nlvr2_accuracy"),
+    "REPLIES": ("conversations", TALK, {"conversation_id": 1, "answer": "so it is"}, "chat_rouge_l"),
 }
 
 
