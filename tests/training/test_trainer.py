@@ -15,7 +15,8 @@ from fusionkit.training.trainer import build_callbacks, build_loggers, quieten_l
 
 DEFAULTS = {
     "fusionkit.training.callbacks.BestCheckpoint": {"monitor": "val/mean", "mode": "auto"},
-    "fusionkit.training.callbacks.Throughput": {"every_n_steps": 10},
+    "fusionkit.training.callbacks.Throughput": {"every_n_steps": 10, "patience": 0.2},
+    "fusionkit.training.image_gain.ImageGain": {"every_n_steps": 50, "window": 10, "tolerance": 0.01},
     "fusionkit.assembly.parts.build_parts": {"has_data": True},
     "fusionkit.training.module.TrainingModule": {"max_skipped_steps": 3},
     "fusionkit.training.optim.build_optimizer": {"weight_decay": 0.02, "eps": 1e-08, "fused": True},
