@@ -42,7 +42,7 @@ def test_a_batch_reads_the_texts_of_a_kind_in_its_template():
     said = [TOKENIZER.decode(row, skip_special_tokens=True) for row in batch["questions"]["input_ids"]]
     assert said == ["question : is it red answer :", "question : is it a answer :"]
     assert TOKENIZER.decode(batch["captions"]["input_ids"][0], skip_special_tokens=True) == "a red cat"
-    assert make.counts.sum(0).tolist() == [3, 1]
+    assert make.counts.sum(0).tolist() == [3, 1, 0]  # read, cut, left out
 
 
 def test_templates_that_cannot_be_are_refused():
