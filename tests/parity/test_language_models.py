@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
+from packaging.version import Version
 from torch import Tensor
 
 from fusionkit.errors import UserError
@@ -21,6 +22,8 @@ VISION = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 37, 
 TEXT = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 40, "num_hidden_layers": 2} | IDS
 TEXT |= {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 LENGTH, PREFIX = 5, 3
+
+OLD = Version(transformers.__version__) < Version("5.24")
 
 
 def llava(vision="clip", layer=-2, strategy="default", side=18, tied=False, **text):
@@ -124,8 +127,17 @@ def pair(request, tmp_path_factory):
         return Pair(request.param, tmp_path_factory.mktemp("theirs"))
 
 
+def needs_todays(request) -> None:
+    """transformers 5.6 reads PaliGemma 2, and generates with GIT, otherwise than 5.24 does, which ours is held to."""
+    name = request.node.callspec.id
+    is_generated = request.node.originalname == "test_generated_tokens"
+    if OLD and ("paligemma 2" in name or ("git" in name and is_generated)):
+        pytest.skip("what transformers before 5.24 makes of this model is not what it is held to")
+
+
 @torch.no_grad()
-def test_logits(pair):
+def test_logits(pair, request):
+    needs_todays(request)
     model = pair.network.model
     logits = model.predict_words(fuse_causal(model, pair.memory, pair.prompts(PREFIX)))
     theirs = pair.theirs(**pair.given(pair.ids, PREFIX)).logits[:, -LENGTH:]
@@ -134,7 +146,8 @@ def test_logits(pair):
 
 @pytest.mark.parametrize("beams", [1, 3])
 @torch.no_grad()
-def test_generated_tokens(pair, beams):
+def test_generated_tokens(pair, beams, request):
+    needs_todays(request)
     steps = decoder_state_of(DecoderInputs(pair.network.model, None, pair.memory, pair.prompts(LENGTH)))
     search = Greedy() if beams == 1 else BeamSearch(beams)
     found = search(steps, GenerationConfig(END, max_length=7)).tokens

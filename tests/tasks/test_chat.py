@@ -178,7 +178,7 @@ def test_a_small_model_learns_to_answer_over_several_turns(kind):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.05
+    assert loss < 0.1
     model.eval()
     with torch.no_grad():
         asked = batch_of([*talks, *([Conversation((USER,), (SAID[0],))] * 2)])
