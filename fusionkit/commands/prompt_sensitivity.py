@@ -118,7 +118,7 @@ def print_prompts(told: Mapping[str, Mapping[str, Any]], console: Console | None
     table.add_column("score", justify="right")
     for name, about in told.items():
         for number, (template, score) in enumerate(about["scores"].items()):
-            table.add_row("" if number else name, template, f"{score:.2f}", end_section=False)
+            table.add_row("" if number else name, template, f"{score:.2f}")
         table.add_row("", "highest less lowest", f"[bold]{about['highest'] - about['lowest']:.2f}[/bold]")
         table.add_section()
     (console or Console()).print(table)

@@ -33,10 +33,10 @@ class SigLIPTextEncoder(HFTextEncoder):
     def build(
         self, vocab_size: int, pretrained: str | None, config: Mapping[str, Any], text_format: TextFormat | None
     ) -> PreTrainedModel:
-        tower: Any = super().build(vocab_size, pretrained, config, text_format)
+        tower = super().build(vocab_size, pretrained, config, text_format)
         tower.head = nn.Identity()
         self._padding: int = tower.config.pad_token_id if text_format is None else text_format.pad
-        return tower  # type: ignore[no-any-return]
+        return tower
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """input_ids (T, L), attention_mask (T, L), or (T, L, L), of which the last row counts -> tokens (T, L, hidden_size)."""

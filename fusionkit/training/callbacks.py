@@ -181,7 +181,7 @@ class Throughput(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         waited, seconds = self._sums
         if trainer.is_global_zero and seconds and waited > self.patience * seconds:
-            workers = getattr(trainer.datamodule, "num_workers", 0)  # type: ignore[attr-defined]
+            workers = trainer.datamodule.num_workers  # type: ignore[attr-defined]
             print(
                 f"data: {100 * waited / seconds:.0f}% of the training went by waiting for batches: raise data.num_workers (now "
                 f"{workers}; auto takes the cores that are left), choose data.decoder=auto, or keep the tokens of a frozen image "

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,11 @@ class Shard(RowFile):
         for fault in faults:
             warnings.warn(fault, stacklevel=1)
         wanted = None if columns is None else list(columns)
-        number = count()
+        first = 0
         for batch in table.to_batches(BATCH):
             kept = [is_kept(digest) for digest in _digests(batch.column("pictures"), by)]
-            numbers = [each for is_in, each in zip(kept, number, strict=False) if is_in]
+            numbers = [at for at, is_in in enumerate(kept, first) if is_in]
+            first += len(kept)
             there = batch.filter(pyarrow.array(kept)).select(["key", "pictures", "said"])
             for place, key, pictures, said in zip(numbers, *(each.to_pylist() for each in there.columns), strict=True):
                 row = {name: value for name, value in json.loads(said).items() if name not in self.pictures}
