@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, read_json, read_safetensors, sha256
 from fusionkit.checkpoints.pickled import read_pickled
+from fusionkit.config import leaves
 from fusionkit.errors import DataError
 from fusionkit.files.plain import CHECKPOINT, other_kind
 
@@ -48,10 +49,21 @@ def read_source(path: str | Path) -> Source:
         state = plain_names(path, {name: tensor for file in files for name, tensor in _tensors(file).items()})
         hashes = [sha256(file) for file in files]
         whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        return Source(path, state, read_json(path / CONFIG), whole)
+        return Source(path, state, _plain_config(path / CONFIG), whole)
     if not path.is_file():
         raise DataError(f"{path} is no checkpoint: give a file, or a folder with {CONFIG} and {WEIGHTS}")
     return Source(path, plain_names(path, _tensors(path)), None, sha256(path))
+
+
+def _plain_config(path: Path) -> dict[str, Any]:
+    """The configuration in a folder; DataError where it holds what ours would look up or build, since parts of it go into ours."""
+    config = read_json(path)
+    for key, value in leaves(config):
+        if named := next((word for word in ("_target_", "${") if word in key or word in str(value)), None):
+            raise DataError(
+                f"{path}: {key} holds {named}, by which a configuration would run code; take the folder again"
+            )
+    return config
 
 
 def _files(folder: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from fusionkit.assembly.artifacts import artifacts_of
+from fusionkit.assembly.trust import NETWORK, require_trusted
 from fusionkit.checkpoints.base import Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.directory import write_directory
@@ -38,6 +39,7 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
     with impossible_sizes(source.path):
         plan = planner(source)
         config = compose_plan(plan, tokenizer or plan.tokenizer)
+        require_trusted(config, (*NETWORK, "teacher"), source.path)  # sizes of a foreign folder stand in it
         network = empty_network(config, plan.ids, plan.answers)
     rows = network.model.text_encoder.word_embeddings.num_embeddings
     if words is not None and len(words) > rows:

@@ -34,10 +34,9 @@ UNLISTED = {  # towers that AutoModel does not know
 CODE = (  # what a configuration names that transformers or timm would fetch, or run
     "auto_map",
     "attn_implementation",
-    "_attn_implementation",
     "experts_implementation",
-    "_experts_implementation",
     "use_kernels",
+    "kernel_config",
     "quantization_config",
     "architecture",
     "backbone",
@@ -72,9 +71,11 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
 
 
 def without_code(node: Any) -> Any:
-    """A configuration, with those of its parts, that fetches nothing."""
+    """A configuration, with those of its parts, that fetches nothing; attributes that are private to the library are left out."""
     if isinstance(node, Mapping):
-        return {key: without_code(value) for key, value in node.items() if key not in CODE}
+        return {
+            key: without_code(value) for key, value in node.items() if key not in CODE and not str(key).startswith("_")
+        }
     return [without_code(value) for value in node] if isinstance(node, list) else node
 
 

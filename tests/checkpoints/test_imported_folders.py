@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 import transformers
 
+from fusionkit.checkpoints.families import llava as llava_family
 from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.checkpoints.write import import_into
 from fusionkit.cli.main import run
 from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.errors import ConfigError
 from tests.checkpoints.worlds import coco_world
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 20, "num_hidden_layers": 2}
@@ -122,3 +126,32 @@ def test_from_the_command_line(family, world, tmp_path, capsys):
     assert run(["export", f"checkpoint={ours}", f"output={tmp_path}/exported"]) == 0, capsys.readouterr().err
     states = [from_pretrained(folder).module.state_dict() for folder in (ours, tmp_path / "exported")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_a_foreign_configuration_runs_nothing(family, world, tmp_path, capsys):
+    folder = saved(family, world, tmp_path / "theirs")
+    plain = json.loads((folder / "config.json").read_text())
+    built = {"note": {"_target_": "os.mkdir", "_args_": [f"{tmp_path}/run"]}}
+    inner = [name for name in ("text_config", "vision_config") if name in plain]
+    forged = [plain | built, plain | {"note": "${oc.env:HOME}"}, plain | {"a list": [built]}]
+    forged += [plain | {name: plain[name] | built} for name in inner]
+    capsys.readouterr()
+    for config in forged:
+        (folder / "config.json").write_text(json.dumps(config))
+        assert run(["import", f"{family}={folder}", f"output={tmp_path}/ours"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {folder}/config.json: ") and "would run code" in line
+    assert not (tmp_path / "run").exists() and not (tmp_path / "ours").exists()
+
+
+def test_what_a_family_makes_of_a_folder_is_checked_before_it_is_built(world, tmp_path):
+    def planner(source):
+        plan = llava_family.plan(source, tasks=["captioning"])
+        return replace(
+            plan, config={**plan.config, "text_encoder": {"_target_": "os.mkdir", "path": f"{tmp_path}/run"}}
+        )
+
+    with pytest.raises(ConfigError, match=r"text_encoder\._target_ is 'os\.mkdir'"):
+        import_into(tmp_path / "ours", str(saved("llava", world, tmp_path / "theirs")), planner)
+    assert not (tmp_path / "run").exists()
