@@ -201,13 +201,13 @@ class Run(nn.Module):
 
 
 def gradients(
-    case: Case, dtype: torch.dtype, batch: dict[str, Any], wrap: Callable[[nn.Module], nn.Module]
+    case: Case, dtype: torch.dtype, batches: Sequence[dict[str, Any]], wrap: Callable[[nn.Module], nn.Module]
 ) -> tuple[Tensor, dict[str, float]]:
-    """The gradient of the last step, flat, and the metrics of all steps."""
+    """The gradient of the last step, flat, and the metrics of all steps, each on a batch of its own."""
     run = Run(case, dtype)
     wrapped = wrap(run)
     trained = [parameter for parameter in run.parameters() if parameter.requires_grad]
-    for number in range(case.steps):
+    for number, batch in enumerate(batches):
         for parameter in trained:
             if parameter.grad is not None:
                 parameter.data -= 0.05 * parameter.grad
@@ -218,13 +218,13 @@ def gradients(
     return torch.cat([parameter.grad.flatten() for parameter in trained]), run.window.compute()
 
 
-def rank_batch(case: Case, number: int, world: int, dtype: torch.dtype) -> dict[str, Any]:
-    """What a rank has: a number of images and texts of its own."""
-    torch.manual_seed(100 + number)
+def rank_batch(case: Case, step: int, number: int, world: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What a rank has at a step: a number of images and texts of its own."""
+    torch.manual_seed(100 + number + 10 * step)
     images = IMAGES[number]
     batch = toy_batch(images, TEXTS[number])
     texts = images * TEXTS[number]
-    batch["image_keys"] += 100 * number
+    batch["image_keys"] += 100 * number + 1000 * step
     batch["captions"] |= {"boxes": torch.rand(texts, 4) * 0.2 + 0.3, "is_image": torch.arange(texts) % 3 == 0}
     if number == 0:
         batch["statements"]["label"][0] = -100  # of an unlabelled one
@@ -280,9 +280,12 @@ def work(number: int, world: int, folder: str, formats: Mapping[str, Sequence[to
     torch.set_num_threads(1)
     known = cases()
     todo = [(name, dtype) for name, dtypes in formats.items() for dtype in dtypes]
-    parts = [[rank_batch(known[name], r, world, dtype) for r in range(world)] for name, dtype in todo]
+    parts = [
+        [[rank_batch(known[name], step, r, world, dtype) for r in range(world)] for step in range(known[name].steps)]
+        for name, dtype in todo
+    ]
     alone = {
-        place: gradients(known[name], dtype, joined(parts[place]), lambda run: run)
+        place: gradients(known[name], dtype, [joined(step) for step in parts[place]], lambda run: run)
         for place, (name, dtype) in enumerate(todo)
         if place % world == number
     }
@@ -292,7 +295,7 @@ def work(number: int, world: int, folder: str, formats: Mapping[str, Sequence[to
     found: dict[str, list[float]] = {}
     for place, (name, dtype) in enumerate(todo):
         one, measured = expected[place]
-        many, together = gradients(known[name], dtype, parts[place][number], DistributedDataParallel)
+        many, together = gradients(known[name], dtype, [step[number] for step in parts[place]], DistributedDataParallel)
         assert one.norm() > 0, name
         found.setdefault(name, []).append(float((many - one).double().norm() / one.double().norm()))
         assert len(measured) > 2, (name, measured)  # more than the losses
