@@ -1,6 +1,7 @@
 """A checkpoint that others wrote: its tensors by name, without running code of it."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from fusionkit.checkpoints.directory import CONFIG, WEIGHTS, read_json, read_safetensors, sha256
 from fusionkit.checkpoints.pickled import read_pickled
-from fusionkit.config import leaves
 from fusionkit.errors import DataError
 from fusionkit.files.plain import CHECKPOINT, other_kind
 
@@ -56,10 +56,11 @@ def read_source(path: str | Path) -> Source:
 
 
 def _plain_config(path: Path) -> dict[str, Any]:
-    """The configuration in a folder; DataError where it holds what ours would look up or build, since parts of it go into ours."""
+    """The configuration in a folder, parts of which go into ours; DataError where it holds what ours would look up or build."""
     config = read_json(path)
-    for key, value in leaves(config):
-        if named := next((word for word in ("_target_", "${") if word in key or word in str(value)), None):
+    for key, value in config.items():
+        text = json.dumps([key, value])
+        if named := next((word for word in ("_target_", "${") if word in text), None):
             raise DataError(
                 f"{path}: {key} holds {named}, by which a configuration would run code; take the folder again"
             )

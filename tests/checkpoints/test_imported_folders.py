@@ -141,8 +141,10 @@ def test_a_foreign_configuration_runs_nothing(family, world, tmp_path, capsys):
         (folder / "config.json").write_text(json.dumps(config))
         assert run(["import", f"{family}={folder}", f"output={tmp_path}/ours"]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: {folder}/config.json: ") and "would run code" in line
-    assert not (tmp_path / "run").exists() and not (tmp_path / "ours").exists()
+        assert line.startswith(f"error: {folder}/config.json: ")
+        assert "would run code" in line
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "ours").exists()
 
 
 def test_what_a_family_makes_of_a_folder_is_checked_before_it_is_built(world, tmp_path):
