@@ -47,6 +47,13 @@ def test_records_say_which_task_answered():
     assert answered_by([]) == answered_by(["x"]) == answered_by([{"a": 1}]) == "entailment"
 
 
+def test_another_evaluators_file_is_scored_by_the_ids_of_the_annotations():
+    records = [{"question_id": str(key), "pred_ans": "yes"} for key in (0, 1, 10, 11, 20, 21)]
+    scored = score_predictions(benchmark(), records, Path("p.json"), "val")
+    assert [row["score"] for row in scored.judged.rows] == [100.0] * 6
+    assert scored.judged.notes["file"] == "read as LAVIS's records"
+
+
 def test_a_file_is_scored_by_its_task():
     records = [{"question_id": key, "answer": "yes"} for key in (0, 1, 10, 11, 20, 21)]
     scored = score_predictions(benchmark(), records, Path("p.json"), "val")

@@ -16,6 +16,7 @@ from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
 from fusionkit.training.schedule import constant, warmup_cosine, warmup_linear
+from fusionkit.training.stages import Stage
 from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
 
 TWO = {"coco": {"a": 1.0, "b": 2.0}, "vqa": {"a": 0.5}}
@@ -51,6 +52,13 @@ def test_logs_every_loss_by_objective_with_the_weighted_total(tmp_path):
     assert logged["train/lr"] == pytest.approx(0.2)  # the second of two warm-up steps
     assert logged["train/temperature"] == pytest.approx(0.07)
     assert "train/coco/a_spread" in logged
+
+
+def test_the_logged_rate_is_that_of_the_stage(tmp_path):
+    optimizer, stages = partial(build_optimizer, lr=0.2), {"slow": Stage(None, lr_scale=0.25)}
+    module = fake_module(optimizer=optimizer, stages=stages, scheduler=constant)
+    run = fit(tmp_path, module, max_steps=2, limit_val_batches=0)
+    assert float(run.callback_metrics["train/lr"]) == pytest.approx(0.05)
 
 
 def test_what_was_loaded_in_evaluation_mode_trains_in_training_mode(tmp_path):
