@@ -53,8 +53,6 @@ NO_MROPE = "turns its positions by row, column and time (M-RoPE), where a langua
 NO_PART_HERE = {  # by class: why no family can import it
     "Siglip2Model": "reads images of any proportions as lists of patches (NaFlex), which no image encoder here does; take a "
     "checkpoint of SigLIP 2 for images of one size, a SiglipModel",
-    "BridgeTowerForContrastiveLearning": "compares images as its fusion maps them, and fused pairs, in one space, where a model "
-    "here compares the two towers' own; take BridgeTowerForImageAndTextRetrieval or BridgeTowerForMaskedLM",
     "Qwen2VLForConditionalGeneration": NO_MROPE,
     "Qwen2_5_VLForConditionalGeneration": NO_MROPE,
     "Qwen3VLForConditionalGeneration": NO_MROPE,

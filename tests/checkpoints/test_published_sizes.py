@@ -111,11 +111,14 @@ def test_every_tensor_of_the_published_model_has_its_place(name: str) -> None:
     assert 80e6 < numbers < 350e6  # a base model, or UNITER's large one
 
 
-@pytest.mark.parametrize(("family", "name"), CLASSES.items())
+@pytest.mark.parametrize(("family", "name"), [*CLASSES.items(), ("bridgetower", "BridgeTowerForContrastiveLearning")])
 def test_transformers_own_defaults(family: str, name: str) -> None:
     """The defaults of transformers' configurations are the base models; and so are ours, where a folder says nothing."""
-    detector = {"visual_embedding_dim": 2048} if family == "visualbert" else {}  # its default is no published one
-    shapes, config = of_transformers(name, **detector)
+    needed = {
+        "visualbert": {"visual_embedding_dim": 2048},
+        "bridgetower": {"contrastive_hidden_size": 512, "logit_scale_init_value": 2.6592},
+    }  # no defaults
+    shapes, config = of_transformers(name, **needed.get(family, {}))
     assert max(tensor.numel() for tensor in covered(family, source_of(shapes, config), {}).values()) > 1e7
 
 

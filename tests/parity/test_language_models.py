@@ -225,11 +225,6 @@ ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers
         ),
         ("llava", LLAVA | {"vision_feature_layer": 1}, "text_config.num_hidden_layers is 32, but the checkpoint has 1"),
         ("git", {"architectures": ["GitForCausalLM"], "num_image_with_embedding": 6}, "it reads the frames of a video"),
-        (
-            "bridgetower",
-            {"architectures": ["BridgeTowerForContrastiveLearning"]},
-            "compares images as its fusion maps them",
-        ),
         ("siglip", {"architectures": ["Siglip2Model"]}, "reads images of any proportions as lists of patches (NaFlex)"),
     ],
 )

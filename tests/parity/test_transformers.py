@@ -226,23 +226,38 @@ def test_flava(name, tmp_path, pixels):
     close(words(network, fused), theirs.mmm_text_head(out.multimodal_embeddings[:, -6:]))
 
 
-@pytest.mark.parametrize("name", ["BridgeTowerForMaskedLM", "BridgeTowerForImageAndTextRetrieval", "BridgeTowerModel"])
+BRIDGETOWER = ["MaskedLM", "ImageAndTextRetrieval", "ContrastiveLearning"]
+
+
+@pytest.mark.parametrize("name", [*(f"BridgeTowerFor{end}" for end in BRIDGETOWER), "BridgeTowerModel"])
 @torch.no_grad()
 def test_bridgetower(name, tmp_path, pixels):
+    width = 64 if "Contrastive" in name else WIDTH  # which adds up what both towers give
     config = transformers.BridgeTowerConfig(
-        text_config={n: v for n, v in SIZES.items() if n != "attn_implementation"} | {"num_hidden_layers": 3},
+        text_config={n: v for n, v in SIZES.items() if n != "attn_implementation"}
+        | {"num_hidden_layers": 3, "hidden_size": width},
         vision_config={"hidden_size": 64, "num_hidden_layers": 3, "image_size": 32, "patch_size": 8},
-        hidden_size=WIDTH,
+        hidden_size=width,
         num_hidden_layers=2,
         num_attention_heads=4,
+        contrastive_hidden_size=20,
+        logit_scale_init_value=2.6592,
     )
     theirs = saved(getattr(transformers, name)(config), tmp_path)
     network, *_ = imported("bridgetower", tmp_path, {})
     rows = texts()
     rows["input_ids"] = rows["input_ids"].where(rows["attention_mask"].bool(), torch.tensor(1))  # RoBERTa's padding
-    _, _, fused = fuse(network, pixels, rows)
+    _, encoded, fused = fuse(network, pixels, rows)
     out = theirs(rows["input_ids"], rows["attention_mask"], pixel_values=pixels)
-    if name == "BridgeTowerModel":
+    if name == "BridgeTowerForContrastiveLearning":
+        close(encoded.image_feats, out.image_embeds)
+        close(encoded.text_feats["captions"], out.text_embeds)
+        close(network.model.temperature.log(), -theirs.logit_scale)
+        close(
+            fused.pooled,
+            theirs.bridgetower(rows["input_ids"], rows["attention_mask"], pixel_values=pixels).pooler_output,
+        )
+    elif name == "BridgeTowerModel":
         close(fused.text, out.text_features)
         close(fused.image, out.image_features)
         close(fused.pooled, out.pooler_output)

@@ -4,7 +4,11 @@ The folders that transformers' BridgeTower classes save, with published choices:
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, reshaped
@@ -12,9 +16,11 @@ from fusionkit.checkpoints.families.bert import POSITION_IDS, text_config, text_
 from fusionkit.checkpoints.families.clip import image_tower, resize_table
 from fusionkit.checkpoints.families.meter import CLIP_BLOCK, CROSS_LAYER
 from fusionkit.checkpoints.source import Source
+from fusionkit.errors import DataError
 
 IMAGE = "model.image_encoder.backbone."
 TASKS = {  # by class
+    "BridgeTowerForContrastiveLearning": ["itc"],
     "BridgeTowerForImageAndTextRetrieval": ["itm"],
     "BridgeTowerForMaskedLM": ["mlm"],
     "BridgeTowerModel": ["itm"],
@@ -37,6 +43,11 @@ LEFT_OUT = POSITION_IDS | {
     r"(.*\.)?vision_model\.visual\.ln_separate\..*": "norms for each layer, which BridgeTower does not read",
 }
 
+IN_ONE = {
+    r"itc_image_head\..*": "it and the fusion's map of images are one matrix here",
+    r"itc_cross_modal_head\..*": "contrast with fused pairs, which no task here has",
+}
+
 
 def plan(
     source: Source,
@@ -53,6 +64,7 @@ def plan(
     seen["num_hidden_layers"] = depth
     both = runs.sizes_of(fusion, source)
     prefix = "bridgetower." if source.has("bridgetower.") else ""
+    contrast = contrast_of(source, prefix) if "itc" in tasks else {}
     is_tied = "mlm_score.decoder.weight" not in source.state
     told = text_config(words, words["num_hidden_layers"])
     told["config"] |= {"model_type": "roberta", "pad_token_id": words["pad_token_id"]}
@@ -94,15 +106,55 @@ def plan(
                 "pool": {"_target_": "fusionkit.fusion.pooling.DenseBoth", "_partial_": True, "image": "first"},
             },
             "task": {"mlm": mlm} if "mlm" in tasks else {},
-        },
-        keys=[*keys_of(prefix, seen, words, both), Key("itm_score.fc.", "tasks.itm.head."), *runs.OWN_WORD_HEAD],
+        }
+        | ({"model": {"embed_size": len(contrast["bias"]), "temperature_range": [0.001, 100.0]}} if contrast else {}),
+        keys=[
+            *keys_of(prefix, seen, words, both),
+            Key("itm_score.fc.", "tasks.itm.head."),
+            *runs.OWN_WORD_HEAD,
+            Key("itc_text_head.fc.weight", "model.text_projection.weight", change=of_the_last_layer),
+            Key("itc_text_head.fc.bias", "model.text_projection.bias"),
+            Key("logit_scale", "model.temperature", change=runs.inverse),
+        ],
         left_out=LEFT_OUT
+        | (IN_ONE if contrast else {})
         | {rf"(.*\.)?vision_model\.visual\.transformer\.resblocks\.({unread})\..*": "layers above those read"},
-        added=runs.NO_CONTRAST if prefix else runs.NO_HEAD,
+        added={f"model.image_projection.{name}": partial(of_the_last_layer, part) for name, part in contrast.items()}
+        or (runs.NO_CONTRAST if prefix else runs.NO_HEAD),
         classes=CLASSES,
         ids=ids,
         tokenizer="roberta-base",
     )
+
+
+def contrast_of(source: Source, prefix: str) -> dict[str, Tensor]:
+    """How an image comes into the contrastive space, as one matrix: the fusion's map of images, their type and a head in turn."""
+    names = (
+        "itc_image_head.fc.weight",
+        "itc_image_head.fc.bias",
+        f"{prefix}cross_modal_image_transform.weight",
+        f"{prefix}cross_modal_image_transform.bias",
+        f"{prefix}token_type_embeddings.weight",
+    )
+    for name in names:
+        runs.rows(source, name)  # is there
+    head, shift, inner, bias, types = (source.state[name].double() for name in names)
+    try:
+        found = {"weight": head @ inner, "bias": head @ (bias + types[1]) + shift}
+    except (RuntimeError, IndexError) as error:
+        raise DataError(f"{source.path}: {', '.join(names)} do not fit together ({error}); is it damaged?") from error
+    if not all(part.isfinite().all() for part in found.values()):
+        raise DataError(
+            f"{source.path}: {names[0]} or what it reads holds numbers that are not finite; download it again"
+        )
+    return found
+
+
+def of_the_last_layer(weight: Tensor, shape: torch.Size) -> Tensor:
+    """A map of the last of the layers that stand side by side, as one of all: the others count nothing."""
+    if weight.dim() < 2 or weight.shape[1] >= shape[1]:
+        return weight.float()
+    return torch.cat([weight.new_zeros(len(weight), shape[1] - weight.shape[1]), weight], dim=1).float()
 
 
 def keys_of(prefix: str, image: Mapping[str, Any], text: Mapping[str, Any], both: Mapping[str, Any]) -> list[Key]:
