@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusionkit.distributed import mean_by_name
 from fusionkit.encoders.probe import undisturbed
+from fusionkit.training.callbacks import require_counts
 from fusionkit.training.module import TrainingModule, seed_batch
 from fusionkit.types import Batch
 
@@ -33,6 +34,7 @@ class ImageGain(Callback):
     """
 
     def __init__(self, every_n_steps: int = 50, window: int = 10, tolerance: float = 0.01) -> None:
+        require_counts("image_gain", every_n_steps=every_n_steps, window=window)
         self.every_n_steps, self.window, self.tolerance = every_n_steps, window, tolerance
         self._gains: dict[str, deque[float]] = {}
         self._ignored: set[str] = set()
