@@ -5,15 +5,19 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim import _muon
+from transformers.utils import chat_template_utils
 
 FAKE_TENSORS = FakeTensorMode  # torch: tensors that have shapes and no numbers
 NEEDS_NUMBERS = DataDependentOutputException  # what a shape that depends on numbers raises among them
+
+DATE = datetime(2024, 7, 26)  # what the templates of Llama 3 write where nobody tells them the date
 
 
 def lerp_all(ours: Sequence[Tensor], theirs: Sequence[Tensor], weight: float) -> None:
@@ -62,6 +66,25 @@ def replace_run(logger: Any, run: Any) -> None:
 def build_from_config(network: Any, config: Any, **options: Any) -> Any:
     """transformers: a model of this class with random weights, for those that no Auto class lists."""
     return network._from_config(config, **options)
+
+
+class _OneDay(datetime):
+    """Any now is DATE."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return DATE
+
+
+@contextmanager
+def on_one_day() -> Iterator[None]:
+    """transformers: a chat template that writes today's date writes DATE within."""
+    place = "datetime"
+    setattr(chat_template_utils, place, _OneDay)
+    try:
+        yield
+    finally:
+        setattr(chat_template_utils, place, datetime)
 
 
 def with_positions(tower: Any, patches: Tensor) -> Tensor:
