@@ -122,3 +122,16 @@ def test_from_the_command_line(family, world, tmp_path, capsys):
     assert run(["export", f"checkpoint={ours}", f"output={tmp_path}/exported"]) == 0, capsys.readouterr().err
     states = [from_pretrained(folder).module.state_dict() for folder in (ours, tmp_path / "exported")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_tokenizer_that_ends_texts_otherwise_is_refused(world, tmp_path, capsys):
+    theirs = saved("llava", world, tmp_path / "theirs")
+    end = load_tokenizer(theirs).sep_token_id
+    (theirs / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, 7]}))
+    line = ["import", f"llava={theirs}", f"output={tmp_path}/ours", "tasks=[captioning]"]
+    assert run(line) == 2
+    told = capsys.readouterr().err
+    assert f"tokenizer={theirs} ends texts with the token {end}, but the checkpoint with 6 or 7; give its own" in told
+    assert not (tmp_path / "ours").exists()
+    (theirs / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, end]}))
+    assert run(line) == 0
