@@ -91,7 +91,9 @@ def test_a_mistake_in_the_prompts_is_one_sentence(prompts: Any, sentence: str) -
 def test_a_template_without_effect_is_refused(task: str, kind: str) -> None:
     prompts = {kind: ["{text}", "Q {text}"]}
     split = split_of(vqa="questions", **{task: kind})
-    with pytest.raises(ConfigError, match=f"prompts names '{kind}', on which templates have no effect, as task '{task}'"):
+    with pytest.raises(
+        ConfigError, match=f"prompts names '{kind}', on which templates have no effect, as task '{task}'"
+    ):
         check_prompts(prompts, [split])
     assert reading(split, kind) is None
     with pytest.raises(ConfigError, match="; leave prompts out"):

@@ -158,7 +158,12 @@ def test_a_frozen_model_has_no_dropout_and_its_layers_are_recomputed(kind):
 
 @pytest.mark.parametrize("kind", ["mixtral", "phimoe"])
 def test_a_frozen_mixture_of_experts_has_no_noise(kind):
-    config = GROUPED | {"model_type": kind, "num_local_experts": 4, "router_jitter_noise": 0.5, "input_jitter_noise": 0.5}
+    config = GROUPED | {
+        "model_type": kind,
+        "num_local_experts": 4,
+        "router_jitter_noise": 0.5,
+        "input_jitter_noise": 0.5,
+    }
     given = torch.ones(2, 3, 3, dtype=torch.bool).tril(), torch.arange(3).expand(2, 3)
     for frozen in (False, True):
         torch.manual_seed(0)

@@ -79,7 +79,9 @@ def test_all_whole_numbers_of_callbacks_are_looked_at():
 @pytest.mark.parametrize("count", [0, -1])
 def test_a_count_below_1_is_a_mistake_in_its_callback(name, option, count):
     build = get_object(OmegaConf.load(f"conf/callbacks/{name}.yaml")._target_)
-    with pytest.raises(ConfigError, match=rf"callbacks\.{name}\.{option}.* is {count}, but has to be at least 1; to do"):
+    with pytest.raises(
+        ConfigError, match=rf"callbacks\.{name}\.{option}.* is {count}, but has to be at least 1; to do"
+    ):
         build(**{option: count})
 
 
