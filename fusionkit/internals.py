@@ -6,13 +6,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim import _muon
-from transformers.utils import chat_template_utils
 
 FAKE_TENSORS = FakeTensorMode  # torch: tensors that have shapes and no numbers
 NEEDS_NUMBERS = DataDependentOutputException  # what a shape that depends on numbers raises among them
@@ -79,12 +79,12 @@ class _OneDay(datetime):
 @contextmanager
 def on_one_day() -> Iterator[None]:
     """transformers: a chat template that writes today's date writes DATE within."""
-    place = "datetime"
-    setattr(chat_template_utils, place, _OneDay)
+    templates, place = import_module("transformers.utils.chat_template_utils"), "datetime"  # few who are here need it
+    setattr(templates, place, _OneDay)
     try:
         yield
     finally:
-        setattr(chat_template_utils, place, datetime)
+        setattr(templates, place, datetime)
 
 
 def with_positions(tower: Any, patches: Tensor) -> Tensor:
