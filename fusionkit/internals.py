@@ -5,6 +5,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch.optim import _muon
 
 FAKE_TENSORS = FakeTensorMode  # torch: tensors that have shapes and no numbers
 NEEDS_NUMBERS = DataDependentOutputException  # what a shape that depends on numbers raises among them
+
+DATE = datetime(2024, 7, 26)  # what the templates of Llama 3 write where nobody tells them the date
 
 
 def lerp_all(ours: Sequence[Tensor], theirs: Sequence[Tensor], weight: float) -> None:
@@ -62,6 +66,25 @@ def replace_run(logger: Any, run: Any) -> None:
 def build_from_config(network: Any, config: Any, **options: Any) -> Any:
     """transformers: a model of this class with random weights, for those that no Auto class lists."""
     return network._from_config(config, **options)
+
+
+class _OneDay(datetime):
+    """Any now is DATE."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return DATE
+
+
+@contextmanager
+def on_one_day() -> Iterator[None]:
+    """transformers: a chat template that writes today's date writes DATE within."""
+    templates, place = import_module("transformers.utils.chat_template_utils"), "datetime"  # few who are here need it
+    setattr(templates, place, _OneDay)
+    try:
+        yield
+    finally:
+        setattr(templates, place, datetime)
 
 
 def with_positions(tower: Any, patches: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Seen with torch 2.10 to 2.14, lightning 2.6, transformers 5.6 to 5.24 and timm 1
 """
 
 import ast
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,9 @@ import pytest
 import timm
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from transformers import BertConfig, BertModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fusionkit import internals
 from fusionkit.training.callbacks import LastCheckpoint
@@ -121,6 +124,18 @@ def test_networks_of_the_other_libraries():
     found = internals.with_positions(tower, patches)
     assert found.shape == (2, 5, 8)
     torch.testing.assert_close(found[:, 1:], patches + tower.pos_embed[:, 1:])
+
+
+def test_chat_templates_write_one_date_within_and_todays_outside():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({})))
+
+    def year() -> str:
+        said = [{"role": "user", "content": "hello"}]
+        return tokenizer.apply_chat_template(said, chat_template="{{ strftime_now('%Y') }}", tokenize=False)
+
+    with internals.on_one_day():
+        assert year() == "2024"
+    assert year() == f"{date.today():%Y}"
 
 
 def test_muon_orthogonalises_in_fp32_within_and_as_it_does_outside():

@@ -18,6 +18,7 @@ from fusionkit.errors import DataError
 
 FILES = ("processor_config.json", "preprocessor_config.json")  # of newer and of older versions
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+OPENAI: dict[str, Any] = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 FIXED = {"do_resize": True, "do_rescale": True, "do_convert_rgb": True}
 
 

@@ -20,7 +20,7 @@ from fusionkit.checkpoints.folder import own_tokenizer
 from fusionkit.checkpoints.pretrained import Pretrained
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
-from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.data.tokenizer import load_tokenizer, text_format
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.files.tensors import save_tensors
 
@@ -45,6 +45,12 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
     if words is not None and len(words) > rows:
         raise ConfigError(
             f"tokenizer={tokenizer} has {len(words)} tokens, but the checkpoint embeds {rows}; give its own"
+        )
+    ends = getattr(network.model.text_encoder, "ends", ())  # of a language model
+    if words is not None and ends and (end := text_format(words).end) not in ends:
+        raise ConfigError(
+            f"tokenizer={tokenizer} ends texts with the token {end}, but the checkpoint with {' or '.join(map(str, ends))}; give "
+            "its own, or, where this is it, name that token as eos_token_id in the generation_config.json of its folder"
         )
     state = convert(source, plan, network.module.state_dict())
     origin: dict[str, Any] = {

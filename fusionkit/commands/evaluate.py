@@ -48,13 +48,13 @@ def evaluate_share(config: DictConfig) -> None:
         check_prompts(config.prompts, splits)
         with watching(config, parts, folder, "test") as watch:
             score_benchmarks(parts, splits, data, folder, device, draws, watch)
-        return ask_otherwise(config, parts, splits, data, folder, device)
+        return ask_otherwise(config, parts, splits, data, folder, device, draws)
     objectives, roles = chosen(config, parts)
     splits = own_splits(parts.tasks, parts.datamodule, objectives, roles)
     check_prompts(config.prompts, splits)
     with watching(config, parts, folder, roles[0]) as watch:
         watch.log_scores(score(parts, objectives, folder, roles, device, draws, watch.log_answers))
-    ask_otherwise(config, parts, splits, parts.datamodule, folder, device)
+    ask_otherwise(config, parts, splits, parts.datamodule, folder, device, draws)
     if config.overlays and rank() == 0:
         draw_overlays(parts, objectives, folder / "attention", roles, device, config.overlays)
 
@@ -78,12 +78,18 @@ def score_benchmarks(
 
 
 def ask_otherwise(
-    config: DictConfig, parts: Parts, splits: Sequence[Split], data: DataModule, folder: Path, device: torch.device
+    config: DictConfig,
+    parts: Parts,
+    splits: Sequence[Split],
+    data: DataModule,
+    folder: Path,
+    device: torch.device,
+    draws: Draws,
 ) -> None:
     """Score the texts within the templates of ``config.prompts``, if there are any."""
     if config.prompts:
         options = evaluation_options(parts.config)
-        prompt_sensitivity(parts.model, splits, data, folder, device, options, config.prompts)
+        prompt_sensitivity(parts.model, splits, data, folder, device, options, draws, config.prompts)
 
 
 def score(

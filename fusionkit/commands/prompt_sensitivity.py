@@ -14,12 +14,14 @@ from rich.table import Table
 from fusionkit.assembly.evaluation_options import EvaluationOptions
 from fusionkit.data.cleaning import check_templates
 from fusionkit.data.datamodule import DataModule
+from fusionkit.data.texts.conversations import CONVERSATIONS
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.atomic import write_text
 from fusionkit.inference.evaluate import Split, evaluate
 from fusionkit.model.model import VisionLanguageModel
-from fusionkit.scoring.results import metrics_of
+from fusionkit.scoring.results import Draws, metrics_of
+from fusionkit.tasks.base import Task
 
 Prompts = Mapping[str, Sequence[str]]  # templates by kind
 
@@ -30,12 +32,18 @@ def check_prompts(prompts: Any, splits: Sequence[Split]) -> None:
         raise ConfigError(
             f"prompts is {prompts!r}, but has to be a section: prompts={{questions: ['Question: {{text}} Answer:', '{{text}}']}}"
         )
-    known = list(dict.fromkeys(split.tasks[name].reads for split in splits for name in split.scorers))
+    scored = {name: split.tasks[name] for split in splits for name in split.scorers}
+    known = list(dict.fromkeys(task.reads for task in scored.values() if takes_template(task)))
     for kind, templates in prompts.items():
         if kind not in known:
-            raise ConfigError(
-                f"prompts names '{kind}', which no task that is scored reads; {suggest(str(kind), known)}"
+            unmoved = [name for name, task in scored.items() if task.reads == kind]
+            reason = (
+                f"on which templates have no effect, as task '{unmoved[0]}' does not read them within one"
+                if unmoved
+                else "which no task that is scored reads"
             )
+            fix = suggest(str(kind), known) if known else "leave prompts out"
+            raise ConfigError(f"prompts names '{kind}', {reason}; {fix}")
         texts = [each for each in templates if isinstance(each, str)] if isinstance(templates, Sequence) else []
         if isinstance(templates, str) or len(set(texts)) < 2:
             raise ConfigError(f"prompts.{kind} is {templates!r}, but has to be a list of two templates at least")
@@ -50,6 +58,7 @@ def prompt_sensitivity(
     folder: Path,
     device: torch.device,
     options: EvaluationOptions,
+    draws: Draws,
     prompts: Prompts,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate the splits within each template, and write and print by metric what each scored and how far apart they are.
@@ -64,7 +73,7 @@ def prompt_sensitivity(
             place = folder / "prompts" / f"{kind}_{number}"
             with within(datamodule, {split.source for split in chosen}, kind, template):
                 before = cut_texts(datamodule, chosen)
-                scored, _ = evaluate(model, chosen, datamodule, place, device, replace(options, gallery=False))
+                scored, _ = evaluate(model, chosen, datamodule, place, device, replace(options, gallery=False), draws)
                 if (cut := cut_texts(datamodule, chosen) - before) and rank() == 0:
                     print(f"prompts.{kind}: within '{template}' {cut:,} texts were cut at their max_length")
             for name, value in metrics_of([replace(each, guesses={}) for each in scored]).items():
@@ -85,9 +94,14 @@ def prompt_sensitivity(
     return told
 
 
+def takes_template(task: Task[Any]) -> bool:
+    """Whether a task reads its texts within a template: conversations have one of their own, and captions that are said none."""
+    return task.reads != CONVERSATIONS and task.replies_to != "caption"
+
+
 def reading(split: Split, kind: str) -> Split | None:
-    """The split with those of its tasks alone that read a kind of text; None where there are none."""
-    tasks = {name: task for name, task in split.tasks.items() if task.reads == kind}
+    """The split with those of its tasks alone that read a kind of text within a template; None where there are none."""
+    tasks = {name: task for name, task in split.tasks.items() if task.reads == kind and takes_template(task)}
     scorers = {name: scorer for name, scorer in split.scorers.items() if name in tasks}
     labels = {name: label for name, label in split.labels.items() if name in tasks}
     return replace(split, tasks=tasks, scorers=scorers, labels=labels, notes=dict) if scorers else None

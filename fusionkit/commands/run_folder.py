@@ -24,18 +24,16 @@ from fusionkit.scoring.records import require_writable
 SCORES = ("metrics.json", "directions.json", "details.json", "prompts.json", "evaluation.yaml")
 BEST_MODE = ("callbacks.best.mode", "max", "auto")  # what was the default, and is: the same, but for errors
 CONTENT = (
-    *(
-        "checkpoints",
-        "logs",
-        "predictions",
-        "samples",
-        "curves",
-        "gallery",
-        "attention",
-        "prompts",
-        "evaluation",
-        "cache",
-    ),
+    "checkpoints",
+    "logs",
+    "predictions",
+    "samples",
+    "curves",
+    "gallery",
+    "attention",
+    "prompts",
+    "evaluation",
+    "cache",
 )
 
 

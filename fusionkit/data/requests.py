@@ -151,8 +151,8 @@ def readable_text(text: Any, word: str, mistake: type[UserError] = ConfigError, 
 def asked_text(
     text: Any, word: str, mistake: type[UserError] = ConfigError, place: str = ""
 ) -> tuple[str, Conversation | None]:
-    """What is asked, and the conversation that a question ends, where it is a list of messages ({"role", "content"})."""
-    if word != "question" or not isinstance(text, list):
+    """What is asked, and the conversation that a question ends, where it is a list or tuple of messages ({"role", "content"})."""
+    if word != "question" or not isinstance(text, list | tuple):
         return readable_text(text, word, mistake, place), None
     where = place or "the question"
     try:

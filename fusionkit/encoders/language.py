@@ -27,7 +27,7 @@ class LanguageModel(nn.Module):
     ``pretrained``    a hub id or a local directory with config.json and weights; None builds from ``config``.
     ``config``        the transformers configuration, {"model_type": "llama", "hidden_size": ...}; with ``pretrained``: overrides.
     ``gguf``          a .gguf file in place of ``pretrained``; unpacked to fp32 (needs the packages gguf and accelerate).
-    ``frozen``        its weights do not train, and it has no dropout; gradients still pass through it to what stands before.
+    ``frozen``        its weights do not train, and nothing in it is drawn; gradients still pass through it to what stands before.
     ``checkpointing`` computes its layers anew in the backward pass (less memory, more time); no cache is kept meanwhile.
     ``vocab_size``    of the tokenizer, which has to be the one that a pretrained model was made for.
     ``text_format``   what the tokenizer wraps texts in.
@@ -68,7 +68,7 @@ class LanguageModel(nn.Module):
         _check_vocabulary(self.config, table.num_embeddings, vocab_size, text_format, pretrained or gguf)
         if frozen:
             self.requires_grad_(False)
-            _forget_dropout(self.backbone)
+            _forget_noise(self.backbone)
         if self.head is not None:
             self.head.requires_grad_(False)  # until a fusion reads on and words are predicted
         if checkpointing:
@@ -250,13 +250,13 @@ class LanguageModel(nn.Module):
         self._abilities = TextAbilities(pools_text=True, reads_padding=False, not_causal=None, unreached=unreached)
 
 
-def _forget_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0, in place of evaluation mode, in which transformers recomputes no layer."""
+def _forget_noise(model: nn.Module) -> None:
+    """Set every dropout, and the noise of what chooses experts, to 0, in place of evaluation mode, which recomputes no layer."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "drop" in name and isinstance(value, float):
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
 
 

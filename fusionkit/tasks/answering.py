@@ -51,7 +51,7 @@ class GenerateAnswer:
                 answers.ids.tolist(), answers.mask.sum(dim=1).tolist(), answers.texts, strict=True
             )
         }
-        said = [row[: row.index(end)] if end in row else row for row in self.search(steps, rules).tokens.tolist()]
+        said = rules.said(self.search(steps, rules).tokens)
         return [known.get(tuple(row), words.text(row)) for row in said]
 
 

@@ -88,7 +88,7 @@ class Chat(Task[ConversationBatch]):
         rules = replace(self.rules, end=end, other_ends=self.rules.ends)
         prompts = _causal(rows, rows["prompt_ids"], rows["prompt_mask"])
         steps = decoder_state_of(DecoderInputs(model, self.head, encoded.memory, prompts))
-        said = [row[: row.index(end)] if end in row else row for row in self.search(steps, rules).tokens.tolist()]
+        said = rules.said(self.search(steps, rules).tokens)
         return [
             {"conversation_id": id, "answer": self.words.text(tokens)}
             for id, tokens in zip(rows["ids"], said, strict=True)

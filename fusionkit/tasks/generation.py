@@ -80,6 +80,10 @@ class GenerationConfig:
             tokens = tokens.masked_fill(tokens == other, self.end)
         return tokens
 
+    def said(self, tokens: Tensor) -> list[list[int]]:
+        """Texts (R, L) as their tokens before the end."""
+        return [row[: row.index(self.end)] if self.end in row else row for row in tokens.tolist()]
+
     def restrict(self, scores: Tensor, tokens: Tensor) -> Tensor:
         """Scores (R, V) of the token after tokens (R, t), -inf for those that the rules forbid."""
         scores = scores.clone()

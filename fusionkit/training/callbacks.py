@@ -23,6 +23,16 @@ def require_validation(key: str, monitor: str) -> None:
         )
 
 
+def require_counts(name: str, **counts: int) -> None:
+    """Raise ConfigError, naming the callback, for an option that counts steps or values and is below 1."""
+    for option, count in counts.items():
+        if count < 1:
+            follows = " (unless given, trainer.log_every_n_steps)" if option == "every_n_steps" else ""
+            raise ConfigError(
+                f"callbacks.{name}.{option}{follows} is {count}, but has to be at least 1; to do without, ~callbacks.{name}"
+            )
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keeps ``best.ckpt``: the best value of one validation metric, "val/<source>/<metric>" or "val/mean".
 
@@ -152,14 +162,19 @@ class Throughput(Callback):
     """
 
     def __init__(self, every_n_steps: int = 10, patience: float = 0.2) -> None:
+        require_counts("throughput", every_n_steps=every_n_steps)
         self.every_n_steps, self.patience = every_n_steps, patience
         self._images, self._seconds, self._started = 0, 0.0, 0.0
-        self._waited = 0.0  # when it was last logged
+        self._waited, self._seen = 0.0, 0.0  # all waiting when it was last logged, and at the last batch
+        self._unseen = (
+            0.0  # waiting outside ``seconds``, which begin when the first batch of a run or an epoch is there
+        )
         self._sums = [0.0, 0.0]  # seconds of waiting and of all, over the run
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if not self._started:
             self._started = time.monotonic()
+            self._unseen += trainer.datamodule.seconds_waited() - self._seen  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any], batch_idx: int
@@ -167,13 +182,13 @@ class Throughput(Callback):
         self._images += sum(len(part["image_ids"]) for part in batch.values()) * world_size()
         now = time.monotonic()
         self._seconds, self._started = self._seconds + now - self._started, now
+        self._seen = trainer.datamodule.seconds_waited()  # type: ignore[attr-defined]
         if trainer.global_step % self.every_n_steps == 0 and self._seconds:
-            so_far = trainer.datamodule.seconds_waited()  # type: ignore[attr-defined]
-            waited = so_far - self._waited
+            waited, seconds = self._seen - self._waited, self._seconds + self._unseen
             pl_module.log("train/images_per_s", self._images / self._seconds, on_step=True, on_epoch=False)
-            pl_module.log("train/data_wait", min(1.0, waited / self._seconds), on_step=True, on_epoch=False)
-            self._sums = [self._sums[0] + waited, self._sums[1] + self._seconds]
-            self._images, self._seconds, self._waited = 0, 0.0, so_far
+            pl_module.log("train/data_wait", waited / seconds, on_step=True, on_epoch=False)
+            self._sums = [self._sums[0] + waited, self._sums[1] + seconds]
+            self._images, self._seconds, self._unseen, self._waited = 0, 0.0, 0.0, self._seen
 
     def on_validation_start(self, *args: Any) -> None:
         self._started = 0.0

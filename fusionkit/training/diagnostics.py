@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusionkit.scoring.base import as_scorer
 from fusionkit.scoring.retrieval import has_features
+from fusionkit.training.callbacks import require_counts
 from fusionkit.training.loggers import Watch
 
 
@@ -21,6 +22,7 @@ class GradientNorms(Callback):
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
+        require_counts("gradient_norms", every_n_steps=every_n_steps)
         self.every_n_steps = every_n_steps
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
@@ -47,6 +49,7 @@ class CollapseAlarm(Callback):
     """
 
     def __init__(self, window: int = 300, tolerance: float = 0.01, every_n_steps: int = 10) -> None:
+        require_counts("collapse_alarm", window=window, every_n_steps=every_n_steps)
         self.window, self.tolerance, self.every_n_steps = window, tolerance, every_n_steps
         self._gaps: dict[str, deque[Tensor]] = {}
         self._collapsed: set[str] = set()

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from fusionkit.distributed import mean_by_name
+from fusionkit.distributed import largest_of_ranks, mean_by_name
 from fusionkit.encoders.probe import undisturbed
+from fusionkit.training.callbacks import require_counts
 from fusionkit.training.module import TrainingModule, seed_batch
 from fusionkit.types import Batch
 
@@ -27,15 +29,17 @@ IMAGES = (
 class ImageGain(Callback):
     """Logs ``train/<source>/<task>_image_gain``: the loss of a batch whose images have changed places, less its loss, in nats.
 
-    Both are computed without dropout, every ``every_n_steps`` at a step that is logged. 0: the image is of no use, as where a
-    language model goes by the words alone; warns where the mean of ``window`` of them is below ``tolerance``. Not where a
-    strategy splits parameters.
+    Both are computed without dropout and against the data's own targets, every ``every_n_steps`` at a step that is logged.
+    0: the image is of no use, as where a language model goes by the words alone; warns where the mean of ``window`` of them is
+    below ``tolerance``. Not of a source that has one image a step, nor where a strategy splits parameters.
     """
 
     def __init__(self, every_n_steps: int = 50, window: int = 10, tolerance: float = 0.01) -> None:
+        require_counts("image_gain", every_n_steps=every_n_steps, window=window)
         self.every_n_steps, self.window, self.tolerance = every_n_steps, window, tolerance
         self._gains: dict[str, deque[float]] = {}
         self._ignored: set[str] = set()
+        self._single: set[str] = set()  # sources of one image a step
 
     def state_dict(self) -> dict[str, Any]:
         gains = {objective: list(gains) for objective, gains in self._gains.items()}
@@ -56,11 +60,15 @@ class ImageGain(Callback):
         if not is_whole or not is_step or trainer.global_step % every:
             return
         with torch.no_grad(), undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            gains = {
-                objective: gain
-                for source, each in batch.items()
-                for objective, gain in image_gains(pl_module, source, each).items()
-            }
+            found = {source: image_gains(pl_module, source, each) for source, each in batch.items()}
+        for source, measured in found.items():
+            if not measured and source not in self._single:
+                self._single.add(source)
+                rank_zero_warn(
+                    f"callbacks.image_gain: source {source} has one image a step, but whether it is looked at is measured by "
+                    f"another: raise data.sources.{source}.batch_size, or leave it out with ~callbacks.image_gain"
+                )
+        gains = {objective: gain for each in found.values() for objective, gain in each.items()}
         for objective, gain in mean_by_name(gains).items():
             pl_module.log(f"train/{objective}_image_gain", float(gain), on_step=True, on_epoch=False)
             if math.isfinite(gain):
@@ -89,13 +97,17 @@ class ImageGain(Callback):
 
 
 def image_gains(module: TrainingModule, source: str, batch: Batch) -> dict[str, Tensor]:
-    """By objective "source/task" the loss with other images less the loss; none of a batch of one image."""
-    if len(batch["image_ids"]) < 2:
+    """By objective "source/task" the loss with other images less the loss; none where a rank has a batch of one image.
+
+    Against the data's own targets: a momentum teacher would see the other images too, and want what is true of them.
+    """
+    fewest = -largest_of_ranks(-len(batch["image_ids"]), module.device)
+    if fewest < 2:  # on all ranks or on none, since losses put ranks together
         return {}
     losses = []
     for images in (batch, with_other_images(batch)):
         seed_batch(0)  # so that both have the same words masked and the same negatives drawn
-        losses.append({name: output.loss for name, output in module.outputs(source, images).items()})
+        losses.append({name: output.loss for name, output in module.outputs(source, images, alpha=0.0).items()})
     own, other = losses
     return {f"{source}/{name}": other[name] - loss for name, loss in own.items()}
 

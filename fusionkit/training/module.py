@@ -130,15 +130,19 @@ class TrainingModule(LightningModule):
         self.log_dict(self._to_log, on_step=True, on_epoch=False)
         self._to_log = {}
 
-    def outputs(self, source: str, batch: Batch) -> dict[str, TaskOutput]:
-        """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks."""
+    def outputs(self, source: str, batch: Batch, alpha: float | None = None) -> dict[str, TaskOutput]:
+        """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks.
+
+        ``alpha`` weighs the teacher's targets; None: as it does at this step.
+        """
         tasks = self._tasks_of(source)
         encoded = self.model.encode(batch, text_kinds(tasks.values()))
         views: dict[str, Any] = {}
         listening = {name: task for name, task in tasks.items() if task.uses_teacher}
         if self.teacher is not None and listening:
             taught = self.teacher.encode(batch, text_kinds(listening.values()))
-            alpha = self.teacher.alpha(self.global_step, self.trainer.estimated_stepping_batches)
+            if alpha is None:
+                alpha = self.teacher.alpha(self.global_step, self.trainer.estimated_stepping_batches)
             views = {name: self.teacher.view(name, taught, alpha) for name in listening}
         return {name: task(self.model, batch, encoded, views.get(name)) for name, task in tasks.items()}
 

@@ -157,3 +157,16 @@ def test_what_a_family_makes_of_a_folder_is_checked_before_it_is_built(world, tm
     with pytest.raises(ConfigError, match=r"text_encoder\._target_ is 'os\.mkdir'"):
         import_into(tmp_path / "ours", str(saved("llava", world, tmp_path / "theirs")), planner)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_ends_texts_otherwise_is_refused(world, tmp_path, capsys):
+    theirs = saved("llava", world, tmp_path / "theirs")
+    end = load_tokenizer(theirs).sep_token_id
+    (theirs / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, 7]}))
+    line = ["import", f"llava={theirs}", f"output={tmp_path}/ours", "tasks=[captioning]"]
+    assert run(line) == 2
+    told = capsys.readouterr().err
+    assert f"tokenizer={theirs} ends texts with the token {end}, but the checkpoint with 6 or 7; give its own" in told
+    assert not (tmp_path / "ours").exists()
+    (theirs / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, end]}))
+    assert run(line) == 0

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+import transformers
 
 from fusionkit.assembly.parts import plain_dims
 from fusionkit.checkpoints.base import Key, Plan, convert, resize_positions
@@ -18,6 +19,7 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.fusion.prefix import Prefix
 from fusionkit.fusion.projectors import Linear
 from fusionkit.tasks.chat import Chat
+from fusionkit.tasks.generation import BeamSearch
 from tests.checkpoints.worlds import coco_world
 from tests.parity.imported import planned
 from tests.parity.test_language_models import TEXT, llava
@@ -66,18 +68,54 @@ def test_all_ends_reach_the_tasks(tmp_path):
 
 
 def test_how_texts_are_said(tmp_path):
-    options = {"no_repeat_ngram_size": 3, "length_penalty": 2, "repetition_penalty": 1.0}
-    assert saying(source_of(tmp_path, options)) == {"no_repeat_ngram": 3, "search": {"length_penalty": 2.0}}
-    with pytest.warns(
-        UserWarning, match=r"generation_config.json: repetition_penalty 1.2, suppress_tokens \[5\]: texts are"
-    ):
-        assert (
-            saying(source_of(tmp_path, {"repetition_penalty": 1.2, "suppress_tokens": [5], "length_penalty": 1.0}))
-            == {}
-        )
+    def said(**options):
+        return saying(source_of(tmp_path, options), 30)
+
+    rules = {"no_repeat_ngram_size": 3, "min_new_tokens": 2, "max_new_tokens": 9, "repetition_penalty": 1.0}
+    lengths = {"min_length": 2, "max_length": 9}
+    assert said(**rules) == {"no_repeat_ngram": 3, **lengths}
+    assert said(num_beams=5, length_penalty=2) == {"search": {"beams": 5, "length_penalty": 2.0}}
+    assert said(num_beams=2, length_penalty=0) == {"search": {"beams": 2, "length_penalty": 0.0}}
+    assert said(length_penalty=2.0, num_beams=1, early_stopping=True) == {}  # there is nothing to choose among
+    assert said(max_new_tokens=4) == {"min_length": 0, "max_length": 4}
+    assert said(max_new_tokens=512) == {"min_length": 0, "max_length": 30}
+    assert said(temperature=0.2, top_p=0.9) == {}  # of no draw
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"repetition_penalty": 1.2, "suppress_tokens": [5]}, r"repetition_penalty 1.2, suppress_tokens \[5\]"),
+        ({"do_sample": True, "temperature": 0.2, "top_p": 1.0}, "do_sample True, temperature 0.2"),
+        ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups 2"),
+        ({"min_length": 3, "forced_eos_token_id": 7}, "min_length 3, forced_eos_token_id 7"),
+    ],
+)
+def test_rules_without_an_option_are_told(tmp_path, options, told):
+    with pytest.warns(UserWarning, match=rf"generation_config.json: {told}: texts are generated without"):
+        saying(source_of(tmp_path, options), 30)
+
+
+def test_rules_that_are_off_are_not_told(tmp_path):
+    off = {"suppress_tokens": None, "do_sample": False, "min_length": 0, "num_beams": 1, "forced_eos_token_id": None}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert saying(source_of(tmp_path, {"suppress_tokens": None})) == {}
+        assert saying(source_of(tmp_path, off), 30) == {}
+        assert saying(source_of(tmp_path, transformers.GenerationConfig().to_dict()), 30) == {}
+
+
+def test_the_rules_of_a_folder_reach_its_captions(tmp_path):
+    torch.manual_seed(0)
+    theirs, *_ = llava(model_type="llama")
+    theirs.save_pretrained(tmp_path)
+    rules = {"eos_token_id": 2, "num_beams": 4, "length_penalty": 0.5, "early_stopping": True}
+    rules |= {"max_new_tokens": 1000, "min_new_tokens": 1}
+    (tmp_path / "generation_config.json").write_text(json.dumps(rules))
+    source = Source(tmp_path, theirs.state_dict(), json.loads((tmp_path / "config.json").read_text()), "")
+    plan = planned("llava", {"tasks": ["captioning"]})(source)
+    (captioning,) = build_network(compose_plan(plan, plan.tokenizer), plan.ids).tasks.values()
+    assert captioning.writer.search == BeamSearch(beams=4, length_penalty=0.5, early_stopping=True)
+    assert (captioning.writer.rules.min_length, captioning.writer.rules.max_length) == (1, 64 - 9)
 
 
 def test_texts_are_as_long_as_the_window_leaves_room(tmp_path):

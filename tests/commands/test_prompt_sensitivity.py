@@ -51,12 +51,17 @@ def test_benchmarks_are_read_as_the_training_was_and_prompts_in_its_place(tmp_pa
             assert (about["lowest"], about["highest"]) == (min(about["scores"].values()), max(about["scores"].values()))
         assert told
         assert (tmp_path / place / "prompts/questions_2/predictions").is_dir()
+        details = json.loads((tmp_path / place / "prompts/questions_2/details.json").read_text())
+        assert all(" 5 draws, " in each["about_intervals"] for each in details.values())
     assert json.loads((tmp_path / "scored/metrics.json").read_text()) == first
     assert "highest less lowest" in capsys.readouterr().out
 
 
+REPLIES = {"captioning": "caption", "chat": "question"}
+
+
 def split_of(**reads: str) -> OwnSplit:
-    tasks: Any = {name: SimpleNamespace(reads=kind) for name, kind in reads.items()}
+    tasks: Any = {name: SimpleNamespace(reads=kind, replies_to=REPLIES.get(name)) for name, kind in reads.items()}
     return OwnSplit("a", "val", tasks, dict.fromkeys(reads), dict.fromkeys(reads, "a"), "a", list)  # type: ignore[arg-type]
 
 
@@ -80,6 +85,27 @@ def split_of(**reads: str) -> OwnSplit:
 def test_a_mistake_in_the_prompts_is_one_sentence(prompts: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         check_prompts(prompts, [split_of(vqa="questions", itm="captions")])
+
+
+@pytest.mark.parametrize(("task", "kind"), [("chat", "conversations"), ("captioning", "captions")])
+def test_a_template_without_effect_is_refused(task: str, kind: str) -> None:
+    prompts = {kind: ["{text}", "Q {text}"]}
+    split = split_of(vqa="questions", **{task: kind})
+    with pytest.raises(
+        ConfigError, match=f"prompts names '{kind}', on which templates have no effect, as task '{task}'"
+    ):
+        check_prompts(prompts, [split])
+    assert reading(split, kind) is None
+    with pytest.raises(ConfigError, match="; leave prompts out"):
+        check_prompts(prompts, [split_of(**{task: kind})])
+
+
+def test_captions_that_are_said_do_not_hide_those_that_are_read() -> None:
+    split = split_of(itm="captions", captioning="captions")
+    check_prompts({"captions": ["a {text}", "{text}"]}, [split])
+    found = reading(split, "captions")
+    assert found is not None
+    assert list(found.tasks) == ["itm"]
 
 
 def test_only_the_tasks_that_read_a_kind_are_asked_again() -> None:

@@ -30,6 +30,13 @@ QWEN3 = (  # thinks, in a last reply, and forgets it
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ said + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{% endif %}"
 )
+LLAMA32 = (  # with today's date
+    "{% if not date_string is defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}{{ bos_token }}"
+    "{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n<|eot_id|>' }}"
+    "{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 # template, the special token that ends a turn, what else is special
 TEMPLATES = {
     "chatml": (CHATML, "<|im_end|>", ["<|im_start|>"]),
@@ -37,5 +44,6 @@ TEMPLATES = {
     "gemma": (GEMMA, "<end_of_turn>", ["<start_of_turn>"]),
     "zephyr": (ZEPHYR, "</s>", []),
     "qwen3": (QWEN3, "<|im_end|>", ["<|im_start|>"]),
+    "llama32": (LLAMA32, "<|eot_id|>", ["<|start_header_id|>", "<|end_header_id|>"]),
     "plain": (None, "</s>", []),
 }

@@ -76,6 +76,11 @@ def runs(targets):
     return found
 
 
+def test_the_date_that_a_template_writes_is_the_same_on_every_day():
+    text = ChatTemplate(of_family("llama32", "bytes")[0]).write(talk("a", "b"), "1").text
+    assert "Today Date: 26 Jul 2024\n" in text
+
+
 @pytest.mark.parametrize("kind", ["bytes", "pieces", "words"])
 @pytest.mark.parametrize("family", TEMPLATES)
 @pytest.mark.parametrize("said", [SAID, UNICODE], ids=["ascii", "unicode"])
@@ -110,7 +115,8 @@ def test_the_prompt_is_the_library_s_own_and_what_training_saw_before_the_reply(
     assert known.targets[len(known.prompt)] != IGNORE
     messages = [{"role": role, "content": said} for role, said in zip(asked.roles, asked.turns, strict=True)]
     template = tokenizer.chat_template or PLAIN
-    theirs = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, tokenize=False)
+    options = {"add_generation_prompt": True, "tokenize": False, "date_string": "26 Jul 2024"}
+    theirs = tokenizer.apply_chat_template(messages, chat_template=template, **options)
     if family == "zephyr":  # whose prompt lacks the newline that its replies follow
         theirs = theirs.rstrip("\n") + "\n"
     assert chat.write(asked, "1").text == theirs

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.data.requests import Request, read_requests, require_image
+from fusionkit.data.requests import Request, asked_text, read_requests, require_image
 from fusionkit.errors import ConfigError, DataError
 
 PIXELS, REGIONS = "pixel_values", "regions"
@@ -45,6 +45,7 @@ def test_a_question_may_be_the_last_of_several_messages(folder: Path) -> None:
     (found,) = read_requests("q.jsonl", {}, PIXELS)
     assert (found.texts, found.asks) == ({"question": "where?"}, ("question",))
     assert found.conversation == (("user", "assistant", "user"), ("what?", "A dog.", "where?"))
+    assert asked_text(tuple(talk), "question") == ("where?", found.conversation)  # of model.answer
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,22 @@ def test_a_frozen_model_has_no_dropout_and_its_layers_are_recomputed(kind):
     assert torch.equal(states, model.eval().read(embeds, *given))
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "phimoe"])
+def test_a_frozen_mixture_of_experts_has_no_noise(kind):
+    config = GROUPED | {
+        "model_type": kind,
+        "num_local_experts": 4,
+        "router_jitter_noise": 0.5,
+        "input_jitter_noise": 0.5,
+    }
+    given = torch.ones(2, 3, 3, dtype=torch.bool).tril(), torch.arange(3).expand(2, 3)
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        model = LanguageModel(VOCABULARY, config=config, text_format=WORDS, frozen=frozen).train()
+        embeds = torch.randn(2, 3, model.hidden_size)
+        assert torch.equal(model.train().read(embeds, *given), model.eval().read(embeds, *given)) == frozen
+
+
 @pytest.mark.parametrize(
     ("config", "most"),
     [

@@ -173,12 +173,13 @@ def test_a_small_model_learns_to_answer_over_several_turns(kind):
     images = toy_batch(images=2)
     batch, parameters = batch_of(talks), [*model.parameters(), *task.parameters()]
     optimizer = torch.optim.AdamW([each for each in parameters if each.requires_grad], lr=1e-2)
-    for _ in range(45):
-        loss = forward(model, task, batch).loss
+    for _ in range(200):  # 45 suffice today; how many rounding lets it take is another number with other versions
+        if (loss := forward(model, task, batch).loss) < 0.05:
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.1
+    assert loss < 0.05
     model.eval()
     with torch.no_grad():
         asked = batch_of([*talks, *([Conversation((USER,), (SAID[0],))] * 2)])

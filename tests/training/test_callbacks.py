@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.utilities import CombinedLoader
 
 from fusionkit.errors import ConfigError
 from fusionkit.training.callbacks import BestCheckpoint, CutTexts, LastCheckpoint, SkippedImages, StopAfter, Throughput
-from tests.training.fakes import FakeData, FakeTask, fake_module
+from tests.training.fakes import FakeData, FakeLoader, FakeTask, fake_module
 from tests.training.test_module import fit
 
 
@@ -143,6 +144,30 @@ def test_the_share_of_time_that_went_by_waiting_for_batches_is_told(
         assert re.match(
             r"data: 75% of the training went by waiting for batches: raise data.num_workers \(now 0; auto", told[0]
         )
+
+
+class LateLoader(FakeLoader):
+    """Takes 5 seconds to begin an epoch, as workers do."""
+
+    def __iter__(self):
+        self.data.clock.now += 5
+        self.data.clock.asked += 5
+        yield from super().__iter__()
+
+
+class LateData(FakeData):
+    def train_dataloader(self):
+        return CombinedLoader({"coco": LateLoader("coco", self.batches, self)}, "min_size")
+
+
+def test_the_first_batch_of_an_epoch_is_waited_for_as_the_others_are(tmp_path, monkeypatch, capsys):
+    data = LateData(batches=3)
+    data.clock = Clock(monkeypatch, 0.0, 1.0)
+    data.num_workers, data.seconds_waited = 0, lambda: data.clock.asked
+    run = fit(tmp_path, fake_module(), data, callbacks=[Throughput(every_n_steps=3), data.clock], max_epochs=2)
+    assert float(run.callback_metrics["train/data_wait"]) == pytest.approx(5 / 8)
+    assert float(run.callback_metrics["train/images_per_s"]) == pytest.approx(4)  # while it trains
+    assert "data: 62% of the training went by waiting" in capsys.readouterr().out
 
 
 def test_tells_new_skipped_images_once(tmp_path, capsys):

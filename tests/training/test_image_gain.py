@@ -5,11 +5,12 @@ from collections import deque
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities import CombinedLoader
 
 from fusionkit.tasks.base import Task
 from fusionkit.training.image_gain import ImageGain, image_gains, with_other_images
 from fusionkit.types import Regions, Stored, TaskOutput
-from tests.training.fakes import FakeTask, fake_batch, fake_module
+from tests.training.fakes import FakeData, FakeLoader, FakeTask, fake_batch, fake_module
 from tests.training.test_diagnostics import Sink
 from tests.training.test_module import fit
 
@@ -34,6 +35,36 @@ def test_the_gain_is_the_loss_of_moved_images_less_the_loss():
     assert float(found) == pytest.approx(float(losses[1] - losses[0]))
     assert float(found) != 0
     assert image_gains(module, "coco", fake_batch("coco", 0, images=1)) == {}
+
+
+def test_the_gain_is_measured_against_the_targets_of_the_data():
+    module = fake_module(tasks={"a": FakeTask()}, teacher=True)
+    module.eval()
+    with torch.no_grad():
+        image_gains(module, "coco", fake_batch("coco", 0))
+    assert module.teacher.alphas == [0.0, 0.0]  # whose weight of this step is not asked for
+
+
+def test_where_another_rank_has_one_image_none_is_measured(monkeypatch):
+    monkeypatch.setattr("fusionkit.training.image_gain.largest_of_ranks", lambda value, device: max(value, -1))
+    assert image_gains(fake_module(tasks={"a": FakeTask()}), "coco", fake_batch("coco", 0)) == {}
+
+
+class SingleLoader(FakeLoader):
+    def __iter__(self):
+        return ({**batch, **fake_batch("coco", number, images=1)} for number, batch in enumerate(super().__iter__()))
+
+
+class SingleData(FakeData):
+    def train_dataloader(self):
+        return CombinedLoader({"coco": SingleLoader("coco", self.batches, self)}, "min_size")
+
+
+def test_a_source_of_one_image_a_step_is_told_once(tmp_path, recwarn):
+    fit(tmp_path, fake_module(), SingleData(), callbacks=[ImageGain(1)], max_epochs=1, log_every_n_steps=1)
+    told = [str(each.message) for each in recwarn if "image_gain" in str(each.message)]
+    assert len(told) == 1
+    assert told[0].startswith("callbacks.image_gain: source coco has one image a step, but whether it is looked at")
 
 
 def test_images_of_every_kind_change_places_and_nothing_else_does():

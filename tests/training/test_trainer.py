@@ -3,12 +3,14 @@
 import inspect
 import logging
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from fusionkit.assembly.signatures import signature_of
 from fusionkit.errors import ConfigError
 from fusionkit.training import trainer
 from fusionkit.training.trainer import build_callbacks, build_loggers, quieten_libraries
@@ -53,6 +55,34 @@ def test_what_is_null_is_not_built(monkeypatch):
         build_callbacks(config)
     config.callbacks.best.monitor = "val/mean"
     assert build_callbacks(config) == [SimpleNamespace(monitor="val/mean")]
+
+
+COUNTS = {  # the whole numbers of callbacks, each of which is divided by or is a length
+    "collapse_alarm": ("window", "every_n_steps"),
+    "gradient_norms": ("every_n_steps",),
+    "image_gain": ("every_n_steps", "window"),
+    "throughput": ("every_n_steps",),
+}
+
+
+def test_all_whole_numbers_of_callbacks_are_looked_at():
+    found = {}
+    for path in Path("conf/callbacks").glob("*.yaml"):
+        block = OmegaConf.load(path)
+        parameters = signature_of(block._target_) if "_target_" in block else {}
+        if names := [name for name, parameter in parameters.items() if parameter.annotation is int]:
+            found[path.stem] = set(names)
+    assert found == {name: set(options) for name, options in COUNTS.items()}
+
+
+@pytest.mark.parametrize(("name", "option"), [(name, option) for name, options in COUNTS.items() for option in options])
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_below_1_is_a_mistake_in_its_callback(name, option, count):
+    build = get_object(OmegaConf.load(f"conf/callbacks/{name}.yaml")._target_)
+    with pytest.raises(
+        ConfigError, match=rf"callbacks\.{name}\.{option}.* is {count}, but has to be at least 1; to do"
+    ):
+        build(**{option: count})
 
 
 def test_libraries_are_quiet_about_what_is_meant():

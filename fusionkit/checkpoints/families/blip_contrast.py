@@ -13,7 +13,7 @@ from fusionkit.checkpoints.families.bert import (
     text_encoder,
 )
 from fusionkit.checkpoints.families.vit import timm_vit, transformers_vit_keys
-from fusionkit.checkpoints.folder import completed, images_of
+from fusionkit.checkpoints.folder import OPENAI, completed, images_of
 from fusionkit.checkpoints.source import Source
 
 VISION = {  # of transformers' BlipVisionConfig
@@ -36,7 +36,6 @@ TEXT = (
     "layer_norm_eps",
     "hidden_act",
 )
-OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 
 
 def plan(source: Source, bert: Mapping[str, Any], ids: Mapping[str, Any]) -> Plan:
@@ -56,7 +55,7 @@ def plan(source: Source, bert: Mapping[str, Any], ids: Mapping[str, Any]) -> Pla
         "qkv_bias": True,
         "layer_norm_eps": image["layer_norm_eps"],
     }
-    images = images_of(source, image["image_size"], OPENAI["mean"], OPENAI["std"])
+    images = images_of(source, image["image_size"], **OPENAI)
     fusion = cross_attention_config(words, text["num_hidden_layers"])
     return Plan(
         family="blip",

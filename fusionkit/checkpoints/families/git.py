@@ -14,7 +14,7 @@ from fusionkit.checkpoints.families import clip
 from fusionkit.checkpoints.families.bert import POSITION_IDS
 from fusionkit.checkpoints.families.blip_contrast import VISION
 from fusionkit.checkpoints.families.language import TEXT, ends_of, require_tasks, run_of, special_ids
-from fusionkit.checkpoints.families.llava import OPENAI, prefix
+from fusionkit.checkpoints.families.llava import CROPPED, prefix
 from fusionkit.checkpoints.folder import completed, images_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError
@@ -54,7 +54,7 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
         family="git",
         release="transformers' GIT",
         groups=[*runs.groups_of(tasks), "fusion=prefix_linear"],
-        config=run_of(source, tasks, tokens, images_of(source, image["image_size"], **OPENAI))
+        config=run_of(source, tasks, tokens, images_of(source, image["image_size"], **CROPPED))
         | {
             "name": "git",
             "image_encoder": clip.image_tower(image),

@@ -13,17 +13,31 @@ from fusionkit.checkpoints.source import Source
 from fusionkit.data.tokenizer import load_tokenizer, text_format
 from fusionkit.encoders.language import most_tokens
 from fusionkit.encoders.tower import without_code
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError, suggest
 
 TEXT = "model.text_encoder."
 TASKS = ("captioning", "vqa_generative")
 GENERATION = "generation_config.json"
-UNUSED = {
+RULES = {"no_repeat_ngram_size": "no_repeat_ngram", "max_new_tokens": "max_length", "min_new_tokens": "min_length"}
+UNUSED: Mapping[str, Any] = {  # when off; max_length counts the prompt and the image too, and is left to these
     "repetition_penalty": 1.0,
     "suppress_tokens": [],
     "begin_suppress_tokens": [],
     "bad_words_ids": [],
-}  # when off
+    "force_words_ids": [],
+    "sequence_bias": {},
+    "do_sample": False,
+    "min_length": 0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "penalty_alpha": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": 1.0,
+}
 SETTINGS: Mapping[str, Mapping[str, Any]] = {task: {"label_smoothing": 0.0} for task in TASKS}
 NO_POSITIONS = {r".*\.rotary_emb\.inv_freq": "frequencies of positions, which are not learnt"}
 PLAIN = {
@@ -105,32 +119,38 @@ def _text(source: Source) -> Mapping[str, Any]:
     return (source.config or {}).get("text_config") or source.config or {}
 
 
-def saying(source: Source) -> dict[str, Any]:
-    """Options of captioning as the folder generates; what no option gives is told in one warning."""
+def saying(source: Source, room: int) -> dict[str, Any]:
+    """Options of captioning as the folder generates, in ``room`` tokens; what no option gives is told in one warning."""
     found, options = generation_of(source), dict[str, Any]()
-    size, penalty = found.get("no_repeat_ngram_size"), found.get("length_penalty")
-    if type(size) is int and size > 0:
-        options["no_repeat_ngram"] = size
-    if isinstance(penalty, int | float) and penalty != 1:
-        options["search"] = {"length_penalty": float(penalty)}
-    unused = [f"{name} {runs.shown(found[name])}" for name, off in UNUSED.items() if found.get(name) not in (None, off)]
-    if unused:
-        warnings.warn(f"{source.path / GENERATION}: {', '.join(unused)}: texts are generated without", stacklevel=2)
+    for name, option in RULES.items():
+        if type(count := found.get(name)) is int and count > 0:
+            options[option] = count
+    if "max_length" in options:
+        options = {"min_length": 0} | options | {"max_length": min(options["max_length"], room)}
+    if type(beams := found.get("num_beams")) is int and beams > 1:  # one beam has no penalty
+        penalty = found.get("length_penalty")
+        options["search"] = {"beams": beams, "length_penalty": 1.0 if penalty is None else float(penalty)}
+        if found.get("early_stopping") is True:
+            options["search"]["early_stopping"] = True
+    unused = dict(UNUSED)
+    if found.get("do_sample"):
+        unused |= {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
+    told = [f"{name} {runs.shown(found[name])}" for name, off in unused.items() if found.get(name) not in (None, off)]
+    if told:
+        warnings.warn(f"{source.path / GENERATION}: {', '.join(told)}: texts are generated without", stacklevel=2)
     return options
 
 
 def run_of(source: Source, tasks: Sequence[str], image_tokens: int, images: Mapping[str, Any]) -> dict[str, Any]:
     """The run of a language model that says captions or answers, with room for the tokens of an image before each text."""
-    left = (most_tokens(SimpleNamespace(**_text(source))) or 512) - image_tokens
-    run = runs.run_of(tasks, max(left, 3), **images)
-    options = {"captioning": saying(source)}
+    left = max((most_tokens(SimpleNamespace(**_text(source))) or 512) - image_tokens, 3)
+    run = runs.run_of(tasks, left, **images)
+    options = {"captioning": saying(source, left)}
     return run | {"task": {task: {**SETTINGS[task], **options.get(task, {})} for task in tasks}}
 
 
 def require_tasks(tasks: Sequence[str]) -> list[str]:
     """The tasks of the run that the checkpoint is imported for; ConfigError for others than a language model has."""
-    from fusionkit.errors import ConfigError, suggest
-
     for task in tasks:
         if task not in TASKS:
             raise ConfigError(f"tasks: there is no '{task}' here; {suggest(task, TASKS)}")

@@ -20,7 +20,7 @@ from fusionkit.checkpoints.families.language import (
     run_of,
     special_ids,
 )
-from fusionkit.checkpoints.folder import completed, images_of
+from fusionkit.checkpoints.folder import OPENAI, completed, images_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError
 
@@ -30,11 +30,7 @@ HEADS = ("language_model.lm_head.", "lm_head.")
 NO_POOLING = {
     r"(model\.)?vision_tower\.(vision_model\.)?head\..*": "what pools an image, which the words do not follow"
 }
-OPENAI: dict[str, Any] = {
-    "mean": [0.48145466, 0.4578275, 0.40821073],
-    "std": [0.26862954, 0.26130258, 0.27577711],
-    "fit": "crop",
-}
+CROPPED = {**OPENAI, "fit": "crop"}
 PROJECTOR = {"linear_1.": "model.fusion.projector.map.0.", "linear_2.": "model.fusion.projector.map.2."}
 
 
@@ -56,7 +52,7 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
     skip = int(config["vision_feature_select_strategy"] == "default")
     tokens = (image["image_size"] // image["patch_size"]) ** 2 + is_clip
     tower = clip.image_tower(image | read) if is_clip else siglip.image_tower(image | read)
-    images = images_of(source, image["image_size"], **(OPENAI if is_clip else siglip.IMAGES))
+    images = images_of(source, image["image_size"], **(CROPPED if is_clip else siglip.IMAGES))
     activation = runs.activation(config["projector_hidden_act"], "projector_hidden_act")
     projector = {"depth": 2, "skip": skip, "bias": config["multimodal_projector_bias"]} | activation
     return Plan(

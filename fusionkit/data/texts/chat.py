@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.internals import on_one_day
 from fusionkit.losses import IGNORE
 
 # where a tokenizer brings no template: LLaVA 1.5's (vicuna_v1) without its opening sentence, between the tokenizer's own ends
@@ -156,7 +157,8 @@ class ChatTemplate:
     def _render(self, roles: Sequence[str], words: Sequence[str], name: str) -> str:
         messages = [{"role": role, "content": said} for role, said in zip(roles, words, strict=True)]
         try:
-            text = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
+            with on_one_day():  # what a model was trained on does not change with the calendar
+                text = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
         except Exception as error:  # whatever a template makes of its messages
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
