@@ -309,12 +309,13 @@ class DataModule(LightningDataModule):
         augment: Any = source.augment
         if table := self._tables.get((name, "train")):
             augment = DrawView() if table.views > 1 else None
-        data = TrainData(name, samples, images, counts, finish, self.finish.size, augment)
+        weights = _weights(name, samples)
+        data = TrainData(name, samples, images, counts, finish, self.finish.size, augment, weights)
         self._training[name] = data
         groups = None if source.shuffle_window is None else samples.folders
-        stream = Stream(len(samples), self.seed, name, _weights(name, samples), groups, source.shuffle_window or 0)
+        stream = Stream(len(samples), self.seed, name, weights, groups, source.shuffle_window or 0)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
-        workers = workers_of(self.num_workers, len(self.sources))
+        workers = workers_of(self.num_workers, len(self._splits.training))
         self._loaders[name] = Loader(data, batches, self._collate(name, "train", samples), workers, persistent=True)
         return self._loaders[name]
 
