@@ -308,6 +308,7 @@ def test_every_data_configuration_can_be_built():
     for name in names:
         config = OmegaConf.create({"tokenizer": None, "seed": 1, "data": OmegaConf.load(CONF / f"data/{name}.yaml")})
         config.data.root = "data"
+        assert {"missing", "max_missing", "num_workers"} <= set(config.data), name
         sources = instantiate(config.data).sources.values()
         assert all("train" in source.splits for source in sources)
         assert name in TRAINING_ONLY or {"val", "test"} <= set().union(*(source.splits for source in sources))
@@ -421,3 +422,14 @@ def test_a_batch_is_given_up_while_the_next_one_is_made(tmp_path, monkeypatch):
         assert batch is not None
         del batch
     assert kept == [True, True]
+
+
+def test_ranks_that_find_other_files_are_one_sentence(tmp_path, monkeypatch):
+    module = make_module(tmp_path)
+    monkeypatch.setattr("fusionkit.data.datamodule.gather_objects", lambda own: [*own, *own])
+    assert module.train_dataloader() is not None
+    monkeypatch.setattr("fusionkit.data.datamodule.gather_objects", lambda own: [*own, {**own[0], "b": [6, 18]}])
+    with pytest.raises(DataError) as error:
+        module.train_dataloader()
+    assert str(error.value).startswith("source b: rank 0 found 7 training images with ")
+    assert str(error.value).endswith("texts, rank 1 6 with 18; give all ranks the same files")

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,14 +108,14 @@ class OpenTable(OpenFiles):
         pictures: list[Picture] = []
         for number, place in places:
             start = f"{number}/" if len(self.places) > 1 else ""
-            read = self.meaning.captions, len(self.meaning.kinds) > 1
+            captions, has_others = self.meaning.captions, len(self.meaning.kinds) > 1
             found, missing = pictures_of(
-                self.filters.among(self._rows(place, asked, start, split), *read),
+                self.filters.among(self._rows(place, asked, start, split), captions, has_others),
                 self.folder(place, asked),
                 self.mapped,
                 place.table.path,
                 self.missing == "skip",
-                lambda row, read=read: self.filters.unrepeated(row, *read),
+                partial(self.filters.unrepeated, captions=captions, has_others=has_others),
             )
             pictures += found
             self.skipped[split] += missing

@@ -175,7 +175,7 @@ def _of_folder(folder: Path) -> list[Place]:
 
 
 def _beside(shards: Sequence[Path], tables: Sequence[Path]) -> list[Path]:
-    """The tables that say something of their own: not those of what is in the shards, as img2dataset and webdataset write them."""
+    """The tables that say something of their own: not what img2dataset and webdataset write about shards."""
     keys = {path.with_suffix(".parquet") for path in shards}
     return [path for path in tables if path not in keys and path.name not in ("sizes.json", "index.json")]
 

@@ -13,6 +13,7 @@ from fusionkit.data.readers.row_places import Files, require_roles, role_of
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, suggest
 
+ASKED = "what is shown?"  # about pictures that have a label and no text
 MISSING = ("error", "skip")
 
 
@@ -41,7 +42,7 @@ class Table:
         boxes: str | None = None,
         split_by: Mapping[str, float | None] | None = None,
         missing: str = "error",
-        label_question: str = "what is shown?",
+        label_question: str = ASKED,
         collection: str | None = None,
         filters: Mapping[str, Any] | None = None,
     ) -> None:

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from fusionkit.data.readers.row_filters import Filters
 from fusionkit.data.readers.table import Table
+from fusionkit.data.readers.table_data import TableData
 from fusionkit.data.source import Source, Splits
 from fusionkit.errors import ConfigError, DataError
 from tests.data.worlds import pair, write_photo, write_shard
+from tests.toys import CONF
 
 NONE = {"val": 0, "test": 0}
 
@@ -193,7 +197,7 @@ def test_a_copy_without_a_picture_takes_no_place(missing, table, tmp_path):
 
 def test_a_row_without_a_caption_is_told_though_there_are_filters(table):
     path = table({"caption": "one"}, {"caption": None}, {"caption": "two words"})
-    with pytest.warns(UserWarning) as found:
+    with pytest.warns(UserWarning, match="are left out|leaves out") as found:
         assert captions(path, words=2) == ["two words"]
     assert [str(each.message) for each in found] == [
         f"{path}, train: data.filters leaves out 1 of 2 captions (words 1)",
@@ -213,7 +217,32 @@ def test_a_sentence_names_the_split_of_what_it_counts_and_is_said_once(filters, 
     splits = {name: [name] for name in ("train", "val", "test")}
     for _ in range(2):
         reader = Table(str(shard), split_by={"val": 0.3, "test": 0.3}, filters=filters)
-        with pytest.warns(UserWarning) as found:
+        with pytest.warns(UserWarning, match="leaves out") as found:
             assert Splits({"x": Source(reader, splits, 2, {"captions": 1})}).training
         told = sorted(str(each.message).split(": data.filters leaves out")[0] for each in found)
         assert told == [f"{shard}, {split}" for split in sorted(splits) if count == 3 or split == "train"]
+
+
+def llava(path: Path, **given: Any) -> TableData:
+    config = OmegaConf.create({"tokenizer": None, "seed": 1, "data": OmegaConf.load(CONF / "data/llava.yaml")})
+    mine = {"root": str(path.parent), "files": path.name, "split_by": NONE}
+    data: TableData = instantiate(OmegaConf.merge(config, {"data": mine | given}).data)
+    return data
+
+
+def test_filters_are_those_of_llavas_layout_too(table):
+    said = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
+    path = table(*({"conversations": said, "score": n} for n in range(4)))
+    data = llava(path, filters={"scores": {"score": 2}})
+    with pytest.warns(UserWarning, match=r"leaves out 2 of 4 rows \(score 2\)"):
+        assert len(data.sources["llava"].reader.read("train")) == 2
+
+
+@pytest.mark.parametrize("given", [{"boxes": "xywh"}, {"label_question": "what is it?"}])
+def test_what_no_source_reads_is_one_sentence(given, table):
+    ((name, value),) = given.items()
+    place = f"data.sources.llava.reader.{name}"
+    with pytest.raises(Exception, match="no source reads it") as error:
+        llava(table({"caption": "one"}), **given)
+    cause = error.value.__cause__ or error.value
+    assert str(cause) == f"data.{name} is {value!r}, but no source reads it; set {place} instead, as ++{place}=VALUE"
