@@ -15,7 +15,7 @@ from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
 from fusionkit.data.pixels.stored import StoredStates
 from fusionkit.data.regions import Found, pad_regions
-from fusionkit.data.sample import Sample, Text
+from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import ChatTemplate
 from fusionkit.data.texts.conversations import Conversation
@@ -46,11 +46,11 @@ class Collate:
 
     Every kind of `kinds` is a key of every batch, with (0, L) rows where no image of the batch has such a text. Facts
     become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
-    a vocabulary; any other number `x` -> `x` (T,). Which facts a kind has is read off the source's first text of it,
-    and all must have them. Where samples have a second image, it is a row behind those of all samples, and `other_index`
-    (T,) of every kind names it. Texts are tokenised as `clean` gives them, within the template of their kind (`cleaning.filled`);
-    conversations, which have `turns`, by the chat template (`chat.ChatTemplate`). `counts`, which all workers share, says how
-    many were read, how many of them were cut, and how many have nothing to learn.
+    a vocabulary; any other number `x` but the `sample_weight` -> `x` (T,). Which facts a kind has is read off the source's
+    first text of it, and all must have them. Where samples have a second image, it is a row behind those of all samples, and
+    `other_index` (T,) of every kind names it. Texts are tokenised as `clean` gives them, within the template of their kind
+    (`cleaning.filled`); conversations, which have `turns`, by the chat template (`chat.ChatTemplate`). `counts`, which all
+    workers share, says how many were read, how many of them were cut, and how many have nothing to learn.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Collate:
                 rows["boxes"] = torch.stack(boxes) if boxes else torch.zeros(0, 4)
             elif name == "answers" and self.answers is not None:
                 rows["answer_scores"] = self._scores(texts)
-            elif isinstance(example, int | float):
+            elif isinstance(example, int | float) and name != WEIGHT:  # which decided what is drawn
                 values = [fact(text, name, kind) for text in texts]
                 rows[name] = torch.tensor(values or [example])[: len(values)]
         return rows

@@ -206,6 +206,7 @@ class DataModule(LightningDataModule):
                 "no source of data.sources has a 'train' role in its splits, so there is nothing to train on"
             )
         self._warn_of_other_order()
+        self._require_same_on_ranks()
         return CombinedLoader(loaders, mode="min_size")
 
     def val_dataloader(self) -> list[Loader]:
@@ -309,12 +310,13 @@ class DataModule(LightningDataModule):
         augment: Any = source.augment
         if table := self._tables.get((name, "train")):
             augment = DrawView() if table.views > 1 else None
-        data = TrainData(name, samples, images, counts, finish, self.finish.size, augment)
+        weights = _weights(name, samples)
+        data = TrainData(name, samples, images, counts, finish, self.finish.size, augment, weights)
         self._training[name] = data
         groups = None if source.shuffle_window is None else samples.folders
-        stream = Stream(len(samples), self.seed, name, _weights(name, samples), groups, source.shuffle_window or 0)
+        stream = Stream(len(samples), self.seed, name, weights, groups, source.shuffle_window or 0)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
-        workers = workers_of(self.num_workers, len(self.sources))
+        workers = workers_of(self.num_workers, len(self._splits.training))
         self._loaders[name] = Loader(data, batches, self._collate(name, "train", samples), workers, persistent=True)
         return self._loaders[name]
 
@@ -409,6 +411,20 @@ class DataModule(LightningDataModule):
         batches = {name: self.sources[name].batch_size * self._place[1] for name in images}
         windows = {name: window for name in images if (window := self.sources[name].shuffle_window) is not None}
         return {"seed": self.seed, "images": images, "global batch size": batches, "shuffle_window": windows}
+
+    def _require_same_on_ranks(self) -> None:
+        """Raise DataError where a rank has found other images than the others, as where a disk of its own lacks a shard."""
+        own = {
+            name: [len(samples), *(int(samples.counts(kind).sum()) for kind in self.sources[name].kinds)]
+            for name, samples in self._splits.training.items()
+        }
+        first, *others = gather_objects([own])
+        for rank, other in enumerate(others, start=1):
+            if name := next((name for name in own if other[name] != first[name]), None):
+                raise DataError(
+                    f"source {name}: rank 0 found {first[name][0]:,} training images with {sum(first[name][1:]):,} texts, rank "
+                    f"{rank} {other[name][0]:,} with {sum(other[name][1:]):,}; give all ranks the same files"
+                )
 
     def _warn_of_other_order(self) -> None:
         for name, value in self._order().items():

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -93,7 +95,8 @@ class EvalData(Dataset[Item]):
 class TrainData(Dataset[Item]):
     """As many texts of an image as `texts_per_image` says, and the image augmented; all of it a function of the draw.
 
-    A corrupt image is replaced by another one that the draw names, and counted in `corrupt`, which all workers share.
+    A corrupt image is replaced by another one that the draw names, and counted in `corrupt`, which all workers share. Samples
+    whose `weights` (N,) are 0 are never drawn.
     """
 
     def __init__(
@@ -105,10 +108,14 @@ class TrainData(Dataset[Item]):
         finish: Finishing,
         side: int,
         augment: Augmentation | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self.source, self.samples, self.images, self.texts_per_image = source, samples, images, texts_per_image
         self.finish, self.side, self.augment = finish, side, augment
         self.places = OtherPlaces(samples)
+        self.drawn: Sequence[int] | NDArray[np.int64] = range(len(samples))
+        if weights is not None:
+            self.drawn = np.flatnonzero(weights)
         self.corrupt = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
 
     def __getitem__(self, draw: Draw) -> Item:
@@ -146,10 +153,10 @@ class TrainData(Dataset[Item]):
                 except CorruptImage as error:
                     self.corrupt[index] = 1
                     self._stop_at_too_many(error)
-            index = rng.randrange(len(self.samples))
+            index = int(self.drawn[rng.randrange(len(self.drawn))])
 
     def _stop_at_too_many(self, error: CorruptImage) -> None:
-        count, total = int(self.corrupt.sum()), len(self.samples)
+        count, total = int(self.corrupt.sum()), len(self.drawn)
         if count > MAX_CORRUPT * total:
             first = self.samples[int(self.corrupt.argmax())].image
             raise DataError(

@@ -78,7 +78,7 @@ def read_tables(reader: Reader, split: str) -> Tables:
     if type(reader) is Named:
         return read_tables(*reader.part(split))
     if isinstance(reader, SupportsParts):
-        parts = [(name, tables_of(samples)) for name, samples in reader.parts(split)]
+        parts = [(name, tables_of(samples)) for name, samples in reader.read_in_parts(split)]
         return parts[0][1] if len(parts) == 1 else merge(parts)
     return tables_of(reader.read(split))
 

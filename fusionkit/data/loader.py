@@ -45,7 +45,9 @@ class Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class names its own iterator type
-        batches = super().__iter__()
+        return self._timed(super().__iter__())  # whose workers start at once
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
             asked = time.monotonic()
             try:
@@ -55,6 +57,7 @@ class Loader(DataLoader[Any]):
             finally:
                 self.waited += time.monotonic() - asked
             yield batch
+            del batch  # else its memory is kept while the next one is made
 
 
 def raise_error(batch: Any) -> Any:

@@ -26,7 +26,8 @@ class Stream:
 
     `weights`  (N,), how often each sample comes in proportion, on average over permutations; None: each once in each.
     `groups`   (N,), the number of the file that each sample stands in: files come in a random order, and samples are shuffled
-               in each stretch of `window` of them, so that what is read lies close together. None: all samples are shuffled.
+               in each stretch of `window` of them, so that what is read lies close together. A file of more than that comes
+               in pieces, each as if it were a file. None: all samples are shuffled.
     """
 
     def __init__(
@@ -58,10 +59,28 @@ class Stream:
             rows = torch.from_numpy(chosen.clip(max=int(np.flatnonzero(np.diff(self.ends, prepend=0))[-1])))
         if self.groups is None:
             return rows[torch.randperm(self.size, generator=generator)]
-        ranks = torch.randperm(int(self.groups.max()) + 1, generator=generator)
-        rows = rows[torch.argsort(ranks[torch.from_numpy(self.groups)[rows]], stable=True)]
+        pieces = self._pieces(self.groups[rows.numpy()], generator)
+        ranks = torch.randperm(int(max(self.groups.max(), pieces.max())) + 1, generator=generator)
+        rows = rows[torch.argsort(ranks[torch.from_numpy(pieces)], stable=True)]
         stretches = rows.split(self.window)
         return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in stretches])
+
+    def _pieces(self, groups: NDArray[np.int64], generator: torch.Generator) -> NDArray[np.int64]:
+        """The number of the piece that each row is in, of the rows' groups (N,): a group, or a part of one.
+
+        Groups of more than the window are cut, in each permutation at other places.
+        """
+        counts = np.bincount(groups)
+        is_cut = counts > self.window
+        if not is_cut.any():
+            return groups
+        start = int(torch.randint(self.window, (), generator=generator))
+        order = np.argsort(groups, kind="stable")
+        place = np.empty_like(groups)
+        place[order] = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
+        pieces = np.where(is_cut, (counts - 1 + start) // self.window + 1, 1)
+        within = np.where(is_cut[groups], (place + start) // self.window, 0)
+        return (np.cumsum(pieces) - pieces)[groups] + within
 
     def _hash(self, what: str, number: int) -> int:
         text = f"{self.seed}/{self.name}/{what}/{number}".encode()

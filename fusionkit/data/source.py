@@ -77,6 +77,10 @@ class Source:
             )
         if self.max_length < 3:
             raise ConfigError(f"{key}.max_length is {self.max_length}, but has to be at least 3: [CLS], a token, [SEP]")
+        if self.chat_template is not None and not isinstance(self.chat_template, str):
+            raise ConfigError(
+                f"{key}.chat_template is {reprlib.repr(self.chat_template)}, but has to be a text in Jinja, or null"
+            )
         check_templates(self.template, self.kinds, f"{key}.template")
         if CONVERSATIONS in self.kinds and (CONVERSATIONS in (self.template or {}) or self.clean is not None):
             wrong = "clean" if self.clean is not None else f"template.{CONVERSATIONS}"

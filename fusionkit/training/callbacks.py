@@ -199,8 +199,8 @@ class Throughput(Callback):
             workers = trainer.datamodule.num_workers  # type: ignore[attr-defined]
             print(
                 f"data: {100 * waited / seconds:.0f}% of the training went by waiting for batches: raise data.num_workers (now "
-                f"{workers}; auto takes the cores that are left), choose data.decoder=auto, or keep the tokens of a frozen image "
-                "encoder with image_tokens.folder=FOLDER",
+                f"{workers}; auto takes the cores that are left), choose +data.decoder=auto, or keep the tokens of a frozen "
+                "image encoder with image_tokens.folder=FOLDER",
                 flush=True,
             )
 

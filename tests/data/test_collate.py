@@ -108,3 +108,13 @@ def test_images_of_different_shapes_stand_on_canvases():
         assert batch["pixel_mask"][row].sum() == height * width
         assert batch["pixel_values"][row].equal(batch["pixel_mask"][row].float().expand(3, -1, -1))
     assert "pixel_mask" not in collate(SAMPLES)
+
+
+def test_a_weight_that_some_texts_have_is_none_of_their_facts():
+    samples = [
+        Sample(1, "a", {"captions": (Text(1, "a red cat", {"sample_weight": 2.0}),)}),
+        Sample(2, "b", {"captions": (Text(2, "a dog"),)}),
+    ]
+    rows = collate(samples, kinds=("captions",))["captions"]
+    assert rows["ids"] == [1, 2]
+    assert "sample_weight" not in rows

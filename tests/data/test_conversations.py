@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fusionkit.data.readers.dialogues import Dialogues
-from fusionkit.data.sample import Sample, Text
+from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.texts.conversations import Conversation, read_conversation
 from fusionkit.errors import ConfigError, DataError
 
@@ -124,3 +124,17 @@ def test_questions_and_captions_are_conversations():
         Dialogues([Fixed()], turns=0)
     with pytest.raises(ConfigError, match="question_prompt 'no'"):
         Dialogues([Fixed()], question_prompt="no")
+
+
+def test_conversations_keep_the_weight_of_what_they_are_made_of():
+    class Weighted:
+        def read(self, split):
+            facts = [{"answers": ["x"], WEIGHT: 3.0}, {"answers": ["x"]}, {"answers": ["x"]}]
+            known = {"captions": (Text("c", "a dog"),), "questions": tuple(Text(n, "?", facts[n]) for n in range(3))}
+            others = (Path("b.jpg"),) if split == "pairs" else ()
+            return [Sample(1, Path("a.jpg"), known, others=others)]
+
+    (sample,) = Dialogues([Weighted()], turns=2).read("train")
+    assert [text.facts.get(WEIGHT) for text in sample.texts["conversations"]] == [2.0, None, None]
+    with pytest.raises(DataError, match="image 1 comes with others, but a conversation is about one"):
+        Dialogues([Weighted()]).read("pairs")

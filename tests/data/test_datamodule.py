@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from fusionkit.data.answers import AnswerVocabulary
+from fusionkit.data.collate import Collate
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.loader import cores_granted, workers_of
 from fusionkit.data.sample import Sample, Text
@@ -306,6 +308,7 @@ def test_every_data_configuration_can_be_built():
     for name in names:
         config = OmegaConf.create({"tokenizer": None, "seed": 1, "data": OmegaConf.load(CONF / f"data/{name}.yaml")})
         config.data.root = "data"
+        assert {"missing", "max_missing", "num_workers"} <= set(config.data), name
         sources = instantiate(config.data).sources.values()
         assert all("train" in source.splits for source in sources)
         assert name in TRAINING_ONLY or {"val", "test"} <= set().union(*(source.splits for source in sources))
@@ -368,6 +371,16 @@ def test_a_number_of_workers_that_the_machine_says_makes_the_same_batches(tmp_pa
     assert same(train_batches(module), expected)
 
 
+def test_sources_that_never_train_take_no_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4)), raising=False)
+    held_out = dataclasses.replace(make_source(tmp_path), splits={"val": ["val"]})
+    module = make_module(
+        tmp_path, {"a": make_source(tmp_path), "b": held_out}, num_workers="auto", allow_overlap=[["*", "*"]]
+    )
+    (loader,) = module.train_dataloader().iterables.values()
+    assert loader.num_workers == workers_of("auto", 1)
+
+
 def test_a_container_has_the_cores_that_it_is_granted(tmp_path):
     for said, cores in (("200000 100000", 2), ("50000 100000", 1), ("max 100000", 2**20)):
         (tmp_path / "cpu.max").write_text(f"{said}\n")
@@ -382,3 +395,41 @@ def test_the_time_that_batches_were_waited_for_is_counted(tmp_path, monkeypatch)
     batches = len(list(next(iter(module.train_dataloader().iterables.values()))))
     assert batches > 1
     assert module.seconds_waited() == batches + 1  # the last was asked for in vain
+
+
+def test_the_workers_of_all_loaders_start_before_a_batch_is_asked_for(tmp_path):
+    (loader, _) = make_module(tmp_path, num_workers=1).train_dataloader().iterables.values()
+    batches = iter(loader)
+    assert all(worker.is_alive() for worker in loader._iterator._workers)
+    assert next(batches)["image_ids"]
+
+
+def test_a_batch_is_given_up_while_the_next_one_is_made(tmp_path, monkeypatch):
+    kept = []
+
+    class Batch(dict):
+        pass
+
+    def made(self, items):
+        kept.append(all(one() is None for one in refs))
+        batch = Batch()
+        refs.append(weakref.ref(batch))
+        return batch
+
+    refs: list = []
+    monkeypatch.setattr(Collate, "__call__", made)
+    for batch in make_module(tmp_path).eval_loader("a", "val"):
+        assert batch is not None
+        del batch
+    assert kept == [True, True]
+
+
+def test_ranks_that_find_other_files_are_one_sentence(tmp_path, monkeypatch):
+    module = make_module(tmp_path)
+    monkeypatch.setattr("fusionkit.data.datamodule.gather_objects", lambda own: [*own, *own])
+    assert module.train_dataloader() is not None
+    monkeypatch.setattr("fusionkit.data.datamodule.gather_objects", lambda own: [*own, {**own[0], "b": [6, 18]}])
+    with pytest.raises(DataError) as error:
+        module.train_dataloader()
+    assert str(error.value).startswith("source b: rank 0 found 7 training images with ")
+    assert str(error.value).endswith("texts, rank 1 6 with 18; give all ranks the same files")

@@ -1,6 +1,7 @@
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,3 +117,27 @@ def test_evaluation_needs_every_image(tmp_path):
     data = EvalData(samples, ImageFiles([sample.image for sample in samples], 8), ["captions"], FINISH)
     assert [item.sample.image_id for item in data.__getitems__([0, 1])] == [0, 1]
     assert "bad2.png cannot be decoded" in str(data.__getitems__([1, 2]))
+
+
+def test_what_stands_in_for_a_corrupt_image_is_drawn_by_its_weight(tmp_path):
+    samples = with_corrupt(tmp_path, 300, 0)
+    paths, weights = [sample.image for sample in samples], np.ones(300)
+    weights[1:] = np.arange(299) % 3 == 0
+
+    def drawn(weights, seed):
+        data = TrainData("x", samples, ImageFiles(paths, 8), {"captions": 1}, FINISH, 8, None, weights)
+        return data[Draw(0, seed)].sample.image_id
+
+    assert {weights[drawn(weights, seed)] for seed in range(20)} == {1.0}
+    assert all(drawn(None, seed) == drawn(np.full(300, 0.5), seed) for seed in range(5))
+
+
+def test_too_many_corrupt_images_are_those_of_what_is_drawn(tmp_path):
+    samples = with_corrupt(tmp_path, 300, 0)
+    weights = np.zeros(300)
+    weights[:2] = 1
+    data = TrainData(
+        "x", samples, ImageFiles([each.image for each in samples], 8), {"captions": 1}, FINISH, 8, None, weights
+    )
+    with pytest.raises(DataError, match="1 of the 2 training images of source 'x' cannot be decoded"):
+        data[Draw(0, 0)]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.data.joint import Joint, Named, merge_samples
+from fusionkit.data.joint import Joint, Named, merge_samples, read_tables
 from fusionkit.data.leakage import by_photo, require_apart, without
 from fusionkit.data.readers.coco import CocoCaptions
 from fusionkit.data.sample import Sample, Text
@@ -139,3 +139,13 @@ def test_boxes_of_ones_own_reader_are_checked(box, sentence):
     reader = Listed(val=[Sample(1, Path("a.jpg"), {"expressions": (told,)}, (8, 8))])
     with pytest.raises(DataError, match=f"7 of the expressions in .*{sentence}"):
         Splits({"x": Source(reader, {"val": ["val"]}, 2, {"expressions": 1})}).samples("x", "val")
+
+
+def test_a_reader_of_ones_own_may_have_parts():
+    class Mine:
+        parts = ("a", "b")
+
+        def read(self, split):
+            return [sample(1, "a.jpg", 1)]
+
+    assert len(read_tables(Mine(), "train")) == 1

@@ -102,6 +102,21 @@ def test_a_window_of_everything_is_any_order():
     assert len({place // 20 for place in drawn[:20]}) == 3
 
 
+def test_a_file_of_more_than_the_window_comes_in_pieces():
+    stream = Stream(400, 0, "a", groups=np.repeat([0, 1, 2], [300, 20, 80]), window=40)
+    drawn = [[stream[400 * number + place].sample_index for place in range(400)] for number in range(3)]
+    assert all(sorted(each) == [*range(400)] for each in drawn)
+    for each in drawn:
+        means = [np.mean(each[start : start + 40]) for start in range(0, 400, 40)]
+        assert np.abs(np.corrcoef(means, range(10))[0, 1]) < 0.8  # and not in the order of the file
+        read = [sum(np.diff(sorted(each[start : start + 40])) > 1) for start in range(0, 400, 40)]
+        assert max(read) <= 4  # of few places at once
+    edges = [{frozenset(each[start : start + 40]) for start in range(0, 400, 40)} for each in drawn]
+    assert not edges[0] & edges[1]
+    again = Stream(400, 0, "a", groups=np.repeat([0, 1, 2], [300, 20, 80]), window=40)
+    assert [again[place] for place in reversed(range(800))][::-1] == [stream[place] for place in range(800)]
+
+
 def test_a_window_and_weights_go_together():
     weights = np.repeat([1.0, 3.0], 20)
     stream = Stream(40, 0, "a", weights, np.repeat([0, 1], 20), 10)

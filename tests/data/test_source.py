@@ -28,6 +28,8 @@ GOOD: dict[str, Any] = {"splits": {"train": ("a",), "val": []}, "batch_size": 1,
         ({"splits": {"train": 5}}, "splits.train is 5, but has to be a list of names"),
         ({"splits": {"train": ["a"], "val": ["a", 1e308]}}, "splits.val is ['a', 1e+308], but has to be a list of names"),
         ({"splits": {"train": {"a": 1}}}, "splits.train is {'a': 1}, but has to be a list of names"),
+        ({"chat_template": 5}, "chat_template is 5, but has to be a text in Jinja, or null"),
+        ({"chat_template": {"a": "b"}}, "chat_template is {'a': 'b'}, but has to be a text in Jinja, or null"),
         ({"texts_per_image": {}}, "texts_per_image asks for no texts"),
     ],
 )  # fmt: skip

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fusionkit.data.joint import Joint
-from fusionkit.data.sample import Reader, Sample, Text
+from fusionkit.data.sample import WEIGHT, Reader, Sample, Text
 from fusionkit.data.texts.conversations import ASSISTANT, CONVERSATIONS, USER, Conversation
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 
 
 class Dialogues:
@@ -35,6 +36,10 @@ class Dialogues:
         """The images of a split that have captions or answered questions. Raises DataError."""
         found = []
         for sample in self.joint.read(split):
+            if sample.others:
+                raise DataError(
+                    f"image {sample.image_id} comes with others, but a conversation is about one; leave its reader out"
+                )
             if texts := self._texts(sample):
                 found.append(
                     Sample(
@@ -47,16 +52,22 @@ class Dialogues:
 
     def _texts(self, sample: Sample) -> tuple[Text, ...]:
         answered = [text for text in sample.texts.get("questions", ()) if text.facts.get("answers")]
-        said = [(self.question_prompt.replace("{text}", text.text), _answer(text)) for text in answered]
+        said = [(self.question_prompt.replace("{text}", text.text), _answer(text), text) for text in answered]
         parts = [said[start : start + self.turns] for start in range(0, len(said), self.turns)]
         if self.caption_prompt is not None and (captions := sample.texts.get("captions")):
-            parts.append([(self.caption_prompt, captions[0].text)])
-        return tuple(
-            Conversation((USER, ASSISTANT) * len(part), tuple(words for pair in part for words in pair)).text(
-                f"{sample.image_id}/{number}"
-            )
-            for number, part in enumerate(parts)
-        )
+            parts.append([(self.caption_prompt, captions[0].text, captions[0])])
+        found = []
+        for number, part in enumerate(parts):
+            words = tuple(each for prompt, reply, _ in part for each in (prompt, reply))
+            text = Conversation((USER, ASSISTANT) * len(part), words).text(f"{sample.image_id}/{number}")
+            found.append(replace(text, facts={**text.facts, **_weight([of for _, _, of in part])}))
+        return tuple(found)
+
+
+def _weight(texts: Sequence[Text]) -> dict[str, float]:
+    """The mean weight of the texts that a conversation is made of, 1 of those that say none; nothing where none does."""
+    said = [float(text.facts.get(WEIGHT, 1)) for text in texts]
+    return {WEIGHT: sum(said) / len(said)} if any(WEIGHT in text.facts for text in texts) else {}
 
 
 def _answer(question: Text) -> str:

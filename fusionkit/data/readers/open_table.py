@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,7 @@ class OpenTable(OpenFiles):
                 is_empty = False
                 yield name, samples
         for sentence in self.filters.told():
-            warnings.warn(f"{self.called}, {split if self.is_sharded else asked}: {sentence}", stacklevel=1)
+            warnings.warn(f"{self.called}, {split if self._draws_rows else asked}: {sentence}", stacklevel=1)
         if (count := self.skipped[split]) and self.missing != "skip" and split not in self.hashed:
             warnings.warn(f"{self.called}: {count:,} rows have no picture, and are left out", stacklevel=1)
         if self.bare:
@@ -108,14 +108,14 @@ class OpenTable(OpenFiles):
         pictures: list[Picture] = []
         for number, place in places:
             start = f"{number}/" if len(self.places) > 1 else ""
+            captions, has_others = self.meaning.captions, len(self.meaning.kinds) > 1
             found, missing = pictures_of(
-                self.filters.among(
-                    self._rows(place, asked, start, split), self.meaning.captions, len(self.meaning.kinds) > 1
-                ),
+                self.filters.among(self._rows(place, asked, start, split), captions, has_others),
                 self.folder(place, asked),
                 self.mapped,
                 place.table.path,
                 self.missing == "skip",
+                partial(self.filters.unrepeated, captions=captions, has_others=has_others),
             )
             pictures += found
             self.skipped[split] += missing

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
@@ -56,7 +56,7 @@ class Filters:
         self._met: Counter[int] = Counter()
 
     def among(self, rows: Iterable[Row], captions: Sequence[str], has_others: bool) -> Iterator[Row]:
-        """The rows that are kept, each with those of its captions that are.
+        """The rows that are kept, each with those of its captions that are; copies are left out later (``unrepeated``).
 
         ``captions`` are the columns of captions, and it ``has_others`` where a row is of use without any.
         """
@@ -75,30 +75,46 @@ class Filters:
             if reason is not None:
                 self.rows[reason] += 1
                 continue
-            left = {name: [text for text in texts_of(cells.get(name)) if self._is_kept(text)] for name in captions}
-            if has_others or not left or any(left.values()):
-                yield row._replace(cells={**cells, **left})
+            said = {name: texts_of(cells.get(name)) for name in captions}
+            self.captions[""] += sum(map(len, said.values()))
+            if (kept := self._with(row, said, self._reason, has_others)) is not None:
+                yield kept
 
-    def _is_kept(self, text: str) -> bool:
-        self.captions[""] += 1
-        reason = self._reason(text)
-        if reason is not None:
-            self.captions[reason] += 1
-        return reason is None
+    def unrepeated(self, row: Row, captions: Sequence[str], has_others: bool) -> Row | None:
+        """A row that has a picture, with those of its captions that have not come too often; None where it has none left."""
+        if self.copies is None:
+            return row
+        return self._with(row, {name: texts_of(row.cells.get(name)) for name in captions}, self._copied, has_others)
+
+    def _with(
+        self, row: Row, said: Mapping[str, Sequence[str]], reason: Callable[[str], str | None], has_others: bool
+    ) -> Row | None:
+        """The row with the captions that no reason leaves out; one that had none is told by those who miss them."""
+        left: dict[str, list[str]] = {name: [] for name in said}
+        for name, texts in said.items():
+            for text in texts:
+                if (why := reason(text)) is None:
+                    left[name].append(text)
+                else:
+                    self.captions[why] += 1
+        is_of_use = has_others or any(left.values()) or not any(said.values())
+        return row._replace(cells={**row.cells, **left}) if is_of_use else None
 
     def _reason(self, text: str) -> str | None:
+        """Why a caption is left out by what it is."""
         words = text.split()
         for name, found in (("words", len(words)), ("characters", len(text))):
             if name in self.lengths and not _is_within(found, self.lengths[name]):
                 return name
-        plain = re.findall(r"\w+", text.casefold())
+        plain = _plain(text)
         if self.repeated is not None and len(plain) - len(set(plain)) > self.repeated * len(plain):
             return "repeated"
-        if self.copies is not None:
-            key = xxh3_64_intdigest(" ".join(plain).encode("utf-8", "replace"))
-            self._met[key] += 1
-            return "copies" if self._met[key] > self.copies else None
         return None
+
+    def _copied(self, text: str) -> str | None:
+        key = xxh3_64_intdigest(" ".join(_plain(text)).encode("utf-8", "replace"))
+        self._met[key] += 1
+        return "copies" if self.copies is not None and self._met[key] > self.copies else None
 
     def told(self) -> list[str]:
         """What was left out, in sentences; none where nothing was."""
@@ -111,6 +127,11 @@ class Filters:
                     f"data.filters leaves out {sum(reasons.values()):,} of {counts['']:,} {what} ({listed})"
                 )
         return sentences
+
+
+def _plain(text: str) -> list[str]:
+    """The words of a text, whatever its case, spaces and punctuation."""
+    return re.findall(r"\w+", text.casefold())
 
 
 def _section(said: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -56,11 +56,16 @@ class Picture:
 
 
 def pictures_of(
-    rows: Iterable[Row], folder: Path, columns: Columns, path: Path, may_miss: bool
+    rows: Iterable[Row],
+    folder: Path,
+    columns: Columns,
+    path: Path,
+    may_miss: bool,
+    kept: Callable[[Row], Row | None] = lambda row: row,
 ) -> tuple[list[Picture], int]:
     """The pictures of one table's rows in order of appearance, and how many rows have none that is there.
 
-    DataError where one is missing and ``may_miss`` is not set.
+    Of rows that have one, those that are ``kept``. DataError where one is missing and ``may_miss`` is not set.
     """
     told = [(row, references_of(row, columns)) for row in rows]
     named = dict.fromkeys(key for _, keys in told for key in keys if not isinstance(key, Stored))
@@ -74,13 +79,16 @@ def pictures_of(
         )
     found: dict[Any, Picture] = {}
     left_out = 0
+    one_id = OneId(path)
     for row, keys in told:
         places = tuple(key.path if isinstance(key, Stored) else files.get(key) for key in keys)
         if None in places or not places:
             left_out += 1
             continue
-        group = _group(row, keys, places, columns)
-        found.setdefault(group, Picture(places, keys[0], [])).rows.append(row)  # type: ignore[arg-type]
+        group = one_id.group(_group(row, keys, places, columns), keys)
+        if (left := kept(row)) is not None:
+            found.setdefault(group, Picture(places, keys[0], [])).rows.append(left)  # type: ignore[arg-type]
+    one_id.tell()
     return list(found.values()), left_out
 
 
@@ -112,6 +120,40 @@ def _group(row: Row, keys: Sequence[Reference], places: Any, columns: Columns) -
     first = keys[0]
     own = _id_in(row, columns["image_id"][0]) if isinstance(first, Stored) and "image_id" in columns else None
     return places if own is None or not isinstance(first, Stored) else (own, first.digest)
+
+
+class OneId:
+    """Tells pictures in a table apart that have one id, by their bytes, which are read where an id comes again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.firsts: dict[Any, tuple[Path, ...]] = {}
+        self.digests: dict[Any, tuple[bytes, ...]] = {}  # of the first of each id that came again
+        self.several: dict[Any, None] = {}
+
+    def group(self, group: Any, keys: Sequence[Reference]) -> Any:
+        """The group of a row, and of another picture than the first of the group the bytes too."""
+        stored = tuple(key.path for key in keys if isinstance(key, Stored) and key.digest is None)
+        if not stored or len(stored) < len(keys) or isinstance(group[0], Path):
+            return group
+        if (first := self.firsts.setdefault(group, stored)) == stored:
+            return group
+        if group not in self.digests:
+            self.digests[group] = tuple(map(digest_of, first))
+        digests = tuple(map(digest_of, stored))
+        if digests == self.digests[group]:
+            return group
+        self.several[group[0]] = None
+        return group[0], digests
+
+    def tell(self) -> None:
+        """Warn of what was told apart."""
+        if self.several:
+            warnings.warn(
+                f"{self.path}: {len(self.several):,} image ids are of several pictures, such as {next(iter(self.several))!r}; "
+                "these are told apart by what they show",
+                stacklevel=1,
+            )
 
 
 def _id_in(row: Row, column: str) -> Any:

@@ -1,15 +1,16 @@
 """Where the tables of a data set lie, and which split each is: one file, files of splits, a pattern, or a folder."""
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusionkit.data.readers.picture_folders import METADATA, open_pictures, picture_files
+from fusionkit.data.readers.picture_folders import METADATA, PICTURES, open_pictures, picture_files
 from fusionkit.data.readers.row_arrow import Arrow, named_classes
 from fusionkit.data.readers.row_files import ENDINGS, open_rows
-from fusionkit.data.readers.row_shards import is_shard, open_shards, unbraced
+from fusionkit.data.readers.row_shards import ENDING, is_shard, open_shards, unbraced
 from fusionkit.data.readers.rows import RowFile
 from fusionkit.data.stores import arrow_table
 from fusionkit.errors import ConfigError, DataError, suggest
@@ -46,15 +47,15 @@ def find_places(files: Files, root: str | Path) -> list[Place]:
     if files is None:
         return _of_path(root)
     names = [name for given in ([files] if isinstance(files, str) else files) for name in unbraced(given)]
+    if any("{split}" in name for name in names):
+        return _of_templates([str(root / name) for name in names])
     if len(names) != 1:
         paths = [root / name for name in names]
-        if paths and all(is_shard(path) and not has_magic(str(path)) for path in paths):
+        if all(is_shard(path) and not has_magic(str(path)) for path in paths):
             return _of_shards(paths)
         return [place for name in names for place in find_places(name, root)]
     (files,) = names
     path = root / files
-    if "{split}" in files:
-        return _of_template(str(path))
     if has_magic(files) and not path.exists():
         found = sorted(map(Path, glob(str(path), recursive=True)))
         for each in {parent for file in found for parent in file.parents if parent.is_relative_to(_fixed(path))}:
@@ -62,6 +63,12 @@ def find_places(files: Files, root: str | Path) -> list[Place]:
         if not found:
             raise DataError(f"no file fits the pattern {path}; {_nearest(path)}")
         if shards := list(filter(is_shard, found)):
+            tables = [each for each in found if each.suffix.lower() in ENDINGS and _is_table(each)]
+            if others := _beside(shards, tables):
+                raise DataError(
+                    f"the pattern {path} fits shards, such as {shards[0].name}, and tables, such as {others[0].name}; name "
+                    f"those that are meant, as files='{path.with_name('*' + shards[0].suffix)}' or files={others[0]}"
+                )
             return _of_shards(shards)
         return _with_splits([place for each in found for place in _of_path(each)])
     if not path.exists():
@@ -79,16 +86,32 @@ def _nearest(path: Path) -> str:
     return suggest(path.name, sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))[:40])
 
 
-def _of_template(template: str) -> list[Place]:
-    """The files of a path in which ``{split}`` stands for any word."""
+def _of_templates(templates: Sequence[str]) -> list[Place]:
+    """The files of paths in which ``{split}`` stands for any word; of a split that one of the paths has."""
+    words = dict.fromkeys(word for template in templates for word in _splits_there(template))
+    if not words:
+        before = templates[0].partition("{split}")[0]
+        raise DataError(f"no file is there for any split of {templates[0]}; {_nearest(Path(before + 'train'))}")
+    found = []
+    for split in words:
+        paths = [Path(template.replace("{split}", split)) for template in templates]
+        if all(map(is_shard, paths)):  # of which some may be missing
+            places = _of_shards(paths)
+        elif missing := next((path for path in paths if not path.exists()), None):
+            raise DataError(f"{missing} does not exist; {_nearest(missing)}")
+        else:
+            places = [place for path in paths for place in _of_path(path)]
+        found += [place._replace(split=role_of(split)) for place in places]
+    return found
+
+
+def _splits_there(template: str) -> list[str]:
+    """The words in place of ``{split}`` with which a path is there."""
     before, _, after = template.partition("{split}")
     pattern = re.compile(re.escape(before) + r"([^/]+?)" + re.escape(after).replace(r"\{split\}", r"\1"))
-    known = [*ROLES, *_words_there(Path(before), after)]
-    found = {split: Path(template.replace("{split}", split)) for split in dict.fromkeys(known)}
-    there = {split: path for split, path in found.items() if path.exists() and pattern.fullmatch(str(path))}
-    if not there:
-        raise DataError(f"no file is there for any split of {template}; {_nearest(Path(before + 'train'))}")
-    return [place._replace(split=role_of(split)) for split, path in there.items() for place in _of_path(path)]
+    known = dict.fromkeys([*ROLES, *_words_there(Path(before), after)])
+    paths = {split: Path(template.replace("{split}", split)) for split in known}
+    return [split for split, path in paths.items() if path.exists() and pattern.fullmatch(str(path))]
 
 
 def _words_there(before: Path, after: str) -> Iterator[str]:
@@ -126,18 +149,44 @@ def _of_folder(folder: Path) -> list[Place]:
     if splits and all(any((each / f"{METADATA}{ending}").is_file() for ending in ENDINGS) for each in splits):
         return [place._replace(split=role_of(each.name)) for each in splits for place in _of_folder(each)]
     shards = [path for path in sorted(folder.glob("*")) if is_shard(path)]
-    if shards := shards or [path for path in sorted(folder.glob("[!.]*/*")) if is_shard(path)]:
-        return _of_shards(shards)  # tables beside them, as img2dataset writes, say nothing more
+    others = _beside(shards, tables)
+    if not others and any(path.suffix.lower() == ENDING for path in shards):
+        classes = [path for path in sorted(folder.glob("[!.]*/*")) if path.suffix.lower() in PICTURES]
+        if len({path.parent for path in classes}) > 1:
+            _tell_unread(classes, shards[0])
+        return _of_shards(shards)
     pictures = picture_files(folder)
+    if shards and not others and not pictures:
+        return _of_shards(shards)  # which says that they have to be unpacked
+    if shards:
+        _tell_unread(shards, (others or pictures)[0])
     if pictures and (not tables or any(path.with_suffix(".txt").is_file() for path in pictures[:10])):
         return [Place(table, split and role_of(split), folder) for table, split in open_pictures(folder, pictures)]
-    if not tables:  # Hugging Face's repositories keep them in data/
-        tables = [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in ENDINGS and _is_table(path)]
+    if not tables:  # Hugging Face's repositories keep them in data/, and shards may lie there too
+        tables = [path for path in sorted(folder.glob("[!.]*/*")) if path.suffix.lower() in ENDINGS and _is_table(path)]
+        shards = [path for path in sorted(folder.glob("[!.]*/*")) if is_shard(path)]
+        if shards and not _beside(shards, tables):
+            return _of_shards(shards)
     if not tables:
         raise DataError(
             f"{folder} holds neither a table ({', '.join(ENDINGS)}) nor pictures nor shards (.tar); name another as files=PATH"
         )
     return _with_splits([Place(open_rows(path), None, path.parent) for path in tables])
+
+
+def _beside(shards: Sequence[Path], tables: Sequence[Path]) -> list[Path]:
+    """The tables that say something of their own: not what img2dataset and webdataset write about shards."""
+    keys = {path.with_suffix(".parquet") for path in shards}
+    return [path for path in tables if path not in keys and path.name not in ("sizes.json", "index.json")]
+
+
+def _tell_unread(paths: Sequence[Path], read: Path) -> None:
+    """Warn of what is not read in a folder of several kinds."""
+    more = f" and {len(paths) - 1:,} more" if len(paths) > 1 else ""
+    warnings.warn(
+        f"{paths[0]}{more}: not read, since {read} is; name what is meant as data.files=PATH, or move the other away",
+        stacklevel=1,
+    )
 
 
 def _is_table(path: Path) -> bool:
@@ -194,9 +243,11 @@ def _names(given: Any, path: Path) -> Iterable[str]:
 
 def require_roles(files: Any) -> None:
     """Raise ConfigError for ``files`` that are neither a path, paths, nor either by split."""
-    inner = list(files.values()) if isinstance(files, Mapping) else [files]
-    flat = [each for given in inner for each in (given if isinstance(given, list | tuple) else [given])]
-    if not all(each is None or isinstance(each, str) for each in flat):
+    if files is None:
+        return
+    inner = [each for each in files.values() if each is not None] if isinstance(files, Mapping) else [files]
+    flat = [each for given in inner for each in ((given or [None]) if isinstance(given, list | tuple) else [given])]
+    if not flat or not all(isinstance(each, str) for each in flat):
         raise ConfigError(
             f"data.files is {files!r}, but has to be a path, a list of them, or {{train: PATH, test: PATH}}"
         )

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 from xxhash import xxh3_128
 
+from fusionkit.data.readers import picture_folders, row_pictures
 from fusionkit.data.readers.picture_folders import PICTURES
 from fusionkit.data.readers.row_pictures import digest_of_content
 from fusionkit.data.tables.place import SHARDS, is_writable, locked, places
@@ -117,7 +118,8 @@ def _kept(place: Path, key: str, stamp: str) -> tuple[pa.Table, list[str]] | Non
 @cache
 def _version() -> str:
     """A hash of the code that decides what an index holds."""
-    return xxh3_128(Path(__file__).read_bytes() + Path(tar.__file__).read_bytes()).hexdigest()
+    files = (__file__, tar.__file__, row_pictures.__file__, picture_folders.__file__)
+    return xxh3_128(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 def _made(shard: Path) -> tuple[pa.Table, list[str]]:
@@ -125,10 +127,12 @@ def _made(shard: Path) -> tuple[pa.Table, list[str]]:
         raise DataError(told)
     found = Found()
     with shard.open("rb", buffering=BUFFER) as file:
+        whole = 0  # rows before the last group
         for key, group in groupby(_members(file, found), itemgetter(0)):
+            whole = len(found.rows)
             _add(found, file, key, [(kind, member) for _, kind, member in group])
-    if found.end is not None and found.rows:
-        found.rows.pop()  # of which a part may be missing
+    if found.end is not None:
+        del found.rows[whole:]  # of which a part may be missing
     faults = list(found.faults(shard))
     if not any(row["pictures"] and row["said"] != "{}" for row in found.rows) and found.odd:
         raise DataError(faults[-1])

@@ -1,5 +1,6 @@
 """The reader of a user's own table: what it is told, and what was made of it in ``open_table``."""
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from fusionkit.data.readers.row_places import Files, require_roles, role_of
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, suggest
 
+ASKED = "what is shown?"  # about pictures that have a label and no text
 MISSING = ("error", "skip")
 
 
@@ -40,11 +42,14 @@ class Table:
         boxes: str | None = None,
         split_by: Mapping[str, float | None] | None = None,
         missing: str = "error",
-        label_question: str = "what is shown?",
+        label_question: str = ASKED,
         collection: str | None = None,
         filters: Mapping[str, Any] | None = None,
     ) -> None:
         require_roles(files)
+        for name, section in {"columns": columns, "split_by": split_by, "filters": filters}.items():
+            if section is not None and not isinstance(section, Mapping):
+                raise ConfigError(f"data.{name} is {reprlib.repr(section)}, but has to be a section of keys")
         if boxes is not None:
             require_convention(boxes)
         if missing not in MISSING:
@@ -64,7 +69,7 @@ class Table:
         """The images of a split that have texts. Raises DataError."""
         return list(self.opened.read(split))
 
-    def parts(self, split: str) -> Iterator[tuple[str, list[Sample]]]:
+    def read_in_parts(self, split: str) -> Iterator[tuple[str, list[Sample]]]:
         """As ``read``, shard by shard, each by its name."""
         return self.opened.parts(split)
 

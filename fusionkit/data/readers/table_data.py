@@ -8,7 +8,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.readers.open_table import OpenTable
-from fusionkit.data.readers.table import Table
+from fusionkit.data.readers.table import ASKED, Table
+from fusionkit.data.source import Source
 from fusionkit.errors import ConfigError, suggest
 
 
@@ -27,7 +28,7 @@ class TableData(DataModule):
         boxes: str | None = None,
         split_by: Mapping[str, float | None] | None = None,
         missing: str = "error",
-        label_question: str = "what is shown?",
+        label_question: str = ASKED,
         filters: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
@@ -35,6 +36,8 @@ class TableData(DataModule):
         if unknown := next((name for name in options if name not in known), None):
             raise ConfigError(f"data has no key '{unknown}'; {suggest(unknown, known)}")
         super().__init__(missing=missing, **options)
+        given = {"images": images, "columns": columns, "boxes": boxes, "split_by": split_by, "filters": filters}
+        _require_read(given | {"label_question": label_question}, self.sources)
         self._is_told = False
 
     def setup(self, stage: str | None = None) -> None:
@@ -46,6 +49,22 @@ class TableData(DataModule):
                 if isinstance(source.reader, Table):
                     for sentence in told(source.reader.opened):
                         rank_zero_only(print)(f"{name}: {sentence}")
+
+
+def _require_read(given: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    """Raise ConfigError for what is given as data.NAME and read by none of the sources' tables."""
+    tables = {name: source.reader for name, source in sources.items() if isinstance(source.reader, Table)}
+    for name, value in given.items():
+        own = "shares" if name == "split_by" else name
+        if tables and _is_said(value) and not any(_is_said(getattr(table, own)) for table in tables.values()):
+            place = f"data.sources.{next(iter(tables))}.reader.{name}"
+            raise ConfigError(
+                f"data.{name} is {value!r}, but no source reads it; set {place} instead, as ++{place}=VALUE"
+            )
+
+
+def _is_said(value: Any) -> bool:
+    return any(map(_is_said, value.values())) if isinstance(value, Mapping) else value not in (None, ASKED)
 
 
 def told(table: OpenTable) -> list[str]:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,14 +79,20 @@ def _load(wanted: Mapping[str, Wanted]) -> dict[str, Tables]:
 
 
 def _find(folders: Sequence[Path], wanted: Mapping[str, Wanted]) -> dict[str, Tables]:
-    found = {}
+    found, told = {}, dict[str, None]()
     for key in wanted:
         there = next((there for folder in folders if (there := kept(folder, key)) is not None), None)
         if there is not None:
             found[key], warned = there
-            for text in warned:
-                warnings.warn(text, stacklevel=2)
+            told |= dict.fromkeys(warned)
+    _warn(told)
     return found
+
+
+def _warn(told: Iterable[str]) -> None:
+    """Say once what several splits of a file were told."""
+    for text in dict.fromkeys(told):
+        warnings.warn(text, stacklevel=3)
 
 
 def _make(place: Path, wanted: Mapping[str, Wanted]) -> dict[str, Tables]:
@@ -97,13 +103,12 @@ def _make(place: Path, wanted: Mapping[str, Wanted]) -> dict[str, Tables]:
             return [_write(place, key, each) for key, each in wanted.items()]
 
     made = in_child(write)
+    _warn(text for one in made if one is not None for text in one.warnings)
     found = {}
     for (key, each), one in zip(wanted.items(), made, strict=True):
         if one is None:
             found[key] = _read_here(each.read)
             continue
-        for text in one.warnings:
-            warnings.warn(text, stacklevel=2)
         found[key] = open_tables(place / one.folder, one.tables)
     tidy(place, {key: one.folder for key, one in zip(wanted, made, strict=True) if one is not None})
     return found

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,13 @@ def _temporary() -> Path:
         state = place.lstat()
         if place.is_dir() and not place.is_symlink() and state.st_uid == user and not state.st_mode & 0o077:
             return place / "tables"
-    return Path(tempfile.mkdtemp(prefix="fusionkit-")) / "tables"
+    return _own(tempfile.gettempdir()) / "tables"
+
+
+@cache
+def _own(parent: str) -> Path:
+    """A folder of this process and its workers."""
+    return Path(tempfile.mkdtemp(prefix="fusionkit-", dir=parent))
 
 
 def is_writable(place: Path) -> bool:

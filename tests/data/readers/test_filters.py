@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from fusionkit.data.readers.row_filters import Filters
 from fusionkit.data.readers.table import Table
+from fusionkit.data.readers.table_data import TableData
 from fusionkit.data.source import Source, Splits
 from fusionkit.errors import ConfigError, DataError
 from tests.data.worlds import pair, write_photo, write_shard
+from tests.toys import CONF
 
 NONE = {"val": 0, "test": 0}
 
@@ -113,6 +117,9 @@ def test_what_was_left_out_is_told_by_every_run(table):
         ({"scores": 0.3}, "data.filters.scores is 0.3, but has to be a section by column"),
         ({"scores": {"sim": True}}, "data.filters.scores.sim is True"),
         ({"repeated": 2}, "data.filters.repeated is 2, but has to be a share"),
+        ([3, 64], "data.filters is [3, 64], but has to be a section of keys"),
+        ("words", "data.filters is 'words', but has to be a section of keys"),
+        (5, "data.filters is 5, but has to be a section of keys"),
         ({"copies": 0}, "data.filters.copies is 0, but has to be a whole number"),
     ],
 )
@@ -170,3 +177,72 @@ def test_copies_are_those_of_all_splits_packed_or_not(tmp_path):
         with pytest.warns(UserWarning, match="leaves out 20 of 40 captions"):
             packed, unpacked = (Table(str(path), **options).read(split) for path in (shard, tmp_path / "folder"))
         assert [each.image_id for each in packed] == [each.image_id for each in unpacked]
+
+
+@pytest.mark.parametrize("missing", ["skip", "shards"])
+def test_a_copy_without_a_picture_takes_no_place(missing, table, tmp_path):
+    options = {"split_by": NONE, "filters": {"copies": 1, "words": 1}, "missing": "skip"}
+    if missing == "skip":
+        path = table({"caption": "same", "image": "gone.jpg"}, {"caption": "same"}, {"caption": "same"})
+        (tmp_path / "gone.jpg").unlink()
+    else:
+        bare = {name: content for name, content in pair("0", 0, "same").items() if not name.endswith("jpg")}
+        path = write_shard(tmp_path / "0.tar", bare, pair("1", 1, "same"), pair("2", 2, "same"))
+    reader = Table(str(path), **options)
+    with pytest.warns(UserWarning, match=r"leaves out 1 of 3 captions \(copies 1\)"):
+        (sample,) = reader.read("train")
+    assert sample.texts["captions"][0].text == "same"
+    assert reader.opened.skipped == {"train": 1}
+
+
+def test_a_row_without_a_caption_is_told_though_there_are_filters(table):
+    path = table({"caption": "one"}, {"caption": None}, {"caption": "two words"})
+    with pytest.warns(UserWarning, match="are left out|leaves out") as found:
+        assert captions(path, words=2) == ["two words"]
+    assert [str(each.message) for each in found] == [
+        f"{path}, train: data.filters leaves out 1 of 2 captions (words 1)",
+        f"{path}, train: 1 pictures have no text in the columns that are read (caption), and are left out",
+    ]
+    with pytest.warns(UserWarning, match="1 pictures have no text"):
+        assert captions(path, copies=1) == ["one", "two words"]
+
+
+@pytest.mark.parametrize(("filters", "count"), [({"copies": 1}, 1), ({"words": 4}, 3)])
+def test_a_sentence_names_the_split_of_what_it_counts_and_is_said_once(filters, count, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSIONKIT_CACHE", str(tmp_path / "cache"))
+    samples = [pair(f"{n:02d}", n, "said" if filters.get("words") else f"said {n // 2}") for n in range(40)]
+    shard = write_shard(
+        tmp_path / "web/0.tar", *samples, *(pair(f"x{n}", n, "four words that stay") for n in range(40))
+    )
+    splits = {name: [name] for name in ("train", "val", "test")}
+    for _ in range(2):
+        reader = Table(str(shard), split_by={"val": 0.3, "test": 0.3}, filters=filters)
+        with pytest.warns(UserWarning, match="leaves out") as found:
+            assert Splits({"x": Source(reader, splits, 2, {"captions": 1})}).training
+        told = sorted(str(each.message).split(": data.filters leaves out")[0] for each in found)
+        assert told == [f"{shard}, {split}" for split in sorted(splits) if count == 3 or split == "train"]
+
+
+def llava(path: Path, **given: Any) -> TableData:
+    config = OmegaConf.create({"tokenizer": None, "seed": 1, "data": OmegaConf.load(CONF / "data/llava.yaml")})
+    mine = {"root": str(path.parent), "files": path.name, "split_by": NONE}
+    data: TableData = instantiate(OmegaConf.merge(config, {"data": mine | given}).data)
+    return data
+
+
+def test_filters_are_those_of_llavas_layout_too(table):
+    said = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a dog"}]
+    path = table(*({"conversations": said, "score": n} for n in range(4)))
+    data = llava(path, filters={"scores": {"score": 2}})
+    with pytest.warns(UserWarning, match=r"leaves out 2 of 4 rows \(score 2\)"):
+        assert len(data.sources["llava"].reader.read("train")) == 2
+
+
+@pytest.mark.parametrize("given", [{"boxes": "xywh"}, {"label_question": "what is it?"}])
+def test_what_no_source_reads_is_one_sentence(given, table):
+    ((name, value),) = given.items()
+    place = f"data.sources.llava.reader.{name}"
+    with pytest.raises(Exception, match="no source reads it") as error:
+        llava(table({"caption": "one"}), **given)
+    cause = error.value.__cause__ or error.value
+    assert str(cause) == f"data.{name} is {value!r}, but no source reads it; set {place} instead, as ++{place}=VALUE"

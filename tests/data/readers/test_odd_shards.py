@@ -185,6 +185,18 @@ def test_a_picture_is_drawn_by_the_column_that_is_read(tmp_path):
     assert found == [20]
 
 
+@pytest.mark.parametrize("last", [[("c.jpg", b"1"), ("c.json", b"{cut")], [("c.txt", b"1"), ("c.txt", b"2")]])
+def test_of_a_cut_shard_the_sample_before_an_odd_one_stays(last, tmp_path):
+    good = [*two("a", 1, "one").items(), *two("b", 2, "two").items()]
+    shard = write(tmp_path / "0.tar", [*good, *last, ("c.x", bytes(5000))])
+    content = shard.read_bytes()
+    shard.write_bytes(content[: content.index(b"c.x") + 2000])
+    os.utime(shard, (1e9, 1e9))
+    shown, told = read(shard)
+    assert shown == {"one": 1, "two": 2}
+    assert any("its first 2 samples are read" in each for each in told)
+
+
 def test_a_tail_of_zeros_is_told(tmp_path):
     shard = write_shard(tmp_path / "0.tar", *(two(f"{n:02d}", n, f"text {n}") for n in range(20)))
     content = shard.read_bytes()

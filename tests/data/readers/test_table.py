@@ -493,11 +493,26 @@ def test_pictures_in_a_parquet_are_read_from_their_cells(tmp_path):
 
 
 def test_pictures_in_a_table_whose_ids_are_empty_are_not_one(tmp_path):
-    rows = {"image": [png(n) for n in range(5)], "image_id": [7, None, 7, None, None], "caption": list("abcde")}
+    rows = {"image": [png(n) for n in (0, 1, 0, 3, 4)], "image_id": [7, None, 7, None, None], "caption": list("abcde")}
     parquet.write_table(pyarrow.table(rows), tmp_path / "t.parquet")
     samples = read(tmp_path, "t.parquet")
     assert texts(samples, "captions") == [["a", "c"], ["b"], ["d"], ["e"]]
     assert [decode(sample.image, 1).size[0] for sample in samples] == [10, 11, 13, 14]
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_pictures_in_a_table_that_share_an_id_are_told_apart(form, tmp_path):
+    rows = {"image": [png(n) for n in (0, 1, 0, 2, 1)], "image_id": [7, 7, 7, 8, 7], "caption": list("abcde")}
+    table = pyarrow.table(rows)
+    if form == "parquet":
+        parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
+    else:
+        with pyarrow.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    with pytest.warns(UserWarning, match=rf"t.{form}: 1 image ids are of several pictures, such as 7; these are told"):
+        samples = read(tmp_path, f"t.{form}")
+    assert texts(samples, "captions") == [["a", "c"], ["b", "e"], ["d"]]
+    assert [decode(sample.image, 1).size[0] for sample in samples] == [10, 11, 12]
 
 
 def test_numbers_of_classes_have_the_names_of_their_own_table(tmp_path):

@@ -18,6 +18,7 @@ from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.tables import cache, child
 from fusionkit.data.tables.describe import Unknown, describe
+from fusionkit.data.tables.place import places
 from fusionkit.data.tables.samples import Samples
 from fusionkit.errors import DataError
 from fusionkit.files.depends import FOLDER, noting
@@ -101,6 +102,15 @@ def test_an_image_that_comes_or_goes_is_seen(reader, kept, tmp_path):
     (tmp_path / "images/000000000002.jpg").unlink()
     with pytest.raises(DataError, match=r"1 of 4 images of .* are not under"):
         read(reader)
+
+
+def test_a_temporary_folder_that_is_not_safe_gives_way_to_one_folder(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / f"fusionkit-{os.getuid()}").mkdir(mode=0o777)
+    (tmp_path / f"fusionkit-{os.getuid()}").chmod(0o777)
+    assert places()[-1] == places()[-1]
+    assert len(list(tmp_path.glob("fusionkit-*"))) == 2
 
 
 def spoil(path: Path) -> None:
