@@ -85,8 +85,10 @@ def convert(source: Source, plan: Plan, expected: Mapping[str, Tensor]) -> dict[
             "another family, or are its sizes other than the options say?"
         )
     joined = {name: _joined(source, name, parts, expected.get(name)) for name, parts in named.items()}
-    joined |= {name: make(expected[name].shape) for name, make in plan.added.items() if name in expected}
-    _require_all(source, joined, expected)
+    added = {name: make for name, make in plan.added.items() if name in expected}
+    published = {name: tensor for name, tensor in expected.items() if name not in added}
+    _require_all(source, {name: tensor for name, tensor in joined.items() if name not in added}, published)
+    joined |= {name: make(expected[name].shape) for name, make in added.items()}  # of sizes that others have confirmed
     found = {name: joined[name].to(expected[name].dtype) for name in expected}
     _require_finite(source, {name: tensor for name, tensor in found.items() if name not in plan.added}, named)
     return to_ours(found, plan.classes)

@@ -20,6 +20,7 @@ FILES = ("processor_config.json", "preprocessor_config.json")  # of newer and of
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 OPENAI: dict[str, Any] = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 FIXED = {"do_resize": True, "do_rescale": True, "do_convert_rgb": True}
+FLAGS = (*FIXED, "do_normalize", "do_pad", "do_center_crop", "do_image_splitting")
 
 
 def completed(source: Source, kind: str) -> Source:
@@ -70,6 +71,9 @@ def images_of(
     for name, value in FIXED.items():
         if found.get(name) not in (None, value):
             raise DataError(f"{place}{name} is {shown(found[name])}, but images are read with {name} true; correct it")
+    for name in FLAGS:
+        if type(found.get(name)) not in (bool, type(None)):
+            raise DataError(f"{place}{name} is {shown(found[name])}, but has to be true or false; correct it")
     if size == "size" and found.get("do_pad"):
         raise DataError(
             f"{place}do_pad is true, but images are not padded to squares; set it to false to squash or crop them"

@@ -22,10 +22,13 @@ def require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], pat
 
 
 def differences_between(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What does not fit, in words: missing, foreign and differently shaped tensors."""
-    shapes = [name for name in expected if name in found and found[name].shape != expected[name].shape]
+    """What does not fit, in words: missing, foreign and differently shaped tensors, and whole numbers for weights."""
+    both = [name for name in expected if name in found]
+    shapes = [name for name in both if found[name].shape != expected[name].shape]
+    kinds = [name for name in both if expected[name].is_floating_point() and not found[name].is_floating_point()]
     return [
         *(f"{name} is {tuple(found[name].shape)} there and {tuple(expected[name].shape)} here" for name in shapes),
+        *(f"{name} is of {found[name].dtype} there and {expected[name].dtype} here" for name in kinds),
         *(f"{name} is missing there" for name in expected if name not in found),
         *(f"{name} is unknown here" for name in found if name not in expected),
     ]

@@ -35,9 +35,12 @@ def import_into(folder: Path, path: str, planner: Planner, tokenizer: str | None
     """
     source = read_source(path)
     tokenizer = tokenizer or own_tokenizer(source.path)
-    words = load_tokenizer(tokenizer) if tokenizer else None
     with impossible_sizes(source.path):
         plan = planner(source)
+    words = (
+        load_tokenizer(tokenizer) if tokenizer else None
+    )  # which reads the configuration too, and would be blamed for it
+    with impossible_sizes(source.path):
         config = compose_plan(plan, tokenizer or plan.tokenizer)
         require_trusted(config, (*NETWORK, "teacher"), source.path)  # sizes of a foreign folder stand in it
         network = empty_network(config, plan.ids, plan.answers)

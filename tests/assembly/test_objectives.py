@@ -52,6 +52,9 @@ def test_what_does_not_fit_is_told_shapes_first_and_three_at_most():
     told = ["a is (4, 1) there and (2,) here", "b is missing there", "d is unknown here"]
     assert differences_between(here, there) == told
     require_fit(here, dict(here), "x.ckpt")
+    whole = here | {"a": torch.ones(2, dtype=torch.int32)}
+    assert differences_between(here, whole) == ["a is of torch.int32 there and torch.float32 here"]
+    assert differences_between(whole, here) == []  # a counter that was cast with the weights still counts
     with pytest.raises(DataError) as caught:
         require_fit(here, there, "x.ckpt")
     assert str(caught.value) == (

@@ -147,6 +147,24 @@ def test_a_foreign_configuration_runs_nothing(family, world, tmp_path, capsys):
     assert not (tmp_path / "ours").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "change", "words"),
+    [
+        ("paligemma", {"hidden_size": 2**40}, "there and (8, 1099511627776) here"),
+        ("llava", {"num_attention_heads": 0}, "config.json: is no LlavaConfig"),
+    ],
+)
+def test_impossible_sizes_are_the_configurations_fault(family, change, words, world, tmp_path, capsys):
+    folder = saved(family, world, tmp_path / "theirs")
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"] |= change
+    (folder / "config.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert run(["import", f"{family}={folder}", f"output={tmp_path}/ours"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
 def test_what_a_family_makes_of_a_folder_is_checked_before_it_is_built(world, tmp_path):
     def planner(source):
         plan = llava_family.plan(source, tasks=["captioning"])

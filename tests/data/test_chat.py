@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fusionkit.data.texts.chat import PLAIN, ChatTemplate, said_tokens
 from fusionkit.data.texts.conversations import Conversation
-from fusionkit.data.tokenizer import word_tokenizer, wrapped
+from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer, wrapped
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.losses import IGNORE
 from tests.data.chat_templates import CHATML, LLAMA2, TEMPLATES
@@ -222,6 +222,14 @@ WRONG = {
 def test_a_template_without_an_end_is_refused(template):
     with pytest.raises(ConfigError, match=f"^data.chat_template: .*{WRONG[template]}"):
         ChatTemplate(tokenizer_of("bytes"), template, "data.chat_template")
+
+
+def test_a_tokenizers_own_template_is_not_taken_for_a_key(tmp_path):
+    tokenizer_of("bytes", ENDLESS).save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigError, match=f"^the chat template of tokenizer={tmp_path}: the template puts no special token"
+    ):
+        ChatTemplate(load_tokenizer(tmp_path), None, "data.chat_template")
 
 
 def test_what_a_template_does_not_take_is_told_with_its_conversation():

@@ -47,11 +47,12 @@ class ChatTemplate:
 
     The assistant says its words and the special token that the template puts behind them. Special tokens that are spelt out in
     what people say are broken by a space, so that nobody's words are taken for the end of a turn. Templates run in
-    transformers' sandbox. Raises ConfigError, naming ``key``, for a template that leaves out a reply, or does not end it.
+    transformers' sandbox. Raises ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, or does not end it.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, key: str = "chat_template") -> None:
-        self.tokenizer, self.key = tokenizer, key
+        own = f"the chat template of tokenizer={tokenizer.name_or_path}"
+        self.tokenizer, self.key = tokenizer, key if template or not tokenizer.chat_template else own
         self.template = template or (None if tokenizer.chat_template else PLAIN)
         added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
         special = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
@@ -60,9 +61,9 @@ class ChatTemplate:
         try:
             written = self.write(PROBE, "of a probe")
         except DataError as error:
-            raise ConfigError(f"{key}: {error}") from error
+            raise ConfigError(f"{self.key}: {error}") from error
         if len(ends := sorted(set(written.ends))) > 1:
-            raise ConfigError(f"{key}: replies end with {' or '.join(ends)}; give a template that ends all alike")
+            raise ConfigError(f"{self.key}: replies end with {' or '.join(ends)}; give a template that ends all alike")
         self.end: int = tokenizer.convert_tokens_to_ids(ends[0])
 
     def write(self, conversation: Conversation, name: str) -> Written:
