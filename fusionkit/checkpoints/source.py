@@ -1,9 +1,8 @@
 """A checkpoint that others wrote: its tensors by name, without running code of it."""
 
 import hashlib
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +58,24 @@ def _plain_config(path: Path) -> dict[str, Any]:
     """The configuration in a folder, parts of which go into ours; DataError where it holds what ours would look up or build."""
     config = read_json(path)
     for key, value in config.items():
-        text = json.dumps([key, value])
-        if named := next((word for word in ("_target_", "${") if word in text), None):
+        if named := next((word for word in _words(value, key) if word == "_target_" or "${" in word), None):
             raise DataError(
                 f"{path}: {key} holds {named}, by which a configuration would run code; take the folder again"
             )
     return config
+
+
+def _words(node: Any, *keys: str) -> Iterator[str]:
+    """All keys and texts in plain values."""
+    yield from keys
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _words(value, key)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _words(value)
+    elif isinstance(node, str) and "${" in node:
+        yield node
 
 
 def _files(folder: Path) -> list[Path]:

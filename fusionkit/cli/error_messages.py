@@ -1,10 +1,8 @@
 """Hydra's and OmegaConf's exceptions as one sentence that names the key, the nearest known name and the choices."""
 
-import ast
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from hydra.errors import (
@@ -135,41 +133,10 @@ def _unknown_key(error: ConfigKeyError | ConfigAttributeError, groups: Iterable[
             f"'{parent}' is a single value or an empty section, so it has no key '{key}'; to a section, add it with "
             f"+{parent}.{key}=VALUE"
         )
-    if parent and key in _taken(dict(error.parent_node or {}).get("_target_")):
-        return ConfigError(f"'{parent}.{key}' has no value in the configuration yet; add it as +{parent}.{key}=VALUE")
-    return ConfigError(f"unknown key '{key}' in {parent or 'the configuration'}; {suggest(key, known)}")
-
-
-def _taken(target: Any) -> set[str]:
-    """The arguments of a class or function of ours, and those that it passes on to what it extends.
-
-    They are read off the source, since importing it would take seconds.
-    """
-    module, _, name = str(target).rpartition(".")
-    path = Path(__file__).parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
-    if not module.startswith("fusionkit.") or not path.is_file():
-        return set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    found: Any = next((node for node in tree.body if getattr(node, "name", None) == name), None)
-    made = found
-    if isinstance(found, ast.ClassDef):
-        made = next((node for node in found.body if getattr(node, "name", None) == "__init__"), None)
-        if made is None and found.decorator_list:  # a data class
-            return {
-                node.target.id
-                for node in found.body
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-            }
-    taken = set() if made is None else {each.arg for each in [*made.args.args, *made.args.kwonlyargs]} - {"self"}
-    if isinstance(found, ast.ClassDef) and (made is None or made.args.kwarg):
-        places = {
-            alias.name: f"{node.module}.{alias.name}"
-            for node in tree.body
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        }
-        taken |= {each for base in found.bases if isinstance(base, ast.Name) for each in _taken(places.get(base.id))}
-    return taken
+    told = f"unknown key '{key}' in {parent or 'the configuration'}; {suggest(key, known)}"
+    if parent and "did you mean" not in told:
+        told += f"; what has no value in the configuration yet is added as +{parent}.{key}=VALUE"
+    return ConfigError(told)
 
 
 def _composition(message: str, known: Iterable[str]) -> ConfigError:

@@ -45,9 +45,8 @@ class Loader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class names its own iterator type
-        return self._timed(super().__iter__())  # whose workers start at once
-
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        # not before the first batch is asked for: Lightning makes the iterator before it restores where a run stood
+        batches = super().__iter__()
         while True:
             asked = time.monotonic()
             try:

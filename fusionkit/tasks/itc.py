@@ -17,7 +17,6 @@ from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
 
 LOSSES = ("softmax", "sigmoid")
-BIAS = -10.0
 
 
 class CaptionBatch(Batch):
@@ -62,7 +61,7 @@ class ITC(Task[CaptionBatch]):
         dims: Dims,
         queue_size: int = 0,
         loss: str = "softmax",
-        bias: float = BIAS,
+        bias: float = -10.0,
         scorer: Scorer | None = None,
     ) -> None:
         super().__init__(scorer)
@@ -71,10 +70,6 @@ class ITC(Task[CaptionBatch]):
         if queue_size > 0 and loss == "sigmoid":
             raise ConfigError(
                 f"task.itc.queue_size is {queue_size}, but the sigmoid loss has the pairs of the batch alone; set it to 0"
-            )
-        if bias != BIAS and loss != "sigmoid":  # the default stands in every configuration
-            raise ConfigError(
-                f"task.itc.bias is {bias:g}, but a softmax has none; set task.itc.loss=sigmoid, or leave it out"
             )
         self.bias = nn.Parameter(torch.tensor(float(bias))) if loss == "sigmoid" else None
         self.metrics = means("image_to_text_r1", "text_to_image_r1", "modality_gap")

@@ -62,13 +62,13 @@ class ImageGain(Callback):
         with torch.no_grad(), undisturbed(pl_module), trainer.precision_plugin.forward_context():
             found = {source: image_gains(pl_module, source, each) for source, each in batch.items()}
         for source, measured in found.items():
-            if not measured and source not in self._single:
+            if measured is None and source not in self._single:
                 self._single.add(source)
                 rank_zero_warn(
                     f"callbacks.image_gain: source {source} has one image a step, but whether it is looked at is measured by "
                     f"another: raise data.sources.{source}.batch_size, or leave it out with ~callbacks.image_gain"
                 )
-        gains = {objective: gain for each in found.values() for objective, gain in each.items()}
+        gains = {objective: gain for each in found.values() if each for objective, gain in each.items()}
         for objective, gain in mean_by_name(gains).items():
             pl_module.log(f"train/{objective}_image_gain", float(gain), on_step=True, on_epoch=False)
             if math.isfinite(gain):
@@ -96,14 +96,14 @@ class ImageGain(Callback):
                 logger.alert(f"{objective} ignores the image", text)
 
 
-def image_gains(module: TrainingModule, source: str, batch: Batch) -> dict[str, Tensor]:
-    """By objective "source/task" the loss with other images less the loss; none where a rank has a batch of one image.
+def image_gains(module: TrainingModule, source: str, batch: Batch) -> dict[str, Tensor] | None:
+    """By objective "source/task" the loss with other images less the loss; None where a rank has a batch of one image.
 
     Against the data's own targets: a momentum teacher would see the other images too, and want what is true of them.
     """
     fewest = -largest_of_ranks(-len(batch["image_ids"]), module.device)
     if fewest < 2:  # on all ranks or on none, since losses put ranks together
-        return {}
+        return None
     losses = []
     for images in (batch, with_other_images(batch)):
         seed_batch(0)  # so that both have the same words masked and the same negatives drawn

@@ -13,6 +13,7 @@ import transformers
 
 from fusionkit.checkpoints.families import llava as llava_family
 from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.checkpoints.source import read_source
 from fusionkit.checkpoints.write import import_into
 from fusionkit.cli.main import run
 from fusionkit.data.tokenizer import load_tokenizer
@@ -143,6 +144,8 @@ def test_a_foreign_configuration_runs_nothing(family, world, tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: {folder}/config.json: ")
         assert "would run code" in line
+    (folder / "config.json").write_text(json.dumps(plain | {"max_target_positions": 3, "_target_sizes": "no _target_"}))
+    read_source(folder)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "ours").exists()
 

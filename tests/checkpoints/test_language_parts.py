@@ -76,7 +76,12 @@ def test_how_texts_are_said(tmp_path):
     assert said(**rules) == {"no_repeat_ngram": 3, **lengths}
     assert said(num_beams=5, length_penalty=2) == {"search": {"beams": 5, "length_penalty": 2.0}}
     assert said(num_beams=2, length_penalty=0) == {"search": {"beams": 2, "length_penalty": 0.0}}
-    assert said(length_penalty=2.0, num_beams=1, early_stopping=True) == {}  # there is nothing to choose among
+    assert said(length_penalty=2.0, num_beams=1, early_stopping=True) == {
+        "search": {"beams": 1}
+    }  # nothing to choose among
+    assert said(min_new_tokens=19) == {"min_length": 19}
+    with pytest.raises(DataError, match=r"generation_config\.json: length_penalty is 'a', but has to be a number"):
+        said(num_beams=2, length_penalty="a")
     assert said(max_new_tokens=4) == {"min_length": 0, "max_length": 4}
     assert said(max_new_tokens=512) == {"min_length": 0, "max_length": 30}
     assert said(temperature=0.2, top_p=0.9) == {}  # of no draw
@@ -88,6 +93,9 @@ def test_how_texts_are_said(tmp_path):
         ({"repetition_penalty": 1.2, "suppress_tokens": [5]}, r"repetition_penalty 1.2, suppress_tokens \[5\]"),
         ({"do_sample": True, "temperature": 0.2, "top_p": 1.0}, "do_sample True, temperature 0.2"),
         ({"num_beams": 4, "num_beam_groups": 2}, "num_beam_groups 2"),
+        ({"num_beams": 2, "early_stopping": "never"}, "early_stopping 'never'"),
+        ({"min_new_tokens": 20}, "min_new_tokens 20"),
+        ({"min_new_tokens": 9, "max_new_tokens": 9}, "min_new_tokens 9"),
         ({"min_length": 3, "forced_eos_token_id": 7}, "min_length 3, forced_eos_token_id 7"),
     ],
 )
@@ -97,7 +105,7 @@ def test_rules_without_an_option_are_told(tmp_path, options, told):
 
 
 def test_rules_that_are_off_are_not_told(tmp_path):
-    off = {"suppress_tokens": None, "do_sample": False, "min_length": 0, "num_beams": 1, "forced_eos_token_id": None}
+    off = {"suppress_tokens": None, "do_sample": False, "min_length": 0, "forced_eos_token_id": None}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert saying(source_of(tmp_path, off), 30) == {}

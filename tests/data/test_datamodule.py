@@ -397,13 +397,6 @@ def test_the_time_that_batches_were_waited_for_is_counted(tmp_path, monkeypatch)
     assert module.seconds_waited() == batches + 1  # the last was asked for in vain
 
 
-def test_the_workers_of_all_loaders_start_before_a_batch_is_asked_for(tmp_path):
-    (loader, _) = make_module(tmp_path, num_workers=1).train_dataloader().iterables.values()
-    batches = iter(loader)
-    assert all(worker.is_alive() for worker in loader._iterator._workers)
-    assert next(batches)["image_ids"]
-
-
 def test_a_batch_is_given_up_while_the_next_one_is_made(tmp_path, monkeypatch):
     kept = []
 

@@ -28,6 +28,9 @@ class Recorder(LightningModule):
         pass
 
     def configure_optimizers(self):
+        assert (
+            self.trainer.estimated_stepping_batches > 0
+        )  # as a schedule asks: loaders are made before a run is restored
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 

@@ -192,7 +192,7 @@ ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers
         ("llava", LLAVA | {"vision_config": {"model_type": "no such"}}, "config.json: is no LlavaConfig ("),
         ("llava", LLAVA | {"vision_feature_layer": 26}, "vision_feature_layer is 26, but the vision tower has"),
         ("llava", LLAVA | {"vision_feature_layer": 0}, "vision_feature_layer is 0, but the vision tower has"),
-        ("llava", LLAVA | {"projector_hidden_act": "${x}"}, "config.json: projector_hidden_act holds ${"),
+        ("llava", LLAVA | {"projector_hidden_act": "${x}"}, "config.json: projector_hidden_act holds ${x}"),
         (
             "llava",
             LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers": 1, "eos_token_id": None}},

@@ -163,7 +163,6 @@ def test_a_teacher_softens_the_targets_of_pairs():
             {"loss": "sigmoid", "queue_size": 4},
             "task.itc.queue_size is 4, but the sigmoid loss has the pairs of the batch",
         ),
-        ({"bias": -3.0}, "task.itc.bias is -3, but a softmax has none; set task.itc.loss=sigmoid, or leave it out"),
     ],
 )
 def test_a_loss_that_cannot_be(options, words):

@@ -34,7 +34,7 @@ def test_the_gain_is_the_loss_of_moved_images_less_the_loss():
         ]
     assert float(found) == pytest.approx(float(losses[1] - losses[0]))
     assert float(found) != 0
-    assert image_gains(module, "coco", fake_batch("coco", 0, images=1)) == {}
+    assert image_gains(module, "coco", fake_batch("coco", 0, images=1)) is None
 
 
 def test_the_gain_is_measured_against_the_targets_of_the_data():
@@ -47,7 +47,7 @@ def test_the_gain_is_measured_against_the_targets_of_the_data():
 
 def test_where_another_rank_has_one_image_none_is_measured(monkeypatch):
     monkeypatch.setattr("fusionkit.training.image_gain.largest_of_ranks", lambda value, device: max(value, -1))
-    assert image_gains(fake_module(tasks={"a": FakeTask()}), "coco", fake_batch("coco", 0)) == {}
+    assert image_gains(fake_module(tasks={"a": FakeTask()}), "coco", fake_batch("coco", 0)) is None
 
 
 class SingleLoader(FakeLoader):

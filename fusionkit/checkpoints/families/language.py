@@ -1,5 +1,6 @@
 """Language models inside published vision-language models: their configuration here, their names, and the run they ask for."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ TEXT = "model.text_encoder."
 TASKS = ("captioning", "vqa_generative")
 GENERATION = "generation_config.json"
 RULES = {"no_repeat_ngram_size": "no_repeat_ngram", "max_new_tokens": "max_length", "min_new_tokens": "min_length"}
+LONGEST = 20  # tokens of a caption, where nothing is said: conf/task/captioning.yaml
 UNUSED: Mapping[str, Any] = {  # when off; max_length counts the prompt and the image too, and is left to these
     "repetition_penalty": 1.0,
     "suppress_tokens": [],
@@ -127,18 +129,33 @@ def saying(source: Source, room: int) -> dict[str, Any]:
             options[option] = count
     if "max_length" in options:
         options = {"min_length": 0} | options | {"max_length": min(options["max_length"], room)}
-    if type(beams := found.get("num_beams")) is int and beams > 1:  # one beam has no penalty
-        penalty = found.get("length_penalty")
-        options["search"] = {"beams": beams, "length_penalty": 1.0 if penalty is None else float(penalty)}
-        if found.get("early_stopping") is True:
-            options["search"]["early_stopping"] = True
     unused = dict(UNUSED)
+    if options.get("min_length", 0) >= options.get("max_length", LONGEST):
+        del options["min_length"]
+        unused["min_new_tokens"] = 0
+    if type(beams := found.get("num_beams")) is int and beams > 0:
+        options["search"] = {"beams": beams}
+        penalty, stops = found.get("length_penalty"), found.get("early_stopping")
+        if beams > 1 and penalty is not None:  # one beam has none
+            options["search"]["length_penalty"] = _number("length_penalty", penalty, source)
+        if beams > 1 and stops is True:
+            options["search"]["early_stopping"] = True
+        elif beams > 1:  # "never"
+            unused["early_stopping"] = False
     if found.get("do_sample"):
         unused |= {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
     told = [f"{name} {runs.shown(found[name])}" for name, off in unused.items() if found.get(name) not in (None, off)]
     if told:
         warnings.warn(f"{source.path / GENERATION}: {', '.join(told)}: texts are generated without", stacklevel=2)
     return options
+
+
+def _number(name: str, value: Any, source: Source) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise DataError(
+            f"{source.path / GENERATION}: {name} is {runs.shown(value)}, but has to be a number; correct it"
+        )
+    return float(value)
 
 
 def run_of(source: Source, tasks: Sequence[str], image_tokens: int, images: Mapping[str, Any]) -> dict[str, Any]:

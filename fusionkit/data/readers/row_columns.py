@@ -105,6 +105,11 @@ def map_columns(
     return found
 
 
+def names_pictures(columns: Sequence[str]) -> bool:
+    """Whether one of the columns is called as pictures are."""
+    return bool(_by_name("image", {_plain(name): name for name in columns}))
+
+
 def _given(role: str, value: Any, columns: Sequence[str], path: Any) -> tuple[str, ...]:
     values: list[Any] = [value] if isinstance(value, str | int) else list(value)
     names = [f"column{name}" if isinstance(name, int) else str(name) for name in values]

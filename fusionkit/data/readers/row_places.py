@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fusionkit.data.readers.picture_folders import METADATA, PICTURES, open_pictures, picture_files
 from fusionkit.data.readers.row_arrow import Arrow, named_classes
+from fusionkit.data.readers.row_columns import names_pictures
 from fusionkit.data.readers.row_files import ENDINGS, open_rows
 from fusionkit.data.readers.row_shards import ENDING, is_shard, open_shards, unbraced
 from fusionkit.data.readers.rows import RowFile
@@ -154,6 +155,9 @@ def _of_folder(folder: Path) -> list[Place]:
         classes = [path for path in sorted(folder.glob("[!.]*/*")) if path.suffix.lower() in PICTURES]
         if len({path.parent for path in classes}) > 1:
             _tell_unread(classes, shards[0])
+        stems = {path.name.partition(".")[0] for path in shards}
+        if unread := [path for path in tables if path.suffix.lower() != ".json" and path.stem not in stems]:
+            _tell_unread(unread, shards[0])
         return _of_shards(shards)
     pictures = picture_files(folder)
     if shards and not others and not pictures:
@@ -175,9 +179,15 @@ def _of_folder(folder: Path) -> list[Place]:
 
 
 def _beside(shards: Sequence[Path], tables: Sequence[Path]) -> list[Path]:
-    """The tables that say something of their own: not what img2dataset and webdataset write about shards."""
-    keys = {path.with_suffix(".parquet") for path in shards}
-    return [path for path in tables if path not in keys and path.name not in ("sizes.json", "index.json")]
+    """The tables that name pictures of their own: not what img2dataset and webdataset write about shards."""
+    return [path for path in tables if shards and _names_pictures(path)]
+
+
+def _names_pictures(path: Path) -> bool:
+    try:
+        return names_pictures(open_rows(path).columns)
+    except DataError:
+        return False
 
 
 def _tell_unread(paths: Sequence[Path], read: Path) -> None:

@@ -1,6 +1,7 @@
 """The data module of a user's own table: as any other, but that it says what it understood of the table."""
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class TableData(DataModule):
             raise ConfigError(f"data has no key '{unknown}'; {suggest(unknown, known)}")
         super().__init__(missing=missing, **options)
         given = {"images": images, "columns": columns, "boxes": boxes, "split_by": split_by, "filters": filters}
-        _require_read(given | {"label_question": label_question}, self.sources)
+        _tell_unread(given | {"label_question": label_question}, self.sources)
         self._is_told = False
 
     def setup(self, stage: str | None = None) -> None:
@@ -51,15 +52,15 @@ class TableData(DataModule):
                         rank_zero_only(print)(f"{name}: {sentence}")
 
 
-def _require_read(given: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
-    """Raise ConfigError for what is given as data.NAME and read by none of the sources' tables."""
+def _tell_unread(given: Mapping[str, Any], sources: Mapping[str, Source]) -> None:
+    """Warn of what is given as data.NAME and read by none of the sources' tables."""
     tables = {name: source.reader for name, source in sources.items() if isinstance(source.reader, Table)}
     for name, value in given.items():
         own = "shares" if name == "split_by" else name
         if tables and _is_said(value) and not any(_is_said(getattr(table, own)) for table in tables.values()):
             place = f"data.sources.{next(iter(tables))}.reader.{name}"
-            raise ConfigError(
-                f"data.{name} is {value!r}, but no source reads it; set {place} instead, as ++{place}=VALUE"
+            warnings.warn(
+                f"data.{name} is {value!r}, but no source reads it; to have it read, set ++{place}=VALUE", stacklevel=1
             )
 
 

@@ -47,7 +47,8 @@ class ChatTemplate:
 
     The assistant says its words and the special token that the template puts behind them. Special tokens that are spelt out in
     what people say are broken by a space, so that nobody's words are taken for the end of a turn. Templates run in
-    transformers' sandbox. Raises ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, or does not end it.
+    transformers' sandbox. Raises ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, or does
+    not end it.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, key: str = "chat_template") -> None:

@@ -6,7 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from fusionkit.data.readers.table import Table
 from fusionkit.errors import ConfigError, DataError
@@ -63,6 +65,21 @@ def test_shards_are_read_before_what_is_written_about_them(tmp_path):
         (tmp_path / place / "sizes.json").write_text(json.dumps({"00000.tar": 1}))
     assert read(tmp_path / "web") == read(tmp_path / "repository") == (["theirs"], [])
     assert read(tmp_path / "web", "*") == (["theirs"], [])
+
+
+def test_what_tells_of_shards_does_not_replace_them(tmp_path):
+    for number in (0, 2):
+        write_shard(tmp_path / f"web/{number:05}.tar", pair(f"{number}", number, "theirs"))
+    for number in range(3):  # img2dataset's; one tar has not been downloaded
+        table = pa.table({"url": ["http://x"], "caption": ["of a table"], "key": ["0"], "status": ["success"]})
+        parquet.write_table(table, tmp_path / f"web/{number:05}.parquet")
+    (tmp_path / "web/meta.json").write_text(json.dumps({"name": "web", "nsamples": 2}))
+    (tmp_path / "web/shards.json").write_text(json.dumps([{"url": "00000.tar", "nsamples": 1}]))
+    (tmp_path / "web/urls.tsv").write_text("url\tcaption\nhttp://x\tof a table\n")
+    for files in (None, "*"):
+        shown, told = read(tmp_path / "web", files)
+        assert shown == ["theirs"] * 2
+        assert not told or "not read, since 00000.tar is" in told[0]
 
 
 def test_classes_of_pictures_that_a_tar_replaces_are_told(tmp_path):
