@@ -30,7 +30,9 @@ def run(arguments: Sequence[str]) -> int:
             texts=("label_question",),
         )
         is_file = name and (Path(name).exists() or "=" not in name) and not name.startswith("-")
-        return run_app("data look", command, [f"files={name}", *overrides] if is_file else arguments[1:])
+        words = [f"files={name}", *overrides] if is_file else arguments[1:]
+        # what is said of tables names their keys as a training has them
+        return run_app("data look", command, [word.removeprefix("data.") if "=" in word else word for word in words])
     if verb not in DATA_VERBS:
         raise ConfigError(f"fusionkit data cannot '{verb}'; {suggest(verb, (*DATA_VERBS, LOOK))}")
     if name not in group_choices(verb):

@@ -12,6 +12,7 @@ from fusionkit.assembly.hub_data import fetch, is_hub_name
 from fusionkit.assembly.table_choices import choices_for
 from fusionkit.commands.languages import languages_of
 from fusionkit.config import primary_groups
+from fusionkit.data.images import CorruptImage, decode
 from fusionkit.data.readers.open_table import OpenTable
 from fusionkit.data.readers.row_pictures import digest_of
 from fusionkit.data.readers.table import Table
@@ -47,7 +48,14 @@ def look(config: DictConfig) -> None:
         raise ConfigError(f"name is {name!r}, but becomes a file's name; give another as name=NAME")
     folder = Path(config.output)
     require_writable(folder, "output")
-    draw_sheet(sheet_of(splits), f"{table.path}: what was understood", folder / f"{name}.png")
+    sheet, damaged = sheet_of(splits)
+    if damaged:
+        drawn = len(damaged) + len(sheet.panels)
+        print(
+            f"damaged: {len(damaged):,} of the {drawn:,} pictures that were drawn for the sheet, such as {damaged[0]}; "
+            "replace them, or train with data.missing=skip"
+        )
+    draw_sheet(sheet, f"{table.path}: what was understood", folder / f"{name}.png")
     print(f"pictures: {folder / name}.png")
     try:
         choices = choices_for(table)
@@ -129,11 +137,17 @@ def _texts(samples: Sequence[Sample]) -> Iterator[Text]:
             yield from texts
 
 
-def sheet_of(splits: Splits) -> Sheet:
-    """Pictures from all over the table, each with its texts and boxes."""
+def sheet_of(splits: Splits) -> tuple[Sheet, list[str]]:
+    """Pictures from all over the table, each with its texts and boxes; and what is wrong with those that cannot be shown."""
     every = [(split, sample) for split, samples in splits.items() for sample in samples]
-    panels = []
+    panels: list[Panel] = []
+    damaged: list[str] = []
     for split, sample in every[:: max(1, len(every) // SHEET)][:SHEET]:
+        try:
+            decode(sample.image, 1)
+        except CorruptImage as error:
+            damaged.append(str(error))
+            continue
         said = [(kind, text) for kind, texts in sample.texts.items() for text in texts]
         notes = tuple(
             Note(f"{text.text} {' / '.join(map(str, text.facts.get('answers', ())))}") for _, text in said[:3]
@@ -141,7 +155,7 @@ def sheet_of(splits: Splits) -> Sheet:
         marks = tuple(Mark(text.facts["box"], GREEN) for _, text in said[:3] if "box" in text.facts)
         picture = Picture(sample.image, sample.size, marks, notes=notes, upright=sample.upright)
         panels.append(Panel(f"{split}: {sample.image_id}", (picture,)))
-    return Sheet("each picture with up to three of its texts, answers and boxes", panels)
+    return Sheet("each picture with up to three of its texts, answers and boxes", panels), damaged
 
 
 def _name_of(table: OpenTable) -> str:
@@ -155,8 +169,8 @@ def experiment(name: str, given: Mapping[str, Any], table: OpenTable, choices: S
     groups, values = primary_groups("train"), OmegaConf.create({"name": name})
     defaults: list[dict[str, Any]] = [{"override /data": "table"}]
     for key, value in given.items():
-        if value not in (None, {}, []):
-            OmegaConf.update(values, f"data.{key}", _plain(value))
+        if (plain := _plain(value)) not in (None, {}, []):
+            OmegaConf.update(values, f"data.{key}", plain)
     if "expressions" in table.meaning.kinds:
         OmegaConf.update(values, "data.boxes", table.convention)
     for choice in choices:
@@ -173,7 +187,8 @@ def experiment(name: str, given: Mapping[str, Any], table: OpenTable, choices: S
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items() if each is not None}
+        said = {key: _plain(each) for key, each in value.items()}
+        return {key: each for key, each in said.items() if each is not None}
     if isinstance(value, list | tuple):
         return value[0] if len(value) == 1 else list(value)
     return value

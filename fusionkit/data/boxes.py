@@ -26,8 +26,15 @@ def four_numbers(value: Any) -> bool:
         isinstance(value, list | tuple | np.ndarray)
         and len(value) == 4
         and all(isinstance(number, Real) and not isinstance(number, bool) for number in value)
-        and all(map(math.isfinite, value))
+        and all(map(_is_finite, value))
     )
+
+
+def _is_finite(number: Any) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def box_table(values: Sequence[Any], names: Sequence[Any], path: Path | str) -> Floats:

@@ -13,6 +13,7 @@ from fusionkit.data.stores import is_lmdb, lmdb_keys, stored_bytes
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.atomic import atomic_write
 from fusionkit.files.names import is_file_name
+from fusionkit.files.plain import other_kind
 
 # the columns of a line, by their number: bottom-up attention's own, and LXMERT's
 COLUMNS = {
@@ -22,7 +23,7 @@ COLUMNS = {
         *("num_boxes", "boxes", "features"),
     ),
 }
-LAYOUT = "bottom-up attention tsv"
+LAYOUT = "a tsv of bottom-up attention"
 
 
 def convert_bottom_up(tsv: str, root: str, name: str = "%012d", limit: int | None = None) -> int:
@@ -32,6 +33,8 @@ def convert_bottom_up(tsv: str, root: str, name: str = "%012d", limit: int | Non
     ``limit``  only so many images.
     """
     path, folder = _existing(tsv), Path(root)
+    if told := other_kind(path, LAYOUT):
+        raise DataError(told)
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for row in _rows(path):
@@ -40,7 +43,7 @@ def convert_bottom_up(tsv: str, root: str, name: str = "%012d", limit: int | Non
         _save(folder, name, row, path)
         count += 1
     if not count:
-        raise DataError(f"{path} is empty; expected the {LAYOUT} layout")
+        raise DataError(f"{path} is empty; give {LAYOUT}")
     return count
 
 
@@ -71,7 +74,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, str]]:
         for number, values in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if len(values) not in COLUMNS:
                 wanted = " or ".join(map(str, COLUMNS))
-                raise DataError(f"line {number} of {path} has {len(values)} columns; {LAYOUT} has {wanted}")
+                raise DataError(f"line {number} of {path} has {len(values)} columns, where {LAYOUT} has {wanted}")
             yield dict(zip(COLUMNS[len(values)], values, strict=True))
 
 

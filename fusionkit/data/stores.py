@@ -7,6 +7,8 @@ import importlib
 import os
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -16,6 +18,7 @@ from xxhash import xxh3_64
 
 from fusionkit.errors import ConfigError, DataError, UserError, install_extra
 from fusionkit.files.names import is_file_name
+from fusionkit.files.plain import reason_of
 
 SHOWN = 80  # letters of a member's name that stand in its path
 ODD = re.compile(r"[^\w-]")
@@ -138,29 +141,32 @@ def arrow_table(path: Path) -> Any:
     """An arrow file, of either layout, as a ``pyarrow.Table`` of mapped memory; DataError where it is none."""
     import pyarrow
 
-    try:
+    with reading(path):
         source = pyarrow.memory_map(str(path))
         with path.open("rb") as file:
             is_file = file.read(6) == b"ARROW1"
         opened = pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream
         return opened(source).read_all()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as an arrow table ({_first_line(error)}); write it again") from error
 
 
 def parquet_file(path: Path) -> Any:
     """A ``pyarrow.parquet.ParquetFile``; DataError where it is none."""
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    with reading(path):
         return parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} cannot be read as a parquet table ({_first_line(error)}); write it again") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+@contextmanager
+def reading(table: Path) -> Iterator[None]:
+    """Turns what pyarrow says of a damaged parquet or arrow file in the block into a DataError about it."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        kind = "a parquet table" if table.suffix.lower() == ".parquet" else "an arrow table"
+        raise DataError(f"{table} cannot be read as {kind} ({reason_of(error)}); write it again") from error
 
 
 def _cell_bytes(path: Path) -> bytes:
@@ -169,14 +175,15 @@ def _cell_bytes(path: Path) -> bytes:
     row, _, place = path.name.removeprefix("row").partition("-")
     if not row.isdecimal() or not table.is_file():
         raise NotADirectoryError(f"{path.parent} is no folder")
-    value = _value(table, column, int(row))
+    with reading(table):
+        value = _value(table, column, int(row))
     value = value[int(place or 0)] if isinstance(value, list) else value
     content = value.get("bytes") if isinstance(value, dict) else value
     return content if isinstance(content, bytes) else b""
 
 
 def _value(table: Path, column: str, row: int) -> Any:
-    if table.suffix != ".parquet":
+    if table.suffix.lower() != ".parquet":
         return _arrow(table, os.getpid()).column(column)[row].as_py()
     starts = _starts(table, os.getpid())
     group = bisect_right(starts, row) - 1

@@ -81,6 +81,12 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
             "check the path, or download it once and give its folder"
         ) from error
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float):
+        raise DataError(
+            f"tokenizer: model_max_length in tokenizer_config.json of '{name}' is {longest!r:.60}, but has to be a number; "
+            "correct it"
+        )
     return wrapped(tokenizer, name)
 
 

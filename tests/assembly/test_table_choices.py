@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fusionkit import api
 from fusionkit.assembly.composition import training_config
@@ -244,6 +245,21 @@ def test_a_look_prints_what_is_there_and_writes_what_trains(tmp_path, capsys, mo
     assert out.splitlines()[-1] == "train it: fusionkit train --config-dir look experiment=t"
     options = ["data.missing=skip", "trainer.fast_dev_run=1", *SMALL]
     assert run(["train", "--config-dir", "look", "experiment=t", *options]) == 0, capsys.readouterr().err
+
+
+def test_a_look_counts_a_damaged_picture_and_reads_the_keys_of_a_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path, "caption")
+    (tmp_path / "images/3.png").write_bytes(b"no picture")
+    options = ["data.split_by.test=0.3", "split_by.val=0", "data.columns.caption=caption", "filters.words=[1,9]"]
+    assert run(["data", "look", "t.jsonl", *options]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "damaged: 1 of the 24 pictures that were drawn for the sheet, such as images/3.png cannot be decoded" in out
+    assert "splits: train, test; test 0.3 of" in out
+    data = yaml.safe_load((tmp_path / "look/experiment/t.yaml").read_text())["data"]
+    assert data["split_by"] == {"val": 0, "test": 0.3}
+    assert data["filters"] == {"words": [1, 9]}
+    assert (tmp_path / "look/t.png").is_file()
 
 
 def test_what_a_look_cannot_read_is_one_sentence(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,23 @@ def test_a_sentence_may_go_on_below_its_key(monkeypatch: pytest.MonkeyPatch, tmp
     (tmp_path / "some.yaml").write_text(text)
     monkeypatch.setattr("fusionkit.cli.help.conf_dir", lambda: tmp_path)
     assert keys_of("some") == [("a", "1", "one two"), ("b", "", "three"), ("c", "[d, e]", ""), ("f", "", "")]
+
+
+EXAMPLES = [(name, words) for name, command in COMMANDS.items() for words in command.examples]
+COMPOSED = [(name, words) for name, words in EXAMPLES if COMMANDS[name].config_name or name == "data"]
+
+
+@pytest.mark.parametrize(("name", "words"), COMPOSED)
+def test_an_example_of_the_help_can_be_composed(name: str, words: str, recorded: list[DictConfig], capsys) -> None:
+    arguments = [*shlex.split(words), *([] if name == "train" else ["--cfg", "job"])]
+    assert run([name, *arguments]) == 0, capsys.readouterr().err
+
+
+def test_a_look_has_the_sections_of_a_training_on_a_table() -> None:
+    look, table = (yaml.safe_load((CONF / name).read_text()) for name in ("data_look.yaml", "data/table.yaml"))
+    shared = [key for key in look if key in table and key != "defaults"]
+    assert {"columns", "split_by", "filters"} <= set(shared)
+    assert {key: look[key] for key in shared} == {key: table[key] for key in shared}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -53,6 +53,7 @@ def test_a_box_of_an_image_of_unknown_size_needs_an_area():
         [1, 2, "3", 4],
         [1, 2, True, 4],
         [1, 2, float("inf"), 4],
+        [1, 2, 10**400, 4],
         None,
         "1234",
         {1: 2},

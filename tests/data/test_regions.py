@@ -1,6 +1,7 @@
 """Region features: read from npz files or an lmdb, padded, found by an image's name, converted from the published layouts."""
 
 import base64
+import gzip
 import json
 import sys
 from dataclasses import replace
@@ -250,7 +251,7 @@ def test_bottom_up_tsv_becomes_npz(tmp_path: Path, line: list[str], capsys: pyte
 @pytest.mark.parametrize(
     ("line", "more", "code", "words"),
     [
-        ("7\t32\t24\t2\tx", [], 1, "line 1 of {}/a.tsv has 5 columns; bottom-up attention tsv has 6 or 10"),
+        ("7\t32\t24\t2\tx", [], 1, "line 1 of {}/a.tsv has 5 columns, where a tsv of bottom-up attention has 6 or 10"),
         ("7\t32\t24\t2\tAAAA\tAAAA", [], 1, "the boxes of image 7 in {}/a.tsv are no 2 rows of numbers"),
         ("7\t32\t24\ttwo\tAAAA\tAAAA", [], 1, "the num_boxes of image 7 in {}/a.tsv is 'two'"),
         ("7\t32\t24\t0\t\t", [], 1, "the num_boxes of image 7 in {}/a.tsv is '0', but has to be a number from 1 up"),
@@ -265,10 +266,11 @@ def test_bottom_up_tsv_becomes_npz(tmp_path: Path, line: list[str], capsys: pyte
         ("a\0b\t32\t24\t2\t" + encoded(BOXES) + "\t" + encoded(FEATURES), ["name=%s"], 1, "the image id 'a\\x00b'"),
         ("7\t32\t24\t1\t" + encoded(BOXES[:1]) + "\t" + encoded(FEATURES[:1]), ["name=%d/%d"], 2, "name=%d/%d cannot hold"),
         ("", [], 1, "{}/a.tsv is empty"),
+        (gzip.compress(b"7\t32\t24\t2\tx", mtime=0), [], 1, "{}/a.tsv is compressed by gzip, where a tsv of bottom-up attention"),
     ],
 )  # fmt: skip
 def test_a_tsv_of_another_layout_is_one_sentence(tmp_path: Path, line, more, code, words, capsys) -> None:
-    (tmp_path / "a.tsv").write_text(line)
+    (tmp_path / "a.tsv").write_bytes(line if isinstance(line, bytes) else line.encode())
     assert run(["data", "convert", "bottom_up", f"tsv={tmp_path}/a.tsv", f"root={tmp_path}/out", *more]) == code
     (sentence,) = capsys.readouterr().err.splitlines()
     assert words.format(tmp_path, tmp_path) in sentence

@@ -1,3 +1,4 @@
+import json
 import unicodedata
 
 import pytest
@@ -6,7 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from fusionkit.data.tokenizer import build_tokenizer, load_tokenizer, text_format, word_tokenizer, wrapped
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.types import TextFormat
 
 TEXTS = ["A red Square, left of the blue circle.", "Is a square red?"]
@@ -42,6 +43,17 @@ def test_what_is_no_tokenizer_is_one_sentence(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="'nobody/nothing' is neither a tokenizer folder nor the name"):
         load_tokenizer("nobody/nothing")
+
+
+@pytest.mark.parametrize("longest", ["512", [512], True])
+def test_a_longest_text_that_is_no_number_is_told(longest, tmp_path):
+    build_tokenizer(TEXTS, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": longest}))
+    with pytest.raises(
+        DataError, match=r"model_max_length in tokenizer_config.json of '.*' is .*, but has to be a number"
+    ):
+        load_tokenizer(tmp_path)
 
 
 def model_of(kind):

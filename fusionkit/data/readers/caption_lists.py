@@ -44,7 +44,7 @@ class CaptionLists:
             for number, row in enumerate(rows):
                 said = [row["caption"]] if isinstance(row["caption"], str) else row["caption"]
                 if not (isinstance(row["image"], str) and row["image"] and isinstance(said, list)):
-                    raise TypeError(f"row {number} is {str(row)[:80]}")
+                    raise TypeError(f"row {number + 1} is {str(row)[:80]}")
                 texts = captions.setdefault(normpath(row["image"]), [])
                 texts += [Text(f"{name}/{number}/{place}", text, NO_FACTS) for place, text in enumerate(said)]
         files = find_images(self.images, {image: [str(image)] for image in captions}, path)

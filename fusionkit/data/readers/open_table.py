@@ -126,7 +126,7 @@ class OpenTable(OpenFiles):
 
     def _empty(self, split: str) -> str:
         fix = f"known: {', '.join(self.splits)}"
-        if self.hashed:
+        if split in self.hashed:
             fix = f"give it a larger part of the pictures, data.split_by.{split}=0.3, or none, data.split_by.{split}=0"
         return f"the split '{split}' of {self.path} is empty; {fix}"
 
@@ -155,7 +155,7 @@ class OpenTable(OpenFiles):
             )
         for at, cells in rows:
             if not is_mixed or self._split_in(cells, place) == split:
-                yield Row(place.table.path, f"{start}{at}" if start else at, cells)
+                yield Row(place.table.path, at + place.table.first, f"{start}{at}" if start else at, cells)
 
     def folder(self, place: Place, split: str) -> Path:
         """Where the pictures of a table lie: as it is said, else the first of the usual places that has some of them."""

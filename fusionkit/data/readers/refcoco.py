@@ -51,11 +51,13 @@ class RefCOCO:
                 key: image_size(images[key]["width"], images[key]["height"], key, boxes_path) for key in expressions
             }
             boxes = _boxes(refs, objects, sizes, boxes_path)
+        with expecting(path, REFS):
+            texts = {key: _texts(group, boxes) for key, group in expressions.items()}
+        with expecting(boxes_path, INSTANCES):
             names = {key: image_places(key, images[key]["file_name"]) for key in expressions}
             files = find_images(folder_of(self.images, split), names, boxes_path)
             return [
-                Sample(key, files[key], self._kinds(_texts(group, boxes)), sizes[key], self.collection)
-                for key, group in expressions.items()
+                Sample(key, files[key], self._kinds(said), sizes[key], self.collection) for key, said in texts.items()
             ]
 
     def _kinds(self, texts: list[Text]) -> dict[str, tuple[Text, ...]]:

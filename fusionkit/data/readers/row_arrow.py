@@ -12,7 +12,7 @@ import pyarrow.compute as compute
 import pyarrow.types as types
 
 from fusionkit.data.readers.rows import BATCH, RowFile, Stored
-from fusionkit.data.stores import arrow_table, cell, parquet_file
+from fusionkit.data.stores import arrow_table, cell, parquet_file, reading
 
 OUTSIDE = "\0"  # before the name of a picture that is a file of its own
 
@@ -26,11 +26,12 @@ class Parquet(RowFile):
         wanted = list(self.columns if columns is None else columns)
         batches = file.iter_batches(BATCH, columns=_leaves(file.schema_arrow, wanted))
         outside = {name for name in wanted if _has_no_bytes(file.metadata, name)}
-        for row in _arrow_rows(self.path, file.schema_arrow, batches, wanted):
-            yield {
-                name: value.name if name in outside and isinstance(value, Stored) else value
-                for name, value in row.items()
-            }
+        with reading(self.path):  # a page may be damaged where the file's end is whole
+            for row in _arrow_rows(self.path, file.schema_arrow, batches, wanted):
+                yield {
+                    name: value.name if name in outside and isinstance(value, Stored) else value
+                    for name, value in row.items()
+                }
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Arrow(RowFile):
         kept = [name for name in wanted if not _is_binary(table.schema.field(name).type)]
         flat = [_without_bytes(table.column(name)) for name in kept]
         batches = table.from_arrays(flat, names=kept).to_batches(BATCH) if kept else [table.select([])]
-        yield from _arrow_rows(self.path, table.schema, batches, wanted, table.num_rows)
+        with reading(self.path):
+            yield from _arrow_rows(self.path, table.schema, batches, wanted, table.num_rows)
 
 
 def open_parquet(path: Path) -> RowFile:

@@ -99,8 +99,8 @@ def _numbers(value: Any, name: Any, path: Path) -> Any:
     if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple):
         value = value[0]
     try:
-        return [float(number) for number in value]
-    except (TypeError, ValueError):
+        return value if any(isinstance(number, bool) for number in value) else [float(number) for number in value]
+    except (TypeError, ValueError, OverflowError):
         return value
 
 

@@ -194,7 +194,10 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, bool):
         yield "yes" if value else "no"
     elif isinstance(value, int | float):
-        yield str(int(value)) if value == value and value % 1 == 0 else str(value)
+        if isinstance(value, int) or math.isfinite(
+            value
+        ):  # NaN stands where there is nothing, and infinity is nobody's text
+            yield str(int(value)) if value % 1 == 0 else str(value)
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _texts(each)

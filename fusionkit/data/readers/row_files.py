@@ -48,14 +48,16 @@ class Delimited(RowFile):
     separator: str = ","
     has_header: bool = True
 
+    @property
+    def first(self) -> int:
+        return 1 + self.has_header
+
     def rows(self, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
-        lines = _delimited(self.path, self.separator)
-        for number, cells in enumerate(lines):
-            if (number == 0 and self.has_header) or not any(map(str.strip, cells)):
-                continue
+        lines = islice(_delimited(self.path, self.separator), int(self.has_header), None)
+        for number, cells in enumerate((cells for cells in lines if any(map(str.strip, cells))), self.first):
             if len(cells) > len(self.columns):
                 raise DataError(
-                    f"row {number + 1} of {self.path} has {len(cells)} cells, but there are {len(self.columns)} columns; put "
+                    f"row {number} of {self.path} has {len(cells)} cells, but there are {len(self.columns)} columns; put "
                     f"cells that hold a {'tab' if self.separator == chr(9) else self.separator!r} in double quotes"
                 )
             yield {name: cell.strip() or None for name, cell in zip(self.columns, cells, strict=False)}
@@ -106,9 +108,9 @@ class Lines(RowFile):
 
     def rows(self, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
         with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _object(_parsed(line.removeprefix(b"\xef\xbb\xbf"), number, self.path), number, self.path)
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            for row, (number, line) in enumerate(lines, self.first):
+                yield _object(_parsed(line.removeprefix(b"\xef\xbb\xbf"), number, self.path), row, self.path)
 
 
 def _parsed(line: bytes, number: int, path: Path) -> Any:
@@ -172,7 +174,7 @@ def _rows_of(content: Any, path: Path) -> list[dict[str, Any]]:
         return [{f"column{place}": value for place, value in enumerate(row)} for row in content]
     if not isinstance(content, list):
         raise DataError(f"{path} holds {json.dumps(content)[:60]}, but a table is a list of objects")
-    return [_object(row, number, path) for number, row in enumerate(content)]
+    return [_object(row, number, path) for number, row in enumerate(content, start=1)]
 
 
 def _with_images(rows: list[dict[str, Any]], images: Any) -> list[dict[str, Any]]:

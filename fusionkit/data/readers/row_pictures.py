@@ -27,11 +27,17 @@ Id = int | str
 
 
 class Row(NamedTuple):
-    """One row: its table, its number there, what it is called among the rows of all tables, and its cells by column."""
+    """One row: its table, its number there from 1, what it is called among the rows of all tables, and its cells by column."""
 
     path: Path
+    number: int
     name: Id
     cells: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """In words."""
+        return f"row {self.number} of {self.path}"
 
 
 @dataclass
@@ -98,17 +104,19 @@ def fullest(folders: Sequence[Path], table: RowFile, columns: Columns) -> Path |
     None where the pictures stand in the table. Raises DataError.
     """
 
-    def there(cells: Sequence[Mapping[str, Any]]) -> dict[Path, int]:
-        rows = [Row(table.path, 0, each) for each in cells]
+    def numbered(cells: Iterable[Mapping[str, Any]]) -> list[Row]:
+        return [Row(table.path, number, number, each) for number, each in enumerate(cells, table.first)]
+
+    def there(rows: Sequence[Row]) -> dict[Path, int]:
         return {folder: len(rows) - pictures_of(rows, folder, columns, table.path, True)[1] for folder in folders}
 
-    first = table.head(FIRST)
-    if all(isinstance(key, Stored) for each in first for key in references_of(Row(table.path, 0, each), columns)):
+    first = numbered(table.head(FIRST))
+    if all(isinstance(key, Stored) for row in first for key in references_of(row, columns)):
         return None
     counts = there(first)
     if not any(counts.values()):
         names = columns.get("image") or columns["image_id"]
-        every = list(table.rows([name for name in names if name in table.columns]))
+        every = numbered(table.rows([name for name in names if name in table.columns]))
         counts = there(every[:: max(1, len(every) // SPREAD)])
     return max(counts, key=lambda folder: counts[folder], default=None)
 
@@ -161,7 +169,7 @@ def _id_in(row: Row, column: str) -> Any:
     value = row.cells.get(column)
     if isinstance(value, list | dict):
         raise DataError(
-            f"row {row.name} of {row.path} has {str(value)[:60]} as '{column}', which is neither a number nor a text; say "
+            f"{row.where} has {str(value)[:60]} as '{column}', which is neither a number nor a text; say "
             "which column is meant with data.columns.image_id=COLUMN"
         )
     return value
@@ -184,12 +192,12 @@ def _reference(value: Any, row: Row) -> Reference:
         value = int(value)
     if isinstance(value, str) and value.startswith(("http://", "https://", "s3://", "gs://")):
         raise DataError(
-            f"row {row.name} of {row.path} names its picture by an address ({value[:60]}); download them first, as with "
+            f"{row.where} names its picture by an address ({value[:60]}); download them first, as with "
             "img2dataset, and name the folder that it writes"
         )
     if isinstance(value, bool) or not isinstance(value, str | int | Stored):
         raise DataError(
-            f"row {row.name} of {row.path} has a picture {str(value)[:60]!r}, which is neither a path nor the picture itself; "
+            f"{row.where} has a picture {str(value)[:60]!r}, which is neither a path nor the picture itself; "
             "say which column names it with data.columns.image=COLUMN"
         )
     return NUMBERED.sub("", value.removeprefix("./")) if isinstance(value, str) else value

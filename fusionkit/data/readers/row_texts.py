@@ -20,6 +20,7 @@ from fusionkit.data.readers.row_pictures import Id, Row, references_of
 from fusionkit.data.sample import WEIGHT, Text
 from fusionkit.data.texts.conversations import CONVERSATIONS, USER, read_conversation
 from fusionkit.errors import DataError
+from fusionkit.files.unicode import BadText
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,13 @@ def texts_in(
     row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, Text]]:
     """The texts of a row, each with its kind; those with an id of their own have that of the row. Raises DataError."""
-    found = _texts_in(row, meaning, columns, classes)
-    name = columns.get("sample_weight", (None,))[0]
-    if name is None or row.cells.get(name) is None:
-        yield from found
-        return
-    weight = as_weight(row.cells[name], f"row {row.name} of {row.path}")
-    yield from ((kind, replace(text, facts={**text.facts, WEIGHT: weight})) for kind, text in found)
+    weight = row.cells.get(columns["sample_weight"][0]) if "sample_weight" in columns else None
+    facts = {} if weight is None else {WEIGHT: as_weight(weight, row.where)}
+    try:
+        for kind, text in _texts_in(row, meaning, columns, classes):
+            yield kind, replace(text, facts={**text.facts, **facts}) if facts else text
+    except BadText as error:
+        raise DataError(f"{row.where}: {error}") from error
 
 
 def _texts_in(
@@ -145,11 +146,7 @@ def _answers(row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str,
     answers: list[str] = []
     for name in meaning.answers:
         value = row.cells.get(name)
-        answers += (
-            _named(value, classes[name])
-            if name in classes
-            else weighted(value, weights, f"row {row.name} of {row.path}")
-        )
+        answers += _named(value, classes[name]) if name in classes else weighted(value, weights, row.where)
     if not answers:
         return {}
     facts: dict[str, Any] = {"answers": answers, "multiple_choice_answer": Counter(answers).most_common(1)[0][0]}
@@ -169,18 +166,18 @@ def _labelled(
         return
     if meaning.statements:
         if label is not None and label.lower() not in TRUTHS:
-            raise DataError(f"row {row.name} of {row.path} has the label {label!r}; known: true, false")
+            raise DataError(f"{row.where} has the label {label!r}; known: true, false")
         yield "statements", Text(single, said, {} if label is None else {"label": TRUTHS[label.lower()]})
         return
     if label is not None and label.lower() not in ENTAILMENT:
-        raise DataError(f"row {row.name} of {row.path} has the label {label!r}; known: {', '.join(sorted(ENTAILMENT))}")
+        raise DataError(f"{row.where} has the label {label!r}; known: {', '.join(sorted(ENTAILMENT))}")
     shares = {each: float(label is not None and each == label.lower()) for each in sorted(ENTAILMENT)}
     yield "hypotheses", Text(single, said, {} if label is None else {"gold_label": label.lower(), **shares})
 
 
 def _conversation(row: Row, value: Any, columns: Columns, single: Id) -> Iterator[tuple[str, Text]]:
     """The conversation of a row (LLaVA's, or messages); none where the user says nothing."""
-    where = f"row {row.name} of {row.path}"
+    where = row.where
     conversation = read_conversation(unpacked(value) or [], where)
     if USER not in conversation.roles:
         return

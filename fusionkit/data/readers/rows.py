@@ -29,6 +29,11 @@ class RowFile:
     columns: tuple[str, ...]
     classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
+    @property
+    def first(self) -> int:
+        """The number of the first row, as people count: 1, or 2 below a header."""
+        return 1
+
     def rows(self, columns: Iterable[str] | None = None) -> Iterator[dict[str, Any]]:
         """Every row, with these columns at least. Raises DataError for a row that cannot be read."""
         raise NotImplementedError

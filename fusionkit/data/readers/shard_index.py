@@ -42,6 +42,7 @@ SCHEMA = pa.schema(
 NO_NUMBER = {"NaN": None, "Infinity": math.inf, "-Infinity": -math.inf}.get  # pandas writes NaN where there is nothing
 UNREADABLE = "samples have texts or json that cannot be read, and are left out"
 TWICE = "samples have a file twice, such as NAME, and are left out; give each sample a key of its own"
+AGAIN = "samples, such as NAME, come again, and are left out but the first of each; give each sample a key of its own"
 DOTTED = (
     "samples have names such as NAME, of which the key ends at the first dot, so that several may be one; they are left out: "
     "name their files without other dots"
@@ -204,6 +205,9 @@ def _add(found: Found, file: BinaryIO, key: str, group: Sequence[tuple[str, tar.
         return
     kept = {name: value for name, value in said.items() if name not in UNREAD}
     before, now = found.keys.get(key), (bool(pictures), bool(said))
+    if before is not None and all(before):
+        found.odd.setdefault(AGAIN, []).append(key)
+        return
     if before is not None and not all(now) and before != now:
         found.odd.setdefault(APART, []).append(key)
     found.keys[key] = now

@@ -42,6 +42,8 @@ def test_mistakes_are_one_sentence(tmp_path):
         lists(tmp_path, {}).read("train")
     with pytest.raises(DataError, match=r"an entry of .*some.json has no 'caption'"):
         lists(tmp_path, [{"image": "a/1.jpg"}]).read("train")
+    with pytest.raises(DataError, match=r"some.json is malformed \(row 2 is .*'caption': 5"):
+        lists(tmp_path, [ROWS[0], {"image": "a/1.jpg", "caption": 5}]).read("train")
     with pytest.raises(DataError, match=r"1 of 1 images of .*some.json are not under .*first missing: b.jpg"):
         lists(tmp_path, [{"image": "b.jpg", "caption": "x"}]).read("train")
 

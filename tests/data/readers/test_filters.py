@@ -148,7 +148,7 @@ def test_a_weight_is_a_number_from_0_on(table):
     for wrong in (-1, "often", "nan"):
         path = table({"caption": "a", "sample_weight": wrong}, name="w.jsonl")
         with pytest.raises(
-            DataError, match=f"row 0 of .*w.jsonl has the sample_weight '{wrong}', but that is a number"
+            DataError, match=f"row 1 of .*w.jsonl has the sample_weight '{wrong}', but that is a number"
         ):
             captions(path)
 

@@ -90,7 +90,7 @@ def test_an_image_id_that_comes_again_is_of_each_picture(tmp_path):
     samples = [pair(key, number, key, image_id=0) for key, number in (("a", 1), ("b", 2), ("c", 2))]
     assert read(write_shard(tmp_path / "0.tar", *samples))[0] == {"a": 1, "b": 2, "c": 2}
     odd = write_shard(tmp_path / "odd.tar", pair("a", 1, image_id=[1]), pair("b", 2, image_id=[1]))
-    with pytest.raises(DataError, match=r"row 0 of .*odd.tar has \[1\] as 'image_id', which is neither a number nor a"):
+    with pytest.raises(DataError, match=r"row 1 of .*odd.tar has \[1\] as 'image_id', which is neither a number nor a"):
         read(odd)
 
 
@@ -151,6 +151,24 @@ def test_files_that_are_apart_are_told(tmp_path):
     shown, told = read(write(tmp_path / "1.tar", [*apart, *two("a", 5, "five").items()]))
     assert shown == {"five": 5}
     assert any("do not stand side by side" in each for each in told)
+
+
+def test_a_shard_behind_itself_is_read_once_and_told(tmp_path):
+    shard = write(tmp_path / "0.tar", [each for n in range(8) for each in two(f"{n}", n, f"text {n}").items()])
+    shard.write_bytes(shard.read_bytes() * 2)
+    os.utime(shard, (1e9, 1e9))
+    told = "0.tar: 8 samples, such as 0, come again, and are left out but the first of each; give each sample a key of"
+    shown, faults = read(shard)
+    assert shown == {f"text {n}": n for n in range(8)}
+    assert any(told in fault for fault in faults)
+    assert len(index_of(shard)[0]) == 8
+
+
+def test_infinity_is_no_caption(tmp_path):
+    members = [("a.jpg", picture(1)), ("a.json", b'{"caption": Infinity}'), *pair("b", 2, "two").items()]
+    shown, told = read(write(tmp_path / "0.tar", members))
+    assert shown == {"two": 2}
+    assert any("1 pictures have no text" in each for each in told)
 
 
 def test_names_of_several_dots_are_told(tmp_path):

@@ -62,6 +62,13 @@ def test_a_pickle_cannot_run_anything(tmp_path, monkeypatch):
     assert (tmp_path / "attacked").exists()
 
 
+def test_a_sentence_that_is_no_text_is_told_of_its_file(tmp_path):
+    referred = refs()
+    referred[0]["sentences"][0]["sent"] = 1e308
+    with pytest.raises(DataError, match=r"refs\(unc\).p: text \d+ is 1e\+308, but has to be a string"):
+        make_reader(tmp_path, referred).read("train")
+
+
 def test_a_broken_pickle_and_one_of_another_layout(tmp_path):
     reader = make_reader(tmp_path)
     path = tmp_path / "refs(unc).p"

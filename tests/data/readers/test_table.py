@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from fusionkit.data.images import decode
+from fusionkit.data.images import CorruptImage, decode
 from fusionkit.data.readers.table import Table
 from fusionkit.data.readers.table_data import TableData, told
 from fusionkit.data.source import Source, Splits
+from fusionkit.data.stores import stored_bytes
 from fusionkit.data.tables.describe import describe
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.depends import noting
@@ -272,7 +273,7 @@ def test_a_conversation_about_two_pictures_is_refused(tmp_path):
     turns = [{"from": "human", "value": "which?"}, {"from": "gpt", "value": "The first."}]
     write_json(tmp_path / "t.json", [{"images": ["a.jpg", "b.jpg"], "conversations": turns}])
     with pytest.raises(
-        DataError, match=r"row 0 of .*t.json has a conversation about several pictures, but one is read"
+        DataError, match=r"row 1 of .*t.json has a conversation about several pictures, but one is read"
     ):
         read(tmp_path, "t.json")
 
@@ -567,7 +568,7 @@ def test_a_weight_that_is_no_number_is_told(weight, tmp_path):
     photos(tmp_path, ["a.jpg"])
     row = {"image": "a.jpg", "question": "what?", "answer": ["red", "blue"], "weight": [1.0, weight]}
     (tmp_path / "t.jsonl").write_text(json.dumps(row))
-    with pytest.raises(DataError, match=r"row 0 of .*t.jsonl has the weight .*, but a weight is a number"):
+    with pytest.raises(DataError, match=r"row 1 of .*t.jsonl has the weight .*, but a weight is a number"):
         read(tmp_path, "t.jsonl")
 
 
@@ -651,6 +652,7 @@ def test_folders_of_pictures(tmp_path):
         ),
         ("t.jsonl", b'{"image": "../b.jpg", "caption": "x"}\n', "lies outside of its folder"),
         ("t.jsonl", b'{"image": [1.5], "caption": "x"}\n', "neither a path nor the picture itself"),
+        ("t.csv", b"image,caption\na.jpg," + b"x" * 200_000, "row 2 of .*t.csv: .* a text of 200,000 characters"),
     ],
 )
 def test_what_is_not_a_table_is_one_sentence(name, content, words, tmp_path):
@@ -659,6 +661,73 @@ def test_what_is_not_a_table_is_one_sentence(name, content, words, tmp_path):
     with pytest.raises(DataError, match=words) as caught:
         read(tmp_path, name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("compressed", ["none", "snappy"])
+def test_a_page_of_a_parquet_that_is_damaged_is_one_sentence(compressed, tmp_path):
+    names, path = [f"{n}.jpg" for n in range(3000)], tmp_path / "t.parquet"
+    parquet.write_table(pyarrow.table({"image": names, "caption": names}), path, compression=compressed)
+    content = path.read_bytes()
+    place = len(content) // 3
+    path.write_bytes(content[:place] + bytes(16) + content[place:])
+    with pytest.raises(
+        DataError, match=r"t.parquet cannot be read as a parquet table \(.*\); write it again"
+    ) as caught:
+        read(tmp_path, "t.parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_of_pictures_that_is_damaged_is_one_sentence(tmp_path):
+    path = tmp_path / "t.parquet"
+    pictures = [png(n) * 20 for n in range(4)]
+    parquet.write_table(pyarrow.table({"image": pictures, "caption": list("abcd")}), path, use_dictionary=False)
+    (first, *_) = Table("t.parquet", str(tmp_path), split_by=NONE).read("train")
+    content = path.read_bytes()
+    path.write_bytes(b"PAR1" + b"\xff" * 60 + content[64:])
+    with pytest.raises(DataError, match=r"t.parquet cannot be read as a parquet table"):
+        stored_bytes(first.image)
+    with pytest.raises(CorruptImage, match=r"t.parquet cannot be read as a parquet table"):
+        decode(first.image, 1)
+
+
+ODD = {"image": "a.jpg", "question": "what?", "answer": ["red"], "weight": ["much"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "number"),
+    [
+        ("t.jsonl", f"\n{json.dumps(ODD | {'weight': [1]})}\n\n{json.dumps(ODD)}\n", 2),
+        ("t.jsonl", f"\n{json.dumps(ODD)}\n\n7\n", 2),
+        ("t.json", json.dumps([ODD | {"weight": [1]}, ODD]), 2),
+        ("t.json", json.dumps([ODD, 7]), 2),
+        ("t.csv", "image,question,sample_weight\na.jpg,what?,1\n\na.jpg,what?,much\n", 3),
+        ("t.csv", "image,question\na.jpg,what?\n\na.jpg,what?,much\n", 3),
+        ("t.token", "a.jpg#0\tone\nhttp://a.jpg#1\ttwo\n", 2),
+        ("t.jsonl", '{"image": "a.jpg", "caption": "x"}\n{"image": "http://a.jpg", "caption": "x"}\n', 2),
+    ],
+)
+def test_rows_are_counted_from_1_and_with_the_header(name, content, number, tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=rf"row {number} of .*{name}"):
+        read(tmp_path, name)
+
+
+@pytest.mark.parametrize("box", [[1, True, 20, 10], {"x": 1, "y": True, "w": 20, "h": 10}, [1, 10**400, 20, 10]])
+def test_a_truth_value_in_a_box_is_no_number(box, tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "a.jpg", "phrase": "it", "box": box}))
+    for boxes in ("xywh", None):
+        with pytest.raises(DataError, match=r"the box of expression .*t.jsonl is .*, but has to be four numbers"):
+            read(tmp_path, "t.jsonl", boxes=boxes)
+
+
+def test_numbers_that_are_none_are_no_texts(tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    values = {"image": ["a.jpg", "b.jpg", "c.jpg"], "caption": [float("nan"), float("inf"), 2.5]}
+    parquet.write_table(pyarrow.table(values), tmp_path / "t.parquet")
+    with pytest.warns(UserWarning, match="2 pictures have no text"):
+        assert texts(read(tmp_path, "t.parquet"), "captions") == [["2.5"]]
 
 
 def test_names_that_are_not_there_name_the_nearest(tmp_path):
