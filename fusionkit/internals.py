@@ -41,6 +41,14 @@ def training_batches(trainer: Any) -> Any:
     return trainer.fit_loop._data_fetcher
 
 
+def log_at_step_made(trainer: Any) -> None:
+    """Lightning: let what is logged next stand at the number of steps made.
+
+    It counts apart for its loggers, and takes what a checkpoint of an epoch's end says of that for one step more.
+    """
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
 def save_now(checkpoint: Any, trainer: Any) -> None:
     """Lightning: let a ModelCheckpoint save at this moment, where the trainer saves at all (no sanity check, no dry run)."""
     if not checkpoint._should_skip_saving_checkpoint(trainer):

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 
 class ParallelLauncher(Launcher):
@@ -32,35 +33,39 @@ class ParallelLauncher(Launcher):
         runs = [self._compose(initial_job_idx + number, list(o)) for number, o in enumerate(job_overrides)]
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                codes = list(pool.map(self._train, runs))
+                codes = list(pool.map(self._train, *zip(*runs, strict=True)))
             except KeyboardInterrupt:  # a Ctrl-C reaches the running ones as well
                 pool.shutdown(cancel_futures=True)
                 raise
-        if failed := [run.output_dir for run, code in zip(runs, codes, strict=True) if code]:
+        if failed := [run.output_dir for (run, _), code in zip(runs, codes, strict=True) if code]:
             raise UserError(
                 f"{len(failed)} of {len(runs)} runs failed; see log.txt in {', '.join(failed)} (resume=auto: the same command "
                 "runs only what is not finished)"
             )
         return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for o in job_overrides]
 
-    def _compose(self, number: int, overrides: list[str]) -> DictConfig:
-        """The configuration of one run, in its own folder of the sweep."""
+    def _compose(self, number: int, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
+        """The configuration of one run, in its own folder of the sweep, and Hydra's."""
         from fusionkit.assembly.composition import settle
         from fusionkit.cli.app import join_study
 
         config = self.load(self.config, overrides)
-        settle(config, config.hydra)
         with open_dict(config):
-            config.hydra.job.num = config.hydra.job.id = number
-            folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+            hydra = config.hydra
+            hydra.job.num = hydra.job.id = number
+            folder = Path(hydra.sweep.dir) / hydra.sweep.subdir
+            hydra.runtime.output_dir = os.path.abspath(folder)
+            HydraConfig.instance().set_config(config)  # what calls ${hydra:...} from here on has this run's
+            settle(config, hydra)
             del config["hydra"]
             config.output_dir = os.path.relpath(folder)
         join_study(config)
-        return config
+        return config, hydra
 
-    def _train(self, config: DictConfig) -> int:
+    def _train(self, config: DictConfig, hydra: DictConfig) -> int:
         """Train in a process of its own; gives the exit code."""
         from fusionkit.commands.run_folder import is_finished
+        from fusionkit.commands.worker import save
 
         folder = Path(config.output_dir)
         if config.resume == "auto" and is_finished(config):
@@ -68,7 +73,7 @@ class ParallelLauncher(Launcher):
             return 0
         print(f"{folder}: begins", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "job.yaml").write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+        save(config, folder / "job.yaml", hydra)
         share = str(max(1, (os.cpu_count() or 1) // self.jobs))
         command = [
             sys.executable,

@@ -94,6 +94,15 @@ def test_what_lightning_logs_reads_and_saves(tmp_path):
     assert seen == [(False, True, True), (True, True, True)] * 2
 
 
+def test_what_is_logged_stands_at_the_steps_made(tmp_path):
+    run = fit(tmp_path, fake_module(), max_steps=4, max_epochs=-1, limit_val_batches=0)
+    loop = run.fit_loop.epoch_loop
+    assert loop._batches_that_stepped == 4  # Lightning's own name of it
+    loop._batches_that_stepped = 7
+    internals.log_at_step_made(run)
+    assert loop._batches_that_stepped == 4
+
+
 def test_a_dry_run_saves_nothing(tmp_path):
     checkpoint = LastCheckpoint(str(tmp_path))
     fit(tmp_path, fake_module(), callbacks=[checkpoint], enable_checkpointing=True, fast_dev_run=1)

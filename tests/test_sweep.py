@@ -74,6 +74,16 @@ def test_the_runs_of_a_sweep_are_one_group_for_loggers_that_group(started):
     assert (config.logger.wandb.group, config.logger.wandb.name) == ("fusion_study", "late/1")
 
 
+def test_what_a_run_asks_of_hydra_goes_with_it(started):
+    asked = ["name=${hydra:job.num}_x", "optimizer.lr=0.01,0.02", "logger=[csv,wandb]"]
+    assert sweep("fusion=late", *asked, "hydra.sweep.dir=all", "hydra.sweep.subdir=${hydra.job.num}") == 0
+    for number, config in enumerate(sorted(started, key=lambda config: config.output_dir)):
+        assert (config.output_dir, config.logger.wandb.group) == (f"all/{number}", f"{number}_x")
+        hydra = yaml.safe_load(Path(f"all/{number}/job.hydra.yaml").read_text())["hydra"]
+        assert (hydra["job"]["num"], hydra["runtime"]["output_dir"]) == (number, str(Path(f"all/{number}").absolute()))
+    assert len(started) == 2
+
+
 def test_runs_that_fail_stop_no_other_and_are_named(started, capsys):
     assert sweep("fusion=gated,late") == 1
     assert "1 of 2 runs failed; see log.txt in multirun/fusion_study/gated/1 (" in capsys.readouterr().err

@@ -17,7 +17,7 @@ PATIENCE = 20.0  # seconds that interrupted ranks have to end by themselves
 
 
 def is_rank() -> bool:
-    """Whether this process was itself started as a rank (by ``start_ranks``, torchrun or a cluster)."""
+    """Whether this process was itself started as a rank (by ``start_ranks`` or torchrun)."""
     return "LOCAL_RANK" in os.environ
 
 

@@ -34,7 +34,7 @@ from fusionkit.commands.run_folder import (
 from fusionkit.commands.run_summary import print_run
 from fusionkit.commands.worker import run_in_ranks
 from fusionkit.distributed import leave
-from fusionkit.errors import DataError, UserError
+from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.resume import changed, require_resumable, require_state
@@ -71,7 +71,12 @@ def train_here(config: DictConfig) -> Trained | None:
             print(f"{config.output_dir} is finished")
         return None
     trainer = build_trainer(config)
-    if trainer.world_size > 1 and not is_rank():
+    if trainer.num_nodes > 1 and not is_started(trainer):
+        raise ConfigError(
+            f"trainer.num_nodes is {trainer.num_nodes}, but nothing has started this process as one of several; start them on "
+            "each node by torchrun or srun, or leave trainer.num_nodes out"
+        )
+    if trainer.world_size > 1 and not is_started(trainer):
         run_in_ranks("fusionkit.commands.train:train", config, trainer.world_size)
         return None
     seed_everything(config.seed, workers=True, verbose=False)
@@ -102,6 +107,12 @@ def train_here(config: DictConfig) -> Trained | None:
         return replace(trained, mean=None if mean is None else float(mean))
     finally:
         finish()
+
+
+def is_started(trainer: Trainer) -> bool:
+    """Whether this process was itself started as one of several: by ``run_in_ranks``, torchrun, srun or a cluster."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return is_rank() or (environment is not None and bool(environment.creates_processes_externally))
 
 
 def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]:

@@ -4,19 +4,31 @@ As one of the processes that share it, on the configuration of rank 0, or as one
 """
 
 import os
+import re
 import sys
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import yaml
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from fusionkit.assembly.trust import foreign_resolver
 from fusionkit.cli.app import report
 from fusionkit.cli.error_messages import translate
 from fusionkit.cli.main import load
 from fusionkit.commands.processes import start_ranks
-from fusionkit.config import register_resolvers
+from fusionkit.config import leaves, register_resolvers
 from fusionkit.errors import UserError
+
+NOW = re.compile(r"\$\{\s*now\s*:")
 
 
 def run_in_ranks(job: str, config: DictConfig, count: int) -> None:
@@ -27,11 +39,58 @@ def run_in_ranks(job: str, config: DictConfig, count: int) -> None:
     """
     with TemporaryDirectory() as folder:
         path = Path(folder) / "config.yaml"
-        path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+        save(config, path)
         if code := start_ranks([sys.executable, "-m", "fusionkit.commands.worker", job, str(path)], count):
             failure = UserError(_told(Path(folder)) or _untold(code))
             failure.exit_code = abs(code)
             raise failure
+
+
+def save(config: DictConfig, path: Path, hydra: Any = None) -> None:
+    """Write a configuration for ``main``; where it calls resolvers, what Hydra's own give here goes into a file beside it.
+
+    So all processes have the same time, and Hydra's configuration, ``hydra`` or that of this process, while the calls stay in
+    what they keep of the configuration.
+    """
+    path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
+    _answers_of(path).unlink(missing_ok=True)
+    plain = OmegaConf.to_container(config, resolve=False)
+    calls = [(place, text) for place, text in leaves(plain) if isinstance(text, str) and foreign_resolver(text)]
+    if not calls:
+        return
+    for place, text in calls:
+        if NOW.search(text):
+            with suppress(OmegaConfBaseException):  # who asks for it tells what is wrong
+                OmegaConf.select(config, place)
+    if hydra is None and HydraConfig.initialized():
+        hydra = HydraConfig.get()
+    answers = {
+        "now": {arguments[0]: answer for arguments, answer in OmegaConf.get_cache(config).get("now", {}).items()},
+        "moment": datetime.now().isoformat(),  # of any other ${now:...}
+        "hydra": hydra and OmegaConf.to_container(hydra, resolve=False, enum_to_str=True),
+    }
+    _answers_of(path).write_text(yaml.safe_dump(answers), encoding="utf-8")
+
+
+def _answers_of(path: Path) -> Path:
+    return path.with_suffix(".hydra.yaml")
+
+
+def _take_over(config: DictConfig, path: Path) -> None:
+    """Let Hydra's resolvers give what they gave where the configuration was saved."""
+    answers = yaml.safe_load(path.read_text(encoding="utf-8"))
+    moment = datetime.fromisoformat(answers["moment"])
+
+    def now(pattern: str) -> str:
+        return str(answers["now"].get(pattern) or moment.strftime(pattern))
+
+    setup_globals()
+    OmegaConf.register_new_resolver("now", now, use_cache=True, replace=True)
+    if answers["hydra"]:
+        whole, hydra = config.copy(), OmegaConf.structured(HydraConf)
+        OmegaConf.set_struct(hydra, False)  # a configuration may hold more
+        whole["hydra"] = OmegaConf.merge(hydra, answers["hydra"])
+        HydraConfig.instance().set_config(whole)
 
 
 def _told(folder: Path) -> str | None:
@@ -53,6 +112,8 @@ def main(job: str, path: str) -> int:
     register_resolvers()
     config = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
     assert isinstance(config, DictConfig)
+    if (answers := _answers_of(Path(path))).is_file():
+        _take_over(config, answers)
     OmegaConf.set_struct(config, True)
     try:
         load(job)(config)

@@ -214,7 +214,10 @@ class DataModule(LightningDataModule):
         return [self.eval_loader(name, "val") for name, source in self.sources.items() if "val" in source.splits]
 
     def eval_loader(self, source: str, role: str, numbers: Sequence[int] | None = None) -> Loader:
-        """Every text of every image of a role once over all ranks, in order, not augmented; or its batches of these numbers."""
+        """Every text of every image of a role over all ranks, in order, not augmented; or its batches of these numbers.
+
+        Each once, but for those of the last image where there are fewer images than ranks.
+        """
         samples = self.samples(source, role)
         settings = self.sources[source]
         images = self._images(source, role, self.finish.decode_side, is_augmented=False)

@@ -120,13 +120,14 @@ class StreamBatches(Sampler[list[Draw]]):
 
 
 class ShardBatches(Sampler[list[int]]):
-    """Every sample once over all ranks, in order, nothing repeated: rank r has the samples r, r + world_size, ...
+    """Every sample once over all ranks, in order: rank r has the samples r, r + world_size, ...
 
-    All ranks have equally many batches, as collective operations want it, save where a shard is too short to fill them.
+    All ranks have equally many batches, as collective operations want it, save where a shard is too short to fill them. Where
+    there are more ranks than samples a rank has the last one again, since none may be without a batch; records count once.
     """
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, size, world_size)
+        self.indices = range(min(rank, max(size - 1, 0)), size, world_size)
         longest = -(-size // world_size)
         self.count = min(-(-longest // batch_size), len(self.indices))
 

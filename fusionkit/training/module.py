@@ -20,7 +20,7 @@ from fusionkit.balance import Balancer, Step
 from fusionkit.checkpoints.match import not_finite, require_fit, whole
 from fusionkit.distributed import gather_objects, mean_by_name, rank
 from fusionkit.errors import ConfigError, UserError, refusals
-from fusionkit.internals import training_batches, uses_metrics
+from fusionkit.internals import log_at_step_made, training_batches, uses_metrics
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.training.finite import ADVICE, FiniteSteps
@@ -305,6 +305,8 @@ class TrainingModule(LightningModule):
             self.trainer.strategy.configure_ddp()  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self._is_resumed:
+            log_at_step_made(self.trainer)
         self._enter_stage()
         group = self.trainer.optimizers[0].param_groups[0]
         self._rate = group["lr"] / group["lr_scale"] * self.stages.lr_scale  # what it is without rules

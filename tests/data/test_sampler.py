@@ -55,8 +55,15 @@ def test_shards_hold_each_sample_once_in_equally_many_batches(size, batch_size, 
     assert {len(shard) for shard in shards} == {len(list(shards[0]))}
 
 
-def test_a_rank_without_samples_has_no_batches():
-    assert list(ShardBatches(1, 4, 1, 2)) == []
+@pytest.mark.parametrize(("size", "world_size"), [(1, 2), (2, 5), (3, 4)])
+def test_no_rank_is_without_a_batch(size, world_size):
+    """Lightning refuses a rank without one, and where none has any would leave out the end of the validation, a collective."""
+    shards = [list(ShardBatches(size, 4, rank, world_size)) for rank in range(world_size)]
+    assert shards == [[[min(rank, size - 1)]] for rank in range(world_size)]
+
+
+def test_no_samples_are_no_batches():
+    assert [list(ShardBatches(0, 4, rank, 2)) for rank in range(2)] == [[], []]
 
 
 def counts(stream: Stream, permutations: int) -> np.ndarray:

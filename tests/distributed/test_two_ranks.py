@@ -1,5 +1,6 @@
 """Two processes on the CPU: gathered gradients, plain DDP, and what happens when a rank is not like the others."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from fusionkit.commands.processes import is_rank, start_ranks
-from fusionkit.commands.worker import run_in_ranks
+from fusionkit.commands.worker import run_in_ranks, save
+from fusionkit.config import conf_dir, register_resolvers
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
 from fusionkit.errors import UserError
 from fusionkit.scoring.classification import Entailment
@@ -200,6 +204,63 @@ def test_what_ranks_fail_of_is_told_once(monkeypatch, code, mistakes, sentence, 
     with pytest.raises(UserError, match=sentence) as caught:
         run_in_ranks("fusionkit.commands.train:train", OmegaConf.create({"seed": 1}), 2)
     assert caught.value.exit_code == exit_code
+
+
+JOB = """
+import json, os
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+def write(config):
+    found = OmegaConf.to_container(config, resolve=True), OmegaConf.to_yaml(config), HydraConfig.get().job.name
+    with open(f"{config.folder}/{os.environ['RANK']}.json", "w") as file:
+        json.dump(found, file)
+
+def share(config):
+    from fusionkit.commands.worker import run_in_ranks
+    run_in_ranks("asked:write", config, 2)
+"""
+
+
+@pytest.mark.parametrize("is_in_a_sweep", [False, True])
+def test_ranks_have_what_resolvers_gave_in_the_first_process(tmp_path, monkeypatch, is_in_a_sweep):
+    """Hydra's are unknown to a process that it does not run in, and time goes on; what is kept still has the calls."""
+    (tmp_path / "asked.py").write_text(JOB)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{tmp_path}")
+    monkeypatch.setenv("ASKED", "of the machine")
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="job"):
+        hydra = compose("train", return_hydra_config=True).hydra
+    asked = {
+        "name": "${hydra:job.name}_x",
+        "folder": str(tmp_path),
+        "time": ["${now:%Y-%m-%d %H:%M:%S.%f}", "at ${now:%f}"],
+        "sweep": "${hydra:sweep.dir}",
+        "version": "${python_version:major}",
+        "others": {"env": "${oc.env:ASKED}", "name": "${oc.select:name}", "text": r"\${now:%f}"},
+    }
+    config = OmegaConf.create(asked)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    HydraConfig.instance().set_config(OmegaConf.create({**asked, "hydra": hydra}))
+    if is_in_a_sweep:  # whose runs are processes, with ranks of their own
+        save(config, tmp_path / "job.yaml")
+        command = [sys.executable, "-m", "fusionkit.commands.worker", "asked:share", str(tmp_path / "job.yaml")]
+        subprocess.run(command, check=True)
+    else:
+        run_in_ranks("asked:write", config, 2)
+    found = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(2)]
+    expected = OmegaConf.to_container(config, resolve=True)
+    assert found == [[expected, OmegaConf.to_yaml(config), "job"]] * 2
+    assert (expected["name"], expected["sweep"]) == ("job_x", "multirun/job_x")
+    assert expected["others"] == {"env": "of the machine", "name": "job_x", "text": "${now:%f}"}
+    assert asked["name"] in found[0][1]
+
+
+def test_what_calls_no_resolver_is_saved_alone(tmp_path):
+    save(OmegaConf.create({"a": "${now:%f}"}), tmp_path / "job.yaml")
+    assert len(list(tmp_path.iterdir())) == 2
+    save(OmegaConf.create({"a": "${oc.select:b}", "b": 1}), tmp_path / "job.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Schedule, Uncertainty
@@ -266,6 +267,51 @@ def test_a_checkpoint_between_two_steps_goes_on_from_the_first_bit_for_bit(tmp_p
     assert 0 < len(resumed.model.encoded) < len(whole.model.encoded)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
+
+
+class Rows(Logger):
+    """Keeps what is logged: the step, and the learning rate."""
+
+    name, version = "rows", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, *args, **options):
+        """Nothing."""
+
+    def log_metrics(self, metrics, step=None):
+        if "train/lr" in metrics:
+            self.rows.append((step, metrics["train/lr"]))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("ends", [(3,), (4,), (3, 6), (4, 6, 7)])
+def test_what_a_resumed_run_logs_stands_where_it_would_in_one_that_went_through(tmp_path, ends, accumulate):
+    """Epochs have three steps: from the end of one Lightning's own count goes on one too late, at each resume."""
+
+    def run(end, place):
+        logger, last = Rows(), tmp_path / place / "last.ckpt"
+        fit(
+            tmp_path,
+            fake_module(scheduler=warmup_cosine),
+            FakeData(batches=3 * accumulate),
+            last if last.exists() else None,
+            callbacks=[LastCheckpoint(str(last.parent)), StopAfter()],
+            logger=logger,
+            max_steps=end,
+            max_epochs=-1,
+            enable_checkpointing=True,
+            accumulate_grad_batches=accumulate,
+        )
+        return logger.rows
+
+    whole = run(9, "whole")
+    assert [step for step, _ in whole] == list(range(9))
+    for end in ends:
+        run(end, "parts")
+    assert run(9, "parts") == whole[ends[-1] :]
 
 
 def resumed_with(tmp_path, before, after, steps=6):
