@@ -301,3 +301,15 @@ def test_gradnorm_reckons_progress_from_each_objectives_own_first_loss():
     assert balancer.next_factors.tolist() == [1.0, 1.0]
     move(4.0, 0.125)  # the second is ahead: rates 1/2 and 1/4, targets 4/3 and 2/3
     assert balancer.next_factors.tolist() == pytest.approx([1.1, 0.9])
+
+
+def test_gradnorm_moves_each_factor_by_its_share_of_the_norms():
+    """The derivative of |w_i n_i - target| is n_i, here in parts of the mean norm; the sum of the factors stays."""
+    balancer = started(GradNorm(alpha=1.0, lr=0.1))
+    balancer._move(torch.ones(2), torch.tensor([1.0, 3.0]))  # target 2 for both
+    moved = [1 + 0.1 * 0.5, 1 - 0.1 * 1.5]
+    assert balancer.next_factors.tolist() == pytest.approx([2 * each / sum(moved) for each in moved])
+    balancer.used_factors.copy_(torch.tensor([1.7, 0.3]))  # now 1.7 and 0.9 for a target of 1.3
+    balancer._move(torch.ones(2), torch.tensor([1.0, 3.0]))
+    moved = [1.7 - 0.1 * 0.5, 0.3 + 0.1 * 1.5]
+    assert balancer.next_factors.tolist() == pytest.approx([2 * each / sum(moved) for each in moved])
