@@ -18,7 +18,7 @@ class AllPairs(nn.Module):
 
     def __init__(self, matcher: Any) -> None:
         super().__init__()
-        self.matcher, self.reads = matcher, matcher.reads
+        self.matcher, self.reads, self.replies_to = matcher, matcher.reads, matcher.replies_to
 
     def predict(self, model: object, batch: object, encoded: object) -> Records:
         """Nothing: a batch does not hold all that a caption is to be ranked among."""

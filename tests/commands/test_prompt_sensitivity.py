@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from fusionkit.cli.main import run
-from fusionkit.commands.prompt_sensitivity import check_prompts, reading
+from fusionkit.commands.prompt_sensitivity import check_prompts, reading, takes_template
 from fusionkit.data.collate import Collate
 from fusionkit.errors import ConfigError
+from fusionkit.inference.all_pairs import AllPairs
 from fusionkit.inference.evaluate import OwnSplit
 from tests.test_languages import LINE, write
 
@@ -115,3 +116,9 @@ def test_only_the_tasks_that_read_a_kind_are_asked_again() -> None:
     assert found is not None
     assert (list(found.tasks), list(found.scorers), list(found.labels)) == (["itm"], ["itm"], ["itm"])
     assert reading(split, "expressions") is None
+
+
+def test_what_ranks_all_pairs_reads_as_its_task_does() -> None:
+    """Models without contrast (UNITER, ViLT, METER) are evaluated by it."""
+    assert takes_template(AllPairs(SimpleNamespace(reads="captions", replies_to="text")))
+    assert not takes_template(AllPairs(SimpleNamespace(reads="captions", replies_to="caption")))
