@@ -20,6 +20,7 @@ from tests.encoders.test_language import FAMILIES
 from tests.toys import CLS, PAD, SEP, VOCABULARY, choices, reads_on, toy_fusion, toy_language_model, toy_model
 
 IMAGE, TOKENS, LENGTH = 24, 5, 6
+OTHERS = [kind for kind in FAMILIES if kind != "llama"]
 PREFIXES = [name for name in choices("fusion") if reads_on(toy_fusion(name))]
 WORDS = TextFormat(CLS, SEP, PAD, None, 1)
 INDEX = torch.tensor([2, 0, 0, 1, 2])  # five texts of three images
@@ -67,24 +68,26 @@ def library(reader):
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("fusion", [None, *(pytest.param(name, marks=pytest.mark.slow) for name in PREFIXES)])
 @torch.no_grad()
-def test_a_prefix_gives_the_library_s_numbers_and_its_words(kind):
+def test_a_prefix_gives_the_library_s_numbers_and_its_words(kind, fusion):
     """Logits over [image; text] to 1e-5; greedy tokens are those of ``generate`` on the same, padded on the left."""
-    reader = build(kind)
+    reader = build(kind, fusion=fusion)
     memory, given, model = reader.fusion.prepare(image()), prompts(), library(reader)
+    count = memory.embeds.shape[1]
     ours = reader.predict_words(fuse_causal(reader, memory, given))
     seen, words = memory.embeds[INDEX], reader.text_encoder.word_embeddings(given.input_ids)
-    mask = torch.cat([torch.ones(5, TOKENS, dtype=torch.long), given.attention_mask], dim=1)
-    theirs = model(inputs_embeds=torch.cat([seen, words], dim=1), attention_mask=mask).logits[:, TOKENS:]
+    mask = torch.cat([torch.ones(5, count, dtype=torch.long), given.attention_mask], dim=1)
+    theirs = model(inputs_embeds=torch.cat([seen, words], dim=1), attention_mask=mask).logits[:, count:]
     real = given.attention_mask.bool()
     torch.testing.assert_close(ours[real], theirs[real], rtol=1e-5, atol=1e-5)
 
     rules = GenerationConfig(SEP, max_length=6)
     found = Greedy()(CachedDecoderState(DecoderInputs(reader, None, memory, given)), rules).tokens
-    left, left_mask = torch.zeros(5, TOKENS + LENGTH, seen.shape[2]), torch.zeros(5, TOKENS + LENGTH, dtype=torch.long)
+    left, left_mask = torch.zeros(5, count + LENGTH, seen.shape[2]), torch.zeros(5, count + LENGTH, dtype=torch.long)
     for row, length in enumerate(LENGTHS[:, 0].tolist()):
-        left[row, -TOKENS - length :] = torch.cat([seen[row], words[row, :length]])
-        left_mask[row, -TOKENS - length :] = 1
+        left[row, -count - length :] = torch.cat([seen[row], words[row, :length]])
+        left_mask[row, -count - length :] = 1
     said = model.generate(
         inputs_embeds=left,
         attention_mask=left_mask,
@@ -98,11 +101,12 @@ def test_a_prefix_gives_the_library_s_numbers_and_its_words(kind):
     assert len({tuple(row) for row in found.tolist()}) > 1
 
 
+@pytest.mark.parametrize("kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)])
 @pytest.mark.parametrize("sees", ["earlier", "image", "text"])
 @pytest.mark.parametrize("fusion", PREFIXES)
 @torch.no_grad()
-def test_a_cache_changes_nothing_and_no_row_sees_another(fusion, sees):
-    reader = build(fusion=fusion, sees=sees)
+def test_a_cache_changes_nothing_and_no_row_sees_another(fusion, sees, kind):
+    reader = build(kind, sees, fusion)
     rules = GenerationConfig(SEP, max_length=6, min_length=2)
     for prefix in (None, LENGTHS[:, 0]):
         given, memory = prompts(prefix), reader.fusion.prepare(image())
