@@ -166,9 +166,7 @@ class Throughput(Callback):
         self.every_n_steps, self.patience = every_n_steps, patience
         self._images, self._seconds, self._started = 0, 0.0, 0.0
         self._waited, self._seen = 0.0, 0.0  # all waiting when it was last logged, and at the last batch
-        self._unseen = (
-            0.0  # waiting outside ``seconds``, which begin when the first batch of a run or an epoch is there
-        )
+        self._unseen = 0.0  # waiting outside ``seconds``, which begin with the first batch of a run or an epoch
         self._sums = [0.0, 0.0]  # seconds of waiting and of all, over the run
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from fusionkit.data.readers.row_files import open_rows
+from fusionkit.data.readers.row_pictures import FIRST, fullest
 from fusionkit.data.readers.table import Table
 from fusionkit.errors import ConfigError, DataError
 from tests.data.worlds import pair, write_photo, write_shard
@@ -122,3 +124,15 @@ def test_splits_and_numbers_in_one_pattern(tmp_path):
 def test_files_that_are_no_paths_are_one_sentence(files):
     with pytest.raises(ConfigError, match=r"^data.files is .*, but has to be a path, a list of them, or"):
         Table(files)
+
+
+def test_pictures_that_come_late_in_a_parquet_are_found_in_their_folder(tmp_path):
+    """None of the first rows has one that is there, so rows all over the table say which folder is meant."""
+    count = 2 * FIRST
+    for number in range(FIRST, count):
+        write_photo(tmp_path / f"images/{number}.png", number)
+    table = pa.table({"image": [f"{number}.png" for number in range(count)], "caption": ["a"] * count})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    opened = open_rows(tmp_path / "t.parquet")
+    found = fullest([tmp_path, tmp_path / "images"], opened, {"image": ("image",), "caption": ("caption",)})
+    assert found == tmp_path / "images"
