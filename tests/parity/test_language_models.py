@@ -1,5 +1,6 @@
 """Vision-language models on causal language models, as transformers' classes save them: our logits and texts are theirs."""
 
+import copy
 import json
 import re
 
@@ -142,6 +143,18 @@ def test_logits(pair, request):
     logits = model.predict_words(fuse_causal(model, pair.memory, pair.prompts(PREFIX)))
     theirs = pair.theirs(**pair.given(pair.ids, PREFIX)).logits[:, -LENGTH:]
     torch.testing.assert_close(logits, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
+
+
+@torch.no_grad()
+def test_logits_without_rounding(pair, request):
+    """Rotary positions and RMS norms stay in fp32 in both."""
+    needs_todays(request)
+    model, theirs, pixels = copy.deepcopy(pair.network.model).double(), copy.deepcopy(pair.theirs).double(), pair.pixels
+    memory = model.fusion.prepare(model.encode_image(pixels.double()))
+    logits = model.predict_words(fuse_causal(model, memory, pair.prompts(PREFIX)))
+    given = pair.given(pair.ids, PREFIX)
+    expected = theirs(**given | {"pixel_values": given["pixel_values"].double()}).logits[:, -LENGTH:]
+    torch.testing.assert_close(logits, expected, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
