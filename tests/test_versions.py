@@ -23,7 +23,13 @@ def test_every_dependency_is_pinned_to_a_version_that_is_allowed():
     pins = {_name(name): Version(version) for name, version in (line.split("==") for line in PINNED)}
     wanted = [
         Requirement(line)
-        for line in [*PROJECT["dependencies"], *EXTRAS["pretrained"], *EXTRAS["regions"], *EXTRAS["dev"]]
+        for line in [
+            *PROJECT["dependencies"],
+            *EXTRAS["pretrained"],
+            *EXTRAS["regions"],
+            *EXTRAS["adapters"],
+            *EXTRAS["dev"],
+        ]
     ]
     assert len(wanted) > 20
     refused = [str(one) for one in wanted if _name(one.name) not in pins or pins[_name(one.name)] not in one.specifier]
@@ -38,7 +44,7 @@ def test_the_pins_hold_names_and_versions_and_no_addresses():
 def test_the_oldest_versions_are_the_lower_bounds():
     said = subprocess.run([sys.executable, ROOT / ".ci/oldest.py"], capture_output=True, text=True, check=True).stdout
     oldest = dict(line.split("==") for line in said.splitlines())
-    for line in [*PROJECT["dependencies"], *EXTRAS["pretrained"], *EXTRAS["regions"]]:
+    for line in [*PROJECT["dependencies"], *EXTRAS["pretrained"], *EXTRAS["regions"], *EXTRAS["adapters"]]:
         wanted = Requirement(line)
         assert Version(oldest[wanted.name]) in wanted.specifier
         assert str(wanted.specifier).count(f">={oldest[wanted.name]}") == 1

@@ -18,7 +18,7 @@ from fusionkit.files.names import is_file_name
 
 BUILT = ("image_encoder", "text_encoder", "fusion", "model", "data", "optimizer", "trainer")
 """Sections with a ``_target_``, without which nothing is built."""
-OPTIONAL = ("scheduler", "teacher", "balance")  # also None
+OPTIONAL = ("adapters", "scheduler", "teacher", "balance")  # also None
 HOLDERS = ("task", "data.sources")  # of sections that are built
 NAMED = ("logger", "callbacks", "stages")  # of sections that are built, or None
 TRAINING = (

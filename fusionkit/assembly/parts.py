@@ -28,7 +28,7 @@ from fusionkit.assembly.signatures import signature_of
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder
-from fusionkit.encoders.probe import abilities_of
+from fusionkit.encoders.probe import abilities_of, freeze, probe_text
 from fusionkit.errors import ConfigError, refusals
 from fusionkit.fusion.base import Fusion
 from fusionkit.model.model import VisionLanguageModel
@@ -37,7 +37,7 @@ from fusionkit.tasks.base import Task
 from fusionkit.types import Dims, TextFormat
 
 # what a model is built from, beside the vocabulary
-RECIPE = ("image_encoder", "text_encoder", "fusion", "model", "task")
+RECIPE = ("image_encoder", "text_encoder", "fusion", "model", "adapters", "task")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
 
 
 def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = None) -> VisionLanguageModel:
-    """Encoders, fusion and model; vocabulary and text format are the tokenizer's.
+    """Encoders, fusion, model and adapters; vocabulary and text format are the tokenizer's.
 
     A text encoder that takes no format pads as it will.
     """
@@ -116,6 +116,12 @@ def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = 
             image_encoder=image_encoder, text_encoder=text_encoder, fusion=instantiate(config.fusion)
         )
     check_contract("fusion", model.fusion, Fusion)
+    if config.get("adapters"):
+        with refusals("adapters"):
+            instantiate(config.adapters)(model)
+        if words is not None and not model.predicts_words:  # else all of it is read
+            encoder = model.get_submodule("text_encoder")
+            freeze(encoder, probe_text(model.text_encoder, words.pad).unreached)
     return model
 
 
@@ -189,6 +195,6 @@ def spell(tokenizer: Any, answers: Sequence[str], within_text: bool = False) -> 
 def evaluation_options(config: DictConfig) -> EvaluationOptions:
     """The options of ``evaluation.options``, with a precision that the device computes in, and the recipe of the model."""
     precision = resolve_precision(config.evaluation.options.precision, config.trainer.accelerator)
-    recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE}
+    recipe = {name: OmegaConf.to_container(config[name], resolve=True) for name in RECIPE if config.get(name)}
     options: EvaluationOptions = instantiate(config.evaluation.options, precision=precision, recipe=str(recipe))
     return options

@@ -52,6 +52,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "text_encoder": ("fusionkit.encoders.", *LAYERS),
     "fusion": ("fusionkit.fusion.", *LAYERS),
     "model": ("fusionkit.model.model.VisionLanguageModel", "fusionkit.model.model.assemble"),
+    "adapters": ("fusionkit.model.adapters.Adapters", "fusionkit.model.adapters.Rule"),
     "teacher": ("fusionkit.model.momentum.MomentumTeacher",),
     "negatives": ("fusionkit.negatives.",),
     "task": (
@@ -124,7 +125,7 @@ BASES = {  # of these modules only the classes below one
     "lightning.pytorch.loggers.": "lightning.pytorch.loggers.logger.Logger",
     **dict.fromkeys((entry for entry in METRICS if entry.endswith(".")), "torchmetrics.metric.Metric"),
 }
-NETWORK = ("image_encoder", "text_encoder", "fusion", "model", "task")  # what is built of any checkpoint
+NETWORK = ("image_encoder", "text_encoder", "fusion", "model", "adapters", "task")  # what is built of any checkpoint
 WEIGHTS = ("pretrained", "weights", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "file")
 """Arguments of our own parts by which networks read files, or fetch them."""
 GETTERS = tuple(f"hydra.utils.get_{kind}" for kind in ("object", "class", "method"))

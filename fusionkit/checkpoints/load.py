@@ -26,6 +26,7 @@ from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import PUBLISHED
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.files.tensors import read_tensors
+from fusionkit.model.adapters import has_adapters, with_adapters
 
 BUILT = (*NETWORK, "data", "evaluation", "trainer")  # of a stored configuration, to evaluate and predict
 ENCODERS = ("image_encoder", "text_encoder")
@@ -250,9 +251,16 @@ def initialise(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> l
     A task that the checkpoint has not takes those of the one it ``init_from``, and one that chooses among other answers those
     of the answers that the checkpoint knows. Returns what is new: names of tensors, and how many answers of a task.
     """
+    if has_adapters(checkpoint["state_dict"]) and not has_adapters(module.state_dict()):
+        raise ConfigError(
+            f"checkpoint={path} has adapters, and this run none; choose them as there, or start from what `fusionkit export` "
+            "makes of it, in which they are part of the weights"
+        )
+    state = with_adapters(module, checkpoint["state_dict"])
+    checkpoint = {**checkpoint, "state_dict": state}
     load_weights(nn.ModuleDict({"model": module.get_submodule("model")}), checkpoint, path)
     tasks = nn.ModuleDict({"tasks": module.get_submodule("tasks")})
-    state, new = carry_answers(module, checkpoint["state_dict"], checkpoint["fusionkit"]["answers"] or ())
+    state, new = carry_answers(module, state, checkpoint["fusionkit"]["answers"] or ())
     own, found = tasks.state_dict(), inherited(module.get_submodule("tasks"), state)
     fitting = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     tasks.load_state_dict(own | fitting)

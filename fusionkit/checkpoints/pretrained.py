@@ -1,12 +1,12 @@
 """``from_pretrained``: a checkpoint of ours as a network that is ready to use, without its data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.artifacts import tokenizer_from
 from fusionkit.assembly.trust import NETWORK, may_look_up, read_stored, require_trusted
@@ -21,6 +21,7 @@ from fusionkit.checkpoints.load import (
 )
 from fusionkit.checkpoints.source import local
 from fusionkit.errors import DataError
+from fusionkit.model.adapters import merge
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,14 @@ def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
     network = build_network(config, words, artifacts["answers"] or ())
     load_weights(network.module.eval(), checkpoint, path)
     return Pretrained(network.model, network.tasks, network.teacher, config, tokenizer, artifacts)
+
+
+def with_merged_adapters(pretrained: Pretrained) -> Pretrained:
+    """The network without its adapters, which become part of the weights they stand beside; itself where it has none."""
+    if not merge(pretrained.module):
+        return pretrained
+    stored = OmegaConf.create(pretrained.artifacts["config"])
+    config = pretrained.config.copy()
+    for each in (stored, config):
+        each.adapters = None
+    return replace(pretrained, config=config, artifacts=pretrained.artifacts | {"config": OmegaConf.to_yaml(stored)})

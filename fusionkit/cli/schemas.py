@@ -28,6 +28,7 @@ class TrainConfig:
     text_encoder: Any = MISSING
     fusion: Any = MISSING
     model: Any = MISSING
+    adapters: Any = None
     task: Any = MISSING
     objectives: Any = MISSING
     data: Any = MISSING
@@ -145,6 +146,7 @@ class ExportConfig:
     output: str = MISSING
     trust: Any = None
     layout: str | None = None
+    merge_adapters: bool = True
     hub: str | None = None
 
 

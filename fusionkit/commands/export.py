@@ -16,16 +16,18 @@ from fusionkit.errors import ConfigError
 def export(config: DictConfig) -> None:
     """Write the checkpoint anew, upload it if asked, and say where it is."""
     check_top_level(config, ExportConfig)
-    from fusionkit.checkpoints.pretrained import from_pretrained
+    from fusionkit.checkpoints.pretrained import from_pretrained, with_merged_adapters
     from fusionkit.checkpoints.write import export_into, upload, write_published
 
+    if config.layout and config.hub:
+        raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
     output = Path(config.output)
+    pretrained = from_pretrained(config.checkpoint, packages(config.trust))
+    if config.merge_adapters or config.layout:
+        pretrained = with_merged_adapters(pretrained)
     if config.layout is None:
-        export_into(output, from_pretrained(config.checkpoint, packages(config.trust)))
+        export_into(output, pretrained)
     else:
-        if config.hub:
-            raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
-        pretrained = from_pretrained(config.checkpoint, packages(config.trust))
         write_published(output, pretrained, _published_layout(config.layout))
     print(f"wrote {output}")
     if config.hub:

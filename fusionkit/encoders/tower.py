@@ -19,6 +19,7 @@ from transformers import (
     Siglip2TextModel,
     SiglipTextModel,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from fusionkit.encoders.probe import first_line
@@ -44,6 +45,7 @@ CODE = (  # what a configuration names that transformers or timm would fetch, or
 )
 CHOOSE = "choose another model_type, such as bert or roberta"
 CACHES = ("cache", "past_key_values")  # what the argument is called from transformers 5.24 on, and before
+LINEAR = (nn.Linear, Conv1D)  # the linear layers of a tower; the weight of the latter, GPT-2's, is (in, out)
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
 
 

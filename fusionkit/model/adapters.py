@@ -1,0 +1,139 @@
+"""Low-rank adapters beside linear layers, found by name: LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024), of the package peft."""
+
+import importlib
+import re
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fusionkit.encoders.tower import LINEAR, quiet
+from fusionkit.errors import ConfigError, find_names, install_extra
+
+BASE, ADAPTER = (
+    ".base_layer.",
+    ".lora_",
+)  # in the names of parameters: of the layer beside which one stands, and of the adapter
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Linear layers whose names in the model the regex ``names`` finds: W becomes W + alpha / rank * B A, with B (out, rank)
+    zeros and A (rank, in) drawn at the start."""
+
+    names: str
+    rank: int = 16
+    alpha: float = 32.0
+
+
+class Adapters:
+    """Puts adapters into a model that is built; the model then says what it said, to the bit.
+
+    ``rules``      by name; where two find a layer, the later one counts.
+    ``dropout``    of what the adapters read.
+    ``decomposed`` DoRA: the length of each row of W + B A is learnt by itself.
+
+    What trains is not their choice: stages, and ``frozen`` of an encoder, choose. Within a frozen encoder they train alone, and
+    what is frozen keeps no noise of its own. Raises ConfigError for a rule that finds no linear layer, and without peft.
+    """
+
+    def __init__(self, rules: Mapping[str, Rule], dropout: float = 0.0, decomposed: bool = False) -> None:
+        self.rules, self.dropout, self.decomposed = rules, dropout, decomposed
+
+    def __call__(self, model: nn.Module) -> None:
+        try:
+            peft = importlib.import_module("peft")
+        except ImportError as error:
+            raise ConfigError(
+                f"adapters need the package peft: {install_extra('adapters')}; or set adapters=none"
+            ) from error
+        rules, flags = self._chosen(model), {id(p): p.requires_grad for p in model.parameters()}
+        config = peft.LoraConfig(
+            target_modules="|".join(map(re.escape, rules)),
+            rank_pattern={re.escape(name): rule.rank for name, rule in rules.items()},
+            alpha_pattern={re.escape(name): rule.alpha for name, rule in rules.items()},
+            lora_dropout=self.dropout,
+            use_dora=self.decomposed,
+        )
+        with quiet():
+            peft.inject_adapter_in_model(config, model)  # which freezes all but them
+        for parameter in model.parameters():
+            parameter.requires_grad_(flags.get(id(parameter), True))
+        for layer in adapted_layers(model).values():
+            layer.train(layer.get_base_layer().training)
+        for part in model.modules():
+            if getattr(part, "is_frozen", False) and any(is_adapted(inner) for inner in part.modules()):
+                part.is_frozen = False  # else it would be computed without gradients; its own weights stay frozen
+
+    def _chosen(self, model: nn.Module) -> dict[str, Rule]:
+        """The rule of each layer."""
+        frozen = tuple(f"{name}." for name, part in model.named_modules() if getattr(part, "is_frozen", False))
+        linear = [
+            name
+            for name, part in model.named_modules()
+            if isinstance(part, LINEAR)
+            and (part.weight.requires_grad or name.startswith(frozen))  # elsewhere nothing depends on a frozen one
+        ]
+        found = dict[str, Rule]()
+        for key, rule in self.rules.items():
+            if not (rule.rank > 0 and rule.alpha > 0):
+                raise ConfigError(
+                    f"adapters.rules.{key}: rank is {rule.rank} and alpha {rule.alpha}; give numbers above 0"
+                )
+            found |= dict.fromkeys(find_names(f"adapters.rules.{key}.names", rule.names, linear), rule)
+        return found
+
+
+def is_adapted(layer: nn.Module) -> bool:
+    """Whether a layer is one that an adapter stands beside."""
+    return hasattr(layer, "base_layer") and hasattr(layer, "lora_A")
+
+
+def has_adapters(names: Iterable[str]) -> bool:
+    """Whether parameters of adapters are among these names."""
+    return any(ADAPTER in name for name in names)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that adapters stand beside, by name."""
+    return {name: part for name, part in model.named_modules() if is_adapted(part)}
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> bool:
+    """Add what the adapters have learnt to the weights beside which they stand, and take them away; tells whether there were any.
+
+    The names of the parameters are then those of the model without adapters.
+    """
+    layers = adapted_layers(model)
+    for name, layer in layers.items():
+        layer.merge()
+        place, _, last = name.rpartition(".")
+        setattr(model.get_submodule(place), last, layer.get_base_layer())
+    return bool(layers)
+
+
+def with_adapters(model: nn.Module, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the model without adapters, as those of one that has them: these as they are drawn in ``model``.
+
+    Where ``found`` has adapters, or the model has none, it is given back as it is.
+    """
+    layers = adapted_layers(model)
+    if not layers or has_adapters(found):
+        return dict(found)
+    renamed = {_beside(name, layers): tensor for name, tensor in found.items()}
+    own = {name: tensor for name, tensor in model.state_dict().items() if ADAPTER in name}
+    for name, layer in layers.items():
+        for key in layer.lora_magnitude_vector:  # DoRA starts with the lengths of the weights
+            weight = renamed.get(f"{name}{BASE}weight", layer.get_base_layer().weight)
+            is_torchs = isinstance(layer.get_base_layer(), nn.Linear)  # (out, in); GPT-2's are the other way round
+            own[f"{name}.lora_magnitude_vector.{key}.weight"] = weight.norm(dim=1 if is_torchs else 0)
+    return renamed | own
+
+
+def _beside(name: str, layers: Container[str]) -> str:
+    """The name of a parameter, where an adapter may stand beside its layer."""
+    place, _, last = name.rpartition(".")
+    return f"{place}{BASE}{last}" if place in layers else name
