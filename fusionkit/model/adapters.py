@@ -1,4 +1,4 @@
-"""Low-rank adapters beside linear layers, found by name: LoRA (Hu et al. 2021) and DoRA (Liu et al. 2024), of the package peft."""
+"""Low-rank adapters beside linear layers, found by name: LoRA (Hu et al. 2021), DoRA (Liu et al. 2024), by the package peft."""
 
 import importlib
 import re
@@ -65,7 +65,8 @@ class Adapters:
             layer.train(layer.get_base_layer().training)
         for part in model.modules():
             if getattr(part, "is_frozen", False) and any(is_adapted(inner) for inner in part.modules()):
-                part.is_frozen = False  # else it would be computed without gradients; its own weights stay frozen
+                # else it would be computed without gradients; its own weights stay frozen
+                part.is_frozen = False  # type: ignore[assignment]
 
     def _chosen(self, model: nn.Module) -> dict[str, Rule]:
         """The rule of each layer."""
