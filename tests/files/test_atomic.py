@@ -164,6 +164,22 @@ def test_a_folder_appears_at_once(tmp_path):
     assert names(tmp_path / "empty") == ["a"]
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_of_a_folder_are_readable_as_any_new_one(mask, tmp_path):
+    """A library may have made one for its user alone (safetensors does)."""
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "made") as folder:
+            os.close(os.open(folder / "own", os.O_CREAT | os.O_WRONLY, 0o600))
+            (folder / "inner").mkdir()
+        (tmp_path / "plain").touch()
+        (tmp_path / "other").mkdir()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "made/own").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "made/inner").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
 def test_what_a_folder_holds_is_flushed(tmp_path, monkeypatch):
     sizes = []
     monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
