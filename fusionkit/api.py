@@ -349,7 +349,7 @@ def train(*config: str | DictConfig, config_dir: str | Path | None = None, proce
             composition = one_process(composition)
         trained = training_command.train_here(composition)
         folder = Path(composition.output_dir)
-        if trained is None:  # by other processes, or before
+        if not isinstance(trained, training_command.Trained):  # by other processes, or before
             if not checkpoints(composition):
                 raise DataError(
                     f"train: {folder} holds no checkpoint to give as a model; nothing was trained, or saved, there"

@@ -13,12 +13,24 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+JOB = "job.yaml"  # in the folder of a run
+
+
+class Failed(JobReturn):
+    """A run that failed: who asks for its score is told why, without a word more on the terminal."""
+
+    def __init__(self, overrides: Sequence[str], failure: Exception) -> None:
+        super().__init__(overrides=overrides, status=JobStatus.FAILED, _return_value=failure)
+
+    @property
+    def return_value(self) -> float:
+        raise self._return_value
+
 
 class ParallelLauncher(Launcher):
     """Starts ``jobs`` runs at a time, each with its share of the processors; what a run prints goes to log.txt in its folder.
 
-    A run that fails stops no other; all of them are named at the end. For training runs alone: their score is not returned,
-    so a sweeper that searches for the best one needs the basic launcher.
+    A run that fails stops no other; all of them are named at the end. For training runs alone.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -28,6 +40,7 @@ class ParallelLauncher(Launcher):
         self.load, self.config = hydra_context.config_loader.load_sweep_config, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from fusionkit.commands.worker import score_of
         from fusionkit.errors import UserError
 
         runs = [self._compose(initial_job_idx + number, list(o)) for number, o in enumerate(job_overrides)]
@@ -37,12 +50,18 @@ class ParallelLauncher(Launcher):
             except KeyboardInterrupt:  # a Ctrl-C reaches the running ones as well
                 pool.shutdown(cancel_futures=True)
                 raise
-        if failed := [run.output_dir for (run, _), code in zip(runs, codes, strict=True) if code]:
-            raise UserError(
-                f"{len(failed)} of {len(runs)} runs failed; see log.txt in {', '.join(failed)} (resume=auto: the same command "
-                "runs only what is not finished)"
-            )
-        return [JobReturn(overrides=o, status=JobStatus.COMPLETED) for o in job_overrides]
+        folders = [run.output_dir for run, _ in runs]
+        failed = [folder for folder, code in zip(folders, codes, strict=True) if code]
+        failure = UserError(
+            f"{len(failed)} of {len(runs)} runs failed; see log.txt in {', '.join(failed)} (resume=auto: the same command "
+            "runs only what is not finished)"
+        )
+        return [
+            Failed(overrides, failure)
+            if code
+            else JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=score_of(Path(folder) / JOB))
+            for overrides, folder, code in zip(job_overrides, folders, codes, strict=True)
+        ]
 
     def _compose(self, number: int, overrides: list[str]) -> tuple[DictConfig, DictConfig]:
         """The configuration of one run, in its own folder of the sweep, and Hydra's."""
@@ -73,14 +92,14 @@ class ParallelLauncher(Launcher):
             return 0
         print(f"{folder}: begins", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        save(config, folder / "job.yaml", hydra)
+        save(config, folder / JOB, hydra)
         share = str(max(1, (os.cpu_count() or 1) // self.jobs))
         command = [
             sys.executable,
             "-m",
             "fusionkit.commands.worker",
             "fusionkit.commands.train:train",
-            str(folder / "job.yaml"),
+            str(folder / JOB),
         ]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": share}

@@ -28,6 +28,7 @@ def test_every_dependency_is_pinned_to_a_version_that_is_allowed():
             *EXTRAS["pretrained"],
             *EXTRAS["regions"],
             *EXTRAS["adapters"],
+            *EXTRAS["search"],
             *EXTRAS["dev"],
         ]
     ]
@@ -44,7 +45,13 @@ def test_the_pins_hold_names_and_versions_and_no_addresses():
 def test_the_oldest_versions_are_the_lower_bounds():
     said = subprocess.run([sys.executable, ROOT / ".ci/oldest.py"], capture_output=True, text=True, check=True).stdout
     oldest = dict(line.split("==") for line in said.splitlines())
-    for line in [*PROJECT["dependencies"], *EXTRAS["pretrained"], *EXTRAS["regions"], *EXTRAS["adapters"]]:
+    for line in [
+        *PROJECT["dependencies"],
+        *EXTRAS["pretrained"],
+        *EXTRAS["regions"],
+        *EXTRAS["adapters"],
+        *EXTRAS["search"],
+    ]:
         wanted = Requirement(line)
         assert Version(oldest[wanted.name]) in wanted.specifier
         assert str(wanted.specifier).count(f">={oldest[wanted.name]}") == 1

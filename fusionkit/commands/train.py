@@ -53,15 +53,20 @@ class Trained:
 
 
 def train(config: DictConfig) -> float | None:
-    """Train and evaluate; gives the mean score of the last validation, which a sweep may optimise (None over several ranks)."""
+    """Train and evaluate; gives the mean score of the last validation, which a sweep may optimise."""
     trained = train_here(config)
-    if trained is not None and trained.is_interrupted:
+    if not isinstance(trained, Trained):
+        return trained
+    if trained.is_interrupted:
         raise KeyboardInterrupt
-    return None if trained is None else trained.mean
+    return trained.mean
 
 
-def train_here(config: DictConfig) -> Trained | None:
-    """Train and evaluate in this process; None where the ranks that it started did it, or where it was finished before."""
+def train_here(config: DictConfig) -> Trained | float | None:
+    """Train and evaluate in this process.
+
+    Where the ranks that it started did it, gives the mean score of rank 0; None where there is none, or it was finished before.
+    """
     check(config, "TrainConfig")
     is_main = getattr(rank_zero_only, "rank", 0) == 0
     if is_main:
@@ -77,8 +82,7 @@ def train_here(config: DictConfig) -> Trained | None:
             "each node by torchrun or srun, or leave trainer.num_nodes out"
         )
     if trainer.world_size > 1 and not is_started(trainer):
-        run_in_ranks("fusionkit.commands.train:train", config, trainer.world_size)
-        return None
+        return run_in_ranks("fusionkit.commands.train:train", config, trainer.world_size)
     seed_everything(config.seed, workers=True, verbose=False)
     last = resume_from(config)
     parts, module = build(config, last)

@@ -31,8 +31,8 @@ from fusionkit.errors import UserError
 NOW = re.compile(r"\$\{\s*now\s*:")
 
 
-def run_in_ranks(job: str, config: DictConfig, count: int) -> None:
-    """Do a job ("module:function") in ``count`` processes, each on the same saved configuration.
+def run_in_ranks(job: str, config: DictConfig, count: int) -> float | None:
+    """Do a job ("module:function") in ``count`` processes, each on the same saved configuration; gives the score of rank 0.
 
     Raises UserError where one of them fails. A user's mistake, which most often every rank makes, is left by each in the
     folder and told once, here.
@@ -44,6 +44,7 @@ def run_in_ranks(job: str, config: DictConfig, count: int) -> None:
             failure = UserError(_told(Path(folder)) or _untold(code))
             failure.exit_code = abs(code)
             raise failure
+        return score_of(path)
 
 
 def save(config: DictConfig, path: Path, hydra: Any = None) -> None:
@@ -53,7 +54,8 @@ def save(config: DictConfig, path: Path, hydra: Any = None) -> None:
     what they keep of the configuration.
     """
     path.write_text(OmegaConf.to_yaml(config), encoding="utf-8")
-    _answers_of(path).unlink(missing_ok=True)
+    for left in (_answers_of(path), _score_of(path)):
+        left.unlink(missing_ok=True)
     plain = OmegaConf.to_container(config, resolve=False)
     calls = [(place, text) for place, text in leaves(plain) if isinstance(text, str) and foreign_resolver(text)]
     if not calls:
@@ -70,6 +72,16 @@ def save(config: DictConfig, path: Path, hydra: Any = None) -> None:
         "hydra": hydra and OmegaConf.to_container(hydra, resolve=False, enum_to_str=True),
     }
     _answers_of(path).write_text(yaml.safe_dump(answers), encoding="utf-8")
+
+
+def score_of(path: Path) -> float | None:
+    """The number that a job gave, which was done on the configuration in a file; None where it gave none."""
+    place = _score_of(path)
+    return float(place.read_text(encoding="utf-8")) if place.is_file() else None
+
+
+def _score_of(path: Path) -> Path:
+    return path.with_suffix(".score")
 
 
 def _answers_of(path: Path) -> Path:
@@ -116,7 +128,9 @@ def main(job: str, path: str) -> int:
         _take_over(config, answers)
     OmegaConf.set_struct(config, True)
     try:
-        load(job)(config)
+        score = load(job)(config)
+        if isinstance(score, float) and os.environ.get("RANK", "0") == "0":
+            _score_of(Path(path)).write_text(repr(score), encoding="utf-8")
     except Exception as error:
         mistake = translate(error)
         if mistake is None or os.environ.get("FUSIONKIT_TRACE") == "1" or "RANK" not in os.environ:

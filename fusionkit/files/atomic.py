@@ -55,7 +55,9 @@ def atomic_folder(folder: Path, advice: str = ADVICE) -> Iterator[Path]:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.mkdir()
-            readable = temporary.stat().st_mode & 0o666  # as this system makes files; safetensors makes them its user's alone
+            readable = (
+                temporary.stat().st_mode & 0o666
+            )  # as this system makes files; safetensors makes them its user's alone
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():

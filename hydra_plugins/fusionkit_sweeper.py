@@ -1,0 +1,181 @@
+"""``hydra/sweeper=search``: a sweep that looks for the run of the best score, by Optuna (Hydra looks for plugins here)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+INTERRUPTED = "interrupted"
+
+
+class Search(Sweeper):
+    """Proposes ``trials`` runs, each by the scores (``val/mean`` at the last validation) of those before.
+
+    What is searched are sweeps in Hydra's words, of ``params`` or of the command line: ``choice(a,b)``, ``range(1,9,2)``,
+    ``interval(0.1,1)``, ``int(interval(2,9))``, ``tag(log,interval(1e-4,1e-2))``; any other override is one of all runs. A run
+    that is refused, or fails, is a trial without a score, and the search goes on. Everything is kept in search.log in the sweep's
+    folder: the same command goes on where a search stopped, and begins a trial anew that was cut off.
+    ``hydra/launcher=parallel`` makes some at a time.
+
+    ``sampler`` is one of Optuna's; None: TPE (tree-structured Parzen estimator) with this ``seed``.
+    """
+
+    def __init__(
+        self,
+        trials: int,
+        direction: str = "maximize",
+        seed: int = 1,
+        sampler: Any = None,
+        params: dict[str, Any] | None = None,
+    ) -> None:
+        self.trials, self.direction, self.seed, self.sampler, self.params = (
+            trials,
+            direction,
+            seed,
+            sampler,
+            params or {},
+        )
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        """Make the trials that are still to be made; prints the best one."""
+        from fusionkit.errors import ConfigError, UserError
+
+        if self.direction not in ("maximize", "minimize") or self.trials < 1:
+            raise ConfigError(
+                f"hydra.sweeper: direction is {self.direction} and trials {self.trials}; give maximize or minimize, and a number "
+                "above 0"
+            )
+        space, fixed = self._space(arguments)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        study = self._study(folder)
+        from optuna.trial import TrialState
+
+        _begin_anew(study, study.get_trials(states=[TrialState.RUNNING]))  # of a search that was killed
+        returns: list[JobReturn] = []
+        while (left := self.trials - len(_made(study))) > 0:
+            at_once = min(left, getattr(self.launcher, "jobs", 1))
+            asked = [study.ask(space) for _ in range(at_once)]
+            returns += self._run(study, asked, fixed)
+        scored = [trial for trial in _made(study) if trial.value is not None]
+        if not scored:
+            raise UserError(f"none of the {self.trials} trials of the search gave a score; what was wrong stands above")
+        best = study.best_trial
+        words = " ".join(f"{name}={value}" for name, value in best.params.items())
+        failed = f", {self.trials - len(scored)} without a score" if len(scored) < self.trials else ""
+        print(f"best of {self.trials} trials{failed}: {best.value:.6g} by {words}, trial {best.number} in {folder}")
+        OmegaConf.save(
+            OmegaConf.create({"score": best.value, "trial": best.number, "params": best.params}), folder / "best.yaml"
+        )
+        return returns
+
+    def _run(self, study: Any, asked: Sequence[Any], fixed: list[str]) -> Sequence[JobReturn]:
+        """Make these trials, and tell the study what came of them."""
+        from optuna.trial import TrialState
+
+        overrides = [[*fixed, *(f"{name}={value}" for name, value in trial.params.items())] for trial in asked]
+        try:
+            returns = self.launcher.launch(overrides, initial_job_idx=asked[0].number)
+        except (HydraException, OmegaConfBaseException) as error:  # one of them cannot be composed
+            from fusionkit.cli.app import report
+
+            report(error)
+            returns = [JobReturn(overrides=words, status=JobStatus.FAILED) for words in overrides]
+        except BaseException:
+            _begin_anew(study, asked)
+            raise
+        for trial, result in zip(asked, returns, strict=True):
+            value = result.return_value if result.status == JobStatus.COMPLETED else None
+            is_score = isinstance(value, int | float) and value == value
+            study.tell(trial, value if is_score else None, state=None if is_score else TrialState.FAIL)
+        return returns
+
+    def _study(self, folder: Path) -> Any:
+        from fusionkit.errors import ConfigError, install_extra
+
+        try:
+            import optuna
+            from optuna.storages.journal import JournalFileBackend
+        except ImportError as error:
+            raise ConfigError(f"hydra/sweeper=search needs the package optuna: {install_extra('search')}") from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "search.log")))
+        known = {study.study_name: study for study in optuna.get_all_study_summaries(storage)}
+        before = len(optuna.load_study(study_name="search", storage=storage).trials) if known else 0
+        sampler = self.sampler or optuna.samplers.TPESampler(
+            seed=self.seed + before
+        )  # else it would draw the first ones again
+        study = optuna.create_study(
+            study_name="search", storage=storage, sampler=sampler, direction=self.direction, load_if_exists=True
+        )
+        if study.direction.name.lower() != self.direction:
+            raise ConfigError(
+                f"hydra.sweeper.direction is {self.direction}, but the search in {folder} was begun to "
+                f"{study.direction.name.lower()}; give another hydra.sweep.dir, or remove its search.log"
+            )
+        return study
+
+    def _space(self, arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+        """What is searched, and the overrides of all runs."""
+        from fusionkit.errors import ConfigError
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        space, fixed = dict[str, Any](), list[str]()
+        for override in parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments]):
+            key = override.get_key_element()
+            space.pop(key, None)  # the command line has the last word
+            fixed = [each for each in fixed if each.partition("=")[0] != key]
+            if override.is_sweep_override():
+                space[key] = _distribution(override)
+            else:
+                fixed.append(f"{key}={override.get_value_element_as_str()}")
+        if not space:
+            raise ConfigError(
+                "hydra/sweeper=search has nothing to search; give choices or intervals, such as "
+                "'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
+            )
+        return space, fixed
+
+
+def _distribution(override: Override) -> Any:
+    """What Optuna draws of a sweep in Hydra's words."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sweep = override.value()
+    if isinstance(sweep, IntervalSweep):
+        is_whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
+        kind = IntDistribution if is_whole else FloatDistribution
+        return kind(sweep.start, sweep.end, log="log" in sweep.tags)
+    assert isinstance(sweep, ChoiceSweep | RangeSweep | Glob)
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def _begin_anew(study: Any, trials: Sequence[Any]) -> None:
+    """Try again what was cut off."""
+    from optuna.trial import TrialState
+
+    study.set_user_attr(INTERRUPTED, [*study.user_attrs.get(INTERRUPTED, ()), *(trial.number for trial in trials)])
+    for trial in trials:
+        study.tell(trial.number, state=TrialState.FAIL)
+        study.enqueue_trial(trial.params)
+
+
+def _made(study: Any) -> list[Any]:
+    """The trials that have come to an end of their own."""
+    cut_off = study.user_attrs.get(INTERRUPTED, ())
+    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in cut_off]

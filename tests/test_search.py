@@ -1,0 +1,203 @@
+"""A search for the best run: what is proposed and told, refused trials, a search that goes on, runs of several processes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from fusionkit.cli.main import run
+from fusionkit.commands.worker import main, run_in_ranks, save, score_of
+from fusionkit.errors import ConfigError
+
+SEARCH = ["train", "-m", "hydra/sweeper=search", "experiment=quickstart", "name=found"]
+FOLDER = Path("multirun/found")
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """The configurations that runs were started on; the score is best at a rate of 0.01, five heads are refused."""
+    configs = []
+
+    def train(config):
+        configs.append(config)
+        if config.fusion.num_heads == 5:
+            raise ConfigError("fusion: 5 heads do not divide the width")
+        if config.seed == 13 and len(configs) == 3:
+            raise KeyboardInterrupt
+        return 100.0 - abs(config.optimizer.lr - 0.01) * 1000
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fusionkit.commands.train.train", train)
+    return configs
+
+
+def trials():
+    """What the search has kept, by trial."""
+    import optuna
+
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(FOLDER / "search.log")))
+    return optuna.load_study(study_name="search", storage=storage).trials
+
+
+def test_it_finds_the_better_rates(trained, capsys):
+    assert run([*SEARCH, "hydra.sweeper.trials=30", "optimizer.lr=interval(0.001,0.1)"]) == 0, capsys.readouterr().err
+    rates = [config.optimizer.lr for config in trained]
+    assert len(set(rates)) == 30
+    assert all(0.001 <= rate <= 0.1 for rate in rates)
+    assert [Path(config.output_dir) for config in trained] == [FOLDER / str(number) for number in range(30)]
+    found = yaml.safe_load((FOLDER / "best.yaml").read_text())
+    best = min(rates, key=lambda rate: abs(rate - 0.01))
+    assert found["params"] == {"optimizer.lr": best}
+    assert found["score"] == pytest.approx(100 - abs(best - 0.01) * 1000)
+    assert rates.index(best) == found["trial"]
+    assert "best of 30 trials: " in capsys.readouterr().out
+    gaps = [abs(rate - 0.01) for rate in rates]
+    assert sum(gaps[20:]) < sum(gaps[:10])  # the first ten are drawn at random
+
+
+def test_kinds_of_sweeps_and_what_all_runs_share(trained, tmp_path):
+    (tmp_path / "mine/sweep").mkdir(parents=True)
+    params = {"optimizer.lr": "tag(log,interval(1e-4,1e-2))", "fusion.num_heads": "range(2,9,2)", "seed": "1,2"}
+    content = {
+        "defaults": [{"override /hydra/sweeper": "search"}],
+        "hydra": {"sweeper": {"params": params, "trials": 8}},
+    }
+    (tmp_path / "mine/sweep/rates.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
+    line = ["train", "-m", "--config-dir", f"{tmp_path}/mine", "sweep=rates", "experiment=quickstart", "name=found"]
+    more = ["seed=choice(7,8,9)", "objectives.shapes.mlm=0.5", "task.itc.queue_size=int(interval(16,64))"]
+    assert run([*line, *more]) == 0
+    assert len(trained) == 8
+    assert {config.seed for config in trained} <= {7, 8, 9}  # the command line has the last word
+    assert {config.fusion.num_heads for config in trained} <= {2, 4, 6, 8}
+    assert {config.objectives.shapes.mlm for config in trained} == {0.5}
+    assert all(1e-4 <= config.optimizer.lr <= 1e-2 for config in trained)
+    assert all(isinstance(config.task.itc.queue_size, int) for config in trained)
+    assert len({config.task.itc.queue_size for config in trained}) > 3
+    (drawn,) = {trial.distributions["optimizer.lr"].log for trial in trials()}
+    assert drawn
+
+
+def test_a_refused_run_is_a_trial_without_a_score(trained, capsys):
+    line = [*SEARCH, "hydra.sweeper.trials=6", "fusion.num_heads=choice(4,5)", "optimizer.lr=interval(0.001,0.1)"]
+    assert run(line) == 2  # a mistake was told
+    said = capsys.readouterr()
+    refused = [config for config in trained if config.fusion.num_heads == 5]
+    assert len(trained) == 6
+    assert 0 < len(refused) < 6
+    assert said.err.count("error: fusion: 5 heads do not divide the width") == len(refused)
+    assert f"best of 6 trials, {len(refused)} without a score: " in said.out
+    assert [trial.state.name for trial in trials()].count("FAIL") == len(refused)
+    capsys.readouterr()
+    assert run([*SEARCH, "name=none", "hydra.sweeper.trials=2", "fusion.num_heads=choice(5)"]) == 2
+    assert "none of the 2 trials of the search gave a score" in capsys.readouterr().err
+
+
+def test_a_choice_that_does_not_exist_is_a_trial_without_a_score(trained, capsys):
+    assert run([*SEARCH, "hydra.sweeper.trials=6", "fusion=choice(late,lite)"]) == 2
+    assert 0 < len(trained) < 6
+    assert "lite" in capsys.readouterr().err
+
+
+def test_the_same_command_goes_on(trained):
+    line = ["optimizer.lr=interval(0.001,0.1)"]
+    assert run([*SEARCH, "hydra.sweeper.trials=3", *line]) == 0
+    assert run([*SEARCH, "hydra.sweeper.trials=5", *line]) == 0
+    assert len({config.optimizer.lr for config in trained}) == 5  # none was drawn twice
+    assert Path(trained[-1].output_dir) == FOLDER / "4"
+    assert run([*SEARCH, "hydra.sweeper.trials=5", *line]) == 0
+    assert len(trained) == 5
+
+
+def test_a_trial_that_was_cut_off_is_begun_anew(trained):
+    line = [*SEARCH, "hydra.sweeper.trials=4", "seed=13", "optimizer.lr=interval(0.001,0.1)"]
+    assert run(line) == 130
+    assert len(trained) == 3
+    assert run(line) == 0
+    rates = [config.optimizer.lr for config in trained]
+    assert rates[3] == rates[2]
+    assert len(set(rates)) == 4
+    assert [trial.state.name for trial in trials()] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_what_a_killed_search_left_running_is_begun_anew(trained):
+    line = [*SEARCH, "hydra.sweeper.trials=3", "optimizer.lr=interval(0.001,0.1)"]
+    assert run([*line, "hydra.sweeper.trials=2"]) == 0
+    log = FOLDER / "search.log"
+    kept = [json.loads(text) for text in log.read_text().splitlines()]
+    told = max(place for place, each in enumerate(kept) if each.get("state") == 1)
+    log.write_text("\n".join(map(json.dumps, kept[:told])) + "\n")  # as if it was killed before its last trial was told
+    assert [trial.state.name for trial in trials()] == ["COMPLETE", "RUNNING"]
+    assert run(line) == 0
+    rates = [config.optimizer.lr for config in trained]
+    assert rates[2] == rates[1]
+    assert len(set(rates)) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ([], "hydra/sweeper=search has nothing to search; give choices or intervals"),
+        (["seed=1,2", "hydra.sweeper.direction=up"], "direction is up and trials 20; give maximize or minimize"),
+        (["seed=1,2", "hydra.sweeper.trials=0"], "trials 0; give"),
+    ],
+)
+def test_a_mistake_is_one_sentence(line, words, trained, capsys):
+    assert run([*SEARCH, *line]) == 2
+    assert words in capsys.readouterr().err
+    assert not trained
+
+
+def test_another_direction_is_told(trained, capsys):
+    line = [*SEARCH, "hydra.sweeper.trials=1", "seed=1,2"]
+    assert run(line) == 0
+    assert run([*line, "hydra.sweeper.direction=minimize"]) == 2
+    assert "multirun/found was begun to maximize; give another hydra.sweep.dir" in capsys.readouterr().err
+
+
+def test_without_optuna_the_sentence_says_how_to_install_it(trained, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert run([*SEARCH, "seed=1,2"]) == 2
+    assert "hydra/sweeper=search needs the package optuna: run in fusionkit's repository" in capsys.readouterr().err
+
+
+def test_runs_of_processes_hand_their_scores_back(tmp_path, monkeypatch):
+    """Rank 0's, of a run over several; and of a launcher that starts each run by itself."""
+    (tmp_path / "scored.py").write_text(
+        "import os\n\n\ndef score(config):\n    return config.value + int(os.environ['RANK'])\n\n\ndef none(config):\n    pass\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[1]}")
+    config = OmegaConf.create({"value": 4.5})
+    assert run_in_ranks("scored:score", config, 2) == 4.5
+    assert run_in_ranks("scored:none", config, 2) is None
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    place = tmp_path / "job.yaml"
+    save(config, place)
+    assert main("scored:score", str(place)) == 0
+    assert score_of(place) == 4.5
+    save(config, place)
+    assert score_of(place) is None  # that of the run before is gone
+
+
+def test_some_trials_at_a_time(trained, monkeypatch):
+    """hydra/launcher=parallel, whose processes are played here."""
+    started = []
+
+    def process(command, stdout, stderr, env):
+        place = Path(command[-1])
+        config = OmegaConf.load(place)
+        started.append(config.output_dir)
+        is_refused = config.fusion.num_heads == 5
+        if not is_refused:
+            place.with_suffix(".score").write_text(repr(float(config.optimizer.lr)))
+        return type("Done", (), {"returncode": 2 if is_refused else 0})
+
+    monkeypatch.setattr("subprocess.run", process)
+    line = ["hydra/launcher=parallel", "fusion.num_heads=choice(4,5)", "optimizer.lr=interval(0.001,0.1)"]
+    assert run([*SEARCH, "hydra.sweeper.trials=5", *line]) == 0
+    assert sorted(started) == [str(FOLDER / str(number)) for number in range(5)]
+    for trial in trials():
+        assert trial.value == (None if trial.params["fusion.num_heads"] == "5" else trial.params["optimizer.lr"])
