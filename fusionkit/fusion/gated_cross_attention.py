@@ -1,6 +1,7 @@
 """Text layers with gated cross-attention between them, which starts as if it were not there (Flamingo, Idefics)."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class GatedCrossAttentionBlock(nn.Module):
     """Cross-attention and feed-forward, pre-norm, each added times tanh of a learnt number (Flamingo, fig. 4; Idefics' parts).
 
     ``gate`` is what these numbers start from: at 0 the block is the identity. None: there are none, and all is added.
+    ``qk_norm`` normalises the queries and keys of each head of the cross-attention.
     """
 
     def __init__(
@@ -42,10 +44,18 @@ class GatedCrossAttentionBlock(nn.Module):
         dropout: float,
         gate: float | None,
         eps: float = 1e-6,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.norm_cross = nn.RMSNorm(hidden_size, eps=eps)
-        self.cross_attention = Attention(hidden_size, num_heads, context_size=image_size, dropout=dropout, bias=False)
+        self.cross_attention = Attention(
+            hidden_size,
+            num_heads,
+            context_size=image_size,
+            dropout=dropout,
+            bias=False,
+            qk_norm=partial(nn.RMSNorm, eps=eps) if qk_norm else None,
+        )
         self.norm_feed_forward = nn.RMSNorm(hidden_size, eps=eps)
         self.feed_forward = GatedLinearUnit(hidden_size, intermediate_size)
         self.cross_gate, self.feed_forward_gate = (

@@ -31,6 +31,7 @@ class Interleaved(nn.Module):
     ``intermediate_size``  of the blocks' feed-forward; None: 4 times that width.
     ``gate``               what the blocks' gates start from: at 0 the model is at first the language model, to the last bit, so
                            that one that stays frozen loses nothing. None: plain blocks without gates.
+    ``qk_norm``            whether the queries and keys of each head are normalised (Idefics' ``qk_layer_norms``).
 
     The image takes no positions of the language model. It enters as an argument of each call (``before_layer``): nothing is
     kept between calls, and the language model's layers keep their names and may be computed anew in the backward pass.
@@ -48,11 +49,12 @@ class Interleaved(nn.Module):
         dropout: float = 0.1,
         gate: float | None = 0.0,
         eps: float = 1e-6,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.hidden_size = self.pooled_size = text_size
         self.image_size, self.num_heads, self.intermediate_size = image_size, num_heads, intermediate_size
-        self.dropout, self.gate, self.eps = dropout, gate, eps
+        self.dropout, self.gate, self.eps, self.qk_norm = dropout, gate, eps, qk_norm
         self.cross_every = cross_every
         self.cross_layers: Any = nn.ModuleList()  # as many as the language model has places for
         self._joined: tuple[ReadsBetween, ...] = ()  # in a tuple: its parameters are the text encoder's
@@ -68,7 +70,7 @@ class Interleaved(nn.Module):
             )
         sizes = (width, self.image_size, self.num_heads, self.intermediate_size or 4 * width)
         self.cross_layers = nn.ModuleList(
-            GatedCrossAttentionBlock(*sizes, self.dropout, self.gate, self.eps)
+            GatedCrossAttentionBlock(*sizes, self.dropout, self.gate, self.eps, self.qk_norm)
             for _ in range(0, count, self.cross_every)
         )
         self._joined = (language_model,)
@@ -155,8 +157,9 @@ class InterleavedResampled(Interleaved):
         dropout: float = 0.1,
         gate: float | None = 0.0,
         eps: float = 1e-6,
+        qk_norm: bool = False,
     ) -> None:
-        super().__init__(image_size, text_size, cross_every, num_heads, intermediate_size, dropout, gate, eps)
+        super().__init__(image_size, text_size, cross_every, num_heads, intermediate_size, dropout, gate, eps, qk_norm)
         self.resampler = resampler(image_size, image_size)
 
     def prefix_length(self, image_tokens: int) -> int:

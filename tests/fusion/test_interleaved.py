@@ -10,7 +10,7 @@ from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.interleaved import Interleaved, InterleavedResampled
-from fusionkit.fusion.projectors import PixelShuffle
+from fusionkit.fusion.projectors import Perceiver, PixelShuffle
 from fusionkit.model.model import Reader, assemble
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.answering import Answers, RankAnswers
@@ -371,6 +371,10 @@ def test_what_cannot_be_looked_from_is_refused():
         build(num_heads=5)
     with pytest.raises(ConfigError, match="Interleaved has no language model to read on with"):
         Interleaved(IMAGE, 32).prepare(image())
+    with pytest.raises(
+        ConfigError, match="maps is false, but the image's tokens are 24 wide and its latents 32; set it to"
+    ):
+        Perceiver(IMAGE, 32, maps=False)
     with pytest.raises(ConfigError, match="make no square whose side 2 divides"):
         InterleavedResampled(IMAGE, 32, PixelShuffle).prefix_length(5)
     assert (
