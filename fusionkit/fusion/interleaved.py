@@ -144,7 +144,7 @@ class InterleavedResampled(Interleaved):
     that there are no attention maps.
     """
 
-    provides = Interleaved.provides - {"attention"}
+    provides = frozenset({"pooled", "text", "causal"})
 
     def __init__(
         self,
