@@ -61,8 +61,7 @@ class Interleaved(nn.Module):
 
     def join(self, language_model: ReadsBetween) -> None:
         """Take the language model to read on with, and build the blocks that its layers need."""
-        check_reads_on(self, language_model, "looking at", "open_layers")
-        language_model.start_reading_on()
+        check_reads_on(self, language_model, "while it looks at", "open_layers")
         count, width = language_model.open_layers()
         if not 0 < self.cross_every <= count:
             raise ConfigError(
@@ -73,6 +72,7 @@ class Interleaved(nn.Module):
             GatedCrossAttentionBlock(*sizes, self.dropout, self.gate, self.eps, self.qk_norm)
             for _ in range(0, count, self.cross_every)
         )
+        language_model.start_reading_on()
         self._joined = (language_model,)
 
     @property

@@ -355,7 +355,7 @@ def test_what_cannot_be_looked_from_is_refused():
     images = toy_model().image_encoder
     with pytest.raises(
         ConfigError,
-        match=r"Interleaved has a causal language model read on looking at the image, which HFTextEncoder is not; choose text_e",
+        match=r"Interleaved has a causal language model read on while it looks at the image, which HFTextEncoder is not; choose",
     ):
         assemble(images, HFTextEncoder(VOCABULARY, config=bert), toy_fusion("interleaved"))
     falcon = LanguageModel(VOCABULARY, config={"model_type": "falcon", "alibi": False, **sizes}, text_format=WORDS)

@@ -265,7 +265,11 @@ ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers
         ),
         ("llava", LLAVA | {"vision_feature_layer": 1}, "text_config.num_hidden_layers is 32, but the checkpoint has 1"),
         ("git", {"architectures": ["GitForCausalLM"], "num_image_with_embedding": 6}, "it reads the frames of a video"),
-        ("idefics", IDEFICS | {"alpha_type": "vector"}, "alpha_type is 'vector', but a gate here is one number (float)"),
+        (
+            "idefics",
+            IDEFICS | {"alpha_type": "vector"},
+            "alpha_type is 'vector', but a gate here is one number (float)",
+        ),
         ("idefics", IDEFICS | {"hidden_act": "gelu"}, "hidden_act is 'gelu', but the blocks here have silu"),
         (
             "idefics",
