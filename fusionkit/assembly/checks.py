@@ -132,7 +132,7 @@ def check_length(source: str, datamodule: DataModule, most: int | None) -> None:
 def check_budget(
     source: str, datamodule: DataModule, model: VisionLanguageModel, tasks: Iterable[Task[Any]], image_tokens: int
 ) -> None:
-    """A language model that reads texts behind an image has positions for both, and for what the source's tasks say."""
+    """A language model that reads texts with an image has positions for both, and for what the source's tasks say."""
     fusion, most = model.fusion, model.text_encoder.max_length
     if not isinstance(fusion, SupportsLanguageModel):
         return
@@ -140,12 +140,14 @@ def check_budget(
     text = max((task.longest(length) for task in tasks), default=length)
     if most is None or (over := prefix + text - most) <= 0:
         return
-    fix = "make the prefix shorter (fusion=prefix_shuffle, prefix_qformer or prefix_perceiver)"
+    takes, fix = f"a text of source '{source}' takes", "choose a text_encoder that reads more"
+    if prefix:
+        takes = f"an image takes {prefix} positions, and a text of source '{source}'"
+        fix = "make the prefix shorter (fusion=prefix_shuffle, prefix_qformer or prefix_perceiver)"
     if length - over > 2:
         fix = f"set data.sources.{source}.max_length={length - over}, or {fix}"
     raise ConfigError(
-        f"fusion: an image takes {prefix} positions, and a text of source '{source}' up to {text} with what is said behind it, "
-        f"but the language model reads {most} at once; {fix}"
+        f"fusion: {takes} up to {text} with what is said behind it, but the language model reads {most} at once; {fix}"
     )
 
 

@@ -51,7 +51,7 @@ def toy_fusion(name: str | Path) -> Callable[..., Fusion]:
     config = of_size("small", fusion=choice("fusion", name)).fusion
     toy_sizes = {"num_layers": 2, "num_heads": 4, "dropout": 0.0, "gate": 0.5, "num_queries": 4, "image_layers": 1}
     toy_sizes |= {"num_latents": 4, "tokens": 4}
-    for part in (config, config.get("projector", {})):
+    for part in (config, config.get("projector", {}), config.get("resampler", {})):
         part.update({key: value for key, value in toy_sizes.items() if key in part})
     if name == "prefix_shuffle":
         config.projector.skip = 1  # the class token

@@ -24,6 +24,27 @@ class Reads(Protocol):
     def predict_words(self, states: Tensor) -> Tensor: ...
 
 
+class ReadsBetween(Protocol):
+    """What is tried out of one whose states may be changed before each of its layers."""
+
+    def read(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        before_layer: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor: ...
+
+    def read_on(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        past: list[tuple[Tensor, Tensor]] | None,
+        before_layer: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]: ...
+
+
 class Whole(NamedTuple):
     """Arguments of ``read``: whole texts, each token of which sees itself and those before it."""
 
@@ -67,6 +88,34 @@ def fault_of(model: Reads, embeds: Tensor, logits: Callable[[Tensor], Tensor] | 
     if logits is not None and differ(model.predict_words(states), logits(text.embeds)):
         return "its head does more than a product with the last states"
     return None
+
+
+def fault_of_layers(model: ReadsBetween, embeds: Tensor, count: int, width: int) -> str | None:
+    """What is wrong with how a model lets a call change the states before each of its ``count`` layers of this width."""
+    text, met = Whole.of(embeds[:1]), list[tuple[int, tuple[int, ...]]]()
+
+    def leave(number: int, states: Tensor) -> Tensor:
+        met.append((number, tuple(states.shape)))
+        return states
+
+    plain, left = model.read(*text), model.read(*text, leave)
+    if not met:
+        return "a call brings nothing to its layers"
+    if met != [(number, (1, LENGTH, width)) for number in range(count)]:
+        return f"its {count} layers do not take states of width {width} in turn"
+    if differ(left, plain):
+        return "it reads otherwise where a call brings something to its layers"
+    for place in range(count):
+        turned = _turned_before(place)
+        states = model.read(*text, turned)
+        if not differ(states, plain) or differ(model.read_on(*text, None, turned)[0], states):
+            return f"it ignores what is done before its layer {place}"
+    return None
+
+
+def _turned_before(place: int) -> Callable[[int, Tensor], Tensor]:
+    """Each state with its numbers moved on by one before this layer."""
+    return lambda number, states: states.roll(1, dims=2) if number == place else states
 
 
 def size_of_keys(model: Reads, embeds: Tensor) -> int:

@@ -12,9 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fusionkit.encoders.causal_probe import Whole, fault_of, gap_texts, size_of_keys
+from fusionkit.encoders.causal_probe import Whole, fault_of, fault_of_layers, gap_texts, size_of_keys
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, undisturbed, unreached_parameters
-from fusionkit.encoders.tower import CACHES, KeysValues, pad_as, quiet, read_on, without_code, word_table
+from fusionkit.encoders.tower import (
+    BEFORE,
+    CACHES,
+    BeforeLayer,
+    KeysValues,
+    layers_of,
+    open_layers,
+    pad_as,
+    quiet,
+    read_on,
+    without_code,
+    word_table,
+)
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.types import TextFormat, Tokens
 
@@ -61,7 +73,7 @@ class LanguageModel(nn.Module):
         table = word_table(self.backbone)
         self.head: nn.Module | None = head
         self.hidden_size: int = table.embedding_dim
-        self.is_frozen, self.is_read_on = frozen, False
+        self.is_frozen, self.is_read_on, self.is_open = frozen, False, False
         self.checkpointing = checkpointing
         if text_format is not None:
             pad_as(self.backbone, text_format, is_given=bool(pretrained or gguf) or "pad_token_id" in (config or {}))
@@ -150,6 +162,19 @@ class LanguageModel(nn.Module):
         if self.head is not None:
             self.head.requires_grad_(not self.is_frozen)
 
+    def open_layers(self) -> tuple[int, int]:
+        """From now on ``read`` and ``read_on`` may be given what is done before each layer: how many there are, and their width.
+
+        ConfigError where what a call brings does not reach them.
+        """
+        layers, width = layers_of(self.backbone), int(self.config.hidden_size)
+        if not self.is_open:
+            open_layers(layers)
+            self.is_open = True
+            if self.word_embeddings.weight.device.type != "meta":
+                self._try_out_layers(len(layers), width)
+        return len(layers), width
+
     def sizes(self) -> dict[str, Any]:
         """The transformers configuration."""
         sizes: dict[str, Any] = self.config.to_dict()
@@ -195,18 +220,25 @@ class LanguageModel(nn.Module):
         last = (real.sum(dim=1) - 1).clamp(min=0)
         return Tokens(states, mask, states[torch.arange(len(last), device=last.device), last]), kept
 
-    def read(self, embeds: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """The last states (T, L, D) of embeddings (T, L, D) at positions (T, L); bool mask (T, L, L), True = is seen."""
-        states: Tensor = self.backbone(
-            inputs_embeds=embeds, attention_mask=_added(mask, embeds.dtype), position_ids=positions, use_cache=False
-        ).last_hidden_state
+    def read(self, embeds: Tensor, mask: Tensor, positions: Tensor, before_layer: BeforeLayer | None = None) -> Tensor:
+        """The last states (T, L, D) of embeddings (T, L, D) at positions (T, L); bool mask (T, L, L), True = is seen.
+
+        ``before_layer`` gives what a layer reads in place of the states that come to it (only after ``open_layers``).
+        """
+        inputs = _inputs(embeds, mask, positions, before_layer)
+        states: Tensor = self.backbone(use_cache=False, **inputs).last_hidden_state
         return states
 
     def read_on(
-        self, embeds: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        past: KeysValues | None,
+        before_layer: BeforeLayer | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """As ``read``, after P earlier tokens with their keys and values, mask (T, L, P + L); and those of all P + L."""
-        inputs = {"inputs_embeds": embeds, "attention_mask": _added(mask, embeds.dtype), "position_ids": positions}
+        inputs = _inputs(embeds, mask, positions, before_layer)
         return read_on(self.backbone, self._cache_name, past, use_cache=True, **inputs)
 
     def predict_words(self, states: Tensor) -> Tensor:
@@ -249,6 +281,19 @@ class LanguageModel(nn.Module):
         freeze(self, unreached)
         self._abilities = TextAbilities(pools_text=True, reads_padding=False, not_causal=None, unreached=unreached)
 
+    def _try_out_layers(self, count: int, width: int) -> None:
+        """ConfigError where what a call brings to the layers does not come to each of them."""
+        with quiet(), undisturbed(self), torch.no_grad():
+            try:
+                fault = fault_of_layers(self, self.word_embeddings(gap_texts(self.word_embeddings)), count, width)
+            except Exception as error:  # whatever a model makes of an argument that it does not have
+                fault = first_line(error)
+        if fault is not None:
+            raise ConfigError(
+                f"text_encoder: nothing can stand between the layers of {self.config.model_type} ({fault}); choose another "
+                "model_type, such as llama, qwen3 or gpt2, or fusion=prefix"
+            )
+
 
 def _forget_noise(model: nn.Module) -> None:
     """Set every dropout, and the noise of what chooses experts, to 0, in place of evaluation mode, which recomputes no layer."""
@@ -258,6 +303,11 @@ def _forget_noise(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if ("drop" in name or "jitter" in name) and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+def _inputs(embeds: Tensor, mask: Tensor, positions: Tensor, before_layer: BeforeLayer | None) -> dict[str, Any]:
+    inputs = {"inputs_embeds": embeds, "attention_mask": _added(mask, embeds.dtype), "position_ids": positions}
+    return inputs if before_layer is None else {**inputs, BEFORE: before_layer}
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

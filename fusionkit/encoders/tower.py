@@ -1,7 +1,7 @@
 """transformers' models as text towers: how they are built, loaded, padded and read on; their inner names stand here alone."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,11 @@ CODE = (  # what a configuration names that transformers or timm would fetch, or
 CHOOSE = "choose another model_type, such as bert or roberta"
 CACHES = ("cache", "past_key_values")  # what the argument is called from transformers 5.24 on, and before
 LINEAR = (nn.Linear, Conv1D)  # the linear layers of a tower; the weight of the latter, GPT-2's, is (in, out)
+BEFORE = "before_layer"  # the argument of a call that goes through the library's own to each layer
 KeysValues = list[tuple[Tensor, Tensor]]  # of each layer, (T, heads, tokens, width)
+BeforeLayer = Callable[
+    [int, Tensor], Tensor
+]  # the number of a layer, and the states (T, L, D) that it is about to read
 
 
 def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | None) -> PreTrainedModel:
@@ -182,6 +186,32 @@ def read_on(tower: Any, cache_name: str, past: KeysValues | None, **inputs: Any)
     cache: Any = DynamicCache(past)
     states = tower(**inputs, **{cache_name: cache}).last_hidden_state
     return states, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def layers_of(backbone: Any) -> Sequence[nn.Module]:
+    """The layers that states pass through in turn: the outermost list of as many as the configuration counts."""
+    count = backbone.config.num_hidden_layers
+    lists = (part for part in backbone.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+    return next(lists, ())  # type: ignore[arg-type]  # a ModuleList is a sequence in all but name
+
+
+def open_layers(layers: Sequence[nn.Module]) -> None:
+    """Let a call bring what is done with the states before each layer, a ``BeforeLayer`` as its argument ``BEFORE``.
+
+    Nothing is kept on a layer: the library hands the argument on to it, and a hook takes it out again, also where the layer
+    is computed anew in the backward pass.
+    """
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(partial(_before_layer, number), with_kwargs=True)
+
+
+def _before_layer(number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if BEFORE not in kwargs:
+        return None
+    others = {name: value for name, value in kwargs.items() if name != BEFORE}
+    if args:
+        return (kwargs[BEFORE](number, args[0]), *args[1:]), others
+    return args, others | {"hidden_states": kwargs[BEFORE](number, kwargs["hidden_states"])}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The contract of a fusion, and of what it may support beside it: any nn.Module of this shape is one, no inheritance needed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from fusionkit.types import Fused, Memory, Past, Tokens
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Of each layer of a language model, (T, heads, tokens, width)."""
+BeforeLayer = Callable[[int, Tensor], Tensor]
+"""What a layer of a language model, by its number, reads in place of the states (T, L, D) that come to it."""
 
 
 class Fusion(Protocol):
@@ -162,14 +164,35 @@ class ReadsOn(Protocol):
         ...
 
 
+class ReadsBetween(ReadsOn, Protocol):
+    """A causal language model whose states a fusion may change before each of its layers."""
+
+    def open_layers(self) -> tuple[int, int]:
+        """From now on calls may bring a ``before_layer``: how many layers there are, and the width of the states between them."""
+        ...
+
+    def read(
+        self, embeds: Tensor, mask: Tensor, positions: Tensor, before_layer: BeforeLayer | None = None
+    ) -> Tensor: ...
+
+    def read_on(
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        past: KeysValues | None,
+        before_layer: BeforeLayer | None = None,
+    ) -> tuple[Tensor, KeysValues]: ...
+
+
 @runtime_checkable
 class SupportsLanguageModel(Protocol):
-    """A fusion that has a causal language model read on, behind what the image became."""
+    """A fusion that has a causal language model read on, behind what the image became or looking at it between its layers."""
 
     def join(self, language_model: ReadsOn) -> None:
         """Take the text encoder to read on with; its parameters stay the text encoder's."""
         ...
 
     def prefix_length(self, image_tokens: int) -> int:
-        """How many positions of the language model so many image tokens take; ConfigError where they cannot be read."""
+        """How many positions of the language model so many image tokens take, maybe 0; ConfigError where they cannot be read."""
         ...

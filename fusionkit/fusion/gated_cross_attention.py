@@ -1,6 +1,7 @@
 """Text layers with gated cross-attention between them, which starts as if it were not there (Flamingo, Idefics)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,8 @@ class GatedLinearUnit(nn.Module):
 class GatedCrossAttentionBlock(nn.Module):
     """Cross-attention and feed-forward, pre-norm, each added times tanh of a learnt number (Flamingo, fig. 4; Idefics' parts).
 
-    ``gate`` is what these numbers start from: at 0 the block is the identity.
+    ``gate`` is what these numbers start from: at 0 the block is the identity. None: there are none, and all is added.
+    ``qk_norm`` normalises the queries and keys of each head of the cross-attention.
     """
 
     def __init__(
@@ -40,16 +42,25 @@ class GatedCrossAttentionBlock(nn.Module):
         num_heads: int,
         intermediate_size: int,
         dropout: float,
-        gate: float,
+        gate: float | None,
         eps: float = 1e-6,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.norm_cross = nn.RMSNorm(hidden_size, eps=eps)
-        self.cross_attention = Attention(hidden_size, num_heads, context_size=image_size, dropout=dropout, bias=False)
+        self.cross_attention = Attention(
+            hidden_size,
+            num_heads,
+            context_size=image_size,
+            dropout=dropout,
+            bias=False,
+            qk_norm=partial(nn.RMSNorm, eps=eps) if qk_norm else None,
+        )
         self.norm_feed_forward = nn.RMSNorm(hidden_size, eps=eps)
         self.feed_forward = GatedLinearUnit(hidden_size, intermediate_size)
-        self.cross_gate = nn.Parameter(torch.tensor([float(gate)]))
-        self.feed_forward_gate = nn.Parameter(torch.tensor([float(gate)]))
+        self.cross_gate, self.feed_forward_gate = (
+            None if gate is None else nn.Parameter(torch.tensor([float(gate)])) for _ in range(2)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(
@@ -57,10 +68,19 @@ class GatedCrossAttentionBlock(nn.Module):
     ) -> Tensor:
         """Text states (T, L, D), or packed (M, D), that attend to the image."""
         seen = self.cross_attention(self.norm_cross(states), memory, grouping, packing)
-        states = states + self.cross_gate.tanh() * self.dropout(seen)
+        states = states + _let_in(self.dropout(seen), self.cross_gate)
         thought = self.feed_forward(self.norm_feed_forward(states))
-        out: Tensor = states + self.feed_forward_gate.tanh() * self.dropout(thought)
-        return out
+        return states + _let_in(self.dropout(thought), self.feed_forward_gate)
+
+
+def _let_in(states: Tensor, gate: Tensor | None) -> Tensor:
+    return states if gate is None else gate.tanh() * states
+
+
+def mean_gate(blocks: Iterable[GatedCrossAttentionBlock]) -> dict[str, Tensor]:
+    """``gate``: how far the image is let in, the mean over the blocks of |tanh| of the cross-attention's gate, 0 to 1."""
+    gates: list[Tensor] = [block.cross_gate for block in blocks if block.cross_gate is not None]
+    return {"gate": torch.cat(gates).detach().tanh().abs().mean()} if gates else {}
 
 
 class GatedCrossAttention(nn.Module):
@@ -80,7 +100,7 @@ class GatedCrossAttention(nn.Module):
         num_heads: int = 12,
         intermediate_size: int | None = None,
         dropout: float = 0.1,
-        gate: float = 0.0,
+        gate: float | None = 0.0,
         eps: float = 1e-12,
     ) -> None:
         super().__init__()
@@ -125,5 +145,5 @@ class GatedCrossAttention(nn.Module):
         copy_bert_layers(self.layers, text_layers)
 
     def metrics(self) -> dict[str, Tensor]:
-        """``gate``: how far the image is let in, the mean over the blocks of |tanh| of the cross-attention's gate, 0 to 1."""
-        return {"gate": torch.cat([layer.cross_gate for layer in self.cross_layers]).detach().tanh().abs().mean()}
+        """``gate``: how far the image is let in (``mean_gate``)."""
+        return mean_gate(self.cross_layers)

@@ -129,7 +129,8 @@ class Packing:
 class Attention(nn.Module):
     """Multi-head attention of states of width ``hidden_size`` over a context of width ``context_size`` (default: the same).
 
-    States may be padded (T, L, D), or packed (M, D) with the packing that unpacks them.
+    States may be padded (T, L, D), or packed (M, D) with the packing that unpacks them. A head is ``head_size`` wide (default:
+    its part of the width); ``qk_norm`` makes a norm of that width for the queries of each head, and one for its keys.
     """
 
     def __init__(
@@ -139,19 +140,23 @@ class Attention(nn.Module):
         context_size: int | None = None,
         dropout: float = 0.0,
         bias: bool = True,
+        head_size: int | None = None,
+        qk_norm: Callable[[int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or hidden_size % num_heads:
+        if num_heads < 1 or (head_size is None and hidden_size % num_heads):
             raise ConfigError(
                 f"fusion.num_heads is {num_heads}, which does not divide the width {hidden_size} of the fusion; "
                 f"give one of {', '.join(str(n) for n in range(1, min(hidden_size, 16) + 1) if hidden_size % n == 0)}"
             )
         self.num_heads, self.dropout = num_heads, dropout
         self.attend = attend  # fusionkit.model.saliency takes its place to see the weights
-        self.query = nn.Linear(hidden_size, hidden_size, bias=bias)
-        self.key = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
-        self.value = nn.Linear(context_size or hidden_size, hidden_size, bias=bias)
-        self.output = nn.Linear(hidden_size, hidden_size, bias=bias)
+        width = hidden_size if head_size is None else num_heads * head_size
+        self.query = nn.Linear(hidden_size, width, bias=bias)
+        self.key = nn.Linear(context_size or hidden_size, width, bias=bias)
+        self.value = nn.Linear(context_size or hidden_size, width, bias=bias)
+        self.output = nn.Linear(width, hidden_size, bias=bias)
+        self.norm_query, self.norm_key = (None if qk_norm is None else qk_norm(width // num_heads) for _ in range(2))
 
     def _heads(self, states: Tensor, packing: Packing | None) -> Tensor:
         padded = states if packing is None else packing.unpack(states)
@@ -160,13 +165,14 @@ class Attention(nn.Module):
 
     def project(self, context: Tensor, mask: Tensor | None, packing: Packing | None = None) -> KeyValue:
         """Keys and values of a context (I, N, context_size), or packed."""
-        return KeyValue(self._heads(self.key(context), packing), self._heads(self.value(context), packing), mask)
+        key = _normed(self._heads(self.key(context), packing), self.norm_key)
+        return KeyValue(key, self._heads(self.value(context), packing), mask)
 
     def forward(
         self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None, packing: Packing | None = None
     ) -> Tensor:
         """The states' shape; memory has one row a text or, with a grouping, one row an image."""
-        query = self._heads(self.query(states), packing)
+        query = _normed(self._heads(self.query(states), packing), self.norm_query)
         if grouping is not None:
             query = grouping.gather(query)
         dropout = self.dropout if self.training else 0.0
@@ -178,12 +184,24 @@ class Attention(nn.Module):
         return attended
 
 
+def _normed(heads: Tensor, norm: nn.Module | None) -> Tensor:
+    return heads if norm is None else norm(heads).to(heads.dtype)
+
+
 class FeedForward(nn.Sequential):
     """Linear, ``activation``, linear."""
 
-    def __init__(self, hidden_size: int, intermediate_size: int, activation: Callable[[], nn.Module] = nn.GELU) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
+    ) -> None:
         super().__init__(
-            nn.Linear(hidden_size, intermediate_size), activation(), nn.Linear(intermediate_size, hidden_size)
+            nn.Linear(hidden_size, intermediate_size, bias=bias),
+            activation(),
+            nn.Linear(intermediate_size, hidden_size, bias=bias),
         )
 
 

@@ -10,11 +10,21 @@ from fusionkit.errors import ConfigError, suggest
 from fusionkit.fusion.base import KeysValues, ReadsOn
 from fusionkit.fusion.layers import Grouping, seen_by_image
 from fusionkit.fusion.projectors import Projector
+from fusionkit.fusion.reading import (
+    causal_mask,
+    check_reads_on,
+    freeze_head,
+    given_mask,
+    last_token,
+    positions_of,
+    read_alone,
+    text_positions,
+    unjoined,
+)
 from fusionkit.types import Fused, Tokens
 
 SEES = ("earlier", "image", "text")
 PACKED = 8  # most texts of an image that are packed behind one prefix: a mask grows with their square
-LM = "text_encoder=tiny_llama, smollm2_135m or another fusionkit.encoders.language.LanguageModel"
 
 
 class Prefix(nn.Module):
@@ -52,16 +62,7 @@ class Prefix(nn.Module):
 
     def join(self, language_model: ReadsOn) -> None:
         """Take the language model to read on with."""
-        if not hasattr(language_model, "read_on"):
-            raise ConfigError(
-                f"fusion: {type(self).__name__} has a causal language model read on behind the image, which "
-                f"{type(language_model).__name__} is not; choose {LM}, or another fusion=NAME"
-            )
-        if kind := language_model.changing_positions:
-            raise ConfigError(
-                f"text_encoder: its positions hang on how long the whole text is (rope_type {kind}), but the image is read "
-                "before that is known; choose a language model without, such as llama, qwen3 or gemma2"
-            )
+        check_reads_on(self, language_model, "behind", "read_on")
         language_model.start_reading_on()
         self._joined = (language_model,)
 
@@ -69,7 +70,7 @@ class Prefix(nn.Module):
     def language_model(self) -> ReadsOn:
         """What reads; ConfigError before ``join``."""
         if not self._joined:
-            raise ConfigError(f"fusion: {type(self).__name__} has no language model to read on with; choose {LM}")
+            raise unjoined(self)
         return self._joined[0]
 
     def prefix_length(self, image_tokens: int) -> int:
@@ -80,7 +81,7 @@ class Prefix(nn.Module):
         real = torch.ones_like(embeds[..., 0], dtype=torch.bool) if mask is None else mask.bool()
         past = None
         if self.sees != "text" and not self.language_model.is_recomputed and self._fits(embeds):
-            _, past = self.language_model.read_on(embeds, self._among_image(real), _positions(real), None)
+            _, past = self.language_model.read_on(embeds, self._among_image(real), positions_of(real), None)
         self._norms = (embeds.detach().float().norm(dim=-1).mean(), torch.zeros(()))
         return Prefilled(embeds, real, past)
 
@@ -94,7 +95,7 @@ class Prefix(nn.Module):
             states = self.language_model.read(*whole)[:, memory.tokens :]
         else:
             states = self._packed(memory, text, image_index)
-        return Fused(pooled=_last(states, text.mask), text=states)
+        return Fused(pooled=last_token(states, text.mask), text=states)
 
     def extend(
         self, memory: "Prefilled", text: Tokens, image_index: Tensor, past: KeysValues | None
@@ -107,22 +108,18 @@ class Prefix(nn.Module):
             past = [(key[image_index], value[image_index]) for key, value in memory.past]
         image, own = memory.mask[image_index], self._text_mask(text)
         mask = torch.cat([image[:, None].expand(-1, own.shape[1], -1), own], dim=2)
-        positions = image.sum(dim=1, keepdim=True) + _text_positions(own)
+        positions = image.sum(dim=1, keepdim=True) + text_positions(own)
         return self.language_model.read_on(text.embeds, mask, positions, past)
 
     def encode_unimodal(self, text: Tokens) -> Tokens:
         """Texts that see no image; pooled is their last token."""
-        assert text.mask is not None
-        own = self._text_mask(text)
-        states = self.language_model.read(text.embeds, own, _text_positions(own))
-        return Tokens(states, text.mask, _last(states, text.mask))
+        return read_alone(self.language_model, text, self._text_mask(text))
 
     def freeze_unused(self, needs: frozenset[str]) -> None:
         """Without an image the projector has no gradient, and the head none where no task predicts words."""
         if not needs - {"feats"}:
             self.get_submodule("projector").requires_grad_(False)
-        if "causal" not in needs and self.language_model.head is not None:
-            self.language_model.head.requires_grad_(False)
+        freeze_head(self.language_model, needs)
 
     def metrics(self) -> dict[str, Tensor]:
         """``norm_ratio``: how long the image's vectors are, in mean lengths of the words' embeddings of the latest pass."""
@@ -145,13 +142,7 @@ class Prefix(nn.Module):
 
     def _text_mask(self, text: Tokens) -> Tensor:
         """The text's mask as bool (T, L, P + L); but for ``sees`` "text", no token sees later ones, whatever it says."""
-        mask, length = text.mask, text.embeds.shape[1]
-        assert mask is not None
-        total = mask.shape[-1]
-        seen = (mask[:, None].expand(-1, length, -1) if mask.dim() == 2 else mask).bool()
-        if self.sees == "text":
-            return seen
-        return seen & torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(total - length)
+        return given_mask(text) if self.sees == "text" else causal_mask(text)
 
     def _with_image(self, memory: "Prefilled", text: Tokens, image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings, mask and positions of each text behind its image."""
@@ -163,7 +154,7 @@ class Prefix(nn.Module):
             behind = seen_by_image(text.mask).bool()[:, None]
         above = torch.cat([self._among_image(image), behind.expand(-1, memory.tokens, -1)], dim=2)
         below = torch.cat([image[:, None].expand(-1, length, -1), own], dim=2)
-        positions = torch.cat([_positions(image), image.sum(dim=1, keepdim=True) + _text_positions(own)], dim=1)
+        positions = torch.cat([positions_of(image), image.sum(dim=1, keepdim=True) + text_positions(own)], dim=1)
         embeds = torch.cat([memory.embeds[image_index].to(text.embeds.dtype), text.embeds], dim=1)
         return embeds, torch.cat([above, below], dim=1), positions
 
@@ -178,7 +169,7 @@ class Prefix(nn.Module):
         slot = torch.arange(slots, device=own.device)
         block[:, slot, :, slot] = table.view(-1, slots, length, length).transpose(0, 1)
         places = torch.zeros_like(table[:, 0], dtype=torch.long)
-        places[group.place] = _text_positions(own)
+        places[group.place] = text_positions(own)
         image = memory.mask[images]
         beside = image[:, None].expand(-1, slots * length, -1)
         mask = torch.cat(
@@ -188,7 +179,9 @@ class Prefix(nn.Module):
             ],
             dim=1,
         )
-        positions = torch.cat([_positions(image), image.sum(dim=1, keepdim=True) + places.view(len(images), -1)], dim=1)
+        positions = torch.cat(
+            [positions_of(image), image.sum(dim=1, keepdim=True) + places.view(len(images), -1)], dim=1
+        )
         packed = group.gather(text.embeds[:, None])[:, 0]
         embeds = torch.cat([memory.embeds[images].to(packed.dtype), packed], dim=1)
         states = self.language_model.read(embeds, mask, positions)[:, memory.tokens :]
@@ -217,23 +210,3 @@ def _rows(image_index: Tensor, images: int) -> tuple[Tensor, Grouping]:
     parts = -(-whole.slots // PACKED)
     rows, row_of_text = (image_index * parts + slot // PACKED).unique(return_inverse=True)
     return rows // parts, Grouping.of(row_of_text, len(rows))
-
-
-def _positions(real: Tensor) -> Tensor:
-    """(B, N) from bool (B, N): the number of each real token among them."""
-    return (real.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def _text_positions(mask: Tensor) -> Tensor:
-    """(T, L) from a mask (T, L, P + L): the number of each token of its text, the P earlier ones counted where one is seen."""
-    earlier = mask.shape[2] - mask.shape[1]
-    real = mask.diagonal(earlier, dim1=1, dim2=2)
-    before = mask[:, :, :earlier].any(dim=1).sum(dim=1, keepdim=True)
-    return before + _positions(real)
-
-
-def _last(states: Tensor, mask: Tensor) -> Tensor:
-    """The last real token's state of each text, (T, D)."""
-    real = mask if mask.dim() == 2 else mask.diagonal(dim1=1, dim2=2)
-    last = (real.sum(dim=1) - 1).clamp(min=0)
-    return states[torch.arange(len(last), device=last.device), last]

@@ -159,12 +159,28 @@ class QFormer(nn.Module):
 class PerceiverLayer(nn.Module):
     """Latents that read the image and themselves in one attention, pre-norm (Flamingo's resampler, Idefics)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        dropout: float,
+        head_size: int | None = None,
+        qk_norm: bool = False,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.norm_image, self.norm_latents = nn.LayerNorm(hidden_size), nn.LayerNorm(hidden_size)
-        self.attention = Attention(hidden_size, num_heads, dropout=dropout, bias=False)
+        self.attention = Attention(
+            hidden_size,
+            num_heads,
+            dropout=dropout,
+            bias=False,
+            head_size=head_size,
+            qk_norm=nn.LayerNorm if qk_norm else None,
+        )
         self.norm_feed_forward = nn.LayerNorm(hidden_size)
-        self.feed_forward = FeedForward(hidden_size, 4 * hidden_size)
+        self.feed_forward = FeedForward(hidden_size, 4 * hidden_size, activation, bias)
 
     def forward(self, latents: Tensor, image: Tensor, mask: Tensor | None) -> Tensor:
         """Latents (I, n, D), image (I, N, D) with mask (I, N) -> (I, n, D)."""
@@ -178,7 +194,11 @@ class PerceiverLayer(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Learnt latents that resample the image's tokens to their number (Flamingo, Idefics2)."""
+    """Learnt latents that resample the image's tokens to their number (Flamingo, Idefics2).
+
+    The image's tokens are first mapped to the latents' width; ``maps`` false leaves that out where both are as wide. Idefics has
+    heads of a ``head_size``, with norms of their queries and keys (``qk_norm``), and feed-forwards of ReLU without a ``bias``.
+    """
 
     def __init__(
         self,
@@ -188,11 +208,22 @@ class Perceiver(nn.Module):
         num_layers: int = 2,
         num_heads: int = 4,
         dropout: float = 0.0,
+        maps: bool = True,
+        head_size: int | None = None,
+        qk_norm: bool = False,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
     ) -> None:
         super().__init__()
+        if not maps and image_size != hidden_size:
+            raise ConfigError(
+                f"fusion: Perceiver's maps is false, but the image's tokens are {image_size} wide and its latents {hidden_size}; "
+                "set it to true"
+            )
         self.latents = nn.Parameter(torch.randn(_positive(num_latents, "num_latents"), hidden_size) * 0.02)
-        self.map = nn.Linear(image_size, hidden_size)
-        self.layers = stack(num_layers, lambda _: PerceiverLayer(hidden_size, num_heads, dropout))
+        self.map = nn.Linear(image_size, hidden_size) if maps else nn.Identity()
+        options = (head_size, qk_norm, activation, bias)
+        self.layers = stack(num_layers, lambda _: PerceiverLayer(hidden_size, num_heads, dropout, *options))
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, image: Tokens) -> tuple[Tensor, Tensor | None]:

@@ -200,11 +200,12 @@ def test_what_a_part_lacks_of_its_contract_is_told_when_it_is_built(part, contra
     check_contract("text_encoder", model.text_encoder, TextEncoder)
 
 
-def budget(most, length, tokens=16, said=0):
+def budget(most, length, tokens=16, said=0, fusion="prefix_shuffle"):
     model = SimpleNamespace(
-        fusion=toy_fusion("prefix_shuffle")(image_size=8, text_size=8), text_encoder=SimpleNamespace(max_length=most)
+        fusion=toy_fusion(fusion)(image_size=8, text_size=8), text_encoder=SimpleNamespace(max_length=most)
     )
-    model.fusion.projector.skip = 0
+    if fusion == "prefix_shuffle":
+        model.fusion.projector.skip = 0
     datamodule = SimpleNamespace(sources={"toy": SimpleNamespace(max_length=length)})
     tasks = [SimpleNamespace(longest=lambda given: given), SimpleNamespace(longest=lambda given: given + said)]
     return told(check_budget, "toy", datamodule, model, tasks, tokens)
@@ -219,6 +220,15 @@ def test_an_image_and_a_text_have_to_fit_into_the_language_model_together():
     assert "the language model reads 16 at once; set data.sources.toy.max_length=9, or make" in budget(16, 10, said=3)
     assert "reads 9 at once; make the prefix shorter" in budget(9, 7, said=3)
     assert "make no square whose side 2 divides" in budget(99, 10, tokens=17)
+
+
+def test_an_image_that_is_looked_at_between_the_layers_takes_no_positions():
+    for fusion in ("interleaved", "interleaved_resampled"):
+        assert budget(13, 10, said=3, fusion=fusion) is None
+        assert budget(12, 10, said=3, fusion=fusion) == (
+            "fusion: a text of source 'toy' takes up to 13 with what is said behind it, but the language model reads 12 at once; "
+            "set data.sources.toy.max_length=9, or choose a text_encoder that reads more"
+        )
 
 
 def test_a_template_around_captions_is_not_taught():

@@ -58,6 +58,19 @@ def idefics3(words: dict[str, int]) -> Any:
     return transformers.Idefics3ForConditionalGeneration(config)
 
 
+def idefics(words: dict[str, int]) -> Any:
+    vision = {name: size for name, size in IMAGE.items() if name != "hidden_size"} | {"embed_dim": 16}
+    perceiver = {"resampler_n_latents": 3, "resampler_depth": 1, "resampler_n_heads": 2, "resampler_head_dim": 8}
+    config = transformers.IdeficsConfig(
+        vision_config=vision,
+        perceiver_config=perceiver,
+        use_resampler=True,
+        additional_vocab_size=2,
+        **SIZES | {"max_position_embeddings": 64} | words | {"vocab_size": words["vocab_size"] - 2},
+    )
+    return transformers.IdeficsForVisionText2Text(config)
+
+
 def git(words: dict[str, int]) -> Any:
     text = language(words, "git")
     text.pop("model_type")
@@ -70,9 +83,10 @@ CASES: dict[str, tuple[Callable[[dict[str, int]], Any], str]] = {  # the model, 
     "llava": (llava, "caption_bleu4"),
     "paligemma": (paligemma, "caption_bleu4"),
     "idefics3": (idefics3, "caption_bleu4"),
+    "idefics": (idefics, "caption_bleu4"),
     "git": (git, "caption_bleu4"),
 }
-SAYING = dict.fromkeys(("llava", "paligemma", "idefics3", "git"), "caption")
+SAYING = dict.fromkeys(("llava", "paligemma", "idefics3", "idefics", "git"), "caption")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +108,7 @@ def saved(family: str, world: Path, folder: Path) -> Path:
     return folder
 
 
-SLOW = ("blip", "paligemma", "idefics3", "git")  # the others are tried at each run
+SLOW = ("blip", "paligemma", "idefics3", "idefics", "git")  # the others are tried at each run
 
 
 @pytest.mark.parametrize(

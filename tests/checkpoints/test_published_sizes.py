@@ -79,6 +79,7 @@ CLASSES = {
     "clip": "CLIPModel",
     "flava": "FlavaForPreTraining",
     "git": "GitForCausalLM",
+    "idefics": "IdeficsForVisionText2Text",
     "idefics3": "Idefics3ForConditionalGeneration",
     "llava": "LlavaForConditionalGeneration",
     "lxmert": "LxmertForPreTraining",
@@ -120,6 +121,24 @@ def test_transformers_own_defaults(family: str, name: str) -> None:
     }  # no defaults
     shapes, config = of_transformers(name, **needed.get(family, {}))
     assert max(tensor.numel() for tensor in covered(family, source_of(shapes, config), {}).values()) > 1e7
+
+
+def test_idefics_9b() -> None:
+    """The published sizes: a resampler, norms of queries and keys, two words added, and a block before each fourth layer."""
+    perceiver = {"use_resampler": True, "resampler_depth": 6, "qk_layer_norms_perceiver": True}
+    options = {
+        "vision_config": {"embed_dim": 1280, "num_hidden_layers": 32, "intermediate_size": 5120},
+        "perceiver_config": perceiver,
+        "use_resampler": True,
+        "qk_layer_norms": True,
+        "additional_vocab_size": 2,
+        "cross_layer_interval": 4,
+    }
+    shapes, config = of_transformers("IdeficsForVisionText2Text", **options)
+    found = covered("idefics", source_of(shapes, config | options), {})
+    assert 8.8e9 < sum(tensor.numel() for tensor in found.values()) < 9e9
+    assert found["model.text_encoder.head.weight"].shape == (32002, 4096)
+    assert sum(name.endswith("cross_gate") for name in found) == 8
 
 
 @pytest.mark.parametrize("kind", [BlipForImageTextRetrieval, BlipModel])

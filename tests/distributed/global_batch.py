@@ -132,6 +132,11 @@ def cases() -> dict[str, Case]:
         "chat, a language model": Case(single("chat"), "prefix"),
         "chat, a language model, a rank without texts": Case(single("chat"), "prefix_qformer", empty=True),
         "itc, a language model, a rank without texts": Case(single("itc"), "prefix", empty=True),
+        "vqa_open, a language model that looks": Case(single("vqa_open"), "interleaved"),
+        "chat, a language model that looks, a rank without texts": Case(
+            single("chat"), "interleaved_resampled", empty=True
+        ),
+        "itc, a language model that looks, a rank without texts": Case(single("itc"), "interleaved", empty=True),
     }
     several = Case(lambda dims: {name: toy_task(name, dims) for name in OBJECTIVES}, steps=3)
     for name in choices("balance"):

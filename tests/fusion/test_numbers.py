@@ -32,7 +32,7 @@ VARIANTS = {
     "merged_attention_uniter": ("merged_attention", {"block": PostNormBlock, "norm_eps": None, "pool": LastWord}),
     "merged_attention_first": ("merged_attention", {"pool": partial(DenseBoth, image="first")}),
 }
-# what a language model reads on is tested against transformers' own numbers, in test_prefix.py
+# what a language model reads on is tested against transformers' own numbers, in test_prefix.py and test_interleaved.py
 FUSIONS = [name for name in choices("fusion") if not reads_on(toy_fusion(name))]
 NEEDS = ({"pooled"}, {"text"}, {"image"}, {"text", "image"}, {"pooled", "text", "image"}, {"feats"})
 FILE = Path(__file__).with_name("numbers.json")

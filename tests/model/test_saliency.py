@@ -34,7 +34,7 @@ def build(name="cross_attention", regions=False, **options):
 def test_maps_are_distributions_over_the_image_and_leave_the_fusion_as_it_was(name):
     model, task, batch, encoded, parts = build(name)
     before = model.fuse(encoded.memory, *parts[1:]).pooled
-    for layer in range(2):
+    for layer in range(len(model.fusion.cross_attentions())):
         maps = saliency.attention_maps(model, *parts, layer=layer)
         real = parts[1].mask.bool()
         assert maps.shape == (*real.shape, encoded.image.embeds.shape[1])
