@@ -17,11 +17,11 @@ from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts,
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
 from fusionkit.types import TextFormat, Tokens
 from tests.encoders.test_language import FAMILIES
-from tests.toys import CLS, PAD, SEP, VOCABULARY, choices, reads_on, toy_fusion, toy_language_model, toy_model
+from tests.toys import CLS, PAD, SEP, VOCABULARY, choices, toy_fusion, toy_language_model, toy_model
 
 IMAGE, TOKENS, LENGTH = 24, 5, 6
 OTHERS = [kind for kind in FAMILIES if kind != "llama"]
-PREFIXES = [name for name in choices("fusion") if reads_on(toy_fusion(name))]
+PREFIXES = [name for name in choices("fusion") if getattr(toy_fusion(name), "func", None) is Prefix]
 WORDS = TextFormat(CLS, SEP, PAD, None, 1)
 INDEX = torch.tensor([2, 0, 0, 1, 2])  # five texts of three images
 LENGTHS = torch.tensor([[6], [3], [1], [4], [3]])
