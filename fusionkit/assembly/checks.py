@@ -132,7 +132,7 @@ def check_length(source: str, datamodule: DataModule, most: int | None) -> None:
 def check_budget(
     source: str, datamodule: DataModule, model: VisionLanguageModel, tasks: Iterable[Task[Any]], image_tokens: int
 ) -> None:
-    """A language model has positions for an image and a text, and for what the source's tasks say: behind them, or in a decoder."""
+    """A language model has positions for an image and a text, and for what the tasks say: behind them, or in a decoder."""
     fusion, most = model.fusion, model.text_encoder.max_length
     if not isinstance(fusion, SupportsLanguageModel) or most is None:
         return
@@ -140,8 +140,8 @@ def check_budget(
     longest = max((task.longest(length) for task in tasks), default=length)
     if fusion.encodes_prompts and longest > most:
         raise ConfigError(
-            f"fusion: the decoder says up to {longest} tokens of a text of source '{source}', but the language model has positions "
-            f"for {most}; set data.sources.{source}.max_length or the tasks' own max_length lower"
+            f"fusion: the decoder says up to {longest} tokens of a text of source '{source}', but the language model has "
+            f"positions for {most}; set data.sources.{source}.max_length or the tasks' own max_length lower"
         )
     text = length if fusion.encodes_prompts else longest
     if (over := prefix + text - most) <= 0:

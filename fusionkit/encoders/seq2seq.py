@@ -36,8 +36,9 @@ class EncoderDecoderLM(nn.Module):
     ``frozen``        its weights do not train, and nothing in it is drawn; gradients still pass through it to what stands before.
     ``checkpointing`` computes its layers anew in the backward pass (less memory, more time).
     ``vocab_size``    of the tokenizer, which has to be the one that a pretrained model was made for.
-    ``text_format``   what the tokenizer wraps texts in. Where the start is the end too, the tokenizer has no start of its own (T5),
-                      and none is read.
+    ``text_format``   what the tokenizer wraps texts in.
+    ``reads_start``   whether the encoder reads the first token of a text; None: not where the tokenizer has no start of
+                      its own, so that the end stands there too (T5).
 
     What it can do is tried out when it is built: one that ignores its masks or its cache, or whose decoder sees later words, is
     refused.
@@ -51,6 +52,7 @@ class EncoderDecoderLM(nn.Module):
         frozen: bool = False,
         checkpointing: bool = False,
         text_format: TextFormat | None = None,
+        reads_start: bool | None = None,
     ) -> None:
         super().__init__()
         given, kind = dict(config or {}), AutoModelForSeq2SeqLM
@@ -63,7 +65,8 @@ class EncoderDecoderLM(nn.Module):
         self.encoder, self.decoder = whole.get_encoder(), whole.get_decoder()
         self.hidden_size: int = self.words.embedding_dim
         self.is_frozen, self.is_read_on, self.checkpointing = frozen, False, checkpointing
-        self.reads_start = text_format is None or text_format.start != text_format.end
+        has_start = text_format is None or text_format.start != text_format.end
+        self.reads_start = has_start if reads_start is None else reads_start
         if text_format is not None:
             pad_as(whole, text_format, is_given=bool(pretrained) or "pad_token_id" in given)
         check_vocabulary(self.config, self.words.num_embeddings, vocab_size, text_format, pretrained)
@@ -78,6 +81,7 @@ class EncoderDecoderLM(nn.Module):
         self.scale: float = 1.0 if hasattr(self.words, "embed_scale") else getattr(self.encoder, "embed_scale", 1.0)
         self.head: nn.Module | None = None if head.weight is self.words.weight else head
         bias = getattr(whole, "final_logits_bias", None)  # BART, Marian, Pegasus
+        self.head_bias: Tensor | None
         self.register_buffer("head_bias", None if bias is None else bias[0].clone())
         if frozen:
             self.requires_grad_(False)
@@ -124,7 +128,9 @@ class EncoderDecoderLM(nn.Module):
         if self._abilities is None:
             self._try_out(None)
         assert self._abilities is not None
-        not_causal = None if self.is_read_on else "its encoder reads both ways; with fusion=encoder_decoder its decoder says"
+        not_causal = (
+            None if self.is_read_on else "its encoder reads both ways; with fusion=encoder_decoder its decoder says"
+        )
         return self._abilities._replace(not_causal=not_causal)
 
     @property
@@ -202,14 +208,16 @@ class EncoderDecoderLM(nn.Module):
     ) -> tuple[Tensor, tuple[KeysValues, KeysValues]]:
         """As ``decode``, behind earlier words whose keys and values, their own and the memory's, are given; and those of all."""
         own, seen = past or (None, None)
-        cache = EncoderDecoderCache(DynamicCache(own), DynamicCache(seen))
+        cache: Any = EncoderDecoderCache(DynamicCache(own), DynamicCache(seen))
         arguments: dict[str, Any] = {self._cache_name: cache, "use_cache": True}
         states = self.decoder(
             inputs_embeds=embeds / self.scale, encoder_hidden_states=memory, encoder_attention_mask=mask, **arguments
         ).last_hidden_state
-        kept = [[(layer.keys, layer.values) for layer in part.layers] for part in (
-            cache.self_attention_cache, cache.cross_attention_cache)]
-        return states, (kept[0], kept[1])
+        own, seen = (
+            [(layer.keys, layer.values) for layer in part.layers]
+            for part in (cache.self_attention_cache, cache.cross_attention_cache)
+        )
+        return states, (own, seen)
 
     def pool(self, states: Tensor, real: Tensor) -> Tensor:
         """The mean (T, D) of the real (T, N) of the encoder's states (T, N, D), as for sentences of T5 (Ni et al. 2021)."""

@@ -186,7 +186,9 @@ class Row(NamedTuple):
 def _side_by_side(embeds: Tensor, real: Tensor) -> Row:
     """The real (T, N) of tokens (T, N, D), in their order, before the others."""
     order = (~real).long().argsort(dim=1, stable=True)
-    place = torch.empty_like(order).scatter(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    place = torch.empty_like(order).scatter(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
     return Row(embeds.gather(1, order[..., None].expand_as(embeds)), real.long().gather(1, order), place)
 
 
@@ -199,7 +201,7 @@ def _halves(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _joint(spoken: Tensor, read: Tensor, asked: Tensor, said: Tensor) -> Tensor:
-    """States (T, L, D) of whole texts from the decoder's (T, M, D), which begin at a prompt's end, and the encoder's (T, L, D)."""
+    """States (T, L, D) of whole texts: the encoder's (T, L, D), and from the end of a prompt on the decoder's (T, M, D)."""
     index = said.cumsum(dim=1)[..., None].expand(-1, -1, spoken.shape[2])
     ends = asked.cumsum(dim=1) == asked.sum(dim=1, keepdim=True)  # the last token of a prompt, and all behind it
     return torch.where(ends[..., None], spoken.gather(1, index), read.to(spoken.dtype))

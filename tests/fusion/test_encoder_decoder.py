@@ -80,7 +80,9 @@ def of_library(reader, memory, given):
         yield row, torch.cat([seen, asked], dim=1), said
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", *(n if n == "t5_v1_1" else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+@pytest.mark.parametrize(
+    "name", ["t5", "bart", *(n if n == "t5_v1_1" else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
 @pytest.mark.parametrize("projector", ["mlp", pytest.param("qformer", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_the_library_s_logits_and_its_words(name, projector):
@@ -212,7 +214,7 @@ def test_what_is_no_encoder_and_decoder_is_refused():
     build_it = toy_fusion("encoder_decoder")
     with pytest.raises(ConfigError, match=r"LanguageModel is no such pair; choose text_encoder=tiny_t5, tiny_bart"):
         assemble(toy_model().image_encoder, toy_language_model(), build_it)
-    with pytest.raises(ConfigError, match="Prefix has a causal language model read on .* EncoderDecoderLM is not"):
+    with pytest.raises(ConfigError, match=r"Prefix has a causal language model read on .* EncoderDecoderLM is not"):
         assemble(toy_model().image_encoder, build().text_encoder, toy_fusion("prefix"))
     with pytest.raises(ConfigError, match="EncoderDecoder has no language model to read with"):
         build_it(image_size=IMAGE, text_size=32).encode_unimodal(Tokens(torch.zeros(1, 2, 32), torch.ones(1, 2), None))
