@@ -53,8 +53,8 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
     image = runs.sizes_of(VISION, source, "vision_config")
     if queries["use_qformer_text_input"]:
         raise DataError(
-            f"{source.path / CONFIG}: qformer_config.use_qformer_text_input is true: its queries read text, which those of a model "
-            "that says texts do not; take another Blip2ForConditionalGeneration"
+            f"{source.path / CONFIG}: qformer_config.use_qformer_text_input is true: its queries read text, which those of a "
+            "model that says texts do not; take another Blip2ForConditionalGeneration"
         )
     says_apart = not config["use_decoder_only_language_model"]
     is_tied = _is_tied(source) if says_apart else bool(text.get("tie_word_embeddings"))
