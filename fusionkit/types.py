@@ -170,6 +170,7 @@ class Dims:
     tokens: tuple[str, ...] = ()  # the tokenizer's vocabulary by id
     answers: tuple[str, ...] = ()  # the answer vocabulary by id; empty where the run has none
     predicts_words: bool = False  # the model is a language model with a head of its own, so that tasks need none
+    encodes_prompts: bool = False  # an encoder reads prompts as whole texts, and a decoder says what follows them
     answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it
     other_ends: tuple[int, ...] = ()  # tokens that end a text too, where a language model has several
 

@@ -21,6 +21,7 @@ from fusionkit.contracts.toys import (  # noqa: F401  (the tests' own)
     reads_on,
     toy_batch,
     toy_dims,
+    toy_encoder_decoder,
     toy_fusion,
     toy_language_model,
     toy_model,
@@ -28,6 +29,7 @@ from fusionkit.contracts.toys import (  # noqa: F401  (the tests' own)
     toy_regions,
     toy_rows,
     toy_task,
+    toy_text_half,
 )
 from fusionkit.tasks.base import Task
 from fusionkit.types import TaskOutput

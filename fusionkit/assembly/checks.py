@@ -132,23 +132,30 @@ def check_length(source: str, datamodule: DataModule, most: int | None) -> None:
 def check_budget(
     source: str, datamodule: DataModule, model: VisionLanguageModel, tasks: Iterable[Task[Any]], image_tokens: int
 ) -> None:
-    """A language model that reads texts with an image has positions for both, and for what the source's tasks say."""
+    """A language model has positions for an image and a text, and for what the tasks say: behind them, or in a decoder."""
     fusion, most = model.fusion, model.text_encoder.max_length
-    if not isinstance(fusion, SupportsLanguageModel):
+    if not isinstance(fusion, SupportsLanguageModel) or most is None:
         return
     prefix, length = fusion.prefix_length(image_tokens), datamodule.sources[source].max_length
-    text = max((task.longest(length) for task in tasks), default=length)
-    if most is None or (over := prefix + text - most) <= 0:
+    longest = max((task.longest(length) for task in tasks), default=length)
+    if fusion.encodes_prompts and longest > most:
+        raise ConfigError(
+            f"fusion: the decoder says up to {longest} tokens of a text of source '{source}', but the language model has "
+            f"positions for {most}; set data.sources.{source}.max_length or the tasks' own max_length lower"
+        )
+    text = length if fusion.encodes_prompts else longest
+    if (over := prefix + text - most) <= 0:
         return
     takes, fix = f"a text of source '{source}' takes", "choose a text_encoder that reads more"
     if prefix:
         takes = f"an image takes {prefix} positions, and a text of source '{source}'"
         fix = "make the prefix shorter (fusion=prefix_shuffle, prefix_qformer or prefix_perceiver)"
+    if fusion.encodes_prompts:
+        fix = "have fewer image tokens (fusion.projector._target_=fusionkit.fusion.projectors.QFormer)"
     if length - over > 2:
         fix = f"set data.sources.{source}.max_length={length - over}, or {fix}"
-    raise ConfigError(
-        f"fusion: {takes} up to {text} with what is said behind it, but the language model reads {most} at once; {fix}"
-    )
+    said = "" if fusion.encodes_prompts else " with what is said behind it"
+    raise ConfigError(f"fusion: {takes} up to {text}{said}, but the language model reads {most} at once; {fix}")
 
 
 def check_answers(key: str, task: Task[Any], dims: Dims) -> None:

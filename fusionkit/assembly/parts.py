@@ -154,7 +154,7 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
     ids = {"cls": words.start, "sep": words.end, "pad": words.pad, "mask": words.mask}
     return replace(
         plain_dims(model, ids, answers),
-        answer_tokens=spell(tokenizer, answers, within_text=model.predicts_words),
+        answer_tokens=spell(tokenizer, answers, within_text=model.predicts_words and not model.encodes_prompts),
         tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
     )
 
@@ -173,6 +173,7 @@ def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequ
         embed_size=model.embed_size,
         vocab_size=words.num_embeddings,
         predicts_words=model.predicts_words,
+        encodes_prompts=model.encodes_prompts,
         other_ends=tuple(end for end in getattr(model.text_encoder, "ends", ()) if end != ids["sep"]),
         answers=tuple(answers),
         cls_token_id=ids["cls"],

@@ -26,13 +26,14 @@ def encode(model: VisionLanguageModel, task: Task[Any], batch: Any) -> Encoded:
 
 
 def idle(part: object) -> list[str]:
-    """The parameters that no gradient has reached."""
-    return [name for name, parameter in module(part).named_parameters() if parameter.grad is None]
+    """The parameters that train, and that no gradient has reached."""
+    return [name for name, p in module(part).named_parameters() if p.requires_grad and p.grad is None]
 
 
 def loss_is_a_scalar_that_reaches_the_model(build: Build) -> None:
-    """The loss is one finite number, and trains the head and both encoders."""
+    """The loss is one finite number, and trains the head and both encoders, but for what a run of the task freezes."""
     model, task = build()
+    model.freeze_unused(task.needs)
     batch = toy_batch(images=4, texts_per_image=3)
     out = task(model, batch, encode(model, task, batch))
     require(out.loss.shape == (), f"the loss has the shape {tuple(out.loss.shape)}, but has to be one number, ()")
@@ -96,6 +97,7 @@ def a_reply_is_one_to_each_text_and_says_what_is_predicted(build: Build) -> None
 def a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(build: Build) -> None:
     """As where no image of a batch has an expression: plain DDP needs the gradients, and a NaN would stop the run."""
     model, task = build()
+    model.freeze_unused(task.needs)
     batch = toy_batch(images=4) | {kind: toy_no_rows(kind) for kind in TEXT_KINDS}
     out = task(model, batch, encode(model, task, batch))
     require(out.loss.item() == 0, f"the loss of a batch without texts is {out.loss.item()}, but has to be 0")

@@ -15,6 +15,7 @@ from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.regions import RegionEncoder
+from fusionkit.encoders.seq2seq import EncoderDecoderLM
 from fusionkit.fusion.base import Fusion, SupportsLanguageModel
 from fusionkit.losses import IGNORE
 from fusionkit.model.model import VisionLanguageModel, assemble
@@ -74,10 +75,23 @@ def toy_language_model(hidden_size: int = WIDTH, **options: Any) -> LanguageMode
     return LanguageModel(VOCABULARY, config=config, text_format=TextFormat(CLS, SEP, PAD, MASK, 1), **options)
 
 
+def toy_encoder_decoder(hidden_size: int = WIDTH, **options: Any) -> EncoderDecoderLM:
+    """A T5 of one layer; fields of its ``config`` may be given, and arguments beside it."""
+    config = {"model_type": "t5", "d_model": hidden_size, "num_layers": 1, "num_heads": 4, "d_kv": 8, "d_ff": 64}
+    config |= {"dropout_rate": 0.0} | options.pop("config", {})
+    return EncoderDecoderLM(VOCABULARY, config=config, text_format=TextFormat(CLS, SEP, PAD, MASK, 1), **options)
+
+
+def toy_text_half(fusion: Any, text_size: int = WIDTH) -> LanguageModel | EncoderDecoderLM:
+    """The language model that a fusion, or its factory, has read on."""
+    make = toy_encoder_decoder if getattr(fusion, "func", fusion).encodes_prompts else toy_language_model
+    return make(text_size)
+
+
 def joined(fusion: Fusion, text_size: int) -> Fusion:
     """A built fusion, with a language model of this width where it has one read on."""
     if isinstance(fusion, SupportsLanguageModel):
-        fusion.join(toy_language_model(text_size))
+        fusion.join(toy_text_half(fusion, text_size))
     return fusion
 
 
@@ -104,7 +118,7 @@ def toy_model(
     make = toy_fusion(fusion) if isinstance(fusion, str) else fusion
     return assemble(
         RegionEncoder(FEATURES, WIDTH, dropout=0.0) if regions else TimmEncoder("vit_tiny_patch16_224", **pixels),
-        toy_language_model() if reads_on(make) else BLIPTextEncoder(VOCABULARY, config=text_config),
+        toy_text_half(make) if reads_on(make) else BLIPTextEncoder(VOCABULARY, config=text_config),
         make,
         **{"embed_size": 16} | options,
     )
@@ -123,6 +137,7 @@ def toy_dims(model: VisionLanguageModel) -> Dims:
         mask_token_size=images.mask_token_size if isinstance(images, SupportsMasking) else 0,
         vocab_size=VOCABULARY,
         predicts_words=model.predicts_words,
+        encodes_prompts=model.encodes_prompts,
         cls_token_id=CLS,
         sep_token_id=SEP,
         pad_token_id=PAD,

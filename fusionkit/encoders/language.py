@@ -4,15 +4,21 @@ The one file that touches the caches, masks and heads of transformers' language 
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from fusionkit.encoders.causal_probe import Whole, fault_of, fault_of_layers, gap_texts, size_of_keys
+from fusionkit.encoders.language_files import (
+    build_language_model,
+    check_vocabulary,
+    forget_noise,
+    listed_ends,
+    load_language_model,
+)
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, undisturbed, unreached_parameters
 from fusionkit.encoders.tower import (
     BEFORE,
@@ -24,10 +30,9 @@ from fusionkit.encoders.tower import (
     pad_as,
     quiet,
     read_on,
-    without_code,
     word_table,
 )
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import ConfigError
 from fusionkit.types import TextFormat, Tokens
 
 CHOOSE = "choose a family of plain attention, such as llama, qwen3, gemma2, gpt2 or opt"
@@ -64,9 +69,9 @@ class LanguageModel(nn.Module):
         if gguf and pretrained:
             raise ConfigError("text_encoder.gguf stands in place of text_encoder.pretrained; give one of them")
         whole = (
-            _load(pretrained or "", config or {}, gguf)
+            load_language_model(AutoModelForCausalLM, pretrained or "", config or {}, gguf)
             if pretrained or gguf
-            else _build(config or {}, vocab_size, text_format)
+            else build_language_model(AutoModelForCausalLM, config or {}, vocab_size, text_format, CHOOSE)
         )
         self.backbone, head = self.parts(whole)
         self.config = self.backbone.config
@@ -77,10 +82,10 @@ class LanguageModel(nn.Module):
         self.checkpointing = checkpointing
         if text_format is not None:
             pad_as(self.backbone, text_format, is_given=bool(pretrained or gguf) or "pad_token_id" in (config or {}))
-        _check_vocabulary(self.config, table.num_embeddings, vocab_size, text_format, pretrained or gguf)
+        check_vocabulary(self.config, table.num_embeddings, vocab_size, text_format, pretrained or gguf)
         if frozen:
             self.requires_grad_(False)
-            _forget_noise(self.backbone)
+            forget_noise(self.backbone)
         if self.head is not None:
             self.head.requires_grad_(False)  # until a fusion reads on and words are predicted
         if checkpointing:
@@ -119,8 +124,7 @@ class LanguageModel(nn.Module):
     @property
     def ends(self) -> tuple[int, ...]:
         """The tokens that end what it says, where its configuration has a list of them."""
-        ends = self.config.eos_token_id
-        return tuple(end for end in ends if end < self.word_embeddings.num_embeddings) if isinstance(ends, list) else ()
+        return listed_ends(self.config, self.word_embeddings.num_embeddings)
 
     @property
     def changing_positions(self) -> str | None:
@@ -295,16 +299,6 @@ class LanguageModel(nn.Module):
             )
 
 
-def _forget_noise(model: nn.Module) -> None:
-    """Set every dropout, and the noise of what chooses experts, to 0, in place of evaluation mode, which recomputes no layer."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if ("drop" in name or "jitter" in name) and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
 def _inputs(embeds: Tensor, mask: Tensor, positions: Tensor, before_layer: BeforeLayer | None) -> dict[str, Any]:
     inputs = {"inputs_embeds": embeds, "attention_mask": _added(mask, embeds.dtype), "position_ids": positions}
     return inputs if before_layer is None else {**inputs, BEFORE: before_layer}
@@ -331,79 +325,3 @@ def _window(config: Any) -> int | None:
     is_local = any("sliding" in kind for kind in layers) if layers else getattr(config, "use_sliding_window", True)
     window: int | None = getattr(config, "sliding_window", None) if is_local else None
     return window
-
-
-def _attention() -> dict[str, Any]:
-    """Plain attention where it trains faster (CPU, see benchmarks)."""
-    return {"attn_implementation": "sdpa" if torch.cuda.is_available() else "eager"}
-
-
-def _build(config: Mapping[str, Any], vocab_size: int, words: TextFormat | None) -> Any:
-    """A model without trained weights; its special tokens are the tokenizer's, where ``config`` names none."""
-    named = {} if words is None else {"pad_token_id": words.pad, "bos_token_id": words.start, "eos_token_id": words.end}
-    try:
-        built = AutoConfig.for_model(**{"vocab_size": vocab_size, **named, **without_code(config)})
-        with quiet():
-            return AutoModelForCausalLM.from_config(built, trust_remote_code=False, **_attention())
-    except Exception as error:  # unknown kinds and fields, sizes that do not fit, each with an error of its own
-        reason = first_line(error)
-        if reason.startswith("Unrecognized configuration class"):  # names classes, and tables of them
-            reason = f"transformers has no causal language model of model_type '{config.get('model_type')}'"
-        raise ConfigError(f"text_encoder.config: needs a 'model_type' and its fields ({reason}); {CHOOSE}") from error
-
-
-def _load(pretrained: str, overrides: Mapping[str, Any], gguf: str | None) -> Any:
-    """A model with the weights of a hub id, a local directory or a .gguf file."""
-    key, given = "pretrained", dict[str, Any]()
-    place = str(Path(pretrained).expanduser()) if pretrained.startswith("~") else pretrained
-    kind: Any = AutoModelForCausalLM  # with ``output_loading_info`` it gives two, which its types do not say
-    if gguf is not None:
-        file = Path(gguf).expanduser()
-        if not file.is_file():
-            raise DataError(f"text_encoder.gguf: the file {gguf} does not exist; give a .gguf file")
-        key, given, place = "gguf", {"gguf_file": file.name}, str(file.parent)
-    elif (pretrained.startswith((".", "/", "~")) or Path(pretrained).exists()) and not (
-        Path(pretrained).expanduser() / "config.json"
-    ).is_file():
-        raise DataError(
-            f"text_encoder.pretrained: {pretrained} holds no config.json; give a transformers model directory or a hub id"
-        )
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(place, trust_remote_code=False, **given, **overrides)
-            whole, report = kind.from_pretrained(
-                place,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                trust_remote_code=False,
-                **given,
-                **_attention(),
-            )
-    except (ImportError, OSError, ValueError) as error:
-        what = (
-            "a .gguf file (the packages gguf and accelerate read it)"
-            if gguf
-            else "a directory or a hub id of a causal language model"
-        )
-        raise DataError(
-            f"text_encoder.{key}: '{gguf or pretrained}' could not be loaded ({first_line(error)}); give {what}"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise DataError(
-            f"text_encoder.{key}: '{gguf or pretrained}' lacks {len(missing)} weights of a {config.model_type}, among them "
-            f"{missing[0]}; give a whole model"
-        )
-    return whole
-
-
-def _check_vocabulary(config: Any, rows: int, vocab_size: int, words: TextFormat | None, name: str | None) -> None:
-    """Raise ConfigError for a tokenizer that is not the model's: of more tokens, of far fewer, or with another end."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    told = None
-    if vocab_size > rows or (name and vocab_size < 0.9 * rows):
-        told = f"has {vocab_size} tokens, but the language model embeds {rows}"
-    elif name and words is not None and ends != [None] and words.end not in ends:
-        told = f"ends texts with the id {words.end}, but the language model with {ends[0]}"
-    if told:
-        raise ConfigError(f"tokenizer: {told}; give the tokenizer that belongs to it as tokenizer={name or 'FOLDER'}")

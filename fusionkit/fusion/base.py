@@ -1,7 +1,7 @@
 """The contract of a fusion, and of what it may support beside it: any nn.Module of this shape is one, no inheritance needed."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -185,12 +185,52 @@ class ReadsBetween(ReadsOn, Protocol):
     ) -> tuple[Tensor, KeysValues]: ...
 
 
+class EncodesAndDecodes(Protocol):
+    """An encoder-decoder language model over embeddings: words, or what stands in their place."""
+
+    reads_start: bool
+    """Whether its encoder reads the first token of a text: not where the tokenizer has no start of its own."""
+
+    def start_reading_on(self) -> None:
+        """From now on texts are only embedded by it: the fusion has it read and say them."""
+        ...
+
+    def set_saying(self, trains: bool) -> None:
+        """Whether decoder and head train."""
+        ...
+
+    def encode(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        """The encoder's states (T, N, D) of embeddings (T, N, D) with mask (T, N), padding behind the others."""
+        ...
+
+    def pool(self, states: Tensor, real: Tensor) -> Tensor:
+        """One vector (T, D) of the encoder's states (T, N, D), of which those of ``real`` (T, N) count."""
+        ...
+
+    def begin(self, embeds: Tensor) -> Tensor:
+        """What the decoder reads first, (T, 1, D), for as many texts as ``embeds`` has rows."""
+        ...
+
+    def decode(self, embeds: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        """The decoder's states (T, L, D) of what is said, each seeing those before it and the memory (T, N, D), mask (T, N)."""
+        ...
+
+    def decode_on(
+        self, embeds: Tensor, memory: Tensor, mask: Tensor, past: tuple[KeysValues, KeysValues] | None
+    ) -> tuple[Tensor, tuple[KeysValues, KeysValues]]:
+        """As ``decode``, behind earlier words whose keys and values, their own and the memory's, are given; and those of all."""
+        ...
+
+
 @runtime_checkable
 class SupportsLanguageModel(Protocol):
-    """A fusion that has a causal language model read on, behind what the image became or looking at it between its layers."""
+    """A fusion that has a language model read on, behind or beside what the image became, or looking at it between its layers."""
 
-    def join(self, language_model: ReadsOn) -> None:
-        """Take the text encoder to read on with; its parameters stay the text encoder's."""
+    encodes_prompts: bool
+    """Whether a prompt is a whole text, which an encoder reads, and what follows it another, which a decoder says."""
+
+    def join(self, language_model: Any) -> None:
+        """Take the text encoder to read on with, ``ReadsOn`` or ``EncodesAndDecodes``; its parameters stay its own."""
         ...
 
     def prefix_length(self, image_tokens: int) -> int:

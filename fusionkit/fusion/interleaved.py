@@ -38,6 +38,7 @@ class Interleaved(nn.Module):
     """
 
     provides = frozenset({"pooled", "text", "causal", "attention"})
+    encodes_prompts = False
 
     def __init__(
         self,

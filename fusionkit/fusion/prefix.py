@@ -42,6 +42,7 @@ class Prefix(nn.Module):
     """
 
     provides = frozenset({"pooled", "text", "causal"})
+    encodes_prompts = False
 
     def __init__(
         self,

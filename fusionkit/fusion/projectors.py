@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.bert import PostNormBlock
 from fusionkit.fusion.cross_attention import CrossAttentionLayer
 from fusionkit.fusion.layers import Attention, FeedForward, KeyValue, stack
 from fusionkit.types import Tokens
@@ -124,7 +125,11 @@ class PixelShuffle(nn.Module):
 
 
 class QFormer(nn.Module):
-    """Learnt queries that read one another and the image, then a linear map (BLIP-2)."""
+    """Learnt queries that read one another and the image, then a linear map (BLIP-2).
+
+    ``cross_every``  of the layers each so many-th, the first included, reads the image (BLIP-2: 2); the others the queries alone.
+    ``width``        of the queries; None: the language model's; ``intermediate_size`` None: four times that.
+    """
 
     def __init__(
         self,
@@ -136,18 +141,31 @@ class QFormer(nn.Module):
         width: int | None = None,
         dropout: float = 0.0,
         eps: float = 1e-12,
+        cross_every: int = 1,
+        intermediate_size: int | None = None,
+        activation: Callable[[], nn.Module] = nn.GELU,
     ) -> None:
         super().__init__()
         inner = width or hidden_size
+        _positive(cross_every, "cross_every")
         self.queries = nn.Parameter(torch.randn(_positive(num_queries, "num_queries"), inner) * 0.02)
         self.norm = nn.LayerNorm(inner, eps=eps)
-        sizes = (inner, image_size, num_heads, 4 * inner, dropout, eps)
-        self.layers = stack(num_layers, lambda _: CrossAttentionLayer(*sizes))
+        between = intermediate_size or 4 * inner
+
+        def layer(number: int) -> nn.Module:
+            if number % cross_every:
+                return PostNormBlock(inner, num_heads, dropout, eps, between, activation)
+            return CrossAttentionLayer(inner, image_size, num_heads, between, dropout, eps, activation)
+
+        self.layers = stack(num_layers, layer)
         self.map = nn.Linear(inner, hidden_size)
 
     def forward(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
         states = self.norm(self.queries).expand(len(image.embeds), -1, -1)
         for layer in self.layers:
+            if isinstance(layer, PostNormBlock):
+                states = layer(states, None)
+                continue
             own = layer.self_attention.project(states, None)
             states = layer(states, own, layer.cross_attention.project(image.embeds, image.mask))
         return self.map(states), None

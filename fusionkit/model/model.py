@@ -63,6 +63,11 @@ class Reader(nn.Module):
         """Whether ``predict_words`` works: the text encoder is a language model whose own last states the fused ones are."""
         return isinstance(self.text_encoder, SupportsPredictWords) and self.text_encoder.predicts_words
 
+    @property
+    def encodes_prompts(self) -> bool:
+        """Whether a prompt is a whole text, with its end, and what is said after it another (an encoder-decoder)."""
+        return isinstance(self.fusion, SupportsLanguageModel) and self.fusion.encodes_prompts
+
     def predict_words(self, states: Tensor) -> Tensor:
         """Fused states (..., hidden_size) -> logits (..., V), by the language model's own head. Only where ``predicts_words``."""
         assert isinstance(self.text_encoder, SupportsPredictWords)
@@ -255,7 +260,7 @@ def assemble(
     """
     built = fusion(image_size=image_encoder.hidden_size, text_size=text_encoder.hidden_size)
     if isinstance(built, SupportsLanguageModel):
-        built.join(text_encoder)  # type: ignore[arg-type]  # it refuses what is none
+        built.join(text_encoder)  # it refuses what is none
     if isinstance(text_encoder, SupportsUpperLayers) and text_encoder.upper_layers:
         if not isinstance(built, SupportsTextLayers):
             raise ConfigError(

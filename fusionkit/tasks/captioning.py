@@ -49,6 +49,8 @@ class CaptionWriter:
         words, special = Words(dims.tokens, dims.special_ids), tuple(dims.special_ids)
         lengths = (max_length, min_length, no_repeat_ngram)
         ids = [dims.cls_token_id, *words.spell(prompt, "task.captioning.prompt")]
+        if dims.encodes_prompts:  # a whole text
+            ids.append(dims.sep_token_id)
         rules = GenerationConfig(dims.sep_token_id, *lengths, special, tuple(ids), dims.other_ends)
         return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing)
 

@@ -32,7 +32,8 @@ class GenerativeVQA(Task[QuestionBatch]):
 
     One text, [CLS] question [SEP] answer [SEP], through one fusion: the tokens of the question see one another, those of
     the answer see what is before them (a prefix language model, where ALBEF and BLIP add a decoder). A model that is a
-    causal language model reads no [SEP] before the answer, by its own head says it, and sees no later token of the question.
+    causal language model reads no [SEP] before the answer, by its own head says it, and sees no later token of the question;
+    the encoder of an encoder-decoder reads the question with its [SEP], its decoder says the answer.
 
     ``answering`` says an answer, or ranks those that the run knows.
     """
@@ -55,6 +56,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         self.label_smoothing, self.pad = label_smoothing, dims.pad_token_id
         self.decoding = AnswerDecoding(dims, answering)
         self.head = word_head(dims, eps)
+        self.leaves_end = self.head is None and not dims.encodes_prompts
 
     def forward(
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -76,7 +78,7 @@ class GenerativeVQA(Task[QuestionBatch]):
     def _prompts(self, batch: QuestionBatch) -> Prompts:
         rows = batch["questions"]
         mask = rows["attention_mask"]
-        if self.head is None:  # the end ends a text of the language model, and its answer is still to come
+        if self.leaves_end:  # the end ends a text of the language model, and its answer is still to come
             mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
         return Prompts(rows["input_ids"], mask, rows["image_index"], mask.sum(dim=1))
 

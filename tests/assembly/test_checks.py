@@ -231,6 +231,25 @@ def test_an_image_that_is_looked_at_between_the_layers_takes_no_positions():
         )
 
 
+def test_an_encoder_has_positions_for_an_image_and_a_question_and_a_decoder_for_what_it_says():
+    """Told for BART; T5 has no bound."""
+    data = SimpleNamespace(sources={"toy": SimpleNamespace(max_length=10)})
+    tasks = [SimpleNamespace(longest=lambda given: given + 12)]
+    fusion = toy_fusion("encoder_decoder")(image_size=8, text_size=8)
+
+    def said(most):
+        model = SimpleNamespace(fusion=fusion, text_encoder=SimpleNamespace(max_length=most))
+        return told(check_budget, "toy", data, model, tasks, 16)
+
+    assert said(26) is said(None) is None
+    assert said(25) == (
+        "fusion: an image takes 16 positions, and a text of source 'toy' up to 10, but the language model reads 25 at once; set "
+        "data.sources.toy.max_length=9, or have fewer image tokens "
+        "(fusion.projector._target_=fusionkit.fusion.projectors.QFormer)"
+    )
+    assert said(21).startswith("fusion: the decoder says up to 22 tokens of a text of source 'toy', but")
+
+
 def test_a_template_around_captions_is_not_taught():
     says, ranks = (SimpleNamespace(replies_to=replies, reads="captions") for replies in ("caption", None))
     around, plain = (SimpleNamespace(template=template) for template in ({"captions": "see: {text}"}, None))

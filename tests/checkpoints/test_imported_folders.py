@@ -77,6 +77,16 @@ def git(words: dict[str, int]) -> Any:
     return transformers.GitForCausalLM(transformers.GitConfig(vision_config=IMAGE, **text))
 
 
+def blip2(words: dict[str, int]) -> Any:
+    """Over T5, as fusion=encoder_decoder."""
+    queries = SIZES | {"encoder_hidden_size": IMAGE["hidden_size"]}
+    text = {"model_type": "t5", "d_model": 16, "num_layers": 1, "num_heads": 2, "d_kv": 8, "d_ff": 24} | words
+    config = transformers.Blip2Config(
+        vision_config=IMAGE, qformer_config=queries, text_config=text, num_query_tokens=3, image_token_index=5
+    )
+    return transformers.Blip2ForConditionalGeneration(config)
+
+
 CASES: dict[str, tuple[Callable[[dict[str, int]], Any], str]] = {  # the model, and a score of it
     "siglip": (siglip, "text_to_image_r1"),
     "blip": (blip, "text_to_image_r1"),
@@ -85,8 +95,9 @@ CASES: dict[str, tuple[Callable[[dict[str, int]], Any], str]] = {  # the model, 
     "idefics3": (idefics3, "caption_bleu4"),
     "idefics": (idefics, "caption_bleu4"),
     "git": (git, "caption_bleu4"),
+    "blip2": (blip2, "caption_bleu4"),
 }
-SAYING = dict.fromkeys(("llava", "paligemma", "idefics3", "idefics", "git"), "caption")
+SAYING = dict.fromkeys(("llava", "paligemma", "idefics3", "idefics", "git", "blip2"), "caption")
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {  # the list, and the options of
     "uniter pretrain, start of nlvr2": (uniter, {"start": "nlvr2"}),
 }
 CLASSES = {
+    "blip2": "Blip2ForConditionalGeneration",
     "bridgetower": "BridgeTowerForImageAndTextRetrieval",
     "clip": "CLIPModel",
     "flava": "FlavaForPreTraining",

@@ -21,7 +21,7 @@ from tests.toys import CLS, PAD, SEP, VOCABULARY, choices, toy_fusion, toy_langu
 
 IMAGE, TOKENS, LENGTH = 24, 5, 6
 OTHERS = [kind for kind in FAMILIES if kind != "llama"]
-PREFIXES = [name for name in choices("fusion") if toy_fusion(name).func is Prefix]
+PREFIXES = [name for name in choices("fusion") if getattr(toy_fusion(name), "func", None) is Prefix]
 WORDS = TextFormat(CLS, SEP, PAD, None, 1)
 INDEX = torch.tensor([2, 0, 0, 1, 2])  # five texts of three images
 LENGTHS = torch.tensor([[6], [3], [1], [4], [3]])

@@ -109,6 +109,7 @@ def test_learnt_queries_read_the_real_tokens_in_any_order(kind):
         (PixelShuffle, "factor"),
         (PixelShuffle, "depth"),
         (QFormer, "num_queries"),
+        (QFormer, "cross_every"),
         (Perceiver, "num_latents"),
     ],
 )

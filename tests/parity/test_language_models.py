@@ -100,6 +100,39 @@ def idefics(side=18, resampled=False, norms=False, extra=0, every=1, tied=False,
     return model, side, 0
 
 
+QUERIES = {
+    "hidden_size": 20, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 33, "layer_norm_eps": 1e-5,
+    "encoder_hidden_size": VISION["hidden_size"],
+}  # fmt: skip
+T5 = {
+    "model_type": "t5",
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "d_kv": 6,
+    "d_ff": 40,
+}
+T5 |= {"eos_token_id": END, "pad_token_id": 0, "decoder_start_token_id": 0}
+
+
+def blip2(text, queries=5, side=18, cross=2, head=False, **vision):
+    config = transformers.Blip2Config(
+        vision_config=VISION | {"image_size": side, "layer_norm_eps": 1e-3} | vision,
+        qformer_config=QUERIES | {"vocab_size": VOCABULARY, "cross_attention_frequency": cross},
+        text_config=text,
+        num_query_tokens=queries,
+        image_token_index=IMAGE,
+    )
+    theirs = transformers.Blip2ForConditionalGeneration(config)
+    torch.nn.init.normal_(theirs.query_tokens)
+    if head:  # T5 v1.1's
+        theirs.language_model.set_output_embeddings(torch.nn.Linear(32, VOCABULARY, bias=False))
+    return theirs, side, queries
+
+
+OPT = TEXT | {"model_type": "opt", "ffn_dim": 40, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
+
 CASES = {
     "llava": lambda: llava(model_type="llama"),
     "llava, all tokens of the last layer, mistral, tied": lambda: llava(
@@ -121,6 +154,14 @@ CASES = {
     "idefics, resampled, added words": lambda: idefics(resampled=True, extra=2),
     "idefics, as published": lambda: idefics(side=12, resampled=True, norms=True, extra=3, every=2),
     "git, tied": lambda: git(side=12, tied=True),
+    "blip2": lambda: blip2(OPT),
+    "blip2, every third layer reads the image": lambda: blip2(
+        OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}, 7, 24, cross=3, hidden_act="relu"
+    ),
+    "blip2, t5": lambda: blip2(T5),
+    "blip2, flan t5": lambda: blip2(
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, side=12, head=True, qkv_bias=False
+    ),
 }
 
 
@@ -135,6 +176,7 @@ class Pair:
         self.network, *_ = imported(self.family, folder, {"tasks": ["captioning", "vqa_generative"]})
         self.pixels = torch.randn(2, 3, side, side)
         self.ids = torch.randint(3, IMAGE - 1, (2, LENGTH))
+        self.says_apart = self.network.model.encodes_prompts
         self.memory = self.network.model.fusion.prepare(self.network.model.encode_image(self.pixels))
 
     def given(self, ids: Tensor, prefix: int) -> dict[str, Tensor]:
@@ -145,10 +187,15 @@ class Pair:
             sees = torch.ones(*ids.shape, 1, dtype=torch.long)
             given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_attention_mask": sees}
             return given | {"pixel_values": self.pixels[:, None]}
+        if self.says_apart:  # T5's tokenizer has no start, which ours puts before each text
+            said = torch.cat([torch.zeros_like(ids[:, :1]), ids[:, prefix:]], dim=1)
+            ids = ids[:, 1:prefix]
         ids = torch.cat([torch.full((len(ids), self.tokens), IMAGE), ids], dim=1)
         found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if self.family == "paligemma":
             found["token_type_ids"] = (torch.arange(ids.shape[1]) >= self.tokens + prefix).long().expand(len(ids), -1)
+        if self.says_apart:
+            found["decoder_input_ids"] = said
         return found | {"pixel_values": self.pixels[:, None] if self.family == "idefics3" else self.pixels}
 
     def prompts(self, prefix: int) -> Prompts:
@@ -180,6 +227,8 @@ def test_logits(pair, request):
     model = pair.network.model
     logits = model.predict_words(fuse_causal(model, pair.memory, pair.prompts(PREFIX)))
     theirs = pair.theirs(**pair.given(pair.ids, PREFIX)).logits[:, -LENGTH:]
+    if pair.says_apart:  # from the last token of the prompt on
+        logits = logits[:, PREFIX - 1 :]
     torch.testing.assert_close(logits, theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
 
@@ -204,7 +253,7 @@ def test_generated_tokens(pair, beams, request):
     found = search(steps, GenerationConfig(END, max_length=7)).tokens
     given = pair.given(pair.ids, LENGTH)
     said = pair.theirs.generate(**given, num_beams=beams, do_sample=False, max_new_tokens=7, pad_token_id=END)
-    said = said[:, given["input_ids"].shape[1] :]
+    said = said[:, 1 if pair.says_apart else given["input_ids"].shape[1] :]
     assert found[:, : said.shape[1]].tolist() == said.tolist()
     assert (found[:, said.shape[1] :] == END).all()
 
@@ -220,6 +269,8 @@ IDEFICS = {"architectures": ["IdeficsForVisionText2Text"], "model_type": "idefic
 IDEFICS |= {"vision_config": {"num_hidden_layers": 1}}
 LLAVA = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}
 LLAVA |= {"vision_config": {"model_type": "clip_vision_model", "num_hidden_layers": 1}}
+BLIP2 = {"architectures": ["Blip2ForConditionalGeneration"], "model_type": "blip-2"}
+BLIP2 |= {"vision_config": {"num_hidden_layers": 1}, "text_config": {"num_hidden_layers": 1}}
 ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers": 1, "eos_token_id": None}}
 
 
@@ -277,6 +328,12 @@ ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers
             "vision_config.vision_use_head is false",
         ),
         ("llava", LLAVA | {"vision_feature_layer": 1}, "text_config.num_hidden_layers is 32, but the checkpoint has 1"),
+        (
+            "blip2",
+            {"architectures": ["InstructBlipForConditionalGeneration"]},
+            "lets its queries read the question too",
+        ),
+        ("blip2", BLIP2 | {"qformer_config": {"use_qformer_text_input": True}}, "use_qformer_text_input is true"),
         ("git", {"architectures": ["GitForCausalLM"], "num_image_with_embedding": 6}, "it reads the frames of a video"),
         (
             "idefics",

@@ -46,7 +46,11 @@ def shared(fusion, kind="bert", ragged=True):
     model = toy_model(fusion)
     own = model.text_encoder if reads_on(toy_fusion(fusion)) else text_encoder(kind)
     model = VisionLanguageModel(model.image_encoder, own, model.fusion, embed_size=16).eval()
-    model.text_encoder.word_embeddings.weight.data.mul_(30)  # scores that depend on what came before
+    if model.encodes_prompts:
+        for parameter in model.text_encoder.decoder.parameters():
+            parameter.data.mul_(4)
+    else:
+        model.text_encoder.word_embeddings.weight.data.mul_(30)  # scores that depend on what came before
     input_ids = torch.randint(5, VOCABULARY, (5, 6))
     input_ids[:, 0] = CLS
     mask = torch.ones_like(input_ids)

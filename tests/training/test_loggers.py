@@ -51,20 +51,21 @@ def test_the_configuration_is_one_flat_mapping(tmp_path):
 
 
 PROJECTORS = {  # of one class, which are told apart by what brings the image in
-    "prefix": "mlp",
-    "prefix_linear": "linear",
-    "prefix_perceiver": "perceiver",
-    "prefix_pooled": "pooled",
-    "prefix_qformer": "qformer",
-    "prefix_shuffle": "pixelshuffle",
+    "encoder_decoder": "encoder_decoder_mlp",
+    "prefix": "prefix_mlp",
+    "prefix_linear": "prefix_linear",
+    "prefix_perceiver": "prefix_perceiver",
+    "prefix_pooled": "prefix_pooled",
+    "prefix_qformer": "prefix_qformer",
+    "prefix_shuffle": "prefix_pixelshuffle",
 }
 
 
 @pytest.mark.parametrize("name", choices("fusion"))
 def test_a_fusion_is_labelled_as_its_file_is_called(name):
     fusion = OmegaConf.load(CONF / "fusion" / f"{name}.yaml")
-    expected = f"prefix_{PROJECTORS[name]}" if name in PROJECTORS else name
-    assert labels_of(CONFIG | {"fusion": OmegaConf.to_container(fusion)})["fusion"] == [expected]
+    expected = [PROJECTORS.get(name, name)]
+    assert labels_of(CONFIG | {"fusion": OmegaConf.to_container(fusion)})["fusion"] == expected
 
 
 def test_runs_of_one_process_are_described_and_keep_their_best_scores_apart(tmp_path, monkeypatch, capfd):
