@@ -1,10 +1,11 @@
 """Question answering by a language model: the answer is said after the question (ALBEF, BLIP)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionkit.losses import global_mean
 from fusionkit.model.model import VisionLanguageModel
@@ -35,6 +36,7 @@ class GenerativeVQA(Task[QuestionBatch]):
     causal language model reads no [SEP] before the answer, by its own head says it, and sees no later token of the question.
 
     ``answering`` says an answer, or ranks those that the run knows.
+    ``head``      builds what says words from (hidden_size, vocab_size); None: BERT's, tied to the word embeddings.
     """
 
     needs = frozenset({"text", "causal"})
@@ -49,12 +51,13 @@ class GenerativeVQA(Task[QuestionBatch]):
         answering: Answering | None = None,
         scorer: Scorer | None = None,
         eps: float = 1e-12,
+        head: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
         self.label_smoothing, self.pad = label_smoothing, dims.pad_token_id
         self.decoding = AnswerDecoding(dims, answering)
-        self.head = word_head(dims, eps)
+        self.head = word_head(dims, eps, head)
 
     def forward(
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
