@@ -157,9 +157,7 @@ class CausalTextEncoder(nn.Module):
             below = torch.cat([real, yes], dim=1)[:, None]
             return torch.cat([words, appended], dim=1), torch.cat([_widened(causal, 1), below], dim=1)
         count = real.sum(dim=1, keepdim=True)
-        is_full = (
-            count == self.max_length
-        )  # a text that fills all positions has no padding: the learnt token sees itself
+        is_full = count == self.max_length  # without padding the learnt token sees itself
         padding = self.words.weight[self.sees_padding] + self.positions[count.clamp(max=self.max_length - 1)]
         of_padding = torch.cat([real, yes, ~yes], dim=1)[:, None]
         of_appended = torch.cat([real, ~is_full, is_full], dim=1)[:, None]
