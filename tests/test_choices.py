@@ -48,7 +48,7 @@ def needs_pretrained(name: str) -> None:
 def test_image_encoders_give_tokens(name):
     needs_pretrained(name)
     block = training_config(f"image_encoder={name}").image_encoder
-    size = 64 if name == "resnet_small" else 224
+    size = 64 if name in ("resnet_small", "resnet_pooled") else 224
     with torch.inference_mode():
         offline = {"pretrained": False} if block.get("pretrained") else {}
         encoder = instantiate(block, **offline, **TOY_SIZES.get(name, {}))
@@ -158,6 +158,7 @@ def test_parts_of_the_quickstart_are_switches(more, world, tmp_path, capsys):
 
 TOY = {
     "chat_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "task.chat.max_length=4"],
+    "coca_tiny": ["data.root={root}/shapes", "text_encoder.num_layers=1", "fusion.num_layers=1"],
     "llava_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "data.answers.min_count=1"],
     "quickstart": ["data.root={root}/shapes", "text_encoder.config.hidden_size=32", "fusion.num_layers=1"],
     "real_retrieval": ["data.root={root}/real", "fusion.num_layers=1"],

@@ -101,13 +101,13 @@ def run_of(
     return {"objectives": objectives, "data": data}
 
 
-def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None) -> dict[str, Any]:
+def sizes_of(options: Mapping[str, Any], source: Source, part: str | None = None, file: str = CONFIG) -> dict[str, Any]:
     """The sizes as given, or those that a folder brings that transformers saved: the names are transformers'.
 
-    ``part`` is the section of its configuration that they stand in, such as text_config. Raises DataError for a value of
-    another kind than the one given here, and for more layers than there are tensors.
+    ``part`` is the section of its configuration that they stand in, such as text_config, and ``file`` its name. Raises DataError
+    for a value of another kind than the one given here, and for more layers than there are tensors.
     """
-    config, place = source.config or {}, f"{source.path / CONFIG}: "
+    config, place = source.config or {}, f"{source.path / file}: "
     given = config if part is None else config.get(part, {})
     if not isinstance(given, dict):
         raise DataError(f"{place}{part} is {shown(given)}, but has to be an object with sizes")

@@ -48,13 +48,13 @@ def read_source(path: str | Path) -> Source:
         state = plain_names(path, {name: tensor for file in files for name, tensor in _tensors(file).items()})
         hashes = [sha256(file) for file in files]
         whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-        return Source(path, state, _plain_config(path / CONFIG), whole)
+        return Source(path, state, plain_config(path / CONFIG), whole)
     if not path.is_file():
         raise DataError(f"{path} is no checkpoint: give a file, or a folder with {CONFIG} and {WEIGHTS}")
     return Source(path, plain_names(path, _tensors(path)), None, sha256(path))
 
 
-def _plain_config(path: Path) -> dict[str, Any]:
+def plain_config(path: Path) -> dict[str, Any]:
     """The configuration in a folder, parts of which go into ours; DataError where it holds what ours would look up or build."""
     config = read_json(path)
     for key, value in config.items():

@@ -141,6 +141,26 @@ class SupportsExtendText(Protocol):
 
 
 @runtime_checkable
+class SupportsCausal(Protocol):
+    """A text encoder that may be causal by itself: where ``is_causal`` is True no token sees later ones, whatever the mask says.
+
+    Its states of a text are then those of the text under a causal mask, so that one reading serves contrast and captions (CoCa).
+    """
+
+    @property
+    def is_causal(self) -> bool: ...
+
+
+@runtime_checkable
+class SupportsPooling(Protocol):
+    """A text encoder with parameters that its pooled vector alone depends on, such as a token of its own behind the words."""
+
+    def freeze_pooling(self) -> None:
+        """Freeze them, as plain DDP wants where nothing reads that vector."""
+        ...
+
+
+@runtime_checkable
 class SupportsPredictWords(Protocol):
     """A text encoder that is a language model with a head of its own: it has one to give where ``predicts_words`` is True."""
 

@@ -54,6 +54,7 @@ class LanguageModel(nn.Module):
     """
 
     is_incremental = True
+    is_causal = True
 
     def __init__(
         self,
@@ -283,7 +284,7 @@ class LanguageModel(nn.Module):
             states = self.read(*Whole.of(embeds))
             unreached = unreached_parameters(self, [self.predict_words(states)])
         freeze(self, unreached)
-        self._abilities = TextAbilities(pools_text=True, reads_padding=False, not_causal=None, unreached=unreached)
+        self._abilities = TextAbilities(True, reads_padding=False, not_causal=None, unreached=unreached, is_causal=True)
 
     def _try_out_layers(self, count: int, width: int) -> None:
         """ConfigError where what a call brings to the layers does not come to each of them."""

@@ -24,6 +24,9 @@ class TextAbilities(NamedTuple):
     reads_padding: bool  # the states of a text depend on the padding behind it
     not_causal: str | None  # what goes wrong under a causal mask; None: no token sees those after it
     unreached: Sequence[str]  # the trainable parameters that no state depends on
+    is_causal: bool = (
+        False  # under a plain mask too no token sees those after it: its states are those under a causal mask
+    )
 
 
 def probe_text(encoder: TextEncoder, pad_token_id: int) -> TextAbilities:
@@ -44,8 +47,11 @@ def probe_text(encoder: TextEncoder, pad_token_id: int) -> TextAbilities:
         with torch.no_grad():
             alone = encoder(texts, mask).embeds
             sees_first = differ(alone[0, -1], alone[2, -1])
+            is_causal = False
             try:
-                not_causal = _fault(encoder(texts, causal_mask(texts)).embeds, sees_first)
+                states = encoder(texts, causal_mask(texts)).embeds
+                not_causal = _fault(states, sees_first)
+                is_causal = not_causal is None and not differ(states, alone)
             except Exception as error:  # whatever a library makes of a mask that it does not expect
                 not_causal = first_line(error)
         return TextAbilities(
@@ -53,6 +59,7 @@ def probe_text(encoder: TextEncoder, pad_token_id: int) -> TextAbilities:
             reads_padding=differ(tokens.embeds[:, :length], alone, 1e-4),
             not_causal=not_causal,
             unreached=unreached,
+            is_causal=is_causal,
         )
 
 

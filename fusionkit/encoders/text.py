@@ -207,6 +207,11 @@ class HFTextEncoder(nn.Module):
         assert self.abilities
         return self._cache_name is not None
 
+    @property
+    def is_causal(self) -> bool:
+        """Whether no token sees later ones under a plain mask either (CLIP's text tower, GPT-2)."""
+        return self.abilities.is_causal
+
     def _caches(self, name: str) -> bool:
         """Whether two texts, the second padded, come out the same in two pieces, by this name of the argument, and as wholes."""
         if self.reads_layers or self.abilities.not_causal:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.base import (
     ImageEncoder,
+    SupportsCausal,
     SupportsExtendText,
+    SupportsPooling,
     SupportsPredictWords,
     SupportsUpperLayers,
     SupportsViews,
@@ -19,6 +21,7 @@ from fusionkit.encoders.base import (
     tokens_of,
 )
 from fusionkit.encoders.blip import BLIPTextEncoder
+from fusionkit.encoders.probe import undisturbed
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import (
     Fusion,
@@ -72,6 +75,11 @@ class Reader(nn.Module):
         """Fused states (..., hidden_size) -> logits (..., V), by the language model's own head. Only where ``predicts_words``."""
         assert isinstance(self.text_encoder, SupportsPredictWords)
         return self.text_encoder.predict_words(states)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the plain encoding of a text is its causal one too, which need not be made again."""
+        return isinstance(self.text_encoder, SupportsCausal) and self.text_encoder.is_causal
 
     @property
     def is_incremental(self) -> bool:
@@ -187,10 +195,29 @@ class VisionLanguageModel(Reader):
             for part in (self.image_projection, self.text_projection):
                 part.requires_grad_(False)
             self.temperature.requires_grad_(False)
+            if isinstance(self.text_encoder, SupportsPooling) and not self._fuses_pooled_text():
+                self.text_encoder.freeze_pooling()
         if not needs - {"feats"} and not isinstance(self.fusion, SupportsUnimodal):
             self.get_submodule("fusion").requires_grad_(False)
         elif isinstance(self.fusion, SupportsFreezing):
             self.fusion.freeze_unused(needs)
+
+    def _fuses_pooled_text(self) -> bool:
+        """Whether the fusion reads the one vector of a text (late fusion), tried out on a pair of made-up tokens."""
+        device = self.temperature.device
+        image = torch.zeros(1, 16, self.image_encoder.hidden_size, device=device)
+        text = torch.zeros(1, 2, self.text_encoder.hidden_size, device=device, requires_grad=True)
+        pooled = text.detach()[:, 0].requires_grad_()
+        mask = torch.ones(1, 2, dtype=torch.long, device=device)
+        with undisturbed(self), torch.enable_grad():
+            try:
+                memory = self.fusion.prepare(Tokens(image, None, image[:, 0]))
+                fused = self.fusion(memory, Tokens(text, mask, pooled), mask[0, :1] - 1)
+            except Exception:  # whatever a fusion makes of made-up tokens: it may read that vector
+                return True
+            total = torch.stack([part.sum() for part in fused if part is not None]).sum()
+            (found,) = torch.autograd.grad(total, [pooled], allow_unused=True)
+        return found is not None
 
 
 def _check_range(bounds: Sequence[float]) -> None:

@@ -48,6 +48,7 @@ THEORY = {  # of a layer, for N image tokens, T texts of L tokens each, Q querie
     "alternating_cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
     "mixed_cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
     "gated_cross_attention": "N·D² + T·(L·N·D + L²·D + L·D²)",
+    "coca": "N·D² + T·(L·N·D + L²·D + L·D²)",
     "bottleneck": "N·D² + T·(Q·N·D + (Q + L)²·D + (Q + L)·D²)",
     "merged_attention": "T·((N + L)²·D + (N + L)·D²)",
     "co_embedding": "T·((N + L)²·D + (N + L)·D²)",

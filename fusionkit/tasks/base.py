@@ -25,7 +25,8 @@ class Task(nn.Module, Generic[B]):
                 (the contrastive projections of the model); checked when the run is built. "text" beside "pooled" asks for a
                 fusion in which the tokens of both have met, even if only the pooled vector is read.
     ``reads``   the text kind of a batch it is about: "captions", "questions", "expressions" or a kind of one's own.
-    ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it.
+    ``encodes`` False where the task encodes a changed text itself (MLM), so that the plain text need not be encoded for it; it
+                may still read one that another task had encoded (captioning, over a text encoder that is causal by itself).
     ``uses_teacher`` whether it listens to a momentum teacher.
     ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
     ``ranks``   whether its records are features (``feats``) of images and captions, which rank one by the other.

@@ -1,5 +1,6 @@
 """Captioning: causal language modelling over the fusion (BLIP); what is causal is the mask of the text."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
-from fusionkit.types import Dims, Encoded, TaskOutput
+from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
 
 
 @dataclass
@@ -54,8 +55,18 @@ class CaptionWriter:
         rules = GenerationConfig(dims.sep_token_id, *lengths, special, tuple(ids), dims.other_ends)
         return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing)
 
-    def loss(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> TaskOutput:
-        """Cross entropy of each token of the captions, from those before it and the image."""
+    def loss(
+        self,
+        reader: Reader,
+        head: nn.Module | None,
+        batch: CaptionBatch,
+        encoded: Encoded,
+        shared: Tokens | None = None,
+    ) -> TaskOutput:
+        """Cross entropy of each token of the captions, from those before it and the image.
+
+        ``shared`` are the captions as another task had them encoded, where each token has seen none after it.
+        """
         captions = batch["captions"]
         rows = leading_rows(captions["image_index"], self.texts_per_image)
         caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
@@ -65,7 +76,9 @@ class CaptionWriter:
         is_scored = torch.zeros_like(mask, dtype=torch.bool)
         first = len(self.prompt_ids)
         is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
-        states = fuse_causal(reader, encoded.memory, prompt._replace(input_ids=ids, attention_mask=mask))
+        whole = prompt._replace(input_ids=ids, attention_mask=mask)
+        given = None if shared is None or first > 1 else shared.take(rows)  # behind a prompt they are other texts
+        states = fuse_causal(reader, encoded.memory, whole, given)
         logits = word_logits(reader, head, states[is_scored])
         targets = ids[:, 1:][is_scored[:, :-1]]
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
@@ -95,6 +108,10 @@ class Captioning(Task[CaptionBatch]):
     ``label_smoothing`` share of the target probability that is spread over the vocabulary.
     ``texts_per_image`` how many captions of an image are trained on; None: all in the batch.
     ``search``          how a caption is found; ``max_length`` and the like say which may be (``GenerationConfig``).
+    ``head``            builds what says words from (hidden_size, vocab_size); None: BERT's, tied to the word embeddings.
+
+    It has no text encoded for itself. Over a text encoder that is causal by itself it reads the captions as contrast has them
+    encoded (CoCa: one reading, two losses); all others encode them once more, under a causal mask.
     """
 
     needs = frozenset({"text", "causal"})
@@ -114,17 +131,19 @@ class Captioning(Task[CaptionBatch]):
         no_repeat_ngram: int = 0,
         scorer: Scorer | None = None,
         eps: float = 1e-12,
+        head: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
         generation = (search, max_length, min_length, no_repeat_ngram)
         self.writer = CaptionWriter.of(dims, prompt, label_smoothing, texts_per_image, *generation)
-        self.head = word_head(dims, eps)
+        self.head = word_head(dims, eps, head)
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        return self.writer.loss(model, self.head, batch, encoded)
+        shared = encoded.text.get(self.reads) if model.is_causal else None
+        return self.writer.loss(model, self.head, batch, encoded, shared)
 
     def longest(self, length: int) -> int:
         """A caption of the data, or one that is said, behind the prompt."""

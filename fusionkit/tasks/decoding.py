@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fusionkit.model.model import Reader
 from fusionkit.tasks.generation import DecoderState
-from fusionkit.types import Memory, Nested
+from fusionkit.types import Memory, Nested, Tokens
 
 
 def prefix_mask(attention_mask: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -111,10 +111,14 @@ def decoder_state_of(shared: DecoderInputs) -> DecoderState:
     return CachedDecoderState(shared) if shared.model.is_incremental else RecomputedDecoderState(shared)
 
 
-def fuse_causal(model: Reader, memory: Memory, text: Prompts) -> Tensor:
-    """Fused states (R, P, D) of whole texts, each token of which has seen none after it but those of its prefix."""
+def fuse_causal(model: Reader, memory: Memory, text: Prompts, encoded: Tokens | None = None) -> Tensor:
+    """Fused states (R, P, D) of whole texts, each token of which has seen none after it but those of its prefix.
+
+    ``encoded`` are their tokens where a text encoder that is causal by itself has read them already.
+    """
     mask = prefix_mask(text.attention_mask, text.prefix)
-    fused = model.fuse(memory, model.encode_text(text.input_ids, mask), text.image_index)
+    tokens = model.encode_text(text.input_ids, mask) if encoded is None else encoded._replace(mask=mask)
+    fused = model.fuse(memory, tokens, text.image_index)
     assert fused.text is not None
     return fused.text
 

@@ -98,9 +98,25 @@ class MaskedLMHead(nn.Module):
         return F.linear(self.norm(self.activation(self.dense(states))), decoder, self.bias)
 
 
-def word_head(dims: Dims, eps: float) -> MaskedLMHead | None:
-    """A head over the vocabulary for a task that says words; None where the model has its own."""
-    return None if dims.predicts_words else MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
+class WordProjection(nn.Module):
+    """One linear map to the vocabulary, tied to nothing and without a bias (CoCa), behind a fusion that ends in a norm."""
+
+    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(vocab_size, hidden_size) * hidden_size**-0.5)
+
+    def forward(self, states: Tensor, word_embeddings: Tensor) -> Tensor:
+        """States (M, hidden_size) -> logits (M, V); the word embeddings are not read."""
+        return F.linear(states, self.weight)
+
+
+def word_head(dims: Dims, eps: float, make: Callable[[int, int], nn.Module] | None = None) -> nn.Module | None:
+    """A head over the vocabulary for a task that says words, BERT's or what ``make`` builds; None where the model has its own."""
+    if dims.predicts_words:
+        return None
+    if make is not None:
+        return make(dims.hidden_size, dims.vocab_size)
+    return MaskedLMHead(dims.hidden_size, dims.text_size, dims.vocab_size, eps)
 
 
 class MLM(Task[CaptionBatch]):

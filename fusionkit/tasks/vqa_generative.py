@@ -1,10 +1,11 @@
 """Question answering by a language model: the answer is said after the question (ALBEF, BLIP)."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fusionkit.losses import global_mean
 from fusionkit.model.model import VisionLanguageModel
@@ -36,6 +37,7 @@ class GenerativeVQA(Task[QuestionBatch]):
     the encoder of an encoder-decoder reads the question with its [SEP], its decoder says the answer.
 
     ``answering`` says an answer, or ranks those that the run knows.
+    ``head``      builds what says words from (hidden_size, vocab_size); None: BERT's, tied to the word embeddings.
     """
 
     needs = frozenset({"text", "causal"})
@@ -50,12 +52,13 @@ class GenerativeVQA(Task[QuestionBatch]):
         answering: Answering | None = None,
         scorer: Scorer | None = None,
         eps: float = 1e-12,
+        head: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
         self.label_smoothing, self.pad = label_smoothing, dims.pad_token_id
         self.decoding = AnswerDecoding(dims, answering)
-        self.head = word_head(dims, eps)
+        self.head = word_head(dims, eps, head)
         self.leaves_end = self.head is None and not dims.encodes_prompts
 
     def forward(

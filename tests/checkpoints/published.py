@@ -256,3 +256,41 @@ def of_transformers(name: str, **options: Any) -> tuple[Shapes, dict[str, Any]]:
         model = getattr(transformers, name)(getattr(transformers, name).config_class(**options))
     found = {n: tuple(p.shape) for n, p in model.named_parameters() if not n.startswith("image_codebook")}
     return found, {"architectures": [name]}
+
+
+def coca(width: int = 768, layers: int = 12, patch: int = 32, size: int = 512) -> Shapes:
+    """open_clip's coca_ViT-B-32; with 1024, 24, 14, 768 its coca_ViT-L-14. Both have 12 text layers and 12 fused ones."""
+
+    def block(name: str, of: int) -> Shapes:
+        found = norm(f"{name}.ln_1", of) | norm(f"{name}.ln_2", of) | linear(f"{name}.attn.out_proj", of, of)
+        found |= {f"{name}.attn.in_proj_weight": (3 * of, of), f"{name}.attn.in_proj_bias": (3 * of,)}
+        return found | linear(f"{name}.mlp.c_fc", 4 * of, of) | linear(f"{name}.mlp.c_proj", of, 4 * of)
+
+    pool = "visual.attn_pool"
+    found: Shapes = {
+        "logit_scale": (),
+        "visual.class_embedding": (width,),
+        "visual.positional_embedding": (1 + (224 // patch) ** 2, width),
+        "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.proj": (size, size),
+        f"{pool}.query": (256, size),
+        f"{pool}.attn.q_proj_weight": (size, size),
+        f"{pool}.attn.k_proj_weight": (size, width),
+        f"{pool}.attn.v_proj_weight": (size, width),
+        f"{pool}.attn.in_proj_bias": (3 * size,),
+        "text.token_embedding.weight": (49408, size),
+        "text.positional_embedding": (77, size),
+        "text.cls_emb": (size,),
+        "text.text_projection": (size, size),
+        "text_decoder.text_projection": (size, 49408),
+    }
+    found |= linear(f"{pool}.attn.out_proj", size, size) | norm(f"{pool}.ln_q", size) | norm(f"{pool}.ln_k", width)
+    found |= norm("visual.ln_pre", width) | norm("visual.ln_post", size)
+    found |= norm("text.ln_final", size) | norm("text_decoder.ln_final", size)
+    for number in range(layers):
+        found |= block(f"visual.transformer.resblocks.{number}", width)
+    for number in range(12):
+        found |= block(f"text.transformer.resblocks.{number}", size) | block(f"text_decoder.resblocks.{number}", size)
+        cross = f"text_decoder.cross_attn.{number}"
+        found |= block(cross, size) | norm(f"{cross}.ln_1_kv", size)
+    return found

@@ -21,6 +21,7 @@ from tests.checkpoints.published import (
     albef,
     albef_assignment,
     blip,
+    coca,
     meter,
     of_transformers,
     shapes_of,
@@ -50,6 +51,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {  # the list, and the options of
     "albef text assignment": (albef_assignment, PAIRED),
     "albef pretrain, start of vqa": (albef, {"image_size": 384, "start": "vqa"}),
     "albef pretrain, start of nlvr": (albef, {"image_size": 384, "start": "nlvr"}),
+    "coca ViT-B-32": (coca, {}),
     "blip pretrain": (blip, {}),
     "blip retrieval": (partial(blip, "retrieval"), {"image_size": 384}),
     "blip vqa": (partial(blip, "vqa"), {"image_size": 480}),
@@ -147,6 +149,14 @@ def test_blip_of_transformers(kind: Any) -> None:
     with torch.device("meta"):
         shapes = shapes_of(kind(BlipConfig()), "")
     covered("blip", source_of(shapes, BlipConfig().to_dict() | {"architectures": [kind.__name__]}), {})
+
+
+def test_the_larger_coca_by_the_sizes_of_its_file() -> None:
+    """The numbers are those of open_clip's coca_ViT-L-14.json."""
+    text = {"width": 768, "heads": 12, "layers": 12}
+    sizes = {"vision_cfg": {"layers": 24, "width": 1024, "patch_size": 14}, "text_cfg": text, "multimodal_cfg": text}
+    found = covered("coca", source_of(coca(1024, 24, 14, 768)), {"embed_dim": 768, **sizes})
+    assert sum(tensor.numel() for tensor in found.values()) > 600e6
 
 
 def test_a_start_is_what_the_published_code_loads() -> None:
