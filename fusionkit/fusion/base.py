@@ -166,6 +166,11 @@ class ReadsOn(Protocol):
 class SupportsLanguageModel(Protocol):
     """A fusion that has a causal language model read on, behind what the image became."""
 
+    @property
+    def sees_prefix(self) -> bool:
+        """Whether the tokens of a text see later ones where its mask lets them, as a prefix language model's do."""
+        ...
+
     def join(self, language_model: ReadsOn) -> None:
         """Take the text encoder to read on with; its parameters stay the text encoder's."""
         ...

@@ -72,6 +72,10 @@ class Prefix(nn.Module):
             raise ConfigError(f"fusion: {type(self).__name__} has no language model to read on with; choose {LM}")
         return self._joined[0]
 
+    @property
+    def sees_prefix(self) -> bool:
+        return self.sees == "text"
+
     def prefix_length(self, image_tokens: int) -> int:
         return self.projector.count(image_tokens)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.fusion.base import SupportsLanguageModel
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
@@ -16,6 +18,8 @@ from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
 from fusionkit.types import Dims, Encoded, TaskOutput
+
+RANDOM = "random"
 
 
 @dataclass
@@ -32,6 +36,13 @@ class CaptionWriter:
     search: Search
     texts_per_image: int | None
     label_smoothing: float
+    prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefix not in (None, RANDOM):
+            raise ConfigError(
+                f"task.captioning.prefix is '{self.prefix}'; {suggest(str(self.prefix), [RANDOM])}, or leave it null"
+            )
 
     @classmethod
     def of(
@@ -44,26 +55,38 @@ class CaptionWriter:
         max_length: int,
         min_length: int,
         no_repeat_ngram: int,
+        prefix: str | None = None,
     ) -> "CaptionWriter":
         """Of a task's options and the plain values of its run."""
         words, special = Words(dims.tokens, dims.special_ids), tuple(dims.special_ids)
         lengths = (max_length, min_length, no_repeat_ngram)
         ids = [dims.cls_token_id, *words.spell(prompt, "task.captioning.prompt")]
         rules = GenerationConfig(dims.sep_token_id, *lengths, special, tuple(ids), dims.other_ends)
-        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing)
+        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing, prefix)
 
-    def loss(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> TaskOutput:
-        """Cross entropy of each token of the captions, from those before it and the image."""
+    def loss(
+        self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded, is_training: bool = False
+    ) -> TaskOutput:
+        """Cross entropy of each token of the captions, from those before it and the image.
+
+        With a random ``prefix`` it is, in training, of the tokens behind the prefix alone.
+        """
         captions = batch["captions"]
         rows = leading_rows(captions["image_index"], self.texts_per_image)
         caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
-        prompt = self._prompts(captions["image_index"][rows], head)
+        prompt = self.prompts(captions["image_index"][rows], head)
         ids = torch.cat([prompt.input_ids, caption], dim=1)
         mask = torch.cat([prompt.attention_mask, mask], dim=1)
         is_scored = torch.zeros_like(mask, dtype=torch.bool)
         first = len(self.prompt_ids)
         is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
-        states = fuse_causal(reader, encoded.memory, prompt._replace(input_ids=ids, attention_mask=mask))
+        prefix = prompt.prefix
+        if is_training and self.prefix == RANDOM:
+            prefix = torch.maximum(prefix, random_prefix(mask.sum(dim=1)))
+            places = torch.arange(ids.shape[1], device=ids.device)
+            is_scored &= places >= prefix[:, None] - 1  # the last of the prefix has the first token behind it to tell
+        text = prompt._replace(input_ids=ids, attention_mask=mask, prefix=prefix)
+        states = fuse_causal(reader, encoded.memory, text)
         logits = word_logits(reader, head, states[is_scored])
         targets = ids[:, 1:][is_scored[:, :-1]]
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
@@ -71,7 +94,7 @@ class CaptionWriter:
 
     def predict(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
-        prompts = self._prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
+        prompts = self.prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
         steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
         found = self.search(steps, self.rules).tokens.tolist()
         return [
@@ -79,11 +102,18 @@ class CaptionWriter:
             for image_id, tokens in zip(batch["image_ids"], found, strict=True)
         ]
 
-    def _prompts(self, image_index: Tensor, head: nn.Module | None) -> Prompts:
+    def prompts(self, image_index: Tensor, head: nn.Module | None) -> Prompts:
         """What captions start with; a language model that lets a prefix see itself (PaliGemma) has all of it for one."""
         ids = torch.tensor(self.prompt_ids, device=image_index.device).expand(len(image_index), -1)
         prefix = len(self.prompt_ids) if head is None else 1
         return Prompts(ids, torch.ones_like(ids), image_index, torch.full_like(image_index, prefix))
+
+
+def random_prefix(lengths: Tensor) -> Tensor:
+    """How many first tokens of texts of these lengths (T,) are a prefix: from 1 to all but one, each as likely (SimVLM)."""
+    most = lengths - 1
+    draw = torch.rand(lengths.shape, device=lengths.device)  # below 1, but the product may round up to ``most``
+    return 1 + torch.minimum((draw * most).long(), (most - 1).clamp(min=0))
 
 
 class Captioning(Task[CaptionBatch]):
@@ -93,6 +123,9 @@ class Captioning(Task[CaptionBatch]):
     ``label_smoothing`` share of the target probability that is spread over the vocabulary.
     ``texts_per_image`` how many captions of an image are trained on; None: all in the batch.
     ``search``          how a caption is found; ``max_length`` and the like say which may be (``GenerationConfig``).
+    ``prefix``          "random": in training the first tokens of each caption, a random number of them, see one another, and
+                        only those behind them are scored: the prefix language modelling of SimVLM (Wang et al. 2022), whose
+                        architecture is ``fusion=merged_attention``. None: every token sees those before it.
     """
 
     needs = frozenset({"text", "causal"})
@@ -112,17 +145,27 @@ class Captioning(Task[CaptionBatch]):
         no_repeat_ngram: int = 0,
         scorer: Scorer | None = None,
         eps: float = 1e-12,
+        prefix: str | None = None,
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
-        generation = (search, max_length, min_length, no_repeat_ngram)
+        generation = (search, max_length, min_length, no_repeat_ngram, prefix)
         self.writer = CaptionWriter.of(dims, prompt, label_smoothing, texts_per_image, *generation)
         self.head = word_head(dims, eps)
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        return self.writer.loss(model, self.head, batch, encoded)
+        return self.writer.loss(model, self.head, batch, encoded, self.training)
+
+    def check(self, model: VisionLanguageModel) -> None:
+        """Raise ConfigError for a random prefix whose tokens the fusion does not let see one another."""
+        fusion = model.fusion
+        if self.writer.prefix == RANDOM and isinstance(fusion, SupportsLanguageModel) and not fusion.sees_prefix:
+            raise ConfigError(
+                "task.captioning.prefix=random wants tokens of a prefix to see one another, but the language model of this "
+                "fusion lets none see a later one; set fusion.sees=text, or task.captioning.prefix=null"
+            )
 
     def longest(self, length: int) -> int:
         """A caption of the data, or one that is said, behind the prompt."""
