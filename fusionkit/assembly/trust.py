@@ -62,6 +62,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         *(f"fusionkit.scoring.scorers.{name}" for name in SCORERS),
         "fusionkit.scoring.captioning.Bleu",
         "fusionkit.scoring.captioning.Captions",
+        "fusionkit.scoring.cider.CiderReward",
         "fusionkit.scoring.classification.Entailment",
         "fusionkit.scoring.classification.NLVR2",
         "fusionkit.scoring.grounding.Grounding",

@@ -90,6 +90,8 @@ def test_it_overfits_eight_samples_or_is_refused(name, fusion):
             check_needs(name, task, model.fusion)
         return
     check_needs(name, task, model.fusion)
+    if task.draws_texts:
+        pytest.skip("its loss is no measure of what is learnt; that its rewards rise: test_captioning_scst.py")
     overfits_eight_samples(model, task)
 
 

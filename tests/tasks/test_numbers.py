@@ -266,7 +266,8 @@ def test_what_the_teacher_takes_for_a_match_is_no_negative():
 
 
 def test_every_configured_task_is_here():
-    assert set(choices("task")) - {"vqa_open"} <= set(TASKS)  # which is vqa_saying
+    # vqa_open is vqa_saying; what captioning_scst draws is another on each machine: test_captioning_scst.py
+    assert set(choices("task")) - {"vqa_open", "captioning_scst"} <= set(TASKS)
 
 
 if __name__ == "__main__":
