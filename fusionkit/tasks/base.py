@@ -30,6 +30,7 @@ class Task(nn.Module, Generic[B]):
     ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
     ``ranks``   whether its records are features (``feats``) of images and captions, which rank one by the other.
     ``matches`` whether it has ``score_pairs``, the logits of any captions with any images: it ranks again what others rank.
+                It is given encoded captions or, with ``encodes`` False, the rows of their token ids.
     ``init_from`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
     ``draws_texts`` whether it trains on texts that the model itself says, so that the losses of two batches do not compare.
     ``reads_images`` whether it reads the images themselves, and not their tokens alone (to hide parts of them).

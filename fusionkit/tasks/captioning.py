@@ -73,24 +73,27 @@ class CaptionWriter:
         """
         captions = batch["captions"]
         rows = leading_rows(captions["image_index"], self.texts_per_image)
-        caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
-        prompt = self.prompts(captions["image_index"][rows], head)
-        ids = torch.cat([prompt.input_ids, caption], dim=1)
-        mask = torch.cat([prompt.attention_mask, mask], dim=1)
-        is_scored = torch.zeros_like(mask, dtype=torch.bool)
-        first = len(self.prompt_ids)
-        is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
-        prefix = prompt.prefix
+        text, is_scored = self.texts(
+            captions["input_ids"][rows], captions["attention_mask"][rows], captions["image_index"][rows], head
+        )
         if is_training and self.prefix == RANDOM:
-            prefix = torch.maximum(prefix, random_prefix(mask.sum(dim=1)))
-            places = torch.arange(ids.shape[1], device=ids.device)
+            prefix = torch.maximum(text.prefix, random_prefix(text.attention_mask.sum(dim=1)))
+            text, places = text._replace(prefix=prefix), torch.arange(is_scored.shape[1], device=is_scored.device)
             is_scored &= places >= prefix[:, None] - 1  # the last of the prefix has the first token behind it to tell
-        text = prompt._replace(input_ids=ids, attention_mask=mask, prefix=prefix)
         states = fuse_causal(reader, encoded.memory, text)
         logits = word_logits(reader, head, states[is_scored])
-        targets = ids[:, 1:][is_scored[:, :-1]]
+        targets = text.input_ids[:, 1:][is_scored[:, :-1]]
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
         return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
+
+    def texts(self, ids: Tensor, mask: Tensor, image_index: Tensor, head: nn.Module | None) -> tuple[Prompts, Tensor]:
+        """Captions (T, L) behind the prompt in place of their start, and bool (T, P + L - 1): the next token is scored."""
+        prompt, first = self.prompts(image_index, head), len(self.prompt_ids)
+        mask = torch.cat([prompt.attention_mask, mask[:, 1:]], dim=1)
+        is_scored = torch.zeros_like(mask, dtype=torch.bool)
+        is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
+        text = prompt._replace(input_ids=torch.cat([prompt.input_ids, ids[:, 1:]], dim=1), attention_mask=mask)
+        return text, is_scored
 
     def predict(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""

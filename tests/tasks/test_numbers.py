@@ -72,6 +72,7 @@ TASKS = {  # by name: class, fusion, options, whether the images are regions
         {"join": bernoulli_pairs, "texts_per_image": 1},
         False,
     ),
+    "likelihood": ("fusionkit.tasks.likelihood.Likelihood", "cross_attention", {}, False),
     "mlm": ("fusionkit.tasks.mlm.MLM", "cross_attention", {"probability": 0.4}, False),
     "mlm_untied": (
         "fusionkit.tasks.mlm.MLM",
