@@ -26,7 +26,7 @@ BASELINES = MEAN, GREEDY = ("mean", "greedy")
 
 
 class Reward(Protocol):
-    """How good captions are, such as ``fusionkit.scoring.cider.CiderReward``."""
+    """How good captions are, such as ``fusionkit.training.rewards.CiderReward``."""
 
     def begin(self, training: Mapping[str, Sequence[Any]]) -> None:
         """The samples that are trained on, by source."""

@@ -9,8 +9,9 @@ import pytest
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import DataError
 from fusionkit.scoring.captioning import Captions, cider
-from fusionkit.scoring.cider import CiderD, CiderReward
+from fusionkit.scoring.corpus_metrics import CiderD
 from fusionkit.scoring.ptb_tokenizer import tokenize
+from fusionkit.training.rewards import CiderReward
 
 WORDS = ["a", "an", "the", "red", "blue", "green", "ball", "star", "ring", "on", "in", "left", "of", "two", "and"]
 

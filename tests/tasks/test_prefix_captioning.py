@@ -1,12 +1,16 @@
 """SimVLM's prefix language modelling: which tokens are scored, what they have seen, how the prefix is drawn."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
 from fusionkit.tasks import captioning
 from fusionkit.tasks.captioning import Captioning, random_prefix
+from fusionkit.tasks.captioning_shared import SharedCaptioning
 from tests.toys import SEP, choices, toy_batch, toy_dims, toy_fusion, toy_model
 
 CAUSAL = [name for name in choices("fusion") if "causal" in toy_fusion(name).func.provides]
@@ -153,6 +157,18 @@ def test_a_language_model_has_to_let_the_prefix_see_itself(fusion):
     out.loss.backward()
     assert out.loss.isfinite()
     assert 4 <= len(out.targets) < int(batch["captions"]["attention_mask"].sum()) - 4
+
+
+def test_a_decoder_that_shares_the_fusion_takes_a_prefix_too(monkeypatch):
+    torch.manual_seed(0)
+    model = toy_model("mixed_cross_attention")
+    layers = partial(SelfAttentionLayers, num_layers=2, num_heads=4, dropout=0.0)
+    task = SharedCaptioning(toy_dims(model), layers, prefix="random")
+    monkeypatch.setattr(captioning, "random_prefix", lambda lengths: torch.full_like(lengths, 4))
+    batch = full_batch()
+    ids = batch["captions"]["input_ids"]
+    assert task(model, batch, model.encode(batch, [])).targets.tolist() == ids[:, 4:].flatten().tolist()
+    assert len(task.eval()(model, batch, model.encode(batch, [])).targets) == 3 * 8
 
 
 def test_another_word_is_refused():
