@@ -73,6 +73,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.scoring.retrieval.Retrieval",
         "fusionkit.scoring.vqa.VQA",
         "fusionkit.training.metrics.MetricScorer",
+        "fusionkit.training.rewards.CiderReward",
         *METRICS,
         *LAYERS,
     ),

@@ -131,6 +131,7 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
         require_data(parts)
         module = build_module(parts)
         module.build_optimizer()
+        begin_tasks(parts, module)
         return parts, module
     checkpoint = read_checkpoint(begin)
     if last:
@@ -150,7 +151,16 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
         told, news = f"started from {begin}", [f"{name} is new" for name in initialise(module, checkpoint, begin)]
     rank_zero_only(print)("; ".join([told, ", ".join(news)] if news else [told]))
     tell_unknown(config, parts.datamodule, begin)
+    begin_tasks(parts, module)
     return parts, module
+
+
+def begin_tasks(parts: Parts, module: TrainingModule) -> None:
+    """Show each task that trains the samples that it trains on."""
+    for name, task in parts.tasks.items():
+        sources = [source for source, row in module.objectives.items() if name in row]
+        if sources:
+            task.begin({source: parts.datamodule.samples(source, "train") for source in sources})
 
 
 def require_data(parts: Parts) -> None:

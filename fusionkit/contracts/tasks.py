@@ -68,8 +68,9 @@ def what_matches_scores_any_caption_with_any_image(build: Build) -> None:
         encoded = model.encode(batch, [task.reads])  # type: ignore[arg-type]  # a Batch has further keys, one a kind
         index = torch.tensor([3, 0, 1, 2, 3, 0, 1, 2])
         require(task.reads == "captions", f"a task that matches reads captions, not {task.reads}")
+        texts: Any = encoded.text[task.reads] if task.encodes else batch[task.reads]
         with torch.inference_mode():
-            logits = task.score_pairs(model, encoded.memory, encoded.text[task.reads], index)  # type: ignore[operator]
+            logits = task.score_pairs(model, encoded.memory, texts, index)  # type: ignore[operator]
         require(logits.shape == (8, 2), f"score_pairs gives {tuple(logits.shape)} of 8 pairs, but has to give (8, 2)")
 
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from fusionkit.config import conf_dir
+from fusionkit.data.sample import Sample, Text
 from fusionkit.encoders.base import SupportsMasking
 from fusionkit.encoders.blip import BLIPTextEncoder
 from fusionkit.encoders.image import TimmEncoder
@@ -102,7 +103,18 @@ def toy_task(name: str | Path, dims: Dims) -> Task[Any]:
         config.task.decoder.update(num_layers=1, num_heads=4, dropout=0.0)
     options = TOY_OPTIONS.get(name, {}) if isinstance(name, str) else {}
     task: Task[Any] = instantiate(config.task)(dims=dims, **options)
+    task.begin({"toy": toy_samples()})
     return task
+
+
+def toy_samples(images: int = 16) -> list[Sample]:
+    """What the images of ``toy_batch`` show, by two captions each: of every three words in a row an image has its own two."""
+    samples = []
+    for number in range(100, 100 + images):
+        words = [f"t{word}" for word in range(5, VOCABULARY) if (word + number) % 3]
+        texts = Text(2 * number, " ".join(words[::2])), Text(2 * number + 1, " ".join(words[1::2]))
+        samples.append(Sample(number, Path("x.png"), {"captions": texts}))
+    return samples
 
 
 def toy_model(

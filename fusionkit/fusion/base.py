@@ -229,6 +229,11 @@ class SupportsLanguageModel(Protocol):
     encodes_prompts: bool
     """Whether a prompt is a whole text, which an encoder reads, and what follows it another, which a decoder says."""
 
+    @property
+    def sees_prefix(self) -> bool:
+        """Whether the tokens of a text see later ones where its mask lets them, as a prefix language model's do."""
+        ...
+
     def join(self, language_model: Any) -> None:
         """Take the text encoder to read on with, ``ReadsOn`` or ``EncodesAndDecodes``; its parameters stay its own."""
         ...

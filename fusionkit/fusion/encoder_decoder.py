@@ -25,7 +25,7 @@ class EncoderDecoder(nn.Module):
     """
 
     provides = frozenset({"pooled", "text", "causal"})
-    encodes_prompts = True
+    encodes_prompts = sees_prefix = True
 
     def __init__(self, image_size: int, text_size: int, projector: Callable[[int, int], Projector]) -> None:
         super().__init__()

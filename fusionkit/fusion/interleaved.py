@@ -38,7 +38,7 @@ class Interleaved(nn.Module):
     """
 
     provides = frozenset({"pooled", "text", "causal", "attention"})
-    encodes_prompts = False
+    encodes_prompts = sees_prefix = False
 
     def __init__(
         self,

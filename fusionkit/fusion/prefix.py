@@ -74,6 +74,10 @@ class Prefix(nn.Module):
             raise unjoined(self)
         return self._joined[0]
 
+    @property
+    def sees_prefix(self) -> bool:
+        return self.sees == "text"
+
     def prefix_length(self, image_tokens: int) -> int:
         return self.projector.count(image_tokens)
 

@@ -13,12 +13,12 @@ class AllPairs(nn.Module):
     Of T captions and I images it asks for T x I forward passes of the fusion, whose logits ``predict_source`` ranks.
     """
 
-    encodes = True
     ranks = matches = False
 
     def __init__(self, matcher: Any) -> None:
         super().__init__()
         self.matcher, self.reads, self.replies_to = matcher, matcher.reads, matcher.replies_to
+        self.encodes = matcher.encodes
 
     def predict(self, model: object, batch: object, encoded: object) -> Records:
         """Nothing: a batch does not hold all that a caption is to be ranked among."""

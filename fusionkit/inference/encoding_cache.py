@@ -15,11 +15,14 @@ from fusionkit.types import Batch, Encoded, Tokens
 
 ADVICE = "make room, or name another folder as evaluation.options.cache=FOLDER"
 
+KEPT = ("ids", "input_ids", "attention_mask")  # of the texts of a kind, beside what the encoder made of them
+
 
 class Encodings:
     """The batches of a split by number, with what the encoders made of them.
 
-    Of a batch only the ids are kept; of an image not its ``memory``, which is many times as large, and prepared anew.
+    Of a batch only the ids and the token ids are kept; of an image not its ``memory``, which is many times as large, and
+    prepared anew.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +43,8 @@ class Encodings:
 
     def save(self, number: int, batch: Batch, encoded: Encoded) -> None:
         """Keep a batch on any device; raises DataError where the disk is full."""
-        kinds = {kind: {"ids": batch[kind]["ids"]} for kind in encoded.text}  # type: ignore[literal-required]
+        texts = {kind: rows for kind, rows in batch.items() if isinstance(rows, dict) and "ids" in rows}
+        kinds = {kind: {name: rows[name] for name in KEPT if name in rows} for kind, rows in texts.items()}
         content = {
             "ids": {"image_ids": batch["image_ids"], **kinds},
             "image": tuple(encoded.image),
@@ -51,7 +55,7 @@ class Encodings:
         save_tensors(_copied(content), self.path(number), advice=ADVICE)
 
     def load(self, number: int) -> tuple[dict[str, Any], Encoded]:
-        """A batch's ``image_ids`` and each kind's ``ids``, and its encodings, mapped from the file into the CPU's memory.
+        """A batch's ``image_ids``, what is ``KEPT`` of each kind, and its encodings, mapped from the file into the CPU's memory.
 
         Only what is read of them takes memory.
         """

@@ -19,7 +19,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.distributed import gather_objects, rank, world_size
 from fusionkit.inference.all_pairs import AllPairs
 from fusionkit.inference.candidates import TopK, best
-from fusionkit.inference.encoding_cache import Encodings, encodings_in
+from fusionkit.inference.encoding_cache import KEPT, Encodings, encodings_in
 from fusionkit.inference.progress import Bar, show_progress
 from fusionkit.inference.rankings import Pairing, list_records, similarities
 from fusionkit.inference.reranking import Reranker
@@ -135,7 +135,8 @@ def cache_folder(
     options: EvaluationOptions,
 ) -> Path:
     """Where the encodings of a split stay: a folder named after all that they are a function of."""
-    how = (str(options.precision), device.type, options.recipe, sorted({task.reads for task in tasks.values()}))
+    reads = sorted({f"{task.reads} {task.encodes}" for task in tasks.values()})
+    how = (str(options.precision), device.type, options.recipe, reads, KEPT)
     what = weights_digest(model, *tasks.values())
     return Path(str(options.cache)) / f"{source}_{role}_{digest([what], how, datamodule.identity(source, role))}"
 

@@ -66,13 +66,56 @@ class Texts:
         return Tokens(self.embeds[places], mask.long(), self.pooled[rows])
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return self.embeds.nbytes
+
+    @property
     def widest(self) -> int:
         """Bytes of the longest text's states."""
         return int(self.lengths.max()) * self.embeds[0].nbytes
 
 
+class TokenIds:
+    """Token ids (by row of the pairing) of texts that the matching task encodes itself, packed end to end.
+
+    ``words`` is how many words it tells apart: what it computes with a text is as many numbers a token.
+    """
+
+    def __init__(self, parts: Sequence[dict[str, Any]], rows: dict[Any, int], words: int) -> None:
+        masks = [part["attention_mask"].bool() for part in parts]
+        lengths = torch.cat([mask.sum(dim=1) for mask in masks])
+        order = torch.tensor([rows[key] for part in parts for key in part["ids"]]).argsort()
+        self.ids = torch.cat([part["input_ids"][mask] for part, mask in zip(parts, masks, strict=True)])  # (M,)
+        self.starts, self.lengths = (lengths.cumsum(0) - lengths)[order], lengths[order]
+        self.words = words
+
+    def to(self, device: torch.device) -> None:
+        """Nothing: what is taken of them is moved."""
+
+    def take(self, rows: Tensor) -> dict[str, Tensor]:
+        """``input_ids`` and ``attention_mask`` (B, L) of some rows (B,), padded to the longest."""
+        lengths = self.lengths[rows][:, None]
+        steps = torch.arange(int(lengths.max()))[None]
+        mask = steps < lengths
+        places = torch.where(mask, self.starts[rows][:, None] + steps, self.starts[rows][:, None])
+        return {"input_ids": self.ids[places], "attention_mask": mask.long()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return self.ids.nbytes
+
+    @property
+    def widest(self) -> int:
+        """Bytes of what is said of the longest text's tokens."""
+        return int(self.lengths.max()) * self.words * torch.float32.itemsize
+
+
 class Reranker:
     """Scores the candidates of a contrastive ranking with ``matcher.score_pairs`` (a matching task).
+
+    It is given encoded texts, or of a task that encodes them itself (``encodes`` False) their token ids.
 
     Candidates come image by image, so that an image's keys and values are projected once for all its captions. Processes
     take the blocks of images in turns. Each block's logits go to a file at once, where a later run with the same
@@ -95,9 +138,14 @@ class Reranker:
         images = {image_id: row for row, image_id in enumerate(pairing.image_ids)}
         captions = {caption_id: row for row, caption_id in enumerate(pairing.caption_ids)}
         self.images = Images([(ids["image_ids"], encoded.image) for ids, encoded in kept], images)
-        texts = [(ids[kind]["ids"], encoded.text[kind]) for ids, encoded in kept if kind in encoded.text]
-        self.texts = Texts(texts, captions)
-        if self.texts.embeds.nbytes <= settings.memory_bytes:
+        self.texts: Texts | TokenIds
+        if matcher.encodes:
+            texts = [(ids[kind]["ids"], encoded.text[kind]) for ids, encoded in kept if kind in encoded.text]
+            self.texts = Texts(texts, captions)
+        else:
+            words = model.text_encoder.word_embeddings.num_embeddings
+            self.texts = TokenIds([ids[kind] for ids, _ in kept if ids[kind]["ids"]], captions, words)
+        if self.texts.nbytes <= settings.memory_bytes:
             self.texts.to(device)
         share = settings.WIDTHS * (self.images.widest + self.texts.widest)
         self.chunk = max(1, min(settings.chunk, settings.memory_bytes // share))
@@ -164,7 +212,9 @@ def _mask(tokens: Tokens) -> Tensor:
     return tokens.embeds.new_ones(tokens.embeds.shape[:2]) if tokens.mask is None else tokens.mask
 
 
-def _to(tokens: Tokens, device: torch.device) -> Tokens:
+def _to(tokens: Any, device: torch.device) -> Any:
+    if isinstance(tokens, dict):
+        return {name: part.to(device) for name, part in tokens.items()}
     mask = None if tokens.mask is None else tokens.mask.to(device)
     return Tokens(tokens.embeds.to(device), mask, tokens.pooled.to(device))
 

@@ -1,6 +1,11 @@
-"""Metrics of a whole corpus as formulas of summed counts, for many weightings of its images at once: BLEU, METEOR, shares."""
+"""Metrics of a whole corpus as formulas of summed counts, for many weightings of its images at once: BLEU, METEOR, shares.
 
-from collections.abc import Callable
+And CIDEr-D, which is a mean over images, by the frequencies of another corpus than the one that is scored.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +13,11 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 ORDERS = (1, 2, 3, 4)
 SMALL, TINY = 1e-9, 1e-15  # as in pycocoevalcap, whose numbers these are
+LONGEST, WIDTH = (
+    4,
+    6.0,
+)  # n-grams up to this length, and the width of the penalty of another length, as in pycocoevalcap
+NGram = tuple[str, ...]
 
 # METEOR 1.5's parameters for ranking English (Denkowski and Lavie 2014)
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
@@ -94,3 +104,66 @@ def fits(key: str, count: int) -> bool:
 def is_of(metric: str, key: str) -> bool:
     """Whether a metric is computed by the formula."""
     return metric == key.removeprefix(RATIOS) if key.startswith(RATIOS) else metric.startswith(key)
+
+
+class CiderD:
+    """CIDEr-D (Vedantam et al. 2015) as pycocoevalcap 1.2 computes it; 1.0 is what our scorers call 100%.
+
+    ``documents`` are the tokenized captions of each image of a corpus, which say how much an n-gram counts: the logarithm of
+    the number of images over the number of those that have it. pycocoevalcap knows no other corpus than the one it scores.
+    """
+
+    def __init__(self, documents: Iterable[Sequence[str]]) -> None:
+        self.images = 0
+        self.frequencies: Counter[NGram] = Counter()
+        for captions in documents:
+            self.images += 1
+            self.frequencies.update({ngram for caption in captions for ngram in counts_of(caption)})
+
+    def __call__(self, said: Sequence[str], wanted: Sequence[Sequence[str]]) -> list[float]:
+        """The score of each tokenized caption against its own references; 0 where it has none."""
+        known: dict[str, _Vector] = {}
+
+        def vector(caption: str) -> _Vector:
+            if caption not in known:
+                known[caption] = _Vector(self, caption)
+            return known[caption]
+
+        return [
+            10 * sum(vector(caption).likeness(vector(text)) for text in references) / max(len(references), 1)
+            for caption, references in zip(said, wanted, strict=True)
+        ]
+
+    def weight(self, ngram: NGram) -> float:
+        """How much one more of an n-gram counts."""
+        return math.log(self.images) - math.log(max(1, self.frequencies[ngram]))
+
+
+class _Vector:
+    """The n-grams of a caption, weighted, by their length."""
+
+    def __init__(self, cider: CiderD, caption: str) -> None:
+        self.weights: list[dict[NGram, float]] = [{} for _ in range(LONGEST)]
+        self.length = 0  # in pairs of words
+        for ngram, count in counts_of(caption).items():
+            self.weights[len(ngram) - 1][ngram] = count * cider.weight(ngram)
+            self.length += count if len(ngram) == 2 else 0
+        self.norms = [math.sqrt(sum(weight**2 for weight in weights.values())) for weights in self.weights]
+
+    def likeness(self, reference: "_Vector") -> float:
+        """The mean over lengths of the clipped cosine, less for another length."""
+        cosines = []
+        for own, other, norm, other_norm in zip(
+            self.weights, reference.weights, self.norms, reference.norms, strict=True
+        ):
+            shared = sum(min(weight, other[ngram]) * other[ngram] for ngram, weight in own.items() if ngram in other)
+            cosines.append(shared / (norm * other_norm) if norm and other_norm else shared)
+        return math.exp(-((self.length - reference.length) ** 2) / (2 * WIDTH**2)) * sum(cosines) / LONGEST
+
+
+def counts_of(caption: str) -> Counter[NGram]:
+    """How often each n-gram of up to four words is in a tokenized caption."""
+    words = caption.split()
+    return Counter(
+        tuple(words[start : start + size]) for size in range(1, LONGEST + 1) for start in range(len(words) - size + 1)
+    )

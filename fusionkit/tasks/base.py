@@ -1,6 +1,6 @@
 """What the training module and the evaluation expect of an objective."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -31,7 +31,9 @@ class Task(nn.Module, Generic[B]):
     ``replies_to`` what of one's own inputs it answers: a "question", a "phrase", a "text" or, without words, "caption"; or None.
     ``ranks``   whether its records are features (``feats``) of images and captions, which rank one by the other.
     ``matches`` whether it has ``score_pairs``, the logits of any captions with any images: it ranks again what others rank.
+                It is given encoded captions or, with ``encodes`` False, the rows of their token ids.
     ``init_from`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
+    ``draws_texts`` whether it trains on texts that the model itself says, so that the losses of two batches do not compare.
     ``reads_images`` whether it reads the images themselves, and not their tokens alone (to hide parts of them).
     ``scorer``  a Scorer (fusionkit.scoring.base) or a pure function of (records, samples) that gives the metrics, or None where
                 there is nothing to score.
@@ -43,6 +45,7 @@ class Task(nn.Module, Generic[B]):
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
+    draws_texts: ClassVar[bool] = False
     reads_images: ClassVar[bool] = False
     ranks: ClassVar[bool] = False
     matches: ClassVar[bool] = False
@@ -60,6 +63,9 @@ class Task(nn.Module, Generic[B]):
     ) -> TaskOutput:
         """The objective's loss on one batch."""
         raise NotImplementedError
+
+    def begin(self, training: Mapping[str, Sequence[Any]]) -> None:
+        """Before a training: the samples that it trains on, by source, for what a task has to know of all of them."""
 
     def check(self, model: "VisionLanguageModel") -> None:
         """Raise ConfigError where the model lacks what the task wants of it beyond ``needs``."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fusionkit.errors import ConfigError, suggest
+from fusionkit.fusion.base import SupportsLanguageModel
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
@@ -17,6 +19,8 @@ from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
 from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
+
+RANDOM = "random"
 
 
 @dataclass
@@ -33,6 +37,13 @@ class CaptionWriter:
     search: Search
     texts_per_image: int | None
     label_smoothing: float
+    prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.prefix not in (None, RANDOM):
+            raise ConfigError(
+                f"task.captioning.prefix is '{self.prefix}'; {suggest(str(self.prefix), [RANDOM])}, or leave it null"
+            )
 
     @classmethod
     def of(
@@ -45,6 +56,7 @@ class CaptionWriter:
         max_length: int,
         min_length: int,
         no_repeat_ngram: int,
+        prefix: str | None = None,
     ) -> "CaptionWriter":
         """Of a task's options and the plain values of its run."""
         words, special = Words(dims.tokens, dims.special_ids), tuple(dims.special_ids)
@@ -53,7 +65,7 @@ class CaptionWriter:
         if dims.encodes_prompts:  # a whole text
             ids.append(dims.sep_token_id)
         rules = GenerationConfig(dims.sep_token_id, *lengths, special, tuple(ids), dims.other_ends)
-        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing)
+        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing, prefix)
 
     def loss(
         self,
@@ -61,32 +73,44 @@ class CaptionWriter:
         head: nn.Module | None,
         batch: CaptionBatch,
         encoded: Encoded,
+        is_training: bool = False,
         shared: Tokens | None = None,
     ) -> TaskOutput:
         """Cross entropy of each token of the captions, from those before it and the image.
 
-        ``shared`` are the captions as another task had them encoded, where each token has seen none after it.
+        With a random ``prefix`` it is, in training, of the tokens behind the prefix alone. ``shared`` are the captions as another
+        task had them encoded, where each token has seen none after it.
         """
         captions = batch["captions"]
         rows = leading_rows(captions["image_index"], self.texts_per_image)
-        caption, mask = captions["input_ids"][rows, 1:], captions["attention_mask"][rows, 1:]  # without [CLS]
-        prompt = self._prompts(captions["image_index"][rows], head)
-        ids = torch.cat([prompt.input_ids, caption], dim=1)
-        mask = torch.cat([prompt.attention_mask, mask], dim=1)
-        is_scored = torch.zeros_like(mask, dtype=torch.bool)
-        first = len(self.prompt_ids)
-        is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
-        whole = prompt._replace(input_ids=ids, attention_mask=mask)
-        given = None if shared is None or first > 1 else shared.take(rows)  # behind a prompt they are other texts
-        states = fuse_causal(reader, encoded.memory, whole, given)
+        text, is_scored = self.texts(
+            captions["input_ids"][rows], captions["attention_mask"][rows], captions["image_index"][rows], head
+        )
+        # behind a prompt they are other texts
+        given = None if shared is None or len(self.prompt_ids) > 1 else shared.take(rows)
+        if is_training and self.prefix == RANDOM:
+            prefix = torch.maximum(text.prefix, random_prefix(text.attention_mask.sum(dim=1)))
+            text, places = text._replace(prefix=prefix), torch.arange(is_scored.shape[1], device=is_scored.device)
+            is_scored &= places >= prefix[:, None] - 1  # the last of the prefix has the first token behind it to tell
+            given = None
+        states = fuse_causal(reader, encoded.memory, text, given)
         logits = word_logits(reader, head, states[is_scored])
-        targets = ids[:, 1:][is_scored[:, :-1]]
+        targets = text.input_ids[:, 1:][is_scored[:, :-1]]
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
         return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
 
+    def texts(self, ids: Tensor, mask: Tensor, image_index: Tensor, head: nn.Module | None) -> tuple[Prompts, Tensor]:
+        """Captions (T, L) behind the prompt in place of their start, and bool (T, P + L - 1): the next token is scored."""
+        prompt, first = self.prompts(image_index, head), len(self.prompt_ids)
+        mask = torch.cat([prompt.attention_mask, mask[:, 1:]], dim=1)
+        is_scored = torch.zeros_like(mask, dtype=torch.bool)
+        is_scored[:, first - 1 : -1] = mask[:, first:].bool()  # from the last token of the prompt on
+        text = prompt._replace(input_ids=torch.cat([prompt.input_ids, ids[:, 1:]], dim=1), attention_mask=mask)
+        return text, is_scored
+
     def predict(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
-        prompts = self._prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
+        prompts = self.prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
         steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
         found = self.search(steps, self.rules).tokens.tolist()
         return [
@@ -94,11 +118,18 @@ class CaptionWriter:
             for image_id, tokens in zip(batch["image_ids"], found, strict=True)
         ]
 
-    def _prompts(self, image_index: Tensor, head: nn.Module | None) -> Prompts:
+    def prompts(self, image_index: Tensor, head: nn.Module | None) -> Prompts:
         """What captions start with; a language model that lets a prefix see itself (PaliGemma) has all of it for one."""
         ids = torch.tensor(self.prompt_ids, device=image_index.device).expand(len(image_index), -1)
         prefix = len(self.prompt_ids) if head is None else 1
         return Prompts(ids, torch.ones_like(ids), image_index, torch.full_like(image_index, prefix))
+
+
+def random_prefix(lengths: Tensor) -> Tensor:
+    """How many first tokens of texts of these lengths (T,) are a prefix: from 1 to all but one, each as likely (SimVLM)."""
+    most = lengths - 1
+    draw = torch.rand(lengths.shape, device=lengths.device)  # below 1, but the product may round up to ``most``
+    return 1 + torch.minimum((draw * most).long(), (most - 1).clamp(min=0))
 
 
 class Captioning(Task[CaptionBatch]):
@@ -109,6 +140,9 @@ class Captioning(Task[CaptionBatch]):
     ``texts_per_image`` how many captions of an image are trained on; None: all in the batch.
     ``search``          how a caption is found; ``max_length`` and the like say which may be (``GenerationConfig``).
     ``head``            builds what says words from (hidden_size, vocab_size); None: BERT's, tied to the word embeddings.
+    ``prefix``          "random": in training the first tokens of each caption, a random number of them, see one another, and
+                        only those behind them are scored: the prefix language modelling of SimVLM (Wang et al. 2022), whose
+                        architecture is ``fusion=merged_attention``. None: every token sees those before it.
 
     It has no text encoded for itself. Over a text encoder that is causal by itself it reads the captions as contrast has them
     encoded (CoCa: one reading, two losses); all others encode them once more, under a causal mask.
@@ -132,10 +166,11 @@ class Captioning(Task[CaptionBatch]):
         scorer: Scorer | None = None,
         eps: float = 1e-12,
         head: Callable[[int, int], nn.Module] | None = None,
+        prefix: str | None = None,
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
-        generation = (search, max_length, min_length, no_repeat_ngram)
+        generation = (search, max_length, min_length, no_repeat_ngram, prefix)
         self.writer = CaptionWriter.of(dims, prompt, label_smoothing, texts_per_image, *generation)
         self.head = word_head(dims, eps, head)
 
@@ -143,7 +178,16 @@ class Captioning(Task[CaptionBatch]):
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         shared = encoded.text.get(self.reads) if model.is_causal else None
-        return self.writer.loss(model, self.head, batch, encoded, shared)
+        return self.writer.loss(model, self.head, batch, encoded, self.training, shared)
+
+    def check(self, model: VisionLanguageModel) -> None:
+        """Raise ConfigError for a random prefix whose tokens the fusion does not let see one another."""
+        fusion = model.fusion
+        if self.writer.prefix == RANDOM and isinstance(fusion, SupportsLanguageModel) and not fusion.sees_prefix:
+            raise ConfigError(
+                "task.captioning.prefix=random wants tokens of a prefix to see one another, but the language model of this "
+                "fusion lets none see a later one; set fusion.sees=text, or task.captioning.prefix=null"
+            )
 
     def longest(self, length: int) -> int:
         """A caption of the data, or one that is said, behind the prompt."""

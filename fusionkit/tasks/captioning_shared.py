@@ -32,6 +32,7 @@ class SharedCaptioning(Task[CaptionBatch]):
 
     ``decoder``        builds the self-attentions from (hidden_size=), such as ``SelfAttentionLayers`` of the fusion's number.
     ``first_token_id`` begins each text in place of [CLS] (BLIP's [DEC]).
+    The other options are those of ``Captioning``.
     """
 
     needs = frozenset({"text", "causal"})
@@ -53,10 +54,11 @@ class SharedCaptioning(Task[CaptionBatch]):
         no_repeat_ngram: int = 0,
         scorer: Scorer | None = None,
         eps: float = 1e-12,
+        prefix: str | None = None,
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
-        generation = (search, max_length, min_length, no_repeat_ngram)
+        generation = (search, max_length, min_length, no_repeat_ngram, prefix)
         self.writer = CaptionWriter.of(dims, prompt, label_smoothing, texts_per_image, *generation)
         self.first_token_id = first_token_id
         self.head = SharedDecoder(
@@ -66,7 +68,7 @@ class SharedCaptioning(Task[CaptionBatch]):
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        return self.writer.loss(self._reader(model), self.head.words, batch, encoded)
+        return self.writer.loss(self._reader(model), self.head.words, batch, encoded, self.training)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""

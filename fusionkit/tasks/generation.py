@@ -142,8 +142,11 @@ class Sampling:
         return _walk(steps, rules, self._draw)
 
     def _draw(self, scores: Tensor) -> Tensor:
-        kept = keep_top_p(keep_top_k(scores / self.temperature, self.top_k), self.top_p)
-        return torch.multinomial(kept.softmax(dim=1), 1).squeeze(1)
+        return torch.multinomial(self.kept(scores).softmax(dim=1), 1).squeeze(1)
+
+    def kept(self, scores: Tensor) -> Tensor:
+        """What is drawn from, as logits (R, V) of scores (R, V): -inf where a token is never drawn."""
+        return keep_top_p(keep_top_k(scores / self.temperature, self.top_k), self.top_p)
 
 
 def keep_top_k(scores: Tensor, top_k: int) -> Tensor:

@@ -31,7 +31,8 @@ class ImageGain(Callback):
 
     Both are computed without dropout and against the data's own targets, every ``every_n_steps`` at a step that is logged.
     0: the image is of no use, as where a language model goes by the words alone; warns where the mean of ``window`` of them is
-    below ``tolerance``. Not of a source that has one image a step, nor where a strategy splits parameters.
+    below ``tolerance``. Not of a source that has one image a step, nor where a strategy splits parameters, nor of a task that
+    ``draws_texts``.
     """
 
     def __init__(self, every_n_steps: int = 50, window: int = 10, tolerance: float = 0.01) -> None:
@@ -107,7 +108,8 @@ def image_gains(module: TrainingModule, source: str, batch: Batch) -> dict[str, 
     losses = []
     for images in (batch, with_other_images(batch)):
         seed_batch(0)  # so that both have the same words masked and the same negatives drawn
-        losses.append({name: output.loss for name, output in module.outputs(source, images, alpha=0.0).items()})
+        outputs = module.outputs(source, images, alpha=0.0)
+        losses.append({name: out.loss for name, out in outputs.items() if not module.tasks[name].draws_texts})
     own, other = losses
     return {f"{source}/{name}": other[name] - loss for name, loss in own.items()}
 

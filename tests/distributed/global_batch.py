@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +38,7 @@ from fusionkit.tasks import mrm
 from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Task
 from fusionkit.tasks.captioning_shared import SharedCaptioning
+from fusionkit.tasks.generation import DecoderState, Generated, GenerationConfig, Greedy, Sampling
 from fusionkit.tasks.grounding import Grounding
 from fusionkit.tasks.grounding_regions import GroundingRegions
 from fusionkit.tasks.itc import ITC
@@ -88,6 +90,20 @@ def some_places(draw: Tensor, probability: float, can: Tensor, images: Tensor) -
     return can & ((torch.arange(can.shape[1]) * images[:, None]) % 3 == 1)
 
 
+@dataclass(frozen=True)
+class Ranked(Sampling):
+    """No draw: the samples of an image begin with its likeliest token, the second and so on, and go on by the likeliest."""
+
+    count: int = 1
+
+    def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated:
+        logits, _ = steps.start()
+        place = torch.arange(len(logits)) % self.count
+        first = rules.restrict(logits, place[:, None][:, :0]).argsort(dim=1, descending=True).gather(1, place[:, None])
+        rest = Greedy()(steps, replace(rules, max_length=rules.max_length - 1))
+        return Generated(torch.cat([first, rest.tokens], dim=1), rest.scores)
+
+
 def single(name: str) -> Callable[[Dims], dict[str, Task[Any]]]:
     """The task of conf/task/NAME.yaml; wrong partners come from all ranks, the most similar ones."""
 
@@ -95,6 +111,8 @@ def single(name: str) -> Callable[[Dims], dict[str, Task[Any]]]:
         task = toy_task(name, dims)
         if hasattr(task, "negatives"):
             task.negatives = Hardest(AllRanks(), k=2)
+        if task.draws_texts:
+            task.sampling = Ranked(count=task.samples)
         return {name: task}
 
     return build
@@ -129,6 +147,7 @@ def cases() -> dict[str, Case]:
         "captioning, a language model": Case(single("captioning"), "prefix"),
         "vqa_open, a language model": Case(single("vqa_open"), "prefix_qformer"),
         "vqa_open, a language model, a rank without texts": Case(single("vqa_open"), "prefix", empty=True),
+        "captioning_scst, a language model": Case(single("captioning_scst"), "prefix"),
         "chat, a language model": Case(single("chat"), "prefix"),
         "chat, a language model, a rank without texts": Case(single("chat"), "prefix_qformer", empty=True),
         "itc, a language model, a rank without texts": Case(single("itc"), "prefix", empty=True),

@@ -8,7 +8,8 @@ from fusionkit.assembly.digests import digest, weights_digest
 from fusionkit.inference.encoding_cache import Encodings, encodings_in
 from fusionkit.types import Encoded, Tokens
 
-BATCH = {"image_ids": [1, 2], "captions": {"ids": ["a"], "input_ids": torch.ones(1, 2)}, "pixel_values": torch.ones(9)}
+TEXTS = {"ids": ["a"], "input_ids": torch.ones(1, 2)}
+BATCH = {"image_ids": [1, 2], "captions": TEXTS | {"word_index": torch.ones(1, 2)}, "pixel_values": torch.ones(9)}
 
 
 def encoded():
@@ -27,7 +28,11 @@ def test_a_batch_is_read_back_without_its_memory(tmp_path):
     assert encodings.has(7)
     assert encodings.path(7).stat().st_size < 4000  # of a view only what it shows
     ids, kept = encodings.load(7)
-    assert ids == {"image_ids": [1, 2], "captions": {"ids": ["a"]}}
+    assert ids.keys() == {"image_ids", "captions"}
+    assert ids["image_ids"] == [1, 2]
+    assert ids["captions"].keys() == TEXTS.keys()  # and not what no task that matches reads
+    assert ids["captions"]["ids"] == ["a"]
+    assert ids["captions"]["input_ids"].equal(TEXTS["input_ids"])
     assert kept.memory is None
     wanted = encoded()
     for found, one in zip(

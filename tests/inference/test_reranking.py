@@ -13,6 +13,7 @@ from fusionkit.inference.encoding_cache import Encodings
 from fusionkit.inference.rankings import Pairing
 from fusionkit.inference.reranking import Reranker, Texts, _bytes, _join
 from fusionkit.tasks.itm import ITM
+from fusionkit.tasks.likelihood import Likelihood
 from fusionkit.types import Encoded, Tokens
 from tests.toys import toy_batch, toy_dims, toy_model
 
@@ -111,6 +112,30 @@ def test_scores_equal_those_of_each_pair_alone(fusion, settings, tmp_path):
     torch.testing.assert_close(text_to_image, expected[:, :, 1].double(), atol=1e-5, rtol=0)
     assert image_to_text.equal(text_to_image.T)
     assert len(text_to_image.unique()) == 75  # the scores tell the pairs apart
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "prefix"])
+@pytest.mark.parametrize("settings", [{"chunk": 75}, {"chunk": 2}, {"memory_bytes": 0}], ids=str)
+def test_a_task_that_encodes_texts_itself_is_given_their_token_ids(fusion, settings, tmp_path):
+    """Every caption with every image alone, in one row without padding."""
+    torch.manual_seed(0)
+    model = toy_model(fusion).eval()
+    matcher = Likelihood(toy_dims(model), prior=0.6).eval()
+    encodings, sim = keep(model, tmp_path)
+    kept = [encodings.load(number) for number in range(len(BATCHES))]
+    expected = torch.empty(15, 5)
+    with torch.inference_mode():
+        rows = [(ids["captions"], at) for ids, _ in kept for at in range(len(ids["captions"]["ids"]))]
+        images = [(encoded, at) for ids, encoded in kept for at, key in enumerate(ids["image_ids"]) if COUNTS[key]]
+        for row, (captions, at) in enumerate(rows):
+            length = int(captions["attention_mask"][at].sum())
+            text = {name: captions[name][at : at + 1, :length] for name in ("input_ids", "attention_mask")}
+            for column, (encoded, place) in enumerate(images):
+                memory = model.fusion.prepare(encoded.image.take(torch.tensor([place])))
+                expected[row, column] = matcher.score_pairs(model, memory, text, torch.tensor([0]))[0, 1]
+    text_to_image, image_to_text = rerank(model, matcher, encodings, sim, k=99, rule="itm", **settings)
+    torch.testing.assert_close(text_to_image, expected.double(), atol=1e-4, rtol=0)
+    assert image_to_text.equal(text_to_image.T)
 
 
 def test_an_image_is_prepared_once_and_the_memory_bounds_how_many_at_a_time(tmp_path, monkeypatch):

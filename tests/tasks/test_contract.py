@@ -45,7 +45,7 @@ def test_it_keeps_the_contract(name, check):
 def test_some_tasks_rank_and_some_match():
     declared = {name: (build(name)[1].ranks, build(name)[1].matches) for name in TASKS}
     assert {name for name, (ranks, _) in declared.items() if ranks} == {"itc"}
-    assert {name for name, (_, matches) in declared.items() if matches} == {"itm", "ranking"}
+    assert {name for name, (_, matches) in declared.items() if matches} == {"itm", "likelihood", "ranking"}
 
 
 @pytest.mark.parametrize("name", REPLYING)
@@ -90,6 +90,8 @@ def test_it_overfits_eight_samples_or_is_refused(name, fusion):
             check_needs(name, task, model.fusion)
         return
     check_needs(name, task, model.fusion)
+    if task.draws_texts:
+        pytest.skip("its loss is no measure of what is learnt; that its rewards rise: test_captioning_scst.py")
     overfits_eight_samples(model, task)
 
 
