@@ -12,11 +12,24 @@ from fusionkit.fusion import projectors
 from fusionkit.fusion.encoder_decoder import EncoderDecoder
 from fusionkit.model.model import Reader, assemble
 from fusionkit.tasks.answering import Answers, RankAnswers
+from fusionkit.tasks.captioning import Captioning
 from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts, RecomputedDecoderState, fuse_causal
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
+from fusionkit.tasks.vqa_generative import GenerativeVQA
 from fusionkit.types import Tokens
 from tests.encoders.test_seq2seq import FAMILIES, NO_START, WORDS, config_of, scatter
-from tests.toys import PAD, SEP, VOCABULARY, toy_fusion, toy_language_model, toy_model
+from tests.toys import (
+    ANSWER_TOKENS,
+    CLS,
+    PAD,
+    SEP,
+    VOCABULARY,
+    toy_batch,
+    toy_dims,
+    toy_fusion,
+    toy_language_model,
+    toy_model,
+)
 
 IMAGE, TOKENS, LENGTH = 24, 5, 6
 INDEX = torch.tensor([2, 0, 0, 1, 2])  # five texts of three images
@@ -227,3 +240,31 @@ def test_other_fusions_stand_over_the_encoder_s_states():
     assert not own.predicts_words
     assert not own.encodes_prompts
     assert not own.is_incremental
+
+
+def test_prompts_are_whole_texts_and_answers_begin_apart():
+    """A question keeps its end, a caption's prompt gets one, and their losses are those of the decoder's words alone."""
+    torch.manual_seed(0)
+    model = toy_model("encoder_decoder").eval()
+    dims = toy_dims(model)
+    assert dims.encodes_prompts
+    batch = toy_batch(images=3)
+    encoded = model.encode(batch, [])
+    asking = GenerativeVQA(dims, label_smoothing=0.0)
+    given, rows = asking._prompts(batch), batch["questions"]
+    assert torch.equal(given.attention_mask, rows["attention_mask"])
+    out, lm = asking(model, batch, encoded), model.text_encoder
+    losses = []
+    for row, answer in enumerate(rows["answer_scores"].argmax(dim=1).tolist()):
+        count, ids = int(rows["attention_mask"][row].sum()), torch.tensor([*ANSWER_TOKENS[answer], SEP])
+        seen = torch.cat(
+            [encoded.memory.embeds[row : row + 1], lm.embed(rows["input_ids"][row : row + 1, :count])], dim=1
+        )
+        said = torch.cat([torch.tensor([CLS]), ids[:-1]])[None]
+        read = lm.encode(seen, torch.ones(seen.shape[:2]))
+        logits = lm.predict_words(lm.decode(lm.embed(said), read, torch.ones(seen.shape[:2])))[0]
+        losses.append(torch.nn.functional.cross_entropy(logits, ids, reduction="sum"))
+    torch.testing.assert_close(out.loss, torch.stack(losses).sum() / 3)
+    writer = Captioning(dims, prompt="t7 t9").writer
+    assert writer.prompt_ids == [CLS, 7, 9, SEP]
+    assert Captioning(toy_dims(toy_model("prefix")), prompt="t7 t9").writer.prompt_ids == [CLS, 7, 9]
