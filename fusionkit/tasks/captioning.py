@@ -186,7 +186,8 @@ class Captioning(Task[CaptionBatch]):
         if self.writer.prefix == RANDOM and isinstance(fusion, SupportsLanguageModel) and not fusion.sees_prefix:
             raise ConfigError(
                 "task.captioning.prefix=random wants tokens of a prefix to see one another, but the language model of this "
-                "fusion lets none see a later one; set fusion.sees=text, or task.captioning.prefix=null"
+                "fusion lets none see a later one; choose one that does, such as fusion=prefix fusion.sees=text, or "
+                "task.captioning.prefix=null"
             )
 
     def longest(self, length: int) -> int:

@@ -22,18 +22,28 @@ def built(fusion="cross_attention", **options):
 def words_of(model, task, states):
     """Logits, written plainly."""
     if task.head is None:
-        return F.linear(states, model.text_encoder.word_embeddings.weight)
+        return (
+            model.predict_words(states)
+            if model.encodes_prompts
+            else F.linear(states, model.text_encoder.word_embeddings.weight)
+        )
     return task.head(states, model.text_encoder.word_embeddings.weight)
 
 
 def plain(model, task, ids, memory, index):
     """The sum of log-softmax over the tokens behind the first of one text (1, L), in the causal mask written plainly."""
+    first = 1
+    if model.encodes_prompts:  # the encoder reads an empty text, the decoder says this one
+        ids, first = torch.cat([torch.tensor([[CLS, SEP]]), ids[:, 1:]], dim=1), 2
     length = ids.shape[1]
-    text = model.encode_text(ids, torch.ones(1, length, length).tril().long())
+    mask = torch.ones(1, length, length).tril()
+    mask[:, :first, :first] = 1
+    text = model.encode_text(ids, mask.long())
     states = model.fuse(memory, text, torch.tensor([index])).text[0] if memory is not None else None
     if states is None:  # the language model alone, by the library
         states = model.text_encoder.backbone(inputs_embeds=model.text_encoder.word_embeddings(ids)).last_hidden_state[0]
-    return words_of(model, task, states[:-1]).log_softmax(dim=1)[range(length - 1), ids[0, 1:]].sum()
+    logits = words_of(model, task, states[first - 1 : -1])
+    return logits.log_softmax(dim=1)[range(length - first), ids[0, first:]].sum()
 
 
 @pytest.mark.parametrize("per_token", [False, True])
@@ -45,7 +55,7 @@ def test_a_score_is_a_plain_sum_of_log_softmax_whatever_stands_beside_it(fusion,
     rows, memory = batch["captions"], model.encode(batch, []).memory
     images = torch.tensor([2, 0, 1, 1, 0, 2])
     blank = None
-    if not fusion.startswith("prefix"):
+    if not fusion.startswith(("prefix", "interleaved")):
         blank = model.fusion.prepare(Tokens(torch.zeros(1, 1, WIDTH), None, torch.zeros(1, WIDTH)))
     with torch.no_grad():
         found = task.score_pairs(model, memory, rows, images)

@@ -11,10 +11,11 @@ from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
 from fusionkit.tasks import captioning
 from fusionkit.tasks.captioning import Captioning, random_prefix
 from fusionkit.tasks.captioning_shared import SharedCaptioning
-from tests.toys import SEP, choices, toy_batch, toy_dims, toy_fusion, toy_model
+from tests.toys import CLS, SEP, choices, reads_on, toy_batch, toy_dims, toy_fusion, toy_model
 
 CAUSAL = [name for name in choices("fusion") if "causal" in toy_fusion(name).func.provides]
-OBEYS = [name for name in CAUSAL if not name.startswith("prefix")]
+READ_ON = [name for name in CAUSAL if reads_on(toy_fusion(name)) and name != "encoder_decoder"]
+OBEYS = [name for name in CAUSAL if not reads_on(toy_fusion(name))]
 LENGTH = 9
 
 
@@ -79,7 +80,7 @@ def captioning_mask(prefix):
     return mask.long().expand(3, -1, -1)
 
 
-@pytest.mark.parametrize("fusion", OBEYS)
+@pytest.mark.parametrize("fusion", [*OBEYS, "encoder_decoder"])
 def test_the_loss_is_the_cross_entropy_behind_each_caption_s_own_prefix(fusion, monkeypatch):
     model, task = built(fusion)
     batch = toy_batch(images=3, texts_per_image=2)
@@ -91,11 +92,18 @@ def test_the_loss_is_the_cross_entropy_behind_each_caption_s_own_prefix(fusion, 
     out, total, count = task(model, batch, encoded), 0.0, 0
     for row, first in enumerate(prefix.tolist()):
         ids = rows["input_ids"][row : row + 1, : int(lengths[row])]
+        if (
+            model.encodes_prompts
+        ):  # its encoder reads a whole text, and the prefix behind it; the decoder says the others
+            ids, first = torch.cat([torch.tensor([[CLS, SEP]]), ids[:, 1:]], dim=1), max(first, 2)
         size = ids.shape[1]
         mask = torch.ones(size, size).tril()
         mask[:first, :first] = 1
         fused = model.fuse(encoded.memory, model.encode_text(ids, mask.long()[None]), rows["image_index"][row][None])
-        logits = task.head(fused.text[0, first - 1 : -1], model.text_encoder.word_embeddings.weight)
+        states = fused.text[0, first - 1 : -1]
+        logits = (
+            task.head(states, model.text_encoder.word_embeddings.weight) if task.head else model.predict_words(states)
+        )
         total, count = total + F.cross_entropy(logits, ids[0, first:], reduction="sum"), count + size - first
     torch.testing.assert_close(out.loss, total / count, rtol=1e-5, atol=1e-5)
     assert len(out.targets) == count
@@ -145,11 +153,13 @@ def test_behind_a_prompt_something_is_always_scored():
         assert not {7, 9, 11} & set(out.targets.tolist()) - set(batch["captions"]["input_ids"].flatten().tolist())
 
 
-@pytest.mark.parametrize("fusion", [name for name in CAUSAL if name.startswith("prefix")])
+@pytest.mark.parametrize("fusion", READ_ON)
 def test_a_language_model_has_to_let_the_prefix_see_itself(fusion):
     model, task = built(fusion)
-    with pytest.raises(ConfigError, match=r"prefix=random wants .* set fusion.sees=text, or"):
+    with pytest.raises(ConfigError, match=r"prefix=random wants .* such as fusion=prefix fusion.sees=text, or"):
         task.check(model)
+    if fusion.startswith("interleaved"):
+        return
     model.fusion.sees = "text"
     task.check(model)
     batch = toy_batch(images=4)
