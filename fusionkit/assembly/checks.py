@@ -136,14 +136,14 @@ def check_budget(
     fusion, most = model.fusion, model.text_encoder.max_length
     if not isinstance(fusion, SupportsLanguageModel) or most is None:
         return
-    prefix, length = fusion.prefix_length(image_tokens), datamodule.sources[source].max_length
+    tasks, prefix, length = list(tasks), fusion.prefix_length(image_tokens), datamodule.sources[source].max_length
     longest = max((task.longest(length) for task in tasks), default=length)
     if fusion.encodes_prompts and longest > most:
         raise ConfigError(
             f"fusion: the decoder says up to {longest} tokens of a text of source '{source}', but the language model has "
             f"positions for {most}; set data.sources.{source}.max_length or the tasks' own max_length lower"
         )
-    text = length if fusion.encodes_prompts else longest
+    text = max((task.prompted(length) for task in tasks), default=length) if fusion.encodes_prompts else longest
     if (over := prefix + text - most) <= 0:
         return
     takes, fix = f"a text of source '{source}' takes", "choose a text_encoder that reads more"

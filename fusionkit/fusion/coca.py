@@ -49,6 +49,7 @@ class CoCa(nn.Module):
     """
 
     provides = frozenset({"pooled", "text", "causal", "attention"})
+    sees_prefix = False
 
     def __init__(
         self,

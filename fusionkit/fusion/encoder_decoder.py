@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
@@ -87,6 +88,10 @@ class EncoderDecoder(nn.Module):
         states, past = self._decode_on(past, Words(row.embeds, real.sum(dim=1)))
         return row.back(states), past
 
+    def without_image(self, like: Tensor) -> "Projected":
+        """What stands for one image of which there is nothing to read, on the device of ``like``."""
+        return Projected(like.new_zeros(1, 0, self.hidden_size), like.new_zeros(1, 0, dtype=torch.bool))
+
     def encode_unimodal(self, text: Tokens) -> Tokens:
         """Texts that see no image, by the encoder; pooled is their mean."""
         assert text.mask is not None
@@ -113,8 +118,10 @@ class EncoderDecoder(nn.Module):
         """What the encoder makes of the real tokens (T, L) of texts, each behind its image."""
         image = memory.embeds[image_index].to(embeds.dtype)
         row = _side_by_side(torch.cat([image, embeds], dim=1), torch.cat([memory.mask[image_index], real], dim=1))
-        states = self.language_model.encode(row.embeds, row.mask)
-        return Read(states, row.mask, row.back(states)[:, image.shape[1] :])
+        longest = int(row.mask.sum(dim=1).max())  # behind that there is nothing to read
+        mask = row.mask[:, :longest]
+        states = self.language_model.encode(row.embeds[:, :longest], mask)
+        return Read(states, mask, row.back(F.pad(states, (0, 0, 0, row.mask.shape[1] - longest)))[:, image.shape[1] :])
 
     def _said(self, embeds: Tensor, said: Tensor) -> "Words":
         """The decoder's start, which stands for the prompt's last token, and behind it the tokens that are said."""

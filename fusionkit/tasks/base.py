@@ -78,6 +78,10 @@ class Task(nn.Module, Generic[B]):
         """How many tokens a text of at most ``length`` of them grows to by what the task says."""
         return length
 
+    def prompted(self, length: int) -> int:
+        """How many tokens stand before what the task says, where a text has at most ``length``: all of the text."""
+        return length
+
     def predict(self, model: "VisionLanguageModel", batch: B, encoded: Encoded) -> Records:
         """The benchmark's own records for one batch, plain Python values that can be written as JSON lines."""
         raise NotImplementedError

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, suggest
-from fusionkit.fusion.base import SupportsLanguageModel
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
@@ -89,7 +88,8 @@ class CaptionWriter:
         # behind a prompt they are other texts
         given = None if shared is None or len(self.prompt_ids) > 1 else shared.take(rows)
         if is_training and self.prefix == RANDOM:
-            prefix = torch.maximum(text.prefix, random_prefix(text.attention_mask.sum(dim=1)))
+            behind = len(self.prompt_ids) - 1  # as many of the prompt are always of the prefix
+            prefix = behind + random_prefix(text.attention_mask.sum(dim=1) - behind)
             text, places = text._replace(prefix=prefix), torch.arange(is_scored.shape[1], device=is_scored.device)
             is_scored &= places >= prefix[:, None] - 1  # the last of the prefix has the first token behind it to tell
             given = None
@@ -117,6 +117,10 @@ class CaptionWriter:
             {"image_id": image_id, "caption": self.words.text(tokens)}
             for image_id, tokens in zip(batch["image_ids"], found, strict=True)
         ]
+
+    def prompted(self, length: int) -> int:
+        """How many tokens a caption of at most ``length`` may have before those that are scored."""
+        return len(self.prompt_ids) + (length - 2 if self.prefix == RANDOM else 0)
 
     def prompts(self, image_index: Tensor, head: nn.Module | None) -> Prompts:
         """What captions start with; a language model that lets a prefix see itself (PaliGemma) has all of it for one."""
@@ -182,18 +186,22 @@ class Captioning(Task[CaptionBatch]):
 
     def check(self, model: VisionLanguageModel) -> None:
         """Raise ConfigError for a random prefix whose tokens the fusion does not let see one another."""
-        fusion = model.fusion
-        if self.writer.prefix == RANDOM and isinstance(fusion, SupportsLanguageModel) and not fusion.sees_prefix:
+        sees_prefix = getattr(model.fusion, "sees_prefix", True) or not model.is_causal
+        if self.writer.prefix == RANDOM and not sees_prefix:
             raise ConfigError(
-                "task.captioning.prefix=random wants tokens of a prefix to see one another, but the language model of this "
-                "fusion lets none see a later one; choose one that does, such as fusion=prefix fusion.sees=text, or "
-                "task.captioning.prefix=null"
+                "task.captioning.prefix=random wants tokens of a prefix to see one another, but neither text_encoder nor fusion "
+                f"{type(model.fusion).__name__} lets one see a later one; choose a fusion that does, such as merged_attention, "
+                "or prefix with fusion.sees=text, or set task.captioning.prefix=null"
             )
 
     def longest(self, length: int) -> int:
         """A caption of the data, or one that is said, behind the prompt."""
         prompt = len(self.writer.prompt_ids)
         return prompt + max(length - 1, self.writer.rules.max_length)
+
+    def prompted(self, length: int) -> int:
+        """The prompt, and with a random prefix all but the last token of a caption."""
+        return self.writer.prompted(length)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""

@@ -99,8 +99,11 @@ class SelfCriticalCaptioning(Task[CaptionBatch]):
         self.head = word_head(dims, eps, head)
 
     def begin(self, training: Mapping[str, Sequence[Any]]) -> None:
-        if self.reward is not None:
-            self.reward.begin(training)
+        if self.reward is None:
+            raise ConfigError(
+                "task.captioning.reward is null, but captions are trained by it; choose one, as in conf/task"
+            )
+        self.reward.begin(training)
 
     def forward(
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
@@ -152,6 +155,10 @@ class SelfCriticalCaptioning(Task[CaptionBatch]):
     def longest(self, length: int) -> int:
         """A caption that is said, behind the prompt."""
         return len(self.writer.prompt_ids) + self.writer.rules.max_length
+
+    def prompted(self, length: int) -> int:
+        """The prompt."""
+        return self.writer.prompted(length)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""

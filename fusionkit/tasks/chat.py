@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fusionkit.errors import ConfigError
 from fusionkit.losses import IGNORE, masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
@@ -74,6 +75,14 @@ class Chat(Task[ConversationBatch]):
         said = targets[is_said]
         loss = masked_cross_entropy(logits, said, self.label_smoothing)
         return TaskOutput(loss, logits, said, {"token_accuracy": hits(logits, said)})
+
+    def check(self, model: VisionLanguageModel) -> None:
+        """Raise ConfigError for an encoder-decoder that reads no first token, as conversations begin with one of their own."""
+        if model.encodes_prompts and not getattr(model.text_encoder, "reads_start", True):
+            raise ConfigError(
+                "task chat: a conversation begins with its own first token, which an encoder-decoder does not read whose "
+                "tokenizer has no start (T5); choose one that has, such as BART, or task=[vqa_open]"
+            )
 
     def longest(self, length: int) -> int:
         """A conversation, and the reply that may be said to it."""

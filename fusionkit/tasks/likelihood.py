@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import SupportsLanguageModel, SupportsUnimodal
+from fusionkit.fusion.encoder_decoder import EncoderDecoder
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
@@ -34,8 +35,8 @@ class Likelihood(Task[CaptionBatch]):
                      never read without an image says: of a pretrained language model still what it knew before.
     The other options are those of ``Captioning``.
 
-    Without an image a causal language model reads the text alone (``encode_unimodal``). Any other fusion is given a blank image:
-    one token of zeros, whatever the size of its images.
+    Without an image a language model reads the text alone (``encode_unimodal``, ``without_image``). Any other fusion is given a
+    blank image: one token of zeros, whatever the size of its images.
     """
 
     needs = frozenset({"text", "causal"})
@@ -83,6 +84,10 @@ class Likelihood(Task[CaptionBatch]):
         """A caption behind the prompt."""
         return len(self.writer.prompt_ids) + length - 1
 
+    def prompted(self, length: int) -> int:
+        """The prompt."""
+        return self.writer.prompted(length)
+
     def score_pairs(self, model: VisionLanguageModel, memory: Memory, text: TextRows, image_index: Tensor) -> Tensor:
         """Logits (P, 2), [:, 1] the score and [:, 0] zeros, of P captions with the image rows that image_index (P,) names."""
         score = self.log_likelihoods(model, memory, text, image_index)
@@ -126,6 +131,8 @@ class Likelihood(Task[CaptionBatch]):
             encoded = model.encode_text(text.input_ids, prefix_mask(text.attention_mask, text.prefix))
             return fusion.encode_unimodal(encoded).embeds
         weight = model.text_encoder.word_embeddings.weight
+        if isinstance(fusion, EncoderDecoder) and len(text.input_ids):
+            return fuse_causal(model, fusion.without_image(weight), text)
         blank = Tokens(weight.new_zeros(1, 1, self.image_size), None, weight.new_zeros(1, self.image_size))
         if not len(text.input_ids):
             return weight.new_zeros(*text.input_ids.shape, model.fusion.hidden_size)

@@ -113,6 +113,10 @@ class WordProjection(nn.Module):
 def word_head(dims: Dims, eps: float, make: Callable[[int, int], nn.Module] | None = None) -> nn.Module | None:
     """A head over the vocabulary for a task that says words, BERT's or what ``make`` builds; None where the model has its own."""
     if dims.predicts_words:
+        if make is not None:
+            raise ConfigError(
+                "a task's head is given, but the language model says words by its own; leave it out (head=null)"
+            )
         return None
     if make is not None:
         return make(dims.hidden_size, dims.vocab_size)

@@ -234,7 +234,7 @@ def test_an_image_that_is_looked_at_between_the_layers_takes_no_positions():
 def test_an_encoder_has_positions_for_an_image_and_a_question_and_a_decoder_for_what_it_says():
     """Told for BART; T5 has no bound."""
     data = SimpleNamespace(sources={"toy": SimpleNamespace(max_length=10)})
-    tasks = [SimpleNamespace(longest=lambda given: given + 12)]
+    tasks = [SimpleNamespace(longest=lambda given: given + 12, prompted=lambda given: given)]
     fusion = toy_fusion("encoder_decoder")(image_size=8, text_size=8)
 
     def said(most):
@@ -248,6 +248,9 @@ def test_an_encoder_has_positions_for_an_image_and_a_question_and_a_decoder_for_
         "(fusion.projector._target_=fusionkit.fusion.projectors.QFormer)"
     )
     assert said(21).startswith("fusion: the decoder says up to 22 tokens of a text of source 'toy', but")
+    tasks[0].prompted = lambda given: 15  # a prompt, which is no text of the data
+    assert said(31) is None
+    assert said(30).startswith("fusion: an image takes 16 positions, and a text of source 'toy' up to 15, but")
 
 
 def test_a_template_around_captions_is_not_taught():

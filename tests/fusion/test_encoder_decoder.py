@@ -174,6 +174,31 @@ def test_keys_are_kept_where_texts_are_even_and_each_word_is_decoded_once(monkey
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_the_encoder_reads_nothing_behind_the_longest_prompt():
+    """So that what a decoder says takes none of its positions (BART's are counted), and padding no time."""
+    reader = build("bart")
+    memory, read = reader.fusion.prepare(image()), []
+    encode = reader.text_encoder.encode
+    reader.text_encoder.encode = lambda embeds, mask: read.append(embeds.shape[1]) or encode(embeds, mask)
+    fuse_causal(reader, memory, prompts(torch.tensor([2, 1, 1, 2, 1])))
+    assert read == [TOKENS + 2]
+
+
+@torch.no_grad()
+def test_without_an_image_the_encoder_reads_the_prompt_alone():
+    """By the library, of which no projector's need of a square of tokens is asked."""
+    reader = build("t5", projector="pooled", words=WORDS)
+    given = prompts(torch.tensor([4, 1, 1, 3, 2]))
+    memory, model = reader.fusion.without_image(torch.zeros(1)), library(reader, "t5")
+    states = fuse_causal(reader, memory, given._replace(image_index=torch.zeros(5, dtype=torch.long)))
+    ours = reader.predict_words(states)
+    for row, (first, length) in enumerate(zip(given.prefix.tolist(), LENGTHS[:, 0].tolist(), strict=True)):
+        said = torch.cat([torch.tensor([reader.text_encoder.start_id]), given.input_ids[row, first:length]])[None]
+        theirs = model(input_ids=given.input_ids[row : row + 1, :first], decoder_input_ids=said).logits[0]
+        torch.testing.assert_close(ours[row, first - 1 : length], theirs, rtol=1e-5, atol=1e-5)
+
+
 def test_who_sees_whom():
     """All tokens of a prompt and the image one another; what is said sees them and what was said before, not by one bit more."""
     reader = build()

@@ -20,6 +20,7 @@ from fusionkit.tasks.captioning_scst import (
 )
 from fusionkit.tasks.decoding import DecoderInputs, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import GenerationConfig, Greedy, Sampling
+from fusionkit.tasks.mlm import WordProjection
 from fusionkit.training.module import seed_batch
 from tests.toys import SEP, choices, toy_batch, toy_dims, toy_fusion, toy_model, toy_no_rows
 
@@ -306,3 +307,15 @@ def test_rules_of_a_text_hold_for_what_is_drawn():
     said = [caption.split() for caption in task.reward.asked[2]]
     assert all(4 <= len(words) == len(set(words)) for words in said)
     assert isinstance(task.writer.rules, GenerationConfig)
+
+
+def test_without_a_reward_nothing_is_trained():
+    task = SelfCriticalCaptioning(toy_dims(toy_model()), reward=None)
+    with pytest.raises(ConfigError, match=r"task\.captioning\.reward is null, but captions are trained by it"):
+        task.begin({})
+
+
+def test_a_head_beside_the_language_models_own_is_refused():
+    dims = toy_dims(toy_model("prefix"))
+    with pytest.raises(ConfigError, match="the language model says words by its own"):
+        SelfCriticalCaptioning(dims, head=WordProjection)

@@ -11,6 +11,7 @@ from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.language import LanguageModel
+from fusionkit.errors import ConfigError
 from fusionkit.losses import IGNORE
 from fusionkit.model.model import assemble
 from fusionkit.tasks.chat import Chat
@@ -185,3 +186,13 @@ def test_a_small_model_learns_to_answer_over_several_turns(kind):
         asked = batch_of([*talks, *([Conversation((USER,), (SAID[0],))] * 2)])
         said = [record["answer"] for record in task.predict(model, asked, model.encode(asked, []))]
     assert said == ["and a red circle", "and 7 dogs", "a red circle", "7 dogs"]
+
+
+def test_an_encoder_decoder_that_reads_no_first_token_is_refused():
+    model = toy_model("encoder_decoder")
+    task = Chat(toy_dims(model))
+    model.text_encoder.reads_start = True
+    task.check(model)
+    model.text_encoder.reads_start = False
+    with pytest.raises(ConfigError, match="task chat: a conversation begins with its own first token"):
+        task.check(model)

@@ -55,7 +55,9 @@ def test_a_score_is_a_plain_sum_of_log_softmax_whatever_stands_beside_it(fusion,
     rows, memory = batch["captions"], model.encode(batch, []).memory
     images = torch.tensor([2, 0, 1, 1, 0, 2])
     blank = None
-    if not fusion.startswith(("prefix", "interleaved")):
+    if model.encodes_prompts:
+        blank = model.fusion.without_image(torch.zeros(1))
+    elif not fusion.startswith(("prefix", "interleaved")):
         blank = model.fusion.prepare(Tokens(torch.zeros(1, 1, WIDTH), None, torch.zeros(1, WIDTH)))
     with torch.no_grad():
         found = task.score_pairs(model, memory, rows, images)

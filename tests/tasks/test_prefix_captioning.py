@@ -11,7 +11,7 @@ from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
 from fusionkit.tasks import captioning
 from fusionkit.tasks.captioning import Captioning, random_prefix
 from fusionkit.tasks.captioning_shared import SharedCaptioning
-from tests.toys import CLS, SEP, choices, reads_on, toy_batch, toy_dims, toy_fusion, toy_model
+from tests.toys import CLS, SEP, choices, reads_on, toy_batch, toy_dims, toy_fusion, toy_language_model, toy_model
 
 CAUSAL = [name for name in choices("fusion") if "causal" in toy_fusion(name).func.provides]
 READ_ON = [name for name in CAUSAL if reads_on(toy_fusion(name)) and name != "encoder_decoder"]
@@ -95,7 +95,7 @@ def test_the_loss_is_the_cross_entropy_behind_each_caption_s_own_prefix(fusion, 
         if (
             model.encodes_prompts
         ):  # its encoder reads a whole text, and the prefix behind it; the decoder says the others
-            ids, first = torch.cat([torch.tensor([[CLS, SEP]]), ids[:, 1:]], dim=1), max(first, 2)
+            ids, first = torch.cat([torch.tensor([[CLS, SEP]]), ids[:, 1:]], dim=1), first + 1
         size = ids.shape[1]
         mask = torch.ones(size, size).tril()
         mask[:first, :first] = 1
@@ -156,7 +156,10 @@ def test_behind_a_prompt_something_is_always_scored():
 @pytest.mark.parametrize("fusion", READ_ON)
 def test_a_language_model_has_to_let_the_prefix_see_itself(fusion):
     model, task = built(fusion)
-    with pytest.raises(ConfigError, match=r"prefix=random wants .* such as fusion=prefix fusion.sees=text, or"):
+    with pytest.raises(
+        ConfigError,
+        match=r"prefix=random wants .*; choose a fusion that does, such as merged_attention, or prefix with",
+    ):
         task.check(model)
     if fusion.startswith("interleaved"):
         return
@@ -167,6 +170,26 @@ def test_a_language_model_has_to_let_the_prefix_see_itself(fusion):
     out.loss.backward()
     assert out.loss.isfinite()
     assert 4 <= len(out.targets) < int(batch["captions"]["attention_mask"].sum()) - 4
+
+
+def test_coca_needs_a_text_encoder_whose_tokens_see_later_ones():
+    Captioning(toy_dims(model := toy_model("coca")), prefix="random").check(model)  # over BERT
+    causal = toy_model("coca")
+    causal.text_encoder = toy_language_model()
+    with pytest.raises(ConfigError, match="neither text_encoder nor fusion CoCa lets one see a later one"):
+        Captioning(toy_dims(causal), prefix="random").check(causal)
+
+
+@pytest.mark.parametrize("fusion", ["cross_attention", "encoder_decoder"])
+def test_behind_a_prompt_each_prefix_is_as_likely(fusion, monkeypatch):
+    model, task = built(fusion, prompt="t7 t9 t11")
+    asked = []
+    monkeypatch.setattr(captioning, "random_prefix", lambda lengths: asked.append(lengths) or torch.ones_like(lengths))
+    batch = toy_batch(images=3)
+    out = task(model, batch, model.encode(batch, []))
+    (lengths,) = asked
+    assert torch.equal(lengths, batch["captions"]["attention_mask"].sum(dim=1))  # as if the prompt were one token
+    assert len(out.targets) == int(lengths.sum()) - 3
 
 
 def test_a_decoder_that_shares_the_fusion_takes_a_prefix_too(monkeypatch):
