@@ -1,9 +1,12 @@
 """``hydra/sweeper=search``: a sweep that looks for the run of the best score, by Optuna (Hydra looks for plugins here)."""
 
+import json
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
@@ -53,7 +56,7 @@ class Search(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Make the trials that are still to be made; prints the best one."""
-        from fusionkit.errors import ConfigError, UserError
+        from fusionkit.errors import ConfigError
 
         if self.direction not in ("maximize", "minimize") or self.trials < 1:
             raise ConfigError(
@@ -63,6 +66,17 @@ class Search(Sweeper):
         space, fixed = self._space(arguments)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(folder / "search.lock", blocking=False):
+                return self._search(folder, space, fixed)
+        except Timeout as error:
+            raise ConfigError(
+                f"another search runs in {folder}; wait for its end, or give another name=NAME"
+            ) from error
+
+    def _search(self, folder: Path, space: dict[str, Any], fixed: list[str]) -> list[JobReturn]:
+        from fusionkit.errors import ConfigError, UserError
+
         study = self._study(folder)
         from optuna.trial import TrialState
 
@@ -70,7 +84,13 @@ class Search(Sweeper):
         returns: list[JobReturn] = []
         while (left := self.trials - len(_made(study))) > 0:
             at_once = min(left, getattr(self.launcher, "jobs", 1))
-            asked = [study.ask(space) for _ in range(at_once)]
+            try:
+                asked = [study.ask(space) for _ in range(at_once)]
+            except ValueError as error:
+                raise ConfigError(
+                    f"hydra/sweeper=search: {error} A search goes on with what it has searched before; give another "
+                    f"name=NAME, or remove {folder}"
+                ) from error
             returns += self._run(study, asked, fixed)
         scored = [trial for trial in _made(study) if trial.value is not None]
         if not scored:
@@ -88,10 +108,14 @@ class Search(Sweeper):
         """Make these trials, and tell the study what came of them."""
         from optuna.trial import TrialState
 
+        from fusionkit.errors import UserError
+
         overrides = [[*fixed, *(f"{name}={value}" for name, value in trial.params.items())] for trial in asked]
         try:
             returns = self.launcher.launch(overrides, initial_job_idx=asked[0].number)
         except (HydraException, OmegaConfBaseException) as error:  # one of them cannot be composed
+            if len(asked) > 1:
+                return [result for trial in asked for result in self._run(study, [trial], fixed)]
             from fusionkit.cli.app import report
 
             report(error)
@@ -103,6 +127,11 @@ class Search(Sweeper):
             value = result.return_value if result.status == JobStatus.COMPLETED else None
             is_score = isinstance(value, int | float) and value == value
             study.tell(trial, value if is_score else None, state=None if is_score else TrialState.FAIL)
+            if value is None and result.status == JobStatus.COMPLETED:
+                raise UserError(
+                    f"trial {trial.number} has no validation score, by which the search goes; have each run validate "
+                    "(trainer.limit_val_batches, trainer.check_val_every_n_epoch, evaluation.roles), and give another name=NAME"
+                )
         return returns
 
     def _study(self, folder: Path) -> Any:
@@ -117,16 +146,16 @@ class Search(Sweeper):
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "search.log")))
         known = {study.study_name: study for study in optuna.get_all_study_summaries(storage)}
         before = len(optuna.load_study(study_name="search", storage=storage).trials) if known else 0
-        sampler = self.sampler or optuna.samplers.TPESampler(
-            seed=self.seed + before
-        )  # else it would draw the first ones again
+        sampler = self.sampler or optuna.samplers.TPESampler(seed=self.seed + before)
+        if self.sampler is not None and before:
+            sampler.reseed_rng()  # else it would draw the first ones again
         study = optuna.create_study(
             study_name="search", storage=storage, sampler=sampler, direction=self.direction, load_if_exists=True
         )
         if study.direction.name.lower() != self.direction:
             raise ConfigError(
                 f"hydra.sweeper.direction is {self.direction}, but the search in {folder} was begun to "
-                f"{study.direction.name.lower()}; give another hydra.sweep.dir, or remove its search.log"
+                f"{study.direction.name.lower()}; give another name=NAME, or remove the folder"
             )
         return study
 
@@ -135,13 +164,21 @@ class Search(Sweeper):
         from fusionkit.errors import ConfigError
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        params = [
+            f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in self.params.items()
+        ]
+        chosen = {  # the command line has the last word
+            (override.key_or_group, override.package): override
+            for override in parser.parse_overrides([*params, *arguments])
+        }
         space, fixed = dict[str, Any](), list[str]()
-        for override in parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments]):
+        for override in chosen.values():
             key = override.get_key_element()
-            space.pop(key, None)  # the command line has the last word
-            fixed = [each for each in fixed if each.partition("=")[0] != key]
             if override.is_sweep_override():
-                space[key] = _distribution(override)
+                try:
+                    space[key] = _distribution(override)
+                except (ValueError, OverflowError, HydraException) as error:
+                    raise ConfigError(f"{key}={override.value()} cannot be searched: {error}") from error
             else:
                 fixed.append(f"{key}={override.get_value_element_as_str()}")
         if not space:
@@ -158,6 +195,8 @@ def _distribution(override: Override) -> Any:
 
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
+        if not (isfinite(sweep.start) and isfinite(sweep.end)):
+            raise ValueError("its bounds have to be finite")
         is_whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
         kind = IntDistribution if is_whole else FloatDistribution
         return kind(sweep.start, sweep.end, log="log" in sweep.tags)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from fusionkit.cli.main import run
@@ -154,7 +155,9 @@ def test_another_direction_is_told(trained, capsys):
     line = [*SEARCH, "hydra.sweeper.trials=1", "seed=1,2"]
     assert run(line) == 0
     assert run([*line, "hydra.sweeper.direction=minimize"]) == 2
-    assert "multirun/found was begun to maximize; give another hydra.sweep.dir" in capsys.readouterr().err
+    assert (
+        "multirun/found was begun to maximize; give another name=NAME, or remove the folder" in capsys.readouterr().err
+    )
 
 
 def test_without_optuna_the_sentence_says_how_to_install_it(trained, monkeypatch, capsys):
@@ -198,6 +201,76 @@ def test_some_trials_at_a_time(trained, monkeypatch):
     monkeypatch.setattr("subprocess.run", process)
     line = ["hydra/launcher=parallel", "fusion.num_heads=choice(4,5)", "optimizer.lr=interval(0.001,0.1)"]
     assert run([*SEARCH, "hydra.sweeper.trials=5", *line]) == 0
+    assert len(started) == 5
     assert sorted(started) == [str(FOLDER / str(number)) for number in range(5)]
     for trial in trials():
         assert trial.value == (None if trial.params["fusion.num_heads"] == "5" else trial.params["optimizer.lr"])
+
+
+def test_of_trials_at_a_time_only_what_cannot_be_composed_is_lost(trained, monkeypatch):
+    def process(command, stdout, stderr, env):
+        Path(command[-1]).with_suffix(".score").write_text("1.5")
+        return type("Done", (), {"returncode": 0})
+
+    monkeypatch.setattr("subprocess.run", process)
+    run(
+        [
+            *SEARCH,
+            "hydra.sweeper.trials=6",
+            "hydra/launcher=parallel",
+            "hydra.launcher.jobs=3",
+            "fusion=choice(late,lite)",
+        ]
+    )
+    assert {(trial.params["fusion"], trial.value) for trial in trials()} == {("late", 1.5), ("lite", None)}
+
+
+def test_the_command_line_has_the_last_word_and_params_are_values(trained, tmp_path):
+    (tmp_path / "mine/sweep").mkdir(parents=True)
+    params = {"optimizer.lr": "interval(0.001,0.01)", "checkpoint": None, "seed": "1,2", "resume": False}
+    content = {
+        "defaults": [{"override /hydra/sweeper": "search"}],
+        "hydra": {"sweeper": {"params": params, "trials": 2}},
+    }
+    (tmp_path / "mine/sweep/rates.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
+    line = ["train", "-m", "--config-dir", f"{tmp_path}/mine", "sweep=rates", "experiment=quickstart", "name=found"]
+    assert run([*line, "++optimizer.lr=0.5"]) == 0
+    assert [(config.optimizer.lr, config.checkpoint, config.resume) for config in trained] == [(0.5, None, False)] * 2
+
+
+@pytest.mark.parametrize("sweep", ["interval(1,0.1)", "tag(log,interval(0,0.1))", "interval(0.01,inf)"])
+def test_bounds_that_cannot_be_are_one_sentence(sweep, trained, capsys):
+    assert run([*SEARCH, f"optimizer.lr={sweep}"]) == 2
+    assert "cannot be searched" in capsys.readouterr().err
+    assert not trained
+
+
+@pytest.mark.parametrize("sweep", ["choice(1,2,3)", "tag(log,interval(1,2))"])
+def test_what_is_searched_stays_the_same(sweep, trained, capsys):
+    before = "seed=choice(1,2)" if sweep.startswith("choice") else "optimizer.lr=interval(1,2)"
+    assert run([*SEARCH, "hydra.sweeper.trials=1", before]) == 0
+    assert run([*SEARCH, "hydra.sweeper.trials=2", f"{before.partition('=')[0]}={sweep}"]) == 2
+    assert "A search goes on with what it has searched before; give another name" in capsys.readouterr().err
+    assert len(trained) == 1
+
+
+def test_runs_without_validation_end_the_search(trained, monkeypatch, capsys):
+    monkeypatch.setattr("fusionkit.commands.train.train", lambda config: trained.append(config))
+    assert run([*SEARCH, "seed=1,2"]) == 1
+    assert "trial 0 has no validation score, by which the search goes" in capsys.readouterr().err
+    assert len(trained) == 1
+
+
+def test_two_searches_do_not_share_a_folder(trained, capsys):
+    FOLDER.mkdir(parents=True)
+    with FileLock(FOLDER / "search.lock"):
+        assert run([*SEARCH, "hydra.sweeper.trials=1", "seed=1,2"]) == 2
+    assert "another search runs in multirun/found" in capsys.readouterr().err
+    assert not trained
+
+
+def test_a_sampler_of_ones_own_draws_on(trained):
+    line = ["+hydra.sweeper.sampler._target_=optuna.samplers.RandomSampler", "+hydra.sweeper.sampler.seed=1"]
+    for count in (2, 4):
+        assert run([*SEARCH, f"hydra.sweeper.trials={count}", "optimizer.lr=interval(0.001,0.1)", *line]) == 0
+    assert len({config.optimizer.lr for config in trained}) == 4
