@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionkit.encoders.frozen import is_adapted
 from fusionkit.encoders.tower import LINEAR, quiet
 from fusionkit.errors import ConfigError, find_names, install_extra
 
@@ -36,7 +37,7 @@ class Adapters:
     ``decomposed`` DoRA: the length of each row of W + B A is learnt by itself.
 
     What trains is not their choice: stages, and ``frozen`` of an encoder, choose. Within a frozen encoder they train alone, and
-    what is frozen keeps no noise of its own. Raises ConfigError for a rule that finds no linear layer, and without peft.
+    what is frozen stays in evaluation mode. Raises ConfigError for a rule that finds no linear layer, and without peft.
     """
 
     def __init__(self, rules: Mapping[str, Rule], dropout: float = 0.0, decomposed: bool = False) -> None:
@@ -65,8 +66,8 @@ class Adapters:
             layer.train(layer.get_base_layer().training)
         for part in model.modules():
             if getattr(part, "is_frozen", False) and any(is_adapted(inner) for inner in part.modules()):
-                # else it would be computed without gradients; its own weights stay frozen
-                part.is_frozen = False  # type: ignore[assignment]
+                part.takes_gradients = True  # type: ignore[assignment]  # its own weights stay frozen, in evaluation mode
+                part.train(part.training)  # for Lightning leaves the modes as they are
 
     def _chosen(self, model: nn.Module) -> dict[str, Rule]:
         """The rule of each layer."""
@@ -85,11 +86,6 @@ class Adapters:
                 )
             found |= dict.fromkeys(find_names(f"adapters.rules.{key}.names", rule.names, linear), rule)
         return found
-
-
-def is_adapted(layer: nn.Module) -> bool:
-    """Whether a layer is one that an adapter stands beside."""
-    return hasattr(layer, "base_layer") and hasattr(layer, "lora_A")
 
 
 def has_adapters(names: Iterable[str]) -> bool:

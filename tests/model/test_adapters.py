@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.model.adapters import Adapters, Rule, adapted_layers, merge, with_adapters
@@ -123,6 +124,41 @@ def test_in_a_frozen_encoder_they_alone_learn():
     found = {name for name, p in model.named_parameters() if p.grad is not None}
     assert found == {name for name in model.state_dict() if ".lora_" in name}
     assert len(found) == 4
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_frozen_text_encoder_stays_in_evaluation_mode_and_they_do_not(dropout):
+    config = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    noise = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    encoder = HFTextEncoder(VOCABULARY, config=config | noise | {"intermediate_size": 40}, frozen=True)
+    model = nn.ModuleDict({"text_encoder": encoder}).train()
+    learnt(adapted(model, dropout=dropout, text=Rule(r"query|value")))
+    ids = torch.arange(5, 11)[None]
+
+    def states():
+        return encoder(ids, torch.ones_like(ids)).embeds
+
+    for train in (lambda: None, model.train):  # as it was left, and as a trainer asks for
+        train()
+        assert torch.equal(states(), states()) == (dropout == 0.0)
+        assert not any(part.training for part in encoder.backbone.modules() if type(part) is nn.Dropout and part.p == 0.1)
+        assert not any(layer.get_base_layer().training for layer in adapted_layers(model).values())
+    states().sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        name for name, p in model.named_parameters() if ".lora_" in name
+    }
+    model.eval()
+    assert torch.equal(states(), states())
+
+
+def test_in_a_frozen_image_encoder_statistics_stay_and_they_learn():
+    encoder = TimmEncoder("mobilevit_xxs", frozen=True, pool="mean")
+    model = adapted(nn.ModuleDict({"image_encoder": encoder}), image=Rule(r"attn\.(qkv|proj)")).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    encoder(torch.randn(2, 3, 64, 64)).embeds.square().sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(layer.lora_B["default"].weight.grad.any() for layer in adapted_layers(model).values())
 
 
 def test_under_activation_checkpointing_they_get_the_same_gradients():
