@@ -2,9 +2,12 @@
 
 from torch import nn
 
+# in the names of parameters: of the layer beside which an adapter stands, and of the adapter (peft's)
+BASE, ADAPTER = ".base_layer.", ".lora_"
+
 
 def is_adapted(layer: nn.Module) -> bool:
-    """Whether a layer is one that an adapter stands beside (peft's names)."""
+    """Whether a layer is one that an adapter stands beside."""
     return hasattr(layer, "base_layer") and hasattr(layer, "lora_A")
 
 

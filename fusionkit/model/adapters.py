@@ -9,14 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fusionkit.encoders.frozen import is_adapted
+from fusionkit.encoders.frozen import ADAPTER, BASE, is_adapted
 from fusionkit.encoders.tower import LINEAR, quiet
 from fusionkit.errors import ConfigError, find_names, install_extra
-
-BASE, ADAPTER = (
-    ".base_layer.",
-    ".lora_",
-)  # in the names of parameters: of the layer beside which one stands, and of the adapter
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.seq2seq import EncoderDecoderLM
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.model.adapters import Adapters, Rule, adapted_layers, merge, with_adapters
+from fusionkit.model.model import assemble
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.training.stages import Stage, Stages
-from tests.toys import VOCABULARY, toy_batch, toy_language_model, toy_model
+from tests.toys import VOCABULARY, toy_batch, toy_fusion, toy_language_model, toy_model
 
 DECOMPOSED = pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])
 FUSIONS = pytest.mark.parametrize("fusion", ["cross_attention", "merged_attention", "prefix", "late"])
@@ -141,7 +143,9 @@ def test_a_frozen_text_encoder_stays_in_evaluation_mode_and_they_do_not(dropout)
     for train in (lambda: None, model.train):  # as it was left, and as a trainer asks for
         train()
         assert torch.equal(states(), states()) == (dropout == 0.0)
-        assert not any(part.training for part in encoder.backbone.modules() if type(part) is nn.Dropout and part.p == 0.1)
+        assert not any(
+            part.training for part in encoder.backbone.modules() if type(part) is nn.Dropout and part.p == 0.1
+        )
         assert not any(layer.get_base_layer().training for layer in adapted_layers(model).values())
     states().sum().backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {
@@ -159,6 +163,30 @@ def test_in_a_frozen_image_encoder_statistics_stay_and_they_learn():
     encoder(torch.randn(2, 3, 64, 64)).embeds.square().sum().backward()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(layer.lora_B["default"].weight.grad.any() for layer in adapted_layers(model).values())
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_where_nothing_is_said_none_beside_the_decoder_train(is_frozen):
+    torch.manual_seed(0)
+    model = toy_model("encoder_decoder")
+    half = EncoderDecoderLM(
+        VOCABULARY,
+        config={"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_heads": 4}
+        | {"tie_word_embeddings": False, "dropout_rate": 0.0},
+        frozen=is_frozen,
+    )
+    model = adapted(assemble(model.image_encoder, half, toy_fusion("encoder_decoder"), embed_size=16))
+    says = ("text_encoder.decoder.", "text_encoder.head.")
+    assert {name.split(".")[1] for name in adapted_layers(model) if f"{name}.".startswith(says)} == {"decoder", "head"}
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert any(before[name] for name in before if name.startswith(says))
+    model.fusion.freeze_unused(frozenset({"pooled"}))
+    assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith(says))
+    assert any(
+        p.requires_grad for name, p in model.named_parameters() if "encoder.encoder." in name and ".lora_" in name
+    )
+    half.set_saying(True)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
 
 
 def test_under_activation_checkpointing_they_get_the_same_gradients():
