@@ -67,10 +67,14 @@ class Adapters:
     def _chosen(self, model: nn.Module) -> dict[str, Rule]:
         """The rule of each layer."""
         frozen = tuple(f"{name}." for name, part in model.named_modules() if getattr(part, "is_frozen", False))
+        apart = tuple(  # torch's attention reads the weights of its parts, and never calls them
+            f"{name}." for name, part in model.named_modules() if isinstance(part, nn.MultiheadAttention)
+        )
         linear = [
             name
             for name, part in model.named_modules()
             if isinstance(part, LINEAR)
+            and not name.startswith(apart)
             and (part.weight.requires_grad or name.startswith(frozen))  # elsewhere nothing depends on a frozen one
         ]
         found = dict[str, Rule]()

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from fusionkit.assembly.checks import check_image_size, freeze_unreached
+from fusionkit.encoders.coca import AttentionPooledEncoder
 from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.probe import unreached_parameters
 from fusionkit.encoders.seq2seq import EncoderDecoderLM
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
@@ -187,6 +190,59 @@ def test_where_nothing_is_said_none_beside_the_decoder_train(is_frozen):
     )
     half.set_saying(True)
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+@DECOMPOSED
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_weight_that_is_read_past_its_layer_is_refused(frozen, decomposed):
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "pool": "mean"}
+    encoder = TimmEncoder("beit_base_patch16_224", frozen=frozen, **sizes)
+    model = nn.ModuleDict({"image_encoder": encoder})
+    whole = adapted(copy.deepcopy(model), decomposed)
+    with pytest.raises(
+        ConfigError,
+        match=r"no effect beside image_encoder\.backbone\.blocks\.0\.attn\.qkv, whose weight Attention reads itself; leave",
+    ):
+        check_image_size(whole.image_encoder, 32)
+    adapted(model, decomposed, image=Rule(r"(proj|fc[12])$"))
+    assert len(adapted_layers(model)) == 3
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert check_image_size(encoder, 32) == 5
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+def test_the_parts_of_torch_s_attention_are_not_found():
+    options = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    encoder = AttentionPooledEncoder("vit_tiny_patch16_224", num_queries=3, query_heads=2, **options)
+    model = adapted(nn.ModuleDict({"image_encoder": encoder}))
+    assert len(adapted_layers(model)) == 4
+    assert not any(".read." in name for name in adapted_layers(model))
+    check_image_size(encoder, 32)
+
+
+class ReadsItself(nn.Module):
+    """Stands for a library's part of a text encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.map, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, states):
+        return nn.functional.linear(states, self.map.weight)
+
+
+def test_what_nothing_depends_on_is_frozen_and_what_has_no_effect_refused():
+    part = ReadsItself()
+    adapted(part, mine=Rule("unused", rank=1))
+
+    def find():
+        return unreached_parameters(part, [part(torch.ones(1, 4))])
+
+    freeze_unreached("text_encoder", part, find)
+    assert [name for name, parameter in part.named_parameters() if parameter.requires_grad] == ["map.weight"]
+    part = adapted(ReadsItself(), mine=Rule("map", rank=1))
+    with pytest.raises(ConfigError, match=r"beside text_encoder\.map, whose weight ReadsItself reads itself"):
+        freeze_unreached("text_encoder", part, find)
 
 
 def test_under_activation_checkpointing_they_get_the_same_gradients():
