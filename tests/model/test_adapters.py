@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from fusionkit.assembly.checks import check_image_size, freeze_unreached
@@ -333,7 +335,21 @@ def test_weights_of_before_are_found_where_they_stand_now(decomposed):
     [
         (Rule("no such layer"), r"adapters.rules.mine.names: 'no such layer' matches none of the parameters"),
         (Rule("("), r"adapters.rules.mine.names: '\(' is no regular expression"),
-        (Rule(".", rank=0), "adapters.rules.mine: rank is 0 and alpha 32.0; give numbers above 0"),
+        (Rule("(" * 900), r"adapters.rules.mine.names: '\(+' is no regular expression"),
+        (Rule("x" * 1001), "adapters.rules.mine.names is 'xx.*x', but has to be a regex of at most 1000 characters"),
+        (Rule(".", rank=0), "adapters.rules.mine: rank is 0 and alpha 32.0; give a whole number and a number above 0"),
+        (Rule(".", rank=1.5), "mine: rank is 1.5 and alpha 32.0; give a whole number"),
+        (Rule(".", alpha=float("inf")), "mine: rank is 16 and alpha inf; give"),
+        (Rule(".", alpha="much"), "mine: rank is 16 and alpha 'much'; give"),
+        (
+            Rule("query", rank=10**12),
+            r"rank is 1000000000000, but .*\.query has a weight of rank 32 at most; give no more",
+        ),
+        (Rule(["a"]), r"adapters.rules.mine.names is \['a'\], but has to be a regex"),
+        ({"names": ".", "rnk": 3}, "adapters.rules.mine: a rule takes no 'rnk'; did you mean 'rank'"),
+        ({"rank": 3}, "adapters.rules.mine.names is not there; give a regex"),
+        ("query", "adapters.rules.mine is 'query', but has to be a section of names, rank, alpha"),
+        (None, "adapters.rules.mine is null, but has"),
         (Rule(".", alpha=-1), "rank is 16 and alpha -1; give"),
         (Rule("word_embeddings"), "matches none"),  # no linear layer
     ],
@@ -341,6 +357,39 @@ def test_weights_of_before_are_found_where_they_stand_now(decomposed):
 def test_a_rule_that_cannot_work_is_named(rule, words):
     with pytest.raises(ConfigError, match=words):
         adapted(built("cross_attention"), mine=rule)
+
+
+@pytest.mark.parametrize("pattern", [r"^(?:\w|\w\w|\.)+\s$", r"(?:.{1,1000}){1,1000}\s"])
+def test_a_rule_that_takes_for_ever_is_given_up(pattern, monkeypatch):
+    monkeypatch.setattr("fusionkit.model.adapters.PATIENCE", 0.2)
+    with pytest.raises(
+        ConfigError, match=r"adapters.rules.mine.names: to look for '.*' takes too long; write it without"
+    ):
+        adapted(built("cross_attention"), mine=Rule(pattern))
+
+
+@pytest.mark.parametrize("rules", [None, {}, "query", ["query"]])
+def test_without_rules_there_is_a_sentence(rules):
+    with pytest.raises(ConfigError, match=r"adapters\.rules is .*; give rules by name, .*, or set adapters=none"):
+        Adapters(rules)(built("late"))
+
+
+@pytest.mark.parametrize("dropout", ["x", 1, -0.1, float("nan"), None, True])
+def test_a_dropout_that_cannot_be_is_named(dropout):
+    with pytest.raises(ConfigError, match=r"adapters\.dropout is .*; give a number from 0 up to 1"):
+        Adapters({"all": Rule(".", rank=2)}, dropout)(built("late"))
+
+
+def test_a_rule_may_be_a_plain_section():
+    rules = {
+        "text": {"_target_": "fusionkit.model.adapters.Rule", "names": "query", "rank": 2},
+        "more": {"names": "value"},
+    }
+    given = OmegaConf.create({"_target_": "fusionkit.model.adapters.Adapters", "rules": rules})
+    model = built("cross_attention")
+    instantiate(given)(model)
+    ranks = {name.rpartition(".")[2]: layer.r["default"] for name, layer in adapted_layers(model).items()}
+    assert ranks == {"query": 2, "value": 16}
 
 
 def test_without_peft_the_sentence_says_how_to_install_it(monkeypatch):
