@@ -88,10 +88,7 @@ class Adapters:
             and not name.startswith(apart)
             and (part.weight.requires_grad or name.startswith(frozen))  # elsewhere nothing depends on a frozen one
         }
-        found, end = dict[str, Rule](), time.monotonic() + PATIENCE
-        for key, rule in rules_of(self.rules).items():
-            place = f"adapters.rules.{key}.names"
-            found |= dict.fromkeys(find_names(place, rule.names, linear, Search(place, end)), rule)
+        found = by_layer(rules_of(self.rules), linear)
         for name, rule in found.items():
             if rule.rank > (least := min(linear[name].weight.shape)):
                 raise ConfigError(
@@ -99,6 +96,15 @@ class Adapters:
                     "that, or leave the layer out"
                 )
         return found
+
+
+def by_layer(rules: Mapping[str, Rule], names: Iterable[str]) -> dict[str, Rule]:
+    """The rule of each of these layers that one finds; ConfigError for a rule that finds none, or searches for too long."""
+    found, known, end = dict[str, Rule](), list(names), time.monotonic() + PATIENCE
+    for key, rule in rules.items():
+        place = f"adapters.rules.{key}.names"
+        found |= dict.fromkeys(find_names(place, rule.names, known, Search(place, end)), rule)
+    return found
 
 
 def rules_of(given: Any) -> dict[str, Rule]:

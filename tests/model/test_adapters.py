@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fusionkit.assembly.checks import check_image_size, freeze_unreached
+from fusionkit.checkpoints.load import initialise
 from fusionkit.encoders.coca import AttentionPooledEncoder
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.probe import unreached_parameters
@@ -390,6 +391,47 @@ def test_a_rule_may_be_a_plain_section():
     instantiate(given)(model)
     ranks = {name.rpartition(".")[2]: layer.r["default"] for name, layer in adapted_layers(model).items()}
     assert ranks == {"query": 2, "value": 16}
+
+
+def whole_of(decomposed=False, dropout=0.0, **rules):
+    """A module as a run has it, and its checkpoint."""
+    rules = rules or {"all": {"names": "query", "rank": 2, "alpha": 4}}
+    model = built("cross_attention")
+    Adapters(rules, dropout, decomposed)(model)
+    module = nn.ModuleDict({"model": learnt(model), "tasks": nn.ModuleDict()})
+    config = OmegaConf.to_yaml({"adapters": {"rules": rules, "dropout": dropout, "decomposed": decomposed}})
+    return module, {"fusionkit": {"config": config, "answers": None}, "state_dict": module.state_dict()}
+
+
+@DECOMPOSED
+@pytest.mark.parametrize(
+    ("names", "rank", "alpha", "is_same"),
+    [
+        ("query", 2, 4.0, True),
+        (r"que(?=ry)", 2, 4, True),  # other words for the same
+        ("query", 2, 5, False),
+        ("query", 3, 4, False),
+    ],
+)
+def test_a_run_starts_from_adapters_of_its_own_share_alone(names, rank, alpha, is_same, decomposed):
+    _, checkpoint = whole_of(decomposed)
+    module, _ = whole_of(decomposed, 0.1, mine={"names": names, "rank": rank, "alpha": alpha})
+    if is_same:
+        assert initialise(module, checkpoint, "some.ckpt") == []
+        return
+    kind = r" \(decomposed\)" if decomposed else ""
+    words = (
+        rf"has adapters of rank 2 and alpha 4{kind} beside text_.*query, and this run of rank {rank} and alpha {alpha}"
+    )
+    with pytest.raises(ConfigError, match=words):
+        initialise(module, checkpoint, "some.ckpt")
+
+
+def test_a_run_does_not_start_decomposed_from_adapters_that_are_not():
+    with pytest.raises(ConfigError, match=r"of rank 2 and alpha 4 beside .*run of rank 2 and alpha 4 \(decomposed\)"):
+        initialise(whole_of(True)[0], whole_of(False)[1], "some.ckpt")
+    with pytest.raises(ConfigError, match="has adapters, and this run none"):
+        initialise(nn.ModuleDict({"model": built("cross_attention")}), whole_of()[1], "some.ckpt")
 
 
 def test_without_peft_the_sentence_says_how_to_install_it(monkeypatch):
