@@ -5,7 +5,7 @@ The command line prints the sentence without a stack trace; anything else that i
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160)), "\ufffd") | {13: " "}
@@ -56,11 +56,13 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(known) if known else '(none)'}"
 
 
-def find_names(key: str, pattern: str, names: Iterable[str]) -> list[str]:
+def find_names(
+    key: str, pattern: str, names: Iterable[str], search: Callable[[str, str], object] = re.search
+) -> list[str]:
     """The parameter names that a regex is found in; ConfigError for ``key`` where it is none, or is found in none."""
     known = list(names)
     try:
-        found = [name for name in known if re.search(pattern, name)]
+        found = [name for name in known if search(pattern, name)]
     except re.error as error:
         raise ConfigError(f"{key}: '{pattern}' is no regular expression ({error})") from error
     if not found:

@@ -57,7 +57,7 @@ ALLOWED = {  # room (the longest matching path decides) -> the packages and modu
     "encoders": TENSORS | {"timm", "transformers", "fusionkit.encoders"},
     "fusion": TENSORS | {"fusionkit.fusion"},
     "model/momentum": TENSORS,
-    "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives"},
+    "model": TENSORS | {"fusionkit.encoders", "fusionkit.fusion", "fusionkit.model", "fusionkit.negatives", "regex"},
     "tasks": TENSORS
     | {f"fusionkit.{name}" for name in ("tasks", "model", "losses", "negatives", "files")}
     | {"fusionkit.encoders.base", "fusionkit.fusion.base", "fusionkit.fusion.layers", "torchmetrics"},

@@ -1,6 +1,6 @@
 """Whether the parts of a run fit together, which can only be seen once they are there: ConfigError where they do not."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,10 +12,12 @@ from fusionkit.data.source import Source
 from fusionkit.data.texts.chat import ChatTemplate
 from fusionkit.data.texts.conversations import CONVERSATIONS, Conversation
 from fusionkit.encoders.base import ImageEncoder
+from fusionkit.encoders.frozen import ADAPTER, BASE
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, UserError, suggest
 from fusionkit.fusion.base import Fusion, SupportsLanguageModel, SupportsUnimodal
 from fusionkit.losses import IGNORE
+from fusionkit.model.adapters import adapted_layers
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.types import Dims
@@ -84,13 +86,46 @@ def check_images(source: str, datamodule: DataModule, encoder: ImageEncoder) -> 
         )
 
 
+def freeze_unreached(key: str, part: nn.Module, find: Callable[[], Iterable[str]]) -> None:
+    """Freeze the parameters that ``find`` names, those on which nothing depends.
+
+    ConfigError for an adapter on which nothing depends beside a weight on which something does: it would change nothing.
+    """
+    layers = adapted_layers(part)
+    weights = [layer.get_base_layer().weight for layer in layers.values()]
+    flags = [weight.requires_grad for weight in weights]
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)  # so that the graph shows it
+        unreached = find()
+    finally:
+        for weight, flag in zip(weights, flags, strict=True):
+            weight.requires_grad_(flag)
+    names = set(unreached)
+    for name in layers:
+        if f"{name}{ADAPTER}B.default.weight" in names and f"{name}{BASE}weight" not in names:
+            parent = type(part.get_submodule(name.rpartition(".")[0])).__name__
+            raise ConfigError(
+                f"adapters: they would have no effect beside {key}.{name}, whose weight {parent} reads itself; leave it out of "
+                "what adapters.rules find"
+            )
+    freeze(part, names)
+
+
 def check_image_size(encoder: nn.Module, size: int) -> int | None:
     """The encoder reads images of the data's size; what none of its tokens depends on is frozen.
 
     Gives the number of an image's tokens; None where that hangs on what is in it.
     """
-    try:
+    found = None
+
+    def unreached() -> list[str]:
+        nonlocal found
         found = rehearse(encoder, lambda twin, pixels: twin(pixels), 1, 3, size, size)
+        return [] if found is None else unreached_parameters(found[1], [found[0].embeds, found[0].pooled])
+
+    try:
+        freeze_unreached("image_encoder", encoder, unreached)
     except UserError:
         raise
     except Exception as error:  # whatever a model makes of images of another size
@@ -98,12 +133,7 @@ def check_image_size(encoder: nn.Module, size: int) -> int | None:
             f"data.image_size is {size}, but the image encoder does not read such images ({first_line(error)}); set "
             "data.image_size to its own size, or image_encoder.img_size or image_encoder.dynamic_img_size where it takes them"
         ) from error
-    if found is None:
-        return None
-    tokens, twin = found
-    freeze(encoder, unreached_parameters(twin, [tokens.embeds, tokens.pooled]))
-    count: int = tokens.embeds.shape[1]
-    return count
+    return None if found is None else int(found[0].embeds.shape[1])
 
 
 def check_text(name: str, task: Task[Any], model: VisionLanguageModel, abilities: TextAbilities) -> None:

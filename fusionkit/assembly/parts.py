@@ -21,6 +21,7 @@ from fusionkit.assembly.checks import (
     check_roles,
     check_template,
     check_text,
+    freeze_unreached,
 )
 from fusionkit.assembly.evaluation_options import EvaluationOptions
 from fusionkit.assembly.precision import resolve_precision
@@ -28,7 +29,7 @@ from fusionkit.assembly.signatures import signature_of
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder
-from fusionkit.encoders.probe import abilities_of, freeze, probe_text
+from fusionkit.encoders.probe import abilities_of, probe_text
 from fusionkit.errors import ConfigError, refusals
 from fusionkit.fusion.base import Fusion
 from fusionkit.model.model import VisionLanguageModel
@@ -121,7 +122,8 @@ def build_model(config: DictConfig, vocab_size: int, words: TextFormat | None = 
             instantiate(config.adapters)(model)
         if words is not None and not model.predicts_words:  # else all of it is read
             encoder = model.get_submodule("text_encoder")
-            freeze(encoder, probe_text(model.text_encoder, words.pad).unreached)
+            pad = words.pad
+            freeze_unreached("text_encoder", encoder, lambda: probe_text(model.text_encoder, pad).unreached)
     return model
 
 

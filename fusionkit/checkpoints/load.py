@@ -18,6 +18,7 @@ from fusionkit.assembly.config_checks import check_arguments, check_objectives, 
 from fusionkit.assembly.parts import Parts, build_parts
 from fusionkit.assembly.trust import NETWORK, may_look_up, read_stored, require_trusted, targets
 from fusionkit.assembly.vocabulary import carry_answers
+from fusionkit.checkpoints.adapters import require_same_adapters
 from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.checkpoints.match import not_finite, require_fit
@@ -26,7 +27,7 @@ from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import PUBLISHED
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.files.tensors import read_tensors
-from fusionkit.model.adapters import has_adapters, with_adapters
+from fusionkit.model.adapters import with_adapters
 
 BUILT = (*NETWORK, "data", "evaluation", "trainer")  # of a stored configuration, to evaluate and predict
 ENCODERS = ("image_encoder", "text_encoder")
@@ -251,11 +252,8 @@ def initialise(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> l
     A task that the checkpoint has not takes those of the one it ``init_from``, and one that chooses among other answers those
     of the answers that the checkpoint knows. Returns what is new: names of tensors, and how many answers of a task.
     """
-    if has_adapters(checkpoint["state_dict"]) and not has_adapters(module.state_dict()):
-        raise ConfigError(
-            f"checkpoint={path} has adapters, and this run none; choose them as there, or start from what `fusionkit export` "
-            "makes of it, in which they are part of the weights"
-        )
+    with told_of(path):
+        require_same_adapters(module.get_submodule("model"), checkpoint, path)
     state = with_adapters(module, checkpoint["state_dict"])
     checkpoint = {**checkpoint, "state_dict": state}
     load_weights(nn.ModuleDict({"model": module.get_submodule("model")}), checkpoint, path)

@@ -57,7 +57,7 @@ class BLIPTextEncoder(HFTextEncoder):
         tokens = super().forward(input_ids, attention_mask)
         if self.first_token_id is None or self.config.num_hidden_layers:
             return tokens
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.takes_gradients):
             return tokens._replace(pooled=self.backbone(input_ids=input_ids[:, :1]).last_hidden_state[:, 0])
 
     def read(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:

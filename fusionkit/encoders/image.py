@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
+from fusionkit.encoders.frozen import rest
 from fusionkit.encoders.probe import first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
 from fusionkit.types import Tokens, at_least_fp32
@@ -132,6 +133,7 @@ class TimmEncoder(PixelEncoder):
             pretrained = True
         self.backbone: Any = _create(name, pretrained, options)
         self.has_stage, self.pool, self.is_frozen = stage is not None, pool, frozen
+        self.takes_gradients = not frozen  # adapters within a frozen one need them
         for unused in ("head", "fc_norm"):  # parts that only the classifier reads would never get a gradient
             if hasattr(self.backbone, unused):
                 setattr(self.backbone, unused, nn.Identity())
@@ -193,7 +195,7 @@ class TimmEncoder(PixelEncoder):
     def train(self, mode: bool = True) -> "TimmEncoder":
         super().train(mode)
         if self.is_frozen:
-            self.backbone.eval()
+            rest(self.backbone, mode)
         return self
 
     def forward(self, pixel_values: Tensor) -> Tokens:
@@ -207,7 +209,7 @@ class TimmEncoder(PixelEncoder):
 
     def states(self, pixel_values: Any) -> Tensor:
         """(I, 3, H, W) -> what timm's model makes of them, (I, N, width)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.takes_gradients):
             return self._features(pixel_values.contiguous(memory_format=torch.channels_last))
 
     def tokens(self, states: Tensor) -> Tokens:

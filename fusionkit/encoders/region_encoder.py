@@ -52,7 +52,7 @@ class ViewEncoder(TimmEncoder):
         return Tokens(whole_states, None, whole_states[:, 0]), Tokens(states, mask, states[:, 0])
 
     def _upper_blocks(self, pixel_values: Tensor, image_index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.takes_gradients):
             tower = self.backbone
             states = tower.norm_pre(tower.patch_drop(with_positions(tower, tower.patch_embed(pixel_values))))
             shared = len(tower.blocks) - self.view_blocks

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSeq2SeqLM, DynamicCache, EncoderDecoderCache
 
+from fusionkit.encoders.frozen import ADAPTER, BASE
 from fusionkit.encoders.language_files import (
     build_language_model,
     check_vocabulary,
@@ -25,6 +26,7 @@ from fusionkit.errors import ConfigError
 from fusionkit.types import TextFormat, Tokens
 
 CHOOSE = "choose a family of plain attention, such as t5, mt5 or bart"
+SAYING = ("decoder.", "head.")  # the names of what says
 
 
 class EncoderDecoderLM(nn.Module):
@@ -103,7 +105,7 @@ class EncoderDecoderLM(nn.Module):
         for part in (self.encoder, self.decoder):  # both are given embeddings: the table stands once, as ``words``
             part.embed_tokens = None
         trained = (name for name, parameter in self.named_parameters() if parameter.requires_grad)
-        self._saying = [name for name in trained if name.startswith(("decoder.", "head."))]
+        self._saying = {name for name in trained if name.startswith(SAYING)}
         self.set_saying(False)
 
     @property
@@ -150,8 +152,10 @@ class EncoderDecoderLM(nn.Module):
 
     def set_saying(self, trains: bool) -> None:
         """Whether decoder and head train: they get no gradient where nothing is said."""
-        for name in self._saying:
-            self.get_parameter(name).requires_grad_(trains)
+        for name, parameter in self.named_parameters():
+            is_new = name.startswith(SAYING) and ADAPTER in name  # adapters came since
+            if is_new or name.replace(BASE, ".") in self._saying:
+                parameter.requires_grad_(trains)
 
     def sizes(self) -> dict[str, Any]:
         """The transformers configuration, with the token that begins what the decoder says."""

@@ -47,7 +47,7 @@ class SigLIPTextEncoder(HFTextEncoder):
         room = self.config.max_position_embeddings + 1 - ids.shape[1]
         ids = F.pad(ids, (0, room), value=self._padding)
         ids = ids[:, 1:].where(begins, ids[:, :-1])
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.takes_gradients):
             states: Tensor = self.backbone(input_ids=ids).last_hidden_state
         moved = torch.cat([states[:, -1:], states], dim=1)  # a start has the state of the whole text
         embeds = moved[:, :-1].where(begins[..., None], states)[:, : input_ids.shape[1]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fusionkit.encoders.frozen import rest
 from fusionkit.encoders.probe import (
     TextAbilities,
     causal_mask,
@@ -73,6 +74,7 @@ class HFTextEncoder(nn.Module):
             raise ConfigError(f"text_encoder: {self.config.model_type} is no text encoder alone; {CHOOSE}")
         self.hidden_size: int = self.config.hidden_size
         self.pool, self.is_frozen = pool, frozen
+        self.takes_gradients = not frozen  # adapters within a frozen one need them
         size = self.word_embeddings.num_embeddings
         if size < vocab_size:
             raise ConfigError(
@@ -188,14 +190,14 @@ class HFTextEncoder(nn.Module):
     def train(self, mode: bool = True) -> "HFTextEncoder":
         super().train(mode)
         if self.is_frozen:
-            self.backbone.eval()
+            rest(self.backbone, mode)
         return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """input_ids (T, L), attention_mask (T, L), or (T, L, L) for a causal text -> tokens (T, L, hidden_size)."""
         self._require_room(attention_mask)
         mask = attention_mask if attention_mask.dim() == 2 else self._added(attention_mask)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.takes_gradients):
             given = {"output_hidden_states": True} if self.reads_layers else {}
             out = self.backbone(input_ids=self.read(input_ids), attention_mask=mask, **given)
         states, pooled = self.states(out.hidden_states if self.reads_layers else (), out.last_hidden_state)
@@ -249,7 +251,7 @@ class HFTextEncoder(nn.Module):
         self, cache_name: str, input_ids: Tensor, mask: Tensor, positions: Tensor, past: KeysValues | None
     ) -> tuple[Tokens, KeysValues]:
         self._require_room(mask)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.is_frozen):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.takes_gradients):
             states, past = read_on(
                 self.backbone,
                 cache_name,

@@ -5,14 +5,23 @@ import sys
 
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
+from fusionkit.assembly.checks import check_image_size, freeze_unreached
+from fusionkit.checkpoints.load import initialise
+from fusionkit.encoders.coca import AttentionPooledEncoder
+from fusionkit.encoders.image import TimmEncoder
+from fusionkit.encoders.probe import unreached_parameters
+from fusionkit.encoders.seq2seq import EncoderDecoderLM
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.model.adapters import Adapters, Rule, adapted_layers, merge, with_adapters
+from fusionkit.model.model import assemble
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.training.stages import Stage, Stages
-from tests.toys import VOCABULARY, toy_batch, toy_language_model, toy_model
+from tests.toys import VOCABULARY, toy_batch, toy_fusion, toy_language_model, toy_model
 
 DECOMPOSED = pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])
 FUSIONS = pytest.mark.parametrize("fusion", ["cross_attention", "merged_attention", "prefix", "late"])
@@ -125,6 +134,120 @@ def test_in_a_frozen_encoder_they_alone_learn():
     assert len(found) == 4
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_frozen_text_encoder_stays_in_evaluation_mode_and_they_do_not(dropout):
+    config = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    noise = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    encoder = HFTextEncoder(VOCABULARY, config=config | noise | {"intermediate_size": 40}, frozen=True)
+    model = nn.ModuleDict({"text_encoder": encoder}).train()
+    learnt(adapted(model, dropout=dropout, text=Rule(r"query|value")))
+    ids = torch.arange(5, 11)[None]
+
+    def states():
+        return encoder(ids, torch.ones_like(ids)).embeds
+
+    for train in (lambda: None, model.train):  # as it was left, and as a trainer asks for
+        train()
+        assert torch.equal(states(), states()) == (dropout == 0.0)
+        assert not any(
+            part.training for part in encoder.backbone.modules() if type(part) is nn.Dropout and part.p == 0.1
+        )
+        assert not any(layer.get_base_layer().training for layer in adapted_layers(model).values())
+    states().sum().backward()
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {
+        name for name, p in model.named_parameters() if ".lora_" in name
+    }
+    model.eval()
+    assert torch.equal(states(), states())
+
+
+def test_in_a_frozen_image_encoder_statistics_stay_and_they_learn():
+    encoder = TimmEncoder("mobilevit_xxs", frozen=True, pool="mean")
+    model = adapted(nn.ModuleDict({"image_encoder": encoder}), image=Rule(r"attn\.(qkv|proj)")).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert any("running_mean" in name for name in before)
+    encoder(torch.randn(2, 3, 64, 64)).embeds.square().sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(layer.lora_B["default"].weight.grad.any() for layer in adapted_layers(model).values())
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_where_nothing_is_said_none_beside_the_decoder_train(is_frozen):
+    torch.manual_seed(0)
+    model = toy_model("encoder_decoder")
+    half = EncoderDecoderLM(
+        VOCABULARY,
+        config={"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_heads": 4}
+        | {"tie_word_embeddings": False, "dropout_rate": 0.0},
+        frozen=is_frozen,
+    )
+    model = adapted(assemble(model.image_encoder, half, toy_fusion("encoder_decoder"), embed_size=16))
+    says = ("text_encoder.decoder.", "text_encoder.head.")
+    assert {name.split(".")[1] for name in adapted_layers(model) if f"{name}.".startswith(says)} == {"decoder", "head"}
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert any(before[name] for name in before if name.startswith(says))
+    model.fusion.freeze_unused(frozenset({"pooled"}))
+    assert not any(p.requires_grad for name, p in model.named_parameters() if name.startswith(says))
+    assert any(
+        p.requires_grad for name, p in model.named_parameters() if "encoder.encoder." in name and ".lora_" in name
+    )
+    half.set_saying(True)
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+@DECOMPOSED
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_weight_that_is_read_past_its_layer_is_refused(frozen, decomposed):
+    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2, "pool": "mean"}
+    encoder = TimmEncoder("beit_base_patch16_224", frozen=frozen, **sizes)
+    model = nn.ModuleDict({"image_encoder": encoder})
+    whole = adapted(copy.deepcopy(model), decomposed)
+    with pytest.raises(
+        ConfigError,
+        match=r"no effect beside image_encoder\.backbone\.blocks\.0\.attn\.qkv, whose weight Attention reads itself; leave",
+    ):
+        check_image_size(whole.image_encoder, 32)
+    adapted(model, decomposed, image=Rule(r"(proj|fc[12])$"))
+    assert len(adapted_layers(model)) == 3
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert check_image_size(encoder, 32) == 5
+    assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == before
+
+
+def test_the_parts_of_torch_s_attention_are_not_found():
+    options = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    encoder = AttentionPooledEncoder("vit_tiny_patch16_224", num_queries=3, query_heads=2, **options)
+    model = adapted(nn.ModuleDict({"image_encoder": encoder}))
+    assert len(adapted_layers(model)) == 4
+    assert not any(".read." in name for name in adapted_layers(model))
+    check_image_size(encoder, 32)
+
+
+class ReadsItself(nn.Module):
+    """Stands for a library's part of a text encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.map, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, states):
+        return nn.functional.linear(states, self.map.weight)
+
+
+def test_what_nothing_depends_on_is_frozen_and_what_has_no_effect_refused():
+    part = ReadsItself()
+    adapted(part, mine=Rule("unused", rank=1))
+
+    def find():
+        return unreached_parameters(part, [part(torch.ones(1, 4))])
+
+    freeze_unreached("text_encoder", part, find)
+    assert [name for name, parameter in part.named_parameters() if parameter.requires_grad] == ["map.weight"]
+    part = adapted(ReadsItself(), mine=Rule("map", rank=1))
+    with pytest.raises(ConfigError, match=r"beside text_encoder\.map, whose weight ReadsItself reads itself"):
+        freeze_unreached("text_encoder", part, find)
+
+
 def test_under_activation_checkpointing_they_get_the_same_gradients():
     gradients = []
     for checkpointing in (False, True):
@@ -213,7 +336,21 @@ def test_weights_of_before_are_found_where_they_stand_now(decomposed):
     [
         (Rule("no such layer"), r"adapters.rules.mine.names: 'no such layer' matches none of the parameters"),
         (Rule("("), r"adapters.rules.mine.names: '\(' is no regular expression"),
-        (Rule(".", rank=0), "adapters.rules.mine: rank is 0 and alpha 32.0; give numbers above 0"),
+        (Rule("(" * 900), r"adapters.rules.mine.names: '\(+' is no regular expression"),
+        (Rule("x" * 1001), "adapters.rules.mine.names is 'xx.*x', but has to be a regex of at most 1000 characters"),
+        (Rule(".", rank=0), "adapters.rules.mine: rank is 0 and alpha 32.0; give a whole number and a number above 0"),
+        (Rule(".", rank=1.5), "mine: rank is 1.5 and alpha 32.0; give a whole number"),
+        (Rule(".", alpha=float("inf")), "mine: rank is 16 and alpha inf; give"),
+        (Rule(".", alpha="much"), "mine: rank is 16 and alpha 'much'; give"),
+        (
+            Rule("query", rank=10**12),
+            r"rank is 1000000000000, but .*\.query has a weight of rank 32 at most; give no more",
+        ),
+        (Rule(["a"]), r"adapters.rules.mine.names is \['a'\], but has to be a regex"),
+        ({"names": ".", "rnk": 3}, "adapters.rules.mine: a rule takes no 'rnk'; did you mean 'rank'"),
+        ({"rank": 3}, "adapters.rules.mine.names is not there; give a regex"),
+        ("query", "adapters.rules.mine is 'query', but has to be a section of names, rank, alpha"),
+        (None, "adapters.rules.mine is null, but has"),
         (Rule(".", alpha=-1), "rank is 16 and alpha -1; give"),
         (Rule("word_embeddings"), "matches none"),  # no linear layer
     ],
@@ -221,6 +358,80 @@ def test_weights_of_before_are_found_where_they_stand_now(decomposed):
 def test_a_rule_that_cannot_work_is_named(rule, words):
     with pytest.raises(ConfigError, match=words):
         adapted(built("cross_attention"), mine=rule)
+
+
+@pytest.mark.parametrize("pattern", [r"^(?:\w|\w\w|\.)+\s$", r"(?:.{1,1000}){1,1000}\s"])
+def test_a_rule_that_takes_for_ever_is_given_up(pattern, monkeypatch):
+    monkeypatch.setattr("fusionkit.model.adapters.PATIENCE", 0.2)
+    with pytest.raises(
+        ConfigError, match=r"adapters.rules.mine.names: to look for '.*' takes too long; write it without"
+    ):
+        adapted(built("cross_attention"), mine=Rule(pattern))
+
+
+@pytest.mark.parametrize("rules", [None, {}, "query", ["query"]])
+def test_without_rules_there_is_a_sentence(rules):
+    with pytest.raises(ConfigError, match=r"adapters\.rules is .*; give rules by name, .*, or set adapters=none"):
+        Adapters(rules)(built("late"))
+
+
+@pytest.mark.parametrize("dropout", ["x", 1, -0.1, float("nan"), None, True])
+def test_a_dropout_that_cannot_be_is_named(dropout):
+    with pytest.raises(ConfigError, match=r"adapters\.dropout is .*; give a number from 0 up to 1"):
+        Adapters({"all": Rule(".", rank=2)}, dropout)(built("late"))
+
+
+def test_a_rule_may_be_a_plain_section():
+    rules = {
+        "text": {"_target_": "fusionkit.model.adapters.Rule", "names": "query", "rank": 2},
+        "more": {"names": "value"},
+    }
+    given = OmegaConf.create({"_target_": "fusionkit.model.adapters.Adapters", "rules": rules})
+    model = built("cross_attention")
+    instantiate(given)(model)
+    ranks = {name.rpartition(".")[2]: layer.r["default"] for name, layer in adapted_layers(model).items()}
+    assert ranks == {"query": 2, "value": 16}
+
+
+def whole_of(decomposed=False, dropout=0.0, **rules):
+    """A module as a run has it, and its checkpoint."""
+    rules = rules or {"all": {"names": "query", "rank": 2, "alpha": 4}}
+    model = built("cross_attention")
+    Adapters(rules, dropout, decomposed)(model)
+    module = nn.ModuleDict({"model": learnt(model), "tasks": nn.ModuleDict()})
+    config = OmegaConf.to_yaml({"adapters": {"rules": rules, "dropout": dropout, "decomposed": decomposed}})
+    return module, {"fusionkit": {"config": config, "answers": None}, "state_dict": module.state_dict()}
+
+
+@DECOMPOSED
+@pytest.mark.parametrize(
+    ("names", "rank", "alpha", "is_same"),
+    [
+        ("query", 2, 4.0, True),
+        (r"que(?=ry)", 2, 4, True),  # other words for the same
+        ("query", 2, 5, False),
+        ("query", 3, 4, False),
+    ],
+)
+def test_a_run_starts_from_adapters_of_its_own_share_alone(names, rank, alpha, is_same, decomposed):
+    _, checkpoint = whole_of(decomposed)
+    module, _ = whole_of(decomposed, 0.1, mine={"names": names, "rank": rank, "alpha": alpha})
+    if is_same:
+        assert initialise(module, checkpoint, "some.ckpt") == []
+        return
+    kind = r" \(decomposed\)" if decomposed else ""
+    words = (
+        rf"has adapters of rank 2 and alpha 4{kind} beside text_.*query, and this run of rank {rank} and alpha {alpha}"
+    )
+    with pytest.raises(ConfigError, match=words):
+        initialise(module, checkpoint, "some.ckpt")
+
+
+def test_a_run_does_not_start_decomposed_from_adapters_that_are_not():
+    with pytest.raises(ConfigError, match=r"of rank 2 and alpha 4 beside .*run of rank 2 and alpha 4 \(decomposed\)"):
+        initialise(whole_of(True)[0], whole_of(False)[1], "some.ckpt")
+    with pytest.raises(ConfigError, match="has adapters, and this run none"):
+        initialise(nn.ModuleDict({"model": built("cross_attention")}), whole_of()[1], "some.ckpt")
 
 
 def test_without_peft_the_sentence_says_how_to_install_it(monkeypatch):
