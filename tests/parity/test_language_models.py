@@ -158,6 +158,11 @@ CASES = {
     "blip2, every third layer reads the image": lambda: blip2(
         OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}, 7, 24, cross=3, hidden_act="relu"
     ),
+    "blip2, gemma2": lambda: blip2(
+        TEXT | {"model_type": "gemma2", "head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 1.0}
+    ),
+    "blip2, cohere": lambda: blip2(TEXT | {"model_type": "cohere", "logit_scale": 0.25}),
+    "blip2, granite": lambda: blip2(TEXT | {"model_type": "granite", "logits_scaling": 4.0}),
     "blip2, t5": lambda: blip2(T5),
     "blip2, flan t5": lambda: blip2(
         T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, side=12, head=True, qkv_bias=False

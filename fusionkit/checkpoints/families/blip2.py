@@ -16,6 +16,7 @@ from fusionkit.checkpoints.families.bert import CROSS_ATTENTION, POSITION_IDS
 from fusionkit.checkpoints.families.blip_contrast import VISION
 from fusionkit.checkpoints.families.language import (
     NO_POSITIONS,
+    PLAIN,
     TEXT,
     ends_of,
     generation_of,
@@ -60,7 +61,7 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
     is_tied = _is_tied(source) if says_apart else bool(text.get("tie_word_embeddings"))
     source = replace(source, config={**config, "tie_word_embeddings": is_tied})
     ends, ids = _ends(source), special_ids(source)
-    words = language_model(source)
+    words = language_model(source, kept=tuple(PLAIN))  # the published class runs the whole language model, head and all
     words["config"]["eos_token_id"] = ends
     if says_apart:
         start = next(
