@@ -95,7 +95,7 @@ def images_of(
     else:
         for name, key in (("image_mean", "mean"), ("image_std", "std")):
             if found.get(name) is not None:
-                data[key] = _three(place, name, found[name])
+                data[key] = three(place, name, found[name])
     if found.get("resample") is not None:
         if found["resample"] not in RESAMPLE:
             raise DataError(
@@ -128,8 +128,9 @@ def _fit(place: str, found: Mapping[str, Any], image_size: int, key: str) -> dic
     return {"fit": "crop" if is_cropped else "squash"}
 
 
-def _three(place: str, name: str, values: Any) -> list[float]:
+def three(place: str, name: str, values: Any) -> list[float]:
+    """A number for each colour, the mean or, by the end of its name, the spread; DataError for anything else."""
     is_right = isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-    if not is_right or not all(math.isfinite(v) for v in values) or (name == "image_std" and min(values) <= 0):
+    if not is_right or not all(math.isfinite(v) for v in values) or (name.endswith("std") and min(values) <= 0):
         raise DataError(f"{place}{name} is {shown(values)}, but has to be three numbers, one a colour")
     return [float(value) for value in values]
