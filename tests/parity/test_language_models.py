@@ -159,6 +159,7 @@ CASES = {
     "blip2, every third layer reads the image": lambda: blip2(
         OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}, 7, 24, cross=3, hidden_act="relu"
     ),
+    "blip2, opt without its last norm": lambda: blip2(OPT | {"_remove_final_layer_norm": True}),
     "blip2, gemma2": lambda: blip2(
         TEXT | {"model_type": "gemma2", "head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 1.0}
     ),
