@@ -93,7 +93,8 @@ def special_ids(source: Source) -> dict[str, Any]:
 def token_of(source: Source, file: str, place: Mapping[str, Any], name: str) -> Any:
     """What a place of a file names as a token; DataError for one that the vocabulary does not have."""
     token, count = place.get(name), _text(source).get("vocab_size")
-    if type(token) is int and type(count) is int and token >= count:
+    lowest = -1 if name == "pad_token_id" else 0  # Llama's first folders have no padding so
+    if type(token) is int and type(count) is int and not lowest <= token < count:
         raise DataError(
             f"{source.path / file}: {name} is {runs.shown(token)}, but the language model has {count} words; correct it"
         )
