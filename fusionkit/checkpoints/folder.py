@@ -1,6 +1,7 @@
 """What a folder of transformers holds beside its weights: all sizes, its tokenizer, and how its images are read."""
 
 import math
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,9 @@ FILES = ("processor_config.json", "preprocessor_config.json")  # of newer and of
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 OPENAI: dict[str, Any] = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 FIXED = {"do_resize": True, "do_rescale": True, "do_convert_rgb": True}
+LAYERS = re.compile(r"(?!max_)(.*_)?(layers|depth)")  # max_window_layers is of those that there may be
+LENGTHS = re.compile(r"(.*_)?(size|dim|heads|latents|experts|query_tokens)|d_(model|ff|kv)")
+STEPS = re.compile(r"cross_.*(frequency|interval)")  # from layer to layer
 FLAGS = (*FIXED, "do_normalize", "do_pad", "do_center_crop", "do_image_splitting")
 
 
@@ -35,6 +39,33 @@ def completed(source: Source, kind: str) -> Source:
     except Exception as error:  # of unknown kinds and values, each with an error of its own
         raise DataError(f"{place}is no {kind} ({first_line(error)}); correct it, or take the folder again") from error
     return replace(source, config={**full, "architectures": config.get("architectures")})
+
+
+def require_possible(
+    source: Source, part: str | None = None, least: int | None = 1, unread: Sequence[str] = ()
+) -> None:
+    """Raise DataError for a count in a section of config.json that no checkpoint of these tensors has.
+
+    It has at most as many layers as tensors, and none is longer than its largest one has numbers. A foreign number of layers
+    would else be built, one by one. Counts below ``least`` are refused too; what is ``unread`` may be anything.
+    """
+    config = source.config or {}
+    longest = max((tensor.numel() for tensor in source.state.values()), default=0)
+    named = {
+        name: value
+        for name, value in (config if part is None else config.get(part) or {}).items()
+        if type(value) is int and name not in unread
+    }
+    for name, value in sorted(named.items(), key=lambda item: not LAYERS.fullmatch(item[0])):  # these first
+        key = f"{source.path / CONFIG}: {name if part is None else f'{part}.{name}'} is {shown(value)}"
+        is_layers, is_length, is_step = (pattern.fullmatch(name) for pattern in (LAYERS, LENGTHS, STEPS))
+        if is_layers and value > len(source.state):
+            raise DataError(f"{key}, but the checkpoint has {len(source.state)} tensors; correct it")
+        if is_length and value > longest:
+            raise DataError(f"{key}, but the largest tensor of the checkpoint has {longest} numbers; correct it")
+        lowest = 1 if is_step else least if is_layers or is_length else None
+        if lowest is not None and value < lowest:
+            raise DataError(f"{key}, but has to be at least {lowest}; correct it")
 
 
 def own_tokenizer(folder: Path) -> str | None:
@@ -95,7 +126,7 @@ def images_of(
     else:
         for name, key in (("image_mean", "mean"), ("image_std", "std")):
             if found.get(name) is not None:
-                data[key] = _three(place, name, found[name])
+                data[key] = three(place, name, found[name])
     if found.get("resample") is not None:
         if found["resample"] not in RESAMPLE:
             raise DataError(
@@ -128,8 +159,9 @@ def _fit(place: str, found: Mapping[str, Any], image_size: int, key: str) -> dic
     return {"fit": "crop" if is_cropped else "squash"}
 
 
-def _three(place: str, name: str, values: Any) -> list[float]:
+def three(place: str, name: str, values: Any) -> list[float]:
+    """A number for each colour, the mean or, by the end of its name, the spread; DataError for anything else."""
     is_right = isinstance(values, list) and len(values) == 3 and all(isinstance(v, int | float) for v in values)
-    if not is_right or not all(math.isfinite(v) for v in values) or (name == "image_std" and min(values) <= 0):
+    if not is_right or not all(math.isfinite(v) for v in values) or (name.endswith("std") and min(values) <= 0):
         raise DataError(f"{place}{name} is {shown(values)}, but has to be three numbers, one a colour")
     return [float(value) for value in values]

@@ -32,6 +32,7 @@ UNLISTED = {  # towers that AutoModel does not know
     "siglip_text_model": SiglipTextModel,
     "siglip2_text_model": Siglip2TextModel,
 }
+OWN = ("_remove_final_layer_norm",)  # of OPT: what decides of parts although its name is private
 CODE = (  # what a configuration names that transformers or timm would fetch, or run
     "auto_map",
     "attn_implementation",
@@ -77,10 +78,12 @@ def build_tower(config: Mapping[str, Any], vocab_size: int, words: TextFormat | 
 
 
 def without_code(node: Any) -> Any:
-    """A configuration, with those of its parts, that fetches nothing; attributes that are private to the library are left out."""
+    """A configuration, with those of its parts, that fetches nothing; what is private to the library, but OWN, is left out."""
     if isinstance(node, Mapping):
         return {
-            key: without_code(value) for key, value in node.items() if key not in CODE and not str(key).startswith("_")
+            key: without_code(value)
+            for key, value in node.items()
+            if key not in CODE and (key in OWN or not str(key).startswith("_"))
         }
     return [without_code(value) for value in node] if isinstance(node, list) else node
 

@@ -30,7 +30,7 @@ def source_of(folder, generation=None, **text):
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
     config = {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "text_config": sizes}
-    return completed(Source(folder, {"x": torch.zeros(1)}, config, ""), "LlavaConfig")
+    return completed(Source(folder, {"x": torch.zeros(32_000)}, config, ""), "LlavaConfig")  # as many as words
 
 
 def test_where_texts_end(tmp_path):

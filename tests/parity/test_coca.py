@@ -4,6 +4,7 @@ The fixture is open_clip's (``tests/parity/make_coca.py``).
 """
 
 import json
+import re
 import shutil
 
 import pytest
@@ -11,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from fusionkit.checkpoints.source import read_source
 from fusionkit.errors import DataError
 from fusionkit.tasks.generation import GenerationConfig, Greedy
-from tests.parity.imported import close, compare_gradient_norms, gradient_norms, imported, text_rows
+from tests.parity.imported import close, compare_gradient_norms, gradient_norms, imported, planned, text_rows
 from tests.parity.published import DATA
 
 SIZES = json.loads((DATA / "coca_tiny.json").read_text())
@@ -127,3 +129,83 @@ def test_the_sizes_stand_in_the_file_beside_it(tmp_path, io):
     file.write_text(json.dumps({"preprocess_cfg": {}}))
     with pytest.raises(DataError, match="has no model_cfg"):
         imported("coca", tmp_path / "open_clip_pytorch_model.pth", {"ids": SIZES["ids"]})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Writes a folder of open_clip with these settings, and returns its plan."""
+    shutil.copy(DATA / "coca_tiny.pth", tmp_path / "weights.pth")
+    sizes = {name: SIZES[name] for name in ("embed_dim", "vision_cfg", "text_cfg", "multimodal_cfg")}
+
+    def plan(images, **model):
+        config = {"model_cfg": sizes | model, "preprocess_cfg": images}
+        (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+        return planned("coca", {"ids": SIZES["ids"]})(read_source(tmp_path / "weights.pth"))
+
+    return plan
+
+
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # OPENAI_DATASET_MEAN, and _STD
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        (None, (MEAN, STD, "bicubic", "crop")),
+        (
+            {
+                "size": 16,
+                "mode": "RGB",
+                "mean": MEAN,
+                "std": STD,
+                "interpolation": "bicubic",
+                "resize_mode": "shortest",
+            },
+            (MEAN, STD, "bicubic", "crop"),
+        ),
+        (
+            {
+                "mean": [0.5, 0.4, 0.3],
+                "std": 0.5,
+                "interpolation": "bilinear",
+                "resize_mode": "squash",
+                "fill_color": 0,
+            },
+            ([0.5, 0.4, 0.3], [0.5] * 3, "bilinear", "squash"),
+        ),
+        ({"mean": None, "interpolation": "random"}, (MEAN, STD, "bicubic", "crop")),
+    ],
+)
+def test_images_are_read_as_the_file_says(folder, images, expected):
+    data = folder(images).config["data"]
+    assert (data["mean"], data["std"], data["resample"], data["fit"], data["image_size"]) == (*expected, 16)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([1], "preprocess_cfg is [1], but has to be an object"),
+        ({"resize_mode": "longest"}, "preprocess_cfg.resize_mode is 'longest', but images are read here with shortest"),
+        (
+            {"interpolation": ["x"]},
+            "preprocess_cfg.interpolation is ['x'], but images are read here with bicubic or bilinear",
+        ),
+        ({"mode": "L"}, "preprocess_cfg.mode is 'L', but images are read here with RGB; choose one"),
+        ({"mean": [0.5]}, "preprocess_cfg.mean is [0.5], but has to be three numbers, one a colour"),
+        ({"std": 0}, "preprocess_cfg.std is [0, 0, 0], but has to be three numbers"),
+        ({"crop_pct": 0.9}, "preprocess_cfg.crop_pct is 0.9, which images are not read by here; leave it out"),
+    ],
+)
+def test_images_that_are_read_otherwise_are_refused(folder, images, message):
+    with pytest.raises(DataError, match=re.escape(f"open_clip_config.json: {message}")):
+        folder(images)
+
+
+def test_the_rest_of_the_model_is_understood_or_refused(folder, io):
+    folder(
+        None, custom_text=True, init_logit_scale=2.0, init_logit_bias=None, nonscalar_logit_scale=True, cast_dtype=None
+    )
+    with pytest.raises(DataError, match=r"model_cfg.init_logit_bias is -10, but contrast has no bias here"):
+        folder(None, init_logit_bias=-10)
+    with pytest.raises(DataError, match=r"model_cfg.audio_cfg is \{\}, which no CoCa here has"):
+        folder(None, audio_cfg={})

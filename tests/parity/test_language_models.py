@@ -11,10 +11,11 @@ import transformers
 from packaging.version import Version
 from torch import Tensor
 
-from fusionkit.errors import UserError
+from fusionkit.checkpoints.source import read_source
+from fusionkit.errors import DataError, UserError
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
-from tests.parity.imported import imported
+from tests.parity.imported import imported, planned
 from tests.parity.test_transformers import saved
 
 VOCABULARY, IMAGE, START, END = 80, 79, 1, 2
@@ -158,6 +159,12 @@ CASES = {
     "blip2, every third layer reads the image": lambda: blip2(
         OPT | {"do_layer_norm_before": False, "tie_word_embeddings": False}, 7, 24, cross=3, hidden_act="relu"
     ),
+    "blip2, opt without its last norm": lambda: blip2(OPT | {"_remove_final_layer_norm": True}),
+    "blip2, gemma2": lambda: blip2(
+        TEXT | {"model_type": "gemma2", "head_dim": 8, "num_key_value_heads": 2, "final_logit_softcapping": 1.0}
+    ),
+    "blip2, cohere": lambda: blip2(TEXT | {"model_type": "cohere", "logit_scale": 0.25}),
+    "blip2, granite": lambda: blip2(TEXT | {"model_type": "granite", "logits_scaling": 4.0}),
     "blip2, t5": lambda: blip2(T5),
     "blip2, flan t5": lambda: blip2(
         T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, side=12, head=True, qkv_bias=False
@@ -353,6 +360,80 @@ def test_what_cannot_be_imported(family, config, words, tmp_path):
     with pytest.raises(UserError, match=re.escape(words)) as caught:
         imported(family, folder_of(config, tmp_path), {})
     assert "gelu_fast" in words or str(tmp_path) in str(caught.value)
+
+
+BROKEN = [  # what hung, or failed by a raw error of a library
+    ("blip2", "qformer_config.num_hidden_layers", 10**8, "is 100000000, but the checkpoint has"),
+    (
+        "blip2",
+        "qformer_config.intermediate_size",
+        10**11,
+        "is 100000000000, but the largest tensor of the checkpoint has",
+    ),
+    ("blip2", "qformer_config.num_attention_heads", 0, "is 0, but has to be at least 1"),
+    ("blip2", "qformer_config.cross_attention_frequency", 0, "is 0, but has to be at least 1; correct it"),
+    ("blip2", "num_query_tokens", 10**11, "is 100000000000, but the largest tensor"),
+    ("blip2", "num_query_tokens", 0, "is 0, but has to be at least 1"),
+    ("blip2", "vision_config.num_hidden_layers", 10**8, "is 100000000, but the checkpoint has"),
+    ("blip2", "vision_config.patch_size", 0, "is 0, but has to be at least 1"),
+    ("blip2", "text_config.num_hidden_layers", 10**8, "is 100000000, but the checkpoint has"),
+    ("blip2", "text_config.ffn_dim", 10**11, "is 100000000000, but the largest tensor"),
+    ("blip2", "text_config.bos_token_id", 10**9, "bos_token_id is 1000000000, but the language model has 80 words"),
+    ("blip2, t5", "text_config.num_layers", 10**8, "is 100000000, but the checkpoint has"),
+    ("blip2, t5", "text_config.num_decoder_layers", 10**8, "is 100000000, but the checkpoint has"),
+    ("blip2, t5", "text_config.d_ff", 10**11, "is 100000000000, but the largest tensor"),
+    ("blip2, t5", "text_config.decoder_start_token_id", 10**9, "is 1000000000, but the language model has 80 words"),
+    (
+        "idefics, resampled, added words",
+        "perceiver_config.resampler_depth",
+        10**8,
+        "is 100000000, but the checkpoint has",
+    ),
+    ("idefics, resampled, added words", "perceiver_config.resampler_n_latents", 10**11, "but the largest tensor"),
+    ("idefics, resampled, added words", "perceiver_config.resampler_head_dim", 0, "is 0, but has to be at least 1"),
+    ("idefics, resampled, added words", "num_hidden_layers", 10**8, "is 100000000, but the checkpoint has"),
+    ("idefics, resampled, added words", "cross_layer_interval", 0, "is 0, but has to be at least 1"),
+    ("idefics, resampled, added words", "additional_vocab_size", 10**11, "but the largest tensor"),
+    ("idefics, resampled, added words", "vision_config.num_hidden_layers", 10**8, "but the checkpoint has"),
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folders of some cases as transformers saves them."""
+    found = {}
+    for name in dict.fromkeys(case for case, *_ in BROKEN):
+        found[name] = tmp_path_factory.mktemp("whole")
+        saved(CASES[name]()[0], found[name])
+    return found
+
+
+@pytest.mark.parametrize(("case", "key", "value", "words"), BROKEN)
+def test_counts_that_no_checkpoint_has(case, key, value, words, folders, tmp_path):
+    config = json.loads((folders[case] / "config.json").read_text())
+    *sections, name = key.split(".")
+    place = config
+    for section in sections:
+        place = place[section]
+    place[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(folders[case] / "model.safetensors")
+    shown = name if "_token_id" in name else key
+    with pytest.raises(DataError, match=re.escape(f"config.json: {shown} ")) as caught:
+        planned(case.split(",")[0], {"tasks": ["captioning"]})(read_source(tmp_path))
+    assert words in str(caught.value)
+
+
+def test_a_start_that_generation_names_outside_the_vocabulary(folders, tmp_path):
+    config = json.loads((folders["blip2, t5"] / "config.json").read_text())
+    del config["text_config"]["decoder_start_token_id"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").symlink_to(folders["blip2, t5"] / "model.safetensors")
+    (tmp_path / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 80, "eos_token_id": END}))
+    with pytest.raises(
+        DataError, match=r"generation_config.json: decoder_start_token_id is 80, but the language model has 80"
+    ):
+        planned("blip2", {"tasks": ["captioning"]})(read_source(tmp_path))
 
 
 def test_a_task_that_is_none_of_a_language_model(tmp_path):

@@ -15,7 +15,9 @@ from fusionkit.checkpoints.directory import CONFIG
 from fusionkit.checkpoints.families.bert import CROSS_ATTENTION, POSITION_IDS
 from fusionkit.checkpoints.families.blip_contrast import VISION
 from fusionkit.checkpoints.families.language import (
+    GENERATION,
     NO_POSITIONS,
+    PLAIN,
     TEXT,
     ends_of,
     generation_of,
@@ -24,10 +26,11 @@ from fusionkit.checkpoints.families.language import (
     require_tasks,
     run_of,
     special_ids,
+    token_of,
 )
 from fusionkit.checkpoints.families.llava import prefix
 from fusionkit.checkpoints.families.vit import timm_vit, transformers_vit_keys
-from fusionkit.checkpoints.folder import OPENAI, completed, images_of, own_tokenizer
+from fusionkit.checkpoints.folder import OPENAI, completed, images_of, own_tokenizer, require_possible
 from fusionkit.checkpoints.source import Source
 from fusionkit.data.tokenizer import load_tokenizer, text_format
 from fusionkit.errors import DataError
@@ -56,23 +59,21 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
             f"{source.path / CONFIG}: qformer_config.use_qformer_text_input is true: its queries read text, which those of a "
             "model that says texts do not; take another Blip2ForConditionalGeneration"
         )
+    require_possible(source, "qformer_config", unread=["vocab_size", "encoder_hidden_size"])
+    require_possible(source, "vision_config")
+    require_possible(replace(source, config={"num_query_tokens": config["num_query_tokens"]}))
     says_apart = not config["use_decoder_only_language_model"]
     is_tied = _is_tied(source) if says_apart else bool(text.get("tie_word_embeddings"))
     source = replace(source, config={**config, "tie_word_embeddings": is_tied})
     ends, ids = _ends(source), special_ids(source)
-    words = language_model(source)
+    words = language_model(source, kept=tuple(PLAIN))  # the published class runs the whole language model, head and all
     words["config"]["eos_token_id"] = ends
     if says_apart:
-        start = next(
-            (
-                own["decoder_start_token_id"]
-                for own in (text, generation_of(source))
-                if isinstance(own.get("decoder_start_token_id"), int)
-            ),
-            text["pad_token_id"],
-        )
+        name = "decoder_start_token_id"
+        named = (token_of(source, CONFIG, text, name), token_of(source, GENERATION, generation_of(source), name))
+        start = next((token for token in named if isinstance(token, int)), text["pad_token_id"])
         words["_target_"] = "fusionkit.encoders.seq2seq.EncoderDecoderLM"
-        words["config"]["decoder_start_token_id"] = start
+        words["config"][name] = start
         words["reads_start"] = isinstance(text.get("bos_token_id"), int)
     projector = {
         "num_queries": config["num_query_tokens"],

@@ -11,7 +11,7 @@ from typing import Any
 from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan, reshaped, transposed
 from fusionkit.checkpoints.families.clip import TOWERS, resize_table
-from fusionkit.checkpoints.folder import OPENAI
+from fusionkit.checkpoints.folder import OPENAI, three
 from fusionkit.checkpoints.source import Source, plain_config
 from fusionkit.errors import DataError
 
@@ -23,6 +23,22 @@ IGNORED = {  # by part: what says nothing of these models
     "text_cfg": ("output_tokens", "pool_type"),
     "multimodal_cfg": ("attn_pooler_heads", "context_length", "dim_head", "n_queries", "vocab_size"),
 }
+MODEL = ("embed_dim", *IGNORED, "quick_gelu")  # what model_cfg has that is read
+UNSAID = (
+    "custom_text",
+    "init_logit_scale",
+    "nonscalar_logit_scale",
+    "cast_dtype",
+    "pad_id",
+)  # the weights, or nothing, say it
+RESIZED = {
+    "bicubic": "bicubic",
+    "bilinear": "bilinear",
+    "random": "bicubic",
+}  # random is of training, and bicubic elsewhere
+FITS = {"shortest": "crop", "squash": "squash"}
+IMAGES = ("mean", "std", "interpolation", "resize_mode", "mode")
+UNSHOWN = ("size", "fill_color")  # in open_clip too the size is the model's; no image is padded
 BLOCK = {"attn.out_proj.": "{output}", "ln_2.": "{norm_2}", "mlp.c_fc.": "{inner}", "mlp.c_proj.": "{outer}"}
 PARTS = {
     "visual.conv1.": f"{IMAGE}backbone.patch_embed.proj.",
@@ -59,8 +75,8 @@ def plan(
 
     ``correct_cls_mask`` is of weights that were trained so; no configuration of open_clip says it, the released ones were not.
     """
-    images = {"mean": OPENAI["mean"], "std": OPENAI["std"], "resample": "bicubic", "fit": "crop"}
     source, activation = configured(source)
+    images = images_of(source)
     width = runs.sizes_of({"embed_dim": embed_dim}, source, file=FILE)["embed_dim"]
     image, words, decoder = (
         part_of(source, name, sizes)
@@ -109,9 +125,52 @@ def configured(source: Source) -> tuple[Source, str]:
     config = plain_config(folder / FILE).get("model_cfg")
     if not isinstance(config, dict):
         raise DataError(f"{folder / FILE} has no model_cfg with the sizes of the model; take the file again")
+    if config.get("init_logit_bias") is not None:
+        raise DataError(
+            f"{folder / FILE}: model_cfg.init_logit_bias is {runs.shown(config['init_logit_bias'])}, but contrast has no bias "
+            "here; take weights that were trained without one"
+        )
+    if foreign := [name for name in config if name not in {*MODEL, *UNSAID, "init_logit_bias"}]:
+        raise DataError(
+            f"{folder / FILE}: model_cfg.{foreign[0]} is {runs.shown(config[foreign[0]])}, which no CoCa here has; take "
+            "coca_ViT-B-32 or coca_ViT-L-14"
+        )
     named = replace(source, path=folder, config=config)
     quick = runs.sizes_of({"quick_gelu": False}, named, file=FILE)["quick_gelu"]
     return named, "quick_gelu" if quick else "gelu"
+
+
+def images_of(source: Source) -> dict[str, Any]:
+    """Options of data that read images as open_clip does by the file's preprocess_cfg; DataError for what none gives."""
+    given = (plain_config(source.path / FILE).get("preprocess_cfg") or {}) if source.config is not None else {}
+    place = f"{source.path / FILE}: "
+    if not isinstance(given, dict):
+        raise DataError(
+            f"{place}preprocess_cfg is {runs.shown(given)}, but has to be an object with settings of images"
+        )
+    if foreign := [name for name in given if name not in IMAGES + UNSHOWN]:
+        raise DataError(
+            f"{place}preprocess_cfg.{foreign[0]} is {runs.shown(given[foreign[0]])}, which images are not read by here; leave "
+            "it out"
+        )
+    found = {"interpolation": "bicubic", "resize_mode": "shortest", "mode": "RGB", **OPENAI}
+    found |= {name: given[name] for name in found if given.get(name) is not None}
+    known = {"interpolation": tuple(RESIZED), "resize_mode": tuple(FITS), "mode": ("RGB",)}
+    for name, values in known.items():
+        if found[name] not in values:
+            raise DataError(
+                f"{place}preprocess_cfg.{name} is {runs.shown(found[name])}, but images are read here with "
+                f"{' or '.join(values)}; choose one"
+            )
+    for name in OPENAI:
+        same = type(found[name]) in (int, float)  # for all colours
+        found[name] = three(place, f"preprocess_cfg.{name}", [found[name]] * 3 if same else found[name])
+    return {
+        "mean": found["mean"],
+        "std": found["std"],
+        "resample": RESIZED[found["interpolation"]],
+        "fit": FITS[found["resize_mode"]],
+    }
 
 
 def part_of(source: Source, part: str, sizes: Sizes) -> dict[str, Any]:

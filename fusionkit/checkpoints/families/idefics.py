@@ -22,7 +22,7 @@ from fusionkit.checkpoints.families.language import (
     run_of,
     special_ids,
 )
-from fusionkit.checkpoints.folder import OPENAI, completed, images_of, settings_of
+from fusionkit.checkpoints.folder import OPENAI, completed, images_of, require_possible, settings_of
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError
 
@@ -136,7 +136,12 @@ def sizes_of(source: Source) -> dict[str, Any]:
             f"{place}tie_word_embeddings is true and additional_vocab_size {sizes['additional_vocab_size']}, but only a head of "
             "its own has additional words here; save the model untied"
         )
-    return sizes | (runs.sizes_of(PERCEIVER, source, "perceiver_config") if sizes["use_resampler"] else {})
+    require_possible(source, least=0)
+    require_possible(source, "vision_config")
+    if not sizes["use_resampler"]:
+        return sizes
+    require_possible(source, "perceiver_config")
+    return sizes | runs.sizes_of(PERCEIVER, source, "perceiver_config")
 
 
 def in_parts(source: Source) -> Source:

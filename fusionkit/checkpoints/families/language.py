@@ -9,7 +9,7 @@ from typing import Any
 from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key
 from fusionkit.checkpoints.directory import CONFIG, read_json
-from fusionkit.checkpoints.folder import own_tokenizer
+from fusionkit.checkpoints.folder import own_tokenizer, require_possible
 from fusionkit.checkpoints.source import Source
 from fusionkit.data.tokenizer import load_tokenizer, text_format
 from fusionkit.encoders.language import most_tokens
@@ -59,18 +59,14 @@ def language_model(source: Source, kept: Sequence[str] = ()) -> dict[str, Any]:
     text = config.get("text_config")
     if not isinstance(text, dict) or not isinstance(text.get("model_type"), str):
         raise DataError(f"{source.path / CONFIG}: text_config names no model_type; is it a vision-language model?")
-    layers = text.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > len(source.state):
-        raise DataError(
-            f"{source.path / CONFIG}: text_config.num_hidden_layers is {layers}, but the checkpoint has {len(source.state)} "
-            "tensors; correct it"
-        )
+    ends = ends_of(source)
+    require_possible(source, "text_config", least=None)  # which some kinds turn off by 0 or -1
     sizes = without_code({name: value for name, value in text.items() if name not in ("architectures", "dtype")})
     sizes |= {name: value for name, value in PLAIN.items() if name in sizes and name not in kept}
     return {
         "_target_": "fusionkit.encoders.language.LanguageModel",
         "_convert_": "all",
-        "config": sizes | {"tie_word_embeddings": is_tied(source), "eos_token_id": ends_of(source)},
+        "config": sizes | {"tie_word_embeddings": is_tied(source), "eos_token_id": ends},
     }
 
 
@@ -89,9 +85,20 @@ def language_keys(source: Source, bodies: Sequence[str], heads: Sequence[str]) -
 def special_ids(source: Source) -> dict[str, Any]:
     """The special tokens by their ids, as the language model's configuration names them; a start or padding is else the end."""
     text, end = _text(source), ends_of(source)[0]
-    start, pad = text.get("bos_token_id"), text.get("pad_token_id")
+    start, pad = (token_of(source, CONFIG, text, name) for name in ("bos_token_id", "pad_token_id"))
     ids = {"cls": start if isinstance(start, int) else end, "sep": end, "pad": pad if isinstance(pad, int) else end}
     return ids | {"mask": None}
+
+
+def token_of(source: Source, file: str, place: Mapping[str, Any], name: str) -> Any:
+    """What a place of a file names as a token; DataError for one that the vocabulary does not have."""
+    token, count = place.get(name), _text(source).get("vocab_size")
+    lowest = -1 if name == "pad_token_id" else 0  # Llama's first folders have no padding so
+    if type(token) is int and type(count) is int and not lowest <= token < count:
+        raise DataError(
+            f"{source.path / file}: {name} is {runs.shown(token)}, but the language model has {count} words; correct it"
+        )
+    return token
 
 
 def ends_of(source: Source) -> list[int]:
