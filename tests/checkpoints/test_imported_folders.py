@@ -178,7 +178,7 @@ def test_a_foreign_configuration_runs_nothing(family, world, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("family", "change", "words"),
     [
-        ("paligemma", {"hidden_size": 2**40}, "there and (8, 1099511627776) here"),
+        ("paligemma", {"hidden_size": 2**40}, "text_config.hidden_size is 1099511627776, but the largest tensor"),
         ("llava", {"num_attention_heads": 0}, "config.json: is no LlavaConfig"),
     ],
 )
