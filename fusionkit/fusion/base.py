@@ -75,6 +75,15 @@ class SupportsUnimodal(Protocol):
 
 
 @runtime_checkable
+class SupportsNoImage(Protocol):
+    """A fusion that can be given a text without any image, and still says what follows it."""
+
+    def without_image(self, like: Tensor) -> Memory:
+        """What stands for one image of which there is nothing to read, on the device of ``like``."""
+        ...
+
+
+@runtime_checkable
 class SupportsTwoImages(Protocol):
     """A fusion that may tell the second of two images apart (NLVR2): it does where ``image_types`` is 2."""
 

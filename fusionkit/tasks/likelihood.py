@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
-from fusionkit.fusion.base import SupportsLanguageModel, SupportsUnimodal
-from fusionkit.fusion.encoder_decoder import EncoderDecoder
+from fusionkit.fusion.base import SupportsLanguageModel, SupportsNoImage, SupportsUnimodal
 from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
@@ -131,7 +130,7 @@ class Likelihood(Task[CaptionBatch]):
             encoded = model.encode_text(text.input_ids, prefix_mask(text.attention_mask, text.prefix))
             return fusion.encode_unimodal(encoded).embeds
         weight = model.text_encoder.word_embeddings.weight
-        if isinstance(fusion, EncoderDecoder) and len(text.input_ids):
+        if isinstance(fusion, SupportsNoImage) and len(text.input_ids):
             return fuse_causal(model, fusion.without_image(weight), text)
         blank = Tokens(weight.new_zeros(1, 1, self.image_size), None, weight.new_zeros(1, self.image_size))
         if not len(text.input_ids):
