@@ -8,7 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, OverrideType, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -67,7 +67,7 @@ class Search(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(folder / "search.lock", blocking=False):
+            with FileLock(folder / "search.lock", timeout=0):
                 return self._search(folder, space, fixed)
         except Timeout as error:
             raise ConfigError(
@@ -127,10 +127,12 @@ class Search(Sweeper):
             value = result.return_value if result.status == JobStatus.COMPLETED else None
             is_score = isinstance(value, int | float) and value == value
             study.tell(trial, value if is_score else None, state=None if is_score else TrialState.FAIL)
-            if value is None and result.status == JobStatus.COMPLETED:
+        for trial, result in zip(asked, returns, strict=True):
+            if result.status == JobStatus.COMPLETED and result.return_value is None:
                 raise UserError(
-                    f"trial {trial.number} has no validation score, by which the search goes; have each run validate "
-                    "(trainer.limit_val_batches, trainer.check_val_every_n_epoch, evaluation.roles), and give another name=NAME"
+                    f"trial {trial.number} gave no validation score, by which the search goes: it made none, or its folder "
+                    "holds a run that was finished before; have each run validate (trainer.limit_val_batches, "
+                    "trainer.check_val_every_n_epoch), and give another name=NAME"
                 )
         return returns
 
@@ -164,21 +166,31 @@ class Search(Sweeper):
         from fusionkit.errors import ConfigError
 
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        params = [
-            f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in self.params.items()
-        ]
-        chosen = {  # the command line has the last word
-            (override.key_or_group, override.package): override
-            for override in parser.parse_overrides([*params, *arguments])
-        }
+        params = [f"{key}={value if isinstance(value, str) else _written(value)}" for key, value in self.params.items()]
+        chosen: list[Override] = []
+        for override in parser.parse_overrides([*params, *arguments]):
+            earlier = [
+                each
+                for each in chosen
+                if (each.key_or_group, each.package) == (override.key_or_group, override.package)
+            ]
+            if override.is_sweep_override() or any(
+                each.is_sweep_override() for each in earlier
+            ):  # the last word alone counts
+                chosen = [each for each in chosen if each not in earlier or each.is_delete()]
+                if override.type == OverrideType.CHANGE and any(each.is_add() for each in earlier):
+                    override.type = OverrideType.ADD
+            chosen.append(override)
         space, fixed = dict[str, Any](), list[str]()
-        for override in chosen.values():
+        for override in chosen:
             key = override.get_key_element()
             if override.is_sweep_override():
                 try:
                     space[key] = _distribution(override)
                 except (ValueError, OverflowError, HydraException) as error:
                     raise ConfigError(f"{key}={override.value()} cannot be searched: {error}") from error
+            elif override.is_delete():
+                fixed.append(str(override.input_line))
             else:
                 fixed.append(f"{key}={override.get_value_element_as_str()}")
         if not space:
@@ -202,6 +214,16 @@ def _distribution(override: Override) -> Any:
         return kind(sweep.start, sweep.end, log="log" in sweep.tags)
     assert isinstance(sweep, ChoiceSweep | RangeSweep | Glob)
     return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def _written(value: Any) -> str:
+    """A value of a configuration in Hydra's grammar."""
+    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}: {_written(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_written, value)) + "]"
+    return json.dumps(value)
 
 
 def _begin_anew(study: Any, trials: Sequence[Any]) -> None:

@@ -228,14 +228,19 @@ def test_of_trials_at_a_time_only_what_cannot_be_composed_is_lost(trained, monke
 def test_the_command_line_has_the_last_word_and_params_are_values(trained, tmp_path):
     (tmp_path / "mine/sweep").mkdir(parents=True)
     params = {"optimizer.lr": "interval(0.001,0.01)", "checkpoint": None, "seed": "1,2", "resume": False}
+    params |= {"evaluation.roles": ["val"], "scheduler": {"warmup_steps": 3, "max_minutes": 4}}
     content = {
         "defaults": [{"override /hydra/sweeper": "search"}],
         "hydra": {"sweeper": {"params": params, "trials": 2}},
     }
     (tmp_path / "mine/sweep/rates.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
     line = ["train", "-m", "--config-dir", f"{tmp_path}/mine", "sweep=rates", "experiment=quickstart", "name=found"]
-    assert run([*line, "++optimizer.lr=0.5"]) == 0
+    more = ["~scheduler.warmup_steps", "+scheduler.warmup_steps=7"]
+    assert run([*line, "++optimizer.lr=0.5", *more]) == 0
     assert [(config.optimizer.lr, config.checkpoint, config.resume) for config in trained] == [(0.5, None, False)] * 2
+    assert {tuple(config.evaluation.roles) for config in trained} == {("val",)}
+    assert {config.scheduler.warmup_steps for config in trained} == {7}
+    assert {config.scheduler.max_minutes for config in trained} == {4}
 
 
 @pytest.mark.parametrize("sweep", ["interval(1,0.1)", "tag(log,interval(0,0.1))", "interval(0.01,inf)"])
@@ -257,7 +262,7 @@ def test_what_is_searched_stays_the_same(sweep, trained, capsys):
 def test_runs_without_validation_end_the_search(trained, monkeypatch, capsys):
     monkeypatch.setattr("fusionkit.commands.train.train", lambda config: trained.append(config))
     assert run([*SEARCH, "seed=1,2"]) == 1
-    assert "trial 0 has no validation score, by which the search goes" in capsys.readouterr().err
+    assert "trial 0 gave no validation score, by which the search goes" in capsys.readouterr().err
     assert len(trained) == 1
 
 

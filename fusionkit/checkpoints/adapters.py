@@ -8,7 +8,7 @@ from torch import nn
 
 from fusionkit.assembly.trust import read_stored
 from fusionkit.errors import ConfigError
-from fusionkit.model.adapters import adapted_layers, by_layer, has_adapters, rules_of
+from fusionkit.model.adapters import Adapters, adapted_layers, by_layer, has_adapters, rules_of
 
 OR_MERGED = "or start from what `fusionkit export` makes of it, in which they are part of the weights"
 
@@ -27,7 +27,8 @@ def require_same_adapters(model: nn.Module, checkpoint: Mapping[str, Any], path:
     stored = read_stored(checkpoint["fusionkit"]["config"], path).get("adapters")
     end = ".lora_A.default.weight"
     theirs = {name for name in names if name.startswith("model.") and name.endswith(end)}
-    if not stored or theirs != {f"model.{name}{end}" for name in layers}:
+    is_ours = stored is not None and stored.get("_target_") == f"{Adapters.__module__}.{Adapters.__qualname__}"
+    if not is_ours or theirs != {f"model.{name}{end}" for name in layers}:
         return
     for name, rule in by_layer(rules_of(stored.get("rules")), layers).items():
         there = _told(rule.rank, rule.alpha, bool(stored.get("decomposed", False)))

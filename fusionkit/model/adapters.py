@@ -89,11 +89,14 @@ class Adapters:
             and (part.weight.requires_grad or name.startswith(frozen))  # elsewhere nothing depends on a frozen one
         }
         found = by_layer(rules_of(self.rules), linear)
-        for name, rule in found.items():
-            if rule.rank > (least := min(linear[name].weight.shape)):
+        for key, rule in rules_of(self.rules).items():
+            widest = max(
+                (min(linear[name].weight.shape) for name, chosen in found.items() if chosen == rule), default=rule.rank
+            )
+            if rule.rank > widest:
                 raise ConfigError(
-                    f"adapters.rules: rank is {rule.rank}, but {name} has a weight of rank {least} at most; give no more than "
-                    "that, or leave the layer out"
+                    f"adapters.rules.{key}: rank is {rule.rank}, but no layer that it finds has a weight of rank above {widest}; "
+                    "give no more than that"
                 )
         return found
 
