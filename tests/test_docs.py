@@ -77,6 +77,8 @@ def smaller(arguments: list[str]) -> list[str]:
         if re.search(r"fusion=(late|add_pooled|\S*,)|experiment=(llava|chat)_tiny", text)
         else set()
     )
+    if re.search(r"tiny_(t5|bart)|coca_tiny", text):  # which call it otherwise
+        left_out.add("text_encoder.config.hidden_size")
     added = [one for one in SMALLER if one.partition("=")[0] not in said | left_out]
     again = [] if "resume=" in text else ["overwrite=true"]
     logger = [] if "logger=" in text else ["logger=csv"]

@@ -172,7 +172,8 @@ def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
     name, projector = (_class_name(part) for part in (config["fusion"], config["fusion"].get("projector")))
     return {
         "fusion": [
-            re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() + (f"_{projector.lower()}" if projector else "")
+            re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.replace("CoCa", "Coca")).lower()
+            + (f"_{projector.lower()}" if projector else "")
         ],
         "tasks": sorted({task for _, task in cross}),
         "sources": sorted({source for source, _ in cross}),

@@ -120,5 +120,5 @@ def test_only_the_tasks_that_read_a_kind_are_asked_again() -> None:
 
 def test_what_ranks_all_pairs_reads_as_its_task_does() -> None:
     """Models without contrast (UNITER, ViLT, METER) are evaluated by it."""
-    assert takes_template(AllPairs(SimpleNamespace(reads="captions", replies_to="text")))
-    assert not takes_template(AllPairs(SimpleNamespace(reads="captions", replies_to="caption")))
+    assert takes_template(AllPairs(SimpleNamespace(reads="captions", replies_to="text", encodes=True)))
+    assert not takes_template(AllPairs(SimpleNamespace(reads="captions", replies_to="caption", encodes=True)))

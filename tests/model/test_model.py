@@ -28,7 +28,8 @@ def test_all_objectives_share_one_image_encoding(texts_per_image, monkeypatch):
 
     monkeypatch.setattr(model.image_encoder, "forward", counting("image", model.image_encoder.forward))
     monkeypatch.setattr(model.fusion, "prepare", counting("prepare", model.fusion.prepare))
-    tasks = {name: toy_task(name, toy_dims(model)) for name in choices("task")}
+    names = set(choices("task")) - {"likelihood"}  # which reads a blank image too
+    tasks = {name: toy_task(name, toy_dims(model)) for name in sorted(names)}
     tasks = {name: task for name, task in tasks.items() if not lacking(task.needs, model.fusion.provides)}
     batch = toy_batch(images=4, texts_per_image=texts_per_image)
     encoded = model.encode(batch, sorted({t.reads for t in tasks.values() if t.encodes}))

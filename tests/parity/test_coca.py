@@ -96,7 +96,7 @@ def test_greedy_captions(world, io):
     encoded = model.encode(batch_of(io), [])
     rules = GenerationConfig(ids["sep"], max_length=7, min_length=2, banned=(ids["cls"], ids["pad"], ids["mask"]))
     shared = DecoderInputs(
-        model, network.tasks["captioning"].head, encoded.memory, writer._prompts(torch.arange(4), True)
+        model, network.tasks["captioning"].head, encoded.memory, writer.prompts(torch.arange(4), True)
     )
     assert model.is_incremental
     for state in (decoder_state_of(shared), RecomputedDecoderState(shared)):

@@ -248,6 +248,8 @@ def test_logits_without_rounding(pair, request):
     logits = model.predict_words(fuse_causal(model, memory, pair.prompts(PREFIX)))
     given = pair.given(pair.ids, PREFIX)
     expected = theirs(**given | {"pixel_values": given["pixel_values"].double()}).logits[:, -LENGTH:]
+    if pair.says_apart:
+        logits = logits[:, PREFIX - 1 :]
     torch.testing.assert_close(logits, expected, rtol=0, atol=5e-6)
 
 
