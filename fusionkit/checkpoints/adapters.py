@@ -27,7 +27,8 @@ def require_same_adapters(model: nn.Module, checkpoint: Mapping[str, Any], path:
     stored = read_stored(checkpoint["fusionkit"]["config"], path).get("adapters")
     end = ".lora_A.default.weight"
     theirs = {name for name in names if name.startswith("model.") and name.endswith(end)}
-    is_ours = stored is not None and stored.get("_target_") == f"{Adapters.__module__}.{Adapters.__qualname__}"
+    ours = f"{Adapters.__module__}.{Adapters.__qualname__}"
+    is_ours = bool(stored) and stored.get("_target_", ours) == ours
     if not is_ours or theirs != {f"model.{name}{end}" for name in layers}:
         return
     for name, rule in by_layer(rules_of(stored.get("rules")), layers).items():
