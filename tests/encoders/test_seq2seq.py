@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from fusionkit.encoders.seq2seq import EncoderDecoderLM
@@ -31,6 +33,8 @@ FAMILIES = {
     "m2m_100": ("m2m_100", BART),
     "plbart": ("plbart", BART),
 }
+if Version(transformers.__version__) < Version("5.24"):  # whose caches of these are refused by the probe
+    FAMILIES = {name: family for name, family in FAMILIES.items() if name not in ("umt5", "longt5")}
 
 
 REFUSED = {

@@ -94,7 +94,7 @@ def test_log_p_is_of_what_was_drawn_from(fusion, sampling, rules):
     torch.testing.assert_close(log_probs, total, rtol=1e-4, atol=1e-4)
     assert log_probs.requires_grad
     assert (log_probs < 0).all()
-    assert task.head is None or (tokens == SEP).any(dim=1).float().mean() > 0.2
+    assert task.head is None or (tokens == SEP).any(dim=1).float().mean() > 0.1
 
 
 def test_any_of_several_ends_is_the_end():
