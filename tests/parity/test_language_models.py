@@ -217,7 +217,7 @@ def pair(request, tmp_path_factory):
 
 
 def needs_todays(request) -> None:
-    """transformers 5.6 reads Gemma 2 (PaliGemma 2, BLIP-2), and generates with GIT, otherwise than 5.24 does, which ours is held to.
+    """transformers 5.6 reads Gemma 2 (PaliGemma 2, BLIP-2), and generates with GIT, otherwise than 5.24, which ours is held to.
 
     Its beams fail where Idefics has added words.
     """
