@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from fusionkit.encoders.probe import first_line
-from fusionkit.encoders.tower import quiet, without_code
+from fusionkit.encoders.tower import quiet, require_whole, without_code
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.types import TextFormat
 
@@ -97,11 +97,7 @@ def load_language_model(kind: Any, pretrained: str, overrides: Mapping[str, Any]
         raise DataError(
             f"text_encoder.{key}: '{gguf or pretrained}' could not be loaded ({first_line(error)}); give {what}"
         ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise DataError(
-            f"text_encoder.{key}: '{gguf or pretrained}' lacks {len(missing)} weights of a {config.model_type}, among them "
-            f"{missing[0]}; give a whole model"
-        )
+    require_whole(f"text_encoder.{key}: '{gguf or pretrained}'", report, config.model_type, "a whole model")
     return whole
 
 

@@ -126,14 +126,17 @@ def load_tower(pretrained: str, overrides: Mapping[str, Any], words: TextFormat 
         raise DataError(
             f"text_encoder.pretrained: '{pretrained}' could not be loaded ({first_line(error)}); give a directory or a hub id"
         ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise DataError(
-            f"text_encoder.pretrained: '{pretrained}' lacks {len(missing)} weights of a {config.model_type} encoder, among them "
-            f"{missing[0]}; give the directory of a whole model"
-        )
+    kind_of = f"{config.model_type} encoder"
+    require_whole(f"text_encoder.pretrained: '{pretrained}'", report, kind_of, "the directory of a whole model")
     if words is not None:
         pad_as(tower, words, is_given=True)
     return tower
+
+
+def require_whole(place: str, report: Mapping[str, Any], kind: str, wanted: str) -> None:
+    """Raise DataError where what was loaded at a place lacks weights of its kind, by transformers' report."""
+    if missing := sorted(report["missing_keys"]):
+        raise DataError(f"{place} lacks {len(missing)} weights of a {kind}, among them {missing[0]}; give {wanted}")
 
 
 def _auto(config: Any) -> Any:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
@@ -11,7 +12,7 @@ from fusionkit.encoders.bridgetower import BridgeTowerTextEncoder
 from fusionkit.encoders.flava import FLAVATextEncoder
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.encoders.tower import CACHES, build_tower, first_position, load_tower, read_on, word_table
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.types import TextFormat
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -190,3 +191,15 @@ def test_a_text_that_outgrows_the_positions_is_one_sentence(kind, most):
     _, past = encoder.extend(texts[:, 1:], mask[:, 1:, 1:], places[:, :-1], None)
     with pytest.raises(ConfigError, match=told):
         encoder.extend(texts[:, :1], mask[:, -1:], places[:, -1:], past)
+
+
+def test_a_folder_that_lacks_a_weight_is_told(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
+    BertModel(BertConfig(vocab_size=60, **sizes), add_pooling_layer=False).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.layer.0.attention.self.query.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    said = r"lacks 1 weights of a bert encoder, among them encoder\.layer\.0\..*query\.weight; give the directory of a whole"
+    with pytest.raises(DataError, match=said):
+        HFTextEncoder(60, pretrained=str(tmp_path))
