@@ -18,6 +18,7 @@ from rich.console import Console
 
 import fusionkit as fk
 from fusionkit import api
+from fusionkit.api.runs import one_process
 from fusionkit.assembly.composition import training_config
 from fusionkit.cli.main import run
 from fusionkit.commands.predict_images import predictor_of
@@ -320,7 +321,7 @@ def test_a_ctrl_c_gives_the_model_so_far_and_the_next_one_still_works(
 )
 def test_one_process_trains_on_one_device(asked: list[str], devices: Any, capsys: Capture) -> None:
     config = training_config(*asked)
-    found = api.one_process(config).trainer
+    found = one_process(config).trainer
     assert (found.devices, found.strategy, found.get("num_nodes", 1)) == (devices, "auto", 1)
     assert bool(capsys.readouterr().out) == (asked != ["trainer=cpu"])
 

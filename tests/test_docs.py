@@ -115,7 +115,8 @@ def inside(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     def small(*overrides: str, **options: Any) -> Any:
         return compose(*smaller([*overrides]), **options)
 
-    monkeypatch.setattr(api, "compose", small)
+    for place in (api, api.runs):  # what a page calls, and what training calls
+        monkeypatch.setattr(place, "compose", small)
     yield world
     for name in [name for name in sys.modules if name == "my" or name.startswith("my.")]:
         del sys.modules[name]

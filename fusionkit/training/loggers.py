@@ -155,8 +155,11 @@ def log_config(loggers: Iterable[Logger], config: Mapping[str, Any], parameters:
         logger.log_metrics({"parameters": parameters}, 0)
 
 
-def _class_name(part: Any) -> str:
-    return str(part["_target_"]).rpartition(".")[2] if isinstance(part, Mapping) and "_target_" in part else ""
+def _names(part: Any) -> tuple[str, str]:
+    """The module and the class that a configuration names."""
+    path = str(part["_target_"]) if isinstance(part, Mapping) and "_target_" in part else ""
+    module, _, name = path.rpartition(".")
+    return module.rpartition(".")[2], name
 
 
 def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -169,12 +172,12 @@ def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
         for task, weight in (row or {}).items()
         if weight > 0
     ]
-    name, projector = (_class_name(part) for part in (config["fusion"], config["fusion"].get("projector")))
+    module, name = _names(config["fusion"])
+    _, projector = _names(config["fusion"].get("projector"))
+    is_alone = module.replace("_", "") == name.lower()  # CoCa of coca.py
+    fusion = module if is_alone else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     return {
-        "fusion": [
-            re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.replace("CoCa", "Coca")).lower()
-            + (f"_{projector.lower()}" if projector else "")
-        ],
+        "fusion": [fusion + (f"_{projector.lower()}" if projector else "")],
         "tasks": sorted({task for _, task in cross}),
         "sources": sorted({source for source, _ in cross}),
     }

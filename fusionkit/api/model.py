@@ -1,0 +1,280 @@
+"""A trained model that can be asked in Python."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from fusionkit.api.inputs import Picture, first_row, image_requests, joined, padded, paired, several
+from fusionkit.api.mistakes import sentences
+from fusionkit.assembly.objectives import active_objectives
+from fusionkit.assembly.parts import Parts, evaluation_options
+from fusionkit.checkpoints.load import load_parts
+from fusionkit.checkpoints.source import local
+from fusionkit.commands.predict_images import predictor_of
+from fusionkit.data.collate import Collate
+from fusionkit.data.images import CorruptImage
+from fusionkit.data.requests import ASKED, Request, asked_text, own_collate, own_data, readable_text, require_image
+from fusionkit.errors import ConfigError, DataError
+from fusionkit.inference.answering import Answer
+from fusionkit.inference.prediction import evaluating, moved
+from fusionkit.scoring.records import Record
+from fusionkit.types import Batch, Tokens
+
+ACCELERATORS = {"cuda": "gpu"}  # Lightning's names where they are others than torch's
+
+
+class Model:
+    """A trained model with its tasks: what can be asked of it, and its encodings, of images and texts as they are.
+
+    Everything takes one or a list, and gives one or a list; tensors are on the CPU. Of images and texts there are as many of
+    one as of the other, or one of either, which then goes with all. Images are read ``batch_size`` at a time.
+    """
+
+    def __init__(self, parts: Parts, device: torch.device, path: Path | None = None, batch_size: int = 32) -> None:
+        self.parts, self.device, self.path, self.batch_size = parts, device, path, batch_size
+        self.objectives = active_objectives(parts.objectives, parts.tasks)
+
+    def __repr__(self) -> str:
+        fusion = type(self.parts.model.fusion).__name__
+        return f"Model({fusion}; tasks: {', '.join(self.tasks)}; on {self.device}; {self.path or 'not saved'})"
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that were trained."""
+        return list(dict.fromkeys(name for names in self.objectives.values() for name in names))
+
+    @property
+    def config(self) -> DictConfig:
+        """The configuration that it was trained with."""
+        return self.parts.config
+
+    def encode_image(self, images: Picture | Sequence[Picture]) -> Tokens:
+        """The image encoder's states: ``embeds`` (I, N, D), ``mask`` (I, N) or None, ``pooled`` (I, D); of one image its row."""
+        found, is_one = several(images, "image")
+        tokens = padded(list(self._map_images(found, self._image_tokens)))
+        return first_row(tokens) if is_one else tokens
+
+    def encode_text(self, texts: str | Sequence[str]) -> Tokens:
+        """The text encoder's states before they meet an image: ``embeds`` (T, L, D), ``mask`` (T, L), ``pooled`` (T, D)."""
+        found, is_one = several(texts, "text")
+        tokens = padded(list(self._map_texts(found, lambda tokens: tokens)))
+        return first_row(tokens) if is_one else tokens
+
+    def embed(
+        self, images: Picture | Sequence[Picture] | None = None, texts: str | Sequence[str] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Vectors (I, E) of images, (T, E) of texts, or both, of length 1: a product of two is their cosine.
+
+        Raises ConfigError where no objective trained them.
+        """
+        if not any("feats" in self.parts.tasks[name].needs for name in self.tasks):
+            raise ConfigError(
+                f"{self._name} was trained without contrast, so that its embeddings say nothing; it was trained by "
+                f"{', '.join(self.tasks)}: use match, or train with task itc"
+            )
+        model, found = self.parts.model, list[Tensor]()
+        if images is not None:
+            pictures, is_one = several(images, "image")
+            vectors = self._map_images(pictures, lambda batch: model.project_image(self._image_tokens(batch)))
+            found.append(joined(vectors, is_one))
+        if texts is not None:
+            words, is_one = several(texts, "text")
+            found.append(joined(self._map_texts(words, model.project_text), is_one))
+        if not found:
+            raise ConfigError("embed: nothing is given; give images=..., texts=... or both")
+        return found[0] if len(found) == 1 else (found[0], found[1])
+
+    def match(
+        self,
+        images: Picture | Sequence[Picture],
+        texts: str | Sequence[str],
+        by: str | None = None,
+        return_attention: bool = False,
+    ) -> Any:
+        """The probability that each text describes its image, a tensor (T,) or one number."""
+        return self._values("text", "match", images, texts, by, return_attention, torch.tensor)
+
+    def answer(
+        self,
+        images: Picture | Sequence[Picture],
+        questions: str | Sequence[Any],
+        by: str | None = None,
+        return_attention: bool = False,
+    ) -> Any:
+        """The answer to each question; ``ask`` also gives the next best ones with their probabilities.
+
+        A model that was trained to chat answers conversations too: lists of messages, {"role", "content"}, that end with a
+        question.
+        """
+        return self._values("question", "answer", images, questions, by, return_attention, list)
+
+    def ground(
+        self,
+        images: Picture | Sequence[Picture],
+        phrases: str | Sequence[str],
+        by: str | None = None,
+        return_attention: bool = False,
+    ) -> Any:
+        """The box of each phrase, (T, 4) or (4,): left, top, width, height in pixels of its image."""
+        return self._values("phrase", "bbox", images, phrases, by, return_attention, torch.tensor)
+
+    def caption(self, images: Picture | Sequence[Picture], by: str | None = None) -> Any:
+        """A sentence about each image."""
+        found, is_one = several(images, "image")
+        requests = [replace(request, wants_caption=True) for request in image_requests(found)]
+        captions = [self._value(reply, "caption") for reply in self._answers(requests, by=by)]
+        return captions[0] if is_one else captions
+
+    def ask(
+        self,
+        images: Picture | Sequence[Picture],
+        question: str | Sequence[Mapping[str, Any]] | None = None,
+        phrase: str | None = None,
+        text: str | None = None,
+        caption: bool = False,
+        by: str | None = None,
+        top: int = 5,
+    ) -> Record | list[Record]:
+        """All that the tasks say to these words about each image, as ``fusionkit predict image=...`` writes it.
+
+        ``by`` names the task that replies where several can, ``top`` is how many answers to name.
+        """
+        found, is_one = several(images, "image")
+        said = {"question": question, "phrase": phrase, "text": text}
+        asked = {name: asked_text(value, name) for name, value in said.items() if value is not None}
+        words, (_, turns) = {name: text for name, (text, _) in asked.items()}, asked.get("question", ("", None))
+        if not words and not caption:
+            raise ConfigError(f"ask: nothing is asked; give one of {', '.join(ASKED)}")
+        requests = [
+            replace(request, texts=words, wants_caption=caption, conversation=turns)
+            for request in image_requests(found)
+        ]
+        records = [reply.record for reply in self._answers(requests, by=by, top=top)]
+        return records[0] if is_one else records
+
+    def _values(
+        self,
+        word: str,
+        key: str,
+        images: Any,
+        texts: Any,
+        by: str | None,
+        return_attention: bool,
+        collect: Callable[[list[Any]], Any],
+    ) -> Any:
+        """What the replies to texts of a word have under a key, and on request the attention of each."""
+        (pictures, one_image), (words, one_text) = several(images, "image"), several(texts, word)
+        pairs = paired(image_requests(pictures), words, word)
+        asked = [(request, asked_text(text, word)) for request, text in pairs]
+        requests = [replace(request, texts={word: text}, conversation=turns) for request, (text, turns) in asked]
+        replies = self._answers(requests, by=by, attention=return_attention)
+        values = [self._value(reply, key) for reply in replies]
+        attention = [reply.attention[word] for reply in replies] if return_attention else []
+        if one_image and one_text:
+            value = values[0] if collect is list or not isinstance(values[0], list) else collect(values[0])
+            return (value, attention[0]) if return_attention else value
+        return (collect(values), attention) if return_attention else collect(values)
+
+    def _answers(self, requests: Sequence[Request], **options: Any) -> list[Answer]:
+        """Raises DataError where an image cannot be read."""
+        with sentences():
+            replies = predictor_of(self.parts, self.device, batch_size=self.batch_size, **options).answer(requests)
+        for reply in replies:
+            if "error" in reply.record:
+                raise DataError(reply.record["error"])
+        return replies
+
+    def _value(self, reply: Answer, key: str) -> Any:
+        if key not in reply.record:
+            wanted = {"match": "train with task itm, or compare by embed (task itc)"}.get(key, "ask gives all it says")
+            raise ConfigError(
+                f"{self._name} gives no '{key}' for this, its tasks are {', '.join(self.tasks)}; {wanted}"
+            )
+        return reply.record[key]
+
+    @property
+    def _name(self) -> str:
+        return f"the model of {self.path}" if self.path else "the model"
+
+    @property
+    def _source(self) -> str:
+        """The source as whose inputs one's own are read: of a contrastive objective, if there is one."""
+        tasks = self.parts.tasks
+        contrastive = (s for s, names in self.objectives.items() if any("feats" in tasks[name].needs for name in names))
+        return next(contrastive, next(iter(self.objectives)))
+
+    def _map_images(self, images: Sequence[Picture], compute: Callable[[Batch], Any]) -> Iterator[Any]:
+        """What is computed of the images, batch by batch, on the CPU."""
+        requests = image_requests(images)
+        for start in range(0, len(requests), self.batch_size):
+            chosen = requests[start : start + self.batch_size]
+            data, collate = own_data(self.parts.datamodule, self._source, chosen, (), is_grouped=False)
+            items = []
+            for place, request in enumerate(chosen):
+                try:
+                    require_image(request, self.parts.model.image_encoder.reads)
+                    items.append(data.item(place))
+                except CorruptImage as error:
+                    raise DataError(str(error)) from None
+            batch = collate(items)
+            if isinstance(batch, DataError):
+                raise batch
+            with self._evaluating():
+                found = moved(compute(moved(batch, self.device)), torch.device("cpu"))
+            yield found
+
+    def _map_texts(self, texts: Sequence[str], compute: Callable[[Tokens], Any]) -> Iterator[Any]:
+        collate: Collate = own_collate(self.parts.datamodule, self._source)
+        for start in range(0, len(texts), 4 * self.batch_size):
+            chosen = [readable_text(text, "text") for text in texts[start : start + 4 * self.batch_size]]
+            rows = moved(collate.tokenize(chosen), self.device)
+            with self._evaluating():
+                tokens = self.parts.model.encode_text(rows["input_ids"], rows["attention_mask"])
+                found = moved(compute(tokens), torch.device("cpu"))
+            yield found
+
+    def _image_tokens(self, batch: Batch) -> Tokens:
+        return self.parts.model.encode_image(self.parts.model.images_of(batch))
+
+    def _evaluating(self) -> Any:
+        options = evaluation_options(self.parts.config)
+        return evaluating(self.parts.model, self.parts.tasks.values(), self.device, options)
+
+
+def load(path: str | Path, device: str | torch.device | None = None, trust: str | Sequence[str] = ()) -> Model:
+    """A checkpoint, or the best one of a run's folder, as a model that can be asked; its data are not needed.
+
+    ``path`` may name a model of the Hugging Face hub, OWNER/NAME. ``device`` None is the first GPU, else the CPU.
+    ``trust`` names packages whose parts the checkpoint may name beside fusionkit's own: their code is run.
+    """
+    with sentences():
+        place, chosen = saved(local(path)), _device(device)
+        accelerator = ACCELERATORS.get(chosen.type, chosen.type)
+        overrides: dict[str, Any] = {"data": {}, "evaluation": {}, "trainer": {"accelerator": accelerator}}
+        trusted = [trust] if isinstance(trust, str) else list(trust)
+        return Model(load_parts(place, overrides, has_data=False, trust=trusted), chosen, place)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name} cannot be used ({str(error).splitlines()[0]}); give cpu, or cuda:NUMBER"
+        ) from None
+    return device
+
+
+def saved(path: Path) -> Path:
+    """The file itself, or of a run's folder the best one, else the last."""
+    folder = path / "checkpoints"
+    found = (folder / f"{name}.ckpt" for name in ("best", "last"))
+    return next((file for file in found if file.is_file()), path)
