@@ -28,7 +28,16 @@ from fusionkit.commands.predict_images import predictor_of
 from fusionkit.commands.run_folder import checkpoints
 from fusionkit.data.collate import Collate
 from fusionkit.data.images import CorruptImage
-from fusionkit.data.requests import ASKED, Request, asked_text, own_collate, own_data, readable_text, require_image
+from fusionkit.data.requests import (
+    ASKED,
+    Request,
+    asked_text,
+    own_collate,
+    own_data,
+    readable_text,
+    require_image,
+    require_pictures,
+)
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.inference.answering import Answer
 from fusionkit.inference.prediction import evaluating, moved
@@ -124,7 +133,7 @@ class Model:
         """The answer to each question; ``ask`` also gives the next best ones with their probabilities.
 
         A model that was trained to chat answers conversations too: lists of messages, {"role", "content"}, that end with a
-        question.
+        question. One about several images has them as a list in ``images``, and ``<image>`` where each is seen.
         """
         return self._values("question", "answer", images, questions, by, return_attention, list)
 
@@ -166,8 +175,11 @@ class Model:
         if not words and not caption:
             raise ConfigError(f"ask: nothing is asked; give one of {', '.join(ASKED)}")
         requests = [
-            replace(request, texts=words, wants_caption=caption, conversation=turns) for request in _requests(found)
+            replace(request, texts=words, wants_caption=caption, conversation=turns)
+            for request in _requests(found, may_be_several=True)
         ]
+        for request in requests:
+            require_pictures(request)
         records = [reply.record for reply in self._answers(requests, by=by, top=top)]
         return records[0] if is_one else records
 
@@ -183,9 +195,11 @@ class Model:
     ) -> Any:
         """What the replies to texts of a word have under a key, and on request the attention of each."""
         (pictures, one_image), (words, one_text) = _several(images, "image"), _several(texts, word)
-        pairs = _paired(_requests(pictures), words, word)
+        pairs = _paired(_requests(pictures, may_be_several=True), words, word)
         asked = [(request, asked_text(text, word)) for request, text in pairs]
         requests = [replace(request, texts={word: text}, conversation=turns) for request, (text, turns) in asked]
+        for request in requests:
+            require_pictures(request)
         replies = self._answers(requests, by=by, attention=return_attention)
         values = [self._value(reply, key) for reply in replies]
         attention = [reply.attention[word] for reply in replies] if return_attention else []
@@ -445,14 +459,17 @@ def _repeated(values: Sequence[Any], count: int) -> Sequence[Any]:
     return list(values) * count if len(values) == 1 else values
 
 
-def _requests(images: Sequence[Picture]) -> list[Request]:
-    """Requests without words, one an image."""
+def _requests(images: Sequence[Any], may_be_several: bool = False) -> list[Request]:
+    """Requests without words, one an image, or, where there may be, a list of several that one conversation is about."""
     found = []
-    for number, image in enumerate(images):
-        if isinstance(image, str | Path):
-            found.append(Request(Path(image).expanduser(), {}))
-        else:
-            found.append(Request(Path(f"image {number}"), {}, picture=_picture(image, number)))
+    for number, given in enumerate(images):
+        several = given if may_be_several and isinstance(given, list | tuple) and len(given) else [given]
+        files = [
+            Path(each).expanduser() if isinstance(each, str | Path) else _picture(each, number) for each in several
+        ]
+        named = files[0] if isinstance(files[0], Path) else Path(f"image {number}")
+        picture = None if isinstance(files[0], Path) else files[0]
+        found.append(Request(named, {}, picture=picture, others=tuple(files[1:])))
     return found
 
 
