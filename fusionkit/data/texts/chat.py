@@ -190,10 +190,13 @@ class ChatTemplate:
         """What somebody says without special tokens; PICTURE in the place of the user's pictures, a space before it or none."""
         if role != USER:
             return self._without_special(said.replace(PICTURE, ""))
-        first, *others = map(self._without_special, parts_of(said.replace(PICTURE, "")))
-        for part in others:
-            first += f"{' ' * bool(first.rstrip(PICTURE) and part)}{PICTURE}{part}"
-        return first
+        text, *parts = map(self._without_special, parts_of(said.replace(PICTURE, "")))
+        waiting = ""
+        for part in parts:
+            waiting += PICTURE
+            if part:
+                text, waiting = f"{text}{' ' * bool(text)}{waiting}{part}", ""
+        return text + waiting
 
     def _without_special(self, said: str) -> str:
         return self._special.sub(
