@@ -66,6 +66,8 @@ class TextRows(TypedDict, total=False):
     word_index: Tensor  # (T, L) int64, number of the word a token belongs to; -1 for special tokens and padding
     image_index: Tensor  # (T,) int64, row of the text's image
     other_index: Tensor  # (T,) int64, row of its second image; only where the texts of a source are about two
+    images: Tensor  # (T, K, 2) int64, rows of images, -1 behind the last, and the numbers of the tokens that see them first; only
+    # where texts hold their images at places, of a batch not all of whose texts have one before all
     ids: list[Any]  # (T,) the data set's own caption, question or sentence ids
 
 

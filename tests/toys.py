@@ -26,6 +26,7 @@ from fusionkit.contracts.toys import (  # noqa: F401  (the tests' own)
     toy_language_model,
     toy_model,
     toy_no_rows,
+    toy_placed_images,
     toy_regions,
     toy_rows,
     toy_task,

@@ -43,14 +43,17 @@ def _repeated(values: Sequence[Any], count: int) -> Sequence[Any]:
     return list(values) * count if len(values) == 1 else values
 
 
-def image_requests(images: Sequence[Picture]) -> list[Request]:
-    """Requests without words, one an image."""
+def image_requests(images: Sequence[Any], may_be_several: bool = False) -> list[Request]:
+    """Requests without words, one an image, or, where there may be, a list of several that one conversation is about."""
     found = []
-    for number, image in enumerate(images):
-        if isinstance(image, str | Path):
-            found.append(Request(Path(image).expanduser(), {}))
-        else:
-            found.append(Request(Path(f"image {number}"), {}, picture=_picture(image, number)))
+    for number, given in enumerate(images):
+        is_several = may_be_several and isinstance(given, list | tuple) and len(given)
+        files = [
+            Path(each).expanduser() if isinstance(each, str | Path) else _picture(each, number)
+            for each in (given if is_several else [given])
+        ]
+        named, picture = (files[0], None) if isinstance(files[0], Path) else (Path(f"image {number}"), files[0])
+        found.append(Request(named, {}, picture=picture, others=tuple(files[1:])))
     return found
 
 

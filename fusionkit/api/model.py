@@ -18,7 +18,16 @@ from fusionkit.checkpoints.source import local
 from fusionkit.commands.predict_images import predictor_of
 from fusionkit.data.collate import Collate
 from fusionkit.data.images import CorruptImage
-from fusionkit.data.requests import ASKED, Request, asked_text, own_collate, own_data, readable_text, require_image
+from fusionkit.data.requests import (
+    ASKED,
+    Request,
+    asked_text,
+    own_collate,
+    own_data,
+    readable_text,
+    require_image,
+    require_pictures,
+)
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference.answering import Answer
 from fusionkit.inference.prediction import evaluating, moved
@@ -109,7 +118,7 @@ class Model:
         """The answer to each question; ``ask`` also gives the next best ones with their probabilities.
 
         A model that was trained to chat answers conversations too: lists of messages, {"role", "content"}, that end with a
-        question.
+        question. One about several images has them as a list in ``images``, and ``<image>`` where each is seen.
         """
         return self._values("question", "answer", images, questions, by, return_attention, list)
 
@@ -169,9 +178,11 @@ class Model:
     ) -> Any:
         """What the replies to texts of a word have under a key, and on request the attention of each."""
         (pictures, one_image), (words, one_text) = several(images, "image"), several(texts, word)
-        pairs = paired(image_requests(pictures), words, word)
+        pairs = paired(image_requests(pictures, may_be_several=True), words, word)
         asked = [(request, asked_text(text, word)) for request, text in pairs]
         requests = [replace(request, texts={word: text}, conversation=turns) for request, (text, turns) in asked]
+        for request in requests:
+            require_pictures(request)
         replies = self._answers(requests, by=by, attention=return_attention)
         values = [self._value(reply, key) for reply in replies]
         attention = [reply.attention[word] for reply in replies] if return_attention else []

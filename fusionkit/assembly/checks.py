@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from omegaconf import DictConfig
 from torch import nn
 
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.source import Source
+from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import ChatTemplate
-from fusionkit.data.texts.conversations import CONVERSATIONS, Conversation
+from fusionkit.data.texts.conversations import CONVERSATIONS, IMAGE_TOKEN, Conversation
 from fusionkit.encoders.base import ImageEncoder
 from fusionkit.encoders.frozen import ADAPTER, BASE
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, rehearse, unreached_parameters
 from fusionkit.errors import ConfigError, UserError, suggest
-from fusionkit.fusion.base import Fusion, SupportsLanguageModel, SupportsUnimodal
+from fusionkit.fusion.base import Fusion, SupportsLanguageModel, SupportsUnimodal, require_several_images
 from fusionkit.losses import IGNORE
 from fusionkit.model.adapters import adapted_layers
 from fusionkit.model.model import VisionLanguageModel
@@ -30,6 +32,7 @@ PARTS = {
     "causal": "text that does not see what follows",
     "attention": "attention of the text's tokens to the image's",
     "pair": "a text fused with two images at once",
+    "images": "texts with several images at places",
 }
 
 
@@ -160,13 +163,19 @@ def check_length(source: str, datamodule: DataModule, most: int | None) -> None:
 
 
 def check_budget(
-    source: str, datamodule: DataModule, model: VisionLanguageModel, tasks: Iterable[Task[Any]], image_tokens: int
+    source: str,
+    datamodule: DataModule,
+    model: VisionLanguageModel,
+    tasks: Iterable[Task[Any]],
+    image_tokens: int,
+    images: int = 1,
 ) -> None:
-    """A language model has positions for an image and a text, and for what the tasks say: behind them, or in a decoder."""
+    """A language model has positions for a text and its images, and for what the tasks say: behind them, or in a decoder."""
     fusion, most = model.fusion, model.text_encoder.max_length
     if not isinstance(fusion, SupportsLanguageModel) or most is None:
         return
-    tasks, prefix, length = list(tasks), fusion.prefix_length(image_tokens), datamodule.sources[source].max_length
+    tasks, length = list(tasks), datamodule.sources[source].max_length
+    prefix = images * fusion.prefix_length(image_tokens)
     longest = max((task.longest(length) for task in tasks), default=length)
     if fusion.encodes_prompts and longest > most:
         raise ConfigError(
@@ -178,7 +187,8 @@ def check_budget(
         return
     takes, fix = f"a text of source '{source}' takes", "choose a text_encoder that reads more"
     if prefix:
-        takes = f"an image takes {prefix} positions, and a text of source '{source}'"
+        shown = f"{images} images take" if images > 1 else "an image takes"
+        takes = f"{shown} {prefix} positions, and a text of source '{source}'"
         fix = "make the prefix shorter (fusion=prefix_shuffle, prefix_qformer or prefix_perceiver)"
     if fusion.encodes_prompts:
         fix = "have fewer image tokens (fusion.projector._target_=fusionkit.fusion.projectors.QFormer)"
@@ -231,6 +241,19 @@ def check_chat(source: str, datamodule: DataModule, has_data: bool) -> None:
             f"{key}: of the first {len(texts)} conversations no token is learnt"
             f"{f', which are cut at {settings.max_length} tokens before the assistant says anything' if are_cut else ''}; {fix}"
         )
+
+
+def check_pictures(source: str, datamodule: DataModule, fusion: Fusion) -> int:
+    """The fusion takes the pictures of a source's conversations as they stand; gives how many one has at most."""
+    most = 1
+    for role in datamodule.sources[source].splits:
+        samples = as_samples(datamodule.samples(source, role))
+        most = max([most, *(1 + np.diff(samples.other_ends, prepend=0)).tolist()])
+        if "images" not in fusion.provides and any(IMAGE_TOKEN in said for said in samples.strings(CONVERSATIONS)):
+            for text in (text for sample in samples for text in sample.texts.get(CONVERSATIONS, ())):
+                if Conversation.of(text).places:
+                    require_several_images(fusion, f"the conversation {text.id} (data.sources.{source}, {role})")
+    return most
 
 
 def check_temperature(model: VisionLanguageModel) -> None:

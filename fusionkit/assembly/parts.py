@@ -17,6 +17,7 @@ from fusionkit.assembly.checks import (
     check_images,
     check_length,
     check_needs,
+    check_pictures,
     check_reads,
     check_roles,
     check_template,
@@ -27,6 +28,7 @@ from fusionkit.assembly.evaluation_options import EvaluationOptions
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.assembly.signatures import signature_of
 from fusionkit.data.datamodule import DataModule
+from fusionkit.data.texts.conversations import CONVERSATIONS
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder
 from fusionkit.encoders.probe import abilities_of, probe_text
@@ -93,9 +95,11 @@ def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts
             check_reads(f"objectives.{source}.{name}", tasks[name], datamodule.sources[str(source)].kinds)
             check_answers(f"objectives.{source}.{name}", tasks[name], dims)
             check_template(f"data.sources.{source}.template", str(name), tasks[name], datamodule.sources[str(source)])
+        is_chat = has_data and any(tasks[str(name)].reads == CONVERSATIONS for name in weights)
+        images = check_pictures(str(source), datamodule, model.fusion) if is_chat else 1
         regions = datamodule.sources[str(source)].regions
         if (count := image_tokens if regions is None else regions.max_regions) is not None:
-            check_budget(str(source), datamodule, model, [tasks[str(name)] for name in weights], count)
+            check_budget(str(source), datamodule, model, [tasks[str(name)] for name in weights], count, images)
     return Parts(config, datamodule, model, tasks)
 
 

@@ -77,7 +77,7 @@ class EvaluateConfig(RestoreConfig):
 class PredictConfig(RestoreConfig):
     """The top level of ``fusionkit predict``; with an ``image`` the rest of these keys count."""
 
-    image: str | None = None
+    image: Any = None
     question: str | None = None
     phrase: str | None = None
     text: str | None = None

@@ -10,7 +10,7 @@ from fusionkit.fusion.base import Fusion, SupportsAttentionMaps, SupportsExtend,
 from fusionkit.types import Fused, Tokens
 
 IMAGE, TEXT, LENGTH, TOKENS = 24, 32, 6, 5
-PARTS = {"pooled", "text", "image", "causal", "attention", "pair"}
+PARTS = {"pooled", "text", "image", "causal", "attention", "pair", "images"}
 Build = Callable[[], Fusion]  # of image_size=IMAGE and text_size=TEXT, in evaluation mode
 
 
@@ -162,6 +162,44 @@ def a_text_may_grow(build: Build) -> None:
     require_equal([torch.cat([first, second], dim=1)], [whole], "a text in two pieces and at once")
 
 
+def a_text_sees_its_images_from_their_places_on(build: Build) -> None:
+    """One that stands before all is as a text's only image; no token before an image changes with it, and some behind it do."""
+    fusion = build()
+    if "images" not in fusion.provides:
+        return
+    image, text = images(4), texts(3)
+    causal = torch.ones(LENGTH, LENGTH).tril().long().expand(3, -1, -1)
+    text, placed = text._replace(mask=causal), torch.tensor([[[3, 0], [0, 2], [1, 4]], [[2, 3], [-1, 0], [-1, 0]]])
+    first = torch.tensor([1, 1, 2])
+    plain = fusion(fusion.prepare(image), text, first)
+    start = torch.stack([first, torch.zeros_like(first)], dim=1)[:, None]
+    require_equal(
+        parts_of(fusion(fusion.prepare(image), text, start)),
+        parts_of(plain),
+        "an image at the start and a text's only one",
+    )
+    text = text.take(torch.arange(2))
+    whole = fusion(fusion.prepare(image), text, placed)
+    for row, places in enumerate(placed.tolist()):
+        own = torch.tensor([[place for place in places if place[0] >= 0]])
+        alone = fusion(fusion.prepare(image), text.take(torch.tensor([row])), own)
+        require_equal(
+            [part[row : row + 1] for part in parts_of(whole)], parts_of(alone), "a text with images and alone"
+        )
+        for number, token in own[0].tolist():
+            embeds = image.embeds.clone()
+            embeds[number] = torch.randn(TOKENS, IMAGE)
+            changed = Tokens(embeds, None, embeds.mean(1))
+            other = states_of(fusion(fusion.prepare(changed), text, placed))[row]
+            require(
+                torch.equal(other[:token], states_of(whole)[row, :token]),
+                f"an image at token {token} is seen before it",
+            )
+            require(
+                not torch.equal(other[token], states_of(whole)[row, token]), f"token {token} does not see its image"
+            )
+
+
 CHECKS = (
     shapes_and_provisions,
     image_index_names_the_image,
@@ -170,5 +208,6 @@ CHECKS = (
     gradient_reaches_both_inputs_and_every_parameter,
     what_is_read_trains_all_that_is_not_frozen,
     later_text_does_not_leak_under_a_causal_mask,
+    a_text_sees_its_images_from_their_places_on,
     a_text_may_grow,
 )

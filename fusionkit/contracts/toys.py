@@ -220,6 +220,15 @@ def toy_conversations(rows: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def toy_placed_images(rows: dict[str, Any], images: int, count: int) -> dict[str, Any]:
+    """Of conversations up to ``count`` images each, its own first, at every second token; every other one has one fewer."""
+    numbers, shortest = torch.arange(count), int(rows["prompt_mask"].sum(dim=1).min())
+    shown = (rows["image_index"][:, None] + numbers) % images
+    shown[1::2, -1] = -1
+    firsts = {"images": 2 * numbers, "prompt_images": numbers.clamp(max=shortest)}
+    return {name: torch.stack([shown, first.expand(len(shown), -1)], dim=2) for name, first in firsts.items()}
+
+
 def toy_regions(images: int, longest: int = 6) -> Regions:
     """3 to ``longest`` regions an image, zeros behind them; the first image has most."""
     counts = torch.randint(3, longest + 1, (images, 1))

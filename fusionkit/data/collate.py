@@ -17,8 +17,8 @@ from fusionkit.data.pixels.stored import StoredStates
 from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.samples import as_samples
-from fusionkit.data.texts.chat import ChatTemplate
-from fusionkit.data.texts.conversations import Conversation
+from fusionkit.data.texts.chat import FIRST, ChatTemplate, place_tensor
+from fusionkit.data.texts.conversations import Conversation, require_places
 from fusionkit.errors import DataError
 from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Stored
@@ -48,9 +48,11 @@ class Collate:
     become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
     a vocabulary; any other number `x` but the `sample_weight` -> `x` (T,). Which facts a kind has is read off the source's
     first text of it, and all must have them. Where samples have a second image, it is a row behind those of all samples, and
-    `other_index` (T,) of every kind names it. Texts are tokenised as `clean` gives them, within the template of their kind
-    (`cleaning.filled`); conversations, which have `turns`, by the chat template (`chat.ChatTemplate`). `counts`, which all
-    workers share, says how many were read, how many of them were cut, and how many have nothing to learn.
+    `other_index` (T,) of every kind names it, but of conversations, of which a batch has `images` and `prompt_images` (T, K, 2)
+    where any holds its pictures otherwise than one before all turns (`TextRows`). Texts are tokenised as `clean` gives them,
+    within the template of their kind (`cleaning.filled`); conversations, which have `turns`, by the chat template
+    (`chat.ChatTemplate`). `counts`, which all workers share, says how many were read, how many of them were cut, and how many
+    have nothing to learn.
     """
 
     def __init__(
@@ -110,11 +112,16 @@ class Collate:
     def _rows(self, kind: str, facts: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
         texts = [text for item in items for text in item.texts[kind]]
         is_chat = self.chat is not None and "turns" in facts
-        rows = self.spell(texts) if is_chat else self.tokenize([text.text for text in texts], self.templates.get(kind))
+        if is_chat:
+            rows = self.spell(
+                texts, [row for row, item in zip(image_rows(items), items, strict=True) for _ in item.texts[kind]]
+            )
+        else:
+            rows = self.tokenize([text.text for text in texts], self.templates.get(kind))
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )
-        if self.has_others:
+        if self.has_others and not is_chat:
             rows["other_index"] = torch.tensor(second_rows(items, kind), dtype=torch.long)
         rows["ids"] = [text.id for text in texts]
         for name, example in facts.items():
@@ -146,13 +153,20 @@ class Collate:
             "word_index": torch.tensor(words),
         }
 
-    def spell(self, texts: Sequence[Text]) -> dict[str, Any]:
-        """Conversations as `ChatTemplate.rows` has them."""
+    def spell(self, texts: Sequence[Text], images: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Conversations as `ChatTemplate.rows` has them, and where their pictures, which are these rows of images, stand."""
         assert self.chat is not None
-        spelt = self.chat.spell([(text.id, Conversation.of(text)) for text in texts], self.max_length)
+        told = [Conversation.of(text) for text in texts]
+        for text, conversation, own in zip(texts, told, images, strict=True):
+            require_places(conversation, len(own), f"the conversation {text.id} of source {self.source}")
+        spelt = self.chat.spell([(text.id, each) for text, each in zip(texts, told, strict=True)], self.max_length)
         silent = sum(all(target == IGNORE for target in each.targets) for each in spelt)
         self._count(len(texts), sum(each.is_cut for each in spelt), silent)
-        return dict(self.chat.rows(spelt, self.tokenizer.pad_token_id))
+        rows = dict[str, Any](self.chat.rows(spelt, self.tokenizer.pad_token_id))
+        if any(each.places != FIRST or each.prompt_places != FIRST for each in spelt):
+            rows["images"] = place_tensor([each.places for each in spelt], images)
+            rows["prompt_images"] = place_tensor([each.prompt_places for each in spelt], images)
+        return rows
 
     def _count(self, *numbers: int) -> None:
         worker = get_worker_info()
@@ -180,16 +194,24 @@ def on_canvases(images: Sequence[np.ndarray]) -> dict[str, Tensor]:
     return {"pixel_values": torch.from_numpy(values), "pixel_mask": torch.from_numpy(mask)}
 
 
+def image_rows(items: Sequence[Item]) -> list[list[int]]:
+    """For each item the rows of its images, its own first."""
+    ends = np.cumsum([len(item.others) for item in items]) + len(items)
+    return [
+        [row, *range(int(end) - len(item.others), int(end))]
+        for row, (item, end) in enumerate(zip(items, ends, strict=True))
+    ]
+
+
 def second_rows(items: Sequence[Item], kind: str) -> list[int]:
     """For each text of a kind, the row of its sample's second image."""
-    rows, free = [], len(items)
-    for item in items:
+    rows = []
+    for item, own in zip(items, image_rows(items), strict=True):
         if not item.others:
             raise DataError(
                 f"image {item.sample.image_id} has no second image, as others of its source have: add it in the reader"
             )
-        rows += [free] * len(item.texts[kind])
-        free += len(item.others)
+        rows += [own[1]] * len(item.texts[kind])
     return rows
 
 

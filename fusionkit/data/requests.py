@@ -15,7 +15,13 @@ from fusionkit.data.images import ImageFiles, has_pixels
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.stores import is_lmdb
-from fusionkit.data.texts.conversations import USER, Conversation, read_conversation
+from fusionkit.data.texts.conversations import (
+    USER,
+    Conversation,
+    pictures_named,
+    read_conversation,
+    require_places,
+)
 from fusionkit.errors import ConfigError, DataError, UserError, suggest
 from fusionkit.files.plain import read_json_lines
 from fusionkit.files.unicode import LongText, readable
@@ -27,7 +33,7 @@ OWN = "own"
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked about one image."""
+    """What is asked about one image, or about several in a conversation."""
 
     image: Path  # its file, or the name of ``picture``
     texts: Mapping[str, str]  # by TEXTS
@@ -37,6 +43,12 @@ class Request:
     upright: bool = True  # turned by its EXIF orientation, as its owner sees it
     picture: Image.Image | None = None  # the image itself, where it is in memory
     conversation: Conversation | None = None  # what the question is the last turn of
+    others: tuple[Path | Image.Image, ...] = ()  # the further images of a conversation, in the order of their places
+
+    @property
+    def files(self) -> list[Path | Image.Image]:
+        """All its images."""
+        return [self.image if self.picture is None else self.picture, *self.others]
 
     @property
     def asks(self) -> tuple[str, ...]:
@@ -44,34 +56,41 @@ class Request:
         return tuple(word for word in ASKED if word in self.texts or (word == "caption" and self.wants_caption))
 
 
-def read_requests(image: str, asked: Mapping[str, Any], reads: str) -> list[Request]:
+def read_requests(image: str | Sequence[str], asked: Mapping[str, Any], reads: str) -> list[Request]:
     """The requests about a file, all pictures of a folder, or those of a .jsonl file; ``reads`` is the image encoder's.
 
-    ``asked`` is asked of each, by ASKED; a line of a file may ask otherwise. A line's relative path starts at its file.
+    Several files are the pictures of one question, <image> where each is seen. ``asked`` is asked of each, by ASKED; a line
+    of a file may ask otherwise. A line's relative path starts at its file.
     Raises DataError with the line that is wrong; an image that is not there is told when it is its turn.
     """
-    path = Path(image)
+    if isinstance(image, Sequence) and not isinstance(image, str) and len(image):
+        return [_request([Path(str(name)) for name in image], asked, ConfigError, "predict")]
+    path = Path(str(image))
     if path.is_dir():
-        return [_request(found, asked, ConfigError, "predict") for found in _pictures(path, reads)]
+        return [_request([found], asked, ConfigError, "predict") for found in _pictures(path, reads)]
     if not path.is_file():
         raise DataError(
             f"image={image} does not exist; give a picture, a folder of pictures or a .jsonl file of requests"
         )
     if path.suffix != ".jsonl":
-        return [_request(path, asked, ConfigError, "predict")]
+        return [_request([path], asked, ConfigError, "predict")]
     lines = enumerate(read_json_lines(path), start=1)
     return [_line(line, asked, path, f"line {number} of {path}") for number, line in lines]
 
 
 def require_image(request: Request, reads: str) -> None:
     """DataError where an image is not there, or not what the image encoder reads."""
-    if request.picture is None and not request.image.is_file() and not is_lmdb(request.image.parent):
-        raise DataError(f"the image {request.image} does not exist")
-    if has_pixels(request.image) == (reads == "regions"):
-        wanted = (
-            "the region features of a detector: give its .npz file" if reads == "regions" else "pixels: give a picture"
-        )
-        raise DataError(f"{request.image} is of another kind than the checkpoint was trained on, which reads {wanted}")
+    for image in request.files:
+        if isinstance(image, Path) and not image.is_file() and not is_lmdb(image.parent):
+            raise DataError(f"the image {image} does not exist")
+        if has_pixels(image if isinstance(image, Path) else request.image) == (reads == "regions"):
+            wanted = (
+                "the region features of a detector: give its .npz file"
+                if reads == "regions"
+                else "pixels: give a picture"
+            )
+            shown = image if isinstance(image, Path) else request.image
+            raise DataError(f"{shown} is of another kind than the checkpoint was trained on, which reads {wanted}")
 
 
 def own_data(
@@ -99,29 +118,36 @@ def own_data(
             ),
             size=first.size,
             collection=OWN,
+            others=tuple(Path(f"{first.image}/{place}") for place, _ in enumerate(first.others, start=1)),
             upright=first.upright,
         )
         for first, numbers in zip(firsts, groups, strict=True)
     ]
     finish = datamodule.finish if settings.regions is None else as_found
+    files = [first.files[0] for first in firsts] + [other for first in firsts for other in first.others]
     images = (
-        ImageFiles([first.picture or first.image for first in firsts], datamodule.finish.decode_side)
+        ImageFiles(files, datamodule.finish.decode_side)
         if settings.regions is None
-        else RegionFiles([first.image for first in firsts], settings.regions)
+        else RegionFiles([file for file in files if isinstance(file, Path)], settings.regions)
     )
     return EvalData(samples, images, words, finish), own_collate(datamodule, source, samples, words)
 
 
 def _text(number: int, request: Request, word: str, is_chat: bool) -> Text:
     said = request.texts[word]
-    return (request.conversation or Conversation((USER,), (said,))).text(number) if is_chat else Text(number, said)
+    return (request.conversation or asked_in_words(said)).text(number) if is_chat else Text(number, said)
+
+
+def asked_in_words(said: str) -> Conversation:
+    """A question as the one turn of a conversation."""
+    return Conversation((USER,), (said,)).read_first()
 
 
 def by_image(requests: Sequence[Request]) -> list[list[int]]:
     """The numbers of the requests about each image, in the order in which images are first asked about."""
     groups: dict[Any, list[int]] = {}
     for number, each in enumerate(requests):
-        shown = each.image if each.picture is None else id(each.picture)
+        shown = tuple(file if isinstance(file, Path) else id(file) for file in each.files)
         groups.setdefault((shown, each.size, each.upright), []).append(number)
     return list(groups.values())
 
@@ -177,17 +203,29 @@ def _pictures(folder: Path, reads: str) -> Iterator[Path]:
 
 
 def _line(line: Any, asked: Mapping[str, Any], path: Path, place: str) -> Request:
-    if not isinstance(line, dict) or not isinstance(line.get("image"), str):
+    names = _images_of(line, place) if isinstance(line, dict) else []
+    if not names:
         raise DataError(f'{place} names no image; a line is {{"image": "a.jpg", "question": "what is it?"}}')
     for key in line:
         if key not in (*ASKED, "image", "id"):
             raise DataError(f"{place} has a key '{key}'; {suggest(key, (*ASKED, 'image', 'id'))}")
     facts = {"id": line["id"]} if "id" in line else None
-    return _request(path.parent / line["image"], {**asked, **line}, DataError, place, facts)
+    return _request([path.parent / name for name in names], {**asked, **line}, DataError, place, facts)
+
+
+def _images_of(line: Mapping[str, Any], place: str) -> list[str]:
+    """What a line names: one image, or several; or, where it names none, those that its messages name. Raises DataError."""
+    question = line.get("question")
+    named = pictures_named(question, place) if isinstance(question, list) else []
+    given = line.get("image", named)
+    names = given if isinstance(given, list) else [given]
+    if named and names != named:
+        raise DataError(f"{place} names pictures as its image and others in its messages; name them in one of the two")
+    return names if all(isinstance(name, str) for name in names) else []
 
 
 def _request(
-    image: Path,
+    images: Sequence[Path],
     asked: Mapping[str, Any],
     mistake: type[UserError],
     place: str,
@@ -199,4 +237,21 @@ def _request(
         raise mistake(f"{place}: caption is {caption!r}, but is true or false; to match a given text write text=...")
     if not texts and not caption:
         raise mistake(f"{place}: nothing is asked; give a question, a phrase, a text or caption=true")
-    return Request(image, texts, bool(caption), facts, conversation=conversation)
+    request = Request(images[0], texts, bool(caption), facts, conversation=conversation, others=tuple(images[1:]))
+    require_pictures(request, mistake, place)
+    return request
+
+
+def require_pictures(request: Request, mistake: type[UserError] = ConfigError, place: str = "the question") -> None:
+    """Raise the mistake unless each of several images has its place in the question, the one text that has places."""
+    if request.conversation is None and not request.others:
+        return
+    if request.others and request.asks != ("question",):
+        raise mistake(
+            f"{place}: several images are what a question is about, with <image> where each is seen; ask of one else"
+        )
+    try:
+        conversation = request.conversation or asked_in_words(request.texts["question"])
+        require_places(conversation, len(request.files), place)
+    except DataError as error:
+        raise mistake(str(error)) from None

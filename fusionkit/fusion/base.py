@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import Attention
 from fusionkit.types import Fused, Memory, Past, Tokens
 
@@ -25,9 +26,9 @@ class Fusion(Protocol):
     hidden_size: int
     """Width of ``Fused.text``."""
     provides: frozenset[str]
-    """Of {"pooled", "text", "image", "causal", "attention", "pair"}: the parts of ``Fused`` it fills, whether it obeys a causal
-    text mask, whether text tokens attend to image tokens (``SupportsAttentionMaps``), and whether ``image_index`` may be (T, 2),
-    naming two images a text.
+    """Of {"pooled", "text", "image", "causal", "attention", "pair", "images"}: the parts of ``Fused`` it fills, whether it
+    obeys a causal text mask, whether text tokens attend to image tokens (``SupportsAttentionMaps``), whether ``image_index``
+    may be (T, 2), naming two images a text, and whether it may be (T, K, 2), naming up to K images and their places.
 
     "text" says that image and text met as tokens: a fusion of two pooled vectors provides "pooled" alone.
     """
@@ -40,6 +41,9 @@ class Fusion(Protocol):
         """Fuse T texts, each with the image row that ``image_index`` (T,) names in the prepared ``memory``.
 
         A text mask is (T, L) or, causal, (T, L, L). An image token may see only what the first text token sees.
+
+        Where ``image_index`` is (T, K, 2), [..., 0] are rows of images in the order of their places, -1 behind the last, and
+        [..., 1] the numbers of the tokens (columns of the mask) that see them first; no token before does.
         """
         ...
 
@@ -52,7 +56,8 @@ class SupportsExtend(Protocol):
         """Text states (T, L, hidden_size) of L tokens after P earlier ones of each text, and what to pass as ``past`` next.
 
         The text mask is (T, L, P + L), over the earlier tokens too. With ``past`` None these are the first tokens, and their
-        mask says what an image token may see (the contract above), once and for all.
+        mask says what an image token may see (the contract above), once and for all. Images that have places stand within the
+        first tokens, or right behind them.
         """
         ...
 
@@ -250,3 +255,12 @@ class SupportsLanguageModel(Protocol):
     def prefix_length(self, image_tokens: int) -> int:
         """How many positions of the language model so many image tokens take, maybe 0; ConfigError where they cannot be read."""
         ...
+
+
+def require_several_images(fusion: Fusion, where: str = "a conversation") -> None:
+    """Raise ConfigError for a fusion that takes one image a text, where there is a text that holds its images otherwise."""
+    if "images" not in fusion.provides:
+        raise ConfigError(
+            f"fusion: {type(fusion).__name__} takes one image a text, before all of it, but {where} has several, or one behind "
+            "the first turn of the user; choose fusion=interleaved, interleaved_resampled or prefix, or leave such rows out"
+        )

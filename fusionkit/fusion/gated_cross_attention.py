@@ -64,10 +64,17 @@ class GatedCrossAttentionBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, states: Tensor, memory: KeyValue, grouping: Grouping | None = None, packing: Packing | None = None
+        self,
+        states: Tensor,
+        memory: KeyValue,
+        grouping: Grouping | None = None,
+        packing: Packing | None = None,
+        blind: Tensor | None = None,
     ) -> Tensor:
-        """Text states (T, L, D), or packed (M, D), that attend to the image."""
+        """Text states (T, L, D), or packed (M, D), that attend to the image; those of ``blind``, bool (M,), see nothing."""
         seen = self.cross_attention(self.norm_cross(states), memory, grouping, packing)
+        if blind is not None:
+            seen = seen.masked_fill(blind[:, None], 0)
         states = states + _let_in(self.dropout(seen), self.cross_gate)
         thought = self.feed_forward(self.norm_feed_forward(states))
         return states + _let_in(self.dropout(thought), self.feed_forward_gate)

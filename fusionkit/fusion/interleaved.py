@@ -1,15 +1,16 @@
 """Cross-attention to the image before layers of a causal language model, which stay as they are (Flamingo, Idefics)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, suggest
 from fusionkit.fusion.base import BeforeLayer, KeysValues, ReadsBetween
 from fusionkit.fusion.gated_cross_attention import GatedCrossAttentionBlock, mean_gate
 from fusionkit.fusion.layers import Attention, Grouping, KeyValue, Packing
+from fusionkit.fusion.placed_images import PlacedImages, is_placed
 from fusionkit.fusion.projectors import Projector
 from fusionkit.fusion.reading import (
     causal_mask,
@@ -22,6 +23,8 @@ from fusionkit.fusion.reading import (
 )
 from fusionkit.types import Fused, Tokens
 
+SEES = ("latest", "all")
+
 
 class Interleaved(nn.Module):
     """Before each ``cross_every``-th layer of the language model, the first included, its states see the image in a gated block.
@@ -32,12 +35,14 @@ class Interleaved(nn.Module):
     ``gate``               what the blocks' gates start from: at 0 the model is at first the language model, to the last bit, so
                            that one that stays frozen loses nothing. None: plain blocks without gates.
     ``qk_norm``            whether the queries and keys of each head are normalised (Idefics' ``qk_layer_norms``).
+    ``sees``               what a token sees of a text with several images, none of which it sees before their places: the
+                           "latest" one (Flamingo, Idefics), or "all" so far.
 
     The image takes no positions of the language model. It enters as an argument of each call (``before_layer``): nothing is
     kept between calls, and the language model's layers keep their names and may be computed anew in the backward pass.
     """
 
-    provides = frozenset({"pooled", "text", "causal", "attention"})
+    provides = frozenset({"pooled", "text", "causal", "attention", "images"})
     encodes_prompts = sees_prefix = False
 
     def __init__(
@@ -51,12 +56,15 @@ class Interleaved(nn.Module):
         gate: float | None = 0.0,
         eps: float = 1e-6,
         qk_norm: bool = False,
+        sees: str = "latest",
     ) -> None:
         super().__init__()
+        if sees not in SEES:
+            raise ConfigError(f"fusion.sees is '{sees}'; {suggest(sees, SEES)}")
         self.hidden_size = self.pooled_size = text_size
         self.image_size, self.num_heads, self.intermediate_size = image_size, num_heads, intermediate_size
         self.dropout, self.gate, self.eps, self.qk_norm = dropout, gate, eps, qk_norm
-        self.cross_every = cross_every
+        self.cross_every, self.sees = cross_every, sees
         self.cross_layers: Any = nn.ModuleList()  # as many as the language model has places for
         self._joined: tuple[ReadsBetween, ...] = ()  # in a tuple: its parameters are the text encoder's
 
@@ -122,20 +130,47 @@ class Interleaved(nn.Module):
         return mean_gate(self.cross_layers)
 
     def _looking(self, memory: list[KeyValue], mask: Tensor, image_index: Tensor) -> BeforeLayer:
-        """What each layer reads of texts under a mask (T, L) or (T, L, P + L), each with its image."""
-        grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(mask)
+        """What each layer reads of texts under a mask (T, L) or (T, L, P + L), each with its image, or its images."""
+        packing = Packing.of(mask)
+        placed = _Placed.of(image_index, mask, packing, self.sees) if is_placed(image_index) else None
+        grouping = None if placed else Grouping.of(image_index, images=len(memory[0].key))
         is_recomputed = self.language_model.is_recomputed
 
         def before_layer(number: int, states: Tensor) -> Tensor:
             place, others = divmod(number, self.cross_every)
             if others:
                 return states
-            given = (packing.pack(states), memory[place], grouping, packing)
+            seen = memory[place] if placed is None else placed.side_by_side(memory[place])
+            given = (packing.pack(states), seen, grouping, packing, placed and placed.blind)
             block = self.cross_layers[place]
-            seen: Tensor = checkpoint(block, *given, use_reentrant=False) if is_recomputed else block(*given)
-            return packing.unpack(seen).to(states.dtype)
+            found: Tensor = checkpoint(block, *given, use_reentrant=False) if is_recomputed else block(*given)
+            return packing.unpack(found).to(states.dtype)
 
         return before_layer
+
+
+class _Placed(NamedTuple):
+    """What the tokens of T texts see of the K images of each."""
+
+    rows: Tensor  # (T, K)
+    seen: Tensor  # (T, L, K) bool
+    blind: Tensor  # (M,) bool, the real tokens that see none
+
+    @classmethod
+    def of(cls, image_index: Tensor, mask: Tensor, packing: Packing, sees: str) -> "_Placed":
+        images, length = PlacedImages.of(image_index), packing.length
+        start = mask.shape[-1] - length
+        seen = images.before(start, length) if sees == "all" else images.latest(start, length)
+        return cls(images.rows, seen, packing.pack(~seen.any(dim=2, keepdim=True))[:, 0])
+
+    def side_by_side(self, memory: KeyValue) -> KeyValue:
+        """The keys and values of each text's images, (T, H, K * N, d), and which of them each token sees, (T, L, K * N)."""
+        key, value = (part[self.rows].transpose(1, 2).flatten(2, 3) for part in (memory.key, memory.value))
+        count = memory.key.shape[2]
+        real = self.seen.repeat_interleave(count, dim=2)
+        if memory.mask is not None:
+            real = real & memory.mask.bool()[self.rows].flatten(1)[:, None]
+        return KeyValue(key, value, real | ~real.any(dim=2, keepdim=True))  # no softmax over nothing
 
 
 class InterleavedResampled(Interleaved):
@@ -145,7 +180,7 @@ class InterleavedResampled(Interleaved):
     that there are no attention maps.
     """
 
-    provides = frozenset({"pooled", "text", "causal"})
+    provides = frozenset({"pooled", "text", "causal", "images"})
 
     def __init__(
         self,
@@ -159,8 +194,10 @@ class InterleavedResampled(Interleaved):
         gate: float | None = 0.0,
         eps: float = 1e-6,
         qk_norm: bool = False,
+        sees: str = "latest",
     ) -> None:
-        super().__init__(image_size, text_size, cross_every, num_heads, intermediate_size, dropout, gate, eps, qk_norm)
+        blocks = (cross_every, num_heads, intermediate_size, dropout, gate, eps, qk_norm)
+        super().__init__(image_size, text_size, *blocks, sees)
         self.resampler = resampler(image_size, image_size)
 
     def prefix_length(self, image_tokens: int) -> int:

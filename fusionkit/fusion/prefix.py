@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.fusion.base import KeysValues, ReadsOn
 from fusionkit.fusion.layers import Grouping, seen_by_image
+from fusionkit.fusion.placed_images import PlacedImages, is_placed
 from fusionkit.fusion.projectors import Projector
 from fusionkit.fusion.reading import (
     causal_mask,
@@ -39,9 +40,12 @@ class Prefix(nn.Module):
     Where those weigh too much, the texts of an image are instead packed behind one prefix, none of which sees another's;
     where the language model recomputes its layers (activation checkpointing), which keeps no keys and values, and with
     ``sees`` "text", each text is read with its image. All give the same numbers.
+
+    A text with several images is read with all of them, each at its place: before the tokens that see it (not with ``sees``
+    "text").
     """
 
-    provides = frozenset({"pooled", "text", "causal"})
+    provides = frozenset({"pooled", "text", "causal", "images"})
     encodes_prompts = False
 
     def __init__(
@@ -58,6 +62,8 @@ class Prefix(nn.Module):
         self.hidden_size = self.pooled_size = text_size
         self.projector = projector(image_size, text_size)
         self.sees, self.cache_mb = sees, cache_mb
+        if sees == "text":
+            self.provides = self.provides - {"images"}
         self._joined: tuple[ReadsOn, ...] = ()  # in a tuple: its parameters are the text encoder's
         self._norms: tuple[Tensor, Tensor] | None = None
 
@@ -93,7 +99,10 @@ class Prefix(nn.Module):
     def forward(self, memory: "Prefilled", text: Tokens, image_index: Tensor) -> Fused:
         assert text.mask is not None
         self._note(text)
-        if memory.past is not None:
+        if is_placed(image_index):
+            whole = self._among_images(memory, text, image_index)
+            states = self.language_model.read(*whole)[:, -text.embeds.shape[1] :]
+        elif memory.past is not None:
             states, _ = self.extend(memory, text, image_index, None)
         elif self.sees == "text" or self.language_model.is_recomputed:
             whole = self._with_image(memory, text, image_index)
@@ -105,13 +114,14 @@ class Prefix(nn.Module):
     def extend(
         self, memory: "Prefilled", text: Tokens, image_index: Tensor, past: KeysValues | None
     ) -> tuple[Tensor, KeysValues]:
-        if past is None and memory.past is None:
-            states, past = self.language_model.read_on(*self._with_image(memory, text, image_index), None)
-            return states[:, memory.tokens :], past
+        if past is None and (memory.past is None or is_placed(image_index)):
+            read_with = self._among_images if is_placed(image_index) else self._with_image
+            states, past = self.language_model.read_on(*read_with(memory, text, image_index), None)
+            return states[:, -text.embeds.shape[1] :], past
         if past is None:
             assert memory.past is not None
             past = [(key[image_index], value[image_index]) for key, value in memory.past]
-        image, own = memory.mask[image_index], self._text_mask(text)
+        image, own = _tokens_of(memory, image_index).flatten(1), self._text_mask(text)
         mask = torch.cat([image[:, None].expand(-1, own.shape[1], -1), own], dim=2)
         positions = image.sum(dim=1, keepdim=True) + text_positions(own)
         return self.language_model.read_on(text.embeds, mask, positions, past)
@@ -163,6 +173,42 @@ class Prefix(nn.Module):
         embeds = torch.cat([memory.embeds[image_index].to(text.embeds.dtype), text.embeds], dim=1)
         return embeds, torch.cat([above, below], dim=1), positions
 
+    def _among_images(self, memory: "Prefilled", text: Tokens, image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``_with_image``, of texts with several images (T, K, 2): all of these first, at the positions of their places."""
+        own, images = self._text_mask(text), PlacedImages.of(image_index)
+        image = _tokens_of(memory, image_index)  # (T, K, N)
+        (rows, count, tokens), length = image.shape, own.shape[1]
+        self._require_room(count * tokens + length, count)
+        before = images.before(0, length)
+        real = own.diagonal(dim1=1, dim2=2)  # (T, L)
+        behind = ~before.transpose(1, 2) & real[:, None]  # (T, K, L): the tokens that an image sees
+        within = self._among_image(image.flatten(0, 1)).view(rows, count, tokens, tokens)
+        square = torch.ones(count, count, dtype=torch.bool, device=own.device).tril(-1)
+        among = (square[:, None, :, None] & image[:, None, None]).expand(-1, -1, tokens, -1, -1).clone()
+        places = torch.arange(count, device=own.device)
+        among[:, places, :, places] = within.transpose(0, 1)
+        above = torch.cat([among.flatten(3).flatten(1, 2), behind.repeat_interleave(tokens, dim=1)], dim=2)
+        below = torch.cat([(before[..., None] & image[:, None]).flatten(2), own], dim=2)
+        sizes = image.sum(dim=2)  # (T, K)
+        earlier = sizes.cumsum(dim=1) - sizes + behind.sum(dim=2)
+        positions = torch.cat(
+            [
+                (earlier[..., None] + positions_of(image.flatten(0, 1)).view_as(image)).flatten(1),
+                (before * sizes[:, None]).sum(dim=2) + text_positions(own),
+            ],
+            dim=1,
+        )
+        embeds = torch.cat([memory.embeds[images.rows].flatten(1, 2).to(text.embeds.dtype), text.embeds], dim=1)
+        return embeds, torch.cat([above, below], dim=1), positions
+
+    def _require_room(self, length: int, count: int) -> None:
+        most = self.language_model.max_length
+        if most is not None and length > most:
+            raise ConfigError(
+                f"fusion: a text with {count} images takes {length} positions, but the language model reads {most} at once; give "
+                "fewer images, or choose a text_encoder that reads more"
+            )
+
     def _packed(self, memory: "Prefilled", text: Tokens, image_index: Tensor) -> Tensor:
         """States (T, L, D) of texts read side by side behind their image, up to ``PACKED`` a row; none sees another."""
         own = self._text_mask(text)
@@ -206,6 +252,14 @@ class Prefilled(NamedTuple):
     def tokens(self) -> int:
         """N."""
         return self.mask.shape[1]
+
+
+def _tokens_of(memory: "Prefilled", image_index: Tensor) -> Tensor:
+    """Which tokens of each text's image (T, N), or of its images (T, K, N), are real."""
+    if not is_placed(image_index):
+        return memory.mask[image_index]
+    images = PlacedImages.of(image_index)
+    return memory.mask[images.rows] & images.real[..., None]
 
 
 def _rows(image_index: Tensor, images: int) -> tuple[Tensor, Grouping]:

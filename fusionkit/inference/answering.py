@@ -67,10 +67,12 @@ class Predictor:
             raise ConfigError(
                 f"by={self.by} is no task that answers what is asked; {suggest(self.by, self._able(asked))}"
             )
-        if any(request.conversation for request in requests) and not _is_chat(asked["question"]):
+        turns = [request for request in requests if request.conversation or request.others]
+        if turns and not _is_chat(asked["question"]):
+            what = "about several images" if turns[0].others else "a list of messages"
             raise ConfigError(
-                "the question is a list of messages, which a checkpoint answers that was trained with task=[chat]; ask in words, "
-                "or name its task as by=chat"
+                f"the question is {what}, which a checkpoint answers that was trained with task=[chat]; ask in words about one "
+                "image, or name its task as by=chat"
             )
         found: dict[int, Answer] = {}
         with (
@@ -154,6 +156,10 @@ class Predictor:
                 for numbers, record in zip(about, said, strict=True):
                     for number in numbers:
                         replies[number].record.update(record)
+        if (self.looks or self.attention) and any("images" in batch[word] for word in texts):
+            raise ConfigError(
+                "attention: maps are drawn of one image, but a question holds several at places; ask without"
+            )
         looks = {word: self._look(word, tasks[word], batch, encoded) for word in texts} if self.looks else {}
         weights = {word: self._attention(word, batch, encoded) for word in texts} if self.attention else {}
         for row, number in enumerate(
@@ -205,7 +211,8 @@ def _require_size(item: Item, request: Request) -> None:
 
 
 def _asked(request: Request) -> Record:
-    return {**(request.facts or {}), "image": str(request.image), **request.texts}
+    images = [str(request.image), *(str(image) for image in request.others)]
+    return {**(request.facts or {}), "image": images if request.others else images[0], **request.texts}
 
 
 def _joined(first: Answer, second: Answer) -> Answer:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.base import require_several_images
 from fusionkit.losses import IGNORE, masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
@@ -24,6 +25,7 @@ class ConversationRows(TextRows):
     targets: Tensor  # (T, L) int64, the tokens that the assistant says; IGNORE elsewhere
     prompt_ids: Tensor  # (T, P) int64, what the last reply follows
     prompt_mask: Tensor  # (T, P) int64, 1 = token
+    prompt_images: Tensor  # (T, K, 2) int64, as ``images``, of the prompts
     end: Tensor  # (T,) int64, the token that ends a reply, one for all
 
 
@@ -68,7 +70,8 @@ class Chat(Task[ConversationBatch]):
         self, model: VisionLanguageModel, batch: ConversationBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         rows = batch["conversations"]
-        states = fuse_causal(model, encoded.memory, _causal(rows, rows["input_ids"], rows["attention_mask"]))
+        texts = _causal(model, rows, rows["input_ids"], rows["attention_mask"], rows.get("images"))
+        states = fuse_causal(model, encoded.memory, texts)
         targets = rows["targets"][:, 1:]
         is_said = targets != IGNORE
         logits = word_logits(model, self.head, states[:, :-1][is_said])  # each token from the one before it
@@ -95,7 +98,7 @@ class Chat(Task[ConversationBatch]):
             return []
         end = int(rows["end"][0])
         rules = replace(self.rules, end=end, other_ends=self.rules.ends)
-        prompts = _causal(rows, rows["prompt_ids"], rows["prompt_mask"])
+        prompts = _causal(model, rows, rows["prompt_ids"], rows["prompt_mask"], rows.get("prompt_images"))
         steps = decoder_state_of(DecoderInputs(model, self.head, encoded.memory, prompts))
         said = rules.said(self.search(steps, rules).tokens)
         return [
@@ -104,5 +107,11 @@ class Chat(Task[ConversationBatch]):
         ]
 
 
-def _causal(rows: ConversationRows, ids: Tensor, mask: Tensor) -> Prompts:
-    return Prompts(ids, mask, rows["image_index"], torch.ones_like(rows["image_index"]))
+def _causal(
+    model: VisionLanguageModel, rows: ConversationRows, ids: Tensor, mask: Tensor, images: Tensor | None
+) -> Prompts:
+    """Conversations with the image of each, or with several at their places. Raises ConfigError for a fusion that takes one."""
+    if images is not None:
+        require_several_images(model.fusion)
+    index = rows["image_index"] if images is None else images
+    return Prompts(ids, mask, index, torch.ones_like(rows["image_index"]))

@@ -23,8 +23,9 @@ def replies_table(records: Iterable[Mapping[str, Any]]) -> Table:
     for title in ("image", "asked", "reply"):
         table.add_column(title, overflow="fold")
     for record in records:
+        images = record["image"] if isinstance(record["image"], str) else "\n".join(record["image"])
         for number, (asked, reply) in enumerate(_rows(record)):
-            table.add_row(*(Text(clean(cell)) for cell in ("" if number else record["image"], asked, reply)))
+            table.add_row(*(Text(clean(cell)) for cell in ("" if number else images, asked, reply)))
     return table
 
 

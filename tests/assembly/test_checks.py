@@ -17,6 +17,7 @@ from fusionkit.assembly.checks import (
     check_images,
     check_length,
     check_needs,
+    check_pictures,
     check_reads,
     check_roles,
     check_temperature,
@@ -296,6 +297,27 @@ def test_conversations_without_a_token_to_learn_and_templates_without_an_end():
     assert told(check_chat, "a", plain, True) is None
 
 
+def test_conversations_with_several_pictures_want_a_fusion_that_takes_them():
+    def source(*turns, others=()):
+        text = Conversation(("user", "assistant", "user")[: len(turns)], turns).text("c")
+        samples = [Sample(1, Path("a.jpg"), {"conversations": (text,)}, others=others)]
+        one = Sample(2, Path("c.jpg"), {"conversations": (Conversation(("user",), ("what?",)).text("d"),)})
+        splits = {"train": [one], "val": [one, *samples]}
+        sources = {"talk": Source(None, {role: [role] for role in splits}, 1, {"conversations": 1})}
+        return SimpleNamespace(sources=sources, samples=lambda name, role: splits[role])
+
+    able, unable = (toy_model(name).fusion for name in ("interleaved", "cross_attention"))
+    for data in (source("what?"), source("what?", "<image>")):  # the assistant's are words
+        assert check_pictures("talk", data, able) == check_pictures("talk", data, unable) == 1
+    assert check_pictures("talk", source("<image> <image> what?", others=(Path("b.jpg"),)), able) == 2
+    for turns in (("<image> <image> what?",), ("what?", "it", "<image> so?")):
+        assert told(check_pictures, "talk", source(*turns), unable) == (
+            "fusion: CrossAttention takes one image a text, before all of it, but the conversation c (data.sources.talk, val) "
+            "has several, or one behind the first turn of the user; choose fusion=interleaved, interleaved_resampled or prefix, "
+            "or leave such rows out"
+        )
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [({"clean": str}, "clean"), ({"template": {"conversations": "{text}!"}}, "template.conversations")],
@@ -315,4 +337,8 @@ def test_a_reply_has_positions_behind_an_image_and_a_conversation():
     assert told(check_budget, "a", data, model, [task], 17) is None
     assert "an image takes 18 positions, and a text of source 'a' up to 47" in told(
         check_budget, "a", data, model, [task], 18
+    )
+    assert told(check_budget, "a", data, model, [task], 8, 2) is None
+    assert "2 images take 18 positions, and a text of source 'a' up to 47" in told(
+        check_budget, "a", data, model, [task], 9, 2
     )

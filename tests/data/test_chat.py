@@ -245,3 +245,64 @@ def test_a_template_that_is_given_stands_in_place_of_the_tokenizer_s():
     tokenizer = tokenizer_of("bytes")
     assert ChatTemplate(tokenizer).write(talk("a", "b"), "1").text.startswith("<|im_start|>system")
     assert ChatTemplate(tokenizer, PLAIN).write(talk("a", "b"), "1").text == "<s>USER: a ASSISTANT: b</s>"
+
+
+SHOWN = [
+    "<image> the blue square <image> <image> ?",
+    "a red circle",
+    "and right of it <image>",
+    "7 dogs, I think.",
+]
+UNSHOWN = ["the blue square ?", "a red circle", "and right of it", "7 dogs, I think."]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "words"])
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_pictures_change_no_token_and_are_seen_from_their_places_on(family, kind):
+    chat = ChatTemplate(of_family(family, kind)[0])
+    (shown,), (plain,) = chat.spell([(1, talk(*SHOWN))], 1000), chat.spell([(1, talk(*UNSHOWN))], 1000)
+    assert shown[:5] == plain[:5]
+    assert plain.places == plain.prompt_places == [(0, 0)]
+    assert shown.places == shown.prompt_places
+    text = chat.write(talk(*UNSHOWN), "1").text
+    spans = chat.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = [text.index("the blue"), *[text.index("square ?") + len("square ")] * 2, text.index("of it") + len("of it")]
+    assert [number for number, _ in shown.places] == [0, 1, 2, 3]
+    for (_, token), end in zip(shown.places, ends, strict=True):
+        assert spans[token][1] > end >= spans[token - 1][1]
+    (asked,) = chat.spell([(1, talk(*SHOWN[:3]))], 1000)
+    assert (asked.prompt, asked.prompt_places) == (shown.prompt, shown.prompt_places)
+
+
+def test_pictures_go_with_the_turns_that_a_long_prompt_loses():
+    chat = ChatTemplate(tokenizer_of("bytes"))
+    (asked,) = chat.spell([(1, talk("what <image> now <image> ?"))], 1000)
+    many = talk("<image> <image> so?", "it", "what <image> now <image> ?", "well")
+    (cut,) = chat.spell([(1, many)], len(asked.prompt) + 5)
+    assert (cut.prompt, cut.prompt_places) == (asked.prompt, [(n + 2, token) for n, token in asked.prompt_places])
+    assert cut.places == chat.spell([(1, many)], 1000)[0].places[:2]  # of the first reply, behind which it is cut
+    first, second = (token for _, token in asked.prompt_places)
+    short = len(asked.prompt) - first - 1
+    (last,) = chat.spell([(1, many)], short)
+    assert (last.prompt, last.prompt_places) == (asked.prompt[-short:], [(2, 0), (3, second - first - 1)])
+    (plain,) = chat.spell([(1, talk(*SAID, *SAID))], len(asked.prompt))
+    assert plain.prompt_places == plain.places == [(0, 0)]
+    left = talk("<image> <image> so?", "it", "what now?", "well")
+    (none,) = chat.spell([(1, left)], len(chat.spell([(1, talk("what now?"))], 1000)[0].prompt))
+    assert none.prompt_places == []
+
+
+def test_a_template_has_to_write_each_picture_once():
+    twice = (
+        "{% for m in messages %}{{ m.content + ' ' + m.content if m.role == 'user' else m.content }}</s>{% endfor %}"
+    )
+    with pytest.raises(
+        DataError, match="the chat template writes 2 of the 1 pictures of the conversation 9; correct or"
+    ):
+        ChatTemplate(tokenizer_of("bytes"), twice).spell([(9, talk("so <image>?", "it", "well?", "no"))], 1000)
+    (spelt,) = ChatTemplate(tokenizer_of("bytes"), twice).spell([(9, talk("so?", "<image>"))], 1000)
+    assert spelt.places == [(0, 0)]  # what the assistant says are words
+    chat = ChatTemplate(tokenizer_of("bytes"))
+    assert chat.write(talk("\ue001so <image>\ue001?", "\ue001it"), "1").places == [
+        chat.write(talk("so"), "1").text.index("so") + 3
+    ]

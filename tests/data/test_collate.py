@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
@@ -6,6 +9,7 @@ from fusionkit.data.collate import Collate, new_counts
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import image_key
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.errors import DataError
 
@@ -118,3 +122,58 @@ def test_a_weight_that_some_texts_have_is_none_of_their_facts():
     rows = collate(samples, kinds=("captions",))["captions"]
     assert rows["ids"] == [1, 2]
     assert "sample_weight" not in rows
+
+
+def chat_item(number: int, others: int, *turns: tuple[str, ...]) -> Item:
+    texts = tuple(
+        Conversation(("user", "assistant", "user")[: len(said)], said).text(f"{number}/{n}")
+        for n, said in enumerate(turns)
+    )
+    sample = Sample(number, Path(f"{number}"), {"conversations": texts}, others=tuple(map(Path, "xyz"[:others])))
+    pixels = [torch.full((3, 4, 4), number + place / 10) for place in range(1 + others)]
+    return Item(sample, pixels[0], dict(sample.texts), (40, 30), {}, pixels[1:])
+
+
+def collate_chats(*items: Item) -> Any:
+    return collate([item.sample for item in items], list(items), ["conversations"], 60)
+
+
+def test_conversations_name_the_rows_of_their_pictures_and_the_tokens_that_see_them():
+    items = (
+        chat_item(1, 1, ("<image> red <image>", "cat"), ("<image> dog <image>",)),
+        chat_item(2, 0, ("is it",), ("is it", "red", "a <image> dog")),
+        chat_item(3, 2, ("<image> <image> <image>", "dog")),
+    )
+    batch = collate_chats(*items)
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == pytest.approx([1, 2, 3, 1.1, 3.1, 3.2])
+    assert batch["image_ids"] == [1, 2, 3, 1, 3, 3]
+    rows = batch["conversations"]
+    assert rows["image_index"].tolist() == [0, 0, 1, 1, 2]
+    assert rows["images"].shape == rows["prompt_images"].shape == (5, 3, 2)
+    assert rows["images"][..., 0].tolist() == [[0, 3, -1], [0, 3, -1], [1, -1, -1], [1, -1, -1], [2, 4, 5]]
+    assert torch.equal(rows["images"], rows["prompt_images"])
+    words = [TOKENIZER.convert_ids_to_tokens(row) for row in rows["input_ids"].tolist()]
+    for row, (first, second) in {0: ("red", "assistant"), 3: ("dog", None)}.items():
+        seen = [words[row][token] for token in rows["images"][row, :2, 1].tolist()]
+        assert seen[0] == first
+        assert second is None or rows["images"][row, 1, 1] > rows["images"][row, 0, 1]
+    assert rows["images"][2, 0].tolist() == [1, 0]
+    assert "other_index" not in rows
+
+
+def test_conversations_about_one_picture_that_is_read_first_are_rows_of_it_alone():
+    rows = collate_chats(chat_item(1, 0, ("is it", "red")), chat_item(2, 0, ("dog",)))["conversations"]
+    assert rows["image_index"].tolist() == [0, 1]
+    assert not {"images", "prompt_images", "other_index"} & rows.keys()
+    none = collate([chat_item(1, 1, ("<image> <image>",)).sample], [chat_item(2, 0)], ["conversations"])[
+        "conversations"
+    ]
+    assert len(none["input_ids"]) == 0
+    assert "images" not in none
+
+
+def test_a_conversation_has_a_place_for_each_picture():
+    with pytest.raises(
+        DataError, match=r"the conversation 1/0 of source toy has no <image>, or only one, .* but 2 pictures"
+    ):
+        raise collate_chats(chat_item(1, 1, ("is it", "red")))

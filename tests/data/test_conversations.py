@@ -6,7 +6,7 @@ import pytest
 
 from fusionkit.data.readers.dialogues import Dialogues
 from fusionkit.data.sample import WEIGHT, Sample, Text
-from fusionkit.data.texts.conversations import Conversation, read_conversation
+from fusionkit.data.texts.conversations import Conversation, pictures_named, read_conversation, require_places
 from fusionkit.errors import ConfigError, DataError
 
 TALK = Conversation(("user", "assistant", "user", "assistant"), ("what?", "A dog.", "where?", "There."))
@@ -67,19 +67,72 @@ def test_a_system_turn_and_several_lines_of_one_speaker_stay():
         ([{"said": "x"}], "has a turn of 'None'"),
         (messages(None), "has a turn that says .*None.*, which is neither words nor a picture"),
         (messages([{"type": "video"}]), "has a turn that says .*video"),
-        (
-            llava("what?", "A dog.", "<image> and here?"),
-            "has <image> behind the first turn of the user, but its one picture",
-        ),
-        (llava("what?", "<image>"), "has <image> behind the first turn of the user"),
-        ([{"role": "system", "content": "<image>"}], "has <image> behind the first turn"),
-        (llava("<image> and <image>?", "no"), "has <image> more than once"),
-        (messages([PICTURE, PICTURE], "no"), "has <image> more than once"),
+        (llava("what?", "<image>"), "has <image> in a turn of the assistant, but pictures are shown by the user"),
+        ([{"role": "system", "content": "<image>"}], "has <image> in a turn of the system"),
+        ([{"from": "gpt", "value": "<image>"}, *llava("what?", "A dog.")], "has <image> in a turn of the assistant"),
     ],
 )
-def test_what_is_no_conversation_about_a_picture_is_told(given, told):
+def test_what_is_no_conversation_about_pictures_is_told(given, told):
     with pytest.raises(DataError, match=told):
         read_conversation(given, "row 7 of t.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "turns"),
+    [
+        (llava("what?", "A dog.", "<image>and here?"), ("what?", "A dog.", "<image> and here?")),
+        (llava("<image>\n<image> same?", "no"), ("<image> <image> same?", "no")),
+        (messages([PICTURE, words("and"), PICTURE], "no"), ("<image> and <image>", "no")),
+        (messages([PICTURE, PICTURE, words("same?")], "no", [words("and"), PICTURE]), None),
+        ([*llava("<image> what?"), *llava("<image>", "A dog.")], ("<image> what? <image>", "A dog.")),
+        ([{"from": "system", "value": "Look."}, *llava("hi", "hi", "<image>?")], ("Look.", "hi", "hi", "<image> ?")),
+    ],
+)
+def test_pictures_stand_where_they_are_shown(given, turns):
+    found = read_conversation(given, "row 1")
+    assert found.turns == (turns or ("<image> <image> same?", "no", "and <image>"))
+    assert found.places == sum(said.count("<image>") for said in found.turns)
+    assert found.read_first() == found
+
+
+def test_a_picture_that_is_alone_and_shown_first_is_read_before_all():
+    found = read_conversation([{"from": "system", "value": "Look."}, *llava("here: <image> what?", "A dog.")], "row 1")
+    assert (found.places, found.turns) == (0, ("Look.", "here: what?", "A dog."))
+    assert Conversation(("assistant", "user"), ("<image>", "what?")).places == 0
+
+
+@pytest.mark.parametrize(
+    ("turns", "pictures", "told"),
+    [
+        (
+            ("what?",),
+            2,
+            "row 7 has no <image>, or only one, in what the user says, but 2 pictures; write <image> once where",
+        ),
+        (("<image> and <image>",), 1, "row 7 has 2 <image> in what the user says, but 1 picture; write"),
+        (("<image>", "a", "<image>"), 3, "row 7 has 2 <image> in what the user says, but 3 pictures"),
+    ],
+)
+def test_pictures_without_a_place_and_places_without_a_picture_are_told(turns, pictures, told):
+    conversation = Conversation(("user", "assistant", "user")[: len(turns)], turns)
+    with pytest.raises(DataError, match=told):
+        require_places(conversation, pictures, "row 7")
+    require_places(conversation, conversation.places or 1, "row 7")
+    require_places(Conversation(("user",), ("what?",)), 0, "row 7")
+
+
+def test_messages_name_their_pictures():
+    parts = [
+        {"type": "image", "image": "a.jpg"},
+        words("and"),
+        {"type": "image", "path": "b.jpg"},
+        {"type": "image_url", "image_url": {"url": "c.jpg"}},
+        {"type": "image", "url": "d.jpg"},
+        PICTURE,
+    ]
+    assert pictures_named(messages(parts, "no", "what?"), "row 1") == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    with pytest.raises(DataError, match="row 1 has the conversation"):
+        pictures_named("what?", "row 1")
 
 
 def test_the_last_reply_and_what_it_is_to():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fusionkit.data.requests import Request, asked_text, read_requests, require_image
+from fusionkit.data.requests import Request, asked_text, by_image, read_requests, require_image
 from fusionkit.errors import ConfigError, DataError
 
 PIXELS, REGIONS = "pixel_values", "regions"
@@ -107,3 +107,74 @@ def test_what_is_asked_is_read_as_annotations_are(folder: Path) -> None:
     assert found.texts == {"question": "ó \ufffd\ufffd?"}
     with pytest.raises(ConfigError, match=r"predict: a text of 200,000 characters is longer than the 100,000"):
         read_requests(str(folder / "a.jpg"), {"question": "a" * 200_000}, PIXELS)
+
+
+def test_a_question_may_be_about_several_images(folder: Path) -> None:
+    """As a list of files, or named by its messages; each is seen from its place on."""
+    (found,) = read_requests(["a.jpg", "b.PNG"], {"question": "is <image> as <image>?"}, PIXELS)
+    assert (found.image, found.others, found.conversation) == (Path("a.jpg"), (Path("b.PNG"),), None)
+    assert found.files == [Path("a.jpg"), Path("b.PNG")]
+    shown = [{"type": "image", "image": name} for name in ("a.jpg", "b.PNG")]
+    talk = [{"role": "user", "content": [shown[0], {"type": "text", "text": "what?"}]}]
+    talk += [{"role": "assistant", "content": "A dog."}]
+    talk += [{"role": "user", "content": [{"type": "text", "text": "and"}, shown[1], {"type": "text", "text": "?"}]}]
+    lines = [
+        {"question": talk},
+        {"image": ["a.jpg", "b.PNG"], "question": talk},
+        {"question": talk[:1], "image": "a.jpg"},
+    ]
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    named, both, one = read_requests("q.jsonl", {}, PIXELS)
+    assert named == both
+    assert (named.files, named.texts) == ([Path("a.jpg"), Path("b.PNG")], {"question": "and <image> ?"})
+    assert named.conversation.turns == ("<image> what?", "A dog.", "and <image> ?")
+    assert (one.files, one.conversation.turns) == ([Path("a.jpg")], ("what?",))
+    require_image(named, PIXELS)
+    (folder / "b.PNG").unlink()
+    with pytest.raises(DataError, match=r"the image b.PNG does not exist"):
+        require_image(named, PIXELS)
+
+
+TALK = [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type": "text", "text": "so?"}]}]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            {"image": ["a.jpg", "b.PNG"], "question": "is <image> as it?"},
+            "line 1 of q.jsonl has no <image>, or only one,",
+        ),
+        (
+            {"image": "a.jpg", "question": [{"role": "user", "content": "<image> <image>?"}]},
+            "has 2 <image> in what the",
+        ),
+        (
+            {"image": ["a.jpg", "b.PNG"], "phrase": "it"},
+            "line 1 of q.jsonl: several images are what a question is about",
+        ),
+        (
+            {"image": ["a.jpg", "b.PNG"], "question": "<image> <image>?", "caption": True},
+            "several images are what a question",
+        ),
+        (
+            {"image": "b.PNG", "question": TALK},
+            "line 1 of q.jsonl names pictures as its image and others in its messages",
+        ),
+        ({"image": ["a.jpg", 3], "question": "<image> <image>?"}, "line 1 of q.jsonl names no image"),
+        ({"image": [], "question": "what?"}, "line 1 of q.jsonl names no image"),
+    ],
+)
+def test_images_that_have_no_place_in_a_question_are_told(folder: Path, line: dict, words: str) -> None:
+    (folder / "q.jsonl").write_text(json.dumps(line))
+    with pytest.raises(DataError) as caught:
+        read_requests("q.jsonl", {}, PIXELS)
+    assert words in str(caught.value)
+    with pytest.raises(ConfigError, match="predict has no <image>, or only one"):
+        read_requests(["a.jpg", "b.PNG"], {"question": "what?"}, PIXELS)
+
+
+def test_requests_about_the_same_images_stand_together() -> None:
+    a, b = Path("a.jpg"), Path("b.jpg")
+    found = [Request(a, {}), Request(a, {}, others=(b,)), Request(a, {}), Request(a, {}, others=(b,)), Request(b, {})]
+    assert by_image(found) == [[0, 2], [1, 3], [4]]

@@ -59,11 +59,12 @@ from tests.toys import (
     toy_dims,
     toy_model,
     toy_no_rows,
+    toy_placed_images,
     toy_task,
 )
 
 IMAGES, TEXTS = (5, 2, 3, 4), (1, 3, 2, 1)  # of each rank, texts by image
-PADS = {"word_index": -1, "targets": -100}  # what pads a text; else 0
+PADS = {"word_index": -1, "targets": -100, "images": -1, "prompt_images": -1}  # what pads a text; else 0
 OBJECTIVES = {"mlm": 1.0, "captioning": 0.5, "vqa": 2.0, "grounding": 1.0}
 
 
@@ -75,6 +76,7 @@ class Case(NamedTuple):
     regions: bool = False
     teacher: bool = False
     empty: bool = False  # the last rank has images, and no text at all
+    several: bool = False  # conversations hold several images
     balance: Callable[[], Balancer] = Fixed
     steps: int = 1  # the gradients are those of the last one
 
@@ -155,6 +157,8 @@ def cases() -> dict[str, Case]:
         "chat, a language model that looks, a rank without texts": Case(
             single("chat"), "interleaved_resampled", empty=True
         ),
+        "chat, several images, a language model": Case(single("chat"), "prefix", several=True),
+        "chat, several images, a language model that looks": Case(single("chat"), "interleaved", several=True),
         "itc, a language model that looks, a rank without texts": Case(single("itc"), "interleaved", empty=True),
     }
     several = Case(lambda dims: {name: toy_task(name, dims) for name in OBJECTIVES}, steps=3)
@@ -253,6 +257,8 @@ def rank_batch(case: Case, step: int, number: int, world: int, dtype: torch.dtyp
     if number == 0:
         batch["statements"]["label"][0] = -100  # of an unlabelled one
         batch["expressions"]["boxes"][0] = torch.tensor([0.001, 0.001, 1e-4, 1e-4])  # next to nothing overlaps it
+    if case.several:
+        batch["conversations"] |= toy_placed_images(batch["conversations"], images, 3)
     if case.empty and number == world - 1:
         batch |= {kind: toy_no_rows(kind) for kind in TEXT_KINDS}
         batch["captions"] |= {"boxes": torch.zeros(0, 4), "is_image": torch.zeros(0, dtype=torch.bool)}
@@ -284,6 +290,11 @@ def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
         for name in rows[0].keys() - {"ids"}:
             more = starts if name in ("image_index", "other_index") else [0] * len(rows)
             parts = [part[name] + start if start else part[name] for part, start in zip(rows, more, strict=True)]
+            if name in ("images", "prompt_images"):  # rows of images, where there is one, and places
+                parts = [
+                    part + (part[..., :1] >= 0) * torch.tensor([start, 0])
+                    for part, start in zip(parts, starts, strict=True)
+                ]
             whole[kind][name] = padded(parts, PADS.get(name, 0))
     return whole
 

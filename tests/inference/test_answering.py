@@ -265,3 +265,50 @@ def test_a_chat_reads_a_question_as_a_turn_and_others_refuse_several(images: lis
         "[CLS] [UNK] [UNK] a red ring [UNK] [UNK] it [SEP] [UNK] [UNK] left of it [UNK] [UNK]",
         "[CLS] [UNK] [UNK] it [UNK] [UNK]",
     ]
+
+
+def chatting(fusion: str) -> Predictor:
+    """One that answers questions as turns of a conversation."""
+    asker = oracle(fusion)
+    asker.datamodule.sources["talk"] = Source(None, {}, 2, {"conversations": 1}, max_length=60)
+    tasks = {"chat": toy_task("chat", toy_dims(asker.model))}
+    return replace(asker, tasks=tasks, sources={"talk": ["chat"]})
+
+
+@pytest.mark.parametrize("fusion", ["interleaved", "prefix"])
+def test_a_question_about_several_images_is_answered_by_all_of_them(fusion: str, images: list[Path]) -> None:
+    """Each stands at its place; a request in a batch is answered as alone, and files of one image as ever."""
+    asker, rows = chatting(fusion), []
+    first, second, third = images
+    picture = Image.open(third)
+    requests = [
+        Request(first, {"question": "<image> it <image> left"}, others=(second,)),
+        Request(first, {"question": "it"}),
+        Request(first, {"question": "<image> it <image> left"}, others=(picture,)),
+    ]
+    predict = asker.tasks["chat"].predict
+
+    def watched(model, batch, encoded):
+        rows.append(batch["conversations"])
+        return predict(model, batch, encoded)
+
+    asker.tasks["chat"].predict = watched
+    together = replace(asker, batch_size=3).answer(requests)
+    assert rows[0]["prompt_images"][..., 0].tolist() == [[0, 3], [1, -1], [2, 4]]
+    assert rows[0]["ids"] == [0, 1, 2]
+    alone = [asker.answer([request])[0].record for request in requests]
+    assert [reply.record for reply in together] == alone
+    assert together[0].record["image"] == [str(first), str(second)]
+    assert together[1].record["image"] == str(first)
+    (missing,) = asker.answer([replace(requests[0], others=(Path("gone.png"),))])
+    assert missing.record["error"] == "the image gone.png does not exist"
+    with pytest.raises(ConfigError, match="attention: maps are drawn of one image, but a question holds several"):
+        replace(asker, looks=True).answer(requests[:1])
+
+
+def test_several_images_want_a_chat_and_a_fusion_that_takes_them(images: list[Path]) -> None:
+    request = Request(images[0], {"question": "<image> it <image>"}, others=(images[1],))
+    with pytest.raises(ConfigError, match=r"the question is about several images, which a checkpoint answers that was"):
+        oracle().answer([request])
+    with pytest.raises(ConfigError, match="CrossAttention takes one image a text, before all of it"):
+        chatting("cross_attention").answer([request])

@@ -16,7 +16,7 @@ from fusionkit.losses import IGNORE
 from fusionkit.model.model import assemble
 from fusionkit.tasks.chat import Chat
 from tests.data.test_chat import SAID, tokenizer_of
-from tests.toys import PAD, SEP, measured, toy_batch, toy_dims, toy_fusion, toy_model, toy_task
+from tests.toys import PAD, SEP, measured, toy_batch, toy_dims, toy_fusion, toy_model, toy_placed_images, toy_task
 
 ROLES = (USER, ASSISTANT) * 2
 SMALL = {
@@ -120,10 +120,15 @@ def test_only_what_is_said_is_learnt_and_from_what_stands_before_it(fusion):
     assert (forward(model, task, {**batch, "conversations": changed}).loss - out.loss).abs() > 1e-4
 
 
-@pytest.mark.parametrize("fusion", ["prefix", "prefix_qformer", "cross_attention"])
-def test_a_conversation_in_a_batch_is_as_alone(fusion):
+@pytest.mark.parametrize(
+    ("fusion", "images"),
+    [("prefix", 1), ("prefix_qformer", 1), ("cross_attention", 1), ("prefix", 3), ("interleaved_resampled", 3)],
+)
+def test_a_conversation_in_a_batch_is_as_alone(fusion, images):
     model, task = chat_model(fusion)
     batch = toy_batch(images=3, texts_per_image=2)
+    if images > 1:
+        batch["conversations"] |= toy_placed_images(batch["conversations"], 3, images)
     with torch.no_grad():
         encoded, whole = model.encode(batch, []), forward(model, task, batch)
         said = task.predict(model, batch, encoded)
@@ -139,6 +144,46 @@ def test_a_conversation_in_a_batch_is_as_alone(fusion):
             total += float(alone.loss) * len(alone.targets)
             assert task.predict(model, one, encoded) == [said[row]]
     assert total == pytest.approx(float(whole.loss) * len(whole.targets), rel=1e-5)
+
+
+@pytest.mark.parametrize("fusion", ["prefix", "interleaved"])
+def test_what_is_said_is_learnt_from_the_images_before_it(fusion):
+    """The loss of what stands before an image does not hang on it, that of what stands behind does, and so does the reply."""
+    model, task = chat_model(fusion)
+    for block in getattr(model.fusion, "cross_layers", ()):
+        block.cross_gate.data.fill_(2.0)
+    batch = toy_batch(images=2)
+    rows = {**batch["conversations"]}
+    place = rows["targets"].ne(IGNORE).long().argmax(dim=1)  # the first token that is said
+    images = torch.stack([torch.tensor([[0, 1], [0, 1]]), torch.stack([torch.zeros_like(place), place], dim=1)], dim=2)
+    rows |= {"images": images, "prompt_images": images.clamp(max=1)}
+    batch = {**batch, "conversations": rows}
+    other = {**batch, "pixel_values": batch["pixel_values"].clone()}
+    other["pixel_values"][1] = torch.randn(3, 32, 32)
+    logits, changed = (forward(model, task, each).logits for each in (batch, other))
+    starts = [0, int(rows["targets"][0].ne(IGNORE).sum())]
+    is_before = torch.tensor(
+        [row in starts for row in range(len(logits))]
+    )  # each is predicted from the token before it
+    assert torch.equal(logits[is_before], changed[is_before])
+    assert (logits - changed)[~is_before].abs().amax(dim=1).min() > 1e-6
+    replies = [task.predict(model, each, model.encode(each, [])) for each in (batch, other)]
+    assert replies[0] != replies[1]
+    plain = {name: value for name, value in rows.items() if not name.endswith("images")}
+    first, alone = {**rows, "images": images[:, :1]}, {**plain, "image_index": torch.zeros(2, dtype=torch.long)}
+    losses = [forward(model, task, {**batch, "conversations": each}).loss for each in (first, alone)]
+    torch.testing.assert_close(*losses)
+
+
+def test_a_fusion_that_takes_one_image_refuses_several():
+    model, task = chat_model("cross_attention")
+    batch = toy_batch(images=2)
+    batch["conversations"] |= toy_placed_images(batch["conversations"], 2, 2)
+    for ask in (lambda: forward(model, task, batch), lambda: task.predict(model, batch, model.encode(batch, []))):
+        with pytest.raises(
+            ConfigError, match="CrossAttention takes one image a text, before all of it, but a conversation"
+        ):
+            ask()
 
 
 def test_a_conversation_without_a_token_to_learn_weighs_nothing():

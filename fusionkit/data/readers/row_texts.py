@@ -18,7 +18,7 @@ from fusionkit.data.readers.row_columns import (
 )
 from fusionkit.data.readers.row_pictures import Id, Row, references_of
 from fusionkit.data.sample import WEIGHT, Text
-from fusionkit.data.texts.conversations import CONVERSATIONS, USER, read_conversation
+from fusionkit.data.texts.conversations import CONVERSATIONS, USER, read_conversation, require_places
 from fusionkit.errors import DataError
 from fusionkit.files.unicode import BadText
 
@@ -181,6 +181,5 @@ def _conversation(row: Row, value: Any, columns: Columns, single: Id) -> Iterato
     conversation = read_conversation(unpacked(value) or [], where)
     if USER not in conversation.roles:
         return
-    if len(references_of(row, columns)) > 1:
-        raise DataError(f"{where} has a conversation about several pictures, but one is read; leave the row out")
+    require_places(conversation, len(references_of(row, columns)), where)
     yield CONVERSATIONS, conversation.text(single)

@@ -1,14 +1,14 @@
 """A chat template writes a conversation as one text, which is tokenised once; its characters tell which tokens are learnt."""
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation
+from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation, parts_of
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.internals import on_one_day
 from fusionkit.losses import IGNORE
@@ -19,7 +19,7 @@ PLAIN = (
     "{% elif message.role == 'assistant' %}ASSISTANT: {{ message.content }}{{ sep_token }}{% else %}{{ message.content }} "
     "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
-MARK = "\ue000"  # of private use, so that no text has it
+MARK, PICTURE = "\ue000", "\ue001"  # of private use, so that no text has them
 PROBE = Conversation((USER, ASSISTANT) * 2, ("a", "b", "c", "d"))
 
 
@@ -30,6 +30,11 @@ class Written(NamedTuple):
     said: list[tuple[int, int]]  # the characters of each reply, with what ends it
     ends: list[str]  # the special token that ends each
     prompt: int  # how many first characters the last reply follows
+    places: list[int]  # how many characters stand before each picture that has a place
+
+
+Place = tuple[int, int]  # the number of a picture, and that of the first token that sees it
+FIRST = [(0, 0)]  # the one picture of a conversation, which is read before all turns
 
 
 class Spelt(NamedTuple):
@@ -40,6 +45,8 @@ class Spelt(NamedTuple):
     words: list[int]  # the number of the word that each belongs to, or -1
     prompt: list[int]  # what the last reply, which is to be said, follows
     is_cut: bool
+    places: list[Place]  # of the pictures among ``ids``
+    prompt_places: list[Place]
 
 
 class ChatTemplate:
@@ -72,7 +79,8 @@ class ChatTemplate:
 
         Raises DataError, in which the conversation has its ``name``, where the template does not take it, and ConfigError.
         """
-        roles, words = conversation.roles, [self._without_special(said) for said in conversation.turns]
+        roles = conversation.roles
+        words = [self._plain(role, said) for role, said in zip(roles, conversation.turns, strict=True)]
         is_open = conversation.reply is None
         if is_open:
             roles, words = (*roles, ASSISTANT), [*words, ""]
@@ -98,12 +106,12 @@ class ChatTemplate:
             ends.append(end.group(1))
         text += rest
         if is_open:
-            return Written(text[:prompt], said[:-1], ends[:-1], prompt)
+            return _without_pictures(Written(text[:prompt], said[:-1], ends[:-1], prompt, []), conversation, name)
         if text != self._render(roles, words, name):
             raise DataError(
                 f"the chat template changes what the assistant says in the conversation {name}; correct or remove it"
             )
-        return Written(text, said, ends, prompt)
+        return _without_pictures(Written(text, said, ends, prompt, []), conversation, name)
 
     def spell(self, conversations: Sequence[tuple[Any, Conversation]], max_length: int) -> list[Spelt]:
         """Each conversation, with its id, in at most ``max_length`` tokens.
@@ -127,8 +135,14 @@ class ChatTemplate:
             length = len(ids) if len(ids) <= max_length else _whole_replies(places, each.said, max_length)
             targets = [token if said else IGNORE for token, said in zip(ids, is_said, strict=True)]
             words = [-1 if word is None else word for word in encoded.word_ids(row)]
-            prompt = ids[:first] if first <= max_length else self._shortened(conversation, name, max_length)
-            rows.append(Spelt(ids[:length], targets[:length], words[:length], prompt, length < len(ids)))
+            seen = FIRST if not each.places else list(enumerate(first_tokens(places, each.places)))
+            prompt = ids[:first], [place for place in seen if place[1] <= first]
+            if first > max_length:
+                prompt = self._shortened(conversation, name, max_length)
+            kept = [place for place in seen if place[1] < length]
+            rows.append(
+                Spelt(ids[:length], targets[:length], words[:length], prompt[0], length < len(ids), kept, prompt[1])
+            )
         return rows
 
     def rows(self, spelt: Sequence[Spelt], pad: int) -> dict[str, Tensor]:
@@ -144,17 +158,21 @@ class ChatTemplate:
             "end": torch.full((len(spelt),), self.end),
         }
 
-    def _shortened(self, conversation: Conversation, name: Any, max_length: int) -> list[int]:
-        """The tokens of what the last reply is to, without as many of the oldest turns as do not fit."""
+    def _shortened(self, conversation: Conversation, name: Any, max_length: int) -> tuple[list[int], list[Place]]:
+        """The tokens of what the last reply is to, without as many of the oldest turns as do not fit, and their pictures."""
         history = conversation.before_reply
         while True:
-            ids: list[int] = self.tokenizer(
-                self.write(history, str(name)).text, add_special_tokens=False, verbose=False
-            )["input_ids"]
+            written = self.write(history, str(name))
+            encoded = self.tokenizer(written.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ids: list[int] = encoded["input_ids"]
             shorter = history.without_oldest()
             if len(ids) <= max_length or shorter == history:
-                return ids[-max_length:]
+                break
             history = shorter
+        cut, left_out = max(0, len(ids) - max_length), conversation.before_reply.places - len(written.places)
+        seen = enumerate(first_tokens(encoded["offset_mapping"], written.places), start=left_out)
+        places = [(number, max(0, token - cut)) for number, token in seen]
+        return ids[cut:], places if conversation.places else FIRST
 
     def _render(self, roles: Sequence[str], words: Sequence[str], name: str) -> str:
         messages = [{"role": role, "content": said} for role, said in zip(roles, words, strict=True)]
@@ -168,10 +186,48 @@ class ChatTemplate:
             ) from error
         return str(text)
 
+    def _plain(self, role: str, said: str) -> str:
+        """What somebody says without special tokens; PICTURE in the place of the user's pictures, a space before it or none."""
+        if role != USER:
+            return self._without_special(said.replace(PICTURE, ""))
+        text, *parts = map(self._without_special, parts_of(said.replace(PICTURE, "")))
+        waiting = ""
+        for part in parts:
+            waiting += PICTURE
+            if part:
+                text, waiting = f"{text}{' ' * bool(text)}{waiting}{part}", ""
+        return text + waiting
+
     def _without_special(self, said: str) -> str:
         return self._special.sub(
             lambda found: f"{found.group()[0]} {found.group()[1:]}", said.replace(MARK, "")
         ).strip()
+
+
+def _without_pictures(written: Written, conversation: Conversation, name: str) -> Written:
+    """The text without the marks of pictures, whose places are told instead. Raises DataError."""
+    marks = [found.start() for found in re.finditer(PICTURE, written.text)]
+    if len(marks) != conversation.places:
+        raise DataError(
+            f"the chat template writes {len(marks)} of the {conversation.places} pictures of the conversation {name}; correct or "
+            "remove it"
+        )
+    said = [(start - bisect_left(marks, start), stop - bisect_left(marks, stop)) for start, stop in written.said]
+    places = [mark - number for number, mark in enumerate(marks)]
+    prompt = written.prompt - bisect_left(marks, written.prompt)
+    return Written(written.text.replace(PICTURE, ""), said, written.ends, prompt, places)
+
+
+def first_tokens(spans: Sequence[tuple[int, int]], places: Sequence[int]) -> list[int]:
+    """The number of the first token, of those from a character to another, that has one behind each place; else their count."""
+    return [next((at for at, (_, stop) in enumerate(spans) if stop > place), len(spans)) for place in places]
+
+
+def place_tensor(places: Sequence[Sequence[Place]], images: Sequence[Sequence[int]]) -> Tensor:
+    """(T, K, 2), the ``image_index`` of texts whose pictures have places, of the image rows of each text's pictures."""
+    rows = [[(own[number], token) for number, token in each] for each, own in zip(places, images, strict=True)]
+    most = max(1, *(len(row) for row in rows))
+    return torch.tensor([[*row, *[(-1, 0)] * (most - len(row))] for row in rows])
 
 
 def said_tokens(places: Sequence[tuple[int, int]], said: Sequence[tuple[int, int]]) -> list[bool]:

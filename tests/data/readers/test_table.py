@@ -268,13 +268,43 @@ def test_messages_are_conversations_in_every_file(tmp_path, ending):
     assert [sample.texts["conversations"][0].facts["turns"] for sample in samples] == [["what?", "A dog."]] * 2
 
 
-def test_a_conversation_about_two_pictures_is_refused(tmp_path):
+def test_a_conversation_holds_its_pictures_where_they_are_shown(tmp_path):
     photos(tmp_path, ["a.jpg", "b.jpg"])
-    turns = [{"from": "human", "value": "which?"}, {"from": "gpt", "value": "The first."}]
-    write_json(tmp_path / "t.json", [{"images": ["a.jpg", "b.jpg"], "conversations": turns}])
-    with pytest.raises(
-        DataError, match=r"row 1 of .*t.json has a conversation about several pictures, but one is read"
-    ):
+    turns = [{"from": "human", "value": "<image>\n<image> which?"}, {"from": "gpt", "value": "The first."}]
+    later = [*turns[1:], *[{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hi"}], *turns[:1]]
+    rows = [
+        {"images": ["a.jpg", "b.jpg"], "conversations": turns},
+        {"images": ["b.jpg", "a.jpg"], "conversations": later},
+    ]
+    rows += [{"images": ["a.jpg"], "conversations": [{"from": "human", "value": "<image> what?"}]}]
+    write_json(tmp_path / "t.json", rows)
+    found = {sample.image.name + str(len(sample.others)): sample for sample in read(tmp_path, "t.json")}
+    told = {name: sample.texts["conversations"][0].facts["turns"] for name, sample in found.items()}
+    assert told == {
+        "a.jpg1": ["<image> <image> which?", "The first."],
+        "b.jpg1": ["hi", "hi", "<image> <image> which?"],
+        "a.jpg0": ["what?"],
+    }
+    assert [path.name for path in found["a.jpg1"].others] == ["b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("said", "pictures", "told"),
+    [
+        ("which?", ["a.jpg", "b.jpg"], "has no <image>, or only one, in what the user says, but 2 pictures"),
+        (
+            "<image> <image> which?",
+            ["a.jpg"],
+            "has 2 <image> in what the user says, but 1 picture; write <image> once where",
+        ),
+        ("<image> <image> which?", ["a.jpg", "b.jpg", "a.jpg"], "has 2 <image> in what the user says, but 3 pictures"),
+    ],
+)
+def test_a_conversation_shows_each_of_its_pictures(said, pictures, told, tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg"])
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": "The first."}]
+    write_json(tmp_path / "t.json", [{"images": pictures, "conversations": turns}])
+    with pytest.raises(DataError, match=f"row 1 of .*t.json {told}"):
         read(tmp_path, "t.json")
 
 
