@@ -56,8 +56,6 @@ NO_PART_HERE = {  # by class: why no family can import it
     "Qwen2VLForConditionalGeneration": NO_MROPE,
     "Qwen2_5_VLForConditionalGeneration": NO_MROPE,
     "Qwen3VLForConditionalGeneration": NO_MROPE,
-    "InstructBlipForConditionalGeneration": "lets its queries read the question too, where an image here is read once for all "
-    "questions; take a BLIP-2, a Blip2ForConditionalGeneration",
 }
 CLEAN = {"_target_": "fusionkit.data.cleaning.Clean"}  # as ALBEF and X-VLM read texts
 OWN_WORD_HEAD = word_head("mlm_score.", "tasks.mlm.head.", "tasks.mlm.head.decoder")  # of METER and its heirs

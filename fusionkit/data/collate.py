@@ -19,6 +19,7 @@ from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import ChatTemplate
 from fusionkit.data.texts.conversations import Conversation
+from fusionkit.data.tokenizer import companion_of
 from fusionkit.errors import DataError
 from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Stored
@@ -131,7 +132,10 @@ class Collate:
     def tokenize(self, texts: Sequence[str], template: str | None = None) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `word_index`, each (T, L), of texts as `clean` gives them, within their template."""
         if not texts:
-            return {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
+            names = ["input_ids", "attention_mask", "word_index"]
+            if companion_of(self.tokenizer) is not None:
+                names += ["instruction_ids", "instruction_mask"]
+            return {name: torch.zeros(0, 1, dtype=torch.long) for name in names}
         cleaned, shortened = [self.clean(text) for text in texts], 0
         if template is not None:
             cleaned, shortened = filled(template, cleaned, self.tokenizer, self.max_length)
@@ -140,7 +144,11 @@ class Collate:
         )
         self._count(len(texts), shortened or sum(bool(each.overflowing) for each in encoded.encodings or ()), 0)
         words = [[-1 if word is None else word for word in encoded.word_ids(row)] for row in range(len(texts))]
-        return {
+        instructions = {}
+        if (companion := companion_of(self.tokenizer)) is not None:
+            asked = companion(cleaned, padding=True, return_tensors="pt", verbose=False)
+            instructions = {"instruction_ids": asked["input_ids"], "instruction_mask": asked["attention_mask"]}
+        return instructions | {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "word_index": torch.tensor(words),
