@@ -19,6 +19,7 @@ from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import ChatTemplate
 from fusionkit.data.texts.conversations import Conversation
+from fusionkit.data.texts.word_labels import LABELS, label_rows
 from fusionkit.data.tokenizer import companion_of
 from fusionkit.errors import DataError
 from fusionkit.losses import IGNORE
@@ -122,6 +123,10 @@ class Collate:
             if name == "box":
                 boxes = [box_of(item, kind, text) for item in items for text in item.texts[kind]]
                 rows["boxes"] = torch.stack(boxes) if boxes else torch.zeros(0, 4)
+            elif name == LABELS:
+                rows |= label_rows(
+                    [_labelled(text, kind) for text in texts], self.tokenizer, self.max_length, self.clean
+                )
             elif name == "answers" and self.answers is not None:
                 rows["answer_scores"] = self._scores(texts)
             elif isinstance(example, int | float) and name != WEIGHT:  # which decided what is drawn
@@ -208,6 +213,11 @@ def fact(text: Text, name: str, kind: str) -> Any:
             f"text {text.id} of kind '{kind}' has no '{name}', as other texts of its source have: add it in the reader"
         )
     return text.facts[name]
+
+
+def _labelled(text: Text, kind: str) -> Text:
+    fact(text, LABELS, kind)
+    return text
 
 
 def box_of(item: Item, kind: str, text: Text) -> Tensor:

@@ -59,7 +59,7 @@ class Looking:
     tokenizers: tuple[str, str]
     projector: Mapping[str, Any]  # beside the sizes that both have
     keys: Sequence[Key]
-    left_out: Mapping[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def plan(source: Source, tasks: Sequence[str]) -> Plan:
