@@ -50,6 +50,13 @@ class Stored(NamedTuple):
     states: tuple[Tensor, ...]  # (I, ...) each
 
 
+class Instructions(NamedTuple):
+    """What is asked of images, in the words of the part that looks at them."""
+
+    input_ids: Tensor  # (R, Q) int64
+    attention_mask: Tensor  # (R, Q) int64, 1 = token
+
+
 class Fused(NamedTuple):
     """What a fusion returns for P (image, text) pairs; a part the fusion does not provide is None."""
 
@@ -69,6 +76,8 @@ class TextRows(TypedDict, total=False):
     images: Tensor  # (T, K, 2) int64, rows of images, -1 behind the last, and the numbers of the tokens that see them first; only
     # where texts hold their images at places, of a batch not all of whose texts have one before all
     ids: list[Any]  # (T,) the data set's own caption, question or sentence ids
+    instruction_ids: Tensor  # (T, Q) int64, the text by the tokenizer of what looks at images, where that is another
+    instruction_mask: Tensor  # (T, Q) int64, 1 = token
 
 
 class ViewRows(TypedDict):
@@ -154,6 +163,15 @@ class TextFormat:
 
 
 @dataclass(frozen=True)
+class InstructionWords:
+    """How a part that looks at images spells what is asked of them."""
+
+    tokens: tuple[str, ...]  # the vocabulary by id
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class Dims:
     """The plain values that tasks are built from."""
 
@@ -175,6 +193,7 @@ class Dims:
     encodes_prompts: bool = False  # an encoder reads prompts as whole texts, and a decoder says what follows them
     answer_tokens: tuple[tuple[int, ...], ...] = ()  # of each answer; none where the tokenizer cannot spell it
     other_ends: tuple[int, ...] = ()  # tokens that end a text too, where a language model has several
+    instruction_words: InstructionWords | None = None  # where image tokens hang on what is asked
 
     @property
     def special_ids(self) -> frozenset[int]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fusionkit import __version__
 from fusionkit.data.datamodule import DataModule
-from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.data.tokenizer import COMPANION, companion_of, load_tokenizer
 from fusionkit.encoders.base import ImageEncoder, SupportsWeightless, TextEncoder
 from fusionkit.errors import DataError, UserError
 from fusionkit.files.names import is_file_name
@@ -58,10 +58,13 @@ def sizes_of(encoder: ImageEncoder | TextEncoder) -> dict[str, Any]:
 
 
 def tokenizer_files(tokenizer: Any) -> dict[str, str]:
-    """The files of a tokenizer directory, text by name."""
+    """The files of a tokenizer directory, text by name; those of its companion as COMPANION/name."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+    if (companion := companion_of(tokenizer)) is not None:
+        files |= {f"{COMPANION}/{name}": text for name, text in tokenizer_files(companion).items()}
+    return files
 
 
 def check_content(path: str | Path, content: Any) -> None:
@@ -119,12 +122,13 @@ def read_yaml(text: str) -> Any:
 def tokenizer_from(files: dict[str, str]) -> Any:
     """The tokenizer that ``tokenizer_files`` took apart; DataError where a name among them leads elsewhere."""
     for name, text in files.items():
-        if not is_file_name(name) or not isinstance(text, str):
+        if not is_file_name(name.removeprefix(f"{COMPANION}/")) or not isinstance(text, str):
             raise DataError(
                 f"the checkpoint's tokenizer has a file named {name!a}, which is no plain name of a text file"
             )
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
+            (Path(folder) / name).parent.mkdir(exist_ok=True)
             (Path(folder) / name).write_text(text, encoding="utf-8")
         try:
             return load_tokenizer(folder)

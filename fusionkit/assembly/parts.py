@@ -29,15 +29,15 @@ from fusionkit.assembly.precision import resolve_precision
 from fusionkit.assembly.signatures import signature_of
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.texts.conversations import CONVERSATIONS
-from fusionkit.data.tokenizer import text_format
+from fusionkit.data.tokenizer import COMPANION, companion_of, text_format
 from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder
 from fusionkit.encoders.probe import abilities_of, probe_text
 from fusionkit.errors import ConfigError, refusals
-from fusionkit.fusion.base import Fusion
+from fusionkit.fusion.base import Fusion, SupportsInstructions
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
-from fusionkit.types import Dims, TextFormat
+from fusionkit.types import Dims, InstructionWords, TextFormat
 
 # what a model is built from, beside the vocabulary
 RECIPE = ("image_encoder", "text_encoder", "fusion", "model", "adapters", "task")
@@ -162,7 +162,27 @@ def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) 
         plain_dims(model, ids, answers),
         answer_tokens=spell(tokenizer, answers, within_text=model.predicts_words and not model.encodes_prompts),
         tokens=tuple(tokenizer.convert_ids_to_tokens(range(len(tokenizer)))),
+        instruction_words=instruction_words(model.fusion, tokenizer),
     )
+
+
+def instruction_words(fusion: Fusion, tokenizer: Any) -> InstructionWords | None:
+    """How a fusion that reads instructions spells them: by the tokenizer's companion, else by the tokenizer itself.
+
+    ConfigError where it knows fewer words than that has.
+    """
+    if not isinstance(fusion, SupportsInstructions):
+        return None
+    companion = companion_of(tokenizer)
+    own: Any = tokenizer if companion is None else companion
+    if len(own) > fusion.instruction_size:
+        raise ConfigError(
+            f"fusion.projector.vocab_size is {fusion.instruction_size}, but the tokenizer that instructions are read by has "
+            f"{len(own)} tokens; give the one that belongs to it as {COMPANION}/ in the folder of tokenizer=FOLDER, or set "
+            f"fusion.projector.vocab_size={len(own)}"
+        )
+    form = text_format(own)
+    return InstructionWords(tuple(own.convert_ids_to_tokens(range(len(own)))), form.start, form.end)
 
 
 def plain_dims(model: VisionLanguageModel, ids: Mapping[str, Any], answers: Sequence[str]) -> Dims:

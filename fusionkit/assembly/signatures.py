@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,15 +75,16 @@ def _read(found: Definition) -> Parameters:
         if isinstance(statement, Function) and statement.name in ("__init__", "__new__"):
             _require_plain(statement.decorator_list)
             return dict(list(_parameters(statement.args, found.module).items())[1:])
-    for base in node.bases:
-        named = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
+    names = [ast.unparse(base.value if isinstance(base, ast.Subscript) else base) for base in node.bases]
+    names = [named for named in names if named.split(".")[-1] not in ("Generic", "Protocol", "ABC", "object")]
+    for named in names:
         if named == "nn.Module":
-            return {}
-        if named.split(".")[-1] not in ("Generic", "Protocol", "ABC", "object"):
-            above = _definition(f"{found.module}.{named}")
-            if not isinstance(above.node, ast.ClassDef):  # such as NamedTuple
-                raise Unreadable
-            return _read(above)
+            continue
+        above = _definition(f"{found.module}.{named}")
+        if not isinstance(above.node, ast.ClassDef):  # such as NamedTuple
+            raise Unreadable
+        if taken := _read(above):  # a base without a constructor leaves it to the next
+            return taken
     if node.keywords:  # a metaclass
         raise Unreadable
     return {}
@@ -172,7 +174,8 @@ def _class_value(found: Definition, name: str) -> Any:
             return _value(statement.value, found.module)
     for base in found.node.bases:
         if isinstance(base, ast.Name):
-            return _class_value(_definition(f"{found.module}.{base.id}"), name)
+            with suppress(Unreadable):
+                return _class_value(_definition(f"{found.module}.{base.id}"), name)
     raise Unreadable
 
 

@@ -17,6 +17,7 @@ from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample
 from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.data.texts.conversations import CONVERSATIONS
+from fusionkit.data.texts.word_labels import LABELS, TAGGED
 from fusionkit.data.vqa_answers import answer_key
 from fusionkit.errors import ConfigError, DataError
 
@@ -28,10 +29,12 @@ TASKS: Mapping[str, Mapping[str, float]] = {  # by kind of text, the tasks that 
     "hypotheses": {"entailment": 1.0},
     "statements": {"nlvr2": 1.0},
     CONVERSATIONS: {"chat": 1.0},
+    TAGGED: {"token_classification": 1.0},
 }
 UNKNOWN = ("itc", "itm", "mlm", "vqa", "grounding", "entailment")  # the tasks of conf/objectives/table.yaml
 MOST_TEXTS = {"captions": 1, "questions": 6, "expressions": 4, "hypotheses": 2, "statements": 2} | {
-    CONVERSATIONS: 1
+    CONVERSATIONS: 1,
+    TAGGED: 1,
 }  # of an image and step
 SMALL, LARGE = 64, 128  # sides, in pixels, that pictures are shown at
 SMALL_SIDE = 96  # of a picture's shorter side, up to which it is small
@@ -133,6 +136,7 @@ def choices_for(table: OpenTable) -> list[str]:
         "optimizer=muon",
         *(["optimizer.rules=[['temperature',0.1,0.0]]"] if "itc" in weights else []),
         *(["optimizer.rules=[]", *TALKS] if "chat" in weights else []),
+        *([f"task.token_classification.labels=[{','.join(word_labels(samples))}]"] if TAGGED in kinds else []),
         f"data.image_size={side}",
         *(["image_encoder.stage=3"] if side > SMALL else []),
         *([f"data.answers.min_count={least_count(samples)}"] if "vqa" in weights else []),
@@ -195,6 +199,12 @@ def least_count(samples: Sequence[Sample]) -> int:
     while sum(number for count, number in counts.items() if count >= least) > ANSWERS:
         least += 1
     return least
+
+
+def word_labels(samples: Sequence[Sample]) -> list[str]:
+    """The labels that words have, in quotes."""
+    given = {label for labels in as_samples(samples).facts(TAGGED, LABELS) for label in labels}
+    return ["'" + label.replace("'", "\\'") + "'" for label in sorted(given)]
 
 
 def longest_text(samples: Sequence[Sample], kinds: Sequence[str]) -> int:

@@ -43,6 +43,7 @@ SCORERS = [
     "ENTAILMENT",
     "NLVR2",
     "REPLIES",
+    "WORD_LABELS",
 ]
 TABLE: Mapping[str, tuple[str, ...]] = {
     # by section of a configuration: what it may build. An entry that ends in "." is a module or package, of which classes,
@@ -72,6 +73,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.scoring.replies.Replies",
         "fusionkit.scoring.retrieval.Retrieval",
         "fusionkit.scoring.vqa.VQA",
+        "fusionkit.scoring.word_labels.WordLabels",
         "fusionkit.training.metrics.MetricScorer",
         "fusionkit.training.rewards.CiderReward",
         *METRICS,

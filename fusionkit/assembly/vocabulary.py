@@ -16,7 +16,7 @@ from fusionkit.assembly.artifacts import tokenizer_from
 from fusionkit.assembly.trust import read_stored
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.datamodule import DataModule
-from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.data.tokenizer import COMPANION, companion_of, load_tokenizer
 from fusionkit.errors import ConfigError, DataError
 
 SPECIAL = ("pad", "unk", "cls", "sep", "mask")
@@ -93,7 +93,13 @@ def unlike(own: Any, other: Any) -> str | None:
     section = next(
         (key for key in {**there, **here} if key not in ANY_LENGTH and there.get(key) != here.get(key)), None
     )
-    return None if section is None else f"its {section} is another"
+    if section is not None:
+        return f"its {section} is another"
+    there, here = companion_of(own), companion_of(other)
+    if there is None or here is None:
+        return None if there is here else f"{COMPANION}/ is {'here' if there is None else 'there'} alone"
+    told = unlike(there, here)
+    return None if told is None else f"in {COMPANION}/, {told}"
 
 
 def unlike_ids(ids: Mapping[str, int], tokenizer: Any) -> str | None:

@@ -19,6 +19,7 @@ from fusionkit.checkpoints.source import Source
 from fusionkit.config import conf_dir
 from fusionkit.data import source as data_source
 from fusionkit.data.answers import read_answers
+from fusionkit.data.texts.word_labels import TAGGED
 from fusionkit.errors import ConfigError, DataError, suggest
 
 EMBEDDINGS = "model.text_encoder.backbone.embeddings."
@@ -37,6 +38,7 @@ SOURCES = {  # by task: the file in conf/data, and its source
     "captioning": ("coco_captions", "coco"),
     "vqa_decoder": ("vqa_v2", "vqa"),
     "vqa_generative": ("vqa_v2", "vqa"),
+    "token_classification": ("table", "table"),
 }
 
 
@@ -56,8 +58,6 @@ NO_PART_HERE = {  # by class: why no family can import it
     "Qwen2VLForConditionalGeneration": NO_MROPE,
     "Qwen2_5_VLForConditionalGeneration": NO_MROPE,
     "Qwen3VLForConditionalGeneration": NO_MROPE,
-    "InstructBlipForConditionalGeneration": "lets its queries read the question too, where an image here is read once for all "
-    "questions; take a BLIP-2, a Blip2ForConditionalGeneration",
 }
 CLEAN = {"_target_": "fusionkit.data.cleaning.Clean"}  # as ALBEF and X-VLM read texts
 OWN_WORD_HEAD = word_head("mlm_score.", "tasks.mlm.head.", "tasks.mlm.head.decoder")  # of METER and its heirs
@@ -90,6 +90,8 @@ def run_of(
         for own in sources.values():
             own["max_length"] = min(max_length, own.get("max_length", data_source.Source.max_length))
             own |= {"clean": clean} if clean else {}
+            if task == "token_classification":  # a table has what it has
+                own["texts_per_image"] = dict.fromkeys(own["texts_per_image"], 0) | {TAGGED: 1}
             if is_of_regions:
                 own |= {"augment": None, "regions": regions}
                 own["reader"]["images"] = "${data.root}/regions" + ("/{split}" if source == "nlvr2" else "")

@@ -24,7 +24,7 @@ from fusionkit.tasks.base import Task
 from fusionkit.types import Dims, Regions, TextFormat
 
 WIDTH, VOCABULARY, ANSWERS = 32, 60, ("no", "yes", "red", "two")
-TEXT_KINDS = ("captions", "questions", "expressions", "hypotheses", "statements", "conversations")
+TEXT_KINDS = ("captions", "questions", "expressions", "hypotheses", "statements", "conversations", "tagged")
 LABELS = ("contradiction", "neutral", "entailment")
 FEATURES, CLASSES = 12, 5  # of regions
 CLS, SEP, PAD, MASK = 2, 3, 0, 4
@@ -191,6 +191,7 @@ def toy_no_rows(kind: str) -> dict[str, Any]:
         }
         | {"end": torch.zeros(0, dtype=torch.long)},
     }
+    facts["tagged"] = {"word_labels": [], "word_spans": [], "label_words": ids["input_ids"]}
     return {**ids, "image_index": torch.zeros(0, dtype=torch.long), "ids": [], **facts.get(kind, {})}
 
 
@@ -259,7 +260,21 @@ def toy_batch(images: int = 8, texts_per_image: int = 1) -> dict[str, Any]:
         "hypotheses": toy_hypotheses(images, texts_per_image),
         "statements": toy_statements(images, texts_per_image),
     }
-    return batch | {"conversations": toy_conversations(batch["captions"])}
+    tagged = toy_tagged(toy_rows(images, texts_per_image))
+    return batch | {"conversations": toy_conversations(batch["captions"]), "tagged": tagged}
+
+
+def toy_tagged(rows: dict[str, Any]) -> dict[str, Any]:
+    """The tokens of the texts as words of one letter each, every third of which is a place."""
+    counts = (rows["attention_mask"].sum(dim=1) - 2).tolist()
+    return rows | {
+        "word_labels": [
+            ["B-LOC" if token % 3 == 0 else "O" for token in ids[1 : count + 1]]
+            for ids, count in zip(rows["input_ids"].tolist(), counts, strict=True)
+        ],
+        "word_spans": [[(2 * word, 2 * word + 1) for word in range(count)] for count in counts],
+        "label_words": rows["word_index"],
+    }
 
 
 def require(holds: object, sentence: str) -> None:

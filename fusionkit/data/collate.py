@@ -19,6 +19,8 @@ from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import FIRST, ChatTemplate, place_tensor
 from fusionkit.data.texts.conversations import Conversation, require_places
+from fusionkit.data.texts.word_labels import LABELS, label_rows
+from fusionkit.data.tokenizer import companion_of
 from fusionkit.errors import DataError
 from fusionkit.losses import IGNORE
 from fusionkit.types import Batch, Stored
@@ -128,6 +130,10 @@ class Collate:
             if name == "box":
                 boxes = [box_of(item, kind, text) for item in items for text in item.texts[kind]]
                 rows["boxes"] = torch.stack(boxes) if boxes else torch.zeros(0, 4)
+            elif name == LABELS:
+                rows |= label_rows(
+                    [_labelled(text, kind) for text in texts], self.tokenizer, self.max_length, self.clean
+                )
             elif name == "answers" and self.answers is not None:
                 rows["answer_scores"] = self._scores(texts)
             elif isinstance(example, int | float) and name != WEIGHT:  # which decided what is drawn
@@ -138,7 +144,10 @@ class Collate:
     def tokenize(self, texts: Sequence[str], template: str | None = None) -> dict[str, Any]:
         """`input_ids`, `attention_mask` and `word_index`, each (T, L), of texts as `clean` gives them, within their template."""
         if not texts:
-            return {name: torch.zeros(0, 1, dtype=torch.long) for name in ("input_ids", "attention_mask", "word_index")}
+            names = ["input_ids", "attention_mask", "word_index"]
+            if companion_of(self.tokenizer) is not None:
+                names += ["instruction_ids", "instruction_mask"]
+            return {name: torch.zeros(0, 1, dtype=torch.long) for name in names}
         cleaned, shortened = [self.clean(text) for text in texts], 0
         if template is not None:
             cleaned, shortened = filled(template, cleaned, self.tokenizer, self.max_length)
@@ -147,7 +156,11 @@ class Collate:
         )
         self._count(len(texts), shortened or sum(bool(each.overflowing) for each in encoded.encodings or ()), 0)
         words = [[-1 if word is None else word for word in encoded.word_ids(row)] for row in range(len(texts))]
-        return {
+        instructions = {}
+        if (companion := companion_of(self.tokenizer)) is not None:
+            asked = companion(cleaned, padding=True, return_tensors="pt", verbose=False)
+            instructions = {"instruction_ids": asked["input_ids"], "instruction_mask": asked["attention_mask"]}
+        return instructions | {
             "input_ids": encoded["input_ids"],
             "attention_mask": encoded["attention_mask"],
             "word_index": torch.tensor(words),
@@ -222,6 +235,11 @@ def fact(text: Text, name: str, kind: str) -> Any:
             f"text {text.id} of kind '{kind}' has no '{name}', as other texts of its source have: add it in the reader"
         )
     return text.facts[name]
+
+
+def _labelled(text: Text, kind: str) -> Text:
+    fact(text, LABELS, kind)
+    return text
 
 
 def box_of(item: Item, kind: str, text: Text) -> Tensor:

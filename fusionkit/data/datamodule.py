@@ -30,7 +30,7 @@ from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.stores import stamp_of
 from fusionkit.data.tables.samples import ImagePaths, Samples
-from fusionkit.data.tokenizer import load_tokenizer, word_tokenizer, wrapped
+from fusionkit.data.tokenizer import companion_of, load_tokenizer, word_tokenizer, wrapped
 from fusionkit.data.transforms import Augment, Finish
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import ConfigError, DataError
@@ -450,4 +450,6 @@ def _weights(source: str, samples: Samples) -> NDArray[np.float64] | None:
 def _spelling(tokenizer: PreTrainedTokenizerBase) -> str:
     """All that a tokenizer does to a text, in words."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return str(sorted(tokenizer.get_vocab().items())) if backend is None else str(backend.to_str())
+    spelt = str(sorted(tokenizer.get_vocab().items())) if backend is None else str(backend.to_str())
+    companion = companion_of(tokenizer)
+    return spelt if companion is None else spelt + _spelling(companion)

@@ -24,6 +24,9 @@ SPECIAL_TOKENS = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"
 PUBLISHED = ("bert-base-uncased", "bert-base-cased", "roberta-base", "openai/clip-vit-base-patch32")
 """Names on the hub of the tokenizers of published checkpoints (``checkpoints.base.Plan.tokenizer``)."""
 
+COMPANION = "qformer_tokenizer"
+"""The folder among a tokenizer's files that holds that of what looks at images (transformers' InstructBlipProcessor)."""
+
 PROBE = "a \u2603 zqxj"  # a word, and what few vocabularies hold
 CHOOSE = "choose a BERT-like tokenizer such as bert-base-uncased"
 
@@ -87,7 +90,16 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
             f"tokenizer: model_max_length in tokenizer_config.json of '{name}' is {longest!r:.60}, but has to be a number; "
             "correct it"
         )
-    return wrapped(tokenizer, name)
+    wrapped(tokenizer, name)
+    if Path(name, COMPANION).is_dir():
+        tokenizer.companion = load_tokenizer(Path(name, COMPANION))
+    return tokenizer
+
+
+def companion_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of what looks at images and reads instructions by another vocabulary (InstructBLIP's Q-Former), if any."""
+    companion: PreTrainedTokenizerBase | None = getattr(tokenizer, "companion", None)
+    return companion
 
 
 def wrapped(tokenizer: PreTrainedTokenizerBase, name: str = "the one given") -> PreTrainedTokenizerBase:

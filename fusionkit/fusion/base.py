@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import Attention
-from fusionkit.types import Fused, Memory, Past, Tokens
+from fusionkit.types import Fused, Instructions, Memory, Past, Tokens
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Of each layer of a language model, (T, heads, tokens, width)."""
@@ -85,6 +85,23 @@ class SupportsNoImage(Protocol):
 
     def without_image(self, like: Tensor) -> Memory:
         """What stands for one image of which there is nothing to read, on the device of ``like``."""
+        ...
+
+
+@runtime_checkable
+class SupportsInstructions(Protocol):
+    """A fusion whose image tokens hang on what is asked of the image (InstructBLIP): an image is read once, and asked often."""
+
+    @property
+    def instruction_size(self) -> int:
+        """How many words it knows."""
+        ...
+
+    def instruct(self, memory: Memory, asked: Instructions, image_index: Tensor) -> Memory:
+        """The memory of R (image, instruction) pairs, a row each, of prepared images; ``image_index`` (R,) names each pair's.
+
+        ``forward`` and ``extend`` take it in place of that of images, of which nothing is asked.
+        """
         ...
 
 

@@ -49,8 +49,17 @@ class PostNormBlock(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """States after those of P earlier tokens, mask (B, N, P + N), and the keys and values of all P + N."""
         own = self.self_attention.project(states, mask, packing).after(past)
-        states = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
-        return self.norm_feed_forward(states + self.dropout(self.feed_forward(states))), own._replace(mask=None)
+        return self.feed_forward_block(self.attend_self(states, own, packing)), own._replace(mask=None)
+
+    def attend_self(self, states: Tensor, own: KeyValue, packing: Packing | None = None) -> Tensor:
+        """The first part, self-attention."""
+        out: Tensor = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
+        return out
+
+    def feed_forward_block(self, states: Tensor) -> Tensor:
+        """The second part, feed-forward."""
+        out: Tensor = self.norm_feed_forward(states + self.dropout(self.feed_forward(states)))
+        return out
 
 
 def copy_bert_layers(layers: Sequence[nn.Module], text_layers: Sequence[nn.Module]) -> None:

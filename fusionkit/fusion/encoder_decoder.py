@@ -55,7 +55,10 @@ class EncoderDecoder(nn.Module):
         return self.projector.count(image_tokens)
 
     def prepare(self, image: Tokens) -> "Projected":
-        embeds, mask = self.projector(image)
+        return self.read_first(*self.projector(image))
+
+    def read_first(self, embeds: Tensor, mask: Tensor | None) -> "Projected":
+        """The memory of what stands before texts, (I, N, D), of which those of mask (I, N) are real; None: all."""
         return Projected(embeds, torch.ones_like(embeds[..., 0], dtype=torch.bool) if mask is None else mask.bool())
 
     def forward(self, memory: "Projected", text: Tokens, image_index: Tensor) -> Fused:

@@ -88,7 +88,10 @@ class Prefix(nn.Module):
         return self.projector.count(image_tokens)
 
     def prepare(self, image: Tokens) -> "Prefilled":
-        embeds, mask = self.projector(image)
+        return self.read_first(*self.projector(image))
+
+    def read_first(self, embeds: Tensor, mask: Tensor | None) -> "Prefilled":
+        """The memory of what stands before texts, (I, N, D), of which those of mask (I, N) are real; None: all."""
         real = torch.ones_like(embeds[..., 0], dtype=torch.bool) if mask is None else mask.bool()
         past = None
         if self.sees != "text" and not self.language_model.is_recomputed and self._fits(embeds):

@@ -4,7 +4,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fusionkit.data.sample import Sample
-from fusionkit.scoring import captioning, classification, grounding, masked, matching, replies, retrieval, vqa
+from fusionkit.scoring import (
+    captioning,
+    classification,
+    grounding,
+    masked,
+    matching,
+    replies,
+    retrieval,
+    vqa,
+    word_labels,
+)
 from fusionkit.scoring.base import BaseScorer, as_scorer
 
 VQA = vqa.VQA()
@@ -18,8 +28,22 @@ CAPTIONING = captioning.Bleu()
 ENTAILMENT = classification.Entailment()
 NLVR2 = classification.NLVR2()
 REPLIES = replies.Replies()
+WORD_LABELS = word_labels.WordLabels()
 OURS: Sequence[BaseScorer] = [
-    *(VQA, GROUNDING, WEAK_GROUNDING, RETRIEVAL, MATCHING, MASKED, HIDDEN, CAPTIONING, ENTAILMENT, NLVR2, REPLIES),
+    *(
+        VQA,
+        GROUNDING,
+        WEAK_GROUNDING,
+        RETRIEVAL,
+        MATCHING,
+        MASKED,
+        HIDDEN,
+        CAPTIONING,
+        ENTAILMENT,
+        NLVR2,
+        REPLIES,
+        WORD_LABELS,
+    ),
     *(captioning.Captions(), vqa.VQA("evalai")),
 ]
 

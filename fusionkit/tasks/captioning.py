@@ -17,7 +17,7 @@ from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
-from fusionkit.types import Dims, Encoded, TaskOutput, Tokens
+from fusionkit.types import Dims, Encoded, Instructions, TaskOutput, Tokens
 
 RANDOM = "random"
 
@@ -27,6 +27,7 @@ class CaptionWriter:
     """What tasks of captioning have in common: the tokens of a caption that are predicted, and how one is found.
 
     ``prompt_ids``  the tokens that every caption starts with, which are read and not scored.
+    ``asked_ids``   the prompt as what looks at images spells it, where that reads it too (InstructBLIP).
     The other options are those of ``Captioning``.
     """
 
@@ -37,6 +38,7 @@ class CaptionWriter:
     texts_per_image: int | None
     label_smoothing: float
     prefix: str | None = None
+    asked_ids: list[int] | None = None
 
     def __post_init__(self) -> None:
         if self.prefix not in (None, RANDOM):
@@ -64,7 +66,10 @@ class CaptionWriter:
         if dims.encodes_prompts:  # a whole text
             ids.append(dims.sep_token_id)
         rules = GenerationConfig(dims.sep_token_id, *lengths, special, tuple(ids), dims.other_ends)
-        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing, prefix)
+        asked = None
+        if (own := dims.instruction_words) is not None and prompt.split():
+            asked = [own.start, *Words(own.tokens, ()).spell(prompt, "task.captioning.prompt"), own.end]
+        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing, prefix, asked)
 
     def loss(
         self,
@@ -126,7 +131,11 @@ class CaptionWriter:
         """What captions start with; a language model that lets a prefix see itself (PaliGemma) has all of it for one."""
         ids = torch.tensor(self.prompt_ids, device=image_index.device).expand(len(image_index), -1)
         prefix = len(self.prompt_ids) if head is None else 1
-        return Prompts(ids, torch.ones_like(ids), image_index, torch.full_like(image_index, prefix))
+        asked = None
+        if self.asked_ids is not None:
+            asked_ids = torch.tensor(self.asked_ids, device=image_index.device).expand(len(image_index), -1)
+            asked = Instructions(asked_ids, torch.ones_like(asked_ids))
+        return Prompts(ids, torch.ones_like(ids), image_index, torch.full_like(image_index, prefix), asked)
 
 
 def random_prefix(lengths: Tensor) -> Tensor:

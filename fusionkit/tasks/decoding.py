@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fusionkit.fusion.base import SupportsInstructions
 from fusionkit.model.model import Reader
 from fusionkit.tasks.generation import DecoderState
-from fusionkit.types import Memory, Nested, Tokens
+from fusionkit.types import Instructions, Memory, Nested, TextRows, Tokens
 
 
 def prefix_mask(attention_mask: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -29,6 +30,7 @@ class Prompts(NamedTuple):
     attention_mask: Tensor  # (R, P) int64, 1 = token
     image_index: Tensor  # (R,) the image row of each
     prefix: Tensor  # (R,) how many of the first tokens see one another; 1 for a plain causal text
+    asked: Instructions | None = None  # what is asked of each image, of a fusion that reads such
 
 
 class DecoderInputs(NamedTuple):
@@ -94,6 +96,7 @@ class RecomputedDecoderState:
             torch.cat([state.attention_mask, room], dim=1).scatter(1, lengths, 1),
             state.image_index,
             state.prefix,
+            state.asked,
         )
         return self._last_logits(grown), grown
 
@@ -108,6 +111,8 @@ class RecomputedDecoderState:
 
 def decoder_state_of(shared: DecoderInputs) -> DecoderState:
     """The quicker way that the model allows."""
+    memory, prompts = instructed(shared.model, shared.memory, shared.prompts)
+    shared = shared._replace(memory=memory, prompts=prompts)
     return CachedDecoderState(shared) if shared.model.is_incremental else RecomputedDecoderState(shared)
 
 
@@ -116,11 +121,30 @@ def fuse_causal(model: Reader, memory: Memory, text: Prompts, encoded: Tokens | 
 
     ``encoded`` are their tokens where a text encoder that is causal by itself has read them already.
     """
+    memory, text = instructed(model, memory, text)
     mask = prefix_mask(text.attention_mask, text.prefix)
     tokens = model.encode_text(text.input_ids, mask) if encoded is None else encoded._replace(mask=mask)
     fused = model.fuse(memory, tokens, text.image_index)
     assert fused.text is not None
     return fused.text
+
+
+def asked_of(rows: TextRows) -> Instructions:
+    """Texts as instructions, by a tokenizer of their own where there is one."""
+    ids, mask = rows["input_ids"], rows["attention_mask"]
+    return Instructions(rows.get("instruction_ids", ids), rows.get("instruction_mask", mask))
+
+
+def instructed(model: Reader, memory: Memory, text: Prompts) -> tuple[Memory, Prompts]:
+    """Where image tokens hang on what is asked: the memory of each (image, instruction) pair, and texts that name theirs."""
+    if text.asked is None or not isinstance(model.fusion, SupportsInstructions):
+        return memory, text
+    asked = torch.cat([text.image_index[:, None], *text.asked], dim=1)
+    if not len(asked):  # as in ``Reader.fuse``: a blank row, which no text names
+        asked = asked.new_zeros(1, asked.shape[1])
+    pairs, place = asked.unique(dim=0, return_inverse=True)
+    memory = model.fusion.instruct(memory, Instructions(*pairs[:, 1:].chunk(2, dim=1)), pairs[:, 0])
+    return memory, text._replace(image_index=place[: len(text.image_index)], asked=None)
 
 
 def word_logits(model: Reader, head: nn.Module | None, states: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.answering import AnswerDecoding, Answering
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal, word_logits
+from fusionkit.tasks.decoding import (
+    DecoderInputs,
+    Prompts,
+    asked_of,
+    decoder_state_of,
+    fuse_causal,
+    select,
+    word_logits,
+)
 from fusionkit.tasks.generation import DecoderState
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
@@ -65,7 +73,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         pairs = good_pairs(batch["questions"]["answer_scores"])
-        questions = Prompts(*(part[pairs.questions] for part in self._prompts(batch)))
+        questions: Prompts = select(self._prompts(batch), pairs.questions)
         known = self.decoding.known
         ids, mask = known.ids[pairs.answers], known.mask[pairs.answers]
         states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask, self.pad))
@@ -83,7 +91,7 @@ class GenerativeVQA(Task[QuestionBatch]):
         mask = rows["attention_mask"]
         if self.leaves_end:  # the end ends a text of the language model, and its answer is still to come
             mask = torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], dim=1)
-        return Prompts(rows["input_ids"], mask, rows["image_index"], mask.sum(dim=1))
+        return Prompts(rows["input_ids"], mask, rows["image_index"], mask.sum(dim=1), asked_of(rows))
 
     def longest(self, length: int) -> int:
         """A question with the longest answer, of those that the run knows or may say."""

@@ -7,7 +7,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from fusionkit.assembly import artifacts
-from fusionkit.assembly.artifacts import artifacts_of, git_commit, is_all, is_object, tokenizer_from
+from fusionkit.assembly.artifacts import (
+    artifacts_of,
+    git_commit,
+    is_all,
+    is_object,
+    tokenizer_files,
+    tokenizer_from,
+)
+from fusionkit.data.tokenizer import COMPANION, build_tokenizer, companion_of, load_tokenizer, word_tokenizer
 from fusionkit.errors import DataError
 
 
@@ -58,6 +66,16 @@ def test_kinds_of_values():
 
 
 def test_files_of_a_tokenizer_stay_in_their_folder():
-    for files in ({"../x": "{}"}, {"x": 3}):
+    for files in ({"../x": "{}"}, {"x": 3}, {"qformer_tokenizer/../x": "{}"}, {"other/x": "{}"}):
         with pytest.raises(DataError, match=r"has a file named '.*x', which is no plain name of a text file"):
             tokenizer_from(files)
+
+
+def test_the_tokenizer_of_instructions_travels_along(tmp_path):
+    assert companion_of(tokenizer_from(tokenizer_files(word_tokenizer(["a dog"])))) is None
+    build_tokenizer(["a dog"], tmp_path)
+    build_tokenizer(["is it a cat"], tmp_path / COMPANION)
+    found = tokenizer_from(tokenizer_files(load_tokenizer(tmp_path)))
+    assert found.tokenize("a dog") == ["a", "dog"]
+    assert companion_of(found).tokenize("a dog cat") == ["a", "[UNK]", "cat"]
+    assert companion_of(companion_of(found)) is None

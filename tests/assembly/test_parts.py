@@ -7,9 +7,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fusionkit.assembly import parts as module
-from fusionkit.assembly.parts import Parts, build_tasks, plain_dims, spell
+from fusionkit.assembly.parts import Parts, build_tasks, instruction_words, plain_dims, spell
+from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.errors import ConfigError
-from tests.toys import toy_model
+from fusionkit.types import InstructionWords
+from tests.toys import VOCABULARY, toy_model
 
 
 def test_shared_parameters_count_once():
@@ -79,3 +81,21 @@ def test_a_scorer_that_is_no_function_is_told(monkeypatch, scorer):
         build_tasks(OmegaConf.create(config), 7, None)
     config["task"]["b"]["scorer"] = None
     assert build_tasks(OmegaConf.create(config), 7, None).keys() == {"a", "b"}
+
+
+def test_what_looks_at_images_spells_by_its_own_tokenizer():
+    words = word_tokenizer(["a dog"])
+    assert instruction_words(toy_model("prefix").fusion, words) is None
+    fusion = toy_model("prefix_instructed").fusion
+    assert instruction_words(fusion, words) == InstructionWords(
+        ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"), 2, 3
+    )
+    words.companion = word_tokenizer(["red"])
+    assert instruction_words(fusion, words).tokens[-1] == "red"
+    words.companion = word_tokenizer([" ".join(f"x{n}" for n in range(VOCABULARY - 5))])
+    assert instruction_words(fusion, words).tokens[-1].startswith("x")
+    words.companion = word_tokenizer([" ".join(f"x{n}" for n in range(VOCABULARY - 4))])
+    with pytest.raises(
+        ConfigError, match=r"fusion\.projector\.vocab_size is 60, but the tokenizer .* has 61 tokens; give"
+    ):
+        instruction_words(fusion, words)

@@ -77,6 +77,15 @@ class Deep(Bare):
 class Most(Deep):
     provides = Deep.provides | {"text"}
 
+class Beside(nn.Module):
+    pass
+
+class Sized(Most):
+    def __init__(self, width): ...
+
+class Several(Beside, Sized):
+    pass
+
 if True:
     def late(a: "int", *, b: Optional[str] = None, **more): ...
 
@@ -108,6 +117,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("Renamed", ["name", "rate", "sizes"]),
         ("inner.Bare", []),
         ("inner.Deep", []),
+        ("inner.Several", ["width"]),
         ("inner.late", ["a", "b", "more"]),
         ("inner.wrapped", ["x"]),
         ("inner.made", ["b", "more"]),
@@ -126,6 +136,11 @@ def test_what_source_does_not_tell_is_imported(own: None) -> None:
         signature_of("own_parts.inner.nothing")
     with pytest.raises(ImportError):
         signature_of("no_such_package.Thing")
-    assert attribute_of("own_parts.inner.Most", "provides") == {"pooled", "text"}
+    for name in ("Most", "Several"):
+        assert signatures._class_value(signatures._definition(f"own_parts.inner.{name}"), "provides") == {
+            "pooled",
+            "text",
+        }
+        assert attribute_of(f"own_parts.inner.{name}", "provides") == {"pooled", "text"}
     below = signature_of("own_parts.inner.Below")
     assert (kinds(below["rate"].annotation), kinds(below["sizes"].annotation)) == ({float, type(None)}, list)

@@ -94,6 +94,15 @@ def test_tokenizers_differ_in_words_special_tokens_and_how_they_split() -> None:
     assert unlike_ids({}, WORDS) is None
 
 
+def test_tokenizers_differ_in_that_of_instructions() -> None:
+    plain, one, other = (word_tokenizer(["a red dog"]) for _ in range(3))
+    one.companion, other.companion = word_tokenizer(["a cat"]), word_tokenizer(["a cow"])
+    assert unlike(one, one) is None
+    assert unlike(one, plain) == "qformer_tokenizer/ is there alone"
+    assert unlike(plain, one) == "qformer_tokenizer/ is here alone"
+    assert unlike(one, other) == "in qformer_tokenizer/, 'cat' is number 6 there and unknown here"
+
+
 @pytest.mark.parametrize(
     ("other", "told"),
     [

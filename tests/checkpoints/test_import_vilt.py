@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViltConfig, ViltForImageAndTextRetrieval
+from transformers import ViltConfig, ViltForImageAndTextRetrieval, ViltForTokenClassification
 from transformers.models.vilt import ViltImageProcessor
 
 from fusionkit.checkpoints.load import load_parts
@@ -99,3 +99,37 @@ def test_weak_grounding_on_canvases(folder: Path, tmp_path: Path) -> None:
         assert x >= 0 <= y
         assert x + w <= width + 1e-3
         assert y + h <= height + 1e-3
+
+
+def test_labels_of_words_are_read_from_a_table_scored_and_trained(folder: Path, tmp_path: Path, capsys) -> None:
+    """As the posts of multimodal named entity recognition are."""
+    names = {0: "O", 1: "B-SHAPE"}
+    ViltForTokenClassification(ViltConfig(**VILT, id2label=names)).save_pretrained(tmp_path / "theirs")
+    line = ["import", f"vilt={tmp_path}/theirs", f"output={tmp_path}/ours", f"tokenizer={folder}/words"]
+    assert run(line) == 0, capsys.readouterr().err
+    words, tags = ["a", "red", "circle"], ["O", "O", "B-SHAPE"]
+    pictures = [str(path) for path in sorted((folder / "pictures").iterdir())]
+    posts = [
+        {"image": path, "id": number, "split": split, "tokens": words, "ner_tags": tags}
+        for number, (path, split) in enumerate(zip(pictures, ("train", "val", "test"), strict=True))
+    ]
+    (tmp_path / "posts.jsonl").write_text("".join(json.dumps(post) + "\n" for post in posts))
+    given = [f"data.root={tmp_path}", "data.files=posts.jsonl", "data.columns.caption=tokens", "data.images=/"]
+    line = ["evaluate", f"checkpoint={tmp_path}/ours", *given, "split=test", "trainer.accelerator=cpu"]
+    assert run([*line, f"output_dir={tmp_path}/scores"]) == 0, capsys.readouterr().err
+    assert json.loads((tmp_path / "scores/metrics.json").read_text()).keys() >= {
+        "table/words_accuracy",
+        "table/words_f1",
+    }
+    (record,) = map(json.loads, next((tmp_path / "scores/predictions").glob("*.jsonl")).read_text().splitlines())
+    assert record["text_id"] == 2
+    assert [("a red circle"[each["start"] : each["end"]]) for each in record["labels"]] == words
+    assert {each["label"] for each in record["labels"]} <= set(names.values())
+    line = ["train", "--config-dir", f"{tmp_path}/ours", "experiment=imported", *given, "trainer=cpu"]
+    small = [
+        "trainer.fast_dev_run=2",
+        "data.sources.table.batch_size=1",
+        "data.num_workers=0",
+        f"output_dir={tmp_path}/run",
+    ]
+    assert run([*line, *small]) == 0, capsys.readouterr().err

@@ -16,7 +16,7 @@ from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.checkpoints.source import read_source
 from fusionkit.checkpoints.write import import_into
 from fusionkit.cli.main import run
-from fusionkit.data.tokenizer import load_tokenizer
+from fusionkit.data.tokenizer import COMPANION, build_tokenizer, companion_of, load_tokenizer
 from fusionkit.errors import ConfigError
 from tests.checkpoints.worlds import coco_world
 
@@ -87,6 +87,15 @@ def blip2(words: dict[str, int]) -> Any:
     return transformers.Blip2ForConditionalGeneration(config)
 
 
+def instructblip(words: dict[str, int]) -> Any:
+    """Whose queries read by a tokenizer of their own, of 400 words."""
+    queries = SIZES | {"encoder_hidden_size": IMAGE["hidden_size"], "vocab_size": 400}
+    config = transformers.InstructBlipConfig(
+        vision_config=IMAGE, qformer_config=queries, text_config=language(words, "llama"), num_query_tokens=3
+    )
+    return transformers.InstructBlipForConditionalGeneration(config)
+
+
 CASES: dict[str, tuple[Callable[[dict[str, int]], Any], str]] = {  # the model, and a score of it
     "siglip": (siglip, "text_to_image_r1"),
     "blip": (blip, "text_to_image_r1"),
@@ -96,8 +105,9 @@ CASES: dict[str, tuple[Callable[[dict[str, int]], Any], str]] = {  # the model, 
     "idefics": (idefics, "caption_bleu4"),
     "git": (git, "caption_bleu4"),
     "blip2": (blip2, "caption_bleu4"),
+    "instructblip": (instructblip, "caption_bleu4"),
 }
-SAYING = dict.fromkeys(("llava", "paligemma", "idefics3", "idefics", "git", "blip2"), "caption")
+SAYING = dict.fromkeys(("llava", "paligemma", "idefics3", "idefics", "git", "blip2", "instructblip"), "caption")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +124,8 @@ def saved(family: str, world: Path, folder: Path) -> Path:
     CASES[family][0](words).save_pretrained(folder)
     for file in (world / "words").iterdir():
         shutil.copy(file, folder)
+    if family == "instructblip":
+        build_tokenizer(["is this a red circle ?"], folder / COMPANION)
     settings = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.4] * 3, "image_std": [0.3] * 3}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
@@ -145,6 +157,7 @@ def test_from_the_command_line(family, world, tmp_path, capsys):
     assert SAYING.get(family, "cosine") in reply
 
     line = ["train", "--config-dir", str(ours), "experiment=imported", *quick, "data.sources.coco.batch_size=4"]
+    line += ["task.captioning.prompt=a"] if family in SAYING else []
     small = ["trainer=cpu", "trainer.fast_dev_run=2", f"output_dir={tmp_path}/run"]
     assert run([*line, *small]) == 0, capsys.readouterr().err
     assert f"started from {ours}\n" in capsys.readouterr().out
@@ -152,6 +165,7 @@ def test_from_the_command_line(family, world, tmp_path, capsys):
     assert run(["export", f"checkpoint={ours}", f"output={tmp_path}/exported"]) == 0, capsys.readouterr().err
     states = [from_pretrained(folder).module.state_dict() for folder in (ours, tmp_path / "exported")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert (companion_of(from_pretrained(tmp_path / "exported").tokenizer) is None) == (family != "instructblip")
 
 
 @pytest.mark.parametrize("family", CASES)

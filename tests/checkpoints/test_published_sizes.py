@@ -83,6 +83,7 @@ CLASSES = {
     "flava": "FlavaForPreTraining",
     "git": "GitForCausalLM",
     "idefics": "IdeficsForVisionText2Text",
+    "instructblip": "InstructBlipForConditionalGeneration",
     "idefics3": "Idefics3ForConditionalGeneration",
     "llava": "LlavaForConditionalGeneration",
     "lxmert": "LxmertForPreTraining",
@@ -142,6 +143,32 @@ def test_idefics_9b() -> None:
     assert 8.8e9 < sum(tensor.numel() for tensor in found.values()) < 9e9
     assert found["model.text_encoder.head.weight"].shape == (32002, 4096)
     assert sum(name.endswith("cross_gate") for name in found) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ({"model_type": "llama", "vocab_size": 32001}, 7.9e9),  # vicuna-7b
+        (
+            {
+                "model_type": "t5", "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_heads": 32,
+                "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "decoder_start_token_id": 0,
+            },
+            3.95e9,
+        ),  # flan-t5-xl
+    ],
+)  # fmt: skip
+def test_instructblip(text: dict[str, Any], numbers: float) -> None:
+    """The published sizes: EVA's giant tower, queries of a BERT that reads [DEC] too, before a Vicuna or a Flan-T5."""
+    options = {"text_config": text, "qformer_config": {"vocab_size": 30523}}
+    shapes, config = of_transformers("InstructBlipForConditionalGeneration", **options)
+    found = covered("instructblip", source_of(shapes, config | options), {})
+    assert numbers * 0.99 < sum(tensor.numel() for tensor in found.values()) < numbers * 1.01
+    queries = "model.fusion.projector."
+    assert found[f"{queries}words.weight"].shape == (30523, 768)
+    assert found[f"{queries}word_layers.10.feed_forward.0.weight"].shape == (3072, 768)
+    assert f"{queries}word_layers.11.feed_forward.0.weight" not in found
+    assert found[f"{queries}layers.10.cross_attention.key.weight"].shape == (768, 1408)
 
 
 @pytest.mark.parametrize("kind", [BlipForImageTextRetrieval, BlipModel])

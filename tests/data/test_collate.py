@@ -177,3 +177,21 @@ def test_a_conversation_has_a_place_for_each_picture():
         DataError, match=r"the conversation 1/0 of source toy has no <image>, or only one, .* but 2 pictures"
     ):
         raise collate_chats(chat_item(1, 1, ("is it", "red")))
+
+
+def test_texts_are_spelt_for_what_looks_at_images_too():
+    words = word_tokenizer(["is it a red cat or a dog"])
+    words.companion = word_tokenizer(["red", "Q : A"])
+    make = Collate("toy", SAMPLES, ("captions", "questions"), words, 9, None, templates={"captions": "Q: {text} A:"})
+    rows = make([item(sample) for sample in SAMPLES])["captions"]
+    spelt = [words.companion.convert_ids_to_tokens(row) for row in rows["instruction_ids"]]
+    assert spelt[1] == ["[CLS]", "q", ":", "[UNK]", "a", ":", "[SEP]", *["[PAD]"] * (len(spelt[1]) - 7)]
+    assert rows["instruction_mask"].sum(dim=1).tolist()[1] == 7
+    cut = Collate("toy", SAMPLES, ("captions", "questions"), words, 5, None)([item(SAMPLES[2])])["captions"]
+    assert (cut["input_ids"].shape, cut["instruction_ids"].shape) == ((2, 5), (2, 8))
+    nothing = make([item(SAMPLES[1])])["questions"]
+    assert {
+        name: nothing[name].shape for name in ("instruction_ids", "instruction_mask", "input_ids")
+    } == dict.fromkeys(("instruction_ids", "instruction_mask", "input_ids"), (0, 1))
+    assert "instruction_ids" not in collate(SAMPLES)["captions"]
+    assert "instruction_ids" not in collate(SAMPLES, [item(SAMPLES[1])])["captions"]

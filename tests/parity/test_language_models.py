@@ -15,6 +15,7 @@ from fusionkit.checkpoints.source import read_source
 from fusionkit.errors import DataError, UserError
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
+from fusionkit.types import Instructions
 from tests.parity.imported import imported, planned
 from tests.parity.test_transformers import saved
 
@@ -132,6 +133,25 @@ def blip2(text, queries=5, side=18, cross=2, head=False, **vision):
     return theirs, side, queries
 
 
+def instructblip(text, queries=5, side=18, cross=2, head=False, **vision):
+    """A model whose queries read words of a vocabulary of their own."""
+    config = transformers.InstructBlipConfig(
+        vision_config=VISION | {"image_size": side, "layer_norm_eps": 1e-3} | vision,
+        qformer_config=QUERIES
+        | {"vocab_size": 61, "cross_attention_frequency": cross, "max_position_embeddings": 9, "hidden_act": "relu"},
+        text_config=text,
+        num_query_tokens=queries,
+        image_token_index=IMAGE,
+    )
+    theirs = transformers.InstructBlipForConditionalGeneration(config)
+    torch.nn.init.normal_(theirs.query_tokens)
+    for table in (theirs.qformer.embeddings.word_embeddings, theirs.qformer.embeddings.position_embeddings):
+        torch.nn.init.normal_(table.weight)  # so that words weigh as much as queries
+    if head:
+        theirs.language_model.set_output_embeddings(torch.nn.Linear(32, VOCABULARY, bias=False))
+    return theirs, side, queries
+
+
 OPT = TEXT | {"model_type": "opt", "ffn_dim": 40, "word_embed_proj_dim": 32, "max_position_embeddings": 64}
 
 CASES = {
@@ -169,6 +189,14 @@ CASES = {
     "blip2, flan t5": lambda: blip2(
         T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, side=12, head=True, qkv_bias=False
     ),
+    "instructblip": lambda: instructblip(TEXT | {"model_type": "llama", "num_key_value_heads": 2}),
+    "instructblip, opt, every third layer reads the image": lambda: instructblip(
+        OPT, 3, 24, cross=3, hidden_act="relu"
+    ),
+    "instructblip, t5": lambda: instructblip(T5, cross=1),
+    "instructblip, flan t5": lambda: instructblip(
+        T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, side=12, head=True, qkv_bias=False
+    ),
 }
 
 
@@ -183,6 +211,10 @@ class Pair:
         self.network, *_ = imported(self.family, folder, {"tasks": ["captioning", "vqa_generative"]})
         self.pixels = torch.randn(2, 3, side, side)
         self.ids = torch.randint(3, IMAGE - 1, (2, LENGTH))
+        self.asked = None
+        if self.family == "instructblip":  # the second is shorter
+            self.asked = Instructions(torch.randint(1, 61, (2, 7)), torch.ones(2, 7, dtype=torch.long))
+            self.asked.attention_mask[1, 4:] = 0
         self.says_apart = self.network.model.encodes_prompts
         self.memory = self.network.model.fusion.prepare(self.network.model.encode_image(self.pixels))
 
@@ -199,6 +231,9 @@ class Pair:
             ids = ids[:, 1:prefix]
         ids = torch.cat([torch.full((len(ids), self.tokens), IMAGE), ids], dim=1)
         found = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.asked is not None:
+            names = ("qformer_input_ids", "qformer_attention_mask")
+            found |= dict(zip(names, self.asked, strict=True))
         if self.family == "paligemma":
             found["token_type_ids"] = (torch.arange(ids.shape[1]) >= self.tokens + prefix).long().expand(len(ids), -1)
         if self.says_apart:
@@ -207,7 +242,7 @@ class Pair:
 
     def prompts(self, prefix: int) -> Prompts:
         rows = torch.arange(len(self.ids))
-        return Prompts(self.ids, torch.ones_like(self.ids), rows, torch.full_like(rows, prefix))
+        return Prompts(self.ids, torch.ones_like(self.ids), rows, torch.full_like(rows, prefix), self.asked)
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -340,7 +375,7 @@ ENDLESS = LLAVA | {"vision_feature_layer": 1, "text_config": {"num_hidden_layers
         (
             "blip2",
             {"architectures": ["InstructBlipForConditionalGeneration"]},
-            "lets its queries read the question too",
+            "what can be imported is Blip2ForConditionalGeneration",
         ),
         ("blip2", BLIP2 | {"qformer_config": {"use_qformer_text_input": True}}, "use_qformer_text_input is true"),
         ("git", {"architectures": ["GitForCausalLM"], "num_image_with_embedding": 6}, "it reads the frames of a video"),

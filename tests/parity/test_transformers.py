@@ -100,6 +100,29 @@ def test_vilt(name, tmp_path, canvases):
 
 
 @torch.no_grad()
+def test_vilt_of_words(tmp_path, canvases):
+    """Labels of words by the names in config.json, at every token; the class has no pooler."""
+    names = {0: "O", 1: "B-PER", 2: "I's"}
+    theirs = saved(transformers.ViltForTokenClassification(transformers.ViltConfig(**VILT, id2label=names)), tmp_path)
+    network, *_ = imported("vilt", tmp_path, {})
+    pixels, pixel_mask = canvases
+    rows = texts()
+    labels = torch.randint(3, rows["input_ids"].shape)
+    places = torch.arange(rows["input_ids"].shape[1]).where(rows["attention_mask"] > 0, -1)
+    spans = [[(2 * n, 2 * n + 1) for n in range(len(row))] for row in labels]
+    tagged = rows | {"word_labels": [[names[n] for n in row] for row in labels.tolist()], "word_spans": spans}
+    batch = {"pixel_values": pixels, "pixel_mask": pixel_mask.bool(), "tagged": tagged | {"label_words": places}}
+    task, encoded = network.tasks["token_classification"], network.model.encode(batch, ["tagged"])
+    assert task.labels == ("O", "B-PER", "I's")
+    given = {"pixel_values": pixels, "pixel_mask": pixel_mask, "labels": labels.where(places >= 0, -100)}
+    out = theirs(rows["input_ids"], rows["attention_mask"], **given)
+    close(task.logits(network.model, batch, encoded), out.logits)
+    close(task(network.model, batch, encoded).loss, out.loss)
+    (first, *_) = task.predict(network.model, batch | {"tagged": batch["tagged"] | {"ids": [4, 5, 6]}}, encoded)
+    assert first["labels"][1] == {"start": 2, "end": 3, "label": names[out.logits[0, 1].argmax().item()]}
+
+
+@torch.no_grad()
 def test_vilt_of_two_images(tmp_path, canvases):
     config = transformers.ViltConfig(**VILT, num_labels=2, num_images=2, modality_type_vocab_size=3)
     theirs = saved(transformers.ViltForImagesAndTextClassification(config), tmp_path)

@@ -15,6 +15,10 @@ from fusionkit.scoring.sample_scores import check_rows, known_direction, prefixe
 ALL = {name: value for name, value in vars(scorers).items() if isinstance(value, BaseScorer)}
 BOX = {"box": (0, 0, 10, 10)}
 TALK = {"roles": ["user", "assistant"], "turns": ["it is here now", "So it is"]}
+WORDS = [
+    {"start": start, "end": end, "label": label}
+    for start, end, label in ((0, 2, "O"), (3, 5, "O"), (6, 10, "LOC"), (11, 14, "O"))
+]
 TEXTS = {  # kind, facts, record, and what its score is called
     "VQA": ("questions", {"answers": ["red"] * 5}, {"question_id": 1, "answer": "red"}, "vqa_accuracy"),
     "GROUNDING": ("expressions", BOX, {"sent_id": 1, "bbox": [0, 0, 10, 10]}, "grounding_acc50"),
@@ -23,6 +27,12 @@ TEXTS = {  # kind, facts, record, and what its score is called
     "MASKED": ("captions", {}, {"caption_id": 1, "position": 1, "token": "a", "target": "a"}, "mlm_accuracy"),
     "HIDDEN": ("captions", {}, {"image_id": 7, "error": 0.0, "mean_error": 1.0}, "mrm_explained"),
     "CAPTIONING": ("captions", {}, {"image_id": 7, "caption": "it is here now"}, "caption_bleu4"),
+    "WORD_LABELS": (
+        "tagged",
+        {"word_labels": ["O", "O", "LOC", "O"]},
+        {"text_id": 1, "labels": WORDS},
+        "words_accuracy",
+    ),
     "ENTAILMENT": ("hypotheses", {"gold_label": "neutral"}, {"pair_id": 1, "label": "neutral"}, "entailment_accuracy"),
     "NLVR2": ("statements", {"label": 1}, {"statement_id": 1, "label": "True"}, "nlvr2_accuracy"),
     "REPLIES": ("conversations", TALK, {"conversation_id": 1, "answer": "so it is"}, "chat_rouge_l"),

@@ -52,7 +52,9 @@ def test_the_configuration_is_one_flat_mapping(tmp_path):
 
 PROJECTORS = {  # of one class, which are told apart by what brings the image in
     "encoder_decoder": "encoder_decoder_mlp",
+    "encoder_decoder_instructed": "instructed_encoder_decoder_instructedqformer",
     "prefix": "prefix_mlp",
+    "prefix_instructed": "instructed_prefix_instructedqformer",
     "prefix_linear": "prefix_linear",
     "prefix_perceiver": "prefix_perceiver",
     "prefix_pooled": "prefix_pooled",

@@ -4,8 +4,9 @@ The folders that transformers' Blip2ForConditionalGeneration saves: fusion=prefi
 fusion=encoder_decoder over an encoder-decoder one.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -47,19 +48,48 @@ FEED_FORWARD = {  # that of the queries; text has one of its own in other classe
 }
 
 
+@dataclass(frozen=True)
+class Looking:
+    """What one release differs in from the other: the part that looks at the image."""
+
+    family: str
+    release: str
+    groups: tuple[str, str]  # over a causal language model, and over an encoder-decoder
+    fusions: tuple[str, str]  # their classes
+    tokenizers: tuple[str, str]
+    projector: Mapping[str, Any]  # beside the sizes that both have
+    keys: Sequence[Key]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
 def plan(source: Source, tasks: Sequence[str]) -> Plan:
     """What a folder of BLIP-2 is; ``tasks`` are those of the run that goes on from it."""
     runs.of_class(source, {"Blip2ForConditionalGeneration": None})
     source, tasks = completed(source, "Blip2Config"), require_tasks(tasks)
-    config = dict(source.config or {})
-    text, queries = config["text_config"], config["qformer_config"]
-    image = runs.sizes_of(VISION, source, "vision_config")
+    queries = (source.config or {})["qformer_config"]
     if queries["use_qformer_text_input"]:
         raise DataError(
             f"{source.path / CONFIG}: qformer_config.use_qformer_text_input is true: its queries read text, which those of a "
-            "model that says texts do not; take another Blip2ForConditionalGeneration"
+            "Blip2ForConditionalGeneration do not; take another, or an InstructBlipForConditionalGeneration"
         )
     require_possible(source, "qformer_config", unread=["vocab_size", "encoder_hidden_size"])
+    looking = Looking(
+        family="blip2",
+        release="transformers' BLIP-2",
+        groups=("fusion=prefix_qformer", "fusion=encoder_decoder"),
+        fusions=("fusionkit.fusion.prefix.Prefix", "fusionkit.fusion.encoder_decoder.EncoderDecoder"),
+        tokenizers=("Salesforce/blip2-opt-2.7b", "Salesforce/blip2-flan-t5-xl"),
+        projector={"_target_": "fusionkit.fusion.projectors.QFormer"},
+        keys=[Key("qformer.layernorm.", f"{PROJECTOR}norm.")],
+    )
+    return plan_of(source, tasks, looking)
+
+
+def plan_of(source: Source, tasks: Sequence[str], looking: Looking) -> Plan:
+    """What a completed folder is whose queries look at the image, before a language model."""
+    config = dict(source.config or {})
+    text, queries = config["text_config"], config["qformer_config"]
+    image = runs.sizes_of(VISION, source, "vision_config")
     require_possible(source, "vision_config")
     require_possible(replace(source, config={"num_query_tokens": config["num_query_tokens"]}))
     says_apart = not config["use_decoder_only_language_model"]
@@ -85,9 +115,9 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
         "eps": queries["layer_norm_eps"],
         "cross_every": queries["cross_attention_frequency"],
     } | runs.activation(queries["hidden_act"], "qformer_config.hidden_act")
-    fusion = dict(prefix("QFormer", "earlier", **projector))
+    fusion = dict(prefix("QFormer", "earlier", **projector, **looking.projector))
+    fusion["_target_"] = looking.fusions[says_apart]
     if says_apart:
-        fusion["_target_"] = "fusionkit.fusion.encoder_decoder.EncoderDecoder"
         del fusion["sees"]
     tower = {
         "embed_dim": image["hidden_size"],
@@ -98,12 +128,12 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
     tower["qkv_bias"] = config["vision_config"]["qkv_bias"]
     images = images_of(source, image["image_size"], **OPENAI)
     return Plan(
-        family="blip2",
-        release="transformers' BLIP-2",
-        groups=[*runs.groups_of(tasks), "fusion=encoder_decoder" if says_apart else "fusion=prefix_qformer"],
+        family=looking.family,
+        release=looking.release,
+        groups=[*runs.groups_of(tasks), looking.groups[says_apart]],
         config=run_of(source, tasks, config["num_query_tokens"], images)
         | {
-            "name": "blip2",
+            "name": looking.family,
             "image_encoder": timm_vit(tower, image["image_size"], image["patch_size"])
             | runs.tower_activation(image["hidden_act"], "vision_config.hidden_act"),
             "text_encoder": words,
@@ -112,12 +142,13 @@ def plan(source: Source, tasks: Sequence[str]) -> Plan:
         keys=[
             *transformers_vit_keys("vision_model.", "model.", image["num_hidden_layers"]),
             *_query_keys(queries["num_hidden_layers"], queries["cross_attention_frequency"]),
+            *looking.keys,
             *(_halves(is_tied) if says_apart else language_keys(source, BODIES, HEADS)),
         ],
-        left_out=POSITION_IDS | NO_POSITIONS,
+        left_out=POSITION_IDS | NO_POSITIONS | looking.left_out,
         added=runs.NO_CONTRAST,
         ids=ids | {"sep": ends[0]},
-        tokenizer="Salesforce/blip2-flan-t5-xl" if says_apart else "Salesforce/blip2-opt-2.7b",
+        tokenizer=looking.tokenizers[says_apart],
     )
 
 
@@ -139,7 +170,6 @@ def _query_keys(layers: int, cross_every: int) -> list[Key]:
     """The names of the Q-Former, its queries and the map behind it."""
     found = [
         Key("query_tokens", f"{PROJECTOR}queries", change=reshaped),
-        Key("qformer.layernorm.", f"{PROJECTOR}norm."),
         Key("language_projection.", f"{PROJECTOR}map."),
     ]
     for number in range(layers):

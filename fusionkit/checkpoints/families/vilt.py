@@ -8,7 +8,7 @@ from typing import Any
 
 from fusionkit.checkpoints import runs
 from fusionkit.checkpoints.base import Key, Plan
-from fusionkit.checkpoints.classes import named_classes
+from fusionkit.checkpoints.classes import named_classes, saved_labels
 from fusionkit.checkpoints.families.bert import POSITION_IDS, text_config, word_head
 from fusionkit.checkpoints.runs import image_types
 from fusionkit.checkpoints.source import Source
@@ -61,6 +61,7 @@ TRANSFORMERS_HEADS = {  # by class: the task, and the beginning of the names of 
     "ViltForQuestionAnswering": ("vqa", "classifier."),
     "ViltForImagesAndTextClassification": ("nlvr2", "classifier."),
     "ViltForImageAndTextRetrieval": ("itm", ""),
+    "ViltForTokenClassification": ("token_classification", "classifier."),
     "ViltModel": ("itm", ""),
 }
 LEFT_OUT = POSITION_IDS | {r"mpp_score\..*": "masked patch prediction, which no published recipe uses"}
@@ -95,7 +96,7 @@ def plan(
             | {name: sizes[name] for name in ("hidden_size", "patch_size", "image_size")}
             | {"max_patches": sizes["max_image_length"] if sizes["max_image_length"] > 0 else None},
             "text_encoder": text_config(sizes | {"layer_norm_eps": text_eps}, num_layers=0),
-            "fusion": fusion_config(sizes, image_types=image_types(source, types, start)),
+            "fusion": fusion_config(sizes, image_types(source, types, start), "token_classification" not in heads),
             "task": tasks,
         },
         keys=[Key(types, "model.fusion.entry.types", change=runs.repeated), *keys],
@@ -134,8 +135,8 @@ def saved_keys(source: Source, sizes: Mapping[str, Any]) -> tuple[list[Key], dic
     return runs.renamed(TRANSFORMERS_NAMES, prefix) + blocks + heads, {task: head}
 
 
-def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
-    """Tokens as they come, with the type of their modality; blocks, a norm, and BERT's pooler on the first text state."""
+def fusion_config(sizes: Mapping[str, Any], image_types: int, has_pooler: bool) -> dict[str, Any]:
+    """Tokens as they come, with the type of their modality; blocks, a norm, and on the first text state BERT's pooler, if any."""
     unchanged = {"_target_": "hydra.utils.get_object", "path": "fusionkit.fusion.input_projection.unchanged"}
     return {
         "_target_": "fusionkit.fusion.merged_attention.MergedAttention",
@@ -157,7 +158,7 @@ def fusion_config(sizes: Mapping[str, Any], image_types: int) -> dict[str, Any]:
             "image_types": image_types,
             "project": unchanged,
         },
-        "pool": {"_target_": "fusionkit.fusion.pooling.DenseText", "_partial_": True},
+        "pool": {"_target_": f"fusionkit.fusion.pooling.{'Dense' if has_pooler else 'First'}Text", "_partial_": True},
     }
 
 
@@ -167,4 +168,7 @@ def task_config(task: str, source: Source, beginning: str, words: Mapping[str, A
         return runs.classifier("norm_gelu", source, beginning)
     if task == "itm" and source.config is None:  # word-patch alignment, of the original release's pre-training
         return {"alignment": {"_target_": "fusionkit.tasks.alignment.Alignment", "weight": 0.1, "image_prefix": 1}}
+    if task == "token_classification":
+        count, labels = runs.rows(source, f"{beginning}weight"), saved_labels(source)
+        return {"labels": [labels.get(str(number), f"LABEL_{number}") for number in range(count)]}
     return dict(words) if task == "mlm" else {}

@@ -36,6 +36,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # what is read: the names of columns t
     "box": ("box", "bbox", "bounding_box", "boxes", "bboxes", "box_xywh", "bbox_xywh", "box_xyxy", "bbox_xyxy"),
     "label": ("label", "labels", "class", "class_name", "category", "category_name", "gold_label", "target", "cls"),
     "conversation": ("conversations", "conversation", "messages"),
+    "word_labels": ("word_labels", "ner_tags", "tags", "token_labels"),
     "split": ("split", "subset", "partition", "set_name", "set", "fold"),
     "image_id": ("image_id", "img_id", "imageid", "imgid", "photo_id", "cocoid", "coco_id"),
     "id": (

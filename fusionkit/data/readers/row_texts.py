@@ -19,6 +19,7 @@ from fusionkit.data.readers.row_columns import (
 from fusionkit.data.readers.row_pictures import Id, Row, references_of
 from fusionkit.data.sample import WEIGHT, Text
 from fusionkit.data.texts.conversations import CONVERSATIONS, USER, read_conversation, require_places
+from fusionkit.data.texts.word_labels import LABELS, TAGGED
 from fusionkit.errors import DataError
 from fusionkit.files.unicode import BadText
 
@@ -39,6 +40,7 @@ class Meaning:
     hypotheses: str | None = None
     statements: str | None = None
     conversation: str | None = None
+    word_labels: str | None = None  # the labels of the words of the caption, which is then no caption
 
     @property
     def kinds(self) -> list[str]:
@@ -50,6 +52,7 @@ class Meaning:
             "hypotheses": self.hypotheses,
             "statements": self.statements,
             CONVERSATIONS: self.conversation,
+            TAGGED: self.word_labels,
         }
         return [kind for kind, column in there.items() if column]
 
@@ -62,6 +65,8 @@ def what_is_meant(
     question, answers = columns.get("question", (None,))[0], columns.get("answer", ())
     expressions = columns.get("expression", ())
     conversation = columns.get("conversation", (None,))[0]
+    if captions and "word_labels" in columns:
+        return Meaning(word_labels=columns["word_labels"][0])
     if "box" in columns and not expressions:
         expressions, captions, label = (captions or ((label,) if label else ())), (), None if not captions else label
     if label is None or question or (conversation and not captions):
@@ -132,6 +137,17 @@ def _texts_in(
                 yield "expressions", Text(f"{row.name}/{place}", said, {"box": raw})
     if meaning.hypotheses or meaning.statements:
         yield from _labelled(row, meaning, columns, classes, single)
+    if meaning.word_labels:
+        words = unpacked(cells.get(columns["caption"][0]))
+        said = " ".join(texts_of(words)) if isinstance(words, list | tuple) else str(words or "")
+        names, labels = classes.get(meaning.word_labels), unpacked(cells.get(meaning.word_labels))
+        told = (
+            [str(label_of(each, names)) for each in labels]
+            if isinstance(labels, list | tuple)
+            else str(labels or "").split()
+        )
+        if said.split():
+            yield TAGGED, Text(single, said, {LABELS: told})
     if meaning.conversation:
         yield from _conversation(row, cells.get(meaning.conversation), columns, single)
 
