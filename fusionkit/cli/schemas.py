@@ -33,6 +33,7 @@ class TrainConfig:
     objectives: Any = MISSING
     data: Any = MISSING
     image_tokens: Any = None
+    ema: Any = None  # the moving average of the weights, used in their place
     negatives: Any = None
     balance: Any = None
     stages: Any = None

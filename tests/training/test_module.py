@@ -379,7 +379,9 @@ def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
         with pytest.raises(ConfigError, match=r"use bf16-mixed or 32-true, or balance=fixed"):
             module._require_gradients()
         module.trainer.strategy = object()
-        with pytest.raises(ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed and stages=none"):
+        with pytest.raises(
+            ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed, stages=none and ema.decay=null"
+        ):
             module._require_gradients()
     fake = fake_module(balance=Uncertainty())
     fake.trainer = SimpleNamespace(precision="16-mixed", strategy=object())
