@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Schedule, Uncertainty
 from fusionkit.checkpoints.match import require_fit
 from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
@@ -158,11 +159,18 @@ class Interrupt(Callback):
         {"max_epochs": 4, "accumulate_grad_batches": 2},
         {"max_steps": 6, "max_epochs": -1},
         {"max_steps": 6, "max_epochs": -1, "optimizer": partial(build_muon, lr=0.05, matrices="image_encoder")},
+        {
+            "max_epochs": 4,
+            "limit_val_batches": 0,
+            "teacher": MomentumTeacher,
+        },  # which has the frozen encoder of the student
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
     options = dict(options)
-    fake = partial(fake_module, teacher=True, optimizer=options.pop("optimizer", None))
+    teacher = options.pop("teacher", True)
+    optimizer = options.pop("optimizer", None)
+    fake = partial(fake_module, teacher=teacher, freeze_encoder=teacher is MomentumTeacher, optimizer=optimizer)
     batches = {2: 6, 4: 3, -1: 3}[options["max_epochs"]]
     callbacks = lambda place: [LastCheckpoint(str(tmp_path / place)), StopAfter()]  # noqa: E731
     options = {"enable_checkpointing": True, **options}
