@@ -26,7 +26,7 @@ from fusionkit.tasks.base import Task
 from fusionkit.training.ema import WeightAverage, put_back
 from fusionkit.training.finite import ADVICE, FiniteSteps
 from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
-from fusionkit.training.progress_state import count_back, pending_batches
+from fusionkit.training.progress_state import count_back, end_epoch, pending_batches
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
 from fusionkit.training.window import MetricWindow
@@ -361,6 +361,8 @@ class TrainingModule(LightningModule):
         refit(
             checkpoint, self.build_optimizer(), self.named_parameters(), has_schedule=self._build_scheduler is not None
         )
+        if self.trainer.max_steps != -1:
+            end_epoch(checkpoint)
         self._is_resumed = True
         self.stages.enter(checkpoint["global_step"])  # before DDP is made
 

@@ -12,6 +12,7 @@ from fusionkit.files.tensors import read_tensors
 TOY = [
     "experiment=llava_tiny",
     "trainer=cpu",
+    "trainer.precision=32-true",  # auto measures, and a busy machine may be slower at the one and then at the other
     "logger=csv",
     "text_encoder.config.num_hidden_layers=1",
     "data.answers.min_count=1",
@@ -83,6 +84,22 @@ def test_an_export_has_them_in_its_weights_and_says_the_same(world, capsys):
     assert train(world, "none", f"checkpoint={world}/apart", "trainer.max_steps=1") == 2
     assert "apart has adapters, and this run none; choose them as there" in capsys.readouterr().err
     assert not (world / "none").exists()
+
+
+def test_two_processes_go_on_in_each_phase_with_an_average_bit_for_bit(world):
+    """In the middle of an epoch, and at its end; the weights themselves and their average."""
+    both = [*PHASES, "trainer=ddp_cpu", "ema.decay=0.9", "trainer.limit_val_batches=1", "evaluation.roles=[]"]
+    assert train(world, "both", *both, "trainer.max_steps=6") == 0
+    whole = read_tensors(world / "both/checkpoints/last.ckpt")
+    for step in (3, 5):  # the epoch has three
+        assert train(world, f"both{step}", *both, f"trainer.max_steps={step}") == 0
+        assert train(world, f"both{step}", *both, "trainer.max_steps=6", "resume=true") == 0
+        again = read_tensors(world / f"both{step}/checkpoints/last.ckpt")
+        for one, other in (
+            (whole["state_dict"], again["state_dict"]),
+            (whole["progress"]["average"]["weights"], again["progress"]["average"]["weights"]),
+        ):
+            assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_two_processes_train_them(world):

@@ -158,6 +158,12 @@ class Interrupt(Callback):
         {"max_epochs": 4, "limit_val_batches": 0},  # saved at its end
         {"max_epochs": 4, "accumulate_grad_batches": 2},
         {"max_steps": 6, "max_epochs": -1},
+        {
+            "max_steps": 8,
+            "max_epochs": -1,
+            "limit_val_batches": 0,
+        },  # saved at an epoch's end, of a run that counts steps
+        {"max_steps": 8, "max_epochs": -1, "limit_val_batches": 0, "accumulate_grad_batches": 3},
         {"max_steps": 6, "max_epochs": -1, "optimizer": partial(build_muon, lr=0.05, matrices="image_encoder")},
         {
             "max_epochs": 4,
@@ -175,7 +181,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
     callbacks = lambda place: [LastCheckpoint(str(tmp_path / place)), StopAfter()]  # noqa: E731
     options = {"enable_checkpointing": True, **options}
     whole = fake()
-    steps = fit(tmp_path, whole, FakeData(batches=batches), callbacks=callbacks("whole"), **options).global_step
+    whole_run = fit(tmp_path, whole, FakeData(batches=batches), callbacks=callbacks("whole"), **options)
 
     with pytest.raises(KeyError, match="interrupted"):
         fit(
@@ -196,7 +202,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
         callbacks=callbacks("half"),
         **options,
     )
-    assert run.global_step == steps > 5
+    assert run.global_step == whole_run.global_step > 5
+    assert run.current_epoch == whole_run.current_epoch
     assert len(resumed.model.encoded) < len(whole.model.encoded)  # it did resume
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
