@@ -17,9 +17,10 @@ from fusionkit.assembly.image_tokens import ImageTokens
 from fusionkit.assembly.objectives import active_objectives, text_kinds
 from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Balancer, Step
+from fusionkit.checkpoints.frozen import KEY as FROZEN
 from fusionkit.checkpoints.match import not_finite, require_fit, whole
 from fusionkit.distributed import gather_objects, mean_by_name, rank
-from fusionkit.errors import ConfigError, UserError, refusals
+from fusionkit.errors import ConfigError, UserError, refusals, suggest
 from fusionkit.internals import log_at_step_made, training_batches, uses_metrics
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
@@ -32,6 +33,8 @@ from fusionkit.training.validation import Validation
 from fusionkit.training.window import MetricWindow
 from fusionkit.types import Batch, TaskOutput, at_least_fp32
 
+STORED, BESIDE = "stored", "beside"  # where frozen weights are kept: in every checkpoint, or once, beside them
+
 
 class TrainingModule(LightningModule):
     """Trains ``model`` on ``objectives: {source: {task: weight}}``; a weight multiplies, 0 switches off.
@@ -43,6 +46,7 @@ class TrainingModule(LightningModule):
     ``teacher``    a momentum teacher (fusionkit.model.momentum), advanced once per optimiser step.
     ``max_skipped_steps`` at so many steps in a row that are not finite, and so left out, the run ends (training.finite).
     ``average``    the moving average of the weights, which is validated and saved in their place (training.ema).
+    ``frozen_weights`` "beside": checkpoints name what no stage trains, for ``WholeCheckpoints`` to keep it once beside them.
     ``image_tokens`` what keeps the states of a frozen image encoder, which batches then have in place of pixels.
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
@@ -64,8 +68,11 @@ class TrainingModule(LightningModule):
         max_skipped_steps: int = 3,
         image_tokens: ImageTokens | None = None,
         average: WeightAverage | None = None,
+        frozen_weights: str = STORED,
     ) -> None:
         super().__init__()
+        if frozen_weights not in (STORED, BESIDE):
+            raise ConfigError(f"frozen_weights is {frozen_weights!r}; {suggest(str(frozen_weights), (STORED, BESIDE))}")
         self.objectives = active_objectives(objectives, tasks)
         self.weights = {
             f"{source}/{task}": weight for source, row in self.objectives.items() for task, weight in row.items()
@@ -82,7 +89,7 @@ class TrainingModule(LightningModule):
         self._to_log: dict[str, Any] = {}
         self.validation = Validation()
         self.finite = FiniteSteps(max_skipped_steps, list(self.weights))
-        self.average = average
+        self.average, self.frozen_weights = average, frozen_weights
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
         self._seed = torch.initial_seed()
         self._is_resumed = False
@@ -265,11 +272,12 @@ class TrainingModule(LightningModule):
     def _require_gradients(self) -> None:
         """What takes single objectives' gradients, or freezes on the way, needs whole parameters and unscaled gradients."""
         takes, strategy = self.balance.reads_gradients, self.trainer.strategy
-        needs_whole = takes or len(self.stages) > 1 or self.average is not None
+        needs_whole = takes or len(self.stages) > 1 or self.average is not None or self.frozen_weights == BESIDE
         if needs_whole and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise ConfigError(
                 f"trainer.strategy: {type(strategy).__name__} splits parameters, so neither balancers that read gradients nor "
-                "stages nor averages can work; use trainer.strategy=ddp, or balance=fixed, stages=none and ema.decay=null"
+                "stages nor averages nor frozen_weights=beside can work; use trainer.strategy=ddp, or balance=fixed, "
+                "stages=none, ema.decay=null and frozen_weights=stored"
             )
         if takes and self.trainer.precision == "16-mixed":
             raise ConfigError(
@@ -343,6 +351,8 @@ class TrainingModule(LightningModule):
         if self.average is not None:
             progress["average"] = self.average.save(checkpoint["state_dict"], self._all_names())
         checkpoint["progress"] = progress
+        if self.frozen_weights == BESIDE:
+            checkpoint[FROZEN] = self._never_trained()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what was stored, with the options that the optimiser and its schedule now have."""
@@ -365,6 +375,12 @@ class TrainingModule(LightningModule):
             end_epoch(checkpoint)
         self._is_resumed = True
         self.stages.enter(checkpoint["global_step"])  # before DDP is made
+
+    def _never_trained(self) -> list[str]:
+        """The names of model's and tasks' parameters that no stage trains, also those that a teacher has them under."""
+        trained = {id(parameter) for parameter in self.stages.parameters.values()}
+        frozen = {id(p) for part in (self.model, self.tasks) for p in part.parameters()} - trained
+        return [name for name, parameter in self._all_names() if id(parameter) in frozen]
 
     def _all_names(self) -> list[tuple[str, nn.Parameter]]:
         return list(self.named_parameters(remove_duplicate=False))

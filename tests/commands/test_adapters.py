@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionkit.checkpoints.directory import read_safetensors
 from fusionkit.cli.main import run
 from fusionkit.files.tensors import read_tensors
 
@@ -100,6 +101,28 @@ def test_two_processes_go_on_in_each_phase_with_an_average_bit_for_bit(world):
             (whole["progress"]["average"]["weights"], again["progress"]["average"]["weights"]),
         ):
             assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_frozen_weights_beside_the_checkpoints_are_the_same_run(world, capsys):
+    frozen = ["adapters=lora", "++text_encoder.frozen=true", "trainer.max_steps=2"]
+    assert train(world, "stored", *frozen) == 0
+    assert train(world, "beside", *frozen, "frozen_weights=beside") == 0
+    stored, beside = (world / name / "checkpoints/last.ckpt" for name in ("stored", "beside"))
+    (file,) = beside.parent.glob("frozen-*.pt")
+    assert beside.stat().st_size + file.stat().st_size < 1.1 * stored.stat().st_size
+    assert beside.stat().st_size < 0.5 * stored.stat().st_size
+    assert (world / "beside/metrics.json").read_text() == (world / "stored/metrics.json").read_text()
+    for name in ("stored", "beside"):
+        assert run(["export", f"checkpoint={world}/{name}/checkpoints/last.ckpt", f"output={world}/{name}_out"]) == 0
+    one, other = (read_safetensors(world / f"{name}_out/model.safetensors") for name in ("stored", "beside"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert train(world, "beside", *frozen[:2], "trainer.max_steps=3", "frozen_weights=beside", "resume=true") == 0
+    (world / "moved").mkdir()
+    beside.rename(world / "moved/last.ckpt")
+    capsys.readouterr()
+    assert run(["evaluate", f"checkpoint={world}/moved/last.ckpt"]) == 1
+    assert f"has its frozen weights in a file of their own, {file.name}, which is not there" in capsys.readouterr().err
 
 
 def test_two_processes_train_them(world):

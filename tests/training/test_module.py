@@ -395,7 +395,7 @@ def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
             module._require_gradients()
         module.trainer.strategy = object()
         with pytest.raises(
-            ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed, stages=none and ema.decay=null"
+            ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed, stages=none, ema.decay=null"
         ):
             module._require_gradients()
     fake = fake_module(balance=Uncertainty())
