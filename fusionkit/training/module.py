@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -342,6 +343,7 @@ class TrainingModule(LightningModule):
         checkpoint["fusionkit"] = self.artifacts
         progress: dict[str, Any] = {"seed": self._seed, "teacher_step": self._teacher_step}
         progress["skipped_steps"] = self.finite.state_dict()
+        progress["precision"] = str(self.trainer.precision)
         progress["metrics"] = gather_objects([self.window.state()])
         if self.trainer.optimizers:
             progress["parameters"] = parameter_names(self.trainer.optimizers[0], self.named_parameters())
@@ -373,6 +375,11 @@ class TrainingModule(LightningModule):
         )
         if self.trainer.max_steps != -1:
             end_epoch(checkpoint)
+        before, now = progress.get("precision"), str(self.trainer.precision)
+        if before not in (None, now):  # auto measures a CPU, which may be busy at one time and not at another
+            rank_zero_warn(
+                f"the run goes on in {now}, but began in {before}; trainer.precision={before} goes on exactly"
+            )
         self._is_resumed = True
         self.stages.enter(checkpoint["global_step"])  # before DDP is made
 

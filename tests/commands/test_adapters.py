@@ -109,8 +109,8 @@ def test_frozen_weights_beside_the_checkpoints_are_the_same_run(world, capsys):
     assert train(world, "beside", *frozen, "frozen_weights=beside") == 0
     stored, beside = (world / name / "checkpoints/last.ckpt" for name in ("stored", "beside"))
     (file,) = beside.parent.glob("frozen-*.pt")
-    assert beside.stat().st_size + file.stat().st_size < 1.1 * stored.stat().st_size
-    assert beside.stat().st_size < 0.5 * stored.stat().st_size
+    saved = stored.stat().st_size - beside.stat().st_size
+    assert saved > 0.9 * file.stat().st_size > 1e6  # the text encoder's numbers
     assert (world / "beside/metrics.json").read_text() == (world / "stored/metrics.json").read_text()
     for name in ("stored", "beside"):
         assert run(["export", f"checkpoint={world}/{name}/checkpoints/last.ckpt", f"output={world}/{name}_out"]) == 0

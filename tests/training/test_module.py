@@ -1,5 +1,6 @@
 """One step over several objectives, validation, the teacher, and what a checkpoint carries."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -401,6 +402,18 @@ def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
     fake = fake_module(balance=Uncertainty())
     fake.trainer = SimpleNamespace(precision="16-mixed", strategy=object())
     fake._require_gradients()
+
+
+@pytest.mark.parametrize(("precision", "told"), [("32-true", 0), ("bf16-mixed", 1)])
+def test_a_run_that_goes_on_in_another_precision_says_so(tmp_path, precision, told):
+    options = {"limit_val_batches": 0, "max_epochs": -1}
+    run = fit(tmp_path, fake_module(), max_steps=1, **options)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fit(tmp_path, fake_module(), ckpt_path=tmp_path / "x.ckpt", max_steps=2, precision=precision, **options)
+    words = "the run goes on in bf16-mixed, but began in 32-true; trainer.precision=32-true goes on exactly"
+    assert [str(warning.message) for warning in seen].count(words) == told
 
 
 def test_surgery_on_one_objective_is_plain_training(tmp_path):
