@@ -21,6 +21,7 @@ from fusionkit.assembly.vocabulary import carry_answers
 from fusionkit.checkpoints.adapters import require_same_adapters
 from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
+from fusionkit.checkpoints.frozen import with_frozen
 from fusionkit.checkpoints.match import not_finite, require_fit
 from fusionkit.config import first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
@@ -54,7 +55,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         near = sorted(str(found) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for found in place.glob(pattern))
         hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
         raise DataError(f"checkpoint {path} {fault}; {hint}")
-    content = read_tensors(path)
+    content = with_frozen(read_tensors(path), path)
     if not isinstance(content, dict) or not {"fusionkit", "state_dict"} <= content.keys():
         keys = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
         raise DataError(f"checkpoint {path} was not written by fusionkit train: it holds {keys}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from fusionkit.checkpoints.frozen import FrozenWeights, with_frozen
 from fusionkit.files.tensors import read_tensors, save_tensors
 
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
@@ -12,13 +13,18 @@ ADVICE = "make room, then give the same command with resume=auto"
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Files that are read back as they were written, or not at all."""
+    """Files that are read back as they were written, or not at all; with what is frozen apart, where the checkpoint says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._frozen = FrozenWeights()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint; raises DataError, the old one whole, where the disk does not take it."""
         path = Path(path)
+        checkpoint = dict(self._frozen.set_apart(checkpoint, path.parent, ADVICE))
         save_tensors(checkpoint, path, path.with_name(PREVIOUS) if path.name == LAST else None, ADVICE)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = True) -> Any:
         """Read a checkpoint, its tensors on the CPU; raises DataError where it is damaged."""
-        return read_tensors(Path(path))
+        return with_frozen(read_tensors(Path(path)), Path(path))

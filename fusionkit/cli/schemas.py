@@ -33,6 +33,8 @@ class TrainConfig:
     objectives: Any = MISSING
     data: Any = MISSING
     image_tokens: Any = None
+    frozen_weights: str = "stored"  # "beside": what never trains is kept once, beside the checkpoints
+    ema: Any = None  # the moving average of the weights, used in their place
     negatives: Any = None
     balance: Any = None
     stages: Any = None

@@ -203,6 +203,8 @@ def evaluate(trainer: Trainer, module: TrainingModule, parts: Parts) -> dict[str
     named = {path.stem: path for path in checkpoints(parts.config)}
     if path := named.get(parts.config.evaluation.checkpoint, named.get("last")):
         load_weights(module, read_checkpoint(path), path)
+    elif module.average is not None:
+        module.average.put_in()
     parts.datamodule.trainer = None  # this rank evaluates all of it
     if trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)  # and may have the processors of those that are done

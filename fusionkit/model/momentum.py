@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,8 @@ class MomentumTeacher(nn.Module):
 
     ``alpha`` weighs the soft targets and rises linearly from 0 over ``ramp_steps`` optimiser steps (0: no ramp), or over a
     fraction of the run where ``ramp_steps`` is below 1 (ALBEF: its first epoch).
-    Buffers (batch-norm statistics) are copied. Built from the student, so that both start equal.
+    Buffers (batch-norm statistics) are copied. Built from the student, so that both start equal. What is frozen then never
+    trains, and is the student's own here too: it takes no memory again, and what a checkpoint says of it is the student's.
     """
 
     def __init__(
@@ -54,9 +55,14 @@ class MomentumTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.momentum, self.final_alpha, self.ramp_steps = momentum, alpha, ramp_steps
-        self.model = copy.deepcopy(model)
+        frozen = {id(p): p for module in (model, *tasks.values()) for p in module.parameters() if not p.requires_grad}
         heads = {name: getattr(task, "head", None) for name, task in tasks.items()}
-        self.heads = nn.ModuleDict({name: copy.deepcopy(head) for name, head in heads.items() if head is not None})
+        self.model = copy.deepcopy(model, dict(frozen))
+        self.heads = nn.ModuleDict(
+            {name: copy.deepcopy(head, dict(frozen)) for name, head in heads.items() if head is not None}
+        )
+        self._shared = [name for name, p in self.named_parameters(remove_duplicate=False) if id(p) in frozen]
+        self.register_load_state_dict_pre_hook(_keep_shared)  # type: ignore[no-untyped-call]
         self.requires_grad_(False)
         self.eval()
 
@@ -72,7 +78,9 @@ class MomentumTeacher(nn.Module):
             self._average(head, tasks[name].head)  # type: ignore[arg-type]
 
     def _average(self, mean: nn.Module, student: nn.Module) -> None:
-        lerp_all(list(mean.parameters()), list(student.parameters()), 1 - self.momentum)
+        pairs = list(zip(mean.parameters(), student.parameters(), strict=True))
+        if moving := [pair for pair in pairs if pair[0] is not pair[1]]:
+            lerp_all([ours for ours, _ in moving], [theirs for _, theirs in moving], 1 - self.momentum)
         for ours, theirs in zip(mean.buffers(), student.buffers(), strict=True):
             ours.copy_(theirs)
 
@@ -89,3 +97,9 @@ class MomentumTeacher(nn.Module):
     def view(self, task: str, encoded: Encoded, alpha: float) -> Teacher:
         """The teacher as one task sees it."""
         return Teacher(self.model, dict(self.heads.items()).get(task), encoded, alpha)
+
+
+def _keep_shared(teacher: MomentumTeacher, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a state is loaded: a frozen weight is the student's, whatever the state says of the teacher's."""
+    own = dict(teacher.named_parameters(remove_duplicate=False))
+    state |= {prefix + name: own[name] for name in teacher._shared if prefix + name in state}

@@ -43,6 +43,7 @@ class FiniteSteps:
             raise ConfigError(f"max_skipped_steps is {most}; give a whole number from 1 (end at the first) on")
         self.most, self.objectives = most, list(objectives)
         self.count = self.in_a_row = 0  # steps left out, of the run and up to now
+        self.is_finite = True  # of the last step
         self._buffers: list[Tensor] = []
         self._kept: list[Tensor] = []
         self._parts: list[tuple[Tensor, Images]] = []  # of the micro-batches: losses, and the images of each source
@@ -82,10 +83,10 @@ class FiniteSteps:
         losses = torch.stack([losses for losses, _ in self._parts]).mean(dim=0)
         found = mean_over_ranks(torch.cat([losses, rows.to(losses), norm.to(losses).reshape(1)])).tolist()
         means, counts = found[: len(losses)], found[len(losses) : -1]
-        is_finite = all(map(math.isfinite, [*means, found[-1]]))
-        if is_finite:
+        self.is_finite = all(map(math.isfinite, [*means, found[-1]]))
+        if self.is_finite:
             self.in_a_row = 0
-        return means, counts, is_finite
+        return means, counts, self.is_finite
 
     @torch.no_grad()
     def leave_out(self, step: int) -> str:

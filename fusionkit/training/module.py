@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,19 +18,23 @@ from fusionkit.assembly.image_tokens import ImageTokens
 from fusionkit.assembly.objectives import active_objectives, text_kinds
 from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Balancer, Step
+from fusionkit.checkpoints.frozen import KEY as FROZEN
 from fusionkit.checkpoints.match import not_finite, require_fit, whole
 from fusionkit.distributed import gather_objects, mean_by_name, rank
-from fusionkit.errors import ConfigError, UserError, refusals
+from fusionkit.errors import ConfigError, UserError, refusals, suggest
 from fusionkit.internals import log_at_step_made, training_batches, uses_metrics
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
+from fusionkit.training.ema import WeightAverage, put_back
 from fusionkit.training.finite import ADVICE, FiniteSteps
 from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
-from fusionkit.training.progress_state import count_back, pending_batches
+from fusionkit.training.progress_state import count_back, end_epoch, pending_batches
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.validation import Validation
 from fusionkit.training.window import MetricWindow
 from fusionkit.types import Batch, TaskOutput, at_least_fp32
+
+STORED, BESIDE = "stored", "beside"  # where frozen weights are kept: in every checkpoint, or once, beside them
 
 
 class TrainingModule(LightningModule):
@@ -41,6 +46,8 @@ class TrainingModule(LightningModule):
     ``scheduler``  called with (optimiser, total_steps=...), returns a schedule stepped with the optimiser; None: constant.
     ``teacher``    a momentum teacher (fusionkit.model.momentum), advanced once per optimiser step.
     ``max_skipped_steps`` at so many steps in a row that are not finite, and so left out, the run ends (training.finite).
+    ``average``    the moving average of the weights, which is validated and saved in their place (training.ema).
+    ``frozen_weights`` "beside": checkpoints name what no stage trains, for ``WholeCheckpoints`` to keep it once beside them.
     ``image_tokens`` what keeps the states of a frozen image encoder, which batches then have in place of pixels.
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
@@ -61,8 +68,12 @@ class TrainingModule(LightningModule):
         stages: Mapping[str, Stage] | None = None,
         max_skipped_steps: int = 3,
         image_tokens: ImageTokens | None = None,
+        average: WeightAverage | None = None,
+        frozen_weights: str = STORED,
     ) -> None:
         super().__init__()
+        if frozen_weights not in (STORED, BESIDE):
+            raise ConfigError(f"frozen_weights is {frozen_weights!r}; {suggest(str(frozen_weights), (STORED, BESIDE))}")
         self.objectives = active_objectives(objectives, tasks)
         self.weights = {
             f"{source}/{task}": weight for source, row in self.objectives.items() for task, weight in row.items()
@@ -79,6 +90,7 @@ class TrainingModule(LightningModule):
         self._to_log: dict[str, Any] = {}
         self.validation = Validation()
         self.finite = FiniteSteps(max_skipped_steps, list(self.weights))
+        self.average, self.frozen_weights = average, frozen_weights
         self._teacher_step = -1  # the optimiser step the teacher was last advanced for
         self._seed = torch.initial_seed()
         self._is_resumed = False
@@ -157,6 +169,8 @@ class TrainingModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self._require_finite_weights()
         self.validation.clear()
+        if self.average is not None:
+            self.average.put_in()
 
     def on_validation_epoch_end(self) -> None:
         """Score all ranks' records; log ``val/<source>/<metric>`` and ``val/mean`` over the headline ones."""
@@ -173,6 +187,8 @@ class TrainingModule(LightningModule):
                 logger.directions |= self.validation.directions
         # every rank computed the same numbers; sync_dist only tells Lightning so
         self.log_dict(scores, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        if self.average is not None:
+            self.average.take_out()
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """A new optimiser of all parameters; raises ConfigError for rules and numbers that cannot work."""
@@ -257,10 +273,12 @@ class TrainingModule(LightningModule):
     def _require_gradients(self) -> None:
         """What takes single objectives' gradients, or freezes on the way, needs whole parameters and unscaled gradients."""
         takes, strategy = self.balance.reads_gradients, self.trainer.strategy
-        if (takes or len(self.stages) > 1) and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+        needs_whole = takes or len(self.stages) > 1 or self.average is not None or self.frozen_weights == BESIDE
+        if needs_whole and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
             raise ConfigError(
                 f"trainer.strategy: {type(strategy).__name__} splits parameters, so neither balancers that read gradients nor "
-                "stages can work; use trainer.strategy=ddp, or balance=fixed and stages=none"
+                "stages nor averages nor frozen_weights=beside can work; use trainer.strategy=ddp, or balance=fixed, "
+                "stages=none, ema.decay=null and frozen_weights=stored"
             )
         if takes and self.trainer.precision == "16-mixed":
             raise ConfigError(
@@ -276,6 +294,8 @@ class TrainingModule(LightningModule):
         self._require_finite_weights()
         self.window.to(self.device)
         self.finite.watch(self.model, self.tasks, self.balance)
+        if self.average is not None:
+            self.average.begin(self.stages.parameters)
         if self._is_resumed:
             for config in self.trainer.lr_scheduler_configs:
                 set_rates(config.scheduler)
@@ -291,6 +311,8 @@ class TrainingModule(LightningModule):
         """
         with self.stages.scaled_rates(optimizer):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None and self.finite.is_finite:
+            self.average.update()
         if uses_metrics(self.trainer):
             self._to_log = self._window_of_metrics()
 
@@ -321,13 +343,18 @@ class TrainingModule(LightningModule):
         checkpoint["fusionkit"] = self.artifacts
         progress: dict[str, Any] = {"seed": self._seed, "teacher_step": self._teacher_step}
         progress["skipped_steps"] = self.finite.state_dict()
+        progress["precision"] = str(self.trainer.precision)
         progress["metrics"] = gather_objects([self.window.state()])
         if self.trainer.optimizers:
             progress["parameters"] = parameter_names(self.trainer.optimizers[0], self.named_parameters())
         if pending := pending_batches(self.trainer):
             progress["buffers"] = self._step_buffers
             count_back(checkpoint, pending)
+        if self.average is not None:
+            progress["average"] = self.average.save(checkpoint["state_dict"], self._all_names())
         checkpoint["progress"] = progress
+        if self.frozen_weights == BESIDE:
+            checkpoint[FROZEN] = self._never_trained()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over what was stored, with the options that the optimiser and its schedule now have."""
@@ -338,12 +365,32 @@ class TrainingModule(LightningModule):
             self.finite.load_state_dict(progress["skipped_steps"])
         self.window.load(progress.get("metrics", []))
         state = checkpoint["state_dict"]
+        if kept := progress.get("average"):
+            if self.average is not None:
+                self.average.load(state, kept)
+            put_back(state, kept, self._all_names())
         state |= {name: buffer for name, buffer in progress.get("buffers", {}).items() if name in state}
         refit(
             checkpoint, self.build_optimizer(), self.named_parameters(), has_schedule=self._build_scheduler is not None
         )
+        if self.trainer.max_steps != -1:
+            end_epoch(checkpoint)
+        before, now = progress.get("precision"), str(self.trainer.precision)
+        if before not in (None, now):  # auto measures a CPU, which may be busy at one time and not at another
+            rank_zero_warn(
+                f"the run goes on in {now}, but began in {before}; trainer.precision={before} goes on exactly"
+            )
         self._is_resumed = True
         self.stages.enter(checkpoint["global_step"])  # before DDP is made
+
+    def _never_trained(self) -> list[str]:
+        """The names of model's and tasks' parameters that no stage trains, also those that a teacher has them under."""
+        trained = {id(parameter) for parameter in self.stages.parameters.values()}
+        frozen = {id(p) for part in (self.model, self.tasks) for p in part.parameters()} - trained
+        return [name for name, parameter in self._all_names() if id(parameter) in frozen]
+
+    def _all_names(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.named_parameters(remove_duplicate=False))
 
     def _tasks_of(self, source: str) -> dict[str, Task[Any]]:
         return {name: self.tasks[name] for name in self.objectives.get(source, ())}  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""How far a checkpoint says that a run is, where it was saved between two optimiser steps (Lightning's own counts)."""
+"""How far a checkpoint says that a run is, between two optimiser steps and two epochs (Lightning's own counts)."""
 
 from collections.abc import MutableMapping
 from typing import Any
@@ -25,3 +25,17 @@ def count_back(checkpoint: MutableMapping[str, Any], batches: int) -> None:
     for state in checkpoint.values():
         if isinstance(state, dict) and state.keys() == {"batches", "order"}:  # the data module's
             state["batches"] -= batches
+
+
+def end_epoch(checkpoint: MutableMapping[str, Any]) -> None:
+    """Change the counts of a checkpoint that was saved at an epoch's end, without a validation, to the next one's beginning.
+
+    Of a run with a number of steps Lightning takes them for a place within that epoch, whose batches then have other numbers.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+    now = epochs["current"]
+    if now["ready"] == now["started"] == now["processed"] == now["completed"] + 1 and batches["is_last_batch"]:
+        for counts in (epochs["total"], now):
+            counts["completed"] = counts["processed"]
+        batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}

@@ -42,6 +42,11 @@ class Stages:
         return len(self._stages)
 
     @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """All that any stage may train."""
+        return self._all
+
+    @property
     def lr_scale(self) -> float:
         """Of the stage that the run is in."""
         return list(self._stages.values())[self._index].lr_scale

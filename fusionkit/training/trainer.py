@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.artifacts import collect_artifacts
 from fusionkit.assembly.checks import (
@@ -21,7 +21,8 @@ from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
-from fusionkit.training.module import TrainingModule
+from fusionkit.training.ema import average_of
+from fusionkit.training.module import STORED, TrainingModule
 
 NOTICES = (  # of libraries, about what is meant to be so here
     ".*LeafSpec",  # Lightning's own use of torch
@@ -52,6 +53,8 @@ def build_module(parts: Parts) -> TrainingModule:
         stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
         max_skipped_steps=config.max_skipped_steps,
         image_tokens=image_tokens_of(config, parts.datamodule, parts.model.image_encoder),
+        frozen_weights=config.get("frozen_weights", STORED),
+        average=average_of(OmegaConf.to_container(config, resolve=True).get("ema")),  # type: ignore[union-attr]
     )
 
 

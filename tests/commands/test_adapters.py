@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from fusionkit.checkpoints.directory import read_safetensors
 from fusionkit.cli.main import run
 from fusionkit.files.tensors import read_tensors
 
 TOY = [
     "experiment=llava_tiny",
     "trainer=cpu",
+    "trainer.precision=32-true",  # auto measures, and a busy machine may be slower at the one and then at the other
     "logger=csv",
     "text_encoder.config.num_hidden_layers=1",
     "data.answers.min_count=1",
@@ -83,6 +85,44 @@ def test_an_export_has_them_in_its_weights_and_says_the_same(world, capsys):
     assert train(world, "none", f"checkpoint={world}/apart", "trainer.max_steps=1") == 2
     assert "apart has adapters, and this run none; choose them as there" in capsys.readouterr().err
     assert not (world / "none").exists()
+
+
+def test_two_processes_go_on_in_each_phase_with_an_average_bit_for_bit(world):
+    """In the middle of an epoch, and at its end; the weights themselves and their average."""
+    both = [*PHASES, "trainer=ddp_cpu", "ema.decay=0.9", "trainer.limit_val_batches=1", "evaluation.roles=[]"]
+    assert train(world, "both", *both, "trainer.max_steps=6") == 0
+    whole = read_tensors(world / "both/checkpoints/last.ckpt")
+    for step in (3, 5):  # the epoch has three
+        assert train(world, f"both{step}", *both, f"trainer.max_steps={step}") == 0
+        assert train(world, f"both{step}", *both, "trainer.max_steps=6", "resume=true") == 0
+        again = read_tensors(world / f"both{step}/checkpoints/last.ckpt")
+        for one, other in (
+            (whole["state_dict"], again["state_dict"]),
+            (whole["progress"]["average"]["weights"], again["progress"]["average"]["weights"]),
+        ):
+            assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_frozen_weights_beside_the_checkpoints_are_the_same_run(world, capsys):
+    frozen = ["adapters=lora", "++text_encoder.frozen=true", "trainer.max_steps=2"]
+    assert train(world, "stored", *frozen) == 0
+    assert train(world, "beside", *frozen, "frozen_weights=beside") == 0
+    stored, beside = (world / name / "checkpoints/last.ckpt" for name in ("stored", "beside"))
+    (file,) = beside.parent.glob("frozen-*.pt")
+    saved = stored.stat().st_size - beside.stat().st_size
+    assert saved > 0.9 * file.stat().st_size > 1e6  # the text encoder's numbers
+    assert (world / "beside/metrics.json").read_text() == (world / "stored/metrics.json").read_text()
+    for name in ("stored", "beside"):
+        assert run(["export", f"checkpoint={world}/{name}/checkpoints/last.ckpt", f"output={world}/{name}_out"]) == 0
+    one, other = (read_safetensors(world / f"{name}_out/model.safetensors") for name in ("stored", "beside"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert train(world, "beside", *frozen[:2], "trainer.max_steps=3", "frozen_weights=beside", "resume=true") == 0
+    (world / "moved").mkdir()
+    beside.rename(world / "moved/last.ckpt")
+    capsys.readouterr()
+    assert run(["evaluate", f"checkpoint={world}/moved/last.ckpt"]) == 1
+    assert f"has its frozen weights in a file of their own, {file.name}, which is not there" in capsys.readouterr().err
 
 
 def test_two_processes_train_them(world):

@@ -153,19 +153,23 @@ def count_records(records, samples) -> dict[str, float]:
 def fake_module(
     objectives=None,
     *,
-    teacher: bool = False,
+    teacher=False,
     optimizer=None,
     scheduler=warmup_cosine,
     tasks=None,
     balance=None,
     with_norm: bool = False,
+    freeze_encoder: bool = False,
     **options,
 ) -> TrainingModule:
+    """``teacher`` may be what builds one from model and tasks."""
     torch.manual_seed(0)
     model = FakeModel()
+    model.image_encoder.requires_grad_(not freeze_encoder)
     if with_norm:
         model.image_encoder.append(nn.BatchNorm1d(WIDTH))
     tasks = tasks or {"a": FakeTask(count_records)}
+    build_teacher = teacher if callable(teacher) else lambda model, tasks: FakeTeacher(model) if teacher else None
     return TrainingModule(
         model,
         tasks,
@@ -173,6 +177,6 @@ def fake_module(
         balance or Fixed(),
         optimizer or partial(build_optimizer, lr=0.05),
         partial(scheduler, warmup_steps=2) if scheduler else None,
-        FakeTeacher(model) if teacher else None,
+        build_teacher(model, tasks),
         **options,
     )

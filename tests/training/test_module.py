@@ -1,5 +1,6 @@
 """One step over several objectives, validation, the teacher, and what a checkpoint carries."""
 
+import warnings
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from fusionkit.balance import DWA, Fixed, GradNorm, PCGrad, Schedule, Uncertainty
 from fusionkit.checkpoints.match import require_fit
 from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
@@ -157,17 +159,30 @@ class Interrupt(Callback):
         {"max_epochs": 4, "limit_val_batches": 0},  # saved at its end
         {"max_epochs": 4, "accumulate_grad_batches": 2},
         {"max_steps": 6, "max_epochs": -1},
+        {
+            "max_steps": 8,
+            "max_epochs": -1,
+            "limit_val_batches": 0,
+        },  # saved at an epoch's end, of a run that counts steps
+        {"max_steps": 8, "max_epochs": -1, "limit_val_batches": 0, "accumulate_grad_batches": 3},
         {"max_steps": 6, "max_epochs": -1, "optimizer": partial(build_muon, lr=0.05, matrices="image_encoder")},
+        {
+            "max_epochs": 4,
+            "limit_val_batches": 0,
+            "teacher": MomentumTeacher,
+        },  # which has the frozen encoder of the student
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
     options = dict(options)
-    fake = partial(fake_module, teacher=True, optimizer=options.pop("optimizer", None))
+    teacher = options.pop("teacher", True)
+    optimizer = options.pop("optimizer", None)
+    fake = partial(fake_module, teacher=teacher, freeze_encoder=teacher is MomentumTeacher, optimizer=optimizer)
     batches = {2: 6, 4: 3, -1: 3}[options["max_epochs"]]
     callbacks = lambda place: [LastCheckpoint(str(tmp_path / place)), StopAfter()]  # noqa: E731
     options = {"enable_checkpointing": True, **options}
     whole = fake()
-    steps = fit(tmp_path, whole, FakeData(batches=batches), callbacks=callbacks("whole"), **options).global_step
+    whole_run = fit(tmp_path, whole, FakeData(batches=batches), callbacks=callbacks("whole"), **options)
 
     with pytest.raises(KeyError, match="interrupted"):
         fit(
@@ -188,7 +203,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, options):
         callbacks=callbacks("half"),
         **options,
     )
-    assert run.global_step == steps > 5
+    assert run.global_step == whole_run.global_step > 5
+    assert run.current_epoch == whole_run.current_epoch
     assert len(resumed.model.encoded) < len(whole.model.encoded)  # it did resume
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -379,11 +395,25 @@ def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
         with pytest.raises(ConfigError, match=r"use bf16-mixed or 32-true, or balance=fixed"):
             module._require_gradients()
         module.trainer.strategy = object()
-        with pytest.raises(ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed and stages=none"):
+        with pytest.raises(
+            ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed, stages=none, ema.decay=null"
+        ):
             module._require_gradients()
     fake = fake_module(balance=Uncertainty())
     fake.trainer = SimpleNamespace(precision="16-mixed", strategy=object())
     fake._require_gradients()
+
+
+@pytest.mark.parametrize(("precision", "told"), [("32-true", 0), ("bf16-mixed", 1)])
+def test_a_run_that_goes_on_in_another_precision_says_so(tmp_path, precision, told):
+    options = {"limit_val_batches": 0, "max_epochs": -1}
+    run = fit(tmp_path, fake_module(), max_steps=1, **options)
+    run.save_checkpoint(tmp_path / "x.ckpt")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fit(tmp_path, fake_module(), ckpt_path=tmp_path / "x.ckpt", max_steps=2, precision=precision, **options)
+    words = "the run goes on in bf16-mixed, but began in 32-true; trainer.precision=32-true goes on exactly"
+    assert [str(warning.message) for warning in seen].count(words) == told
 
 
 def test_surgery_on_one_objective_is_plain_training(tmp_path):
