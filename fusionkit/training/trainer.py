@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from fusionkit.assembly.artifacts import collect_artifacts
@@ -22,6 +23,7 @@ from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.module import TrainingModule
+from fusionkit.training.recompute import recompute_parts
 
 NOTICES = (  # of libraries, about what is meant to be so here
     ".*LeafSpec",  # Lightning's own use of torch
@@ -40,7 +42,7 @@ def build_module(parts: Parts) -> TrainingModule:
     for source in parts.objectives:
         if (width := parts.datamodule.feature_size(source, "train")) is not None:
             require_width(width, getattr(parts.model.image_encoder, "feature_size", width))
-    return TrainingModule(
+    module = TrainingModule(
         parts.model,
         parts.tasks,
         parts.objectives,
@@ -53,6 +55,9 @@ def build_module(parts: Parts) -> TrainingModule:
         max_skipped_steps=config.max_skipped_steps,
         image_tokens=image_tokens_of(config, parts.datamodule, parts.model.image_encoder),
     )
+    for sentence in recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks):
+        rank_zero_only(print)(sentence, flush=True)
+    return module
 
 
 def build_trainer(config: DictConfig) -> Trainer:
