@@ -13,9 +13,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.optim import _muon
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 FAKE_TENSORS = FakeTensorMode  # torch: tensors that have shapes and no numbers
 NEEDS_NUMBERS = DataDependentOutputException  # what a shape that depends on numbers raises among them
+
+DISPATCH_MODE = TorchDispatchMode  # torch: sees each operation within, with its results
 
 DATE = datetime(2024, 7, 26)  # what the templates of Llama 3 write where nobody tells them the date
 
@@ -28,6 +32,11 @@ def lerp_all(ours: Sequence[Tensor], theirs: Sequence[Tensor], weight: float) ->
 def copy_all(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
     """torch: copy each of theirs into ours, in few kernels."""
     torch._foreach_copy_(list(ours), list(theirs))
+
+
+def leaves_of(values: Any) -> list[Any]:
+    """torch: what stands in nested lists, tuples and dictionaries, one after the other."""
+    return tree_leaves(values)
 
 
 def uses_metrics(trainer: Any) -> bool:

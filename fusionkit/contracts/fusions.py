@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fusionkit.contracts.toys import module, require, require_equal
+from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.fusion.base import Fusion, SupportsAttentionMaps, SupportsExtend, SupportsFreezing
 from fusionkit.types import Fused, Tokens
 
@@ -132,6 +133,23 @@ def what_is_read_trains_all_that_is_not_frozen(build: Build) -> None:
         )
 
 
+def blocks_computed_anew_give_the_same_gradients(build: Build) -> None:
+    """With ``activation_checkpointing`` what is drawn is drawn again, and nothing is counted or kept twice."""
+    image, text, index = images(2), texts(3), torch.tensor([0, 1, 1])
+    gradients = []
+    for is_anew in (False, True):
+        fusion = build()
+        module(fusion).train()
+        if is_anew and not recompute(blocks_of(module(fusion))):
+            return
+        torch.manual_seed(0)
+        torch.stack(
+            [part.square().sum() for part in parts_of(fusion(fusion.prepare(image), text, index))]
+        ).sum().backward()
+        gradients.append([p.grad for p in module(fusion).parameters() if p.grad is not None])
+    require_equal(gradients[1], gradients[0], "a gradient whose blocks were computed anew, and one")
+
+
 def later_text_does_not_leak_under_a_causal_mask(build: Build) -> None:
     """A token's state does not change, not by one bit, with what follows it."""
     fusion = build()
@@ -207,6 +225,7 @@ CHECKS = (
     masked_image_tokens_change_nothing,
     gradient_reaches_both_inputs_and_every_parameter,
     what_is_read_trains_all_that_is_not_frozen,
+    blocks_computed_anew_give_the_same_gradients,
     later_text_does_not_leak_under_a_causal_mask,
     a_text_sees_its_images_from_their_places_on,
     a_text_may_grow,

@@ -173,6 +173,15 @@ class SupportsPredictWords(Protocol):
 
 
 @runtime_checkable
+class SupportsRecompute(Protocol):
+    """An encoder that itself knows which of its layers can be computed anew in the backward pass."""
+
+    def recompute(self) -> int:
+        """Do so from now on; gives how many they are, 0 where none can."""
+        ...
+
+
+@runtime_checkable
 class SupportsUpperLayers(Protocol):
     """A text encoder that may leave its upper layers to the fusion."""
 

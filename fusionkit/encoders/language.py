@@ -20,6 +20,7 @@ from fusionkit.encoders.language_files import (
     load_language_model,
 )
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, undisturbed, unreached_parameters
+from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.encoders.tower import (
     BEFORE,
     CACHES,
@@ -80,7 +81,7 @@ class LanguageModel(nn.Module):
         self.head: nn.Module | None = head
         self.hidden_size: int = table.embedding_dim
         self.is_frozen, self.is_read_on, self.is_open = frozen, False, False
-        self.checkpointing = checkpointing
+        self.checkpointing = False
         if text_format is not None:
             pad_as(self.backbone, text_format, is_given=bool(pretrained or gguf) or "pad_token_id" in (config or {}))
         check_vocabulary(self.config, table.num_embeddings, vocab_size, text_format, pretrained or gguf)
@@ -89,11 +90,10 @@ class LanguageModel(nn.Module):
             forget_noise(self.backbone)
         if self.head is not None:
             self.head.requires_grad_(False)  # until a fusion reads on and words are predicted
-        if checkpointing:
-            if not getattr(self.backbone, "supports_gradient_checkpointing", False):
-                raise ConfigError(f"text_encoder.checkpointing: {self.config.model_type} has none; set it to false")
-            with quiet():  # 5.24 has another name for it, which older versions lack
-                self.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if checkpointing and not self.recompute():
+            raise ConfigError(
+                f"text_encoder.checkpointing: {self.config.model_type} has no layers one by one; set it to false"
+            )
         self._abilities: TextAbilities | None = None
         self._cache_name = CACHES[0]
         self._key_size = 0
@@ -166,6 +166,11 @@ class LanguageModel(nn.Module):
         self.is_read_on = True
         if self.head is not None:
             self.head.requires_grad_(not self.is_frozen)
+
+    def recompute(self) -> int:
+        """From now on compute the layers anew in the backward pass."""
+        self.checkpointing = True
+        return recompute(blocks_of(self.backbone, outermost=True))
 
     def open_layers(self) -> tuple[int, int]:
         """From now on ``read`` and ``read_on`` may be given what is done before each layer: how many there are, and their width.

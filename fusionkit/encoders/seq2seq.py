@@ -20,6 +20,7 @@ from fusionkit.encoders.language_files import (
     load_language_model,
 )
 from fusionkit.encoders.probe import TextAbilities, first_line, freeze, undisturbed, unreached_parameters
+from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.encoders.seq2seq_probe import fault_of, made_up_texts
 from fusionkit.encoders.tower import CACHES, KeysValues, pad_as, quiet, word_table
 from fusionkit.errors import ConfigError
@@ -66,7 +67,7 @@ class EncoderDecoderLM(nn.Module):
         self.words = word_table(whole)
         self.encoder, self.decoder = whole.get_encoder(), whole.get_decoder()
         self.hidden_size: int = self.words.embedding_dim
-        self.is_frozen, self.is_read_on, self.checkpointing = frozen, False, checkpointing
+        self.is_frozen, self.is_read_on = frozen, False
         has_start = text_format is None or text_format.start != text_format.end
         self.reads_start = has_start if reads_start is None else reads_start
         if text_format is not None:
@@ -88,11 +89,10 @@ class EncoderDecoderLM(nn.Module):
         if frozen:
             self.requires_grad_(False)
             forget_noise(self)
-        if checkpointing:
-            if not getattr(whole, "supports_gradient_checkpointing", False):
-                raise ConfigError(f"text_encoder.checkpointing: {self.config.model_type} has none; set it to false")
-            with quiet():
-                whole.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if checkpointing and not self.recompute():
+            raise ConfigError(
+                f"text_encoder.checkpointing: {self.config.model_type} has no layers one by one; set it to false"
+            )
         if getattr(self.config, "attention_type", None) == "block_sparse":  # of BigBird, drawn at random in long texts
             raise ConfigError(
                 f"text_encoder: {self.config.model_type} reads long texts otherwise than short ones; set "
@@ -107,6 +107,10 @@ class EncoderDecoderLM(nn.Module):
         trained = (name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self._saying = {name for name in trained if name.startswith(SAYING)}
         self.set_saying(False)
+
+    def recompute(self) -> int:
+        """From now on compute the layers of both halves anew in the backward pass."""
+        return recompute([block for half in (self.encoder, self.decoder) for block in blocks_of(half, outermost=True)])
 
     @property
     def word_embeddings(self) -> nn.Embedding:

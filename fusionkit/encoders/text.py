@@ -19,6 +19,7 @@ from fusionkit.encoders.probe import (
     probe_text,
     undisturbed,
 )
+from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.encoders.tower import (
     CACHES,
     CHOOSE,
@@ -186,6 +187,10 @@ class HFTextEncoder(nn.Module):
         del layers[num_layers:]
         self.config.num_hidden_layers = num_layers
         return upper
+
+    def recompute(self) -> int:
+        """From now on compute the layers anew in the backward pass."""
+        return recompute(blocks_of(self.backbone, outermost=True))
 
     def train(self, mode: bool = True) -> "HFTextEncoder":
         super().train(mode)

@@ -117,8 +117,8 @@ class Bottleneck(nn.Module):
     def prepare(self, image: Tokens) -> Resampled:
         queries = self.norm_queries(self.queries).expand(len(image.embeds), -1, -1)
         for layer in self.image_layers:
-            own = layer.self_attention.project(queries, None)
-            queries = layer(queries, own, layer.cross_attention.project(image.embeds, image.mask))
+            seen = layer.cross_attention.project(image.embeds, image.mask)
+            queries, _ = layer.extend(queries, None, seen)
         return Resampled(queries, [layer.read_image(image) for layer in self.layers])
 
     def forward(self, memory: Resampled, text: Tokens, image_index: Tensor) -> Fused:

@@ -42,6 +42,24 @@ class CrossAttentionLayer(nn.Module):
         """States (T, L, D), or packed (M, D), that attend to their own text's keys and values, then to ``memory``."""
         return self.attend_memory(self.attend_self(states, own, packing), memory, grouping, packing)
 
+    def extend(
+        self,
+        states: Tensor,
+        mask: Tensor | None,
+        memory: KeyValue,
+        grouping: Grouping | None = None,
+        packing: Packing | None = None,
+        past: KeyValue | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        """As ``forward``, of states after those of P earlier tokens, mask (T, P + L); and the keys and values of all P + L."""
+        own = self.self_attention.project(states, mask, packing).after(past)
+        return self(states, own, memory, grouping, packing), own._replace(mask=None)
+
+    def read_alone(self, states: Tensor, mask: Tensor, packing: Packing) -> Tensor:
+        """Packed states (M, D) of texts, mask (T, L), after all but the cross-attention."""
+        own = self.self_attention.project(states, mask, packing)
+        return self.feed_forward_block(self.attend_self(states, own, packing))
+
     def attend_self(self, states: Tensor, own: KeyValue, packing: Packing | None = None) -> Tensor:
         """The first part, self-attention: it needs no memory."""
         out: Tensor = self.norm_self(states + self.dropout(self.self_attention(states, own, packing=packing)))
@@ -99,9 +117,8 @@ class CrossAttention(nn.Module):
         tokens, kept = packing.pack(text.embeds), []
         pasts: Sequence[KeyValue | None] = past or [None] * len(memory)
         for layer, keys_values, grouping, earlier in zip(self.layers, memory, groupings, pasts, strict=True):
-            own = layer.self_attention.project(tokens, text.mask, packing).after(earlier)
-            tokens = layer(tokens, own, keys_values, grouping, packing)
-            kept.append(own._replace(mask=None))
+            tokens, own = layer.extend(tokens, text.mask, keys_values, grouping, packing, earlier)
+            kept.append(own)
         return packing.unpack(tokens), kept
 
     def groupings(self, image_index: Tensor, images: int) -> list[Grouping]:

@@ -38,8 +38,7 @@ class MixedCrossAttention(CrossAttention):
         packing = Packing.of(text.mask)
         tokens = packing.pack(text.embeds.index_copy(1, packing.place.new_zeros(1), text.pooled[:, None]))
         for layer in self.layers:
-            own = layer.self_attention.project(tokens, text.mask, packing)
-            tokens = layer.feed_forward_block(layer.attend_self(tokens, own, packing))
+            tokens = layer.read_alone(tokens, text.mask, packing)
         states = packing.unpack(tokens)
         return Tokens(states, text.mask, self.text_pool(states[:, 0]))
 

@@ -37,9 +37,9 @@ class Prefix(nn.Module):
     ``cache_mb``  what the keys and values that a text has of its image may weigh in training, in MB.
 
     The image is first, so that it hangs on no text (but for "text"): it is read once, and its keys and values are the memory.
-    Where those weigh too much, the texts of an image are instead packed behind one prefix, none of which sees another's;
-    where the language model recomputes its layers (activation checkpointing), which keeps no keys and values, and with
-    ``sees`` "text", each text is read with its image. All give the same numbers.
+    Where those weigh too much, or the language model recomputes its layers (activation checkpointing), which keeps no keys and
+    values, the texts of an image are instead packed behind one prefix, none of which sees another's; with ``sees`` "text" each
+    text is read with its image. All give the same numbers.
 
     A text with several images is read with all of them, each at its place: before the tokens that see it (not with ``sees``
     "text").
@@ -107,7 +107,7 @@ class Prefix(nn.Module):
             states = self.language_model.read(*whole)[:, -text.embeds.shape[1] :]
         elif memory.past is not None:
             states, _ = self.extend(memory, text, image_index, None)
-        elif self.sees == "text" or self.language_model.is_recomputed:
+        elif self.sees == "text":
             whole = self._with_image(memory, text, image_index)
             states = self.language_model.read(*whole)[:, memory.tokens :]
         else:

@@ -166,8 +166,7 @@ class QFormer(nn.Module):
             if isinstance(layer, PostNormBlock):
                 states = layer(states, None)
                 continue
-            own = layer.self_attention.project(states, None)
-            states = layer(states, own, layer.cross_attention.project(image.embeds, image.mask))
+            states, _ = layer.extend(states, None, layer.cross_attention.project(image.embeds, image.mask))
         return self.map(states), None
 
     def count(self, image_tokens: int) -> int:

@@ -8,6 +8,7 @@ from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.artifacts import collect_artifacts
@@ -23,6 +24,7 @@ from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.ema import average_of
 from fusionkit.training.module import STORED, TrainingModule
+from fusionkit.training.recompute import recompute_parts
 
 NOTICES = (  # of libraries, about what is meant to be so here
     ".*LeafSpec",  # Lightning's own use of torch
@@ -41,7 +43,7 @@ def build_module(parts: Parts) -> TrainingModule:
     for source in parts.objectives:
         if (width := parts.datamodule.feature_size(source, "train")) is not None:
             require_width(width, getattr(parts.model.image_encoder, "feature_size", width))
-    return TrainingModule(
+    module = TrainingModule(
         parts.model,
         parts.tasks,
         parts.objectives,
@@ -56,6 +58,9 @@ def build_module(parts: Parts) -> TrainingModule:
         frozen_weights=config.get("frozen_weights", STORED),
         average=average_of(OmegaConf.to_container(config, resolve=True).get("ema")),  # type: ignore[union-attr]
     )
+    for sentence in recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks):
+        rank_zero_only(print)(sentence, flush=True)
+    return module
 
 
 def build_trainer(config: DictConfig) -> Trainer:

@@ -27,6 +27,7 @@ from fusionkit.distributed import (
 )
 from fusionkit.negatives import AllRanks, Drawn, HardNegatives
 from fusionkit.tasks.itm import ITM
+from fusionkit.training.recompute import recompute_parts
 from fusionkit.training.stages import Stage
 from tests.toys import choices, toy_batch, toy_dims, toy_model
 
@@ -205,12 +206,13 @@ def matching_batch(rows: slice) -> dict:
     }
 
 
-def matching() -> dict:
-    """DDP gradients of matching, by fusion."""
+def matching(is_anew: bool = False) -> dict:
+    """DDP gradients of matching, by fusion; ``is_anew`` computes blocks anew in the backward pass."""
     dist.init_process_group("gloo")
     found = {}
     for fusion in choices("fusion"):
         module = Matching(fusion)
+        recompute_parts(is_anew, module.model, {})
         ranked = DistributedDataParallel(module)  # named: once it is collected, nothing averages the gradients
         ranked(matching_batch(slice(2 * rank(), 2 * rank() + 2))).backward()
         found[fusion] = {name: parameter.grad for name, parameter in module.named_parameters()}
@@ -256,6 +258,7 @@ if __name__ == "__main__":
         "collectives": collectives,
         "balancing": balancing,
         "matching": matching,
+        "matching anew": lambda: matching(True),
         "scoring": scoring,
         "evaluating": lambda: evaluating(folder),
         "spoilt": lambda: training(folder, config, [SpoilOneRank()], steps=5),

@@ -101,8 +101,9 @@ def test_balancers_train_as_one_process_on_the_joint_batch(run):
 
 
 @pytest.mark.slow
-def test_negatives_of_all_ranks_are_those_of_one_process_on_the_joint_batch(run):
-    found = run("matching")
+@pytest.mark.parametrize("case", ["matching", "matching anew"])
+def test_negatives_of_all_ranks_are_those_of_one_process_on_the_joint_batch(run, case):
+    found = run(case)
     for fusion in choices("fusion"):
         alone = Matching(fusion)
         alone(matching_batch(slice(0, 4))).backward()
