@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusionkit.data.texts.apart import Apart, Exceeded
 from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.internals import on_one_day
@@ -20,6 +21,7 @@ PLAIN = (
     "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
 MARK = "\ue000"  # of private use, so that no text has it
+LONGEST = 2**20  # characters that a template may write beside what is said
 PROBE = Conversation((USER, ASSISTANT) * 2, ("a", "b", "c", "d"))
 
 
@@ -47,8 +49,8 @@ class ChatTemplate:
 
     The assistant says its words and the special token that the template puts behind them. Special tokens that are spelt out in
     what people say are broken by a space, so that nobody's words are taken for the end of a turn. Templates run in
-    transformers' sandbox. Raises ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, or does
-    not end it.
+    transformers' sandbox, which bounds neither time nor memory, and so in a process of its own (``Apart``). Raises ConfigError,
+    naming ``key`` or the tokenizer, for a template that leaves out a reply, does not end it, or takes too much.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, key: str = "chat_template") -> None:
@@ -59,10 +61,13 @@ class ChatTemplate:
         special = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)))
         self._end = re.compile(rf"\s*({self._special.pattern})")
+        self._apart = Apart(self._write)
         try:
-            written = self.write(PROBE, "of a probe")
+            (written,) = self._written([(PROBE, "of a probe")])
         except DataError as error:
             raise ConfigError(f"{self.key}: {error}") from error
+        finally:
+            self._apart.close()  # another process may be the one that reads
         if len(ends := sorted(set(written.ends))) > 1:
             raise ConfigError(f"{self.key}: replies end with {' or '.join(ends)}; give a template that ends all alike")
         self.end: int = tokenizer.convert_tokens_to_ids(ends[0])
@@ -72,6 +77,18 @@ class ChatTemplate:
 
         Raises DataError, in which the conversation has its ``name``, where the template does not take it, and ConfigError.
         """
+        return self._written([(conversation, name)])[0]
+
+    def _written(self, named: Sequence[tuple[Conversation, str]]) -> list[Written]:
+        if self.template is PLAIN:  # nobody else's
+            return [self._write(each) for each in named]
+        try:
+            return self._apart(named)
+        except Exceeded as error:
+            raise ConfigError(f"{self.key}: the template takes {error} for a conversation; give another") from error
+
+    def _write(self, named: tuple[Conversation, str]) -> Written:
+        conversation, name = named
         roles, words = conversation.roles, [self._without_special(said) for said in conversation.turns]
         is_open = conversation.reply is None
         if is_open:
@@ -111,7 +128,7 @@ class ChatTemplate:
         A longer one is cut behind the last whole reply that fits, or else within its first reply. Its prompt loses the oldest
         turns instead, and where the last question alone is too long, the beginning of that.
         """
-        written = [self.write(conversation, str(name)) for name, conversation in conversations]
+        written = self._written([(conversation, str(name)) for name, conversation in conversations])
         if not written:
             return []
         encoded = self.tokenizer(
@@ -148,9 +165,8 @@ class ChatTemplate:
         """The tokens of what the last reply is to, without as many of the oldest turns as do not fit."""
         history = conversation.before_reply
         while True:
-            ids: list[int] = self.tokenizer(
-                self.write(history, str(name)).text, add_special_tokens=False, verbose=False
-            )["input_ids"]
+            text = self.write(history, str(name)).text
+            ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
             shorter = history.without_oldest()
             if len(ids) <= max_length or shorter == history:
                 return ids[-max_length:]
@@ -161,11 +177,17 @@ class ChatTemplate:
         try:
             with on_one_day():  # what a model was trained on does not change with the calendar
                 text = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
+        except MemoryError:  # of which there is a bound
+            raise
         except Exception as error:  # whatever a template makes of its messages
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
                 f"the chat template does not take the conversation {name} ({reason}); correct or remove it"
             ) from error
+        if len(text) > LONGEST + sum(map(len, words)):
+            raise ConfigError(
+                f"{self.key}: the template makes {len(text):,} characters of a conversation; give another"
+            )
         return str(text)
 
     def _without_special(self, said: str) -> str:
