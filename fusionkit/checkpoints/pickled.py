@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # whose names torch.save writes
 PYTHON_2_TYPES = {"long": "int", "unicode": "str", "xrange": "range"}
@@ -31,10 +32,21 @@ def read_pickled(path: Path) -> Any:
 
     Raises what the unpickling of damaged bytes raises, which may be nearly anything.
     """
+    warn_of_other_bytes(path)
     known = numpy_names()
     stand_ins = [(Ignored, name) for name in named_globals(path) - known.keys()]
     with torch.serialization.safe_globals([*stand_ins, *((kind, name) for name, kind in known.items())]):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def warn_of_other_bytes(path: Path) -> None:
+    """Warn where a part of the file is not what was written: torch does not compare the checksums that it writes."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if name := archive.testzip():
+                rank_zero_warn(
+                    f"{path}: the checksum of {name} is not that of its bytes; it is damaged, or was saved without any"
+                )
 
 
 def named_globals(path: Path) -> set[str]:
