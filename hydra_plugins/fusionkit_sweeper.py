@@ -229,8 +229,15 @@ def _told_of(log: Path) -> Iterator[None]:
 def _without_broken_line(log: Path) -> None:
     """Cut off a last line without an end, of a search that was killed: what is written behind it could not be read."""
     if log.is_file() and (content := log.read_bytes()) and not content.endswith(b"\n"):
+        begins = content.rfind(b"\n") + 1
         with log.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+            try:
+                json.loads(content[begins:])
+            except ValueError:
+                file.truncate(begins)
+            else:  # whole, but for its end
+                file.seek(len(content))
+                file.write(b"\n")
 
 
 def _distribution(override: Override) -> Any:

@@ -144,6 +144,10 @@ def test_a_search_that_was_killed_as_it_wrote_goes_on(trained):
         log.write('{"op_code":4,"worker')
     for count in (3, 4):  # the second reads what the first wrote behind it
         assert run([*line, f"hydra.sweeper.trials={count}"]) == 0
+    text = (FOLDER / "search.log").read_text()
+    (FOLDER / "search.log").write_text(text.rstrip("\n"))  # a whole line, but for its end
+    assert run([*line, "hydra.sweeper.trials=4"]) == 0
+    assert (FOLDER / "search.log").read_text().startswith(text)
     assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 4
 
 

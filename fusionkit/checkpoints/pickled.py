@@ -1,6 +1,7 @@
 """What ``torch.save`` wrote, read without its code: of foreign classes nothing is imported, and an empty stand-in is built."""
 
 import pickletools
+import warnings
 import zipfile
 from collections import OrderedDict
 from io import BytesIO
@@ -9,7 +10,6 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # whose names torch.save writes
 PYTHON_2_TYPES = {"long": "int", "unicode": "str", "xrange": "range"}
@@ -44,8 +44,9 @@ def warn_of_other_bytes(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if name := archive.testzip():
-                rank_zero_warn(
-                    f"{path}: the checksum of {name} is not that of its bytes; it is damaged, or was saved without any"
+                warnings.warn(
+                    f"{path}: the checksum of {name} is not that of its bytes; it is damaged, or was saved without any",
+                    stacklevel=2,
                 )
 
 
