@@ -1,7 +1,8 @@
 """``hydra/sweeper=search``: a sweep that looks for the run of the best score, by Optuna (Hydra looks for plugins here)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 INTERRUPTED = "interrupted"
+LOG = "search.log"
 
 
 class Search(Sweeper):
@@ -58,11 +60,13 @@ class Search(Sweeper):
         """Make the trials that are still to be made; prints the best one."""
         from fusionkit.errors import ConfigError
 
-        if self.direction not in ("maximize", "minimize") or self.trials < 1:
+        if self.direction not in ("maximize", "minimize") or type(self.trials) is not int or self.trials < 1:
             raise ConfigError(
-                f"hydra.sweeper: direction is {self.direction} and trials {self.trials}; give maximize or minimize, and a number "
-                "above 0"
+                f"hydra.sweeper: direction is {self.direction} and trials {self.trials}; give maximize or minimize, and a whole "
+                "number above 0"
             )
+        if type(self.seed) is not int or not 0 <= self.seed < 2**31:
+            raise ConfigError(f"hydra.sweeper.seed is {self.seed!r}; give a whole number from 0 up, below 2**31")
         space, fixed = self._space(arguments)
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,12 +81,14 @@ class Search(Sweeper):
     def _search(self, folder: Path, space: dict[str, Any], fixed: list[str]) -> list[JobReturn]:
         from fusionkit.errors import ConfigError, UserError
 
-        study = self._study(folder)
-        from optuna.trial import TrialState
+        with _told_of(folder / LOG):
+            study = self._study(folder)
+            from optuna.trial import TrialState
 
-        _begin_anew(study, study.get_trials(states=[TrialState.RUNNING]))  # of a search that was killed
+            _begin_anew(study, study.get_trials(states=[TrialState.RUNNING]))  # of a search that was killed
+            made = len(_made(study))
         returns: list[JobReturn] = []
-        while (left := self.trials - len(_made(study))) > 0:
+        while (left := self.trials - made) > 0:
             at_once = min(left, getattr(self.launcher, "jobs", 1))
             try:
                 asked = [study.ask(space) for _ in range(at_once)]
@@ -92,6 +98,7 @@ class Search(Sweeper):
                     f"name=NAME, or remove {folder}"
                 ) from error
             returns += self._run(study, asked, fixed)
+            made = len(_made(study))
         scored = [trial for trial in _made(study) if trial.value is not None]
         if not scored:
             raise UserError(f"none of the {self.trials} trials of the search gave a score; what was wrong stands above")
@@ -145,7 +152,8 @@ class Search(Sweeper):
         except ImportError as error:
             raise ConfigError(f"hydra/sweeper=search needs the package optuna: {install_extra('search')}") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "search.log")))
+        _without_broken_line(folder / LOG)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / LOG)))
         known = {study.study_name: study for study in optuna.get_all_study_summaries(storage)}
         before = len(optuna.load_study(study_name="search", storage=storage).trials) if known else 0
         sampler = self.sampler or optuna.samplers.TPESampler(seed=self.seed + before)
@@ -199,6 +207,37 @@ class Search(Sweeper):
                 "'optimizer.lr=tag(log,interval(1e-4,1e-2))'"
             )
         return space, fixed
+
+
+@contextmanager
+def _told_of(log: Path) -> Iterator[None]:
+    """Say which file it is where what a search has kept makes no sense."""
+    from fusionkit.errors import DataError, UserError
+    from fusionkit.files.plain import reason_of
+
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # Optuna reads what stands there as its own words
+        raise DataError(
+            f"{log} is damaged, or of another version of Optuna ({reason_of(error)[:200]}); give another name=NAME, or remove it "
+            "to search anew"
+        ) from error
+
+
+def _without_broken_line(log: Path) -> None:
+    """Cut off a last line without an end, of a search that was killed: what is written behind it could not be read."""
+    if log.is_file() and (content := log.read_bytes()) and not content.endswith(b"\n"):
+        begins = content.rfind(b"\n") + 1
+        with log.open("r+b") as file:
+            try:
+                json.loads(content[begins:])
+            except ValueError:
+                file.truncate(begins)
+            else:  # whole, but for its end
+                file.seek(len(content))
+                file.write(b"\n")
 
 
 def _distribution(override: Override) -> Any:

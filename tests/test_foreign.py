@@ -154,6 +154,27 @@ def test_a_foreign_reader_is_refused_where_data_are_read_and_else_left_out(
     assert_untouched(place)
 
 
+@pytest.mark.parametrize("keys", [("text_encoder", "config", "num_hidden_layers"), ("fusion", "num_layers")])
+def test_layers_that_no_tensors_are_there_for_are_not_built(
+    keys: tuple[str, ...], world: Path, capsys: Capture
+) -> None:
+    line = foreign(world, at(*keys, value=4000))
+    words = f"checkpoint foreign.ckpt: {'.'.join(keys)} is 4000, but the checkpoint has "
+    assert run(["predict", line, "image=a.jpg", "question=what"]) == 1
+    assert words in sentence(capsys)
+    with pytest.raises(DataError, match=words):
+        from_pretrained("foreign.ckpt")
+
+
+def test_numbers_that_are_not_finite_are_named_as_in_the_file(world: Path, capsys: Capture) -> None:
+    name = "model.image_projection.bias"
+    checkpoint = torch.load(world / "run/checkpoints/last.ckpt", weights_only=True)
+    checkpoint["state_dict"][name][0] = float("nan")
+    torch.save(checkpoint, "foreign.ckpt")
+    assert run(["predict", "checkpoint=foreign.ckpt", "image=a.jpg", "question=what"]) == 1
+    assert f"checkpoint foreign.ckpt: {name} holds NaN" in sentence(capsys)
+
+
 @pytest.mark.parametrize("name", [*BUILT, "teacher"])
 def test_a_foreign_checkpoint_runs_nothing_when_it_is_loaded_or_exported(
     name: str, world: Path, place: Path, capsys: Capture

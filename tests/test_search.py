@@ -137,12 +137,50 @@ def test_what_a_killed_search_left_running_is_begun_anew(trained):
     assert len(set(rates)) == 3
 
 
+def test_a_search_that_was_killed_as_it_wrote_goes_on(trained):
+    line = [*SEARCH, "optimizer.lr=interval(0.001,0.1)"]
+    assert run([*line, "hydra.sweeper.trials=2"]) == 0
+    with (FOLDER / "search.log").open("a") as log:
+        log.write('{"op_code":4,"worker')
+    for count in (3, 4):  # the second reads what the first wrote behind it
+        assert run([*line, f"hydra.sweeper.trials={count}"]) == 0
+    text = (FOLDER / "search.log").read_text()
+    (FOLDER / "search.log").write_text(text.rstrip("\n"))  # a whole line, but for its end
+    assert run([*line, "hydra.sweeper.trials=4"]) == 0
+    assert (FOLDER / "search.log").read_text().startswith(text)
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 4
+
+
+@pytest.mark.parametrize("place", ["directions", "distribution", "op_code", "state", None])
+def test_a_damaged_search_is_named(place, trained, capsys):
+    line = [*SEARCH, "optimizer.lr=interval(0.001,0.1)"]
+    assert run([*line, "hydra.sweeper.trials=2"]) == 0
+    log = FOLDER / "search.log"
+    kept = [json.loads(text) for text in log.read_text().splitlines()]
+    for each in kept:
+        each |= {place: []} if place in each else {}
+    text = "\n".join(map(json.dumps, kept)) + "\n"
+    log.write_text(text if place else text.replace("{", "", 1))
+    damaged = log.read_bytes()
+    capsys.readouterr()
+    assert run([*line, "hydra.sweeper.trials=3"]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: {log} is damaged, or of another version of Optuna (")
+    assert log.read_bytes().startswith(damaged)
+    assert len(trained) == 2
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ([], "hydra/sweeper=search has nothing to search; give choices or intervals"),
         (["seed=1,2", "hydra.sweeper.direction=up"], "direction is up and trials 20; give maximize or minimize"),
         (["seed=1,2", "hydra.sweeper.trials=0"], "trials 0; give"),
+        (["seed=1,2", "hydra.sweeper.trials=nan"], "trials nan; give maximize or minimize, and a whole number above 0"),
+        (["seed=1,2", "hydra.sweeper.trials=1.5"], "trials 1.5; give"),
+        (["seed=1,2", "hydra.sweeper.seed=-1"], "hydra.sweeper.seed is -1; give a whole number from 0 up"),
+        (["seed=1,2", "hydra.sweeper.seed=2147483648"], "hydra.sweeper.seed is 2147483648; give"),
+        (["seed=1,2", "hydra.sweeper.seed=x"], "hydra.sweeper.seed is 'x'; give"),
     ],
 )
 def test_a_mistake_is_one_sentence(line, words, trained, capsys):

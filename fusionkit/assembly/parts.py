@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 from hydra.utils import instantiate
@@ -157,6 +158,15 @@ def build_teacher(
 def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:
     """The plain values of a model, its tokenizer and the answers."""
     words = text_format(tokenizer)
+    last, known = (
+        max(tokenizer.get_vocab().items(), key=itemgetter(1)),
+        model.text_encoder.word_embeddings.num_embeddings,
+    )
+    if last[1] >= known:
+        raise ConfigError(
+            f"tokenizer: its token {last[0]!a} has the number {last[1]}, but the text encoder has words for {known}; give one "
+            "whose tokens are numbered from 0 on without gaps, or another text_encoder"
+        )
     ids = {"cls": words.start, "sep": words.end, "pad": words.pad, "mask": words.mask}
     return replace(
         plain_dims(model, ids, answers),

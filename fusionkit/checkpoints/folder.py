@@ -11,6 +11,7 @@ from typing import Any
 import transformers
 
 from fusionkit.checkpoints.directory import CONFIG, read_json
+from fusionkit.checkpoints.possible import LAYERS, LENGTHS, Most
 from fusionkit.checkpoints.runs import shown
 from fusionkit.checkpoints.source import Source
 from fusionkit.encoders.probe import first_line
@@ -21,8 +22,6 @@ FILES = ("processor_config.json", "preprocessor_config.json")  # of newer and of
 RESAMPLE = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 OPENAI: dict[str, Any] = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 FIXED = {"do_resize": True, "do_rescale": True, "do_convert_rgb": True}
-LAYERS = re.compile(r"(?!max_)(.*_)?(layers|depth)")  # max_window_layers is of those that there may be
-LENGTHS = re.compile(r"(.*_)?(size|dim|heads|latents|experts|query_tokens)|d_(model|ff|kv)")
 STEPS = re.compile(r"cross_.*(frequency|interval)")  # from layer to layer
 FLAGS = (*FIXED, "do_normalize", "do_pad", "do_center_crop", "do_image_splitting")
 
@@ -50,7 +49,7 @@ def require_possible(
     would else be built, one by one. Counts below ``least`` are refused too; what is ``unread`` may be anything.
     """
     config = source.config or {}
-    longest = max((tensor.numel() for tensor in source.state.values()), default=0)
+    most = Most.of(source.state)
     named = {
         name: value
         for name, value in (config if part is None else config.get(part) or {}).items()
@@ -59,10 +58,8 @@ def require_possible(
     for name, value in sorted(named.items(), key=lambda item: not LAYERS.fullmatch(item[0])):  # these first
         key = f"{source.path / CONFIG}: {name if part is None else f'{part}.{name}'} is {shown(value)}"
         is_layers, is_length, is_step = (pattern.fullmatch(name) for pattern in (LAYERS, LENGTHS, STEPS))
-        if is_layers and value > len(source.state):
-            raise DataError(f"{key}, but the checkpoint has {len(source.state)} tensors; correct it")
-        if is_length and value > longest:
-            raise DataError(f"{key}, but the largest tensor of the checkpoint has {longest} numbers; correct it")
+        if told := most.fault(name, value):
+            raise DataError(f"{key}, but {told}; correct it")
         lowest = 1 if is_step else least if is_layers or is_length else None
         if lowest is not None and value < lowest:
             raise DataError(f"{key}, but has to be at least {lowest}; correct it")

@@ -23,6 +23,7 @@ from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.checkpoints.frozen import with_frozen
 from fusionkit.checkpoints.match import not_finite, require_fit
+from fusionkit.checkpoints.possible import require_possible_parts
 from fusionkit.config import first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import PUBLISHED
@@ -113,12 +114,14 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
         forget_data(config, artifacts["answers"])
     require_trusted(config, BUILT, f"checkpoint {path}", trust, overrides)
     check_arguments(OmegaConf.masked_copy(config, list(BUILT)))
+    require_possible_parts(config, checkpoint["state_dict"], path)
     restored: dict[str, Any] = {"answers": AnswerVocabulary(answers)} if answers else {}
     if tokenizer is not None:
         restored["tokenizer"] = tokenizer_from(tokenizer)
     parts = build_parts(config, has_data, **restored)
-    load_weights(nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)}), checkpoint, path)
-    if names := not_finite(nn.ModuleList([parts.model, *parts.tasks.values()])):
+    module = nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)})
+    load_weights(module, checkpoint, path)
+    if names := not_finite(module):
         more = f", as do {len(names) - 1} more tensors" if len(names) > 1 else ""
         raise DataError(f"checkpoint {path}: {names[0]} holds NaN or infinite numbers{more}; take one of before that")
     return parts

@@ -19,6 +19,7 @@ from fusionkit.checkpoints.load import (
     sizes_of,
     told_of,
 )
+from fusionkit.checkpoints.possible import require_possible_parts
 from fusionkit.checkpoints.source import local
 from fusionkit.errors import DataError
 from fusionkit.model.adapters import merge
@@ -56,6 +57,7 @@ def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
     forget_files(config, sizes_of(artifacts, path), partial(may_look_up, trust=trust))
     forget_proposals(config)
     require_trusted(config, (*NETWORK, "teacher"), f"checkpoint {path}", trust)
+    require_possible_parts(config, checkpoint["state_dict"], path)
     files = artifacts["tokenizer"]
     tokenizer = tokenizer_from(files) if files else None
     words = tokenizer if tokenizer is not None else artifacts.get("ids")

@@ -1,7 +1,10 @@
 """Tokenizers: a published one by name or directory, or a word-level one built from a data set's own texts."""
 
+import json
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer
@@ -13,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.files.names import is_file_name
 from fusionkit.files.unicode import UNSPACED, readable
@@ -27,6 +31,7 @@ PUBLISHED = ("bert-base-uncased", "bert-base-cased", "roberta-base", "openai/cli
 COMPANION = "qformer_tokenizer"
 """The folder among a tokenizer's files that holds that of what looks at images (transformers' InstructBlipProcessor)."""
 
+MOST_GROWTH = 10**4  # times that a text may grow before it is cut into tokens
 PROBE = "a \u2603 zqxj"  # a word, and what few vocabularies hold
 CHOOSE = "choose a BERT-like tokenizer such as bert-base-uncased"
 
@@ -71,7 +76,8 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
         )
     try:
         require_own_files(name)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with panics():
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # of a damaged file the tokenizers' own library raises this very class
@@ -112,6 +118,8 @@ def wrapped(tokenizer: PreTrainedTokenizerBase, name: str = "the one given") -> 
     """
     if not tokenizer.is_fast:
         raise ConfigError(f"tokenizer: '{name}' is not a fast tokenizer; {CHOOSE}")
+    require_growth(tokenizer, name)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # whatever its files say
     if (ends := _ends(tokenizer, name)) is None:
         end = tokenizer.sep_token or tokenizer.eos_token
         if end is None:
@@ -148,10 +156,39 @@ def require_own_files(name: str) -> None:
             )
 
 
+def require_growth(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise DataError where what is put in the place of letters, once behind the other, makes far more of a text than it was.
+
+    tokenizers' library ends the whole process where there is no memory for it.
+    """
+    backend = tokenizer.backend_tokenizer
+    steps = [part.__getstate__() for part in (backend.normalizer, backend.decoder) if part is not None]
+    grown = [
+        len(text) for step in steps for key, text in leaves(json.loads(step)) if key.endswith(("content", "prepend"))
+    ]
+    if (times := math.prod(length for length in grown if length)) > MOST_GROWTH:
+        raise DataError(
+            f"tokenizer: tokenizer.json of '{name}' puts so much in the place of letters that a text may grow {times:.2g} times; "
+            "take another"
+        )
+
+
+@contextmanager
+def panics() -> Iterator[None]:
+    """Raise as ValueError what tokenizers' library raises where it gives up, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(str(error)) from error
+
+
 def _ends(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str] | None:
     """The tokens that a text stands between; None where they are not one on either side."""
     try:
-        encoded = tokenizer(PROBE, return_special_tokens_mask=True)
+        with panics():
+            encoded = tokenizer(PROBE, return_special_tokens_mask=True)
     except Exception as error:  # what tokenizers raises where a word is unknown and there is no token for such
         raise ConfigError(f"tokenizer: '{name}' cannot spell every text ({error}); {CHOOSE}") from error
     ids, is_added = encoded["input_ids"], encoded["special_tokens_mask"]

@@ -75,6 +75,14 @@ class Finish:
             raise ConfigError(f"data.resample is '{resample}'; {suggest(resample, RESAMPLES)}")
         if fit == "keep" and not 1 <= multiple <= size:
             raise ConfigError(f"data.multiple is {multiple}, but has to be between 1 and data.image_size, {size}")
+        for name, values, is_possible in (
+            ("mean", mean, all(0 <= value <= 1 for value in mean)),
+            ("std", std, all(0 < value <= 1 for value in std)),
+        ):
+            if not is_possible:
+                raise ConfigError(
+                    f"data.{name} is {list(values)}, but is of pixels from 0 to 1; give numbers in this range"
+                )
         self.size, self.fit, self.multiple, self.resample = size, fit, multiple, RESAMPLES[resample]
         self.decode_side = UNSCALED if fit == "keep" else size
         deviation = np.asarray(std, dtype=np.float32).reshape(3, 1, 1)

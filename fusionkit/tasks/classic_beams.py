@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fusionkit.tasks.generation import UNLIKELY, DecoderState, Generated, GenerationConfig
+from fusionkit.tasks.generation import UNLIKELY, DecoderState, Generated, GenerationConfig, require_beams
 
 
 @dataclass
@@ -36,6 +36,9 @@ class ClassicBeamSearch:
     beams: int = 3
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_beams(self.beams, self.length_penalty)
 
     def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated:
         best = self.search(steps, rules)

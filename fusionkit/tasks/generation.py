@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fusionkit.errors import ConfigError
 
+MOST_BEAMS, MOST_PENALTY = 1000, 100
 UNLIKELY = -1e9  # the log-probability of a hypothesis that is not there
 
 
@@ -184,6 +185,16 @@ def _walk(steps: DecoderState, rules: GenerationConfig, choose: Callable[[Tensor
         logits, state = steps.advance(chosen, state)
 
 
+def require_beams(beams: int, length_penalty: float) -> None:
+    """Raise ConfigError for what no search can have; a length to a huge power is no number any more."""
+    if not 1 <= beams <= MOST_BEAMS:
+        raise ConfigError(f"search: beams is {beams}; give 1 or more, up to {MOST_BEAMS}")
+    if not abs(length_penalty) <= MOST_PENALTY:
+        raise ConfigError(
+            f"search: length_penalty is {length_penalty}; give a number from -{MOST_PENALTY} to {MOST_PENALTY}, such as 1"
+        )
+
+
 @dataclass(frozen=True)
 class BeamSearch:
     """The best of ``beams`` hypotheses a prompt, scored by log-probability / length ** ``length_penalty``.
@@ -198,8 +209,7 @@ class BeamSearch:
     early_stopping: bool = False
 
     def __post_init__(self) -> None:
-        if self.beams < 1:
-            raise ConfigError(f"search: beams is {self.beams}; give 1 or more")
+        require_beams(self.beams, self.length_penalty)
 
     def __call__(self, steps: DecoderState, rules: GenerationConfig) -> Generated:
         logits, state = steps.start()

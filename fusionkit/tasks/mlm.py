@@ -155,6 +155,8 @@ class MLM(Task[CaptionBatch]):
         self.metrics = means("token_accuracy")
         if dims.tokens:  # else weights alone are wanted
             mask_of(dims)
+        if not 0 < probability <= 1:
+            raise ConfigError(f"task.mlm.probability is {probability}; give a number above 0, up to 1")
         self.dims, self.texts_per_image, self.probability = dims, texts_per_image, probability
         self.masking = masking or RandomMasking(dims, probability, whole_word, at_least_one, mask_sep, most)
         width = dims.text_size if tied else dims.hidden_size

@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fusionkit.assembly import parts as module
-from fusionkit.assembly.parts import Parts, build_tasks, instruction_words, plain_dims, spell
-from fusionkit.data.tokenizer import word_tokenizer
+from fusionkit.assembly.parts import Parts, build_tasks, dims_of, instruction_words, plain_dims, spell
+from fusionkit.data.tokenizer import word_tokenizer, wrapped
 from fusionkit.errors import ConfigError
 from fusionkit.types import InstructionWords
 from tests.toys import VOCABULARY, toy_model
@@ -50,6 +50,14 @@ def test_an_answer_within_a_text_begins_with_the_space_of_a_tokenizer_of_bytes()
     assert spell(Bytes(), ("a",)) == ((97,),)
     Bytes.tokenize = lambda self, text: ["a"]
     assert spell(Bytes(), ("a",), within_text=True) == ((97,),)
+
+
+def test_a_token_whose_number_the_text_encoder_has_no_word_for():
+    model, tokenizer = toy_model(), wrapped(word_tokenizer([" ".join(f"w{n}" for n in range(55))]))
+    assert len(tokenizer) == 60 == dims_of(model, tokenizer, ()).vocab_size
+    tokenizer.add_tokens(["late"])
+    with pytest.raises(ConfigError, match="its token 'late' has the number 60, but the text encoder has words for 60"):
+        dims_of(model, tokenizer, ())
 
 
 def test_plain_values_of_a_model():

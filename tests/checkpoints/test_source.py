@@ -4,6 +4,8 @@ import argparse
 import collections
 import enum
 import os
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,19 @@ def test_nothing_of_it_is_run(call: Any, place: str, is_zip: bool, tmp_path: Pat
         with pytest.raises(DataError, match=r"x\.pth"):
             read_source(path)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_other_bytes_than_were_written_are_told(is_zip: bool, tmp_path: Path) -> None:
+    path = saved(tmp_path, STATE, is_zip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(path)
+    content = path.read_bytes()
+    at = content.index(STATE["itm_head.bias"].numpy().tobytes())
+    path.write_bytes(content[:at] + b"\1" + content[at + 1 :])
+    with pytest.warns(UserWarning, match=r"x\.pth: the checksum of .*/data/1 is not") if is_zip else nullcontext():
+        assert not same(path)
 
 
 def test_a_stand_in_does_not_stay_allowed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from fusionkit.data.tokenizer import build_tokenizer, load_tokenizer, text_format, word_tokenizer, wrapped
+from fusionkit.data.tokenizer import build_tokenizer, load_tokenizer, panics, text_format, word_tokenizer, wrapped
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.types import TextFormat
 
@@ -43,6 +43,47 @@ def test_what_is_no_tokenizer_is_one_sentence(tmp_path):
         load_tokenizer(tmp_path)
     with pytest.raises(ConfigError, match="'nobody/nothing' is neither a tokenizer folder nor the name"):
         load_tokenizer("nobody/nothing")
+
+
+def changed(folder, change):
+    """The folder of a built tokenizer with its tokenizer.json changed."""
+    build_tokenizer(TEXTS, folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def replaced(times, by="aaaaaaaaaa"):
+    step = {"type": "Replace", "pattern": {"String": "a"}, "content": by}
+    return {"type": "Sequence", "normalizers": [step] * times}
+
+
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_a_text_that_grows_without_end_is_refused(part, tmp_path):
+    name = {"normalizer": "normalizers", "decoder": "decoders"}[part]
+    few, many = ({"type": "Sequence", name: replaced(times)["normalizers"]} for times in (4, 5))
+    assert load_tokenizer(changed(tmp_path / "few", lambda content: content.update({part: few})))
+    with pytest.raises(DataError, match=r"tokenizer.json of '.*many' puts .* may grow 1e\+05 times; take another"):
+        load_tokenizer(changed(tmp_path / "many", lambda content: content.update({part: many})))
+    removed = {"type": "Sequence", name: replaced(1, by="")["normalizers"] + many[name]}
+    with pytest.raises(DataError, match="may grow"):
+        load_tokenizer(changed(tmp_path / "removed", lambda content: content.update({part: removed})))
+
+
+def test_a_library_that_gives_up_is_a_sentence(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot spell every text \(no entry found for key\)"):
+        load_tokenizer(changed(tmp_path, lambda content: content["post_processor"].update(special_tokens={})))
+    with pytest.raises(KeyboardInterrupt), panics():
+        raise KeyboardInterrupt
+
+
+def test_what_a_tokenizer_gives_is_what_is_read(tmp_path):
+    build_tokenizer(TEXTS, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_input_names": ["input_ids", "token_type_ids"]}))
+    assert set(load_tokenizer(tmp_path)(TEXTS)) == {"input_ids", "attention_mask"}
 
 
 @pytest.mark.parametrize("longest", ["512", [512], True])

@@ -175,6 +175,22 @@ def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
         Finish(30, (0, 0, 0), (1, 1, 1), fit="corp")
 
 
+@pytest.mark.parametrize(
+    ("mean", "std", "words"),
+    [
+        ((0, 0, 1.1), (1, 1, 1), r"data.mean is \[0, 0, 1.1\], but is of pixels from 0 to 1"),
+        ((-0.1, 0, 0), (1, 1, 1), "data.mean is"),
+        ((0, 0, 0), (1, 0, 1), r"data.std is \[1, 0, 1\]"),
+        ((0, 0, 0), (1, 1, 10**13), "data.std is"),
+        ((0, 0, 0), (1, 1, float("nan")), "data.std is"),
+    ],
+)
+def test_what_no_pixels_have_on_average(mean, std, words):
+    with pytest.raises(ConfigError, match=words):
+        Finish(30, mean, std)
+    Finish(30, (0, 0, 1), (1, 1, 1 / 255))
+
+
 @pytest.mark.parametrize("resample", ["bicubic", "bilinear", "lanczos"])
 def test_images_are_resized_as_pillow_does(resample):
     image, _ = painted()

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, TopKLogitsWarper, TopPLogitsWarper
 
 from fusionkit.errors import ConfigError
+from fusionkit.tasks.classic_beams import ClassicBeamSearch
 from fusionkit.tasks.generation import (
     BeamSearch,
     GenerationConfig,
@@ -155,11 +156,21 @@ def test_samples_follow_the_truncated_law():
         (lambda: GenerationConfig(END, no_repeat_ngram=-1), "no_repeat_ngram is -1"),
         (lambda: Sampling(top_p=0.0), "top_p 0.0"),
         (lambda: BeamSearch(beams=0), "beams is 0"),
+        (lambda: BeamSearch(beams=1001), "beams is 1001; give 1 or more, up to 1000"),
+        (lambda: ClassicBeamSearch(beams=0), "beams is 0"),
+        (lambda: BeamSearch(length_penalty=101), "length_penalty is 101; give a number from -100 to 100"),
+        (lambda: BeamSearch(length_penalty=-(2**31)), "length_penalty is -2147483648"),
+        (lambda: ClassicBeamSearch(length_penalty=float("nan")), "length_penalty is nan"),
     ],
 )
 def test_impossible_options_are_one_sentence(call, sentence):
     with pytest.raises(ConfigError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize("kind", [BeamSearch, ClassicBeamSearch])
+def test_the_last_options_that_are_possible(kind):
+    assert kind(beams=1000, length_penalty=-100) != kind(beams=1, length_penalty=100)
 
 
 def test_a_running_text_is_compared_at_the_length_it_has():

@@ -15,6 +15,13 @@ def model():
     return toy_model()
 
 
+@pytest.mark.parametrize("probability", [0, -0.1, 1.01, 2**63])
+def test_a_probability_that_is_none(probability):
+    with pytest.raises(ConfigError, match=rf"task.mlm.probability is {probability}; give a number above 0, up to 1"):
+        MLM(toy_dims(toy_model()), probability=probability)
+    MLM(toy_dims(toy_model()), probability=1)
+
+
 def test_fifteen_percent_by_eighty_ten_ten(model):
     torch.manual_seed(0)
     rows = toy_rows(images=6000, texts_per_image=1)

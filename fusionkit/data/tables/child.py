@@ -4,21 +4,39 @@ import os
 import pickle
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from select import select
 from typing import TypeVar
 
 from fusionkit.errors import UserError
 
 Result = TypeVar("Result")
 CAN_FORK = sys.platform == "linux"  # elsewhere a fork of a process with threads may hang
+OUT_OF_MEMORY = 3  # exit status
 
 
-def in_child(work: Callable[[], Result]) -> Result:
-    """What the work gives, done in a fork of this process. Raises what it raises.
+@dataclass(frozen=True)
+class Bounds:
+    """What work on a stranger's file may take."""
 
-    Where it ends otherwise than with a result or a sentence for the user, it is done again here, so that the error is its own.
+    seconds: int = 5  # of the processor
+    memory: int = 2**30  # bytes beside those of this process
+    waited: float = 120.0  # seconds of the clock, where the processor is busy or the work sleeps
+
+
+class Exceeded(Exception):
+    """The work took more than its bounds."""
+
+
+def in_child(work: Callable[[], Result], bounds: Bounds | None = None) -> Result:
+    """What the work gives, done in a fork of this process. Raises what it raises, and Exceeded.
+
+    Where it ends otherwise than with a result, a sentence for the user or beyond its bounds, it is done again here, so that the
+    error is its own.
     """
     if not CAN_FORK:
         return work()
@@ -29,17 +47,23 @@ def in_child(work: Callable[[], Result]) -> Result:
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which the child does not use
         process = os.fork()
     if process == 0:
-        _answer(work, write_end)
+        _answer(work, write_end, bounds)
     os.close(write_end)
+    answer = b""
     try:
         with os.fdopen(read_end, "rb") as file:
-            answer = file.read()
+            is_done = bounds is None or select([file], [], [], bounds.waited)[0]
+            answer = file.read() if is_done else b""
+        if not is_done:
+            os.kill(process, signal.SIGKILL)
     except BaseException:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
         raise
     finally:
-        os.waitpid(process, 0)
+        _, status = os.waitpid(process, 0)
+    if bounds and not answer and (os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == OUT_OF_MEMORY):
+        raise Exceeded(f"more than {bounds.seconds} seconds, or {bounds.memory / 2**30:g} GiB of memory")
     if not answer:
         return work()
     result, error = pickle.loads(answer)  # of our own process
@@ -49,11 +73,13 @@ def in_child(work: Callable[[], Result]) -> Result:
     return done
 
 
-def _answer(work: Callable[[], Result], write_end: int) -> None:
+def _answer(work: Callable[[], Result], write_end: int, bounds: Bounds | None) -> None:
     """Do the work, send its result or its error, and end this process at once."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if bounds:
+            _keep_within(bounds)
         try:
             answer = pickle.dumps((work(), None))
         except UserError as error:
@@ -63,5 +89,19 @@ def _answer(work: Callable[[], Result], write_end: int) -> None:
             file.write(answer)
         sys.stdout.flush()
         sys.stderr.flush()
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
     finally:
         os._exit(0)
+
+
+def _keep_within(bounds: Bounds) -> None:
+    import resource
+
+    with open("/proc/self/statm", "rb") as file:
+        used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    wanted = {resource.RLIMIT_AS: used + bounds.memory, resource.RLIMIT_CORE: 0}
+    wanted[resource.RLIMIT_CPU] = int(time.process_time()) + 1 + bounds.seconds
+    for which, value in wanted.items():
+        hard = resource.getrlimit(which)[1]
+        resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fusionkit.data.tables.child import Bounds, Exceeded, in_child
 from fusionkit.data.texts.conversations import ASSISTANT, USER, Conversation, parts_of
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.internals import on_one_day
@@ -19,6 +20,7 @@ PLAIN = (
     "{% elif message.role == 'assistant' %}ASSISTANT: {{ message.content }}{{ sep_token }}{% else %}{{ message.content }} "
     "{% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
 )
+LONGEST = 2**20  # characters that a template may write beside what is said
 MARK, PICTURE = "\ue000", "\ue001"  # of private use, so that no text has them
 PROBE = Conversation((USER, ASSISTANT) * 2, ("a", "b", "c", "d"))
 
@@ -54,8 +56,8 @@ class ChatTemplate:
 
     The assistant says its words and the special token that the template puts behind them. Special tokens that are spelt out in
     what people say are broken by a space, so that nobody's words are taken for the end of a turn. Templates run in
-    transformers' sandbox. Raises ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, or does
-    not end it.
+    transformers' sandbox, which bounds neither time nor memory: a probe is written with such bounds. Raises ConfigError, naming
+    ``key`` or the tokenizer, for a template that leaves out a reply, does not end it, or takes too much.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, key: str = "chat_template") -> None:
@@ -67,9 +69,11 @@ class ChatTemplate:
         self._special = re.compile("|".join(map(re.escape, special)))
         self._end = re.compile(rf"\s*({self._special.pattern})")
         try:
-            written = self.write(PROBE, "of a probe")
+            written = in_child(lambda: self.write(PROBE, "of a probe"), None if template is PLAIN else Bounds())
         except DataError as error:
             raise ConfigError(f"{self.key}: {error}") from error
+        except Exceeded as error:
+            raise ConfigError(f"{self.key}: the template takes {error} for two questions; give another") from error
         if len(ends := sorted(set(written.ends))) > 1:
             raise ConfigError(f"{self.key}: replies end with {' or '.join(ends)}; give a template that ends all alike")
         self.end: int = tokenizer.convert_tokens_to_ids(ends[0])
@@ -179,11 +183,17 @@ class ChatTemplate:
         try:
             with on_one_day():  # what a model was trained on does not change with the calendar
                 text = self.tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
+        except MemoryError:  # of which there is a bound
+            raise
         except Exception as error:  # whatever a template makes of its messages
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
                 f"the chat template does not take the conversation {name} ({reason}); correct or remove it"
             ) from error
+        if len(text) > LONGEST + sum(map(len, words)):
+            raise ConfigError(
+                f"{self.key}: the template makes {len(text):,} characters of a conversation; give another"
+            )
         return str(text)
 
     def _plain(self, role: str, said: str) -> str:
