@@ -13,7 +13,6 @@ from fusionkit.scoring import (
     replies,
     retrieval,
     vqa,
-    word_labels,
 )
 from fusionkit.scoring.base import BaseScorer, as_scorer
 
@@ -28,7 +27,7 @@ CAPTIONING = captioning.Bleu()
 ENTAILMENT = classification.Entailment()
 NLVR2 = classification.NLVR2()
 REPLIES = replies.Replies()
-WORD_LABELS = word_labels.WordLabels()
+WORD_LABELS = classification.WordLabels()
 OURS: Sequence[BaseScorer] = [
     *(
         VQA,

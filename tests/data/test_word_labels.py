@@ -9,7 +9,7 @@ from fusionkit.assembly.table_choices import choices_for
 from fusionkit.data.collate import Collate
 from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample, Text
-from fusionkit.data.texts.word_labels import LABELS, label_rows, spans_of
+from fusionkit.data.texts.word_labels import LABELS, _firsts, label_rows, spans_of
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.errors import DataError
 from tests.data.test_collate import item
@@ -32,6 +32,10 @@ def test_words_that_are_cut_or_have_no_token_have_no_label():
     text = Text(1, "\u0001 dog in", {LABELS: ["O", "O", "B-LOC"]})  # of which BERT's normaliser leaves nothing
     assert len(spans_of(text.text)) == 3
     assert label_rows([text], TOKENIZER, 9, str)["label_words"].tolist() == [[-1, 1, 2, -1]]
+
+
+def test_a_token_may_begin_with_the_space_before_its_word():
+    assert _firsts([(0, 0), (1, 5), (5, 7), (7, 9)], [(0, 1), (2, 7), (8, 9)]) == [-1, 1, -1, 2]
 
 
 def test_words_and_labels_are_as_many():

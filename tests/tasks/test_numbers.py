@@ -95,6 +95,12 @@ TASKS = {  # by name: class, fusion, options, whether the images are regions
         {"negatives": HardNegatives(k=3), "margin": 0.2, "hardest": 2},
         False,
     ),
+    "token_classification": (
+        "fusionkit.tasks.token_classification.TokenClassification",
+        "cross_attention",
+        {"labels": ["O", "B-LOC"]},
+        False,
+    ),
     "vqa": ("fusionkit.tasks.vqa.VQA", "cross_attention", {}, False),
     "vqa_decoder": ("fusionkit.tasks.vqa_decoder.DecoderVQA", "cross_attention", {"decoder": DECODER}, False),
     "vqa_decoder_whole": (

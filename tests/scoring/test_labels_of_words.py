@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.scoring.classification import is_labels
 from fusionkit.scoring.scorers import WORD_LABELS
-from fusionkit.scoring.word_labels import is_labels
 
 
 def said(*labels):
