@@ -118,7 +118,7 @@ class Model:
         """The answer to each question; ``ask`` also gives the next best ones with their probabilities.
 
         A model that was trained to chat answers conversations too: lists of messages, {"role", "content"}, that end with a
-        question. One about several images has them as a list in ``images``, and ``<image>`` where each is seen.
+        question. One about several images has them as a list within ``images``, and ``<image>`` where each is seen.
         """
         return self._values("question", "answer", images, questions, by, return_attention, list)
 

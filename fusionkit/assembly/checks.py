@@ -245,7 +245,9 @@ def check_chat(source: str, datamodule: DataModule, has_data: bool) -> None:
 
 def check_pictures(source: str, datamodule: DataModule, fusion: Fusion) -> int:
     """The fusion takes the pictures of a source's conversations as they stand; gives how many one has at most."""
-    most = 1
+    most, shots = 1, datamodule.sources[source].shots
+    if shots:
+        require_several_images(fusion, f"a conversation behind data.sources.{source}.shots={shots} others")
     for role in datamodule.sources[source].splits:
         samples = as_samples(datamodule.samples(source, role))
         most = max([most, *(1 + np.diff(samples.other_ends, prepend=0)).tolist()])
@@ -253,7 +255,7 @@ def check_pictures(source: str, datamodule: DataModule, fusion: Fusion) -> int:
             for text in (text for sample in samples for text in sample.texts.get(CONVERSATIONS, ())):
                 if Conversation.of(text).places:
                     require_several_images(fusion, f"the conversation {text.id} (data.sources.{source}, {role})")
-    return most
+    return most + shots
 
 
 def check_temperature(model: VisionLanguageModel) -> None:

@@ -18,7 +18,7 @@ from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import FIRST, ChatTemplate, place_tensor
-from fusionkit.data.texts.conversations import Conversation, require_places
+from fusionkit.data.texts.conversations import PICTURES, Conversation, require_places
 from fusionkit.data.texts.word_labels import LABELS, label_rows
 from fusionkit.data.tokenizer import companion_of
 from fusionkit.errors import DataError
@@ -170,6 +170,10 @@ class Collate:
         """Conversations as `ChatTemplate.rows` has them, and where their pictures, which are these rows of images, stand."""
         assert self.chat is not None
         told = [Conversation.of(text) for text in texts]
+        images = [
+            [own[number] for number in text.facts.get(PICTURES, range(len(own)))]
+            for text, own in zip(texts, images, strict=True)
+        ]
         for text, conversation, own in zip(texts, told, images, strict=True):
             require_places(conversation, len(own), f"the conversation {text.id} of source {self.source}")
         spelt = self.chat.spell([(text.id, each) for text, each in zip(texts, told, strict=True)], self.max_length)

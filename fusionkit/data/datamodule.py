@@ -27,6 +27,7 @@ from fusionkit.data.pixels.views import identity as identity_of_views
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
+from fusionkit.data.shots import with_shots
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.stores import stamp_of
 from fusionkit.data.tables.samples import ImagePaths, Samples
@@ -86,7 +87,8 @@ class DataModule(LightningDataModule):
         self.finish = Finish(image_size, mean, std, fit, multiple, resample)
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
         self._decoder = chosen_decoder(decoder)
-        self._cached: dict[tuple[str, str], Images] = {}
+        self._cached: dict[tuple[str, str, bool], Images] = {}  # of a source and role, with worked examples or without
+        self._shown: dict[tuple[str, str], Samples] = {}
         self._tables: dict[tuple[str, str], Table] = {}
         self._training: dict[str, TrainData] = {}
         self._loaders: dict[str, Loader] = {}
@@ -218,7 +220,7 @@ class DataModule(LightningDataModule):
 
         Each once, but for those of the last image where there are fewer images than ranks.
         """
-        samples = self.samples(source, role)
+        samples = self._evaluated(source, role)
         settings = self.sources[source]
         images = self._images(source, role, self.finish.decode_side, is_augmented=False)
         data = EvalData(samples, images, settings.kinds, self._finishing(source, role, is_augmented=False))
@@ -229,6 +231,15 @@ class DataModule(LightningDataModule):
         return Loader(
             data, batches, self._collate(source, role, samples), workers_of(self.num_workers, 1), persistent=False
         )
+
+    def _evaluated(self, source: str, role: str) -> Samples:
+        """The samples of a role, behind worked examples where the source has such."""
+        samples, shots = self.samples(source, role), self.sources[source].shots
+        if not shots:
+            return samples
+        if (source, role) not in self._shown:
+            self._shown[source, role] = with_shots(samples, self.samples(source, "train"), shots, source, self.seed)
+        return self._shown[source, role]
 
     def view_loader(self, source: str, role: str, count: int, size: int) -> Loader:
         """This rank's share of the images of a role, ``size`` at a time in ``count`` views each: lists of ``Views``.
@@ -282,7 +293,7 @@ class DataModule(LightningDataModule):
         yield f"{dict(settings.template or {})} {settings.clean!r} {settings.chat_template!r}"
         yield f"{finish.size} {finish.fit} {finish.multiple} {finish.resample} {finish.scale.tolist()} {finish.shift.tolist()}"
         yield _spelling(self.tokenizer)
-        for sample in self.samples(source, role):
+        for sample in self._evaluated(source, role):
             yield f"{sample} {[stamp_of(path) for path in (sample.image, *sample.others)]}"
 
     def state_dict(self) -> dict[str, Any]:
@@ -360,11 +371,13 @@ class DataModule(LightningDataModule):
 
     def _table(self, source: str, role: str, is_augmented: bool) -> Table | None:
         """The table of a role's image tokens; none of augmented images where they are to be as they are."""
-        is_other = not is_augmented and self._augmentation(source, role) is not None
+        has_shots = self.sources[source].shots > 0
+        is_other = not is_augmented and (has_shots or self._augmentation(source, role) is not None)
         return None if is_other else self._tables.get((source, role))
 
     def _images(self, source: str, role: str, side: int, is_augmented: bool = True) -> Images:
-        paths, settings = ImagePaths(self.samples(source, role)), self.sources[source]
+        samples = self.samples(source, role) if is_augmented else self._evaluated(source, role)
+        paths, settings = ImagePaths(samples), self.sources[source]
         if has_pixels(paths[0]) == (settings.images == "regions"):
             raise DataError(
                 f"the images of source '{source}' are {'files' if has_pixels(paths[0]) else 'region features'} such as "
@@ -378,9 +391,10 @@ class DataModule(LightningDataModule):
         if not self.sources[source].cache:
             is_fast = is_augmented and self._is_fast(source, role)
             return FastImages(paths, side, self._decoder) if is_fast else ImageFiles(paths, side)
-        if (source, role) not in self._cached:
-            self._cached[source, role] = CachedImages(paths, self.finish.size)
-        return self._cached[source, role]
+        place = (source, role, settings.shots > 0 and not is_augmented)
+        if place not in self._cached:
+            self._cached[place] = CachedImages(paths, self.finish.size)
+        return self._cached[place]
 
     @property
     def _place(self) -> tuple[int, int]:

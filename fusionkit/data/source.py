@@ -43,6 +43,7 @@ class Source:
     `regions`           which region features are read, where the reader's images are such (npz files); None: they have pixels.
     `shuffle_window`    files (shards, folders) in a random order, and images shuffled within so many of them at a time: what is
                         read from a slow disk lies close together. None: all images are shuffled.
+    `shots`             worked examples that stand before each conversation of an evaluated split (`shots.with_shots`).
     `cache`             keep all images in memory, decoded and resized: for small data sets of small images.
     """
 
@@ -58,6 +59,7 @@ class Source:
     template: Mapping[str, str] | None = None
     shuffle_window: int | None = None
     chat_template: str | None = None
+    shots: int = 0
 
     def check(self, key: str) -> None:
         """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
@@ -66,11 +68,17 @@ class Source:
                 raise ConfigError(f"{key}.{name} is {reprlib.repr(section)}, but has to be a section of keys")
         counts = {f"texts_per_image.{kind}": count for kind, count in self.texts_per_image.items()}
         window = {} if self.shuffle_window is None else {"shuffle_window": self.shuffle_window}
-        for name, count in {"batch_size": self.batch_size, "max_length": self.max_length, **counts, **window}.items():
+        numbers = {"batch_size": self.batch_size, "max_length": self.max_length, "shots": self.shots}
+        for name, count in {**numbers, **counts, **window}.items():
             if type(count) is not int:
                 raise ConfigError(f"{key}.{name} is {reprlib.repr(count)}, but has to be a whole number")
         if self.batch_size < 1:
             raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
+        if self.shots and (self.shots < 0 or CONVERSATIONS not in self.kinds or "train" not in self.splits):
+            raise ConfigError(
+                f"{key}.shots is {self.shots}, but has to be a number of conversations of the role train that stand before each "
+                "other one; set it to 0 where the source has none"
+            )
         if self.shuffle_window is not None and self.shuffle_window < 1:
             raise ConfigError(
                 f"{key}.shuffle_window is {self.shuffle_window}, but has to be a number of images, or null"

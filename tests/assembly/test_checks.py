@@ -1,5 +1,6 @@
 """What does not fit together, seen when the parts are there."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -310,6 +311,13 @@ def test_conversations_with_several_pictures_want_a_fusion_that_takes_them():
     for data in (source("what?"), source("what?", "<image>")):  # the assistant's are words
         assert check_pictures("talk", data, able) == check_pictures("talk", data, unable) == 1
     assert check_pictures("talk", source("<image> <image> what?", others=(Path("b.jpg"),)), able) == 2
+    shown = source("what?")
+    shown.sources["talk"] = dataclasses.replace(shown.sources["talk"], shots=3)
+    assert check_pictures("talk", shown, able) == 4
+    assert (
+        "takes one image a text, before all of it, but a conversation behind data.sources.talk.shots=3 others has"
+        in told(check_pictures, "talk", shown, unable)
+    )
     for turns in (("<image> <image> what?",), ("what?", "it", "<image> so?")):
         assert told(check_pictures, "talk", source(*turns), unable) == (
             "fusion: CrossAttention takes one image a text, before all of it, but the conversation c (data.sources.talk, val) "

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 import weakref
 from types import SimpleNamespace
 
@@ -8,13 +9,16 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate
 from fusionkit.data.datamodule import DataModule
+from fusionkit.data.dataset import NO_BOXES
 from fusionkit.data.loader import cores_granted, workers_of
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.data.transforms import Augment
 from fusionkit.errors import ConfigError, DataError
@@ -426,3 +430,41 @@ def test_ranks_that_find_other_files_are_one_sentence(tmp_path, monkeypatch):
         module.train_dataloader()
     assert str(error.value).startswith("source b: rank 0 found 7 training images with ")
     assert str(error.value).endswith("texts, rank 1 6 with 18; give all ranks the same files")
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_evaluated_conversations_stand_behind_worked_examples(tmp_path, cache):
+    """Two of them, with the pixels of their pictures; training and scoring know nothing of them."""
+
+    def talking(numbers):
+        plain = make_samples(tmp_path, numbers)
+        said = [Conversation(("user", "assistant"), (f"what {n}?", f"it {n}")).text(n) for n in numbers]
+        return [
+            dataclasses.replace(sample, texts={"conversations": (text,)})
+            for sample, text in zip(plain, said, strict=True)
+        ]
+
+    def module(shots):
+        reader = Listed(train=talking(range(9)), val=talking(range(9, 14)))
+        splits = {"train": ["train"], "val": ["val"]}
+        source = Source(reader, splits, 4, {"conversations": 1}, 60, cache=cache, shots=shots)
+        return make_module(tmp_path, {"a": source})
+
+    few, none = module(2), module(0)
+    batches, plain = (list(each.eval_loader("a", "val")) for each in (few, none))
+    train = next(iter(few.train_dataloader()))[0]["a"]
+    assert "images" not in train["conversations"]
+    photos = [few.finish(Image.open(sample.image), NO_BOXES)[0] for sample in few.samples("a", "train")]
+    for batch, other in zip(batches, plain, strict=True):
+        count, rows = len(other["image_ids"]), batch["conversations"]
+        assert len(batch["image_ids"]) == 3 * count
+        assert torch.equal(batch["pixel_values"][:count], other["pixel_values"])
+        assert rows["prompt_images"][..., 0].tolist() == [[count + 2 * n, count + 2 * n + 1, n] for n in range(count)]
+        for row, key in enumerate(rows["prompt_images"][..., 0].tolist()):
+            text = few.tokenizer.decode(rows["prompt_ids"][row])
+            numbers = [int(word) for word in re.findall(r"what (\d+)", text)]
+            assert len(set(numbers)) == 2  # the vocabulary, which is of training texts, lacks the third
+            for place, number in zip(key[:2], numbers, strict=True):
+                torch.testing.assert_close(batch["pixel_values"][place], photos[number])
+    assert few.samples("a", "val") == none.samples("a", "val")
+    assert list(few.identity("a", "val")) != list(none.identity("a", "val"))

@@ -1,6 +1,6 @@
 """Idefics (Laurençon et al. 2023): gated blocks that look at CLIP's states, before layers of a Llama (after Flamingo).
 
-The folders that transformers' IdeficsForVisionText2Text saves. A text has one image, which each of its tokens sees.
+The folders that transformers' IdeficsForVisionText2Text saves. Of several images of a text each token sees the latest one.
 """
 
 from collections.abc import Sequence

@@ -13,6 +13,7 @@ ROLES = {SYSTEM: SYSTEM, USER: USER, "human": USER, ASSISTANT: ASSISTANT, "gpt":
 CONVERSATIONS = "conversations"  # the kind of such texts
 IMAGE_TOKEN = "<image>"  # LLaVA's place of the picture in a text
 LLAVA = ("from", "value")
+PICTURES = "pictures"  # the fact of a conversation that says which image of its sample is at each place; else they are in order
 
 
 class Conversation(NamedTuple):
@@ -133,6 +134,11 @@ def require_places(conversation: Conversation, pictures: int, where: str) -> Non
             f"{where} has {shown} in what the user says, but {pictures} picture{'s' * (pictures != 1)}; write {IMAGE_TOKEN} once "
             "where each is seen"
         )
+
+
+def shown_first(said: str) -> str:
+    """What the user says of a picture that is shown first."""
+    return f"{IMAGE_TOKEN} {said}"
 
 
 def parts_of(said: str) -> list[str]:
