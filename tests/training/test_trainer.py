@@ -20,7 +20,7 @@ DEFAULTS = {
     "fusionkit.training.callbacks.Throughput": {"every_n_steps": 10, "patience": 0.2},
     "fusionkit.training.image_gain.ImageGain": {"every_n_steps": 50, "window": 10, "tolerance": 0.01},
     "fusionkit.assembly.parts.build_parts": {"has_data": True},
-    "fusionkit.training.module.TrainingModule": {"max_skipped_steps": 3},
+    "fusionkit.training.module.TrainingModule": {"max_skipped_steps": 3, "frozen_weights": "stored"},
     "fusionkit.training.optim.build_optimizer": {"weight_decay": 0.02, "eps": 1e-08, "fused": True},
     "fusionkit.checkpoints.load.load_parts": {"has_data": True},
     "fusionkit.training.schedule.constant": {"warmup_steps": 0},
