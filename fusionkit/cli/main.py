@@ -48,6 +48,17 @@ COMMANDS = {
         paths=("data.root", "data.files", "data.images", "output_dir", "checkpoint", "tokenizer"),
         schema="TrainConfig",
     ),
+    "plan": Command(
+        "what a training step will need of each device's memory, without training",
+        "fusionkit.commands.plan:plan",
+        (
+            "experiment=quickstart",
+            "experiment=quickstart activation_checkpointing=true data.sources.shapes.batch_size=64",
+        ),
+        "train",
+        paths=("data.root", "data.files", "data.images", "output_dir", "checkpoint", "tokenizer"),
+        schema="TrainConfig",
+    ),
     "evaluate": Command(
         "score a checkpoint: metrics.json, predictions, picture gallery",
         "fusionkit.commands.evaluate:evaluate",

@@ -10,7 +10,7 @@ from fusionkit.internals import DISPATCH_MODE, leaves_of
 
 
 class LiveMemory(DISPATCH_MODE):
-    """Counts the bytes of what is made within, until it is freed: ``bytes`` now, and ``peak`` at most.
+    """Counts the bytes of what is made within, until it is freed: ``bytes`` now, ``peak`` at most, ``curve`` by operation.
 
     It sees what operations give, not what a kernel needs for itself, nor what an allocator holds beside it.
     """
@@ -18,6 +18,7 @@ class LiveMemory(DISPATCH_MODE):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.peak = 0
+        self.curve: list[int] = []
         self._alive: dict[int, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -26,6 +27,7 @@ class LiveMemory(DISPATCH_MODE):
         for leaf in leaves_of(out):
             if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in known:  # else a view
                 self._count(leaf.untyped_storage())
+        self.curve.append(self.bytes)
         return out
 
     def _count(self, storage: torch.UntypedStorage) -> None:

@@ -38,10 +38,10 @@ def record(config: DictConfig) -> float:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[DictConfig]:
-    """Training that only records; in an empty folder."""
+    """Training, or the plan of one, that only records; in an empty folder."""
     jobs.clear()
-    command = COMMANDS["train"]._replace(target=f"{__name__}:record")
-    monkeypatch.setitem(cli.COMMANDS, "train", command)
+    for name in ("train", "plan"):
+        monkeypatch.setitem(cli.COMMANDS, name, COMMANDS[name]._replace(target=f"{__name__}:record"))
     monkeypatch.chdir(tmp_path)
     return jobs
 
@@ -127,7 +127,10 @@ def test_a_look_has_the_sections_of_a_training_on_a_table() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_bare_command_works_or_says_what_it_needs(name: str, recorded: list[DictConfig], capsys) -> None:
     code = run([name])
-    if name == "train":  # which test_a_bare_training_works runs
+    if name in (
+        "train",
+        "plan",
+    ):  # of which test_a_bare_training_works and test_plan.py run some
         assert (code, len(recorded)) == (0, 1)
         return
     assert code == 2

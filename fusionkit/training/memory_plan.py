@@ -1,0 +1,179 @@
+"""What a training step will need of a device's memory, measured on small batches before the run."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from fusionkit.assembly.parts import Parts
+from fusionkit.balance import Step
+from fusionkit.internals import leaves_of
+from fusionkit.losses import IGNORE
+from fusionkit.training.live_memory import LiveMemory
+from fusionkit.training.module import TrainingModule
+
+SMALL = 8  # images of the largest source in the larger of the two batches that are measured
+MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+WHOLE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+PADDING = {"input_ids": 0, "attention_mask": 0, "word_index": -1, "targets": IGNORE}  # of a batch's texts
+Curve = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one process, by what they are for; where the parameters are split among processes, those of the whole."""
+
+    weights: int  # parameters and buffers of model and heads
+    teacher: int  # those of the momentum teacher
+    gradients: int
+    optimizer: int  # its state
+    batch: int
+    rest: (
+        int  # what else is alive at the highest point of a step: what is kept for the backward pass, for the most part
+    )
+    buckets: int = 0  # DDP's copy of the gradients
+    images: int = 0  # of a step
+    measured: tuple[int, ...] = ()  # images of the batches that were measured
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.teacher + self.gradients + self.optimizer + self.batch + self.rest + self.buckets
+
+
+def plan_memory(
+    parts: Parts,
+    module: TrainingModule,
+    precision: str,
+    device: torch.device,
+    accumulate: int = 1,
+    is_ddp: bool = False,
+) -> MemoryPlan:
+    """Make two steps on a small batch, and on one of half its size, and draw what is alive at each operation on to the whole one.
+
+    Trains the module a little: build another one for the run. A batch of at most ``SMALL`` images is measured as it is; smaller
+    ones have their texts padded as the whole one has. It sees tensors (``LiveMemory``), so neither what kernels need for
+    themselves nor what the allocator and the libraries hold.
+    """
+    module.to(device, WHOLE.get(precision)).train()
+    sizes = {name: parts.datamodule.sources[name].batch_size for name in module.objectives}
+    images, curves, batches, state = [], [], [], 0
+    lengths = {name: _lengths(rows) for name, rows in _batch(parts, sizes).items()}
+    for share in _shares(max(sizes.values())):
+        small = {name: max(1, round(size * share)) for name, size in sizes.items()}
+        drawn = {name: _padded(rows, lengths[name]) for name, rows in _batch(parts, small).items()}
+        batch = move_data_to_device(drawn, device)
+        images.append(sum(small.values()))
+        batches.append(np.array([_bytes(leaves_of(batch))], dtype=np.float64))
+        curve, state = _curve(module, batch, _autocast(precision, device), accumulate)
+        curves.append(curve)
+    whole = sum(sizes.values())
+    found = {
+        "weights": _bytes(_tensors([module.model, module.tasks, module.balance])),
+        "teacher": _bytes(_tensors([module.teacher] if isinstance(module.teacher, nn.Module) else [])),
+        "gradients": _bytes([parameter.grad for parameter in module.parameters()]),
+        "optimizer": state,
+        "batch": int(_drawn_on(batches, images, whole).max()),
+    }
+    peak = int(_drawn_on(curves, images, whole).max())
+    rest = max(0, peak - found["gradients"] - found["optimizer"])
+    return MemoryPlan(
+        **found, rest=rest, buckets=found["gradients"] if is_ddp else 0, images=whole, measured=tuple(images)
+    )
+
+
+def _shares(largest: int) -> tuple[float, ...]:
+    return (1.0,) if largest <= SMALL else (SMALL / 2 / largest, SMALL / largest)
+
+
+def _batch(parts: Parts, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The first training batch, of so many images of each source."""
+    sources = parts.datamodule.sources
+    whole = dict(sources)
+    sources.update({name: replace(sources[name], batch_size=size) for name, size in sizes.items()})
+    try:
+        batch, *_ = next(iter(parts.datamodule.train_dataloader()))
+    finally:
+        sources.update(whole)
+    found: dict[str, Any] = batch
+    return found
+
+
+def _lengths(batch: Mapping[str, Any]) -> dict[str, int]:
+    """How long the texts of each kind are."""
+    rows = {
+        kind: texts["input_ids"] for kind, texts in batch.items() if isinstance(texts, Mapping) and "input_ids" in texts
+    }
+    return {kind: ids.shape[1] for kind, ids in rows.items()}
+
+
+def _padded(batch: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
+    """The batch with its texts as long as these."""
+    found = dict(batch)
+    for kind, length in lengths.items():
+        more = max(0, length - batch[kind]["input_ids"].shape[1])
+        found[kind] = batch[kind] | {
+            name: F.pad(batch[kind][name], (0, more), value=value)
+            for name, value in PADDING.items()
+            if name in batch[kind]
+        }
+    return found
+
+
+def _curve(
+    module: TrainingModule, batch: Mapping[str, Any], autocast: AbstractContextManager[Any], accumulate: int
+) -> tuple[Curve, int]:
+    """The bytes that are alive at each operation of a second step, and those of the optimiser's state.
+
+    The gradients and the state are there from the first step.
+    """
+    module.zero_grad()
+    with LiveMemory() as memory:
+        optimizer = module.build_optimizer()
+        for number in range(2):
+            memory.curve.clear()
+            with autocast:
+                step = Step(number=number, total=2, is_first=True, parameters=module.stages.training)
+                loss = module.balance(_losses(module, batch), module.weights, step).loss
+            if accumulate == 1:
+                optimizer.zero_grad()  # as Lightning does, between the passes
+            loss.backward()
+            optimizer.step()
+            del loss
+    return np.array(memory.curve, dtype=np.float64), _bytes(leaves_of(optimizer.state_dict()))
+
+
+def _losses(module: TrainingModule, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    outputs = {source: module.outputs(source, batch[source], 0.5) for source in module.objectives}
+    return {f"{source}/{name}": output.loss for source, row in outputs.items() for name, output in row.items()}
+
+
+def _drawn_on(curves: Sequence[Curve], images: Sequence[int], whole: int) -> Curve:
+    """Two curves of batches of so many images, point by point on to the whole batch along straight lines."""
+    if len(curves) == 1:
+        return curves[0]
+    small, large = curves
+    if len(small) != len(large):  # operations that hang on what is in a batch
+        small = np.interp(np.linspace(0, 1, len(large)), np.linspace(0, 1, len(small)), small)
+    return large + (large - small) * (whole - images[1]) / max(1, images[1] - images[0])
+
+
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, MIXED[precision]) if precision in MIXED else nullcontext()
+
+
+def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
+def _bytes(values: Sequence[Any]) -> int:
+    """Of all tensors among the values; what they share counts once."""
+    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,0 +1,166 @@
+"""``fusionkit plan``: what it says a step will need is what a run then has alive, to 15%; and what the table says."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback
+from omegaconf import OmegaConf
+
+from fusionkit.assembly.composition import training_config
+from fusionkit.cli.main import run
+from fusionkit.commands.plan import notes, processes_of, rows
+from fusionkit.commands.train import build
+from fusionkit.training.live_memory import LiveMemory
+from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, plan_memory
+from fusionkit.training.trainer import bare_trainer
+from tests.commands.test_train import SMALL
+
+Capture = pytest.CaptureFixture[str]
+CPU = torch.device("cpu")
+LANGUAGE_MODEL = [
+    "text_encoder=tiny_llama",
+    "fusion=prefix",
+    "task=[itc,captioning]",
+    "+objectives.shapes.captioning=1",
+]
+
+
+class Watch(Callback):
+    """What is alive during a training beside the module."""
+
+    def __init__(self) -> None:
+        self.memory = LiveMemory()
+
+    def on_train_start(self, *_: Any) -> None:
+        self.memory.__enter__()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.memory.__exit__(None, None, None)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    assert run(["data", "make", "shapes", f"root={folder}/shapes", "scenes=48"]) == 0
+    return folder
+
+
+def configuration(world: Path, *options: str) -> Any:
+    is_small = [option for option in SMALL if not option.startswith(("fusion", "text_encoder", "logger"))]
+    few = ["trainer.max_steps=3", "trainer.limit_val_batches=0", "trainer.num_sanity_val_steps=0", "data.num_workers=0"]
+    return training_config(*is_small, *few, f"data.root={world}/shapes", f"output_dir={world}/run", *options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["data.sources.shapes.batch_size=24", "task=[itc,itm,mlm]", "fusion.num_layers=2"],
+        ["data.sources.shapes.batch_size=20", *LANGUAGE_MODEL, "activation_checkpointing=true", "optimizer=muon"],
+        ["data.sources.shapes.batch_size=12", "fusion=merged_attention", "teacher=momentum", "trainer.precision=bf16-mixed",
+         "trainer.accumulate_grad_batches=2", "task=[itc,vqa]"],
+    ],
+    ids=["several tasks", "a language model computed anew", "a teacher in bf16"],
+)  # fmt: skip
+def test_a_run_needs_what_was_planned(world: Path, options: list[str]) -> None:
+    config = configuration(world, *options)
+    trainer = config.trainer
+    parts, module = build(config, None)
+    planned = plan_memory(parts, module, trainer.precision, CPU, trainer.accumulate_grad_batches)
+    assert planned.measured == (4, 8)
+    assert planned.images == config.data.sources.shapes.batch_size
+    parts, module = build(config, None)
+    watch = Watch()
+    bare_trainer(config, callbacks=[watch]).fit(module, datamodule=parts.datamodule)
+    found = _bytes(_tensors([module])) + watch.memory.peak
+    assert planned.total == pytest.approx(found, rel=0.15)
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.grad is not None)
+    assert planned.gradients == trained
+    assert (planned.teacher > 0) == ("teacher=momentum" in options)
+
+
+def test_curves_are_drawn_on_point_by_point() -> None:
+    small, large = np.array([1.0, 10.0, 4.0]), np.array([2.0, 10.0, 8.0])
+    assert _drawn_on([large], [2], 9).tolist() == [2, 10, 8]
+    assert _drawn_on([small, large], [1, 2], 4).tolist() == [4, 10, 16]
+    assert _drawn_on([np.array([1.0, 4.0]), large], [1, 2], 3).tolist() == [3, 17.5, 12]
+    assert _drawn_on([large, large], [1, 1], 3).tolist() == [2, 10, 8]  # two sources of which each gives an image
+
+
+def test_texts_are_as_long_as_in_the_whole_batch() -> None:
+    ids = torch.ones(2, 3, dtype=torch.long)
+    rows = {"input_ids": ids, "attention_mask": ids, "word_index": ids, "targets": ids, "ids": [1, 2]}
+    padded = _padded({"source": "a", "captions": rows}, {"captions": 4})
+    assert padded["source"] == "a"
+    assert padded["captions"]["ids"] == [1, 2]
+    last = {
+        name: padded["captions"][name][:, 3].tolist()
+        for name in ("input_ids", "attention_mask", "word_index", "targets")
+    }
+    assert last == {"input_ids": [0, 0], "attention_mask": [0, 0], "word_index": [-1, -1], "targets": [-100, -100]}
+    assert _padded({"captions": rows}, {"captions": 2})["captions"]["input_ids"].shape == (2, 3)
+
+
+def test_live_memory_counts_what_is_alive() -> None:
+    x, weight = torch.randn(10, 10), torch.randn(10, 10, requires_grad=True)
+    with LiveMemory() as memory:
+        states = x @ weight
+        assert memory.bytes == 400
+        states.add_(1).view(-1)
+        assert memory.bytes == 400
+        out = states.relu()
+        assert memory.bytes == 800
+        del states
+        assert memory.bytes == 400
+        loss = out.square().sum()
+        del out  # which the graph holds
+        assert memory.bytes == 404
+        loss.backward()
+        assert memory.bytes == 404  # the gradient, and the loss
+        assert weight.grad is not None
+        weight.grad = None
+        assert memory.bytes == 4
+    assert memory.peak == max(memory.curve) > 800
+    assert torch.ones(3).sum() == 3
+    assert memory.bytes == 4
+
+
+def test_the_table_divides_what_a_strategy_splits() -> None:
+    found = MemoryPlan(weights=8, teacher=0, gradients=6, optimizer=4, batch=3, rest=5, buckets=6)
+    assert found.total == 32
+    table = dict(rows(found))
+    assert "momentum teacher" not in table
+    assert table["in all"] == 32
+    assert dict(rows(found, 2))["in all"] == 4 + 3 + 6 + 2 + 3 + 5
+    assert len(notes(found, "cpu", is_for_gpu=False, splits=False)) == 1
+    assert len(notes(found, "cuda", is_for_gpu=True, splits=False)) == 1
+    assert "a GPU will need less" in notes(found, "cpu", is_for_gpu=True, splits=False)[1]
+    assert "the whole of a wrapped part" in notes(found, "cpu", is_for_gpu=False, splits=True)[1]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "count"),
+    [({"devices": 4}, 4), ({"devices": 2, "num_nodes": 3}, 6), ({"devices": "0,2"}, 2), ({"devices": [1, 3, 5]}, 3)],
+)
+def test_processes_are_counted(trainer: dict[str, Any], count: int) -> None:
+    assert processes_of(OmegaConf.create({"trainer": trainer})) == count
+    assert processes_of(OmegaConf.create({"trainer": {"devices": -1}})) == max(1, torch.cuda.device_count())
+
+
+def test_the_command_prints_and_writes_nothing(world: Path, capsys: Capture) -> None:
+    line = [
+        *(option for option in SMALL if not option.startswith("logger")),
+        f"data.root={world}/shapes",
+        "task=[itc,itm]",
+    ]
+    assert run(["plan", *line, f"output_dir={world}/none", "trainer=ddp_cpu", "data.sources.shapes.batch_size=4"]) == 0
+    out = capsys.readouterr().out
+    assert "MB a process (2 of them, precision 32-true, 4 images each)" in out
+    assert "gradients once more, in DDP's buckets" in out
+    assert "measured on cpu with 4 images" in out
+    assert not os.path.exists(world / "none")
+    assert run(["plan", *line, "trainer.accelerator=cpu", "fusion.num_heads=5"]) == 2
