@@ -54,10 +54,9 @@ def test_logits(pair):
         torch.testing.assert_close(ours[row], theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
 
+@pytest.mark.parametrize("pair", [name for name in NAMES if name.split(",")[0] == "idefics"], indirect=True)
 @torch.no_grad()
 def test_all_images_so_far_are_seen_where_the_fusion_says_so(pair, monkeypatch):
-    if pair.family != "idefics":
-        pytest.skip("a prefix language model sees all that stands before")
     model = pair.network.model
     monkeypatch.setattr(model.fusion, "sees", "all")
     ours = model.predict_words(fuse_causal(model, pair.memory, pair.texts()))
