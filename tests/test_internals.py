@@ -165,3 +165,18 @@ def test_muon_orthogonalises_in_fp32_within_and_as_it_does_outside():
         torch.testing.assert_close(within, outside, atol=0.05, rtol=0.05)  # what bf16 rounds
         assert torch.equal(step(), outside)
         assert torch.linalg.svdvals(within / max(1, shape[0] / shape[1]) ** 0.5).sub(1).abs().max() < 0.4
+
+
+def test_operations_are_seen_with_their_results():
+    class Names(internals.DISPATCH_MODE):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen = []
+    with Names():
+        x = torch.ones(2, requires_grad=True)
+        (x * 2).sum().backward()
+    assert "mul.Tensor" in seen
+    assert len(seen) > seen.index("sum.default") + 1  # the backward pass, too
+    assert internals.leaves_of({"a": [1, (2, None)], "b": 3}) in ([1, 2, None, 3], [1, 2, 3])

@@ -147,7 +147,7 @@ def blocks_computed_anew_give_the_same_gradients(build: Build) -> None:
             [part.square().sum() for part in parts_of(fusion(fusion.prepare(image), text, index))]
         ).sum().backward()
         gradients.append([p.grad for p in module(fusion).parameters() if p.grad is not None])
-    require_equal(gradients[1], gradients[0], "a gradient whose blocks were computed anew, and one")
+    require_equal(gradients[1], gradients[0], "gradients of blocks that are computed anew, and of those that keep all,")
 
 
 def later_text_does_not_leak_under_a_causal_mask(build: Build) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from fusionkit.balance import Balancer
 from fusionkit.cli.main import run
+from fusionkit.contracts import fusions
 from fusionkit.contracts.toys import ANSWERS, TEXT_KINDS, require_equal, toy_batch
 from fusionkit.encoders.image import PixelEncoder
 from fusionkit.tasks.base import Task
@@ -56,6 +57,30 @@ class Sum(nn.Module):
             states = text.embeds + 0 * states
         if self.fault == "image alone":
             states = 0 * text.embeds.detach() + memory[image_index][:, None]
+        return Fused(pooled=states[:, 0], text=states)
+
+
+class Counting(nn.Module):
+    """A block that counts its calls, and with ``fault`` lets the count in."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.map, self.calls, self.fault = nn.Linear(32, 32), 0, fault
+
+    def forward(self, states):
+        self.calls += 1
+        return torch.tanh(self.map(states) * (self.calls if self.fault == "anew" else 1))
+
+
+class Layered(Sum):
+    """Sum, and a block behind it."""
+
+    def __init__(self, image_size, text_size, fault=""):
+        super().__init__(image_size, text_size, fault)
+        self.layers = nn.ModuleList([Counting(fault)])
+
+    def forward(self, memory, text, image_index):
+        states = self.layers[0](super().forward(memory, text, image_index).text)
         return Fused(pooled=states[:, 0], text=states)
 
 
@@ -268,3 +293,15 @@ def test_equal_means_to_one_in_a_hundred_thousand() -> None:
     ):
         with pytest.raises(AssertionError, match=told):
             require_equal(ours, theirs, "x")
+
+
+def test_a_block_that_is_computed_anew_has_to_give_the_same() -> None:
+    def build(fault: str) -> Layered:
+        torch.manual_seed(0)
+        return Layered(fusions.IMAGE, fusions.TEXT, fault).eval()
+
+    fusions.blocks_computed_anew_give_the_same_gradients(lambda: build(""))
+    with pytest.raises(
+        AssertionError, match="gradients of blocks that are computed anew, and of those that keep all, differ by up to"
+    ):
+        fusions.blocks_computed_anew_give_the_same_gradients(lambda: build("anew"))
