@@ -27,10 +27,10 @@ from fusionkit.data.pixels.views import identity as identity_of_views
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
-from fusionkit.data.shots import with_shots
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.stores import stamp_of
 from fusionkit.data.tables.samples import ImagePaths, Samples
+from fusionkit.data.texts.shots import with_shots
 from fusionkit.data.tokenizer import companion_of, load_tokenizer, word_tokenizer, wrapped
 from fusionkit.data.transforms import Augment, Finish
 from fusionkit.distributed import gather_objects

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from fusionkit.data.sample import Sample
-from fusionkit.data.shots import with_shots
 from fusionkit.data.source import Source
 from fusionkit.data.texts.conversations import Conversation
+from fusionkit.data.texts.shots import with_shots
 from fusionkit.errors import ConfigError, DataError
 
 ROLES = ("user", "assistant") * 2
