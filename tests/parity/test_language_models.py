@@ -165,6 +165,7 @@ CASES = {
     "idefics3, granite": lambda: idefics3(model_type="granite", logits_scaling=4.0),
     "idefics3, tied, factor 3": lambda: idefics3(side=54, factor=3, tied=True, head_dim=6),
     "idefics3, a side of 22 patches": lambda: idefics3("SmolVLM", side=132, factor=11, rms_norm_eps=1e-3),
+    "idefics3, a side of 25 patches": lambda: idefics3("SmolVLM", side=150, factor=5),  # rounded to the row beside
     "paligemma": lambda: paligemma(use_head=True, model_type="gemma"),
     "paligemma 2": lambda: paligemma(
         side=12, model_type="gemma2", final_logit_softcapping=3.0, query_pre_attn_scalar=7, sliding_window=48
@@ -286,6 +287,12 @@ def test_logits_without_rounding(pair, request):
     if pair.says_apart:
         logits = logits[:, PREFIX - 1 :]
     torch.testing.assert_close(logits, expected, rtol=0, atol=5e-6)
+
+
+def test_texts_are_trained_on_as_the_published_model_is(pair):
+    tasks = pair.network.tasks
+    smoothings = [tasks["captioning"].writer.label_smoothing, tasks["vqa_generative"].label_smoothing]
+    assert smoothings == [0, 0]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
