@@ -81,7 +81,7 @@ FORBIDDEN = {  # rooms that import much, but not this
 }
 HYDRA = {"hydra", "omegaconf"}
 HYDRA_ROOMS = {"api", "assembly", "cli", "commands", "config", "__main__"}
-HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("build", "load", "possible", "pretrained", "write")}
+HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("before", "build", "load", "possible", "pretrained", "write")}
 HYDRA_ROOMS |= {"training/trainer", "training/resume", "contracts/toys"}
 HYDRA_ROOMS |= {"reporting/measure_cost", "reporting/callback", "reporting/reading"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}

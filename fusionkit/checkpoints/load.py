@@ -19,6 +19,7 @@ from fusionkit.assembly.parts import Parts, build_parts
 from fusionkit.assembly.trust import NETWORK, may_look_up, read_stored, require_trusted, targets
 from fusionkit.assembly.vocabulary import carry_answers
 from fusionkit.checkpoints.adapters import require_same_adapters
+from fusionkit.checkpoints.before import take_later_settings
 from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.checkpoints.frozen import with_frozen
@@ -98,6 +99,7 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
     stored = read_stored(artifacts["config"], path, trust)
+    take_later_settings(stored, overrides)
     OmegaConf.set_struct(stored, True)
     config = OmegaConf.merge(stored, overrides)
     assert isinstance(config, DictConfig)

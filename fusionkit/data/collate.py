@@ -50,11 +50,11 @@ class Collate:
     become tensors by what they are: `box` -> `boxes` (T, 4) cxcywh in 0..1; `answers` -> `answer_scores` (T, A), given
     a vocabulary; any other number `x` but the `sample_weight` -> `x` (T,). Which facts a kind has is read off the source's
     first text of it, and all must have them. Where samples have a second image, it is a row behind those of all samples, and
-    `other_index` (T,) of every kind names it, but of conversations, of which a batch has `images` and `prompt_images` (T, K, 2)
-    where any holds its pictures otherwise than one before all turns (`TextRows`). Texts are tokenised as `clean` gives them,
-    within the template of their kind (`cleaning.filled`); conversations, which have `turns`, by the chat template
-    (`chat.ChatTemplate`). `counts`, which all workers share, says how many were read, how many of them were cut, and how many
-    have nothing to learn.
+    `other_index` (T,) of every kind that they have texts of names it, but of conversations, of which a batch has `images` and
+    `prompt_images` (T, K, 2) where any holds its pictures otherwise than one before all turns (`TextRows`). Texts are tokenised
+    as `clean` gives them, within the template of their kind (`cleaning.filled`); conversations, which have `turns`, by the chat
+    template (`chat.ChatTemplate`). `counts`, which all workers share, says how many were read, how many of them were cut, and
+    how many have nothing to learn.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class Collate:
         }
         self.clean = clean or str  # which leaves a text as it is
         self.counts = new_counts() if counts is None else counts
-        self.has_others = samples.has_others
+        has_other = np.diff(samples.other_ends, prepend=0) > 0
+        self.paired = frozenset(kind for kind in kinds if (has_other & (samples.counts(kind) > 0)).any())
         self.templates = templates or {}
         is_chat = any("turns" in facts for facts in self.facts.values())
         self.chat = ChatTemplate(tokenizer, chat_template) if is_chat else None
@@ -123,7 +124,7 @@ class Collate:
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )
-        if self.has_others and not is_chat:
+        if kind in self.paired and not is_chat:
             rows["other_index"] = torch.tensor(second_rows(items, kind), dtype=torch.long)
         rows["ids"] = [text.id for text in texts]
         for name, example in facts.items():
@@ -224,11 +225,11 @@ def second_rows(items: Sequence[Item], kind: str) -> list[int]:
     """For each text of a kind, the row of its sample's second image."""
     rows = []
     for item, own in zip(items, image_rows(items), strict=True):
-        if not item.others:
+        if not item.others and item.texts[kind]:
             raise DataError(
                 f"image {item.sample.image_id} has no second image, as others of its source have: add it in the reader"
             )
-        rows += [own[1]] * len(item.texts[kind])
+        rows += own[1:2] * len(item.texts[kind])
     return rows
 
 

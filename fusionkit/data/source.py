@@ -24,6 +24,7 @@ from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.data.tables.table import Tables
 from fusionkit.data.texts.chat import PLAIN
 from fusionkit.data.texts.conversations import CONVERSATIONS
+from fusionkit.data.texts.word_labels import TAGGED
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.unicode import BadText
 
@@ -94,6 +95,10 @@ class Source:
             wrong = "clean" if self.clean is not None else f"template.{CONVERSATIONS}"
             raise ConfigError(
                 f"{key}.{wrong}: conversations are written by {key}.chat_template as they are; set it to null"
+            )
+        if TAGGED in self.kinds and TAGGED in (self.template or {}):
+            raise ConfigError(
+                f"{key}.template.{TAGGED}: words have labels, and those of a template have none; leave it out"
             )
         if self.regions is not None and (self.augment is not None or self.cache):
             setting = "cache" if self.cache else "augment"

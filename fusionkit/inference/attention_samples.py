@@ -6,9 +6,12 @@ from pathlib import Path
 
 from fusionkit.data.requests import TEXTS, Request
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.inference.answering import Predictor
 from fusionkit.inference.overlays import draw_reply
 from fusionkit.scoring.records import write_records
+
+TURNS = "turns"  # the fact that conversations have
 
 
 def draw_attention(
@@ -17,24 +20,26 @@ def draw_attention(
     """Write ``<stem>_<task>_<number>_<word>`` as .png and .npz, and what they show as ``<stem>_<task>.jsonl``.
 
     For each of the source's named tasks that answers in words and, of those that match texts, for those that GradCAM can
-    explain.
+    explain. Of conversations those about one picture that is read first.
     """
     for name in names:
         task = predictor.tasks[name]
         word = task.replies_to
-        if not any(sample.texts.get(task.reads) for sample in samples):
-            continue
         if word not in TEXTS or (word == "text" and not hasattr(task, "evidence")):
             continue
+        there = [sample for sample in samples if all(map(_shows_one, sample.texts.get(task.reads, ())))]
+        if not any(sample.texts.get(task.reads) for sample in there):
+            continue
         asked = replace(predictor, by=name, looks=True, sources={source: predictor.sources[source]})
-        chosen, records = spread(samples, task.reads, count), []
+        chosen, records = spread(there, task.reads, count), []
         requests = [
             Request(
                 sample.image,
-                {word: text.text},
+                {word: _asked(text)},
                 facts={"image_id": sample.image_id, "text_id": text.id},
                 size=sample.size,
                 upright=sample.upright,
+                conversation=Conversation.of(text).before_reply if TURNS in text.facts else None,
             )
             for sample, text in chosen
         ]
@@ -45,6 +50,16 @@ def draw_attention(
             truths = {"true_bbox": list(truth)} if truth is not None else {}
             records.append({**reply.record, **truths, "files": [path.name for path in written]})
         write_records(stem.with_name(f"{stem.name}_{name}.jsonl"), records)
+
+
+def _shows_one(text: Text) -> bool:
+    """Whether a text is about one picture before all of it, of which alone there are maps."""
+    return TURNS not in text.facts or not Conversation.of(text).places
+
+
+def _asked(text: Text) -> str:
+    """What a text says, or of a conversation what is replied to last."""
+    return Conversation.of(text).before_reply.turns[-1] if TURNS in text.facts else text.text
 
 
 def spread(samples: Sequence[Sample], kind: str, count: int) -> list[tuple[Sample, Text]]:

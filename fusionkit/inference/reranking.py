@@ -26,7 +26,9 @@ class Images:
         self.places = {
             rows[key]: (tokens, torch.tensor([at]))
             for ids, tokens in parts
-            for at, key in enumerate(ids)
+            for at, key in reversed(
+                list(enumerate(ids))
+            )  # a sample's further images, which bear its id, stand behind its own
             if key in rows
         }
 

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.trust import inert
+from fusionkit.checkpoints.load import load_parts
 from fusionkit.cli.main import run
 from fusionkit.commands.run_folder import check_folder
 from fusionkit.commands.train import train
@@ -48,6 +50,24 @@ def test_it_scores_as_it_did(earlier: Any) -> None:
     now = json.loads((folder / "scores/metrics.json").read_text())
     assert len(before) > 40
     assert {name: now.get(name) for name in before} == pytest.approx(before, rel=1e-6)
+
+
+def test_settings_of_sources_that_came_later_can_be_set(earlier: Any) -> None:
+    file = Path(earlier.output_dir) / "checkpoints/last.ckpt"
+    assert {"shots", "shuffle_window"}.isdisjoint(earlier.data.sources.shapes)
+
+    def settings(**changed: Any) -> Any:
+        parts = load_parts(file, {"data": {"sources": {"shapes": changed}}}, has_data=False)
+        return parts.datamodule.sources["shapes"]
+
+    assert [settings(**window).shuffle_window for window in ({}, {"shuffle_window": 5})] == [None, 5]
+    assert [settings(**shots).shots for shots in ({}, {"shots": 0})] == [0, 0]
+    with pytest.raises(ConfigError, match=r"data.sources.shapes.shots is 2, but has to be a number of conversations"):
+        settings(shots=2)
+    with pytest.raises(OmegaConfBaseException, match=r"Key 'shot' is not in struct"):
+        settings(shot=2)
+    with pytest.raises(OmegaConfBaseException, match=r"Key 'shape' is not in struct"):
+        load_parts(file, {"data": {"sources": {"shape": {"shots": 2}}}}, has_data=False)
 
 
 def test_it_goes_on(earlier: Any) -> None:

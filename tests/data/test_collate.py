@@ -195,3 +195,22 @@ def test_texts_are_spelt_for_what_looks_at_images_too():
     } == dict.fromkeys(("instruction_ids", "instruction_mask", "input_ids"), (0, 1))
     assert "instruction_ids" not in collate(SAMPLES)["captions"]
     assert "instruction_ids" not in collate(SAMPLES, [item(SAMPLES[1])])["captions"]
+
+
+def test_captions_of_one_image_stand_beside_conversations_about_several():
+    talk = Conversation(("user", "assistant"), ("<image> or <image>?", "the cat")).text("t")
+    pair = Sample(1, Path("1.jpg"), {"conversations": (talk,), "captions": ()}, others=(Path("x.jpg"),))
+    single = Sample(2, Path("2.jpg"), {"captions": (Text("c", "a cat"),), "conversations": ()})
+    items = [item(pair)._replace(others=(torch.zeros(3, 4, 4),)), item(single)]
+    kinds = ("captions", "conversations")
+    batch = collate([pair, single], items, kinds)
+    assert batch["image_ids"] == [1, 2, 1]
+    assert batch["captions"]["image_index"].tolist() == [1]
+    assert "other_index" not in batch["captions"]
+    assert batch["conversations"]["images"][0, :, 0].tolist() == [0, 2]
+    both = Sample(3, Path("3.jpg"), {"captions": (Text("d", "a cat"),)}, others=(Path("y.jpg"),))
+    told = collate([both, single], items, kinds)  # captions of pairs too
+    assert "image 2 has no second image, as others of its source have" in str(told)
+    silent = item(Sample(4, Path("4.jpg"), {"captions": (), "conversations": ()}))
+    shown = item(both)._replace(others=(torch.zeros(3, 4, 4),))
+    assert collate([both], [silent, shown], ("captions",))["captions"]["other_index"].tolist() == [2]

@@ -1,5 +1,6 @@
 """Worked examples before the conversations of an evaluated split: what is drawn, and where their pictures stand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,14 @@ def test_an_image_is_not_its_own_example():
         match=r"data.sources.talk.shots is 2, but 1 training conversations about one other picture, .* for image 0",
     ):
         with_shots(TRAINING[:1], TRAINING[:2], 2, "talk", 0)
+
+
+def test_none_of_the_images_of_a_conversation_is_its_example():
+    pair = replace(TRAINING[8], others=(Path("0.jpg"),))
+    (found,) = with_shots([pair], TRAINING[:2], 1, "talk", 0)
+    assert found.others == (Path("0.jpg"), Path("1.jpg"))
+    with pytest.raises(DataError, match=r"but 1 training conversations about one other picture, .* for image 8"):
+        with_shots([pair], TRAINING[:2], 2, "talk", 0)
 
 
 def test_a_system_turn_stays_first_and_pictures_with_places_keep_them():

@@ -1,17 +1,20 @@
 """Labels of words: at which tokens they stand, and how a table has them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
 from fusionkit.assembly.table_choices import choices_for
+from fusionkit.data.cleaning import Clean
 from fusionkit.data.collate import Collate
 from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.source import Source
 from fusionkit.data.texts.word_labels import LABELS, _firsts, label_rows, spans_of
 from fusionkit.data.tokenizer import word_tokenizer
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 from tests.data.test_collate import item
 
 TOKENIZER = word_tokenizer(["Ann's dog, in St. Ives"])
@@ -43,6 +46,21 @@ def test_words_and_labels_are_as_many():
         label_rows([Text(3, POST.text, {LABELS: ["O", "O"]})], TOKENIZER, 9, str)
     with pytest.raises(DataError, match=r"text 3 has 3 words \(4 as they are read\) and 3 labels"):
         label_rows([POST], TOKENIZER, 9, lambda text: text.replace("'", " "))
+
+
+def test_a_word_that_goes_does_not_make_up_for_one_that_becomes_two():
+    text = Text(3, "two-legged , in", {LABELS: ["O", "O", "B-LOC"]})
+    assert len(Clean()(text.text).split()) == 3  # two legged in
+    with pytest.raises(DataError, match=r"text 3 has 3 words \(3 as they are read\) and 3 labels; give each word"):
+        label_rows([text], TOKENIZER, 9, Clean())
+    assert label_rows([Text(4, "Two, in", {LABELS: ["O", "O"]})], TOKENIZER, 9, Clean())[LABELS] == [["O", "O"]]
+
+
+def test_a_template_around_words_with_labels_is_refused():
+    source = Source(None, {"train": ["a"]}, 1, {"tagged": 1, "captions": 1}, template={"captions": "of {text}"})
+    source.check("data.sources.a")
+    with pytest.raises(ConfigError, match=r"^data\.sources\.a\.template\.tagged: words have labels, and those of a"):
+        replace(source, template={"tagged": "of {text}"}).check("data.sources.a")
 
 
 def test_a_batch_has_them_and_one_without_texts_too():

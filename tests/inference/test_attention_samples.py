@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.texts.conversations import Conversation
 from fusionkit.inference import attention_samples as attention
 from fusionkit.inference.answering import Answer, Predictor
 from fusionkit.inference.attention_samples import draw_attention, spread
@@ -99,3 +100,23 @@ def test_texts_are_taken_evenly_and_in_turn():
     found = [(sample.image_id, text.id) for sample, text in spread(samples(), "captions", 3)]
     assert found == [(0, "c00"), (1, "c11"), (2, "c20")]
     assert [text.id for _, text in spread(samples(), "captions", 4)] == ["c00", "c11", "c20", "c31"]
+
+
+def test_of_conversations_the_last_reply_is_asked_for_and_those_with_places_are_left_out(asked, tmp_path):
+    talks = [
+        Conversation(("user", "assistant") * 2, ("what?", "A cat.", "where?", "There.")),
+        Conversation(("user", "assistant"), ("<image> or <image>?", "The first.")),
+        Conversation(("user",), ("<image> what?",)),  # the place of one
+    ]
+    told = [Sample(at, Path(f"{at}.png"), {"conversations": (talk.text(at),)}) for at, talk in enumerate(talks)]
+    tasks = {"chat": task("question", "conversations"), "vqa": TASKS["vqa"]}
+    oracle = Predictor(
+        None, tasks, {"toy": ["chat"]}, SimpleNamespace(finish=SimpleNamespace(fit="squash")), None, None
+    )
+    draw_attention(oracle, "toy", ["chat", "vqa"], told, 3, tmp_path / "test")
+    draw_attention(oracle, "toy", ["chat"], told[1:], 3, tmp_path / "none")
+    assert set(asked) == {"chat", "drawn"}
+    (request,) = asked["chat"][1]
+    assert (request.image, request.texts) == (Path("0.png"), {"question": "where?"})
+    assert request.conversation == talks[0].before_reply
+    assert len(asked["drawn"]) == 1

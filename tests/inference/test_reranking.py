@@ -11,7 +11,7 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference.candidates import best
 from fusionkit.inference.encoding_cache import Encodings
 from fusionkit.inference.rankings import Pairing
-from fusionkit.inference.reranking import Reranker, Texts, _bytes, _join
+from fusionkit.inference.reranking import Images, Reranker, Texts, _bytes, _join
 from fusionkit.tasks.itm import ITM
 from fusionkit.tasks.likelihood import Likelihood
 from fusionkit.types import Encoded, Tokens
@@ -297,3 +297,12 @@ def test_logits_are_kept_under_a_name_of_their_candidates(tmp_path):
     (file,) = tmp_path.glob("logits_*")
     assert len(file.name) == len("logits_") + 20
     assert file.stat().st_size % 12 == 0
+
+
+def test_an_image_is_its_samples_own_and_none_of_its_others():
+    def states(*numbers: float) -> Tokens:
+        return Tokens(torch.tensor(numbers)[:, None, None], None, torch.tensor(numbers)[:, None])
+
+    parts = [([7, 8, 7, 8], states(0, 1, 2, 3)), ([9, 9], states(4, 5))]  # further images bear the id of their sample
+    images = Images(parts, {7: 0, 9: 1, 8: 2})
+    assert images.take(torch.tensor([0, 1, 2])).embeds.flatten().tolist() == [0, 4, 1]

@@ -212,7 +212,11 @@ class OpenTable(OpenFiles):
         first = self.places[0].table.classes  # of tables that do not name them
         classes = {place.table.path: {**first, **place.table.classes} for place in self.places}
         return [
-            [found for row in picture.rows for found in texts_in(row, self.meaning, columns, classes[row.path])]
+            [
+                found
+                for row in picture.rows
+                for found in texts_in(row, self.meaning, columns, classes[row.path], len(picture.files))
+            ]
             for picture in pictures
         ]
 

@@ -102,6 +102,7 @@ def map_columns(
     found |= {"box": box} if box else {}
     if all(re.fullmatch(r"column\d+", name) for name in columns):
         found |= {role: names for role, names in _by_content(columns, head).items() if role not in found}
+    found = {role: names for role, names in found.items() if names}  # but those that are to be left unread, []
     _require_use(found, columns, path)
     return found
 

@@ -122,12 +122,11 @@ def fullest(folders: Sequence[Path], table: RowFile, columns: Columns) -> Path |
 
 
 def _group(row: Row, keys: Sequence[Reference], places: Any, columns: Columns) -> Any:
-    """What the rows about one picture share: its file; of pictures in the table their id, where the row has one, and in
-    shards the bytes too.
+    """What the rows about the same pictures share: their files; of pictures in the table their id, where the row has one, and
+    how many they are, and in shards the bytes too.
     """
-    first = keys[0]
-    own = _id_in(row, columns["image_id"][0]) if isinstance(first, Stored) and "image_id" in columns else None
-    return places if own is None or not isinstance(first, Stored) else (own, first.digest)
+    own = _id_in(row, columns["image_id"][0]) if isinstance(keys[0], Stored) and "image_id" in columns else None
+    return places if own is None else (own, *(key.digest if isinstance(key, Stored) else key for key in keys))
 
 
 class OneId:

@@ -18,10 +18,12 @@ from fusionkit.data.readers.row_columns import (
 )
 from fusionkit.data.readers.row_pictures import Id, Row, references_of
 from fusionkit.data.sample import WEIGHT, Text
-from fusionkit.data.texts.conversations import CONVERSATIONS, USER, read_conversation, require_places
+from fusionkit.data.texts.conversations import CONVERSATIONS, IMAGE_TOKEN, USER, read_conversation, require_places
 from fusionkit.data.texts.word_labels import LABELS, TAGGED
 from fusionkit.errors import DataError
 from fusionkit.files.unicode import BadText
+
+MOST = {"statements": 2}  # by kind, how many pictures a text is about; one of others, and any number of conversations
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,30 @@ def label_of(value: Any, names: Sequence[str] | None) -> str | None:
 
 
 def texts_in(
-    row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]]
+    row: Row, meaning: Meaning, columns: Columns, classes: Mapping[str, Sequence[str]], pictures: int = 1
 ) -> Iterator[tuple[str, Text]]:
-    """The texts of a row, each with its kind; those with an id of their own have that of the row. Raises DataError."""
+    """The texts of a row about so many pictures, each with its kind; those with an id of their own have that of the row.
+
+    Raises DataError, also for a text of a kind that is about fewer pictures.
+    """
     weight = row.cells.get(columns["sample_weight"][0]) if "sample_weight" in columns else None
     facts = {} if weight is None else {WEIGHT: as_weight(weight, row.where)}
     try:
         for kind, text in _texts_in(row, meaning, columns, classes):
+            if pictures > MOST.get(kind, 1) and kind != CONVERSATIONS:
+                raise _too_many(row, pictures, kind, columns)
             yield kind, replace(text, facts={**text.facts, **facts}) if facts else text
     except BadText as error:
         raise DataError(f"{row.where}: {error}") from error
+
+
+def _too_many(row: Row, pictures: int, kind: str, columns: Columns) -> DataError:
+    """What is wrong with a text of a kind that would be read as one about the first of its pictures."""
+    unread = f", or leave the {kind} unread with data.columns.{kind[:-1]}=[]" if "conversation" in columns else ""
+    return DataError(
+        f"{row.where} has {pictures} pictures, but {kind} are about {MOST.get(kind, 1)}; give each picture a row, or write a "
+        f"conversation with {IMAGE_TOKEN} where each is seen{unread}"
+    )
 
 
 def _texts_in(

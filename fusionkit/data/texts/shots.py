@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fusionkit.data.images import image_key
+from fusionkit.data.images import image_key, photo_keys
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.tables.samples import Samples, as_samples
 from fusionkit.data.texts.conversations import (
@@ -31,7 +31,7 @@ def with_shots(samples: Sequence[Sample], training: Sequence[Sample], count: int
     found = []
     for sample in samples:
         rng = random.Random(f"{seed}/{source}/shots/{sample.image_id}")
-        shots = _drawn(training, count, image_key(sample), rng)
+        shots = _drawn(training, count, photo_keys(sample), rng)
         if len(shots) < count:
             raise DataError(
                 f"data.sources.{source}.shots is {count}, but {len(shots)} training conversations about one other picture, with "
@@ -43,9 +43,11 @@ def with_shots(samples: Sequence[Sample], training: Sequence[Sample], count: int
     return as_samples(found)
 
 
-def _drawn(training: Sequence[Sample], count: int, own: int, rng: random.Random) -> list[tuple[Path, str, str]]:
-    """Pictures with what the user says first about each, and the reply."""
-    found, used = list[tuple[Path, str, str]](), {own}
+def _drawn(
+    training: Sequence[Sample], count: int, own: Sequence[int], rng: random.Random
+) -> list[tuple[Path, str, str]]:
+    """Pictures, none of those that are the sample's ``own``, with what the user says first about each, and the reply."""
+    found, used = list[tuple[Path, str, str]](), set(own)
     for _ in range(TRIES * count):
         if len(found) == count:
             break

@@ -183,11 +183,11 @@ def test_names_of_members_are_words_and_lead_nowhere(tmp_path):
 def test_fields_are_columns_and_dots_in_folders_are_none(tmp_path):
     key = "v1.0/000"
     picture = pair("x")["x.jpg"]
-    members = {"left.PNG": picture, "right.jpg": picture, "question.txt": b"how many?\n", "cls": b"3", "npy": b"0"}
+    members = {"left.PNG": picture, "right.jpg": picture, "sentence.txt": b"two dogs\n", "cls": b"1", "npy": b"0"}
     shard = write_shard(tmp_path / "web/0.tar", {f"{key}.{kind}": content for kind, content in members.items()})
-    (sample,) = read(shard, columns={"image": ["left", "right"], "answer": "cls"})
-    (question,) = sample.texts["questions"]
-    assert (question.text, question.facts["answers"]) == ("how many?", ["3"])
+    (sample,) = read(shard, columns={"image": ["left", "right"], "label": "cls"})
+    (statement,) = sample.texts["statements"]
+    assert (statement.text, statement.facts["label"]) == ("two dogs", 1)
     assert [stored_bytes(path) for path in (sample.image, *sample.others)] == [picture] * 2
     assert sample.image.suffix == ".PNG" or sample.image.suffix == ".png"
 

@@ -10,6 +10,8 @@ from PIL import Image
 from pyarrow import parquet
 
 from fusionkit.data.images import CorruptImage, decode
+from fusionkit.data.readers.row_pictures import Row, _group
+from fusionkit.data.readers.rows import Stored
 from fusionkit.data.readers.table import Table
 from fusionkit.data.readers.table_data import TableData, told
 from fusionkit.data.source import Source, Splits
@@ -306,6 +308,67 @@ def test_a_conversation_shows_each_of_its_pictures(said, pictures, told, tmp_pat
     write_json(tmp_path / "t.json", [{"images": pictures, "conversations": turns}])
     with pytest.raises(DataError, match=f"row 1 of .*t.json {told}"):
         read(tmp_path, "t.json")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "most"),
+    [
+        ({"caption": "two dogs"}, "captions", 1),
+        ({"question": "which?", "answer": "a"}, "questions", 1),
+        ({"class": "cat"}, "questions", 1),
+        ({"phrase": "it", "bbox": [4, 6, 20, 12]}, "expressions", 1),
+        ({"text": "a dog", "ner_tags": [0, 1]}, "tagged", 1),
+        ({"sentence": "a man", "label": "entailment"}, "hypotheses", 1),
+    ],
+)
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_a_text_of_one_picture_is_not_read_of_the_first_of_several(said, kind, most, is_listed, tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg"])
+    several = {"images": ["a.jpg", "b.jpg"]} if is_listed else {"image_1": "a.jpg", "image_2": "b.jpg"}
+    single = {"images": ["a.jpg"]} if is_listed else {"image_1": "a.jpg"}
+    write_json(tmp_path / "t.json", [{**single, **said}, {**several, **said}])
+    told = f"row 2 of .*t.json has 2 pictures, but {kind} are about {most}; give each picture a row, or write a conversation"
+    with pytest.raises(DataError, match=f"{told} with <image> where each is seen$"):
+        read(tmp_path, "t.json")
+
+
+def test_a_statement_is_about_two_pictures_at_most(tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    rows = [{"images": ["a.jpg", "b.jpg"], "sentence": "two dogs", "label": "True"}]
+    write_json(tmp_path / "t.json", [*rows, {**rows[0], "images": ["a.jpg", "b.jpg", "c.jpg"]}])
+    with pytest.raises(DataError, match=r"row 2 of .*t.json has 3 pictures, but statements are about 2; "):
+        read(tmp_path, "t.json")
+
+
+def test_what_is_said_beside_conversations_about_several_pictures_may_be_left_unread(tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg"])
+    turns = [{"from": "human", "value": "<image> or <image>?"}, {"from": "gpt", "value": "The first."}]
+    write_json(tmp_path / "t.json", [{"images": ["a.jpg", "b.jpg"], "title": "dogs", "conversations": turns}])
+    with pytest.raises(
+        DataError, match=r"has 2 pictures, .*seen, or leave the captions unread with data.columns.caption=\[\]$"
+    ):
+        read(tmp_path, "t.json")
+    (sample,) = read(tmp_path, "t.json", columns={"caption": []})
+    assert list(sample.texts) == ["conversations"]
+
+
+@pytest.mark.parametrize("role", ["label", "question", "conversation", "id"])
+def test_any_column_may_be_left_unread(role, tmp_path):
+    photos(tmp_path, ["a.jpg"])
+    row = {"image": "a.jpg", "caption": "a dog", "id": 7, "label": "x", "question": "which?", "conversations": []}
+    write_json(tmp_path / "t.json", [row])
+    (sample,) = read(tmp_path, "t.json", columns={"label": [], "conversation": [], role: []})
+    assert texts([sample], "captions") == [["a dog"]]
+    assert [text.id for text in sample.texts.get("questions", ())] == {"question": [], "id": [0]}.get(role, [7])
+
+
+def test_pictures_in_shards_that_share_an_id_and_the_first_are_told_apart_by_the_others():
+    def group(*digests):
+        keys = [Stored(Path("s.tar/1.jpg"), digest=digest) for digest in digests]
+        return _group(Row(Path("s.tar"), 1, 0, {"image_id": 5}), keys, (), {"image_id": ("image_id",)})
+
+    assert group(b"a", b"b") == group(b"a", b"b")
+    assert len({group(b"a"), group(b"a", b"b"), group(b"a", b"c"), group(b"b", b"b")}) == 4
 
 
 BOX = (4, 6, 20, 12)  # xywh on 32 x 24 pixels

@@ -1,0 +1,18 @@
+"""Configurations that an earlier fusionkit stored: they lack the settings that came since."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fusionkit.data.source import Source
+
+
+def take_later_settings(stored: DictConfig, overrides: Mapping[str, Any]) -> None:
+    """Let overrides change settings of sources that the configuration is older than."""
+    known = {field.name for field in fields(Source)}
+    for name, given in ((overrides.get("data") or {}).get("sources") or {}).items():
+        source = OmegaConf.select(stored, f"data.sources.{name}")
+        if isinstance(source, DictConfig) and isinstance(given, Mapping | DictConfig):
+            source.update({key: None for key in given if key in known and key not in source})
