@@ -138,7 +138,7 @@ def test_the_table_divides_what_a_strategy_splits() -> None:
     assert dict(rows(found, 2))["in all"] == 4 + 3 + 6 + 2 + 3 + 5
     assert len(notes(found, "cpu", is_for_gpu=False, splits=False)) == 1
     assert len(notes(found, "cuda", is_for_gpu=True, splits=False)) == 1
-    assert "a GPU will need less" in notes(found, "cpu", is_for_gpu=True, splits=False)[1]
+    assert "a GPU has other kernels" in notes(found, "cpu", is_for_gpu=True, splits=False)[1]
     assert "the whole of a wrapped part" in notes(found, "cpu", is_for_gpu=False, splits=True)[1]
 
 
