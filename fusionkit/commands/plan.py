@@ -70,7 +70,9 @@ def notes(found: MemoryPlan, device: str, is_for_gpu: bool, splits: bool) -> lis
         f"measured on {device} with {batches} images, by the tensors alive; kernels, libraries and workers come on top"
     ]
     if is_for_gpu and device == "cpu":
-        sentences.append("a GPU has other kernels, which may keep more or less for the backward pass (attention above all)")
+        sentences.append(
+            "a GPU has other kernels, which may keep more or less for the backward pass (attention above all)"
+        )
     if splits:
         sentences.append(
             "a process also holds the whole of a wrapped part, or of an unwrapped model, while that computes"
