@@ -53,6 +53,7 @@ def rows(found: MemoryPlan, split: int = 1) -> list[tuple[str, float]]:
     table = [
         ("weights", found.weights / split),
         ("momentum teacher", float(found.teacher)),
+        ("moving average of the weights", float(found.averages)),
         ("gradients", found.gradients / split),
         ("gradients once more, in DDP's buckets", float(found.buckets)),
         ("state of the optimiser", found.optimizer / split),
