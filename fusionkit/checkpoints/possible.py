@@ -12,8 +12,8 @@ from torch import Tensor
 from fusionkit.config import leaves
 from fusionkit.errors import DataError
 
-LAYERS = re.compile(r"(?!max_)(.*_)?(layers|depth)")  # max_window_layers is of those that there may be
-LENGTHS = re.compile(r"(.*_)?(size|dim|heads|latents|queries|experts|query_tokens)|d_(model|ff|kv)")
+LAYERS = re.compile(r"(?!max_)(.*_)?(layers|depths?)")  # max_window_layers is of those that there may be
+LENGTHS = re.compile(r"(.*_)?(sizes?|dims?|channels|width|heads|latents|queries|experts|query_tokens)|d_(model|ff|kv)")
 POSITIONS = re.compile(r"(n|max)_.*(positions?|embeddings|length)")  # of which there need be no table
 MANY_POSITIONS = 2**20
 PARTS = ("image_encoder", "text_encoder", "fusion", "model")
@@ -47,7 +47,7 @@ def require_possible_parts(config: DictConfig, state: Mapping[str, Tensor], path
     most = Most.of(state)
     for section in (*PARTS, "task"):
         for key, value in leaves(OmegaConf.to_container(config[section], resolve=True), section):
-            name = key.rpartition(".")[2]
+            name = next(part for part in reversed(key.split(".")) if not part.isdecimal())  # a list's, of its entries
             if type(value) is not int or (section not in PARTS and not LAYERS.fullmatch(name)):
                 continue
             told = most.fault(name, value)

@@ -53,6 +53,7 @@ def rows(found: MemoryPlan, split: int = 1) -> list[tuple[str, float]]:
     table = [
         ("weights", found.weights / split),
         ("momentum teacher", float(found.teacher)),
+        ("moving average of the weights", float(found.averages)),
         ("gradients", found.gradients / split),
         ("gradients once more, in DDP's buckets", float(found.buckets)),
         ("state of the optimiser", found.optimizer / split),
@@ -70,7 +71,9 @@ def notes(found: MemoryPlan, device: str, is_for_gpu: bool, splits: bool) -> lis
         f"measured on {device} with {batches} images, by the tensors alive; kernels, libraries and workers come on top"
     ]
     if is_for_gpu and device == "cpu":
-        sentences.append("a GPU will need less for attention, whose weights this CPU keeps and its kernels do not")
+        sentences.append(
+            "a GPU has other kernels, which may keep more or less for the backward pass (attention above all)"
+        )
     if splits:
         sentences.append(
             "a process also holds the whole of a wrapped part, or of an unwrapped model, while that computes"

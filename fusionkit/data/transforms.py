@@ -81,7 +81,8 @@ class Finish:
         ):
             if not is_possible:
                 raise ConfigError(
-                    f"data.{name} is {list(values)}, but is of pixels from 0 to 1; give numbers in this range"
+                    f"data.{name} is {list(values)}, but is of pixels from 0 to 1; give numbers in this range, those of "
+                    "pixels from 0 to 255 divided by 255"
                 )
         self.size, self.fit, self.multiple, self.resample = size, fit, multiple, RESAMPLES[resample]
         self.decode_side = UNSCALED if fit == "keep" else size

@@ -37,6 +37,11 @@ class WeightAverage:
         self._weights = weights
         self._means = {name: at_least_fp32(mean.to(weights[name].device, copy=True)) for name, mean in start.items()}
 
+    @staticmethod
+    def size(weights: Mapping[str, nn.Parameter]) -> int:
+        """The bytes that the averages of these parameters take."""
+        return sum(weight.numel() * max(4, weight.element_size()) for weight in weights.values())
+
     @torch.no_grad()
     def update(self) -> None:
         """One step towards the weights of now."""

@@ -1,18 +1,21 @@
 """What a training step will need of a device's memory, measured on small batches before the run."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.plugins.precision import DoublePrecision, HalfPrecision, Precision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fusionkit.assembly.parts import Parts
+from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Step
 from fusionkit.internals import leaves_of
 from fusionkit.losses import IGNORE
@@ -22,6 +25,11 @@ from fusionkit.training.module import TrainingModule
 SMALL = 8  # images of the largest source in the larger of the two batches that are measured
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 WHOLE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+PLUGINS: Mapping[str, Callable[[], Precision]] = {
+    "bf16-true": partial(HalfPrecision, "bf16-true"),
+    "16-true": partial(HalfPrecision, "16-true"),
+    "64-true": DoublePrecision,
+}
 PADDING = {"input_ids": 0, "attention_mask": 0, "word_index": -1, "targets": IGNORE}  # of a batch's texts
 Curve = NDArray[np.float64]
 
@@ -39,13 +47,15 @@ class MemoryPlan:
         int  # what else is alive at the highest point of a step: what is kept for the backward pass, for the most part
     )
     buckets: int = 0  # DDP's copy of the gradients
+    averages: int = 0  # the moving average of the weights
     images: int = 0  # of a step
     measured: tuple[int, ...] = ()  # images of the batches that were measured
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.teacher + self.gradients + self.optimizer + self.batch + self.rest + self.buckets
+        of_weights = self.weights + self.teacher + self.averages
+        return of_weights + self.gradients + self.optimizer + self.batch + self.rest + self.buckets
 
 
 def plan_memory(
@@ -63,16 +73,18 @@ def plan_memory(
     themselves nor what the allocator and the libraries hold.
     """
     module.to(device, WHOLE.get(precision)).train()
+    plugin: Any = PLUGINS.get(precision, Precision)()
+    exact_inputs(plugin, getattr(module.model.image_encoder, "reads", "pixel_values"))
     sizes = {name: parts.datamodule.sources[name].batch_size for name in module.objectives}
     images, curves, batches, state = [], [], [], 0
     lengths = {name: _lengths(rows) for name, rows in _batch(parts, sizes).items()}
     for share in _shares(max(sizes.values())):
         small = {name: max(1, round(size * share)) for name, size in sizes.items()}
         drawn = {name: _padded(rows, lengths[name]) for name, rows in _batch(parts, small).items()}
-        batch = move_data_to_device(drawn, device)
+        batch = plugin.convert_input(move_data_to_device(drawn, device))
         images.append(sum(small.values()))
         batches.append(np.array([_bytes(leaves_of(batch))], dtype=np.float64))
-        curve, state = _curve(module, batch, _autocast(precision, device), accumulate)
+        curve, state = _curve(module, batch, partial(_context, precision, device, plugin), accumulate)
         curves.append(curve)
     whole = sum(sizes.values())
     found = {
@@ -80,6 +92,7 @@ def plan_memory(
         "teacher": _bytes(_tensors([module.teacher] if isinstance(module.teacher, nn.Module) else [])),
         "gradients": _bytes([parameter.grad for parameter in module.parameters()]),
         "optimizer": state,
+        "averages": 0 if module.average is None else module.average.size(module.stages.parameters),
         "batch": int(_drawn_on(batches, images, whole).max()),
     }
     peak = int(_drawn_on(curves, images, whole).max())
@@ -128,18 +141,23 @@ def _padded(batch: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, A
 
 
 def _curve(
-    module: TrainingModule, batch: Mapping[str, Any], autocast: AbstractContextManager[Any], accumulate: int
+    module: TrainingModule,
+    batch: Mapping[str, Any],
+    context: Callable[[], AbstractContextManager[Any]],
+    accumulate: int,
 ) -> tuple[Curve, int]:
     """The bytes that are alive at each operation of a second step, and those of the optimiser's state.
 
     The gradients and the state are there from the first step.
     """
     module.zero_grad()
+    if module.average is not None:
+        module.average.begin(module.stages.parameters)
     with LiveMemory() as memory:
         optimizer = module.build_optimizer()
         for number in range(2):
             memory.curve.clear()
-            with autocast:
+            with context():
                 step = Step(number=number, total=2, is_first=True, parameters=module.stages.training)
                 loss = module.balance(_losses(module, batch), module.weights, step).loss
             if accumulate == 1:
@@ -147,6 +165,8 @@ def _curve(
             loss.backward()
             optimizer.step()
             del loss
+            if module.average is not None:
+                module.average.update()
     return np.array(memory.curve, dtype=np.float64), _bytes(leaves_of(optimizer.state_dict()))
 
 
@@ -165,8 +185,10 @@ def _drawn_on(curves: Sequence[Curve], images: Sequence[int], whole: int) -> Cur
     return large + (large - small) * (whole - images[1]) / max(1, images[1] - images[0])
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, MIXED[precision]) if precision in MIXED else nullcontext()
+def _context(precision: str, device: torch.device, plugin: Any) -> AbstractContextManager[Any]:
+    """What the run computes losses in."""
+    found: AbstractContextManager[Any] = plugin.forward_context()
+    return torch.autocast(device.type, MIXED[precision]) if precision in MIXED else found
 
 
 def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:

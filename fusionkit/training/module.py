@@ -245,6 +245,8 @@ class TrainingModule(LightningModule):
         self.step_metrics = self._named(losses) | self._state_of_training()
 
     def setup(self, stage: str) -> None:
+        if self.average is not None:  # a validation that was broken off has left it in
+            self.average.take_out()
         exact_inputs(self.trainer.precision_plugin, getattr(self.model.image_encoder, "reads", "pixel_values"))
 
     def on_fit_start(self) -> None:

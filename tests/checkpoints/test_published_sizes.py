@@ -13,6 +13,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, BlipModel
 
 from fusionkit.checkpoints.base import convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
+from fusionkit.checkpoints.possible import require_possible_parts
 from fusionkit.checkpoints.runs import repeated
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError, UserError
@@ -102,7 +103,9 @@ def source_of(shapes: Shapes, config: Any = None) -> Source:
 def covered(family: str, source: Source, options: dict[str, Any]) -> dict[str, Tensor]:
     """Our tensors of a checkpoint, after it is clear that none is missing, foreign or of another shape."""
     plan = planned(family, options)(source)
-    expected = empty_network(compose_plan(plan, plan.tokenizer), plan.ids, plan.answers).module.state_dict()
+    config = compose_plan(plan, plan.tokenizer)
+    expected = empty_network(config, plan.ids, plan.answers).module.state_dict()
+    require_possible_parts(config, expected, "x")
     found = convert(source, plan, expected)
     assert {n: t.shape for n, t in found.items()} == {n: t.shape for n, t in expected.items()}
     return found

@@ -180,6 +180,7 @@ def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
     [
         ((0, 0, 1.1), (1, 1, 1), r"data.mean is \[0, 0, 1.1\], but is of pixels from 0 to 1"),
         ((-0.1, 0, 0), (1, 1, 1), "data.mean is"),
+        ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), "those of pixels from 0 to 255 divided by 255"),
         ((0, 0, 0), (1, 0, 1), r"data.std is \[1, 0, 1\]"),
         ((0, 0, 0), (1, 1, 10**13), "data.std is"),
         ((0, 0, 0), (1, 1, float("nan")), "data.std is"),

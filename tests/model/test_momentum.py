@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.checkpoints.load import initialise
+from fusionkit.cli.main import run
+from fusionkit.commands.train import build
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.mlm import MLM
 from tests.toys import toy_batch, toy_dims, toy_model
@@ -119,3 +122,15 @@ def test_a_checkpoint_whose_teacher_was_another_leaves_the_frozen_weights_alone(
         trained = whole["teacher"].model.text_projection.weight
         assert torch.equal(trained, state["teacher.model.text_projection.weight"])
     assert torch.equal(state[f"teacher.model.{name}"], weight + 1)  # the caller's own is as it was
+
+
+def test_what_a_stage_freezes_at_first_is_the_teachers_own(tmp_path):
+    """Later stages train it: the teacher is built before any stage begins."""
+    options = ["teacher=momentum", "stages=heads_first", "logger=csv", f"data.root={tmp_path}/shapes"]
+    assert run(["data", "make", "shapes", f"root={tmp_path}/shapes", "scenes=12"]) == 0
+    _, module = build(training_config("experiment=quickstart", *options, f"output_dir={tmp_path}/run"), None)
+    waiting = {name for name, p in module.stages.parameters.items() if not p.requires_grad}
+    assert any(name.startswith("model.image_encoder") for name in waiting)
+    assert not [name for name in module.teacher._shared if name in waiting]
+    own = {p.data_ptr() for p in module.teacher.parameters()}
+    assert own.isdisjoint(p.data_ptr() for p in module.stages.parameters.values())

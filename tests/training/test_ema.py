@@ -170,6 +170,40 @@ def test_it_may_be_switched_on_and_off_where_a_run_goes_on(tmp_path, begins_with
         torch.testing.assert_close(means(resumed)[WEIGHT], expected(follow.weights, [0.5, 0.5]))
 
 
+class Break(Callback):
+    """Breaks off the first validation of a step that was made, on its last batch."""
+
+    def on_validation_batch_end(self, trainer, *args):
+        if trainer.global_step:
+            raise KeyError("broken off")
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_after_a_validation_that_was_broken_off_the_same_module_trains_on_with_its_own_weights(tmp_path, resumes):
+    new = lambda: fake_module(average=WeightAverage(0.8), scheduler=None)  # noqa: E731
+    options = {"max_epochs": -1, "enable_checkpointing": True, "val_check_interval": 3, "max_steps": 6}
+    whole, module, other = new(), new(), new()
+    fit(tmp_path, whole, callbacks=[StopAfter()], **options | {"enable_checkpointing": False})
+    fit(tmp_path, other, callbacks=[LastCheckpoint(str(tmp_path))], **options | {"max_steps": 3})
+    with pytest.raises(KeyError, match="broken off"):
+        fit(tmp_path, module, callbacks=[Break()], **options | {"enable_checkpointing": False})
+    weight, mean = other.state_dict()[WEIGHT], means(other)[WEIGHT]
+    assert torch.equal(module.state_dict()[WEIGHT], mean)
+    state = module.state_dict()
+    assert torch.equal(module.average.save(state, module._all_names())["weights"][WEIGHT], weight)
+    assert torch.equal(state[WEIGHT], mean)
+    if resumes:
+        fit(tmp_path, module, None, tmp_path / "last.ckpt", callbacks=[StopAfter()], **options)
+        assert torch.equal(module.state_dict()[WEIGHT], whole.state_dict()[WEIGHT])
+        assert torch.equal(means(module)[WEIGHT], means(whole)[WEIGHT])
+    else:
+        follow = Follow()
+        fit(tmp_path, module, callbacks=[follow], max_steps=2, **RUN)
+        assert torch.equal(follow.weights[0][WEIGHT], weight)
+        found = 0.8**2 * mean + 0.2 * (0.8 * follow.weights[1][WEIGHT] + follow.weights[2][WEIGHT])
+        torch.testing.assert_close(means(module)[WEIGHT], found)
+
+
 def tied() -> nn.ModuleDict:
     one = nn.Linear(2, 2, bias=False)
     return nn.ModuleDict({"first": one, "second": one, "third": nn.Linear(2, 2, bias=False)})
