@@ -227,7 +227,7 @@ class LanguageModel(nn.Module):
                 states = self.read(states, seen, positions)
             else:
                 states, kept = self.read_on(states, seen, positions, list(past) or None)
-        last = (real.sum(dim=1) - 1).clamp(min=0)
+        last = real.sum(dim=1) - 1
         return Tokens(states, mask, states[torch.arange(len(last), device=last.device), last]), kept
 
     def read(self, embeds: Tensor, mask: Tensor, positions: Tensor, before_layer: BeforeLayer | None = None) -> Tensor:

@@ -162,10 +162,12 @@ def _names(part: Any) -> tuple[str, str]:
     return module.rpartition(".")[2], name
 
 
+# What a fusion's file is called behind the fusion's name, by projector; any other: as the projector.
+_ENDINGS = {"": "", "MLP": "", "PixelShuffle": "_shuffle", "InstructedQFormer": "_instructed"}
+
+
 def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
-    """What runs are grouped by: the ``fusion`` as its file is called (a prefix: with its projector), and what has weight of the
-    ``tasks`` and ``sources``.
-    """
+    """What runs are grouped by: the ``fusion`` as its file is called, and what has weight of the ``tasks`` and ``sources``."""
     cross = [
         (source, task)
         for source, row in config["objectives"].items()
@@ -175,9 +177,10 @@ def labels_of(config: Mapping[str, Any]) -> dict[str, list[str]]:
     module, name = _names(config["fusion"])
     _, projector = _names(config["fusion"].get("projector"))
     is_alone = module.replace("_", "") == name.lower()  # CoCa of coca.py
-    fusion = module if is_alone else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.removeprefix("Instructed"))
+    fusion = module if is_alone else words.lower()
     return {
-        "fusion": [fusion + (f"_{projector.lower()}" if projector else "")],
+        "fusion": [fusion + _ENDINGS.get(projector, f"_{projector.lower()}")],
         "tasks": sorted({task for _, task in cross}),
         "sources": sorted({source for source, _ in cross}),
     }
