@@ -9,6 +9,7 @@ from PIL import Image
 from fusionkit.assembly.table_choices import choices_for
 from fusionkit.data.cleaning import Clean
 from fusionkit.data.collate import Collate
+from fusionkit.data.readers.row_texts import _word_label
 from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.source import Source
@@ -74,6 +75,101 @@ def test_a_batch_has_them_and_one_without_texts_too():
     assert "text 5 of kind 'tagged' has no 'word_labels'" in str(wrong)
 
 
+def opened(folder, *rows, **columns):
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    lines = [json.dumps({"image": "a.png", **row}) + "\n" for row in rows]
+    (folder / "t.jsonl").write_text("".join(lines))
+    return Table(str(folder / "t.jsonl"), columns=columns, split_by={"val": 0, "test": 0}).opened
+
+
+def meant(folder, *rows, **columns):
+    return opened(folder, *rows, **columns).meaning.columns
+
+
+ASKED = {"question": "which?", "answer": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "kinds"),
+    [
+        ({"caption": "a red dog", "tags": ["dog", "red", "big"]}, {}, {"captions": ("caption",)}),
+        ({"caption": "a red dog", "ner_tags": ["dog"]}, {}, {"captions": ("caption",)}),
+        (
+            {"caption": "a red dog", "ner_tags": ["O"] * 3, **ASKED},
+            {},
+            {"questions": ("question",), "tagged": ("ner_tags",)},
+        ),
+        ({"caption": "a red dog", "tags": ["O"]}, {"word_labels": "tags"}, {"tagged": ("tags",)}),
+        ({"caption": "a red dog", "pos_tags": ["O"] * 3}, {"word_labels": []}, {"captions": ("caption",)}),
+        ({"caption": "a red dog", "pos_tags": ["O"] * 3, "ner_tags": ["O"] * 3}, {}, {"tagged": ("ner_tags",)}),
+        ({"tokens": ["a", "dog"], "ner_tags": ["O", "O"], **ASKED}, {"word_labels": []}, {"questions": ("question",)}),
+    ],
+)
+def test_columns_that_are_labels_of_words(row, columns, kinds, tmp_path):
+    assert meant(tmp_path, row, **columns) == kinds
+
+
+def test_most_of_the_first_rows_tell_whether_labels_are_of_words(tmp_path):
+    good, wrong, bare = (
+        {"text": text, "ner_tags": tags} for text, tags in (("a dog", [0, 1]), ("dog", [0, 1]), ("", []))
+    )
+    assert "tagged" in meant(tmp_path, good, good, wrong)
+    assert "captions" in meant(tmp_path, good, wrong, bare)
+    assert "captions" in meant(tmp_path, {"text": "a dog", "ner_tags": None})
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "words"),
+    [
+        ({"tokens": ["a", "dog"]}, {}, "tokens"),
+        ({"words": ["a", "dog"], "text": "a dog"}, {}, "words"),
+        ({"tokens": ["a", "-", "dog"], "text": "a dog"}, {}, "text"),
+        ({"tokens": ["a", "dog"], "text": "a dog"}, {"caption": "text"}, "text"),
+        ({"tokens": ["a", "-", "dog"]}, {"word_labels": "ner_tags"}, "tokens"),
+    ],
+)
+def test_where_words_are_that_have_labels(row, columns, words, tmp_path):
+    assert opened(tmp_path, {**row, "ner_tags": ["O", "O"]}, **columns).mapped["caption"] == (words,)
+
+
+def test_labels_that_are_named_need_words(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"^data\.columns\.word_labels is 'x', but no column has the words; say which with data"
+    ):
+        meant(tmp_path, {"question": "which?", "x": ["O"]}, word_labels="x")
+
+
+GOOD = {"tokens": ["a", "dog"], "ner_tags": ["O", "B"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"ner_tags": ["O", None]}, "has the label None of a word; give each word a label, "),
+        ({"ner_tags": ["O", -100]}, "has the label -100 of a word; give each word a label, "),
+        ({"ner_tags": ["O"]}, "has 2 words and 1 labels of words; give each word one label, "),
+        ({"ner_tags": None}, "has 2 words and 0 labels of words; give each word one label, "),
+        ({"tokens": []}, "has 0 words and 2 labels of words; give each word one label, "),
+        ({"tokens": ["", "New York"]}, "has the word '', but a word is a text without spaces; correct it, "),
+        ({"tokens": ["in", "New York"]}, "has the word 'New York', but a word is a text without spaces; correct it, "),
+        ({"tokens": ["in", ["New", "York"]]}, "has the word ['New', 'York'], but a word is a text without spaces; "),
+    ],
+)
+def test_a_row_whose_words_or_labels_are_none_is_told(row, told, tmp_path):
+    table = opened(tmp_path, GOOD, GOOD, GOOD | row)
+    with pytest.raises(DataError) as error:
+        table.read("train")
+    assert f"row 3 of {tmp_path / 't.jsonl'} {told}" in str(error.value)
+    assert str(error.value).endswith("or leave all of them unread with data.columns.word_labels=[]")
+
+
+def test_words_may_be_numbers_and_labels_those_of_classes(tmp_path):
+    rows = {"tokens": ["in", 2016], "ner_tags": [0, 1]}, {"tokens": [], "ner_tags": []}
+    (sample,) = opened(tmp_path, *rows).read("train")
+    assert [(text.text, text.facts[LABELS]) for text in sample.texts["tagged"]] == [("in 2016", ["0", "1"])]
+    assert [_word_label(value, ["O", "B"]) for value in (0, 1, 2, -1, "B")] == ["O", "B", None, None, "B"]
+
+
 @pytest.mark.parametrize("is_list", [True, False])
 def test_a_table_of_them(is_list, tmp_path):
     lines = []
@@ -86,7 +182,7 @@ def test_a_table_of_them(is_list, tmp_path):
             | ({"tokens": words, "ner_tags": tags} if is_list else {"tokens": "Ann's dog", "ner_tags": " ".join(tags)})
         )
     (tmp_path / "posts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    table = Table(str(tmp_path / "posts.jsonl"), columns={"caption": "tokens"})
+    table = Table(str(tmp_path / "posts.jsonl"), columns={} if is_list else {"caption": "tokens"})
     sample = table.read("train")[1]
     assert {kind: texts for kind, texts in sample.texts.items() if texts} == {
         "tagged": (Text(2, "Ann's dog", {LABELS: ["B-PER's", "O"]}),)

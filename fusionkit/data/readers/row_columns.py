@@ -36,7 +36,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # what is read: the names of columns t
     "box": ("box", "bbox", "bounding_box", "boxes", "bboxes", "box_xywh", "bbox_xywh", "box_xyxy", "bbox_xyxy"),
     "label": ("label", "labels", "class", "class_name", "category", "category_name", "gold_label", "target", "cls"),
     "conversation": ("conversations", "conversation", "messages"),
-    "word_labels": ("word_labels", "ner_tags", "tags", "token_labels"),
+    "word_labels": ("word_labels", "token_labels", "ner_tags", "pos_tags", "chunk_tags"),
     "split": ("split", "subset", "partition", "set_name", "set", "fold"),
     "image_id": ("image_id", "img_id", "imageid", "imgid", "photo_id", "cocoid", "coco_id"),
     "id": (
@@ -68,6 +68,7 @@ CORNERS = (  # four columns that are a box together, with their convention
     (("left", "top", "right", "bottom"), "xyxy"),
     (("cx", "cy", "w", "h"), "cxcywh"),
 )
+WORDS = ("tokens", "words")  # the columns of a text's words, where labels of them stand beside
 SEVERAL = ("caption", "answer", "expression", "image")  # of which there may be several columns
 LABELLED = ("hypothesis", "sentence", "statement", "text")  # texts that a label beside them is about
 QUESTION_MARKS = ("?", "\uff1f", "\u061f")  # of Latin and most other scripts, of Chinese and Japanese, of Arabic
@@ -102,6 +103,8 @@ def map_columns(
     found |= {"box": box} if box else {}
     if all(re.fullmatch(r"column\d+", name) for name in columns):
         found |= {role: names for role, names in _by_content(columns, head).items() if role not in found}
+    if found.get("word_labels"):
+        found = _paired(found, given, free, head)
     found = {role: names for role, names in found.items() if names}  # but those that are to be left unread, []
     _require_use(found, columns, path)
     return found
@@ -155,6 +158,41 @@ def _by_content(columns: Sequence[str], head: Sequence[Mapping[str, Any]]) -> Co
     if said:
         found["answer" if question else "caption"] = (said[0],)
     return found
+
+
+def _paired(
+    found: Columns, given: Mapping[str, Any], free: Mapping[str, str], head: Sequence[Mapping[str, Any]]
+) -> Columns:
+    """With the column of the words for the caption; without the labels where they are guessed, and no words have as many."""
+    (labels,) = found["word_labels"]
+    own = [free[name] for name in WORDS if name in free] if given.get("caption") is None else []
+    there = [*own, *found.get("caption", ())]
+    fit = [name for name in there if _fit(name, labels, head)]
+    if given.get("word_labels") is None:
+        there = fit
+    elif not there:
+        raise ConfigError(
+            f"data.columns.word_labels is '{labels}', but no column has the words; say which with data.columns.caption=COLUMN"
+        )
+    words = next(iter(fit or there), None)
+    if words is None:
+        return {role: names for role, names in found.items() if role != "word_labels"}
+    return {**found, "caption": (words,)}
+
+
+def _fit(words: str, labels: str, head: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether most of the rows that have either have as many words as labels."""
+    counts = [(len(items_of(row.get(words))), len(items_of(row.get(labels)))) for row in head]
+    counts = [each for each in counts if any(each)]
+    return 2 * sum(one == other for one, other in counts) > len(counts)
+
+
+def items_of(value: Any) -> list[Any]:
+    """What is in a cell of words, or of labels of words: those of a list, or those that spaces divide."""
+    value = unpacked(value)
+    if isinstance(value, list | tuple):
+        return list(value)
+    return value.split() if isinstance(value, str) else [] if value is None else [value]
 
 
 def _require_use(found: Columns, columns: Sequence[str], path: Any) -> None:

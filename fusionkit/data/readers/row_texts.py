@@ -12,6 +12,7 @@ from fusionkit.data.readers.row_columns import (
     TRUTHS,
     Columns,
     as_weight,
+    items_of,
     texts_of,
     unpacked,
     weighted,
@@ -47,16 +48,21 @@ class Meaning:
     @property
     def kinds(self) -> list[str]:
         """The kinds of texts that there are."""
+        return list(self.columns)
+
+    @property
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """By kind of text the columns that it is read from, of ``asked`` questions those of their answers."""
         there = {
             "captions": self.captions,
-            "questions": self.question or self.asked,
+            "questions": self.question or (self.asked and self.answers),
             "expressions": self.expressions,
             "hypotheses": self.hypotheses,
             "statements": self.statements,
             CONVERSATIONS: self.conversation,
             TAGGED: self.word_labels,
         }
-        return [kind for kind, column in there.items() if column]
+        return {kind: (each,) if isinstance(each, str) else each for kind, each in there.items() if each}
 
 
 def what_is_meant(
@@ -68,7 +74,8 @@ def what_is_meant(
     expressions = columns.get("expression", ())
     conversation = columns.get("conversation", (None,))[0]
     if captions and "word_labels" in columns:
-        return Meaning(word_labels=columns["word_labels"][0])
+        others = {role: names for role, names in columns.items() if role not in ("caption", "word_labels")}
+        return replace(what_is_meant(others, head, classes, asked), word_labels=columns["word_labels"][0])
     if "box" in columns and not expressions:
         expressions, captions, label = (captions or ((label,) if label else ())), (), None if not captions else label
     if label is None or question or (conversation and not captions):
@@ -115,15 +122,16 @@ def texts_in(
     try:
         for kind, text in _texts_in(row, meaning, columns, classes):
             if pictures > MOST.get(kind, 1) and kind != CONVERSATIONS:
-                raise _too_many(row, pictures, kind, columns)
+                raise _too_many(row, pictures, kind, meaning, columns)
             yield kind, replace(text, facts={**text.facts, **facts}) if facts else text
     except BadText as error:
         raise DataError(f"{row.where}: {error}") from error
 
 
-def _too_many(row: Row, pictures: int, kind: str, columns: Columns) -> DataError:
+def _too_many(row: Row, pictures: int, kind: str, meaning: Meaning, columns: Columns) -> DataError:
     """What is wrong with a text of a kind that would be read as one about the first of its pictures."""
-    unread = f", or leave the {kind} unread with data.columns.{kind[:-1]}=[]" if "conversation" in columns else ""
+    role = next(role for role, names in columns.items() if meaning.columns[kind][0] in names)
+    unread = f", or leave the {kind} unread with data.columns.{role}=[]" if "conversation" in columns else ""
     return DataError(
         f"{row.where} has {pictures} pictures, but {kind} are about {MOST.get(kind, 1)}; give each picture a row, or write a "
         f"conversation with {IMAGE_TOKEN} where each is seen{unread}"
@@ -154,18 +162,39 @@ def _texts_in(
     if meaning.hypotheses or meaning.statements:
         yield from _labelled(row, meaning, columns, classes, single)
     if meaning.word_labels:
-        words = unpacked(cells.get(columns["caption"][0]))
-        said = " ".join(texts_of(words)) if isinstance(words, list | tuple) else str(words or "")
-        names, labels = classes.get(meaning.word_labels), unpacked(cells.get(meaning.word_labels))
-        told = (
-            [str(label_of(each, names)) for each in labels]
-            if isinstance(labels, list | tuple)
-            else str(labels or "").split()
-        )
-        if said.split():
-            yield TAGGED, Text(single, said, {LABELS: told})
+        yield from _tagged(row, columns, classes.get(meaning.word_labels), single)
     if meaning.conversation:
         yield from _conversation(row, cells.get(meaning.conversation), columns, single)
+
+
+def _tagged(row: Row, columns: Columns, names: Sequence[str] | None, single: Id) -> Iterator[tuple[str, Text]]:
+    """The words of a row with their labels. DataError where they are not as many, or one of them is none."""
+    value = unpacked(row.cells.get(columns["caption"][0]))
+    words, labels = items_of(value), items_of(row.cells.get(columns["word_labels"][0]))
+    fix = "or leave all of them unread with data.columns.word_labels=[]"
+    if len(words) != len(labels):
+        raise DataError(
+            f"{row.where} has {len(words)} words and {len(labels)} labels of words; give each word one label, {fix}"
+        )
+    said, told = [texts_of(each) for each in words], [_word_label(each, names) for each in labels]
+    for number, (word, label) in enumerate(zip(said, told, strict=True)):
+        if len(word) != 1 or len(word[0].split()) != 1:
+            raise DataError(
+                f"{row.where} has the word {words[number]!r:.60}, but a word is a text without spaces; correct it, {fix}"
+            )
+        if label is None:
+            known = f", of the {len(names)} that there are" if names else ""
+            raise DataError(
+                f"{row.where} has the label {labels[number]!r:.60} of a word; give each word a label{known}, {fix}"
+            )
+    if words:
+        text = value if isinstance(value, str) else " ".join(word for (word,) in said)
+        yield TAGGED, Text(single, text, {LABELS: told})
+
+
+def _word_label(value: Any, names: Sequence[str] | None) -> str | None:
+    """As of pictures; a number below 0 stands where there is none."""
+    return None if isinstance(value, int) and value < 0 else label_of(value, names)
 
 
 def _named(value: Any, names: Sequence[str] | None) -> list[str]:

@@ -29,9 +29,8 @@ def label_rows(texts: Sequence[Text], tokenizer: Any, max_length: int, clean: Ca
     for text, said in zip(texts, cleaned, strict=True):
         counts = len(spans_of(text.text)), len(spans_of(said)), len(text.facts[LABELS])
         is_kept = all(len(spans_of(clean(word))) == 1 for word in text.text.split())
-        if (
-            len(set(counts)) > 1 or not is_kept
-        ):  # where one word is left out and another becomes two, the counts are the same
+        # where one word is left out and another becomes two, the counts are the same
+        if len(set(counts)) > 1 or not is_kept:
             raise DataError(
                 f"text {text.id} has {counts[0]} words ({counts[1]} as they are read) and {counts[2]} labels; give each word, "
                 "between spaces, one label"

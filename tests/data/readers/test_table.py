@@ -352,6 +352,33 @@ def test_what_is_said_beside_conversations_about_several_pictures_may_be_left_un
     assert list(sample.texts) == ["conversations"]
 
 
+@pytest.mark.parametrize(
+    ("said", "kind", "role"),
+    [
+        ({"question": "which?"}, "questions", "question"),
+        ({"question": "which?", "label": "a"}, "questions", "question"),
+        ({"sentence": "a man", "label": "glad"}, "questions", "caption"),
+        ({"title": [], "class": "cat"}, "questions", "label"),
+        ({"phrase": "it", "caption": [], "bbox": [4, 6, 20, 12]}, "expressions", "expression"),
+        ({"caption": "it", "bbox": [4, 6, 20, 12]}, "expressions", "caption"),
+        ({"class": "it", "bbox": [4, 6, 20, 12]}, "expressions", "label"),
+        ({"text": "a dog", "ner_tags": [0, 1]}, "tagged", "word_labels"),
+        ({"sentence": "a man", "label": "entailment"}, "hypotheses", "caption"),
+        ({"sentence": "two men", "label": "true"}, "statements", "caption"),
+    ],
+)
+def test_the_column_that_may_be_left_unread_is_called_as_it_is_configured(said, kind, role, tmp_path):
+    photos(tmp_path, ["a.jpg", "b.jpg", "c.jpg"])
+    turns = [{"from": "human", "value": "<image> <image> <image> which?"}, {"from": "gpt", "value": "The first."}]
+    rows = [{"images": ["a.jpg", "b.jpg", "c.jpg"], "conversations": turns, **said}]
+    if kind == "statements":
+        rows = [{**rows[0], "images": ["a.jpg", "b.jpg"]}, *rows]
+        rows[0].pop("conversations")
+    write_json(tmp_path / "t.json", rows)
+    with pytest.raises(DataError, match=rf"or leave the {kind} unread with data\.columns\.{role}=\[\]$"):
+        read(tmp_path, "t.json")
+
+
 @pytest.mark.parametrize("role", ["label", "question", "conversation", "id"])
 def test_any_column_may_be_left_unread(role, tmp_path):
     photos(tmp_path, ["a.jpg"])
