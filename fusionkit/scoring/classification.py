@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.data.texts.word_labels import LABELS, TAGGED, spans_of
+from fusionkit.data.texts.word_labels import LABELS, TAGGED, labels_of, spans_of
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
 from fusionkit.scoring.corpus_metrics import RATIOS
 from fusionkit.scoring.examples import Example
@@ -18,7 +18,6 @@ from fusionkit.scoring.records import Record, index_records
 from fusionkit.scoring.sample_scores import Row, SampleScores
 from fusionkit.scoring.text_only_models import Majority, guesses, ridge
 
-OUTSIDE = "O"  # the label of a word of no interest
 ANY = ""  # any word
 
 Truth = Callable[[Text], str | None]  # the right label of a text, None where it is not known
@@ -136,36 +135,51 @@ def is_labels(value: Any) -> bool:
 
 
 class WordLabels(BaseScorer):
-    """Words with the right label: ``accuracy`` of all, and ``f1`` of those that have, or are given, another label than O.
+    """Words with the right label: ``accuracy`` of all, and ``f1`` of those that have, or are given, another than ``outside``.
 
-    Both by the word, not by the entity of several words. A word without a prediction is wrong.
+    Both by the word, not by the entity of several words. A word without a prediction is wrong. There is no F1 where no word
+    has the label ``outside``, since each would be of interest.
     """
 
     schema = (RecordSchema(TAGGED, "text_id", "labels", 'a list of {"start", "end", "label"}', is_labels),)
     metrics = MappingProxyType({"accuracy": True, "f1": True})
     prefix = "words_"
 
+    def __init__(self, outside: str | int = "O") -> None:
+        self.outside = str(outside)
+
     def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
         """One row a text."""
         known = {text.id for sample in samples for text in sample.texts.get(TAGGED, ())}
-        given, rows = index_records(records, "text_id", known), list[Row]()
+        given, rows, has_outside = index_records(records, "text_id", known), list[Row](), self._has_outside(samples)
         for sample in samples:
             for text in tagged([sample]):
                 said = {
                     (each["start"], each["end"]): each["label"] for each in given.get(text.id, {}).get("labels", ())
                 }
                 pairs = [
-                    (said.get(span), label) for span, label in zip(spans_of(text.text), text.facts[LABELS], strict=True)
+                    (said.get(span), label) for span, label in zip(spans_of(text.text), labels_of(text), strict=True)
                 ]
                 right = sum(one == other for one, other in pairs)
-                hits = sum(one == other != OUTSIDE for one, other in pairs)
-                named = sum(one not in (None, OUTSIDE) for one, _ in pairs) + sum(
-                    other != OUTSIDE for _, other in pairs
+                hits = sum(one == other != self.outside for one, other in pairs)
+                named = sum(one not in (None, self.outside) for one, _ in pairs) + sum(
+                    other != self.outside for _, other in pairs
                 )
-                sums = {f"{RATIOS}accuracy": [right, len(pairs)], f"{RATIOS}f1": [2 * hits, named]}
+                sums = {f"{RATIOS}accuracy": [right, len(pairs)]}
+                sums |= {f"{RATIOS}f1": [2 * hits, named]} if has_outside else {}
                 row = {"id": text.id, "score": 100.0 * right / max(1, len(pairs)), "image_id": sample.image_id}
                 rows.append({**row, "sums": sums})
         return SampleScores(rows)
+
+    def _has_outside(self, samples: Sequence[Sample]) -> bool:
+        return any(self.outside in text.facts[LABELS] for text in tagged(samples))
+
+    def notes(self, samples: Sequence[Sample]) -> Mapping[str, str]:
+        """Why there is no F1."""
+        if not tagged(samples) or self._has_outside(samples):
+            return {}
+        fix = "say which label words of no interest have with task.token_classification.scorer.outside=LABEL"
+        return {"f1": f"left out, as no word has the label '{self.outside}'; {fix}"}
 
     def examples(
         self, records: Sequence[Record], samples: Sequence[Sample], rows: Sequence[Row], limit: int | None
@@ -175,9 +189,16 @@ class WordLabels(BaseScorer):
         found = []
         for each in super().examples(records, samples, rows, limit):
             text = texts[each.id]
-            given, true = each.given, _word_record(text, text.facts[LABELS])["labels"]
-            found.append(replace(each, given=given and _named(text.text, given), true=_named(text.text, true)))
+            given, true = each.given, _word_record(text, labels_of(text))["labels"]
+            found.append(
+                replace(each, given=given and self._named(text.text, given), true=self._named(text.text, true))
+            )
         return found
+
+    def _named(self, text: str, labels: Sequence[Mapping[str, Any]]) -> str:
+        """The words with a label of interest: "Rome (LOC), Ann (PER)"."""
+        named = [each for each in labels if each["label"] != self.outside]
+        return ", ".join(f"{text[each['start'] : each['end']]} ({each['label']})" for each in named)
 
     def baselines(
         self,
@@ -191,7 +212,7 @@ class WordLabels(BaseScorer):
         majority = Majority(
             (context, label)
             for text in tagged(train)
-            for word, label in zip(text.text.split(), text.facts[LABELS], strict=True)
+            for word, label in zip(text.text.split(), labels_of(text), strict=True)
             for context in (word.lower(), ANY)
         )
         if not majority.counts:
@@ -211,9 +232,3 @@ def tagged(samples: Sequence[Sample]) -> list[Text]:
 def _word_record(text: Text, labels: Sequence[str]) -> Record:
     said = [{"start": a, "end": b, "label": label} for (a, b), label in zip(spans_of(text.text), labels, strict=True)]
     return {"text_id": text.id, "labels": said}
-
-
-def _named(text: str, labels: Sequence[Mapping[str, Any]]) -> str:
-    """The words with a label of interest: "Rome (LOC), Ann (PER)"."""
-    named = [each for each in labels if each["label"] != OUTSIDE]
-    return ", ".join(f"{text[each['start'] : each['end']]} ({each['label']})" for each in named)

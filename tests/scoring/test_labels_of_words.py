@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.scoring.classification import is_labels
+from fusionkit.errors import DataError
+from fusionkit.scoring.classification import WordLabels, is_labels
 from fusionkit.scoring.scorers import WORD_LABELS
 
 
@@ -57,6 +58,40 @@ def test_what_needs_no_image():
     # LOC is as common as O and comes first: Bob and at are taken for it
     assert found["words_accuracy_chance"] == pytest.approx(100 * 1 / 6)
     assert WORD_LABELS.baselines([], SAMPLES, [], str.split, WORD_LABELS) == {}
+
+
+def numbered(*labels):
+    return [Sample(1, Path("x"), {"tagged": (Text(1, "Ann in Rome", {"word_labels": list(labels)}),)})]
+
+
+@pytest.mark.parametrize("outside", [0, "0"])
+def test_the_label_of_words_of_no_interest_is_named(outside):
+    scorer, samples = WordLabels(outside), numbered("1", "0", "2")
+    records = [{"text_id": 1, "labels": said("1", "1", "0")}]
+    assert scorer(records, samples)["words_f1"] == pytest.approx(100 * 2 * 1 / (2 + 2))
+    (shown,) = scorer.examples(records, samples, scorer.rows(records, samples).rows, None)
+    assert (shown.given, shown.true) == ("Ann (1), in (1)", "Ann (1), Rome (2)")
+    assert scorer.notes(samples) == {}
+    some = [{"text_id": 1, "labels": said("1", "0", "2")}]
+    assert scorer(some, numbered("1", "0", "0"))["words_f1"] == pytest.approx(100 * 2 * 1 / (2 + 1))
+
+
+def test_where_no_word_is_of_no_interest_there_is_no_f1_and_that_is_said():
+    samples = numbered("1", "0", "2")
+    assert WORD_LABELS([{"text_id": 1, "labels": said("1", "0", "2")}], samples) == {"words_accuracy": 100.0}
+    told = "left out, as no word has the label 'O'; say which label words of no interest have with "
+    assert WORD_LABELS.notes(samples) == {"f1": told + "task.token_classification.scorer.outside=LABEL"}
+    assert WORD_LABELS.notes(SAMPLES) == WORD_LABELS.notes([]) == {}
+
+
+def test_words_that_have_not_as_many_labels_are_told():
+    wrong = numbered("O", "O")
+    with pytest.raises(
+        DataError, match=r"^text 1 has 3 words and 2 labels; give each word, between spaces, one label$"
+    ):
+        WORD_LABELS.baselines(wrong, SAMPLES, [], str.split, WORD_LABELS)
+    with pytest.raises(DataError, match=r"^text 1 has 3 words and 2 labels"):
+        WORD_LABELS([], wrong)
 
 
 @pytest.mark.parametrize(

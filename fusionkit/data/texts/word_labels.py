@@ -19,6 +19,16 @@ def spans_of(text: str) -> list[tuple[int, int]]:
     return [found.span() for found in WORD.finditer(text)]
 
 
+def labels_of(text: Text) -> list[str]:
+    """One of each word. Raises DataError for a text with more or fewer words than labels."""
+    labels, words = list(text.facts[LABELS]), len(spans_of(text.text))
+    if len(labels) != words:
+        raise DataError(
+            f"text {text.id} has {words} words and {len(labels)} labels; give each word, between spaces, one label"
+        )
+    return labels
+
+
 def label_rows(texts: Sequence[Text], tokenizer: Any, max_length: int, clean: Callable[[str], str]) -> dict[str, Any]:
     """Of each text ``word_labels`` and ``word_spans``, lists of one a word, and ``label_words`` (T, L).
 
