@@ -27,6 +27,7 @@ LANGUAGE_MODEL = [
     "task=[itc,captioning]",
     "+objectives.shapes.captioning=1",
 ]
+STAGES = ["adapters=lora", "stages=language_model", "stages.project.steps=2", "stages.adapt.steps=2"]
 
 
 class Watch(Callback):
@@ -65,8 +66,9 @@ def configuration(world: Path, *options: str) -> Any:
          "trainer.accumulate_grad_batches=2", "task=[itc,vqa]"],
         ["data.sources.shapes.batch_size=2", "fusion=merged_attention", "ema.decay=0.9", "trainer.precision=bf16-true",
          "task=[itc]"],
+        ["data.sources.shapes.batch_size=4", *LANGUAGE_MODEL, *STAGES, "trainer.max_steps=6"],
     ],
-    ids=["several tasks", "a language model computed anew", "a teacher in bf16", "an average in bf16"],
+    ids=["several tasks", "a language model computed anew", "a teacher in bf16", "an average in bf16", "the last stage"],
 )  # fmt: skip
 def test_a_run_needs_what_was_planned(world: Path, options: list[str]) -> None:
     config = configuration(world, *options)
@@ -84,8 +86,30 @@ def test_a_run_needs_what_was_planned(world: Path, options: list[str]) -> None:
     assert planned.total == pytest.approx(found, rel=0.05)
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.grad is not None)
     assert planned.gradients == trained
+    assert planned.stage == ("unfreeze" if "stages=language_model" in options else "")
     assert (planned.teacher > 0) == ("teacher=momentum" in options)
     assert planned.averages == (_bytes(list(module.average._means.values())) if module.average else 0)
+
+
+def planned(world: Path, *options: str) -> MemoryPlan:
+    config = configuration(world, "data.sources.shapes.batch_size=2", *options)
+    return plan_memory(*build(config, None), "32-true", CPU)
+
+
+def test_the_stage_that_needs_most_is_planned(world: Path) -> None:
+    kind = "_target_=fusionkit.training.stages.Stage"
+    first = [f"++stages.all.{kind}", "++stages.all.steps=1"]
+    stages = [*first, f"++stages.heads.{kind}", "++stages.heads.steps=null", "++stages.heads.trains=['^tasks']"]
+    whole, found = planned(world, "task=[itc,itm]"), planned(world, "task=[itc,itm]", *stages)
+    assert (whole.stage, found.stage) == ("", "all")
+    assert (found.gradients, found.optimizer) == (whole.gradients, whole.optimizer)
+
+
+def test_what_a_teacher_shares_counts_once(world: Path) -> None:
+    options = ["task=[itc]", "teacher=momentum"]
+    whole, shared = planned(world, *options), planned(world, *options, "++image_encoder.frozen=true")
+    assert shared.weights == whole.weights
+    assert whole.teacher - shared.teacher == whole.gradients - shared.gradients > 0  # of the encoder
 
 
 def test_curves_are_drawn_on_point_by_point() -> None:
