@@ -101,7 +101,8 @@ def processes_of(config: DictConfig) -> int:
 
 def assumed(config: DictConfig) -> list[str]:
     """What the plan of a run on GPUs takes for granted on a machine that has none."""
-    trainer, told = config.trainer, []
+    trainer = config.trainer
+    told: list[str] = []
     if not on_gpu(trainer.accelerator) or torch.cuda.is_available():
         return told
     if str(trainer.devices) in ("-1", "auto"):
