@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -43,6 +43,30 @@ class Interrupt(Callback):
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == 2:
+            raise KeyboardInterrupt
+
+
+class InterruptAverages(Callback):
+    """A Ctrl-C in the second step, or in the first validation behind it, and the weights that a checkpoint would have had."""
+
+    averages: ClassVar[dict[str, torch.Tensor]] = {}
+
+    def __init__(self, in_validation: bool) -> None:
+        self.in_validation = in_validation
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+        if not self.in_validation:
+            self.interrupt(trainer, module)
+
+    def on_validation_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+        self.interrupt(trainer, module)
+
+    def interrupt(self, trainer: Any, module: Any) -> None:
+        if trainer.global_step >= 2:
+            state = module.state_dict()
+            module.average.save(state, module.named_parameters(remove_duplicate=False))
+            self.averages.clear()
+            self.averages.update({name: value.clone() for name, value in state.items()})
             raise KeyboardInterrupt
 
 
@@ -305,6 +329,19 @@ def test_a_ctrl_c_gives_the_model_so_far_and_the_next_one_still_works(
     capsys.readouterr()
     assert run(["train", *line, "trainer=cpu", f"output_dir={tmp_path}/other"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("in_validation", [False, True])
+def test_a_ctrl_c_gives_the_averages_where_there_are_some(drawn: Path, tmp_path: Path, in_validation: bool) -> None:
+    stop = "+callbacks.stop._target_=tests.test_api.InterruptAverages"
+    line = [*LINE, "trainer.max_steps=9", f"data.root={drawn}", stop, f"+callbacks.stop.in_validation={in_validation}"]
+    validated = ["trainer.limit_val_batches=1", "trainer.num_sanity_val_steps=0"]
+    run_ = fk.train(*line, *validated, "ema.decay=0.5", f"output_dir={tmp_path}/run")
+    assert run_.is_interrupted
+    found = run_.model.parts.model.state_dict()
+    assert found.keys() <= {name.removeprefix("model.") for name in InterruptAverages.averages}
+    for name, value in found.items():
+        torch.testing.assert_close(value, InterruptAverages.averages[f"model.{name}"], rtol=0, atol=0, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """``fusionkit plan``: what a training step of a configuration will need of each device's memory, measured without training."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from lightning import seed_everything
 from omegaconf import DictConfig
@@ -7,10 +10,20 @@ from omegaconf import DictConfig
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.cli.schemas import check
 from fusionkit.commands.train import build
+from fusionkit.errors import ConfigError
 from fusionkit.training.memory_plan import MemoryPlan, plan_memory
 from fusionkit.training.trainer import quieten_libraries
 
-SPLITTING = ("fsdp", "deepspeed")  # strategies that give each process a part of what is trained
+WEIGHTS, GRADIENTS, STATE = "weights", "gradients", "state of the optimiser"
+SPLITS = {  # what a strategy gives each process a part of
+    "deepspeed_stage_1": (STATE,),
+    "deepspeed": (GRADIENTS, STATE),  # Lightning's is stage 2
+    "deepspeed_stage_2": (GRADIENTS, STATE),
+    "deepspeed_stage_3": (WEIGHTS, GRADIENTS, STATE),
+    "fsdp": (WEIGHTS, GRADIENTS, STATE),
+}
+WHOLE = ("auto", "ddp", "single_device")  # those that divide nothing; ddp_... too
+UNCOUNTED = 2  # processes, where all GPUs are asked for and there are none here
 
 
 def plan(config: DictConfig) -> None:
@@ -18,53 +31,106 @@ def plan(config: DictConfig) -> None:
     check(config, "TrainConfig")
     quieten_libraries()
     trainer = config.trainer
+    accumulate = trainer.accumulate_grad_batches
+    if type(accumulate) is not int or accumulate < 1:
+        raise ConfigError(f"trainer.accumulate_grad_batches is {accumulate!r}; give a whole number from 1")
+    split, processes = divided(trainer.strategy), processes_of(config)
     seed_everything(config.seed, workers=True, verbose=False)
+    is_for_gpu = on_gpu(trainer.accelerator)
     precision = resolve_precision(trainer.precision, trainer.accelerator)
-    wants_gpu = trainer.accelerator in ("auto", "gpu", "cuda")
-    device = torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    if trainer.precision == "auto" and is_for_gpu and not torch.cuda.is_available():
+        precision = "bf16-mixed"
+    device = torch.device("cuda" if is_for_gpu and torch.cuda.is_available() else "cpu")
     parts, module = build(config, None)
-    processes = processes_of(config)
-    splits = any(name in str(trainer.strategy).lower() for name in SPLITTING)
-    is_ddp = processes > 1 and not splits
-    found = plan_memory(parts, module, precision, device, trainer.accumulate_grad_batches, is_ddp)
+    is_ddp = processes > 1 and not split
+    found = plan_memory(parts, module, precision, device, accumulate, is_ddp)
+    stage = f", stage '{found.stage}', which needs most" if found.stage else ""
     print(
-        f"memory of a training step, MB a process ({processes} of them, precision {precision}, {found.images} images each)"
+        f"memory of a training step, MB a process ({processes} of them, precision {precision}, {found.images} images each{stage})"
     )
-    for name, size in rows(found, processes if splits else 1):
+    for name, size in rows(found, processes, split):
         print(f"  {name:<54}{size / 2**20:>10,.1f}")
-    for sentence in notes(found, str(device), trainer.accelerator in ("gpu", "cuda"), splits):
+    tokens = module.image_tokens is not None
+    for sentence in [*notes(found, str(device), is_for_gpu, split, tokens), *assumed(config)]:
         print(sentence)
 
 
+def on_gpu(accelerator: str) -> bool:
+    """Whether a run with this accelerator would be on GPUs."""
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def divided(strategy: Any) -> tuple[str, ...]:
+    """The rows of the table that a strategy divides among the processes; raises ConfigError where that is not known."""
+    name = str(strategy)
+    if isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".DDPStrategy"):
+        return ()
+    if name in WHOLE or name.startswith("ddp_"):
+        return ()
+    if name not in SPLITS:
+        raise ConfigError(
+            f"trainer.strategy={name}: what it gives each process is not known here; plan with ddp or one of {', '.join(SPLITS)}"
+        )
+    return SPLITS[name]
+
+
 def processes_of(config: DictConfig) -> int:
-    """How many processes the trainer is to start on all nodes; those of this machine's GPUs where it says all."""
-    devices = config.trainer.devices
-    if isinstance(devices, int) and devices > 0:
+    """How many processes the trainer is to start on all nodes, counted as Lightning does for the accelerator.
+
+    ``UNCOUNTED`` on a node where all GPUs are asked for and this machine has none.
+    """
+    trainer = config.trainer
+    devices, is_for_gpu = trainer.devices, on_gpu(trainer.accelerator)
+    if isinstance(devices, str) and devices.strip().lstrip("-").isdigit():
+        devices = int(devices)
+    if devices == "auto" and not is_for_gpu:
+        count = 1
+    elif devices in (-1, "auto") and is_for_gpu:
+        count = torch.cuda.device_count() or UNCOUNTED
+    elif isinstance(devices, int):
         count = devices
-    elif devices in (-1, "-1", "auto"):
-        count = max(1, torch.cuda.device_count())
-    else:
+    elif is_for_gpu:
         count = len([device for device in str(devices).strip("[]").split(",") if device.strip()])
-    return count * int(config.trainer.get("num_nodes", 1))
+    else:
+        count = 0
+    if count < 1:
+        where = "" if is_for_gpu else " without a GPU, where trainer.accelerator=gpu plans for one"
+        raise ConfigError(f"trainer.devices is {trainer.devices!r}{where}; give a number above 0, or auto")
+    return count * int(trainer.get("num_nodes", 1))
 
 
-def rows(found: MemoryPlan, split: int = 1) -> list[tuple[str, float]]:
-    """The table; what is trained divided among so many processes."""
+def assumed(config: DictConfig) -> list[str]:
+    """What the plan of a run on GPUs takes for granted on a machine that has none."""
+    trainer = config.trainer
+    told: list[str] = []
+    if not on_gpu(trainer.accelerator) or torch.cuda.is_available():
+        return told
+    if str(trainer.devices) in ("-1", "auto"):
+        told.append(f"there are no GPUs here to count: {UNCOUNTED} a machine are assumed; give trainer.devices=N")
+    if trainer.precision == "auto":
+        told.append(
+            "there is no GPU here to ask: one that is fast at bf16 is assumed; give trainer.precision=32-true else"
+        )
+    return told
+
+
+def rows(found: MemoryPlan, processes: int = 1, split: Sequence[str] = ()) -> list[tuple[str, float]]:
+    """The table; the rows that ``split`` names divided among so many processes."""
     table = [
-        ("weights", found.weights / split),
+        (WEIGHTS, float(found.weights)),
         ("momentum teacher", float(found.teacher)),
         ("moving average of the weights", float(found.averages)),
-        ("gradients", found.gradients / split),
+        (GRADIENTS, float(found.gradients)),
         ("gradients once more, in DDP's buckets", float(found.buckets)),
-        ("state of the optimiser", found.optimizer / split),
+        (STATE, float(found.optimizer)),
         ("batch", float(found.batch)),
         ("kept for the backward pass, and all else at the peak", float(found.rest)),
     ]
-    shown = [(name, size) for name, size in table if size]
+    shown = [(name, size / processes if name in split else size) for name, size in table if size]
     return [*shown, ("in all", sum(size for _, size in shown))]
 
 
-def notes(found: MemoryPlan, device: str, is_for_gpu: bool, splits: bool) -> list[str]:
+def notes(found: MemoryPlan, device: str, is_for_gpu: bool, split: Sequence[str], tokens: bool) -> list[str]:
     """How it was found, and what it leaves out."""
     batches = " and ".join(str(count) for count in found.measured)
     sentences = [
@@ -74,8 +140,14 @@ def notes(found: MemoryPlan, device: str, is_for_gpu: bool, splits: bool) -> lis
         sentences.append(
             "a GPU has other kernels, which may keep more or less for the backward pass (attention above all)"
         )
-    if splits:
+    if WEIGHTS in split:
         sentences.append(
             "a process also holds the whole of a wrapped part, or of an unwrapped model, while that computes"
+        )
+    elif split:
+        sentences.append("a process also holds the buckets in which deepspeed gathers gradients and weights")
+    if tokens:
+        sentences.append(
+            "image_tokens.folder is not planned: the image encoder computes in each step here, so a run needs less"
         )
     return sentences

@@ -106,6 +106,8 @@ def train_here(config: DictConfig) -> Trained | float | None:
                     keep_configuration(config)
                 trained = replace(trained, metrics=evaluate(trainer, module, parts))
         except KeyboardInterrupt:
+            if module.average is not None:  # a checkpoint of now would have no other weights
+                module.average.put_in()
             return replace(trained, is_interrupted=True)
         mean = trainer.callback_metrics.get("val/mean")
         return replace(trained, mean=None if mean is None else float(mean))

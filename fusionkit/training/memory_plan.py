@@ -35,6 +35,15 @@ Curve = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was alive in a stage's step with one batch."""
+
+    curve: Curve  # bytes at each operation
+    gradients: int
+    optimizer: int
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
     """Bytes of one process, by what they are for; where the parameters are split among processes, those of the whole."""
 
@@ -43,13 +52,13 @@ class MemoryPlan:
     gradients: int
     optimizer: int  # its state
     batch: int
-    rest: (
-        int  # what else is alive at the highest point of a step: what is kept for the backward pass, for the most part
-    )
+    # what else is alive at the highest point of a step: what is kept for the backward pass, for the most part
+    rest: int
     buckets: int = 0  # DDP's copy of the gradients
     averages: int = 0  # the moving average of the weights
     images: int = 0  # of a step
     measured: tuple[int, ...] = ()  # images of the batches that were measured
+    stage: str = ""  # the one that needs most, where the run has several
 
     @property
     def total(self) -> int:
@@ -68,15 +77,16 @@ def plan_memory(
 ) -> MemoryPlan:
     """Make two steps on a small batch, and on one of half its size, and draw what is alive at each operation on to the whole one.
 
-    Trains the module a little: build another one for the run. A batch of at most ``SMALL`` images is measured as it is; smaller
-    ones have their texts padded as the whole one has. It sees tensors (``LiveMemory``), so neither what kernels need for
-    themselves nor what the allocator and the libraries hold.
+    In each stage of the run, one after the other, and plans the one that needs most. Trains the module a little: build another
+    one for the run. A batch of at most ``SMALL`` images is measured as it is; smaller ones have their texts padded as the whole
+    one has. It sees tensors (``LiveMemory``), so neither what kernels need for themselves nor what the allocator and the
+    libraries hold.
     """
     module.to(device, WHOLE.get(precision)).train()
     plugin: Any = PLUGINS.get(precision, Precision)()
     exact_inputs(plugin, getattr(module.model.image_encoder, "reads", "pixel_values"))
     sizes = {name: parts.datamodule.sources[name].batch_size for name in module.objectives}
-    images, curves, batches, state = [], [], [], 0
+    images, batches, runs = [], [], []
     lengths = {name: _lengths(rows) for name, rows in _batch(parts, sizes).items()}
     for share in _shares(max(sizes.values())):
         small = {name: max(1, round(size * share)) for name, size in sizes.items()}
@@ -84,22 +94,33 @@ def plan_memory(
         batch = plugin.convert_input(move_data_to_device(drawn, device))
         images.append(sum(small.values()))
         batches.append(np.array([_bytes(leaves_of(batch))], dtype=np.float64))
-        curve, state = _curve(module, batch, partial(_context, precision, device, plugin), accumulate)
-        curves.append(curve)
+        runs.append(_measure(module, batch, partial(_context, precision, device, plugin), accumulate))
     whole = sum(sizes.values())
-    found = {
-        "weights": _bytes(_tensors([module.model, module.tasks, module.balance])),
-        "teacher": _bytes(_tensors([module.teacher] if isinstance(module.teacher, nn.Module) else [])),
-        "gradients": _bytes([parameter.grad for parameter in module.parameters()]),
-        "optimizer": state,
+    weights = _tensors([module.model, module.tasks, module.balance])
+    teacher = _tensors([module.teacher] if isinstance(module.teacher, nn.Module) else [])
+    shared = {
+        "weights": _bytes(weights),
+        "teacher": _bytes([*weights, *teacher]) - _bytes(weights),  # what is frozen is the student's own
         "averages": 0 if module.average is None else module.average.size(module.stages.parameters),
         "batch": int(_drawn_on(batches, images, whole).max()),
     }
-    peak = int(_drawn_on(curves, images, whole).max())
-    rest = max(0, peak - found["gradients"] - found["optimizer"])
-    return MemoryPlan(
-        **found, rest=rest, buckets=found["gradients"] if is_ddp else 0, images=whole, measured=tuple(images)
-    )
+    plans = []
+    for stage in module.stages.starts:
+        last = runs[-1][stage]
+        peak = int(_drawn_on([run[stage].curve for run in runs], images, whole).max())
+        plans.append(
+            MemoryPlan(
+                **shared,
+                gradients=last.gradients,
+                optimizer=last.optimizer,
+                rest=max(0, peak - last.gradients - last.optimizer),
+                buckets=last.gradients if is_ddp else 0,
+                images=whole,
+                measured=tuple(images),
+                stage=stage if len(module.stages) > 1 else "",
+            )
+        )
+    return max(plans, key=lambda each: each.total)
 
 
 def _shares(largest: int) -> tuple[float, ...]:
@@ -140,34 +161,42 @@ def _padded(batch: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, A
     return found
 
 
-def _curve(
+def _measure(
     module: TrainingModule,
     batch: Mapping[str, Any],
     context: Callable[[], AbstractContextManager[Any]],
     accumulate: int,
-) -> tuple[Curve, int]:
-    """The bytes that are alive at each operation of a second step, and those of the optimiser's state.
+) -> dict[str, Measured]:
+    """What is alive at each operation of a second step of each stage, by the stage's name.
 
-    The gradients and the state are there from the first step.
+    The gradients and the state are there from its first step, and the state of what earlier stages trained too.
     """
     module.zero_grad()
     if module.average is not None:
         module.average.begin(module.stages.parameters)
+    found = {}
     with LiveMemory() as memory:
         optimizer = module.build_optimizer()
-        for number in range(2):
-            memory.curve.clear()
-            with context():
-                step = Step(number=number, total=2, is_first=True, parameters=module.stages.training)
-                loss = module.balance(_losses(module, batch), module.weights, step).loss
-            if accumulate == 1:
-                optimizer.zero_grad()  # as Lightning does, between the passes
-            loss.backward()
-            optimizer.step()
-            del loss
-            if module.average is not None:
-                module.average.update()
-    return np.array(memory.curve, dtype=np.float64), _bytes(leaves_of(optimizer.state_dict()))
+        for stage, start in module.stages.starts.items():
+            module.stages.enter(start)
+            for number in range(2):
+                memory.curve.clear()
+                with context():
+                    step = Step(number=number, total=2, is_first=True, parameters=module.stages.training)
+                    loss = module.balance(_losses(module, batch), module.weights, step).loss
+                if accumulate == 1:
+                    optimizer.zero_grad()  # as Lightning does, between the passes
+                loss.backward()
+                optimizer.step()
+                del loss
+                if module.average is not None:
+                    module.average.update()
+            found[stage] = Measured(
+                np.array(memory.curve, dtype=np.float64),
+                gradients=_bytes([parameter.grad for parameter in module.parameters()]),
+                optimizer=_bytes(leaves_of(optimizer.state_dict())),
+            )
+    return found
 
 
 def _losses(module: TrainingModule, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -47,6 +47,11 @@ class Stages:
         return self._all
 
     @property
+    def starts(self) -> Mapping[str, int]:
+        """The optimiser step at which each stage begins, by its name."""
+        return dict(zip(self._stages, [0, *self._ends], strict=True))
+
+    @property
     def lr_scale(self) -> float:
         """Of the stage that the run is in."""
         return list(self._stages.values())[self._index].lr_scale

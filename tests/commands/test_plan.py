@@ -1,5 +1,6 @@
 """``fusionkit plan``: what it says a step will need is what a run then has alive, to 5%; and what the table says."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 from lightning import Callback, seed_everything
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, StrategyRegistry
 from omegaconf import OmegaConf
 
 from fusionkit.assembly.composition import training_config
 from fusionkit.cli.main import run
-from fusionkit.commands.plan import notes, processes_of, rows
+from fusionkit.commands.plan import assumed, divided, notes, processes_of, rows
 from fusionkit.commands.train import build
+from fusionkit.errors import ConfigError
 from fusionkit.training.live_memory import LiveMemory
 from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, plan_memory
 from fusionkit.training.trainer import bare_trainer
@@ -27,6 +30,7 @@ LANGUAGE_MODEL = [
     "task=[itc,captioning]",
     "+objectives.shapes.captioning=1",
 ]
+STAGES = ["adapters=lora", "stages=language_model", "stages.project.steps=2", "stages.adapt.steps=2"]
 
 
 class Watch(Callback):
@@ -65,8 +69,9 @@ def configuration(world: Path, *options: str) -> Any:
          "trainer.accumulate_grad_batches=2", "task=[itc,vqa]"],
         ["data.sources.shapes.batch_size=2", "fusion=merged_attention", "ema.decay=0.9", "trainer.precision=bf16-true",
          "task=[itc]"],
+        ["data.sources.shapes.batch_size=4", *LANGUAGE_MODEL, *STAGES, "trainer.max_steps=6"],
     ],
-    ids=["several tasks", "a language model computed anew", "a teacher in bf16", "an average in bf16"],
+    ids=["several tasks", "a language model computed anew", "a teacher in bf16", "an average in bf16", "the last stage"],
 )  # fmt: skip
 def test_a_run_needs_what_was_planned(world: Path, options: list[str]) -> None:
     config = configuration(world, *options)
@@ -84,8 +89,30 @@ def test_a_run_needs_what_was_planned(world: Path, options: list[str]) -> None:
     assert planned.total == pytest.approx(found, rel=0.05)
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.grad is not None)
     assert planned.gradients == trained
+    assert planned.stage == ("unfreeze" if "stages=language_model" in options else "")
     assert (planned.teacher > 0) == ("teacher=momentum" in options)
     assert planned.averages == (_bytes(list(module.average._means.values())) if module.average else 0)
+
+
+def planned(world: Path, *options: str) -> MemoryPlan:
+    config = configuration(world, "data.sources.shapes.batch_size=2", *options)
+    return plan_memory(*build(config, None), "32-true", CPU)
+
+
+def test_the_stage_that_needs_most_is_planned(world: Path) -> None:
+    kind = "_target_=fusionkit.training.stages.Stage"
+    first = [f"++stages.all.{kind}", "++stages.all.steps=1"]
+    stages = [*first, f"++stages.heads.{kind}", "++stages.heads.steps=null", "++stages.heads.trains=['^tasks']"]
+    whole, found = planned(world, "task=[itc,itm]"), planned(world, "task=[itc,itm]", *stages)
+    assert (whole.stage, found.stage) == ("", "all")
+    assert (found.gradients, found.optimizer) == (whole.gradients, whole.optimizer)
+
+
+def test_what_a_teacher_shares_counts_once(world: Path) -> None:
+    options = ["task=[itc]", "teacher=momentum"]
+    whole, shared = planned(world, *options), planned(world, *options, "++image_encoder.frozen=true")
+    assert shared.weights == whole.weights
+    assert whole.teacher - shared.teacher == whole.gradients - shared.gradients > 0  # of the encoder
 
 
 def test_curves_are_drawn_on_point_by_point() -> None:
@@ -140,20 +167,98 @@ def test_the_table_divides_what_a_strategy_splits() -> None:
     table = dict(rows(found))
     assert "momentum teacher" not in table
     assert table["in all"] == 39
-    assert dict(rows(found, 2))["in all"] == 4 + 3 + 6 + 2 + 3 + 5 + 7
-    assert len(notes(found, "cpu", is_for_gpu=False, splits=False)) == 1
-    assert len(notes(found, "cuda", is_for_gpu=True, splits=False)) == 1
-    assert "a GPU has other kernels" in notes(found, "cpu", is_for_gpu=True, splits=False)[1]
-    assert "the whole of a wrapped part" in notes(found, "cpu", is_for_gpu=False, splits=True)[1]
+    assert dict(rows(found, 2, divided("ddp")))["in all"] == 39
+    assert dict(rows(found, 2, divided("deepspeed_stage_1")))["in all"] == 39 - 2
+    assert dict(rows(found, 2, divided("deepspeed_stage_2")))["in all"] == 39 - 2 - 3
+    assert dict(rows(found, 2, divided("deepspeed_stage_3")))["in all"] == 39 - 2 - 3 - 4
+
+
+def test_strategies_are_known_by_name() -> None:
+    assert StrategyRegistry["deepspeed"]["init_params"] == {}
+    assert inspect.signature(DeepSpeedStrategy).parameters["stage"].default == 2
+    assert inspect.signature(FSDPStrategy).parameters["sharding_strategy"].default == "FULL_SHARD"
+    assert divided("deepspeed") == divided("deepspeed_stage_2")
+    assert divided("fsdp") == divided("deepspeed_stage_3")
+    assert divided("auto") == divided("ddp_find_unused_parameters_true") == divided("single_device") == ()
+    shard = {"_target_": "lightning.pytorch.strategies.FSDPStrategy", "sharding_strategy": "SHARD_GRAD_OP"}
+    assert divided(OmegaConf.create({"_target_": "lightning.pytorch.strategies.DDPStrategy"})) == ()
+    for other in ("fsdp_cpu_offload", "deepspeed_stage_3_offload", shard):
+        with pytest.raises(ConfigError, match=r"trainer\.strategy="):
+            divided(other)
+
+
+def test_the_notes_say_what_is_left_out() -> None:
+    found = MemoryPlan(weights=8, teacher=0, gradients=6, optimizer=4, batch=3, rest=5)
+    assert len(notes(found, "cpu", is_for_gpu=False, split=(), tokens=False)) == 1
+    assert len(notes(found, "cuda", is_for_gpu=True, split=(), tokens=False)) == 1
+    assert "a GPU has other kernels" in notes(found, "cpu", is_for_gpu=True, split=(), tokens=False)[1]
+    assert "the whole of a wrapped part" in notes(found, "cpu", False, divided("fsdp"), tokens=False)[1]
+    assert "the buckets in which deepspeed" in notes(found, "cpu", False, divided("deepspeed"), tokens=False)[1]
+    assert "image_tokens.folder is not planned" in notes(found, "cpu", False, (), tokens=True)[1]
+
+
+def on(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
 
 
 @pytest.mark.parametrize(
-    ("trainer", "count"),
-    [({"devices": 4}, 4), ({"devices": 2, "num_nodes": 3}, 6), ({"devices": "0,2"}, 2), ({"devices": [1, 3, 5]}, 3)],
+    ("trainer", "gpus", "count"),
+    [
+        ({"accelerator": "gpu", "devices": 4}, 0, 4),
+        ({"accelerator": "cpu", "devices": 2, "num_nodes": 3}, 0, 6),
+        ({"accelerator": "gpu", "devices": "0,2"}, 4, 2),
+        ({"accelerator": "cuda", "devices": [1, 3, 5]}, 0, 3),
+        ({"accelerator": "gpu", "devices": "3"}, 4, 3),
+        ({"accelerator": "cpu", "devices": "3"}, 4, 3),
+        *[({"accelerator": "gpu", "devices": every}, 4, 4) for every in (-1, "-1", "auto")],
+        *[({"accelerator": "gpu", "devices": every, "num_nodes": 2}, 0, 4) for every in (-1, "-1", "auto")],
+        ({"accelerator": "auto", "devices": -1}, 4, 4),
+        ({"accelerator": "auto", "devices": "auto"}, 0, 1),
+        ({"accelerator": "cpu", "devices": "auto"}, 4, 1),
+    ],
 )
-def test_processes_are_counted(trainer: dict[str, Any], count: int) -> None:
+def test_processes_are_counted(trainer: dict[str, Any], gpus: int, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(gpus, monkeypatch)
     assert processes_of(OmegaConf.create({"trainer": trainer})) == count
-    assert processes_of(OmegaConf.create({"trainer": {"devices": -1}})) == max(1, torch.cuda.device_count())
+
+
+@pytest.mark.parametrize(("accelerator", "devices"), [("cpu", -1), ("cpu", [1, 2]), ("gpu", 0), ("gpu", [])])
+def test_no_devices_are_refused(accelerator: str, devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(4, monkeypatch)
+    with pytest.raises(ConfigError, match=r"trainer\.devices is ") as error:
+        processes_of(OmegaConf.create({"trainer": {"accelerator": accelerator, "devices": devices}}))
+    assert ("trainer.accelerator=gpu" in str(error.value)) == (accelerator == "cpu")
+
+
+def test_what_is_assumed_of_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(accelerator: str, devices: Any, precision: str) -> list[str]:
+        trainer = {"accelerator": accelerator, "devices": devices, "precision": precision}
+        return assumed(OmegaConf.create({"trainer": trainer}))
+
+    on(0, monkeypatch)
+    count, precision = told("gpu", -1, "auto")
+    assert "2 a machine are assumed" in count
+    assert "fast at bf16 is assumed" in precision
+    assert told("cuda", "auto", "32-true") == [count]
+    assert told("gpu", 2, "auto") == [precision]
+    assert told("auto", "auto", "auto") == told("gpu", 2, "32-true") == []
+    on(4, monkeypatch)
+    assert told("gpu", -1, "auto") == []
+
+
+def test_a_run_on_gpus_is_planned_without_one(world: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(0, monkeypatch)
+    line = [*(option for option in SMALL if not option.startswith(("logger", "trainer.precision"))), "task=[itc]"]
+    line += [f"data.root={world}/shapes", f"output_dir={world}/none", "data.sources.shapes.batch_size=2"]
+    assert run(["plan", *line, "trainer=ddp", "++image_encoder.frozen=true", f"image_tokens.folder={world}/no"]) == 0
+    out = capsys.readouterr().out
+    assert "(2 of them, precision bf16-mixed, 2 images each)" in out
+    for said in ("DDP's buckets", "a GPU has other kernels", "2 a machine", "image_tokens.folder is not planned"):
+        assert said in out
+    for wrong in ("accumulate_grad_batches=0", "accumulate_grad_batches=1.5", "strategy=fsdp_cpu_offload"):
+        assert run(["plan", *line, f"trainer.{wrong}"]) == 2
+        assert f"trainer.{wrong.partition('=')[0]}" in capsys.readouterr().err
 
 
 def test_the_command_prints_and_writes_nothing(world: Path, capsys: Capture) -> None:
