@@ -74,6 +74,16 @@ def test_a_template_that_takes_too_much_is_told_in_a_sentence(name: str, monkeyp
         ChatTemplate(tokenizer_of("words", HOSTILE[name] + CHATML))
 
 
+@pytest.mark.parametrize(("own", "given", "expected"), [(None, None, 0), (CHATML, None, 1), (None, CHATML, 1)])
+def test_strangers_templates_alone_are_tried_in_a_process_of_their_own(
+    own: str | None, given: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = list[Any]()
+    monkeypatch.setattr(chat, "in_child", lambda work, bound: bounds.append(bound) or work())
+    ChatTemplate(tokenizer_of("words", own), given)
+    assert bounds == [Bounds()] * expected
+
+
 def test_a_template_without_an_end_to_its_words() -> None:
     tokenizer = tokenizer_of("words", CHATML + "{{ 'a' * 2**20 }}")
     with pytest.raises(ConfigError, match=r"the template makes 1,048,\d+ characters of a conversation"):
