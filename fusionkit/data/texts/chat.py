@@ -57,8 +57,9 @@ class ChatTemplate:
 
     The assistant says its words and the special token that the template puts behind them. Special tokens that are spelt out in
     what people say are broken by a space, so that nobody's words are taken for the end of a turn. Templates run in
-    transformers' sandbox, which bounds neither time nor memory: a probe of others than ``PLAIN`` is written with such bounds. Raises
-    ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, does not end it, or takes too much.
+    transformers' sandbox, which bounds neither time nor memory: a probe of others than ``PLAIN`` is written with such bounds.
+    Raises ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, does not end it, or takes too
+    much.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, key: str = "chat_template") -> None:
