@@ -1,8 +1,10 @@
 """Work on a stranger's file in a process of its own, which ends where it takes too much."""
 
 import os
+import resource
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -42,6 +44,16 @@ def test_what_stays_within_its_bounds_is_given() -> None:
         return len(bytearray(2**29))
 
     assert in_child(busy, FEW) == 2**29
+
+
+def test_a_process_with_many_open_files_waits_too() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1100, hard))
+    with ExitStack() as files:
+        files.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while files.enter_context(open(os.devnull, "rb")).fileno() < 1030:
+            pass
+        assert in_child(lambda: 7, FEW) == 7
 
 
 def test_other_ends_are_the_works_own() -> None:
