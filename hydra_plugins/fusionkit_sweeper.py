@@ -219,6 +219,10 @@ def _told_of(log: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except OSError as error:  # the search itself may be whole
+        raise DataError(
+            f"{log} cannot be read or written ({error.strerror or error}); mend that, or give another name=NAME"
+        ) from error
     except Exception as error:  # Optuna reads what stands there as its own words
         raise DataError(
             f"{log} is damaged, or of another version of Optuna ({reason_of(error)[:200]}); give another name=NAME, or remove it "

@@ -170,6 +170,20 @@ def test_a_damaged_search_is_named(place, trained, capsys):
     assert len(trained) == 2
 
 
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError("no words for it")])
+def test_a_search_that_cannot_be_read_is_not_called_damaged(error, trained, monkeypatch, capsys):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr("optuna.storages.journal.JournalFileBackend", refuse)
+    assert run([*SEARCH, "optimizer.lr=interval(0.001,0.1)", "hydra.sweeper.trials=2"]) == 1
+    (told,) = capsys.readouterr().err.splitlines()
+    reason = error.strerror or str(error)
+    log = FOLDER / "search.log"
+    assert told == f"error: {log} cannot be read or written ({reason}); mend that, or give another name=NAME"
+    assert not trained
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -158,10 +158,8 @@ def build_teacher(
 def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:
     """The plain values of a model, its tokenizer and the answers."""
     words = text_format(tokenizer)
-    last, known = (
-        max(tokenizer.get_vocab().items(), key=itemgetter(1)),
-        model.text_encoder.word_embeddings.num_embeddings,
-    )
+    last = max(tokenizer.get_vocab().items(), key=itemgetter(1))
+    known = model.text_encoder.word_embeddings.num_embeddings
     if last[1] >= known:
         raise ConfigError(
             f"tokenizer: its token {last[0]!a} has the number {last[1]}, but the text encoder has words for {known}; give one "

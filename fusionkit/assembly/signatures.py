@@ -31,7 +31,7 @@ class Definition(NamedTuple):
 def signature_of(name: str) -> Parameters:
     """The parameters of the class or function with this dotted name; ImportError where there is none."""
     try:
-        return _read(_definition(name))
+        return _read(_definition(name)) or {}
     except Unreadable:
         return _inspect(name)
 
@@ -59,7 +59,8 @@ def _inspect(name: str) -> Parameters:
         return inspect.signature(target).parameters
 
 
-def _read(found: Definition) -> Parameters:
+def _read(found: Definition) -> Parameters | None:
+    """None of a class without a constructor."""
     node = found.node
     if isinstance(node, Function):
         is_bound = [ast.unparse(decorator) for decorator in node.decorator_list] == ["classmethod"]
@@ -83,11 +84,11 @@ def _read(found: Definition) -> Parameters:
         above = _definition(f"{found.module}.{named}")
         if not isinstance(above.node, ast.ClassDef):  # such as NamedTuple
             raise Unreadable
-        if taken := _read(above):  # a base without a constructor leaves it to the next
+        if (taken := _read(above)) is not None:  # a base without a constructor leaves it to the next
             return taken
     if node.keywords:  # a metaclass
         raise Unreadable
-    return {}
+    return None
 
 
 def _require_plain(decorators: Sequence[ast.expr]) -> None:
@@ -127,7 +128,7 @@ def _fields(node: ast.ClassDef, module: str) -> Parameters:
     """The arguments of a dataclass."""
     found: dict[str, inspect.Parameter] = {}
     for base in node.bases:
-        found |= _read(_definition(f"{module}.{ast.unparse(base)}"))
+        found |= _read(_definition(f"{module}.{ast.unparse(base)}")) or {}
     for field in node.body:
         if not isinstance(field, ast.AnnAssign) or "ClassVar" in ast.unparse(field.annotation):
             continue

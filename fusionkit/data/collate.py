@@ -18,7 +18,7 @@ from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import WEIGHT, Sample, Text
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import FIRST, ChatTemplate, place_tensor
-from fusionkit.data.texts.conversations import PICTURES, Conversation, require_places
+from fusionkit.data.texts.conversations import PICTURES, TURNS, Conversation, require_places
 from fusionkit.data.texts.word_labels import LABELS, label_rows
 from fusionkit.data.tokenizer import companion_of
 from fusionkit.errors import DataError
@@ -81,7 +81,7 @@ class Collate:
         has_other = np.diff(samples.other_ends, prepend=0) > 0
         self.paired = frozenset(kind for kind in kinds if (has_other & (samples.counts(kind) > 0)).any())
         self.templates = templates or {}
-        is_chat = any("turns" in facts for facts in self.facts.values())
+        is_chat = any(TURNS in facts for facts in self.facts.values())
         self.chat = ChatTemplate(tokenizer, chat_template) if is_chat else None
 
     def __call__(self, items: list[Item] | DataError) -> Batch | DataError:
@@ -114,7 +114,7 @@ class Collate:
 
     def _rows(self, kind: str, facts: Mapping[str, Any], items: Sequence[Item]) -> dict[str, Any]:
         texts = [text for item in items for text in item.texts[kind]]
-        is_chat = self.chat is not None and "turns" in facts
+        is_chat = self.chat is not None and TURNS in facts
         if is_chat:
             rows = self.spell(
                 texts, [row for row, item in zip(image_rows(items), items, strict=True) for _ in item.texts[kind]]

@@ -143,7 +143,10 @@ class Interleaved(nn.Module):
             seen = memory[place] if placed is None else placed.side_by_side(memory[place])
             given = (packing.pack(states), seen, grouping, packing, placed and placed.blind)
             block = self.cross_layers[place]
-            found: Tensor = checkpoint(block, *given, use_reentrant=False) if is_recomputed else block(*given)
+            is_plain = type(block) is GatedCrossAttentionBlock  # else its class computes it anew by itself
+            found: Tensor = (
+                checkpoint(block, *given, use_reentrant=False) if is_recomputed and is_plain else block(*given)
+            )
             return packing.unpack(found).to(states.dtype)
 
         return before_layer

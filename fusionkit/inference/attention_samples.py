@@ -6,12 +6,10 @@ from pathlib import Path
 
 from fusionkit.data.requests import TEXTS, Request
 from fusionkit.data.sample import Sample, Text
-from fusionkit.data.texts.conversations import Conversation
+from fusionkit.data.texts.conversations import TURNS, Conversation
 from fusionkit.inference.answering import Predictor
 from fusionkit.inference.overlays import draw_reply
 from fusionkit.scoring.records import write_records
-
-TURNS = "turns"  # the fact that conversations have
 
 
 def draw_attention(

@@ -23,12 +23,11 @@ class Images:
     """Image states (by row of the pairing) that stay where the encodings are: on disk, or in the system's cache of it."""
 
     def __init__(self, parts: Sequence[tuple[list[Any], Tokens]], rows: dict[Any, int]) -> None:
+        # a sample's further images, which bear its id, stand behind its own
         self.places = {
             rows[key]: (tokens, torch.tensor([at]))
             for ids, tokens in parts
-            for at, key in reversed(
-                list(enumerate(ids))
-            )  # a sample's further images, which bear its id, stand behind its own
+            for at, key in reversed(list(enumerate(ids)))
             if key in rows
         }
 

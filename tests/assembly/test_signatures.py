@@ -29,7 +29,7 @@ def kinds(annotation: Any) -> Any:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_source_and_import_agree(name: str) -> None:
-    read, imported = signatures._read(signatures._definition(name)), signatures._inspect(name)
+    read, imported = signatures._read(signatures._definition(name)) or {}, signatures._inspect(name)
     assert list(read) == list(imported)
     for key, parameter in imported.items():
         assert read[key].kind == parameter.kind
@@ -86,6 +86,12 @@ class Sized(Most):
 class Several(Beside, Sized):
     pass
 
+class Empty(nn.Module):
+    def __init__(self): ...
+
+class EmptyFirst(Empty, Sized):
+    pass
+
 if True:
     def late(a: "int", *, b: Optional[str] = None, **more): ...
 
@@ -118,6 +124,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("inner.Bare", []),
         ("inner.Deep", []),
         ("inner.Several", ["width"]),
+        ("inner.EmptyFirst", []),
         ("inner.late", ["a", "b", "more"]),
         ("inner.wrapped", ["x"]),
         ("inner.made", ["b", "more"]),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fusionkit.encoders.language import LanguageModel
+from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.interleaved import Interleaved, InterleavedResampled
@@ -246,6 +247,19 @@ def test_layers_that_are_computed_anew_give_the_same_loss_and_gradients(name, ki
     torch.testing.assert_close(loss, other, rtol=0, atol=0)
     for key, value in gradients.items():
         torch.testing.assert_close(value, others[key], rtol=1e-5, atol=1e-6, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize(("of_text", "of_fusion"), [(False, False), (True, False), (False, True), (True, True)])
+def test_a_block_is_computed_anew_once(of_text, of_fusion):
+    reader, calls = build(checkpointing=of_text).train(), []
+    for block in reader.fusion.cross_layers:
+        block.cross_attention.register_forward_pre_hook(lambda *_: calls.append(1))
+    if of_fusion:
+        assert recompute(blocks_of(reader.fusion)) == 2
+    states = fuse_causal(reader, reader.fusion.prepare(image()), prompts())
+    assert len(calls) == 2
+    states.square().sum().backward()
+    assert len(calls) == 2 * (1 + (of_text or of_fusion))
 
 
 @torch.no_grad()

@@ -8,7 +8,10 @@ from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts,
 from fusionkit.tasks.generation import GenerationConfig, Greedy
 from tests.parity.test_language_models import CASES, END, IMAGE, LENGTH, Pair
 
-NAMES = [name for name in CASES if name.split(",")[0].split()[0] in ("idefics", "idefics3", "llava")]
+FAMILIES = {name: name.split(",")[0].split()[0] for name in CASES}
+NAMES = [name for name, family in FAMILIES.items() if family in ("idefics", "idefics3", "llava")]
+SEEING_ALL = [name for name in NAMES if FAMILIES[name] == "idefics"]
+assert {FAMILIES[name] for name in NAMES} == {"idefics", "idefics3", "llava"}
 PLACES = ([(1, 1), (0, 3)], [(1, 2)])  # of each text, the rows of images and the tokens that see them first
 INDEX = torch.tensor([[*places, *[(-1, 0)] * (2 - len(places))] for places in PLACES])
 
@@ -54,7 +57,7 @@ def test_logits(pair):
         torch.testing.assert_close(ours[row], theirs, rtol=1e-5, atol=1e-5 * theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("pair", [name for name in NAMES if name.split(",")[0] == "idefics"], indirect=True)
+@pytest.mark.parametrize("pair", SEEING_ALL, indirect=True)
 @torch.no_grad()
 def test_all_images_so_far_are_seen_where_the_fusion_says_so(pair, monkeypatch):
     model = pair.network.model

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from select import select
+from multiprocessing.connection import wait
 from typing import TypeVar
 
 from fusionkit.errors import UserError
@@ -52,7 +52,7 @@ def in_child(work: Callable[[], Result], bounds: Bounds | None = None) -> Result
     answer = b""
     try:
         with os.fdopen(read_end, "rb") as file:
-            is_done = bounds is None or select([file], [], [], bounds.waited)[0]
+            is_done = bounds is None or wait([read_end], bounds.waited)
             answer = file.read() if is_done else b""
         if not is_done:
             os.kill(process, signal.SIGKILL)

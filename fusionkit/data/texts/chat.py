@@ -3,6 +3,7 @@
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -56,8 +57,9 @@ class ChatTemplate:
 
     The assistant says its words and the special token that the template puts behind them. Special tokens that are spelt out in
     what people say are broken by a space, so that nobody's words are taken for the end of a turn. Templates run in
-    transformers' sandbox, which bounds neither time nor memory: a probe is written with such bounds. Raises ConfigError, naming
-    ``key`` or the tokenizer, for a template that leaves out a reply, does not end it, or takes too much.
+    transformers' sandbox, which bounds neither time nor memory: a probe of others than ``PLAIN`` is written with such bounds.
+    Raises ConfigError, naming ``key`` or the tokenizer, for a template that leaves out a reply, does not end it, or takes too
+    much.
     """
 
     def __init__(self, tokenizer: Any, template: str | None = None, key: str = "chat_template") -> None:
@@ -69,7 +71,8 @@ class ChatTemplate:
         self._special = re.compile("|".join(map(re.escape, special)))
         self._end = re.compile(rf"\s*({self._special.pattern})")
         try:
-            written = in_child(lambda: self.write(PROBE, "of a probe"), None if template is PLAIN else Bounds())
+            probe = partial(self.write, PROBE, "of a probe")
+            written = probe() if self.template is PLAIN else in_child(probe, Bounds())
         except DataError as error:
             raise ConfigError(f"{self.key}: {error}") from error
         except Exceeded as error:

@@ -13,6 +13,7 @@ ROLES = {SYSTEM: SYSTEM, USER: USER, "human": USER, ASSISTANT: ASSISTANT, "gpt":
 CONVERSATIONS = "conversations"  # the kind of such texts
 IMAGE_TOKEN = "<image>"  # LLaVA's place of the picture in a text
 LLAVA = ("from", "value")
+TURNS = "turns"  # the fact that conversations have
 PICTURES = "pictures"  # the fact of a conversation that says which image of its sample is at each place; else they are in order
 
 
@@ -39,11 +40,11 @@ class Conversation(NamedTuple):
     @classmethod
     def of(cls, text: Text) -> "Conversation":
         """That of a text of the kind "conversations"."""
-        return cls(tuple(text.facts["roles"]), tuple(text.facts["turns"]))
+        return cls(tuple(text.facts["roles"]), tuple(text.facts[TURNS]))
 
     def text(self, id: int | str) -> Text:
         """As a text of the kind "conversations"."""
-        return Text(id, self.shown(), {"roles": list(self.roles), "turns": list(self.turns)})
+        return Text(id, self.shown(), {"roles": list(self.roles), TURNS: list(self.turns)})
 
     def shown(self) -> str:
         """For people to read, a turn a line."""

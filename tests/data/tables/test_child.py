@@ -1,8 +1,10 @@
 """Work on a stranger's file in a process of its own, which ends where it takes too much."""
 
 import os
+import resource
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -44,6 +46,16 @@ def test_what_stays_within_its_bounds_is_given() -> None:
     assert in_child(busy, FEW) == 2**29
 
 
+def test_a_process_with_many_open_files_waits_too() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1100, hard))
+    with ExitStack() as files:
+        files.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        while files.enter_context(open(os.devnull, "rb")).fileno() < 1030:
+            pass
+        assert in_child(lambda: 7, FEW) == 7
+
+
 def test_other_ends_are_the_works_own() -> None:
     def told() -> None:
         raise DataError("a sentence")
@@ -72,6 +84,16 @@ def test_a_template_that_takes_too_much_is_told_in_a_sentence(name: str, monkeyp
         ConfigError, match=r"chat template of tokenizer=: the template takes more than 1 seconds, or 1 GiB"
     ):
         ChatTemplate(tokenizer_of("words", HOSTILE[name] + CHATML))
+
+
+@pytest.mark.parametrize(("own", "given", "expected"), [(None, None, 0), (CHATML, None, 1), (None, CHATML, 1)])
+def test_strangers_templates_alone_are_tried_in_a_process_of_their_own(
+    own: str | None, given: str | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bounds = list[Any]()
+    monkeypatch.setattr(chat, "in_child", lambda work, bound: bounds.append(bound) or work())
+    ChatTemplate(tokenizer_of("words", own), given)
+    assert bounds == [Bounds()] * expected
 
 
 def test_a_template_without_an_end_to_its_words() -> None:
