@@ -286,8 +286,11 @@ def joined(batches: list[dict[str, Any]]) -> dict[str, Any]:
         whole["regions"] = Regions(*map(padded, zip(*(batch["regions"] for batch in batches), strict=True)))
     for kind in TEXT_KINDS:
         rows = [batch[kind] for batch in batches]
-        whole[kind] = {"ids": [i for part in rows for i in part["ids"]]}
-        for name in rows[0].keys() - {"ids"}:
+        whole[kind] = {}
+        for name in rows[0]:
+            if isinstance(rows[0][name], list):  # ids, labels of words
+                whole[kind][name] = [value for part in rows for value in part[name]]
+                continue
             more = starts if name in ("image_index", "other_index") else [0] * len(rows)
             parts = [part[name] + start if start else part[name] for part, start in zip(rows, more, strict=True)]
             if name in ("images", "prompt_images"):  # rows of images, where there is one, and places

@@ -5,6 +5,7 @@ import torch
 
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.fusion.base import Fusion
+from fusionkit.fusion.layers import Attention
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.decoding import (
     CachedDecoderState,
@@ -49,6 +50,9 @@ def shared(fusion, kind="bert", ragged=True):
     if model.encodes_prompts:
         for parameter in model.text_encoder.decoder.parameters():
             parameter.data.mul_(4)
+        for part in model.fusion.projector.modules():
+            if isinstance(part, Attention):  # of queries, that images differ more than these
+                part.output.weight.data.mul_(30)
     else:
         model.text_encoder.word_embeddings.weight.data.mul_(30)  # scores that depend on what came before
     input_ids = torch.randint(5, VOCABULARY, (5, 6))

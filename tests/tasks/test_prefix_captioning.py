@@ -14,7 +14,7 @@ from fusionkit.tasks.captioning_shared import SharedCaptioning
 from tests.toys import CLS, SEP, choices, reads_on, toy_batch, toy_dims, toy_fusion, toy_language_model, toy_model
 
 CAUSAL = [name for name in choices("fusion") if "causal" in toy_fusion(name).func.provides]
-READ_ON = [name for name in CAUSAL if reads_on(toy_fusion(name)) and name != "encoder_decoder"]
+READ_ON = [name for name in CAUSAL if reads_on(toy_fusion(name)) and not name.startswith("encoder_decoder")]
 OBEYS = [name for name in CAUSAL if not reads_on(toy_fusion(name))]
 LENGTH = 9
 
