@@ -12,9 +12,12 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from fusionkit.assembly.composition import training_config
+from fusionkit.assembly.parts import build_model
 from fusionkit.cli.main import run
 from fusionkit.config import conf_dir, group_choices
 from fusionkit.reporting import measure_cost
+from fusionkit.types import TextFormat
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,7 +113,7 @@ def wandb_runs(path: Path) -> list[list[str]]:
     return commands
 
 
-@pytest.mark.parametrize("name", ["fusion_study", "balancer_study"])
+@pytest.mark.parametrize("name", ["fusion_study", "balancer_study", "language_model_study"])
 def test_the_sweep_of_wandb_is_that_of_hydra(name, monkeypatch, tmp_path):
     runs = wandb_runs(ROOT / "experiments" / name.replace("_", "-") / "sweep.yaml")
     axes = {"seed": "1,2,3"} | sweep_params(name)
@@ -147,3 +150,16 @@ def test_the_studies_compare_all_there_are(name, group):
         name for name in group_choices(group) if not name.startswith(("prefix", "interleaved", "encoder_decoder"))
     }
     assert set(axes[group].split(",")) == there
+
+
+def test_the_ways_into_a_language_model_have_as_many_parameters_each():
+    readme = (ROOT / "experiments/language-model-study/README.md").read_text()
+    further = "fusion=encoder_decoder text_encoder=tiny_t5 text_encoder.config.d_ff=1008"
+    assert f"fusionkit train -m sweep=language_model_study {further}" in readme
+    ways = [[f"fusion={way}"] for way in sweep_params("language_model_study")["fusion"].split(",")] + [further.split()]
+    counts = []
+    for way in ways:
+        model = build_model(training_config("sweep=language_model_study", *way), 99, TextFormat(2, 3, 0, 4))
+        counts.append(sum(parameter.numel() for parameter in model.parameters()))
+    assert len(counts) == 8
+    assert max(counts) < 1.005 * min(counts)

@@ -1,5 +1,6 @@
 """Composition of a training configuration: what an experiment says of parts that were not chosen is left out."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, re
 
 ABOVE = ("experiment", "sweep")  # the groups whose files speak of all others
 WHOLE = ("image_encoder", "text_encoder")  # what is said of one of these says nothing of another
+CHOICE = re.compile(r"\$\{hydra:runtime\.choices\.(\w+)\}")
 Load = Callable[[list[str]], DictConfig]
 
 
@@ -36,11 +38,20 @@ def command_config(name: str, overrides: Sequence[str], config_dir: str | Path |
             hydra = config.hydra
             with open_dict(config):
                 del config["hydra"]
+            _name_choices(config, hydra)
             if name == "train":
                 settle(config, hydra)
             return config
     finally:
         state.hydra = above
+
+
+def _name_choices(config: DictConfig, hydra: Any) -> None:
+    """Write the choices of groups where a value asks Hydra for them, which only an entry point of Hydra answers later."""
+    for key, value in list(leaves(OmegaConf.to_container(config))):
+        if isinstance(value, str) and "${hydra:runtime.choices." in value:
+            named = CHOICE.sub(lambda found: str(hydra.runtime.choices.get(found[1], found[0])), value)
+            OmegaConf.update(config, key, named)
 
 
 def settle(config: DictConfig, hydra: Any) -> list[str]:
