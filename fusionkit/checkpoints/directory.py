@@ -24,6 +24,12 @@ def is_directory(path: Path) -> bool:
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
 
 
+def require_new(folder: Path) -> None:
+    """Raise ConfigError where a folder that is to be written holds something already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"output={folder} is there already; choose another output=FOLDER")
+
+
 def write_directory(
     folder: Path,
     state: Mapping[str, Tensor],
@@ -35,8 +41,7 @@ def write_directory(
     The hashes of the weights and of the configuration itself stand in it. ``texts`` are further files by their path in the
     folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"output={folder} is there already; choose another output=FOLDER")
+    require_new(folder)
     with atomic_folder(folder, "make room, or choose another output=FOLDER") as half_made:
         try:
             tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}

@@ -64,7 +64,12 @@ def test_a_model_of_the_hub_is_loaded_by_its_name(imported, monkeypatch):
     [
         (["checkpoint=nowhere.ckpt", "output=out"], "nowhere.ckpt does not exist", 1),
         (["checkpoint={imported}", "output={imported}"], "is there already", 2),
-        (["checkpoint={imported}", "output=out", "layout=albf"], "layout=albf cannot be written; known: albef", 2),
+        (
+            ["checkpoint={imported}", "output=out", "layout=albf"],
+            "layout=albf cannot be written; known: albef, peft",
+            2,
+        ),
+        (["checkpoint={imported}", "output=out", "layout=peft"], "the checkpoint has no adapters", 2),
         (["checkpoint={imported}", "output=out", "layuot=albef"], "did you mean 'layout'?", 2),
     ],
 )
