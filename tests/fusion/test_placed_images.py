@@ -32,6 +32,12 @@ WAYS = {
 all_ways = pytest.mark.parametrize("way", WAYS)
 
 
+def test_the_latest_image_is_what_is_seen_where_nothing_is_said():
+    """As in configurations that are older than the choice."""
+    plain = interleaved.Interleaved(24, 32), interleaved.InterleavedResampled(24, 32, interleaved.Perceiver)
+    assert [fusion.sees for fusion in plain] == ["latest", "latest"]
+
+
 def prompts(index=INDEX):
     return readers.prompts()._replace(image_index=index)
 
