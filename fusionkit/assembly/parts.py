@@ -2,12 +2,13 @@
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from fusionkit.assembly.checks import (
     check_answers,
@@ -52,6 +53,20 @@ class Parts:
     datamodule: DataModule
     model: VisionLanguageModel
     tasks: dict[str, Task[Any]]
+    trainable: list[nn.Parameter] = field(init=False, repr=False)  # those that were when it was built
+
+    def __post_init__(self) -> None:
+        trainable = [p for module in self._modules for p in module.parameters() if p.requires_grad]
+        object.__setattr__(self, "trainable", trainable)
+
+    def thaw(self) -> None:
+        """Have all train again that a module over these parts keeps for a later stage."""
+        for parameter in self.trainable:
+            parameter.requires_grad_(True)
+
+    @property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return (self.model, *self.tasks.values())
 
     @property
     def objectives(self) -> dict[str, dict[str, float]]:
@@ -61,8 +76,7 @@ class Parts:
     @property
     def parameters(self) -> int:
         """How many numbers model and heads have; what they share counts once."""
-        modules = (self.model, *self.tasks.values())
-        return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+        return sum({id(p): p.numel() for module in self._modules for p in module.parameters()}.values())
 
 
 def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts:

@@ -243,13 +243,13 @@ def _request(
 
 
 def require_pictures(request: Request, mistake: type[UserError] = ConfigError, place: str = "the question") -> None:
-    """Raise the mistake unless each of several images has its place in the question, the one text that has places."""
-    if request.conversation is None and not request.others:
-        return
+    """Raise the mistake unless each image has its place in the question, the one text that has places; one alone needs none."""
     if request.others and request.asks != ("question",):
         raise mistake(
             f"{place}: several images are what a question is about, with <image> where each is seen; ask of one else"
         )
+    if "question" not in request.texts:
+        return
     try:
         conversation = request.conversation or asked_in_words(request.texts["question"])
         require_places(conversation, len(request.files), place)

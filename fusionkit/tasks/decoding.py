@@ -137,14 +137,25 @@ def asked_of(rows: TextRows) -> Instructions:
 
 def instructed(model: Reader, memory: Memory, text: Prompts) -> tuple[Memory, Prompts]:
     """Where image tokens hang on what is asked: the memory of each (image, instruction) pair, and texts that name theirs."""
-    if text.asked is None or not isinstance(model.fusion, SupportsInstructions):
+    if text.asked is None:
         return memory, text
-    asked = torch.cat([text.image_index[:, None], *text.asked], dim=1)
-    if not len(asked):  # as in ``Reader.fuse``: a blank row, which no text names
-        asked = asked.new_zeros(1, asked.shape[1])
-    pairs, place = asked.unique(dim=0, return_inverse=True)
+    memory, index = ask(model, memory, text.image_index, text.asked)
+    return memory, text._replace(image_index=index, asked=None)
+
+
+def ask(model: Reader, memory: Memory, image_index: Tensor, asked: Instructions) -> tuple[Memory, Tensor]:
+    """The memory of each different pair of an image and what is asked of it, and which pair (R,) each of R texts has.
+
+    Of a fusion that reads no instructions both are what they were.
+    """
+    if not isinstance(model.fusion, SupportsInstructions):
+        return memory, image_index
+    rows = torch.cat([image_index[:, None], *asked], dim=1)
+    if not len(rows):  # as in ``Reader.fuse``: a blank row, which no text names
+        rows = rows.new_zeros(1, rows.shape[1])
+    pairs, place = rows.unique(dim=0, return_inverse=True)
     memory = model.fusion.instruct(memory, Instructions(*pairs[:, 1:].chunk(2, dim=1)), pairs[:, 0])
-    return memory, text._replace(image_index=place[: len(text.image_index)], asked=None)
+    return memory, place[: len(image_index)]
 
 
 def word_logits(model: Reader, head: nn.Module | None, states: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from fusionkit.losses import soft_binary_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.decoding import ask, asked_of
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.tasks.metrics import means
 from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
@@ -55,8 +56,7 @@ class VQA(Task[QuestionBatch]):
         return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, metrics)
 
     def _logits(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:
-        fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["questions"]["image_index"])
-        logits: Tensor = self.head(fused.pooled)  # (T, A)
+        logits: Tensor = self.head(fuse_questions(model, batch, encoded).pooled)  # (T, A)
         return logits
 
     def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
@@ -77,6 +77,13 @@ class VQA(Task[QuestionBatch]):
         """The logit of the answer that is given, (T,)."""
         logits: Tensor = self.head(fused.pooled)
         return logits.amax(dim=1)
+
+
+def fuse_questions(model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Fused:
+    """Each question with its image, of which it is asked where the fusion reads instructions."""
+    rows = batch["questions"]
+    memory, index = ask(model, encoded.memory, rows["image_index"], asked_of(rows))
+    return model.fuse(memory, encoded.text["questions"], index)
 
 
 def named(answers: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.generation import DecoderState
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import MaskedLMHead
-from fusionkit.tasks.vqa import QuestionBatch
+from fusionkit.tasks.vqa import QuestionBatch, fuse_questions
 from fusionkit.tasks.vqa_generative import good_pairs
 from fusionkit.types import Dims, Encoded, Memory, TaskOutput, Tokens, at_least_fp32
 
@@ -30,8 +30,7 @@ class Decoder(nn.Module):
 
     def prepare(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Memory:
         """The memory that answers are read from: keys and values of the fused questions, one row each (a blank for none)."""
-        text = encoded.text["questions"]
-        states = model.fuse(encoded.memory, text, batch["questions"]["image_index"]).text
+        states = fuse_questions(model, batch, encoded).text
         mask = batch["questions"]["attention_mask"]
         assert states is not None
         if not len(states):

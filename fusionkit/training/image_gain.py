@@ -31,7 +31,7 @@ class ImageGain(Callback):
 
     Both are computed without dropout and against the data's own targets, every ``every_n_steps`` at a step that is logged.
     0: the image is of no use, as where a language model goes by the words alone; warns where the mean of ``window`` of them is
-    below ``tolerance``. Not of a source that has one image a step, nor where a strategy splits parameters, nor of a task that
+    below ``tolerance``. Not of a source that has one sample a step, nor where a strategy splits parameters, nor of a task that
     ``draws_texts``.
     """
 
@@ -40,7 +40,7 @@ class ImageGain(Callback):
         self.every_n_steps, self.window, self.tolerance = every_n_steps, window, tolerance
         self._gains: dict[str, deque[float]] = {}
         self._ignored: set[str] = set()
-        self._single: set[str] = set()  # sources of one image a step
+        self._single: set[str] = set()  # sources of one sample a step
 
     def state_dict(self) -> dict[str, Any]:
         gains = {objective: list(gains) for objective, gains in self._gains.items()}
@@ -66,7 +66,7 @@ class ImageGain(Callback):
             if measured is None and source not in self._single:
                 self._single.add(source)
                 rank_zero_warn(
-                    f"callbacks.image_gain: source {source} has one image a step, but whether it is looked at is measured by "
+                    f"callbacks.image_gain: source {source} has one sample a step, but whether it is looked at is measured by "
                     f"another: raise data.sources.{source}.batch_size, or leave it out with ~callbacks.image_gain"
                 )
         gains = {objective: gain for each in found.values() if each for objective, gain in each.items()}
@@ -98,11 +98,11 @@ class ImageGain(Callback):
 
 
 def image_gains(module: TrainingModule, source: str, batch: Batch) -> dict[str, Tensor] | None:
-    """By objective "source/task" the loss with other images less the loss; None where a rank has a batch of one image.
+    """By objective "source/task" the loss with other images less the loss; None where a rank has a batch of one sample.
 
     Against the data's own targets: a momentum teacher would see the other images too, and want what is true of them.
     """
-    fewest = -largest_of_ranks(-len(batch["image_ids"]), module.device)
+    fewest = -largest_of_ranks(-len(rows_by_sample(batch)), module.device)
     if fewest < 2:  # on all ranks or on none, since losses put ranks together
         return None
     losses = []
@@ -115,15 +115,39 @@ def image_gains(module: TrainingModule, source: str, batch: Batch) -> dict[str, 
 
 
 def with_other_images(batch: Batch) -> Batch:
-    """The batch with the image of its neighbour in the place of each, whose key and texts stay."""
-    moved = {name: _rolled(part) for name, part in batch.items() if name in IMAGES}
+    """The batch with the images of the sample before in the place of each sample's own, whose keys and texts stay.
+
+    Of a sample with several images none is then its own; where the one before has fewer, some of these come again.
+    """
+    samples = rows_by_sample(batch)
+    rows = list(range(len(batch["image_ids"])))
+    for own, before in zip(samples, samples[-1:] + samples[:-1], strict=True):
+        for place, row in enumerate(own):
+            rows[row] = before[place % len(before)]
+    moved = {name: _taken(part, rows) for name, part in batch.items() if name in IMAGES}
     return {**batch, **moved}  # type: ignore[typeddict-item]
 
 
-def _rolled(part: Any) -> Any:
+def rows_by_sample(batch: Batch) -> list[list[int]]:
+    """The rows of images that stand together, as the texts name them: those of a sample."""
+    first = list(range(len(batch["image_ids"])))
+    for texts in (part for part in batch.values() if isinstance(part, dict)):
+        index = texts["image_index"]
+        named = texts["images"][..., 0] if "images" in texts else texts.get("other_index", index)
+        for own, rows in zip(index.tolist(), named[..., None].flatten(1).tolist(), strict=True):
+            for row in rows:
+                if row >= 0:  # else none
+                    first[row] = own
+    samples = dict[int, list[int]]()
+    for row, own in enumerate(first):
+        samples.setdefault(own, []).append(row)
+    return list(samples.values())
+
+
+def _taken(part: Any, rows: list[int]) -> Any:
     if isinstance(part, Tensor):
-        return part.roll(1, dims=0)
+        return part[rows]
     if part is None:
         return None
-    rolled = [_rolled(value) for value in part]
-    return type(part)(*rolled) if hasattr(part, "_fields") else type(part)(rolled)
+    taken = [_taken(value, rows) for value in part]
+    return type(part)(*taken) if hasattr(part, "_fields") else type(part)(taken)

@@ -39,6 +39,7 @@ NOTICES = (  # of libraries, about what is meant to be so here
 def build_module(parts: Parts) -> TrainingModule:
     """The Lightning module that trains the parts; raises ConfigError or DataError where it cannot work."""
     config = parts.config
+    parts.thaw()
     check_temperature(parts.model)
     for source in parts.objectives:
         if (width := parts.datamodule.feature_size(source, "train")) is not None:

@@ -24,6 +24,16 @@ def test_shared_parameters_count_once():
     assert type(parts.objectives["a"]) is dict
 
 
+def test_what_waits_for_a_later_stage_trains_again_and_what_is_frozen_stays_so():
+    model, head = nn.Linear(2, 1), nn.Linear(1, 1)
+    model.bias.requires_grad_(False)
+    parts = Parts(OmegaConf.create(), None, model, {"x": head})
+    model.requires_grad_(False)
+    head.requires_grad_(False)
+    parts.thaw()
+    assert [p.requires_grad for p in (model.weight, model.bias, head.weight, head.bias)] == [True, False, True, True]
+
+
 def test_an_answer_with_an_unknown_word_is_not_spelt():
     rows = {"yes": [5], "a dog": [6, 7], "odd dog": [1, 7]}
 

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.trust import inert
+from fusionkit.checkpoints.before import take_later_settings
 from fusionkit.checkpoints.load import load_parts
 from fusionkit.cli.main import run
 from fusionkit.commands.run_folder import check_folder
@@ -62,12 +63,33 @@ def test_settings_of_sources_that_came_later_can_be_set(earlier: Any) -> None:
 
     assert [settings(**window).shuffle_window for window in ({}, {"shuffle_window": 5})] == [None, 5]
     assert [settings(**shots).shots for shots in ({}, {"shots": 0})] == [0, 0]
+    more = settings(texts_per_image={"captions": 3, "conversations": 2})
+    assert more.texts_per_image == {**settings().texts_per_image, "captions": 3, "conversations": 2}
     with pytest.raises(ConfigError, match=r"data.sources.shapes.shots is 2, but has to be a number of conversations"):
         settings(shots=2)
     with pytest.raises(OmegaConfBaseException, match=r"Key 'shot' is not in struct"):
         settings(shot=2)
     with pytest.raises(OmegaConfBaseException, match=r"Key 'shape' is not in struct"):
         load_parts(file, {"data": {"sources": {"shape": {"shots": 2}}}}, has_data=False)
+
+
+def test_kinds_of_texts_are_no_settings_and_further_ones_can_be_named() -> None:
+    own = {"template": {"questions": "{text}?"}, "texts_per_image": {"captions": 1}}
+    stored = OmegaConf.create({"data": {"sources": {"a": own, "b": {"texts_per_image": {}}}}})
+    more = {
+        "template": {"captions": "a {text}", "questions": "b"},
+        "texts_per_image": {"tagged": 2},
+        "splits": {"c": []},
+    }
+    take_later_settings(stored, {"data": {"sources": {"a": more}}})
+    assert stored.data.sources == {
+        "a": {
+            "template": {"questions": "{text}?", "captions": None},
+            "texts_per_image": {"captions": 1, "tagged": None},
+            "splits": None,
+        },
+        "b": {"texts_per_image": {}},
+    }
 
 
 def test_it_goes_on(earlier: Any) -> None:

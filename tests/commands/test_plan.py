@@ -19,7 +19,7 @@ from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
 from fusionkit.training.live_memory import LiveMemory
 from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, plan_memory
-from fusionkit.training.trainer import bare_trainer
+from fusionkit.training.trainer import bare_trainer, build_module
 from tests.commands.test_train import SMALL
 
 Capture = pytest.CaptureFixture[str]
@@ -106,6 +106,14 @@ def test_the_stage_that_needs_most_is_planned(world: Path) -> None:
     whole, found = planned(world, "task=[itc,itm]"), planned(world, "task=[itc,itm]", *stages)
     assert (whole.stage, found.stage) == ("", "all")
     assert (found.gradients, found.optimizer) == (whole.gradients, whole.optimizer)
+
+
+def test_a_second_module_over_the_same_parts_is_as_the_first(world: Path) -> None:
+    parts, first = build(configuration(world, "stages=heads_first", "stages.heads.steps=2", "teacher=momentum"), None)
+    names = [set(first.stages.parameters), set(first.stages.training)]
+    second = build_module(parts)
+    assert [set(second.stages.parameters), set(second.stages.training)] == names
+    assert names[1] < names[0]
 
 
 def test_what_a_teacher_shares_counts_once(world: Path) -> None:

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import yaml
 
 from fusionkit.cli.main import run
 from fusionkit.commands.compare import samples_of
+from fusionkit.commands.train import begin_tasks
 from fusionkit.reporting.reading import read_run, read_runs
 from fusionkit.scoring.sample_scores import scores_of
 
@@ -463,6 +466,20 @@ def test_a_run_that_cannot_work_leaves_nothing(
     assert train(world, *overrides, name="never") == code
     assert words in sentence(capsys)
     assert not (world / "never").exists()
+
+
+def test_a_task_is_shown_what_it_trains_on() -> None:
+    """SCST counts document frequencies of it, which the validation's captions would give away."""
+    shown: dict[str, Any] = {}
+
+    def task(name: str) -> Any:
+        return SimpleNamespace(begin=lambda training: shown.update({name: training}))
+
+    tasks = {name: task(name) for name in ("captioning", "itm", "vqa")}
+    parts = SimpleNamespace(tasks=tasks, datamodule=SimpleNamespace(samples=lambda source, role: f"{source} {role}"))
+    objectives = {"coco": {"captioning": 1.0, "itm": 1.0}, "web": {"captioning": 1.0}}
+    begin_tasks(cast("Any", parts), cast("Any", SimpleNamespace(objectives=objectives)))
+    assert shown == {"captioning": {"coco": "coco train", "web": "web train"}, "itm": {"coco": "coco train"}}
 
 
 def test_a_decoder_that_cannot_share_its_encoder_is_told_before_the_first_step(world: Path, capsys: Capture) -> None:

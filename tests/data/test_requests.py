@@ -146,6 +146,10 @@ TALK = [{"role": "user", "content": [{"type": "image", "image": "a.jpg"}, {"type
             "line 1 of q.jsonl has no <image>, or only one,",
         ),
         (
+            {"image": "a.jpg", "question": "is <image> as <image>?"},
+            "line 1 of q.jsonl has 2 <image> in what the user says, but 1 picture;",
+        ),
+        (
             {"image": "a.jpg", "question": [{"role": "user", "content": "<image> <image>?"}]},
             "has 2 <image> in what the",
         ),

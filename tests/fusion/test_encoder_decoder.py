@@ -11,17 +11,17 @@ from fusionkit.errors import ConfigError
 from fusionkit.fusion import projectors
 from fusionkit.fusion.encoder_decoder import EncoderDecoder
 from fusionkit.model.model import Reader, assemble
-from fusionkit.tasks.answering import Answers, RankAnswers
 from fusionkit.tasks.captioning import Captioning
-from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts, RecomputedDecoderState, fuse_causal
+from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, fuse_causal
 from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
 from fusionkit.tasks.vqa_generative import GenerativeVQA
 from fusionkit.types import Tokens
 from tests.encoders.test_seq2seq import FAMILIES, NO_START, WORDS, config_of, scatter
+from tests.fusion import readers
+from tests.fusion.readers import IMAGE, INDEX, LENGTH, LENGTHS, TOKENS, check_reader, image
 from tests.toys import (
     ANSWER_TOKENS,
     CLS,
-    PAD,
     SEP,
     VOCABULARY,
     toy_batch,
@@ -31,9 +31,6 @@ from tests.toys import (
     toy_model,
 )
 
-IMAGE, TOKENS, LENGTH = 24, 5, 6
-INDEX = torch.tensor([2, 0, 0, 1, 2])  # five texts of three images
-LENGTHS = torch.tensor([[6], [3], [1], [4], [3]])
 FORMATS = {"t5": NO_START, "bart": WORDS}
 OTHERS = [name for name in FAMILIES if name not in FORMATS]
 PROJECTORS = {
@@ -55,16 +52,9 @@ def build(name="t5", projector="mlp", words=None):
     return reader
 
 
-def image(mask=None):
-    embeds = torch.randn(3, TOKENS, IMAGE, generator=torch.Generator().manual_seed(1))
-    return Tokens(embeds, mask, embeds.mean(1))
-
-
 def prompts(prefix=None):
     """Texts whose first ``prefix`` tokens are the encoder's; without it all are."""
-    ids = torch.randint(8, VOCABULARY, (5, LENGTH), generator=torch.Generator().manual_seed(2))
-    mask = (torch.arange(LENGTH) < LENGTHS).long()
-    return Prompts(ids * mask, mask, INDEX, LENGTHS[:, 0] if prefix is None else prefix)
+    return readers.prompts(LENGTHS[:, 0] if prefix is None else prefix, lowest=8)
 
 
 def library(reader, name):
@@ -130,30 +120,9 @@ def test_the_library_s_logits_and_its_words(name, projector):
 def test_a_cache_changes_nothing_and_no_row_sees_another(projector, name):
     """Also where texts have said more than others before they go on, and where images have tokens of their own number."""
     reader = build(name, projector)
-    rules = GenerationConfig(SEP, max_length=6, min_length=2)
     seen = image(torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 0, 1]]))
-    for prefix in (None, torch.ones(5, dtype=torch.long), torch.tensor([3, 2, 1, 4, 2])):
-        given, memory = prompts(prefix), reader.fusion.prepare(seen)
-        parts = DecoderInputs(reader, None, memory, given)
-        for search in (Greedy(), BeamSearch(3)):
-            cached, anew = (search(way(parts), rules) for way in (CachedDecoderState, RecomputedDecoderState))
-            assert torch.equal(cached.tokens, anew.tokens)
-            torch.testing.assert_close(cached.scores, anew.scores, rtol=1e-5, atol=1e-4)
-        answers = Answers(("a", "b"), torch.tensor([[9, 8, SEP], [9, SEP, PAD]]), torch.tensor([[1, 1, 1], [1, 1, 0]]))
-        ranked = [RankAnswers(2).scores(way(parts), answers)[0] for way in (CachedDecoderState, RecomputedDecoderState)]
-        torch.testing.assert_close(*ranked, rtol=1e-5, atol=1e-4)
-        states = fuse_causal(reader, memory, given)
-        for row, length in enumerate(LENGTHS[:, 0].tolist()):
-            one = seen.take(INDEX[row : row + 1])
-            one = Tokens(one.embeds[:, one.mask[0].bool()], None, one.pooled)  # without what is masked
-            text = Prompts(
-                given.input_ids[row : row + 1, :length],
-                given.attention_mask[row : row + 1, :length],
-                torch.tensor([0]),
-                given.prefix[row : row + 1],
-            )
-            alone = fuse_causal(reader, reader.fusion.prepare(one), text)
-            torch.testing.assert_close(states[row : row + 1, :length], alone, rtol=1e-5, atol=2e-5)
+    for prefix in (LENGTHS[:, 0], torch.ones(5, dtype=torch.long), torch.tensor([3, 2, 1, 4, 2])):
+        check_reader(reader, seen, prompts(prefix))
 
 
 def test_keys_are_kept_where_texts_are_even_and_each_word_is_decoded_once(monkeypatch):

@@ -27,10 +27,10 @@ from tests.toys import CLS, VOCABULARY, choices, scatter_weights, toy_batch, toy
 
 NAMES = [name for name in choices("fusion") if name.endswith("_instructed")]
 assert len(NAMES) == 2
-ASKING = ["captioning", "vqa_generative", "vqa_open", "likelihood"]
+ASKING = ["captioning", "vqa", "vqa_decoder", "vqa_generative", "vqa_open", "likelihood"]
 PAIRS = [(name, task) for name in NAMES for task in ASKING]
 PAIRS += [(name, "chat") for name in NAMES if not name.startswith("encoder")]  # a T5 has no chat
-assert len(PAIRS) == 9
+assert len(PAIRS) == 13
 
 
 def model_of(name):
@@ -128,6 +128,16 @@ def test_questions_are_asked_by_their_own_tokenizer_where_there_is_one():
     plain = task(model, batch, encoded).loss
     batch["questions"] |= {"instruction_ids": own[0], "instruction_mask": own[1]}
     assert (task(model, batch, encoded).loss - plain).abs() > 1e-4
+
+
+@pytest.mark.parametrize("task", ["vqa", "vqa_decoder"])
+def test_questions_are_asked_of_images_where_answers_have_a_head_of_their_own(task):
+    model, batch = model_of("prefix_instructed"), toy_batch(images=2)
+    answers = toy_task(task, toy_dims(model)).eval()
+    encoded = model.encode(batch, ["questions"])
+    said = answers(model, batch, encoded).loss
+    batch["questions"] |= dict(zip(("instruction_ids", "instruction_mask"), asked([2, 7], [2]), strict=True))
+    assert (answers(model, batch, encoded).loss - said).abs() > 1e-5
 
 
 def test_the_prompt_of_captions_is_asked_in_the_words_of_what_looks():

@@ -14,13 +14,13 @@ from fusionkit.fusion.interleaved import Interleaved, InterleavedResampled
 from fusionkit.fusion.projectors import Perceiver, PixelShuffle
 from fusionkit.model.model import Reader, assemble
 from fusionkit.model.momentum import MomentumTeacher
-from fusionkit.tasks.answering import Answers, RankAnswers
-from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts, RecomputedDecoderState, fuse_causal
-from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
+from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, fuse_causal
+from fusionkit.tasks.generation import GenerationConfig, Greedy
 from fusionkit.training.optim import build_optimizer
 from fusionkit.types import TextFormat, Tokens
 from tests.encoders.test_language import FAMILIES
-from tests.fusion.test_prefix import INDEX, LENGTH, LENGTHS, image, library, prompts
+from tests.fusion.readers import IMAGE, INDEX, LENGTH, LENGTHS, check_reader, image, prompts
+from tests.fusion.test_prefix import library
 from tests.toys import (
     CLS,
     PAD,
@@ -34,7 +34,7 @@ from tests.toys import (
     toy_task,
 )
 
-IMAGE, HEADS = 24, 4
+HEADS = 4
 WORDS = TextFormat(CLS, SEP, PAD, None, 1)
 NAMES = ["interleaved", "interleaved_resampled"]
 OTHERS = [kind for kind in FAMILIES if kind != "llama"]
@@ -188,28 +188,8 @@ def test_with_closed_gates_the_language_model_is_as_it_was_to_the_last_bit(name,
 @torch.no_grad()
 def test_a_cache_changes_nothing_and_no_row_sees_another(name, kind):
     reader = build(kind, name)
-    rules = GenerationConfig(SEP, max_length=6, min_length=2)
     for prefix in (None, LENGTHS[:, 0]):
-        given, memory = prompts(prefix), reader.fusion.prepare(image(MASK))
-        parts = DecoderInputs(reader, None, memory, given)
-        for search in (Greedy(), BeamSearch(3)):
-            cached, anew = (search(way(parts), rules) for way in (CachedDecoderState, RecomputedDecoderState))
-            assert torch.equal(cached.tokens, anew.tokens)
-            torch.testing.assert_close(cached.scores, anew.scores, rtol=1e-5, atol=1e-4)
-        answers = Answers(("a", "b"), torch.tensor([[7, 8, SEP], [9, SEP, PAD]]), torch.tensor([[1, 1, 1], [1, 1, 0]]))
-        ranked = [RankAnswers(2).scores(way(parts), answers)[0] for way in (CachedDecoderState, RecomputedDecoderState)]
-        torch.testing.assert_close(*ranked, rtol=1e-5, atol=1e-4)
-        states = fuse_causal(reader, memory, given)
-        for row, length in enumerate(LENGTHS[:, 0].tolist()):
-            one = image(MASK).take(INDEX[row : row + 1])
-            text = Prompts(
-                given.input_ids[row : row + 1, :length],
-                given.attention_mask[row : row + 1, :length],
-                torch.tensor([0]),
-                given.prefix[row : row + 1],
-            )
-            alone = fuse_causal(reader, reader.fusion.prepare(one), text)
-            torch.testing.assert_close(states[row : row + 1, :length], alone, rtol=1e-5, atol=2e-5)
+        check_reader(reader, image(MASK), prompts(prefix))
 
 
 @all_families

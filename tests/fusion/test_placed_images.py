@@ -6,13 +6,13 @@ import torch
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import require_several_images
 from fusionkit.fusion.placed_images import PlacedImages, is_placed
-from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts, RecomputedDecoderState, fuse_causal
-from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
+from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts, fuse_causal
 from fusionkit.types import Tokens
+from tests.fusion import readers
 from tests.fusion import test_interleaved as interleaved
 from tests.fusion import test_prefix as prefix
-from tests.fusion.test_prefix import LENGTH, LENGTHS
-from tests.toys import SEP, VOCABULARY, toy_fusion
+from tests.fusion.readers import LENGTH, LENGTHS, RULES, searched
+from tests.toys import VOCABULARY, toy_fusion
 
 NONE = (-1, 0)
 # five texts of 6, 3, 1, 4 and 3 tokens: two images, two at one place, one at the end, none, one in the middle
@@ -32,8 +32,14 @@ WAYS = {
 all_ways = pytest.mark.parametrize("way", WAYS)
 
 
+def test_the_latest_image_is_what_is_seen_where_nothing_is_said():
+    """As in configurations that are older than the choice."""
+    plain = interleaved.Interleaved(24, 32), interleaved.InterleavedResampled(24, 32, interleaved.Perceiver)
+    assert [fusion.sees for fusion in plain] == ["latest", "latest"]
+
+
 def prompts(index=INDEX):
-    return prefix.prompts()._replace(image_index=index)
+    return readers.prompts()._replace(image_index=index)
 
 
 def row_of(given, row):
@@ -59,7 +65,7 @@ def test_which_images_stand_before_which_token():
 @torch.no_grad()
 def test_a_text_in_a_batch_is_as_alone_however_many_images_each_has(way):
     reader, given = WAYS[way](), prompts()
-    memory = reader.fusion.prepare(prefix.image(MASK))
+    memory = reader.fusion.prepare(readers.image(MASK))
     states = fuse_causal(reader, memory, given)
     for row in range(5):
         one = row_of(given, row)
@@ -75,17 +81,14 @@ def test_a_text_in_a_batch_is_as_alone_however_many_images_each_has(way):
 def test_a_cache_changes_nothing(way):
     """Of the texts one ends with its image, so that only what is said behind it sees that."""
     reader, given = WAYS[way](), prompts()
-    memory = reader.fusion.prepare(prefix.image(MASK))
-    rules = GenerationConfig(SEP, max_length=6, min_length=2)
+    memory = reader.fusion.prepare(readers.image(MASK))
     parts = DecoderInputs(reader, None, memory, given)
-    for search in (Greedy(), BeamSearch(3)):
-        cached, anew = (search(state(parts), rules) for state in (CachedDecoderState, RecomputedDecoderState))
-        assert torch.equal(cached.tokens, anew.tokens)
-        torch.testing.assert_close(cached.scores, anew.scores, rtol=1e-5, atol=1e-4)
+    for search, said in searched(parts):
         for row in range(5):
-            alone = search(CachedDecoderState(DecoderInputs(reader, None, memory, row_of(given, row))), rules).tokens[0]
-            assert torch.equal(alone, cached.tokens[row, : len(alone)])
-    other = prefix.image(MASK)
+            state = CachedDecoderState(DecoderInputs(reader, None, memory, row_of(given, row)))
+            alone = search(state, RULES).tokens[0]
+            assert torch.equal(alone, said[row, : len(alone)])
+    other = readers.image(MASK)
     other.embeds[2] = torch.randn(other.embeds[2].shape)
     moved = reader.fusion.prepare(other)
     assert torch.equal(fuse_causal(reader, moved, given)[2, :1], fuse_causal(reader, memory, given)[2, :1])
@@ -102,7 +105,7 @@ def test_a_cache_changes_nothing(way):
 @torch.no_grad()
 def test_the_only_image_at_the_start_is_a_text_s_image(way):
     reader = WAYS[way]()
-    memory, first = reader.fusion.prepare(prefix.image(MASK)), prefix.INDEX
+    memory, first = reader.fusion.prepare(readers.image(MASK)), prefix.INDEX
     placed = torch.stack([first, torch.zeros_like(first)], dim=1)[:, None]
     padded = torch.cat([placed, torch.tensor([[NONE]] * 5)], dim=1)
     plain = fuse_causal(reader, memory, prompts(first))
@@ -116,9 +119,9 @@ def test_the_only_image_at_the_start_is_a_text_s_image(way):
 def test_no_token_sees_an_image_before_its_place_and_each_behind_sees_what_it_may(way):
     reader, given = WAYS[way](), prompts()
     given = given._replace(attention_mask=torch.ones_like(given.attention_mask))
-    before = fuse_causal(reader, reader.fusion.prepare(prefix.image()), given)
+    before = fuse_causal(reader, reader.fusion.prepare(readers.image()), given)
     for image, changed in {0: {0: 4, 4: 1}, 1: {0: 1, 1: 1}, 2: {1: 1, 2: 1}}.items():
-        embeds = prefix.image().embeds.clone()
+        embeds = readers.image().embeds.clone()
         embeds[image] = torch.randn(embeds[image].shape)
         after = fuse_causal(reader, reader.fusion.prepare(Tokens(embeds, None, embeds.mean(1))), given)
         for row in range(5):
@@ -133,7 +136,7 @@ def test_the_latest_image_alone_is_seen_or_all_so_far():
     """Where the language model's own tokens pass nothing on, the first image is seen up to the second one."""
     for sees, last in (("latest", 4), ("all", LENGTH)):
         reader = interleaved.build(sees=sees, cross_every=2)
-        embeds = prefix.image().embeds.clone().requires_grad_()
+        embeds = readers.image().embeds.clone().requires_grad_()
         memory = reader.fusion.prepare(Tokens(embeds, None, embeds.mean(1)))
         given = prompts()
         looking = reader.fusion._looking(memory, given.attention_mask, given.image_index)
@@ -150,7 +153,7 @@ def test_layers_that_are_computed_anew_give_the_same_gradients(way):
     found = []
     for checkpointing in (False, True):
         reader, given = WAYS[way](checkpointing=checkpointing).train(), prompts()
-        seen = prefix.image(MASK)
+        seen = readers.image(MASK)
         seen.embeds.requires_grad_()
         states = fuse_causal(reader, reader.fusion.prepare(seen), given)
         states[given.attention_mask.bool()].square().sum().backward()
@@ -164,10 +167,10 @@ def test_layers_that_are_computed_anew_give_the_same_gradients(way):
 @torch.no_grad()
 def test_an_image_s_numbers_do_not_hang_on_its_row(way):
     reader, order = WAYS[way](), torch.tensor([2, 0, 1])
-    states = fuse_causal(reader, reader.fusion.prepare(prefix.image(MASK)), prompts())
+    states = fuse_causal(reader, reader.fusion.prepare(readers.image(MASK)), prompts())
     index = INDEX.clone()
     index[..., 0] = torch.where(INDEX[..., 0] < 0, -1, order.argsort()[INDEX[..., 0].clamp(min=0)])
-    moved = fuse_causal(reader, reader.fusion.prepare(prefix.image(MASK).take(order)), prompts(index))
+    moved = fuse_causal(reader, reader.fusion.prepare(readers.image(MASK).take(order)), prompts(index))
     torch.testing.assert_close(moved, states, rtol=1e-5, atol=2e-5)
 
 
@@ -184,7 +187,7 @@ def test_what_cannot_be_is_refused():
     most = reader.text_encoder.max_length
     count = (most - LENGTH) // 5
     ids, mask = torch.full((1, LENGTH), VOCABULARY - 1), torch.ones(1, LENGTH, dtype=torch.long)
-    memory = reader.fusion.prepare(prefix.image())
+    memory = reader.fusion.prepare(readers.image())
     for more in (0, 1):
         index = torch.zeros(1, count + more, 2, dtype=torch.long)
         text = Prompts(ids, mask, index, torch.ones(1, dtype=torch.long))

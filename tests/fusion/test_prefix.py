@@ -12,19 +12,16 @@ from fusionkit.errors import ConfigError
 from fusionkit.fusion.prefix import Prefix
 from fusionkit.fusion.projectors import MLP
 from fusionkit.model.model import Reader, assemble
-from fusionkit.tasks.answering import Answers, RankAnswers
-from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts, RecomputedDecoderState, fuse_causal
-from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Greedy
+from fusionkit.tasks.decoding import CachedDecoderState, DecoderInputs, Prompts, fuse_causal
+from fusionkit.tasks.generation import GenerationConfig, Greedy
 from fusionkit.types import TextFormat, Tokens
 from tests.encoders.test_language import FAMILIES
+from tests.fusion.readers import IMAGE, INDEX, LENGTH, LENGTHS, TOKENS, check_reader, image, prompts
 from tests.toys import CLS, PAD, SEP, VOCABULARY, choices, toy_fusion, toy_language_model, toy_model
 
-IMAGE, TOKENS, LENGTH = 24, 5, 6
 OTHERS = [kind for kind in FAMILIES if kind != "llama"]
 PREFIXES = [name for name in choices("fusion") if getattr(toy_fusion(name), "func", None) is Prefix]
 WORDS = TextFormat(CLS, SEP, PAD, None, 1)
-INDEX = torch.tensor([2, 0, 0, 1, 2])  # five texts of three images
-LENGTHS = torch.tensor([[6], [3], [1], [4], [3]])
 assert len(PREFIXES) == 6
 
 
@@ -42,17 +39,6 @@ def build(kind="llama", sees="earlier", fusion=None, cache_mb=32.0, checkpointin
             torch.nn.init.normal_(parameter, std=0.15)
     reader.text_encoder.word_embeddings.weight.data.mul_(3)
     return reader
-
-
-def image(mask=None):
-    embeds = torch.randn(3, TOKENS, IMAGE, generator=torch.Generator().manual_seed(1))
-    return Tokens(embeds, mask, embeds.mean(1))
-
-
-def prompts(prefix=None):
-    ids = torch.randint(5, VOCABULARY, (5, LENGTH), generator=torch.Generator().manual_seed(2))
-    mask = (torch.arange(LENGTH) < LENGTHS).long()
-    return Prompts(ids * mask, mask, INDEX, torch.ones(5, dtype=torch.long) if prefix is None else prefix)
 
 
 def library(reader):
@@ -107,28 +93,8 @@ def test_a_prefix_gives_the_library_s_numbers_and_its_words(kind, fusion):
 @torch.no_grad()
 def test_a_cache_changes_nothing_and_no_row_sees_another(fusion, sees, kind):
     reader = build(kind, sees, fusion)
-    rules = GenerationConfig(SEP, max_length=6, min_length=2)
     for prefix in (None, LENGTHS[:, 0]):
-        given, memory = prompts(prefix), reader.fusion.prepare(image())
-        parts = DecoderInputs(reader, None, memory, given)
-        for search in (Greedy(), BeamSearch(3)):
-            cached, anew = (search(way(parts), rules) for way in (CachedDecoderState, RecomputedDecoderState))
-            assert torch.equal(cached.tokens, anew.tokens)
-            torch.testing.assert_close(cached.scores, anew.scores, rtol=1e-5, atol=1e-4)
-        answers = Answers(("a", "b"), torch.tensor([[7, 8, SEP], [9, SEP, PAD]]), torch.tensor([[1, 1, 1], [1, 1, 0]]))
-        ranked = [RankAnswers(2).scores(way(parts), answers)[0] for way in (CachedDecoderState, RecomputedDecoderState)]
-        torch.testing.assert_close(*ranked, rtol=1e-5, atol=1e-4)
-        states = fuse_causal(reader, memory, given)
-        for row, length in enumerate(LENGTHS[:, 0].tolist()):
-            one = image().take(INDEX[row : row + 1])
-            text = Prompts(
-                given.input_ids[row : row + 1, :length],
-                given.attention_mask[row : row + 1, :length],
-                torch.tensor([0]),
-                given.prefix[row : row + 1],
-            )
-            alone = fuse_causal(reader, reader.fusion.prepare(one), text)
-            torch.testing.assert_close(states[row : row + 1, :length], alone, rtol=1e-5, atol=2e-5)
+        check_reader(reader, image(), prompts(prefix))
 
 
 @pytest.mark.parametrize("way", ["packed", "recomputed"])

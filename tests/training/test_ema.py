@@ -40,6 +40,14 @@ class Follow(Callback):
         self.validated.append(copy.deepcopy(module.state_dict()))
 
 
+def averaged(decay: float, warmup: bool = False, **options):
+    return fake_module(average=WeightAverage(decay, warmup=warmup), **options)
+
+
+def last_in(folder) -> list[Callback]:
+    return [LastCheckpoint(str(folder)), StopAfter()]
+
+
 def means(module) -> dict[str, torch.Tensor]:
     """What a checkpoint of now would have for weights."""
     state = module.state_dict()
@@ -120,16 +128,12 @@ def test_validation_and_the_checkpoints_have_it_and_training_goes_on_without(tmp
 )
 def test_a_run_goes_on_with_its_weights_and_their_average_bit_for_bit(tmp_path, options):
     options = {"max_epochs": -1, "enable_checkpointing": True, **options}
-    build = partial(fake_module, with_norm=True, stages=options.pop("stages", None))
-    new = lambda: build(average=WeightAverage(0.9, warmup=True))  # noqa: E731
-    run = lambda module, place, *more, **also: fit(  # noqa: E731
-        tmp_path,
-        module,
-        FakeData(batches=3),
-        callbacks=[LastCheckpoint(str(tmp_path / place)), StopAfter(), *more],
-        **options,
-        **also,
-    )
+    new = partial(averaged, 0.9, warmup=True, with_norm=True, stages=options.pop("stages", None))
+
+    def run(module, place, *more, **also):
+        callbacks = [*last_in(tmp_path / place), *more]
+        fit(tmp_path, module, FakeData(batches=3), callbacks=callbacks, **options, **also)
+
     whole, resumed = new(), new()
     run(whole, "whole")
     with pytest.raises(KeyError, match="interrupted"):
@@ -144,25 +148,23 @@ def test_a_run_goes_on_with_its_weights_and_their_average_bit_for_bit(tmp_path, 
 
 
 def test_a_run_that_had_ended_goes_on_exactly_too(tmp_path):
-    last = lambda place: [LastCheckpoint(str(tmp_path / place)), StopAfter()]  # noqa: E731
-    new = lambda: fake_module(average=WeightAverage(0.9), scheduler=None)  # noqa: E731
-    options = RUN | {"enable_checkpointing": True}
+    new = partial(averaged, 0.9, scheduler=None)
+    options, half = RUN | {"enable_checkpointing": True}, tmp_path / "half"
     whole, resumed = new(), new()
-    fit(tmp_path, whole, callbacks=last("whole"), max_steps=6, **options)
-    fit(tmp_path, new(), callbacks=last("half"), max_steps=3, **options)
-    fit(tmp_path, resumed, None, tmp_path / "half/last.ckpt", callbacks=last("half"), max_steps=6, **options)
+    fit(tmp_path, whole, callbacks=last_in(tmp_path / "whole"), max_steps=6, **options)
+    fit(tmp_path, new(), callbacks=last_in(half), max_steps=3, **options)
+    fit(tmp_path, resumed, None, half / "last.ckpt", callbacks=last_in(half), max_steps=6, **options)
     assert torch.equal(whole.state_dict()[WEIGHT], resumed.state_dict()[WEIGHT])
     assert torch.equal(means(whole)[WEIGHT], means(resumed)[WEIGHT])
 
 
 @pytest.mark.parametrize("begins_with", [True, False])
 def test_it_may_be_switched_on_and_off_where_a_run_goes_on(tmp_path, begins_with):
-    new = lambda has_one: fake_module(average=WeightAverage(0.5) if has_one else None, scheduler=None)  # noqa: E731
+    new = [partial(fake_module, scheduler=None), partial(averaged, 0.5, scheduler=None)]
     options = RUN | {"enable_checkpointing": True}
-    plain, resumed, follow = new(False), new(not begins_with), Follow()
+    plain, resumed, follow = new[False](), new[not begins_with](), Follow()
     fit(tmp_path, plain, max_steps=6, **options | {"enable_checkpointing": False})
-    last = [LastCheckpoint(str(tmp_path)), StopAfter()]
-    fit(tmp_path, new(begins_with), callbacks=last, max_steps=4, **options)
+    fit(tmp_path, new[begins_with](), callbacks=last_in(tmp_path), max_steps=4, **options)
     fit(tmp_path, resumed, None, tmp_path / "last.ckpt", callbacks=[follow], max_steps=6, **options)
     assert torch.equal(plain.state_dict()[WEIGHT], resumed.state_dict()[WEIGHT])
     if not begins_with:
@@ -180,7 +182,7 @@ class Break(Callback):
 
 @pytest.mark.parametrize("resumes", [True, False])
 def test_after_a_validation_that_was_broken_off_the_same_module_trains_on_with_its_own_weights(tmp_path, resumes):
-    new = lambda: fake_module(average=WeightAverage(0.8), scheduler=None)  # noqa: E731
+    new = partial(averaged, 0.8, scheduler=None)
     options = {"max_epochs": -1, "enable_checkpointing": True, "val_check_interval": 3, "max_steps": 6}
     whole, module, other = new(), new(), new()
     fit(tmp_path, whole, callbacks=[StopAfter()], **options | {"enable_checkpointing": False})

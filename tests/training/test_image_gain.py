@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import CombinedLoader
 
 from fusionkit.tasks.base import Task
-from fusionkit.training.image_gain import ImageGain, image_gains, with_other_images
+from fusionkit.training.image_gain import ImageGain, image_gains, rows_by_sample, with_other_images
 from fusionkit.types import Regions, Stored, TaskOutput
 from tests.training.fakes import FakeData, FakeLoader, FakeTask, fake_batch, fake_module
 from tests.training.test_diagnostics import Sink
@@ -64,13 +64,19 @@ def test_a_source_of_one_image_a_step_is_told_once(tmp_path, recwarn):
     fit(tmp_path, fake_module(), SingleData(), callbacks=[ImageGain(1)], max_epochs=1, log_every_n_steps=1)
     told = [str(each.message) for each in recwarn if "image_gain" in str(each.message)]
     assert len(told) == 1
-    assert told[0].startswith("callbacks.image_gain: source coco has one image a step, but whether it is looked at")
+    assert told[0].startswith("callbacks.image_gain: source coco has one sample a step, but whether it is looked at")
 
 
 def test_images_of_every_kind_change_places_and_nothing_else_does():
     rows = torch.arange(3)
     regions = Regions(rows[:, None, None].float(), rows[:, None, None].float(), rows[:, None])
-    batch = {"image_keys": rows, "regions": regions, "stored": Stored((rows, rows + 5)), "pixel_mask": rows}
+    batch = {
+        "image_ids": [1, 2, 3],
+        "image_keys": rows,
+        "regions": regions,
+        "stored": Stored((rows, rows + 5)),
+        "pixel_mask": rows,
+    }
     moved = with_other_images(batch)
     assert moved["image_keys"] is rows
     assert moved["pixel_mask"].tolist() == [2, 0, 1]
@@ -78,6 +84,24 @@ def test_images_of_every_kind_change_places_and_nothing_else_does():
     assert moved["regions"].mask.tolist() == [[2], [0], [1]]
     assert moved["regions"].class_scores is None
     assert batch["regions"] is regions
+
+
+def test_a_sample_with_several_images_gets_none_of_its_own():
+    seen = torch.tensor([[[3, 0], [0, 4]], [[4, 0], [2, 5]], [[5, 0], [-1, 0]], [[1, 0], [-1, 0]]])
+    chats = {"image_index": torch.tensor([0, 2, 2, 1]), "images": seen}
+    captions = {"image_index": torch.tensor([1])}
+    batch = {"image_ids": list("abcABC"), "pixel_values": torch.arange(6), "captions": captions, "conversations": chats}
+    assert rows_by_sample(batch) == [[0, 3], [1], [2, 4, 5]]
+    assert with_other_images(batch)["pixel_values"].tolist() == [2, 0, 1, 4, 1, 1]
+    pairs = {"image_index": torch.tensor([0, 0, 1]), "other_index": torch.tensor([2, 2, 3])}
+    batch = {"image_ids": list("abAB"), "pixel_values": torch.arange(4), "statements": pairs}
+    assert with_other_images(batch)["pixel_values"].tolist() == [1, 0, 3, 2]
+
+
+def test_one_sample_of_two_images_has_no_other_to_exchange():
+    chats = {"image_index": torch.tensor([0]), "images": torch.tensor([[[0, 0], [1, 2]]])}
+    batch = fake_batch("coco", 0, images=2) | {"conversations": chats}
+    assert image_gains(fake_module(tasks={"a": FakeTask()}), "coco", batch) is None
 
 
 def gains(tmp_path, capsys, task: Task, steps: int = 8, **options):
