@@ -54,7 +54,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return folder
     if not path.is_file():
         place, fault = (path, "is a folder") if path.is_dir() else (path.parent, "does not exist")
-        near = sorted(str(found) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for found in place.glob(pattern))
+        if path.exists():  # a pipe, a device
+            fault = fault if path.is_dir() else "is no plain file"
+        found = (each for pattern in ("*.ckpt", "checkpoints/*.ckpt") for each in place.glob(pattern))
+        near = sorted(str(each) for each in found if each.is_file())
         hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
         raise DataError(f"checkpoint {path} {fault}; {hint}")
     content = with_frozen(read_tensors(path), path)

@@ -1,6 +1,7 @@
 """Checkpoints are written: from a published file, for others to load, in a published layout; whole or not at all."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,7 +84,7 @@ def impossible_sizes(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if str(path) in str(error):
+        if re.search(rf"(?<!\w){re.escape(str(path))}(?!\w)", str(error)):
             raise
         raise type(error)(f"{path}: {error}") from error
     except (
