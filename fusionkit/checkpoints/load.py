@@ -28,7 +28,7 @@ from fusionkit.checkpoints.possible import require_possible_parts
 from fusionkit.config import first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import PUBLISHED
-from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.errors import ConfigError, DataError, UserError, is_named
 from fusionkit.files.tensors import read_tensors
 from fusionkit.model.adapters import with_adapters
 
@@ -93,7 +93,7 @@ def told_of(path: str | Path) -> Iterator[None]:
         if link is None:
             said = f"its configuration cannot be built ({first_cause(error)}); is it damaged?"
             raise DataError(f"checkpoint {path}: {said}") from error
-        if str(path) in str(link):
+        if is_named(path, link):
             raise
         raise type(link)(f"checkpoint {path}: {link}") from error
 

@@ -1,7 +1,6 @@
 """Checkpoints are written: from a published file, for others to load, in a published layout; whole or not at all."""
 
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from fusionkit.checkpoints.pretrained import Pretrained
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer, text_format
-from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.errors import ConfigError, DataError, UserError, is_named
 from fusionkit.files.tensors import save_tensors
 
 Planner = Callable[[Source], Plan]
@@ -84,7 +83,7 @@ def impossible_sizes(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if re.search(rf"(?<!\w){re.escape(str(path))}(?!\w)", str(error)):
+        if is_named(path, error):
             raise
         raise type(error)(f"{path}: {error}") from error
     except (

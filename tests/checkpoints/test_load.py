@@ -105,6 +105,8 @@ def test_a_refusal_names_its_checkpoint_once() -> None:
         raise ConfigError("data.root is 3")
     with pytest.raises(DataError, match=r"^x\.ckpt is cut$"), told_of("x.ckpt"):
         raise DataError("x.ckpt is cut")
+    with pytest.raises(ConfigError, match=r"^checkpoint e: tests is nan$"), told_of("e"):
+        raise ConfigError("tests is nan")
     with pytest.raises(UserError, match=r"^checkpoint x\.ckpt: inner$"), told_of("x.ckpt"):
         raise TypeError("outer") from DataError("inner")
     with pytest.raises(ZeroDivisionError), told_of("x.ckpt"):
