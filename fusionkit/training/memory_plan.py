@@ -126,7 +126,7 @@ def fixed_memory(module: TrainingModule, precision: str, is_ddp: bool = False) -
     held = _held(module, {name: twins[name] for name in trained}, dtype)
     optimizer = module.build_optimizer(twins.items())
     for group in optimizer.param_groups:
-        group |= {"fused": False, "foreach": False}  # which the meta device has not
+        group["fused"] = False  # which the meta device has not
     plans = []
     for stage, names in module.stages.trained.items():
         for key, twin in twins.items():
