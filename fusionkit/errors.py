@@ -32,6 +32,11 @@ def clean(text: str) -> str:
     return text.translate(CONTROLS).encode("utf-8", "replace").decode("utf-8")
 
 
+def is_named(place: object, text: object) -> bool:
+    """Whether a sentence names a file or folder: not within a word, in which a short name may stand by chance."""
+    return re.search(rf"(?<!\w){re.escape(str(place))}(?!\w)", str(text)) is not None
+
+
 @contextmanager
 def refusals(section: str) -> Iterator[None]:
     """Where a library refuses a value of a section while a part is built from it (ValueError), say which section it was."""

@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from fusionkit.checkpoints.directory import write_directory
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.cli.main import run
 from fusionkit.data.readers.coco import CocoCaptions
@@ -89,6 +90,8 @@ BUILT = {  # what every command builds
     "encoder": at("image_encoder", value=code()),
     "text": at("text_encoder", "config", "inner", value=code()),
     "model": at("model", value=code()),
+    "adapters": at("adapters", value=code()),
+    "adapters_rule": at("adapters", value={"_target_": "fusionkit.model.adapters.Adapters", "text_encoder": code()}),
     "os": at("task", "vqa", "scorer", value={"_target_": "os.system", "command": "touch pwned"}),
     "package": at("fusion", value={"_target_": "strange.inner.build"}),
     "path": at("task", "vqa", "scorer", value={"_target_": GET, "path": "strange.inner.build"}),
@@ -186,6 +189,20 @@ def test_a_foreign_checkpoint_runs_nothing_when_it_is_loaded_or_exported(
         assert run(["export", line, "output=exported"]) in (1, 2)
         assert sentence(capsys)
     assert not (place / "exported").exists()
+    assert_untouched(place)
+
+
+@pytest.mark.parametrize("name", ["scorer", "package", "path", "create", "adapters", "text_json", "absolute", "tag"])
+def test_an_export_of_a_stranger_whose_hashes_are_right_runs_nothing(
+    name: str, world: Path, place: Path, capsys: Capture
+) -> None:
+    foreign(world, BUILT[name])
+    checkpoint = torch.load("foreign.ckpt", weights_only=True)
+    write_directory(place / "given", checkpoint["state_dict"], {"fusionkit": checkpoint["fusionkit"]}, {})
+    assert run(["predict", "checkpoint=given", "image=a.jpg", "question=what"]) in (1, 2)
+    assert "given" in sentence(capsys)
+    with pytest.raises(UserError, match="given"):
+        from_pretrained("given")
     assert_untouched(place)
 
 

@@ -1,11 +1,12 @@
 """Whether the parts of a run fit together, which can only be seen once they are there: ConfigError where they do not."""
 
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import nn
 
 from fusionkit.data.datamodule import DataModule
@@ -38,9 +39,11 @@ PARTS = {
 
 def check_roles(config: DictConfig, known: set[str]) -> None:
     """The roles to evaluate are a list of those that a source has, and the checkpoint to evaluate is one that is kept."""
-    if isinstance(config.evaluation.roles, str):
-        raise ConfigError(f"evaluation.roles is one word, but has to be a list: [{config.evaluation.roles}]")
-    for role in config.evaluation.roles:
+    roles = config.evaluation.roles
+    if not isinstance(roles, ListConfig):
+        told = roles if isinstance(roles, str) else "test"
+        raise ConfigError(f"evaluation.roles is {reprlib.repr(roles)}, but has to be a list: [{told}]")
+    for role in roles:
         if role not in known:
             raise ConfigError(f"evaluation.roles: no source has a split for the role '{role}'; {suggest(role, known)}")
     if config.evaluation.checkpoint not in ("best", "last"):

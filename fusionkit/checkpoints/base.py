@@ -17,6 +17,8 @@ from fusionkit.checkpoints.classes import Classes, to_ours
 from fusionkit.checkpoints.source import Source
 from fusionkit.errors import DataError
 
+LARGEST_SIDE = 256  # patches of an image, whose tokens attend to each other
+
 Change = Callable[[Tensor, torch.Size], Tensor]
 """A tensor and the shape of ours -> the tensor as ours wants it."""
 
@@ -235,6 +237,11 @@ def resize_positions(tensor: Tensor, shape: torch.Size, num_prefix_tokens: int =
     side, wanted = (round((count - num_prefix_tokens) ** 0.5) for count in (tensor.shape[1], shape[1]))
     if side**2 != grid.shape[1] or wanted**2 != shape[1] - num_prefix_tokens:
         return tensor  # no square: the shapes are then told to differ
+    if wanted > LARGEST_SIDE:
+        raise DataError(
+            f"images are {wanted} patches wide by its options, but were {side} when its positions were trained; give the size "
+            "of images that it is for"
+        )
     square = grid.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
     resized = F.interpolate(square, size=(wanted, wanted), mode="bicubic", align_corners=False)
     return torch.cat([prefix, resized.permute(0, 2, 3, 1).flatten(1, 2).to(prefix.dtype)], dim=1)

@@ -28,7 +28,7 @@ from fusionkit.checkpoints.possible import require_possible_parts
 from fusionkit.config import first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import PUBLISHED
-from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.errors import ConfigError, DataError, UserError, is_named
 from fusionkit.files.tensors import read_tensors
 from fusionkit.model.adapters import with_adapters
 
@@ -54,7 +54,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return folder
     if not path.is_file():
         place, fault = (path, "is a folder") if path.is_dir() else (path.parent, "does not exist")
-        near = sorted(str(found) for pattern in ("*.ckpt", "checkpoints/*.ckpt") for found in place.glob(pattern))
+        if path.exists():  # a pipe, a device
+            fault = fault if path.is_dir() else "is no plain file"
+        found = (each for pattern in ("*.ckpt", "checkpoints/*.ckpt") for each in place.glob(pattern))
+        near = sorted(str(each) for each in found if each.is_file())
         hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
         raise DataError(f"checkpoint {path} {fault}; {hint}")
     content = with_frozen(read_tensors(path), path)
@@ -90,7 +93,7 @@ def told_of(path: str | Path) -> Iterator[None]:
         if link is None:
             said = f"its configuration cannot be built ({first_cause(error)}); is it damaged?"
             raise DataError(f"checkpoint {path}: {said}") from error
-        if str(path) in str(link):
+        if is_named(path, link):
             raise
         raise type(link)(f"checkpoint {path}: {link}") from error
 

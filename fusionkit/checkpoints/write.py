@@ -21,7 +21,7 @@ from fusionkit.checkpoints.pretrained import Pretrained
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer, text_format
-from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.errors import ConfigError, DataError, UserError, is_named
 from fusionkit.files.tensors import save_tensors
 
 Planner = Callable[[Source], Plan]
@@ -83,7 +83,7 @@ def impossible_sizes(path: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if str(path) in str(error):
+        if is_named(path, error):
             raise
         raise type(error)(f"{path}: {error}") from error
     except (

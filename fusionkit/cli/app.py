@@ -24,7 +24,7 @@ from fusionkit.cli.error_messages import composing, translate
 from fusionkit.cli.main import COMMANDS, Command, load
 from fusionkit.cli.schemas import check
 from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
-from fusionkit.errors import ConfigError, UserError, clean
+from fusionkit.errors import ConfigError, UserError, clean, is_named
 
 LONGEST = 2000  # letters of a sentence
 _GRAMMAR = OverridesParser.create()
@@ -277,6 +277,6 @@ def mistake_of(error: Exception, groups: Iterable[str], files: Sequence[Path]) -
     mistake = translate(error, groups)
     if mistake and len(text := str(mistake)) > LONGEST:  # a value of the user's
         mistake = type(mistake)(f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
-    if isinstance(mistake, ConfigError) and files and not any(str(path) in str(mistake) for path in files):
+    if isinstance(mistake, ConfigError) and files and not any(is_named(path, mistake) for path in files):
         return ConfigError(f"{mistake} (composed with {', '.join(map(str, files))})")
     return mistake

@@ -1,7 +1,6 @@
 """``fusionkit plan``: what a training step of a configuration will need of each device's memory, measured without training."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from lightning import seed_everything
@@ -9,20 +8,12 @@ from omegaconf import DictConfig
 
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.cli.schemas import check
+from fusionkit.commands.memory_table import WEIGHTS, divided, rows
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
 from fusionkit.training.memory_plan import MemoryPlan, plan_memory
 from fusionkit.training.trainer import quieten_libraries
 
-WEIGHTS, GRADIENTS, STATE = "weights", "gradients", "state of the optimiser"
-SPLITS = {  # what a strategy gives each process a part of
-    "deepspeed_stage_1": (STATE,),
-    "deepspeed": (GRADIENTS, STATE),  # Lightning's is stage 2
-    "deepspeed_stage_2": (GRADIENTS, STATE),
-    "deepspeed_stage_3": (WEIGHTS, GRADIENTS, STATE),
-    "fsdp": (WEIGHTS, GRADIENTS, STATE),
-}
-WHOLE = ("auto", "ddp", "single_device")  # those that divide nothing; ddp_... too
 UNCOUNTED = 2  # processes, where all GPUs are asked for and there are none here
 
 
@@ -58,20 +49,6 @@ def plan(config: DictConfig) -> None:
 def on_gpu(accelerator: str) -> bool:
     """Whether a run with this accelerator would be on GPUs."""
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-
-
-def divided(strategy: Any) -> tuple[str, ...]:
-    """The rows of the table that a strategy divides among the processes; raises ConfigError where that is not known."""
-    name = str(strategy)
-    if isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(".DDPStrategy"):
-        return ()
-    if name in WHOLE or name.startswith("ddp_"):
-        return ()
-    if name not in SPLITS:
-        raise ConfigError(
-            f"trainer.strategy={name}: what it gives each process is not known here; plan with ddp or one of {', '.join(SPLITS)}"
-        )
-    return SPLITS[name]
 
 
 def processes_of(config: DictConfig) -> int:
@@ -112,22 +89,6 @@ def assumed(config: DictConfig) -> list[str]:
             "there is no GPU here to ask: one that is fast at bf16 is assumed; give trainer.precision=32-true else"
         )
     return told
-
-
-def rows(found: MemoryPlan, processes: int = 1, split: Sequence[str] = ()) -> list[tuple[str, float]]:
-    """The table; the rows that ``split`` names divided among so many processes."""
-    table = [
-        (WEIGHTS, float(found.weights)),
-        ("momentum teacher", float(found.teacher)),
-        ("moving average of the weights", float(found.averages)),
-        (GRADIENTS, float(found.gradients)),
-        ("gradients once more, in DDP's buckets", float(found.buckets)),
-        (STATE, float(found.optimizer)),
-        ("batch", float(found.batch)),
-        ("kept for the backward pass, and all else at the peak", float(found.rest)),
-    ]
-    shown = [(name, size / processes if name in split else size) for name, size in table if size]
-    return [*shown, ("in all", sum(size for _, size in shown))]
 
 
 def notes(found: MemoryPlan, device: str, is_for_gpu: bool, split: Sequence[str], tokens: bool) -> list[str]:

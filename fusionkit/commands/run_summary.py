@@ -1,6 +1,6 @@
 """The composed run as a short tree: what is trained, on what, for how long, where."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lightning import Trainer
@@ -12,8 +12,10 @@ from fusionkit.assembly.parts import Parts
 from fusionkit.scoring.scorers import notes_of
 
 
-def print_run(parts: Parts, trainer: Trainer, console: Console | None = None) -> None:
-    """Print the tree."""
+def print_run(
+    parts: Parts, trainer: Trainer, memory: Sequence[tuple[str, float]] = (), console: Console | None = None
+) -> None:
+    """Print the tree; ``memory`` is in bytes, by what it is for, and last in all."""
     config = parts.config
     tree = Tree(f"[bold]{config.name}[/bold]  seed {config.seed}  ->  {config.output_dir}", highlight=True)
     tree.add(_model(parts))
@@ -24,8 +26,10 @@ def print_run(parts: Parts, trainer: Trainer, console: Console | None = None) ->
         tree.add("stages     " + ", then ".join(f"{name} ({_span(stage)})" for name, stage in config.stages.items()))
     ranks = f", {trainer.world_size} ranks" if trainer.world_size > 1 else ""
     tree.add(f"device     {trainer.strategy.root_device}{ranks}, precision {trainer.precision}")
+    if memory:
+        tree.add(_memory(memory))
     console = console or Console(soft_wrap=True)
-    console.print(tree)
+    console.print(tree, soft_wrap=False)  # which would cut a tree's rows off
     for note in _notes(parts):
         console.print(note, highlight=False, markup=False)
 
@@ -80,6 +84,14 @@ def _notes(parts: Parts) -> Iterator[str]:
             tasks = {name: parts.tasks[name] for name in weights}
             for what, note in notes_of(tasks, data.samples(source, "val")).items():
                 yield f"validation on {source}, {what}: {note}"
+
+
+def _memory(rows: Sequence[tuple[str, float]]) -> Tree:
+    *each, (_, total) = rows
+    branch = Tree(f"memory     {total / 2**20:,.1f} MB a process, batches aside (fusionkit plan measures them)")
+    for name, size in each:
+        branch.add(f"{name:<38}{size / 2**20:>10,.1f}")
+    return branch
 
 
 def _span(stage: Any) -> str:

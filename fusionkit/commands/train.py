@@ -20,6 +20,7 @@ from fusionkit.checkpoints.load import initialise, load_weights, read_checkpoint
 from fusionkit.checkpoints.save import LAST
 from fusionkit.cli.schemas import check
 from fusionkit.commands.evaluate import score
+from fusionkit.commands.memory_table import fixed_rows
 from fusionkit.commands.processes import is_rank
 from fusionkit.commands.run_folder import (
     GoingOn,
@@ -93,7 +94,7 @@ def train_here(config: DictConfig) -> Trained | float | None:
     try:
         log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True), parts.parameters)  # type: ignore[arg-type]
         if is_main:
-            print_run(parts, trainer)
+            print_run(parts, trainer, fixed_rows(module, trainer, config.trainer.strategy))
             batches = {name: source.batch_size for name, source in parts.datamodule.sources.items()}
             for sentence in lonely(module.objectives, parts.tasks, batches, trainer.world_size):
                 print(f"warning: {sentence}", flush=True)

@@ -70,7 +70,7 @@ def _existing(path: str) -> Path:
 
 def _rows(path: Path) -> Iterator[Mapping[str, str]]:
     csv.field_size_limit(2**31 - 1)  # the features of an image are one field
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:  # what is none of base64 is told below
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:  # what is none of base64 is told below
         for number, values in enumerate(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
             if len(values) not in COLUMNS:
                 wanted = " or ".join(map(str, COLUMNS))

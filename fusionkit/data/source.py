@@ -73,6 +73,9 @@ class Source:
         for name, count in {**numbers, **counts, **window}.items():
             if type(count) is not int:
                 raise ConfigError(f"{key}.{name} is {reprlib.repr(count)}, but has to be a whole number")
+        for name, count in counts.items():
+            if count < 0:
+                raise ConfigError(f"{key}.{name} is {count}, but has to be a number of texts from 0 up")
         if self.batch_size < 1:
             raise ConfigError(f"{key}.batch_size is {self.batch_size}, but has to be at least 1")
         if self.shots and (self.shots < 0 or CONVERSATIONS not in self.kinds or "train" not in self.splits):

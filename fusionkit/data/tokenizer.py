@@ -13,7 +13,7 @@ from tokenizers.normalizers import NFC, BertNormalizer, Sequence
 from tokenizers.pre_tokenizers import BertPreTokenizer, Split
 from tokenizers.pre_tokenizers import Sequence as Splits
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from fusionkit.config import leaves
@@ -31,8 +31,13 @@ PUBLISHED = ("bert-base-uncased", "bert-base-cased", "roberta-base", "openai/cli
 COMPANION = "qformer_tokenizer"
 """The folder among a tokenizer's files that holds that of what looks at images (transformers' InstructBlipProcessor)."""
 
+MOST_ADDED = 2**17  # tokens beside the vocabulary, which are added one by one; the largest published have half as many
+LEAST_BYTES = 80  # of an added token in tokenizer.json
 MOST_GROWTH = 10**4  # times that a text may grow before it is cut into tokens
 PROBE = "a \u2603 zqxj"  # a word, and what few vocabularies hold
+MONOTONOUS = tuple(
+    letter * 64 + end for letter, end in ("a!", "A!", "1a", " a", "!a")
+)  # on which a careless regex goes astray
 CHOOSE = "choose a BERT-like tokenizer such as bert-base-uncased"
 
 
@@ -82,10 +87,10 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # of a damaged file the tokenizers' own library raises this very class
         if Path(name).exists():
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(
-                f"tokenizer: the files in {name} cannot be read ({reason[:200]}); save them anew"
-            ) from error
+            at_fault = _refused_config(name)
+            file = f"{name}/config.json" if at_fault else f"the files in {name}"
+            reason = " ".join(str(at_fault or error).split()) or type(error).__name__
+            raise DataError(f"tokenizer: {file} cannot be read ({reason[:200]}); save them anew") from error
         raise ConfigError(
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
             "check the path, or download it once and give its folder"
@@ -100,6 +105,16 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
     if Path(name, COMPANION).is_dir():
         tokenizer.companion = load_tokenizer(Path(name, COMPANION))
     return tokenizer
+
+
+def _refused_config(name: str) -> Exception | None:
+    """What is wrong with the model's configuration among a tokenizer's files, which says of what kind the tokenizer is."""
+    try:
+        if Path(name, "config.json").exists():
+            AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # of unknown kinds and values, each with an error of its own
+        return error
+    return None
 
 
 def companion_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
@@ -144,9 +159,15 @@ def wrapped(tokenizer: PreTrainedTokenizerBase, name: str = "the one given") -> 
 def require_own_files(name: str) -> None:
     """Raise ConfigError where a tokenizer's own configuration names files elsewhere, which would be read in place of its own.
 
-    What transformers wrote there of old, ``special_tokens_map_file``, it does not read.
+    What transformers wrote there of old, ``special_tokens_map_file``, it does not read. DataError for more added tokens than
+    are added in reasonable time.
     """
     said = get_tokenizer_config(name, trust_remote_code=False)
+    added = [len(said.get("added_tokens_decoder") or {})]
+    if (path := Path(name, "tokenizer.json")).is_file() and path.stat().st_size > MOST_ADDED * LEAST_BYTES:
+        added.append(len(json.loads(path.read_bytes()).get("added_tokens") or []))
+    if max(added) > MOST_ADDED:
+        raise DataError(f"tokenizer: '{name}' adds {max(added):,} tokens to its vocabulary, one by one; take another")
     files = {key: value for key, value in said.items() if key.endswith(("_file", "_files"))}
     for key, value in files.items():
         named = value if isinstance(value, list) else [value]
@@ -189,6 +210,8 @@ def _ends(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str] | None:
     try:
         with panics():
             encoded = tokenizer(PROBE, return_special_tokens_mask=True)
+            for text in MONOTONOUS:
+                tokenizer(text)
     except Exception as error:  # what tokenizers raises where a word is unknown and there is no token for such
         raise ConfigError(f"tokenizer: '{name}' cannot spell every text ({error}); {CHOOSE}") from error
     ids, is_added = encoded["input_ids"], encoded["special_tokens_mask"]

@@ -58,6 +58,10 @@ def build_language_model(
         reason = first_line(error).partition(" Should contain one of")[0]  # of all names
         if reason.startswith("Unrecognized configuration class"):  # names classes, and tables of them
             reason = f"transformers has no {WHAT[kind].partition(' ')[2]} of model_type '{config.get('model_type')}'"
+        elif "model_type" in config and not reason.startswith(
+            "Unrecognized"
+        ):  # a known kind: its fields, if not the kind
+            raise ConfigError(f"text_encoder.config: {reason}; correct it, or {choose}") from error
         raise ConfigError(f"text_encoder.config: needs a 'model_type' and its fields ({reason}); {choose}") from error
 
 

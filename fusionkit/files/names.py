@@ -31,10 +31,15 @@ def link_out_of(folder: Path, paths: Iterable[Path], ignored: Container[str] = (
 
     ``ignored`` are names of links that nothing reads.
     """
-    home = folder.resolve()
+    home = os.path.realpath(folder)
     for path in paths:
         below: Iterable[Path] = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
         for place in (path, *below):
-            if place.is_symlink() and place.name not in ignored and not place.resolve().is_relative_to(home):
+            # realpath takes a link to itself as it is
+            if (
+                place.is_symlink()
+                and place.name not in ignored
+                and not Path(os.path.realpath(place)).is_relative_to(home)
+            ):
                 return place
     return None

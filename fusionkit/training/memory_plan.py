@@ -96,14 +96,7 @@ def plan_memory(
         batches.append(np.array([_bytes(leaves_of(batch))], dtype=np.float64))
         runs.append(_measure(module, batch, partial(_context, precision, device, plugin), accumulate))
     whole = sum(sizes.values())
-    weights = _tensors([module.model, module.tasks, module.balance])
-    teacher = _tensors([module.teacher] if isinstance(module.teacher, nn.Module) else [])
-    shared = {
-        "weights": _bytes(weights),
-        "teacher": _bytes([*weights, *teacher]) - _bytes(weights),  # what is frozen is the student's own
-        "averages": 0 if module.average is None else module.average.size(module.stages.parameters),
-        "batch": int(_drawn_on(batches, images, whole).max()),
-    }
+    shared = _held(module, module.stages.parameters) | {"batch": int(_drawn_on(batches, images, whole).max())}
     plans = []
     for stage in module.stages.starts:
         last = runs[-1][stage]
@@ -121,6 +114,59 @@ def plan_memory(
             )
         )
     return max(plans, key=lambda each: each.total)
+
+
+def fixed_memory(module: TrainingModule, precision: str, is_ddp: bool = False) -> MemoryPlan | None:
+    """What a run holds whatever is in its batches: a plan without ``batch`` and ``rest``, by arithmetic alone.
+
+    The optimiser makes a step on shapes without numbers (the meta device) in each stage. None for one that cannot.
+    """
+    dtype, trained = WHOLE.get(precision), module.stages.parameters
+    twins = {name: _shape_of(p, dtype, name in trained) for name, p in module.named_parameters()}
+    held = _held(module, {name: twins[name] for name in trained}, dtype)
+    optimizer = module.build_optimizer(twins.items())
+    for group in optimizer.param_groups:
+        group["fused"] = False  # which the meta device has not
+    plans = []
+    for stage, names in module.stages.trained.items():
+        for key, twin in twins.items():
+            twin.grad = torch.empty_like(twin) if key in names else None
+        try:
+            optimizer.step()
+        except Exception:  # whatever an optimiser of one's own does with numbers
+            return None
+        gradients = _numbers([twins[key] for key in names])
+        plans.append(
+            MemoryPlan(
+                **held,
+                gradients=gradients,
+                optimizer=_numbers(leaves_of(optimizer.state_dict())),
+                batch=0,
+                rest=0,
+                buckets=gradients if is_ddp else 0,
+                measured=(),
+                stage=stage if len(module.stages) > 1 else "",
+            )
+        )
+    return max(plans, key=lambda each: each.total)
+
+
+def _shape_of(parameter: nn.Parameter, dtype: torch.dtype | None, is_trained: bool) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(parameter, device="meta", dtype=dtype), requires_grad=is_trained)
+
+
+def _held(
+    module: TrainingModule, trained: Mapping[str, nn.Parameter], dtype: torch.dtype | None = None
+) -> dict[str, int]:
+    """The bytes of what is there before a step, with floating point numbers of this type where one is given."""
+    weights = _tensors([module.model, module.tasks, module.balance])
+    teacher = _tensors([module.teacher] if isinstance(module.teacher, nn.Module) else [])
+    return {
+        "weights": _bytes(weights, dtype),
+        # what is frozen is the student's own
+        "teacher": _bytes([*weights, *teacher], dtype) - _bytes(weights, dtype),
+        "averages": 0 if module.average is None else module.average.size(trained),
+    }
 
 
 def _shares(largest: int) -> tuple[float, ...]:
@@ -224,7 +270,17 @@ def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
     return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 
-def _bytes(values: Sequence[Any]) -> int:
-    """Of all tensors among the values; what they share counts once."""
-    storages = [value.untyped_storage() for value in values if isinstance(value, Tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+def _bytes(values: Sequence[Any], dtype: torch.dtype | None = None) -> int:
+    """Of all tensors among the values, if floating point as this type; what they share counts once."""
+    found = {}
+    for value in values:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            size = dtype.itemsize if dtype and value.is_floating_point() else value.element_size()
+            found[storage.data_ptr()] = storage.nbytes() // value.element_size() * size
+    return sum(found.values())
+
+
+def _numbers(values: Sequence[Any]) -> int:
+    """The bytes of the numbers of all tensors among the values, which need no storage."""
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))

@@ -190,11 +190,11 @@ class TrainingModule(LightningModule):
         if self.average is not None:
             self.average.take_out()
 
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        """A new optimiser of all parameters; raises ConfigError for rules and numbers that cannot work."""
+    def build_optimizer(self, named: Iterable[tuple[str, nn.Parameter]] | None = None) -> torch.optim.Optimizer:
+        """A new optimiser of all parameters, or of those ``named``; raises ConfigError for rules and numbers that cannot work."""
         # the optimiser knows what any stage trains; what has no gradient it leaves alone
         with refusals("optimizer"), self.stages.all_training():
-            return self._build_optimizer(list(self.named_parameters()))
+            return self._build_optimizer(list(self.named_parameters() if named is None else named))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()

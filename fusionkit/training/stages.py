@@ -52,6 +52,11 @@ class Stages:
         return dict(zip(self._stages, [0, *self._ends], strict=True))
 
     @property
+    def trained(self) -> Mapping[str, Mapping[str, nn.Parameter]]:
+        """The parameters that each stage trains, by its name."""
+        return dict(zip(self._stages, self._chosen, strict=True))
+
+    @property
     def lr_scale(self) -> float:
         """Of the stage that the run is in."""
         return list(self._stages.values())[self._index].lr_scale

@@ -65,7 +65,9 @@ def roles(given, checkpoint="best"):
 
 def test_roles_and_the_checkpoint_of_an_evaluation():
     assert roles(["val", "test"]) is roles([], "last") is None
-    assert roles("val") == "evaluation.roles is one word, but has to be a list: [val]"
+    assert roles("val") == "evaluation.roles is 'val', but has to be a list: [val]"
+    assert roles(-1) == "evaluation.roles is -1, but has to be a list: [test]"
+    assert roles(None) == "evaluation.roles is None, but has to be a list: [test]"
     assert roles(["val", "tets"]).startswith(
         "evaluation.roles: no source has a split for the role 'tets'; did you mean 'test'"
     )

@@ -10,8 +10,9 @@ import torch
 from fusionkit.checkpoints.base import Key, Plan, convert, resize_positions
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.checkpoints.source import Source, read_source
+from fusionkit.checkpoints.write import impossible_sizes
 from fusionkit.cli.main import run
-from fusionkit.errors import DataError
+from fusionkit.errors import ConfigError, DataError
 from tests.checkpoints.worlds import coco_world
 from tests.parity.published import DATA
 
@@ -194,6 +195,20 @@ def test_positions_of_another_size_are_resized():
     torch.testing.assert_close(grid[3:5, 3:5].mean(), torch.tensor(7.5))
     torch.testing.assert_close(grid[4] - grid[3], 4 * (grid[:, 4] - grid[:, 3]))
     assert resize_positions(positions, positions.shape) is positions
+
+
+def test_positions_of_sizes_that_no_image_has_are_not_made():
+    positions = torch.zeros(1, 17, 1)
+    assert resize_positions(positions, torch.Size([1, 1 + 256**2, 1])).shape[1] == 1 + 256**2
+    with pytest.raises(DataError, match="images are 257 patches wide by its options, but were 4 when"):
+        resize_positions(positions, torch.Size([1, 1 + 257**2, 1]))
+
+
+def test_a_refused_network_names_its_file_once():
+    with pytest.raises(ConfigError, match=r"^v: a negative number$"), impossible_sizes(Path("v")):
+        raise ConfigError("a negative number")
+    with pytest.raises(ConfigError, match=r"^v/config\.json: a is 0$"), impossible_sizes(Path("v")):
+        raise ConfigError("v/config.json: a is 0")
 
 
 def test_parts_that_do_not_fit_together():

@@ -1,6 +1,7 @@
 """A checkpoint with a part of another kind is told in one sentence that names the file and the part."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from fusionkit.assembly.artifacts import check_content
-from fusionkit.checkpoints.load import forget_weights, told_of
+from fusionkit.checkpoints.load import forget_weights, read_checkpoint, told_of
 from fusionkit.checkpoints.pretrained import from_pretrained
 from fusionkit.errors import ConfigError, DataError, UserError
 
@@ -82,6 +83,17 @@ def test_what_is_read_is_checked(tmp_path: Path) -> None:
         from_pretrained(tmp_path / "x.ckpt")
 
 
+def test_what_is_no_plain_file_is_none_of_those_that_there_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.ckpt")
+    with pytest.raises(DataError, match=r"x\.ckpt is no plain file; checkpoints lie in"):
+        read_checkpoint(tmp_path / "x.ckpt")
+    (tmp_path / "y.ckpt").write_text("")
+    with pytest.raises(DataError, match=r"z\.ckpt does not exist; there are: \S*y\.ckpt$"):
+        read_checkpoint(tmp_path / "z.ckpt")
+    with pytest.raises(DataError, match=r" is a folder; there are: \S*y\.ckpt$"):
+        read_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("wrapped", [TypeError("no int"), KeyError("a"), AttributeError("b"), RecursionError("deep")])
 def test_a_configuration_that_cannot_be_built_names_its_checkpoint(wrapped: Exception) -> None:
     with pytest.raises(DataError, match=r"checkpoint x\.ckpt: its configuration cannot be built"), told_of("x.ckpt"):
@@ -93,6 +105,8 @@ def test_a_refusal_names_its_checkpoint_once() -> None:
         raise ConfigError("data.root is 3")
     with pytest.raises(DataError, match=r"^x\.ckpt is cut$"), told_of("x.ckpt"):
         raise DataError("x.ckpt is cut")
+    with pytest.raises(ConfigError, match=r"^checkpoint e: tests is nan$"), told_of("e"):
+        raise ConfigError("tests is nan")
     with pytest.raises(UserError, match=r"^checkpoint x\.ckpt: inner$"), told_of("x.ckpt"):
         raise TypeError("outer") from DataError("inner")
     with pytest.raises(ZeroDivisionError), told_of("x.ckpt"):

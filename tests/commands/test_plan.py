@@ -2,7 +2,9 @@
 
 import inspect
 import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,12 @@ from omegaconf import OmegaConf
 
 from fusionkit.assembly.composition import training_config
 from fusionkit.cli.main import run
-from fusionkit.commands.plan import assumed, divided, notes, processes_of, rows
+from fusionkit.commands.memory_table import divided, fixed_rows, rows
+from fusionkit.commands.plan import assumed, notes, processes_of
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
 from fusionkit.training.live_memory import LiveMemory
-from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, plan_memory
+from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, fixed_memory, plan_memory
 from fusionkit.training.trainer import bare_trainer, build_module
 from tests.commands.test_train import SMALL
 
@@ -114,6 +117,59 @@ def test_a_second_module_over_the_same_parts_is_as_the_first(world: Path) -> Non
     second = build_module(parts)
     assert [set(second.stages.parameters), set(second.stages.training)] == names
     assert names[1] < names[0]
+
+
+HEADS_LAST = [f"++stages.{name}._target_=fusionkit.training.stages.Stage" for name in ("fusion", "heads")] + [
+    *("++stages.fusion.steps=1", "++stages.fusion.trains=['fusion']"),
+    *("++stages.heads.steps=null", "++stages.heads.trains=['^tasks']"),
+]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["task=[itm]", "++image_encoder.frozen=true", "teacher=momentum", "trainer.precision=bf16-true"],
+        ["task=[itm]", "optimizer=muon", "ema.decay=0.9", "trainer.precision=bf16-true", *HEADS_LAST],
+    ],
+    ids=["a teacher of a frozen encoder", "stages of an average"],
+)
+def test_what_batches_do_not_change_is_known_without_a_step(world: Path, options: list[str]) -> None:
+    config = configuration(world, "data.sources.shapes.batch_size=2", *options)
+    parts, module = build(config, None)
+    before = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+    found = fixed_memory(module, config.trainer.precision, is_ddp=True)
+    assert {name: parameter.requires_grad for name, parameter in module.named_parameters()} == before
+    assert not any(parameter.is_meta or parameter.grad is not None for parameter in module.parameters())
+    measured = plan_memory(parts, module, config.trainer.precision, CPU, is_ddp=True)
+    assert found == replace(measured, batch=0, rest=0, images=0, measured=())
+    assert found.stage == ("fusion" if HEADS_LAST[0] in options else "")
+
+
+class Asking(torch.optim.SGD):
+    """Looks at a number."""
+
+    def step(self, closure: Any = None) -> Any:
+        if self.param_groups[0]["params"][0].sum().item() > 0:
+            return super().step(closure)
+        return None
+
+
+def test_what_a_training_tells_of_its_memory(world: Path) -> None:
+    def told(strategy: str = "auto", ranks: int = 1) -> dict[str, float]:
+        trainer: Any = SimpleNamespace(precision="32-true", world_size=ranks)
+        return dict(fixed_rows(module, trainer, strategy))
+
+    _, module = build(configuration(world, "task=[itm]"), None)
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad) * 4
+    names = ["weights", "gradients", "state of the optimiser"]
+    alone = told()
+    assert list(alone) == [*names, "in all"]
+    assert alone["gradients"] == trained
+    assert list(told("ddp", 2)) == [*names[:2], "gradients once more, in DDP's buckets", names[2], "in all"]
+    assert told("fsdp", 2) == {name: size / 2 for name, size in alone.items()}
+    assert told("fsdp_cpu_offload", 2) == {}
+    module._build_optimizer = lambda named: Asking([parameter for _, parameter in named], lr=0.1)
+    assert told() == {}
 
 
 def test_what_a_teacher_shares_counts_once(world: Path) -> None:

@@ -58,9 +58,9 @@ def trainer_of(**changed):
     return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), **values | changed)
 
 
-def printed(parts, trainer):
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    print_run(parts, trainer, console)
+def printed(parts, trainer, memory=(), width=200):
+    console = Console(soft_wrap=True, width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_run(parts, trainer, memory, console)
     return [line.rstrip() for line in console.export_text().splitlines()]
 
 
@@ -80,6 +80,22 @@ def test_a_run_in_lines():
         "├── steps      2 epochs of 7",
         "└── device     cpu, precision bf16-mixed",
     ]
+
+
+def test_the_memory_stands_last():
+    assert printed(parts_of(), trainer_of(), [("weights", 2**20), ("gradients", 2**19), ("in all", 3 * 2**30)])[
+        -4:
+    ] == [
+        "├── device     cpu, precision bf16-mixed",
+        "└── memory     3,072.0 MB a process, batches aside (fusionkit plan measures them)",
+        "    ├── weights                                      1.0",
+        "    └── gradients                                    0.5",
+    ]
+
+
+def test_no_row_is_cut_off():
+    lines = printed(parts_of(dropped=2, missing=("train",)), trainer_of(), width=40)
+    assert "2 dropped that held-out splits show, train lacks some" in " ".join(line.strip("│├└─ ") for line in lines)
 
 
 def test_what_some_runs_have_more(monkeypatch):

@@ -97,7 +97,13 @@ def test_a_run_can_be_compared(world: Path) -> None:
 def test_the_run_is_summed_up_before_it_starts(world: Path, capsys: Capture) -> None:
     assert train(world, "trainer.fast_dev_run=true", name="dry") == 0
     out = capsys.readouterr().out
-    for words in ("TimmEncoder", "shapes: 40 images, 8 a step", "itc x 1", "precision 32-true"):
+    for words in (
+        "TimmEncoder",
+        "shapes: 40 images, 8 a step",
+        "itc x 1",
+        "precision 32-true",
+        "MB a process, batches aside",
+    ):
         assert words in out
     assert not (world / "dry").exists()
 

@@ -238,7 +238,7 @@ BOXES, FEATURES = np.array([[8.0, 6.0, 16.0, 12.0], [0.0, 0.0, 32.0, 24.0]]), np
     ],
 )
 def test_bottom_up_tsv_becomes_npz(tmp_path: Path, line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "a.tsv").write_text("\t".join(line) + "\n")
+    (tmp_path / "a.tsv").write_text("\t".join(line) + "\n", encoding="utf-8-sig")  # as Windows writes it
     assert run(["data", "convert", "bottom_up", f"tsv={tmp_path}/a.tsv", f"root={tmp_path}/out"]) == 0
     assert capsys.readouterr().out == f"wrote 1 files to {tmp_path}/out\n"
     found, size = read_regions(tmp_path / "out" / "000000000007.npz", ALL)

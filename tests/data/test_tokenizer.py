@@ -79,6 +79,63 @@ def test_a_library_that_gives_up_is_a_sentence(tmp_path):
         raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("text", ["a", "A", "1", " ", "!"])
+def test_a_regex_that_goes_astray_is_refused_before_anything_is_read_with_it(text, tmp_path):
+    split = {"type": "Split", "pattern": {"Regex": f"^(([{text}])+.)+Z$"}, "behavior": "Isolated", "invert": False}
+    steps = {"normalizer": None, "pre_tokenizer": split}
+    with pytest.raises(ConfigError, match=r"cannot spell every text \(.*retry-limit-in-match over\)"):
+        load_tokenizer(changed(tmp_path, lambda content: content.update(steps)))
+
+
+def test_more_added_tokens_than_can_be_added_are_refused(tmp_path, monkeypatch):
+    def add(content):
+        token = content["added_tokens"][0]
+        more = [token | {"id": 100 + number, "content": f"<{number}>"} for number in range(95)]
+        content["added_tokens"] += more
+
+    monkeypatch.setattr("fusionkit.data.tokenizer.MOST_ADDED", 100)
+    folder = changed(tmp_path, add)
+    assert len(load_tokenizer(folder).added_tokens_decoder) == 100
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append(content["added_tokens"][-1] | {"id": 500, "content": "<more>"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="adds 101 tokens to its vocabulary"):
+        load_tokenizer(folder)
+    build_tokenizer(TEXTS, folder)
+    file = folder / "tokenizer_config.json"
+    token = {"content": "<x>", "special": False}
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"added_tokens_decoder": {100 + n: token for n in range(101)}})
+    )
+    with pytest.raises(DataError, match="adds 101 tokens to its vocabulary"):
+        load_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            {"model_type": "siglip", "initializer_factor": "1"},
+            "Validation error for field 'initializer_factor': TypeError",
+        ),
+        ({"model_type": ["siglip"]}, "unhashable type"),
+    ],
+)
+def test_a_model_s_configuration_beside_it_is_named_where_it_is_at_fault(config, reason, tmp_path):
+    build_tokenizer(TEXTS, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = tmp_path / "tokenizer_config.json"
+    said = json.loads(file.read_text())
+    del said["tokenizer_class"]
+    file.write_text(json.dumps(said))
+    with pytest.raises(DataError, match=rf"^tokenizer: {tmp_path}/config\.json cannot be read \({reason}"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    file.write_text("[")
+    with pytest.raises(DataError, match=rf"^tokenizer: the files in {tmp_path} cannot be read"):
+        load_tokenizer(tmp_path)
+
+
 def test_what_a_tokenizer_gives_is_what_is_read(tmp_path):
     build_tokenizer(TEXTS, tmp_path)
     path = tmp_path / "tokenizer_config.json"

@@ -95,6 +95,20 @@ def test_a_family_that_cannot_be_read_on_is_refused(kind):
         LanguageModel(VOCABULARY, config={"model_type": kind, **REFUSED[kind]}, text_format=WORDS)
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gpt2", "n_embd": -8}, r"^text_encoder\.config: [^(]*; correct it, or choose a family of plain"),
+        ({"model_type": "git", "attention_probs_dropout_prob": 1e308}, r"^text_encoder\.config: dropout .*; correct it"),
+        ({"model_type": "nothing"}, r"^text_encoder\.config: needs a 'model_type' and its fields \(Unrecognized .*\); choose"),
+        ({"hidden_size": 8}, r"^text_encoder\.config: needs a 'model_type' and its fields \("),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_not_called_a_wrong_family(config, message):
+    with pytest.raises(ConfigError, match=message):
+        LanguageModel(VOCABULARY, config=config, text_format=WORDS)
+
+
 def test_no_token_sees_later_ones_whatever_a_mask_says():
     model, (ids, _) = toy_language_model().eval(), texts()
     every = torch.ones(3, 7, 7, dtype=torch.long)

@@ -55,7 +55,8 @@ def test_a_link_out_of_a_folder_is_found_at_any_depth(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
     (home / "inner").symlink_to(home / "a")
     places = [home / "a", home / "inner", home / "x"]
-    assert link_out_of(home, places) is None
+    (home / "loop").symlink_to(home / "loop")
+    assert link_out_of(home, [*places, home / "loop"]) is None
     (home / "a/b/link").symlink_to(other)
     assert link_out_of(home, places) == home / "a/b/link"
     (home / "x").symlink_to(other)

@@ -46,6 +46,17 @@ def test_what_stays_within_its_bounds_is_given() -> None:
     assert in_child(busy, FEW) == 2**29
 
 
+def test_a_wider_bound_that_the_process_has_already_is_none_of_the_works() -> None:
+    def is_ended() -> bool:
+        resource.setrlimit(resource.RLIMIT_AS, (2**45, 2**45))
+        try:
+            return in_child(lambda: not bytearray(2**31), FEW)
+        except Exceeded:
+            return True
+
+    assert in_child(is_ended)  # a process of its own, as no limit can be taken back
+
+
 def test_a_process_with_many_open_files_waits_too() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1100, hard))
