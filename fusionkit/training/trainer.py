@@ -23,8 +23,9 @@ from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.ema import average_of
-from fusionkit.training.module import STORED, TrainingModule
+from fusionkit.training.module import TrainingModule
 from fusionkit.training.recompute import recompute_parts
+from fusionkit.training.steps.state import STORED
 
 NOTICES = (  # of libraries, about what is meant to be so here
     ".*LeafSpec",  # Lightning's own use of torch
@@ -41,7 +42,7 @@ def build_module(parts: Parts) -> TrainingModule:
     config = parts.config
     check_temperature(parts.model)
     for source in parts.objectives:
-        if (width := parts.datamodule.feature_size(source, "train")) is not None:
+        if (width := parts.datamodule.images.feature_size(source, "train")) is not None:
             require_width(width, getattr(parts.model.image_encoder, "feature_size", width))
     module = TrainingModule(
         parts.model,
