@@ -19,6 +19,7 @@ from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.internals import log_at_step_made, training_batches, uses_metrics
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
+from fusionkit.training.distillation.student import Distillation
 from fusionkit.training.ema import WeightAverage
 from fusionkit.training.finite import FiniteSteps
 from fusionkit.training.optimizer_state import set_rates
@@ -28,7 +29,7 @@ from fusionkit.training.steps.gradients import clip, leave_out
 from fusionkit.training.steps.state import BESIDE, STORED, load_progress, require_finite_weights, save_progress
 from fusionkit.training.validation import Validation
 from fusionkit.training.window import MetricWindow
-from fusionkit.types import Batch, TaskOutput, at_least_fp32
+from fusionkit.types import Batch, Encoded, TaskOutput, at_least_fp32
 
 
 class TrainingModule(LightningModule):
@@ -43,6 +44,7 @@ class TrainingModule(LightningModule):
     ``average``    the moving average of the weights, which is validated and saved in their place (training.ema).
     ``frozen_weights`` "beside": checkpoints name what no stage trains, for ``WholeCheckpoints`` to keep it once beside them.
     ``image_tokens`` what keeps the states of a frozen image encoder, which batches then have in place of pixels.
+    ``distillation`` what another checkpoint that teaches adds to the losses (training.distillation).
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
     What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of
@@ -64,6 +66,7 @@ class TrainingModule(LightningModule):
         image_tokens: ImageTokens | None = None,
         average: WeightAverage | None = None,
         frozen_weights: str = STORED,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         if frozen_weights not in (STORED, BESIDE):
@@ -73,7 +76,7 @@ class TrainingModule(LightningModule):
             f"{source}/{task}": weight for source, row in self.objectives.items() for task, weight in row.items()
         }
         self.model, self.tasks = model, nn.ModuleDict(tasks)
-        self.balance, self.teacher = balance, teacher
+        self.balance, self.teacher, self.distillation = balance, teacher, distillation
         self.balance.start(list(self.weights))
         self.artifacts = dict(artifacts or {})
         self._build_optimizer, self._build_scheduler = optimizer, scheduler
@@ -108,14 +111,21 @@ class TrainingModule(LightningModule):
             if self.trainer.accumulate_grad_batches > 1:
                 self.step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         outputs: dict[str, TaskOutput] = {}
+        features: dict[str, Tensor] = {}
         for source in self.objectives:
-            outputs |= {f"{source}/{name}": output for name, output in self.outputs(source, batches[source]).items()}
+            encoded, found = self._read(source, batches[source])
+            if self.distillation is not None:
+                found, more = self.distillation(batches[source], self.model, encoded, found)
+                features |= more
+            outputs |= {f"{source}/{name}": output for name, output in found.items()}
         losses = {objective: output.loss for objective, output in outputs.items()}
         self.window.note(outputs)
         balanced = self.balance(losses, self.weights, step)
-        told = torch.stack([at_least_fp32(loss.detach()) for loss in (*losses.values(), balanced.loss)])
-        self.step_metrics = dict(balanced.metrics) | self.named_losses(told.unbind()) | self.state_of_training()
-        loss: Tensor = balanced.loss * self.finite.add(told, batches)
+        total = sum(features.values(), balanced.loss)
+        told = torch.stack([at_least_fp32(loss.detach()) for loss in (*losses.values(), total)])
+        self.step_metrics = dict(balanced.metrics) | {name: loss.detach() for name, loss in features.items()}
+        self.step_metrics |= self.named_losses(told.unbind()) | self.state_of_training()
+        loss: Tensor = total * self.finite.add(told, batches)
         return loss
 
     def named_losses(self, losses: Iterable[Any]) -> dict[str, Any]:
@@ -137,10 +147,13 @@ class TrainingModule(LightningModule):
         self._to_log = {}
 
     def outputs(self, source: str, batch: Batch, alpha: float | None = None) -> dict[str, TaskOutput]:
-        """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks.
+        """Encode the batch once, and once by the momentum teacher where a task listens to it, then run the source's tasks.
 
-        ``alpha`` weighs the teacher's targets; None: as it does at this step.
+        ``alpha`` weighs that teacher's targets; None: as it does at this step. Another checkpoint's are not in these losses.
         """
+        return self._read(source, batch, alpha)[1]
+
+    def _read(self, source: str, batch: Batch, alpha: float | None = None) -> tuple[Encoded, dict[str, TaskOutput]]:
         tasks = self._tasks_of(source)
         encoded = self.model.encode(batch, text_kinds(tasks.values()))
         views: dict[str, Any] = {}
@@ -150,7 +163,7 @@ class TrainingModule(LightningModule):
             if alpha is None:
                 alpha = self.teacher.alpha(self.global_step, self.trainer.estimated_stepping_batches)
             views = {name: self.teacher.view(name, taught, alpha) for name in listening}
-        return {name: task(self.model, batch, encoded, views.get(name)) for name, task in tasks.items()}
+        return encoded, {name: task(self.model, batch, encoded, views.get(name)) for name, task in tasks.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect the records that the source's tasks predict; scored when the epoch ends."""
@@ -226,8 +239,11 @@ class TrainingModule(LightningModule):
         exact_inputs(self.trainer.precision_plugin, getattr(self.model.image_encoder, "reads", "pixel_values"))
 
     def on_fit_start(self) -> None:
-        require_same_on_ranks(self.artifacts)
+        taught_by = {} if self.distillation is None else self.distillation.teacher.origin
+        require_same_on_ranks(self.artifacts | {"taught_by": taught_by})
         require_gradients(self)
+        if self.distillation is not None:
+            self.distillation.begin(self.device, self.trainer.precision_plugin.convert_module)
         self.train()  # Lightning leaves modes alone, and what transformers loads has its dropout switched off
         if self.image_tokens is not None and not getattr(self.trainer, "fast_dev_run", False):
             keep_image_tokens(self, self.image_tokens)

@@ -22,6 +22,7 @@ from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
+from fusionkit.training.distillation.teacher import build_distillation
 from fusionkit.training.ema import average_of
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.recompute import recompute_parts
@@ -44,6 +45,7 @@ def build_module(parts: Parts) -> TrainingModule:
     for source in parts.objectives:
         if (width := parts.datamodule.images.feature_size(source, "train")) is not None:
             require_width(width, getattr(parts.model.image_encoder, "feature_size", width))
+    distillation, told = build_distillation(parts)
     module = TrainingModule(
         parts.model,
         parts.tasks,
@@ -56,10 +58,12 @@ def build_module(parts: Parts) -> TrainingModule:
         stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
         max_skipped_steps=config.max_skipped_steps,
         image_tokens=image_tokens_of(config, parts.datamodule, parts.model.image_encoder),
+        distillation=distillation,
         frozen_weights=config.get("frozen_weights", STORED),
         average=average_of(OmegaConf.to_container(config, resolve=True).get("ema")),  # type: ignore[union-attr]
     )
-    for sentence in recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks):
+    told += recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks)
+    for sentence in told:
         rank_zero_only(print)(sentence, flush=True)
     return module
 

@@ -30,6 +30,8 @@ def save_progress(module: "TrainingModule", checkpoint: dict[str, Any]) -> None:
     progress["skipped_steps"] = module.finite.state_dict()
     progress["precision"] = str(module.trainer.precision)
     progress["metrics"] = gather_objects([module.window.state()])
+    if module.distillation is not None:
+        progress["taught_by"] = dict(module.distillation.teacher.origin)
     if module.trainer.optimizers:
         progress["parameters"] = parameter_names(module.trainer.optimizers[0], module.named_parameters())
     if pending := pending_batches(module.trainer):
@@ -46,6 +48,8 @@ def load_progress(module: "TrainingModule", checkpoint: dict[str, Any]) -> None:
     """Take over what was stored, with the options that the optimiser and its schedule now have."""
     require_fit(module.state_dict(), checkpoint["state_dict"], "to resume from")
     progress = checkpoint["progress"]
+    if module.distillation is not None:
+        module.distillation.require_same(progress.get("taught_by"))
     module.seed, module.teacher_step = progress["seed"], progress["teacher_step"]
     if "skipped_steps" in progress:  # not in checkpoints of earlier versions
         module.finite.load_state_dict(progress["skipped_steps"])
