@@ -4,6 +4,7 @@ import logging
 import warnings
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -22,6 +23,7 @@ from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
+from fusionkit.training.compiling import compile_parts
 from fusionkit.training.distillation.teacher import build_distillation
 from fusionkit.training.ema import average_of
 from fusionkit.training.module import TrainingModule
@@ -63,6 +65,9 @@ def build_module(parts: Parts) -> TrainingModule:
         average=average_of(OmegaConf.to_container(config, resolve=True).get("ema")),  # type: ignore[union-attr]
     )
     told += recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks)
+    on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    section = OmegaConf.to_container(config, resolve=True).get("compile")  # type: ignore[union-attr]
+    told += compile_parts(section, parts.model, "cuda" if on_gpu else "cpu")
     for sentence in told:
         rank_zero_only(print)(sentence, flush=True)
     return module

@@ -46,10 +46,10 @@ def save_progress(module: "TrainingModule", checkpoint: dict[str, Any]) -> None:
 
 def load_progress(module: "TrainingModule", checkpoint: dict[str, Any]) -> None:
     """Take over what was stored, with the options that the optimiser and its schedule now have."""
-    require_fit(module.state_dict(), checkpoint["state_dict"], "to resume from")
     progress = checkpoint["progress"]
     if module.distillation is not None:
         module.distillation.require_same(progress.get("taught_by"))
+    require_fit(module.state_dict(), checkpoint["state_dict"], "to resume from")
     module.seed, module.teacher_step = progress["seed"], progress["teacher_step"]
     if "skipped_steps" in progress:  # not in checkpoints of earlier versions
         module.finite.load_state_dict(progress["skipped_steps"])

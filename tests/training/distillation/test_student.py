@@ -224,3 +224,25 @@ def test_what_is_logged_is_what_is_minimised(tmp_path):
     )
     assert logged["train/toy/vqa_loss"] == pytest.approx(2 * hard + 0.5 * logged["train/toy/vqa_soft_loss"], rel=1e-5)
     assert "soft_loss" not in module.outputs("toy", toy())["vqa"].metrics  # the gain by the image knows no teacher
+
+
+def test_a_student_of_few_labels_comes_nearer_to_its_teacher_than_without():
+    """Eight labelled questions, which the teacher answers in its own way, and eight new ones to be asked both."""
+    (teacher, judge), batch = network("vqa", 9, "co_attention"), toy()
+    torch.manual_seed(8)
+    asked = toy_batch(images=4, texts_per_image=2)
+    distillation, apart = distilled((teacher, judge), soft=4.0, hard=0.0), {}
+    for is_taught in (False, True):
+        torch.manual_seed(0)
+        model, task = network("vqa", seed=2)
+        optimizer = torch.optim.AdamW([*model.parameters(), *task.parameters()], lr=2e-3)
+        for _ in range(30):
+            encoded = model.encode(batch, ["questions"])
+            outputs = {"x": task(model, batch, encoded)}
+            found = distillation(batch, model, encoded, outputs)[0] if is_taught else outputs
+            optimizer.zero_grad()
+            found["x"].loss.backward()
+            optimizer.step()
+        logits = [t._logits(m, asked, m.encode(asked, ["questions"])) for m, t in ((model, task), (teacher, judge))]
+        apart[is_taught] = distillation_loss(*logits, 1.0, MARKS).item()
+    assert apart[True] < 0.5 * apart[False]
