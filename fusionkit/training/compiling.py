@@ -79,6 +79,6 @@ def _require_working(options: Mapping[str, Any], device: str) -> None:
     except Exception as error:  # whatever a backend, its compiler or this version of Python makes of it
         raise ConfigError(
             f"compile.parts: torch.compile does not work here with backend {options['backend']} and mode {options['mode']} "
-            f"({type(error).__name__}: {first_line(error)[:200]}); install what it lacks, as a C++ compiler for inductor on a CPU, "
+            f"({type(error).__name__}: {first_line(error)[:200]}); install what it lacks (inductor on a CPU: a C++ compiler), "
             "or set compile.parts=false"
         ) from error

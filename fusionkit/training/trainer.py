@@ -17,14 +17,13 @@ from fusionkit.assembly.checks import (
     check_temperature,
 )
 from fusionkit.assembly.image_tokens import image_tokens_of
-from fusionkit.assembly.parts import Parts, build_teacher
+from fusionkit.assembly.parts import Parts, build_teacher, is_checkpoint_teacher
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
-from fusionkit.training.distillation.teacher import build_distillation
 from fusionkit.training.ema import average_of
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.recompute import recompute_parts
@@ -47,7 +46,9 @@ def build_module(parts: Parts) -> TrainingModule:
     for source in parts.objectives:
         if (width := parts.datamodule.images.feature_size(source, "train")) is not None:
             require_width(width, getattr(parts.model.image_encoder, "feature_size", width))
-    distillation, told = build_distillation(parts)
+    distillation, told = None, list[str]()
+    if is_checkpoint_teacher(config.teacher):
+        distillation, told = instantiate(config.teacher, _convert_="all").build(parts)
     module = TrainingModule(
         parts.model,
         parts.tasks,

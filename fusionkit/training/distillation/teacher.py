@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
 from fusionkit.assembly.checks import check_image_size, check_length
 from fusionkit.assembly.objectives import active_objectives
-from fusionkit.assembly.parts import Parts, is_checkpoint_teacher
+from fusionkit.assembly.parts import Parts
 from fusionkit.checkpoints.frozen import content_hash
 from fusionkit.checkpoints.pretrained import Pretrained, from_pretrained
 from fusionkit.data.tokenizer import companion_of
@@ -159,14 +158,6 @@ class CheckpointTeacher:
             return models[0].fusion.pooled_size, models[1].fusion.pooled_size
         one, two = ((m.image_encoder if part == IMAGE else m.text_encoder).hidden_size for m in models)
         return one, two
-
-
-def build_distillation(parts: Parts) -> tuple[Distillation | None, list[str]]:
-    """What the section ``teacher`` of a run asks for beside a momentum teacher, if it does, and what is told of it."""
-    if not is_checkpoint_teacher(parts.config.teacher):
-        return None, []
-    teacher: CheckpointTeacher = instantiate(parts.config.teacher, _convert_="all")
-    return teacher.build(parts)
 
 
 def trained_tasks(parts: Parts) -> dict[str, Task[Any]]:
