@@ -132,3 +132,13 @@ def _newton_schulz(grad: Tensor, coefficients: tuple[float, float, float], steps
         gram = states @ states.T
         states = torch.addmm(states, torch.addmm(gram, gram, gram, beta=b, alpha=c), states, beta=a)
     return states.T if is_tall else states
+
+
+def allow_recompiling(variants: int = 64) -> None:
+    """torch.compile: let one piece of code be compiled so often, since all blocks of layers share the code that calls a module.
+
+    Beyond that it would run uncompiled. Its own division of graphs for DDP, which knows no sizes that change, is switched off.
+    """
+    config = import_module("torch._dynamo").config  # which takes a second to import
+    config.recompile_limit = max(config.recompile_limit, variants)
+    config.optimize_ddp = False

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.distributed import mean_over_ranks
-from fusionkit.types import at_least_fp32
+from fusionkit.types import CHOICE, NUMBERS, at_least_fp32
 
 IGNORE = -100  # the target of a row that teaches nothing
 
@@ -49,6 +49,35 @@ def soft_binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy against soft answer scores (T, A): summed over answers, mean over questions (UNITER, ViLT, METER)."""
     logits = at_least_fp32(logits)
     return global_mean(F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="sum"), len(targets))
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float, kind: str = CHOICE) -> Tensor:
+    """T^2 KL(p || q), mean over rows, of the softmax p of taught (R, C) over T to that of logits (R, C) (Hinton et al. 2015).
+
+    The factor keeps gradients as large whatever T is (their section 2); the cross entropy that they write has the same gradient,
+    but is not 0 where both agree. Columns of -inf in taught count nothing. Of MARKS each column is a distribution of two, by
+    sigmoids, summed; NUMBERS have their squared distance instead. 0 for no row at all.
+    """
+    logits, taught = at_least_fp32(logits), at_least_fp32(taught)
+    if kind == NUMBERS:
+        return global_mean((logits - taught).square().sum(), len(logits))
+    logits, taught = logits / temperature, taught / temperature
+    if kind == CHOICE:
+        wanted, said = F.log_softmax(taught, dim=-1), F.log_softmax(logits, dim=-1)
+        apart = wanted.exp() * (wanted - said).masked_fill(taught.isneginf(), 0.0)
+    else:
+        wanted = taught.sigmoid()
+        apart = wanted * (F.logsigmoid(taught) - F.logsigmoid(logits))
+        apart = apart + (1 - wanted) * (F.logsigmoid(-taught) - F.logsigmoid(-logits))
+    return temperature**2 * global_mean(apart.sum(), len(logits))
+
+
+def feature_loss(features: Tensor, taught: Tensor, kind: str) -> Tensor:
+    """Mean over rows of 1 - cosine ("cosine"), or of the mean squared difference ("mse"), of features (R, D) to those taught."""
+    features, taught = at_least_fp32(features), at_least_fp32(taught)
+    is_cosine = kind == "cosine"
+    rows = 1 - F.cosine_similarity(features, taught) if is_cosine else (features - taught).square().mean(dim=1)
+    return global_mean(rows.sum(), len(rows))
 
 
 def to_corners(boxes: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The values that cross the borders between data, model, tasks and training. Imports torch only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, NotRequired, TypeAlias, TypedDict
@@ -136,6 +136,20 @@ class Encoded:
     whole: Whole | None = None  # where the images are views
 
 
+CHOICE, MARKS, NUMBERS = "choice", "marks", "numbers"
+
+
+class Asked(NamedTuple):
+    """What a task was asked of a batch, so that another model can be asked the very same."""
+
+    logits: Tensor  # (R, C), what was answered, with its graph
+    # (the other model, its task, the batch as it encodes it) -> its logits (R, C), of the same rows and columns
+    read: Callable[[Any, Any, Encoded], Tensor]
+    kind: str = (
+        CHOICE  # of a row: one of its columns is right; MARKS: each column is or is not; NUMBERS: they are no logits
+    )
+
+
 class TaskOutput(NamedTuple):
     """What a task returns for training."""
 
@@ -144,6 +158,7 @@ class TaskOutput(NamedTuple):
     targets: Tensor
     # detached, never optimised: what the task's metric of that name is updated with, or a number to take the mean over rows of
     metrics: Mapping[str, Tensor | tuple[Any, ...]] = MappingProxyType({})
+    asked: tuple[Asked, ...] = ()  # what a teacher can be asked too; of several each counts as much
 
 
 @dataclass(frozen=True)

@@ -97,16 +97,16 @@ class ImageTokens:
             self._require_constant(convert(torch.rand(2, 3, size, size).to(device)))
             with evaluating(self.encoder):
                 for place, folder in self._folders(places, device, precision):
-                    self.datamodule.use_table(*place, None)
+                    self.datamodule.images.use_table(*place, None)
                     barrier()  # all see the same tables
                     if not is_table(folder):
                         self._compute(place, folder, encode)
-                    self.datamodule.use_table(*place, Table(folder))
+                    self.datamodule.images.use_table(*place, Table(folder))
 
     def use(self, places: Sequence[Place], device: torch.device, precision: str) -> None:
         """Have the data module read the tables that are there."""
         for place, folder in self._folders(places, device, precision):
-            self.datamodule.use_table(*place, Table(folder) if is_table(folder) else None)
+            self.datamodule.images.use_table(*place, Table(folder) if is_table(folder) else None)
 
     def views_of(self, source: str, role: str) -> int:
         """How many views of each image are kept."""

@@ -41,6 +41,7 @@ from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
 from fusionkit.types import Dims, InstructionWords, TextFormat
 
+CHECKPOINT_TEACHER = "fusionkit.training.distillation.teacher.CheckpointTeacher"
 # what a model is built from, beside the vocabulary
 RECIPE = ("image_encoder", "text_encoder", "fusion", "model", "adapters", "task")
 
@@ -165,8 +166,16 @@ def build_tasks(config: DictConfig, dims: Dims, fusion: Fusion) -> dict[str, Tas
 def build_teacher(
     config: DictConfig, model: VisionLanguageModel, tasks: Mapping[str, Task[Any]]
 ) -> MomentumTeacher | None:
-    """The momentum teacher, if the run has one."""
-    return instantiate(config.teacher)(model, tasks) if config.teacher else None
+    """The momentum teacher, if the run has one. A checkpoint that teaches is read for a training alone, and not from here."""
+    if not config.teacher or is_checkpoint_teacher(config.teacher):
+        return None
+    teacher: MomentumTeacher = instantiate(config.teacher)(model, tasks)
+    return teacher
+
+
+def is_checkpoint_teacher(section: Any) -> bool:
+    """Whether a section ``teacher`` names another checkpoint; by its name, so that nothing is built to know it."""
+    return bool(section) and section.get("_target_") == CHECKPOINT_TEACHER
 
 
 def dims_of(model: VisionLanguageModel, tokenizer: Any, answers: Sequence[str]) -> Dims:

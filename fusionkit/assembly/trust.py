@@ -54,7 +54,10 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     "fusion": ("fusionkit.fusion.", *LAYERS),
     "model": ("fusionkit.model.model.VisionLanguageModel", "fusionkit.model.model.assemble"),
     "adapters": ("fusionkit.model.adapters.Adapters", "fusionkit.model.adapters.Rule"),
-    "teacher": ("fusionkit.model.momentum.MomentumTeacher",),
+    "teacher": (
+        "fusionkit.model.momentum.MomentumTeacher",
+        "fusionkit.training.distillation.teacher.CheckpointTeacher",  # which is built where a run trains alone
+    ),
     "negatives": ("fusionkit.negatives.",),
     "task": (
         "fusionkit.tasks.",

@@ -9,30 +9,30 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
+from lightning.pytorch.utilities import CombinedLoader
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate, new_counts, told_cuts
-from fusionkit.data.dataset import Augmentation, EvalData, Finishing, Images, TrainData
-from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
+from fusionkit.data.dataset import EvalData, TrainData
 from fusionkit.data.loader import Loader, check_workers, workers_of
-from fusionkit.data.pixels.bitmap import FastImages, chosen_decoder
+from fusionkit.data.pixels.bitmap import chosen_decoder
 from fusionkit.data.pixels.damage import Damage
-from fusionkit.data.pixels.stored import DrawView, StoredImages, Table, as_stored
+from fusionkit.data.pixels.roles import RoleImages
+from fusionkit.data.pixels.stored import DrawView
 from fusionkit.data.pixels.views import ViewsData, own_batches, unchanged
 from fusionkit.data.pixels.views import identity as identity_of_views
-from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.stores import stamp_of
-from fusionkit.data.tables.samples import ImagePaths, Samples
+from fusionkit.data.tables.order import require_same_on_ranks, warn_of_other_order
+from fusionkit.data.tables.samples import Samples
 from fusionkit.data.texts.shots import with_shots
 from fusionkit.data.tokenizer import companion_of, load_tokenizer, word_tokenizer, wrapped
-from fusionkit.data.transforms import Augment, Finish
+from fusionkit.data.transforms import Finish
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import ConfigError, DataError
 
@@ -86,10 +86,8 @@ class DataModule(LightningDataModule):
         self._splits = Splits(self.sources, drop_overlap, allow_overlap, Damage(missing, max_missing))
         self.finish = Finish(image_size, mean, std, fit, multiple, resample)
         self._tokenizer, self._answers, self.spell_answers = tokenizer, answers, spell_answers
-        self._decoder = chosen_decoder(decoder)
-        self._cached: dict[tuple[str, str, bool], Images] = {}  # of a source and role, with worked examples or without
+        self.images = RoleImages(self.sources, self.finish, chosen_decoder(decoder), self.samples, self._evaluated)
         self._shown: dict[tuple[str, str], Samples] = {}
-        self._tables: dict[tuple[str, str], Table] = {}
         self._training: dict[str, TrainData] = {}
         self._loaders: dict[str, Loader] = {}
         self._counts: dict[tuple[str, str], Tensor] = {}
@@ -207,8 +205,8 @@ class DataModule(LightningDataModule):
             raise ConfigError(
                 "no source of data.sources has a 'train' role in its splits, so there is nothing to train on"
             )
-        self._warn_of_other_order()
-        self._require_same_on_ranks()
+        warn_of_other_order(self._resumed.get("order", {}), self._order())
+        require_same_on_ranks(self.sources, self._splits.training)
         return CombinedLoader(loaders, mode="min_size")
 
     def val_dataloader(self) -> list[Loader]:
@@ -222,8 +220,8 @@ class DataModule(LightningDataModule):
         """
         samples = self._evaluated(source, role)
         settings = self.sources[source]
-        images = self._images(source, role, self.finish.decode_side, is_augmented=False)
-        data = EvalData(samples, images, settings.kinds, self._finishing(source, role, is_augmented=False))
+        images = self.images.images(source, role, self.finish.decode_side, is_augmented=False)
+        data = EvalData(samples, images, settings.kinds, self.images.finishing(source, role, is_augmented=False))
         batches: Any = ShardBatches(len(samples), settings.batch_size, *self._place)
         if numbers is not None:
             every = list(batches)
@@ -246,8 +244,8 @@ class DataModule(LightningDataModule):
 
         The views of training images are augmented; of other roles, and where nothing is augmented, there is one.
         """
-        settings, augment = self.sources[source], self._augmentation(source, role)
-        images = self._images(source, role, self._decode_side(augment))
+        settings, augment = self.sources[source], self.images.augmentation(source, role)
+        images = self.images.images(source, role, self.images.decode_side(augment))
         where = f"{self.seed}/{source}"
         samples, kinds, side = self.samples(source, role), settings.kinds, self.finish.size
         data = ViewsData(where, samples, images, kinds, self.finish, side, augment, count)
@@ -255,15 +253,9 @@ class DataModule(LightningDataModule):
 
     def view_identity(self, source: str, role: str, count: int) -> Iterator[str]:
         """What these views and the boxes on them are a function of, in words."""
-        settings, finish = self.sources[source], self.finish
-        yield f"{finish.size} {finish.fit} {finish.resample} {finish.scale.tolist()} {finish.shift.tolist()} {settings.cache}"
-        yield self._decoder if self._is_fast(source, role) else "pillow"
-        augment, samples = self._augmentation(source, role), self.samples(source, role)
-        yield from identity_of_views(f"{self.seed}/{source}", samples, settings.kinds, augment, count)
-
-    def _is_fast(self, source: str, role: str) -> bool:
-        augment = self._augmentation(source, role)
-        return self._decoder != "pillow" and type(augment) is Augment and augment.crop_scale is not None
+        yield from self.images.identity(source, role)
+        augment, samples = self.images.augmentation(source, role), self.samples(source, role)
+        yield from identity_of_views(f"{self.seed}/{source}", samples, self.sources[source].kinds, augment, count)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Pixels that come as uint8 are normalised where they are, and in the precision of the run."""
@@ -272,19 +264,6 @@ class DataModule(LightningDataModule):
                 pixels = {"pixel_values": self.finish.normalize(part["pixel_values"])}
                 part |= pixels if self.trainer is None else self.trainer.precision_plugin.convert_input(pixels)
         return batch
-
-    def _augmentation(self, source: str, role: str) -> Augmentation | None:
-        return self.sources[source].augment if role == "train" else None
-
-    def _decode_side(self, augment: Augmentation | None) -> int:
-        side = self.finish.decode_side
-        return side if augment is None else max(side, augment.decode_side(self.finish.size))
-
-    def use_table(self, source: str, role: str, table: Table | None) -> None:
-        """Give batches of a role the states of a table in place of pixels; None: pixels again."""
-        self._tables.pop((source, role), None)
-        if table is not None:
-            self._tables[source, role] = table
 
     def identity(self, source: str, role: str) -> Iterator[str]:
         """What the batches of ``eval_loader`` are a function of, in words: texts, image files, sizes and the tokenizer."""
@@ -316,13 +295,13 @@ class DataModule(LightningDataModule):
 
     def _train_loader(self, name: str) -> Loader:
         source, samples = self.sources[name], self._splits.training[name]
-        side = self._decode_side(source.augment)
+        side = self.images.decode_side(source.augment)
         counts = {kind: source.texts_per_image[kind] for kind in source.kinds}
-        images, finish = self._images(name, "train", side), self._finishing(name, "train")
+        images, finish = self.images.images(name, "train", side), self.images.finishing(name, "train")
         if self.trainer is not None and finish is self.finish and self.finish.fit != "keep":
             finish = self.finish.raw  # ``on_after_batch_transfer`` does the rest on the device
         augment: Any = source.augment
-        if table := self._tables.get((name, "train")):
+        if table := self.images.table(name, "train"):
             augment = DrawView() if table.views > 1 else None
         weights = _weights(name, samples)
         data = TrainData(name, samples, images, counts, finish, self.finish.size, augment, weights)
@@ -337,21 +316,6 @@ class DataModule(LightningDataModule):
     def seconds_waited(self) -> float:
         """How long the training has waited for batches on this rank so far."""
         return sum(loader.waited for loader in self._loaders.values())
-
-    def _finishing(self, source: str, role: str, is_augmented: bool = True) -> Finishing:
-        if self._table(source, role, is_augmented) is not None:
-            return as_stored
-        return self.finish if self.sources[source].regions is None else as_found
-
-    def feature_size(self, source: str, role: str) -> int | None:
-        """The width of a role's region features, read off its first image; None for pixels, and where that image is corrupt."""
-        if self.sources[source].regions is None:
-            return None
-        try:
-            size: int = self._images(source, role, 0).load(0).image.features.shape[1]
-            return size
-        except CorruptImage:  # the data set replaces it, or says so
-            return None
 
     def _collate(self, source: str, role: str, samples: Sequence[Sample]) -> Collate:
         settings = self.sources[source]
@@ -368,33 +332,6 @@ class DataModule(LightningDataModule):
             settings.template,
             settings.chat_template,
         )
-
-    def _table(self, source: str, role: str, is_augmented: bool) -> Table | None:
-        """The table of a role's image tokens; none of augmented images where they are to be as they are."""
-        has_shots = self.sources[source].shots > 0
-        is_other = not is_augmented and (has_shots or self._augmentation(source, role) is not None)
-        return None if is_other else self._tables.get((source, role))
-
-    def _images(self, source: str, role: str, side: int, is_augmented: bool = True) -> Images:
-        samples = self.samples(source, role) if is_augmented else self._evaluated(source, role)
-        paths, settings = ImagePaths(samples), self.sources[source]
-        if has_pixels(paths[0]) == (settings.images == "regions"):
-            raise DataError(
-                f"the images of source '{source}' are {'files' if has_pixels(paths[0]) else 'region features'} such as "
-                f"{paths[0]}, but data.sources.{source}.regions is {'set' if settings.regions else 'not set'}; "
-                "point the reader's 'images' at the others, or change it"
-            )
-        if settings.regions is not None:
-            return RegionFiles(paths, settings.regions)
-        if (table := self._table(source, role, is_augmented)) is not None:
-            return StoredImages(table, self.samples(source, role), settings.kinds)
-        if not self.sources[source].cache:
-            is_fast = is_augmented and self._is_fast(source, role)
-            return FastImages(paths, side, self._decoder) if is_fast else ImageFiles(paths, side)
-        place = (source, role, settings.shots > 0 and not is_augmented)
-        if place not in self._cached:
-            self._cached[place] = CachedImages(paths, self.finish.size)
-        return self._cached[place]
 
     @property
     def _place(self) -> tuple[int, int]:
@@ -428,27 +365,6 @@ class DataModule(LightningDataModule):
         batches = {name: self.sources[name].batch_size * self._place[1] for name in images}
         windows = {name: window for name in images if (window := self.sources[name].shuffle_window) is not None}
         return {"seed": self.seed, "images": images, "global batch size": batches, "shuffle_window": windows}
-
-    def _require_same_on_ranks(self) -> None:
-        """Raise DataError where a rank has found other images than the others, as where a disk of its own lacks a shard."""
-        own = {
-            name: [len(samples), *(int(samples.counts(kind).sum()) for kind in self.sources[name].kinds)]
-            for name, samples in self._splits.training.items()
-        }
-        first, *others = gather_objects([own])
-        for rank, other in enumerate(others, start=1):
-            if name := next((name for name in own if other[name] != first[name]), None):
-                raise DataError(
-                    f"source {name}: rank 0 found {first[name][0]:,} training images with {sum(first[name][1:]):,} texts, rank "
-                    f"{rank} {other[name][0]:,} with {sum(other[name][1:]):,}; give all ranks the same files"
-                )
-
-    def _warn_of_other_order(self) -> None:
-        for name, value in self._order().items():
-            if (before := self._resumed.get("order", {}).get(name, value)) != value:
-                rank_zero_warn(
-                    f"the checkpoint was trained with {name} {before}, not {value}: samples now come in another order"
-                )
 
 
 def _weights(source: str, samples: Samples) -> NDArray[np.float64] | None:

@@ -67,6 +67,13 @@ class Task(nn.Module, Generic[B]):
     def begin(self, training: Mapping[str, Sequence[Any]]) -> None:
         """Before a training: the samples that it trains on, by source, for what a task has to know of all of them."""
 
+    def columns(self) -> tuple[str, Any] | None:
+        """What its logits are of, in a word and as a value that another model's task has to have too (``TaskOutput.asked``).
+
+        None: it asks nothing that another could be asked.
+        """
+        return None
+
     def check(self, model: "VisionLanguageModel") -> None:
         """Raise ConfigError where the model lacks what the task wants of it beyond ``needs``."""
 

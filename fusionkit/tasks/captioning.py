@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
-from fusionkit.types import Dims, Encoded, Instructions, TaskOutput, Tokens
+from fusionkit.types import Asked, Dims, Encoded, Instructions, TaskOutput, Tokens
 
 RANDOM = "random"
 
@@ -39,6 +40,7 @@ class CaptionWriter:
     label_smoothing: float
     prefix: str | None = None
     asked_ids: list[int] | None = None
+    vocab_size: int = 0
 
     def __post_init__(self) -> None:
         if self.prefix not in (None, RANDOM):
@@ -69,7 +71,8 @@ class CaptionWriter:
         asked = None
         if (own := dims.instruction_words) is not None and prompt.split():
             asked = [own.start, *Words(own.tokens, ()).spell(prompt, "task.captioning.prompt"), own.end]
-        return cls(words, ids, rules, search or BeamSearch(), texts_per_image, label_smoothing, prefix, asked)
+        found = search or BeamSearch()
+        return cls(words, ids, rules, found, texts_per_image, label_smoothing, prefix, asked, dims.vocab_size)
 
     def loss(
         self,
@@ -102,7 +105,12 @@ class CaptionWriter:
         logits = word_logits(reader, head, states[is_scored])
         targets = text.input_ids[:, 1:][is_scored[:, :-1]]
         loss = masked_cross_entropy(logits, targets, self.label_smoothing)
-        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
+
+        def read(other: VisionLanguageModel, task: Any, seen: Encoded) -> Tensor:
+            theirs, words = task.spoken_by(other)
+            return word_logits(theirs, words, fuse_causal(theirs, seen.memory, text)[is_scored])
+
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)}, (Asked(logits, read),))
 
     def texts(self, ids: Tensor, mask: Tensor, image_index: Tensor, head: nn.Module | None) -> tuple[Prompts, Tensor]:
         """Captions (T, L) behind the prompt in place of their start, and bool (T, P + L - 1): the next token is scored."""
@@ -192,6 +200,13 @@ class Captioning(Task[CaptionBatch]):
     ) -> TaskOutput:
         shared = encoded.text.get(self.reads) if model.is_causal else None
         return self.writer.loss(model, self.head, batch, encoded, self.training, shared)
+
+    def columns(self) -> tuple[str, Any]:
+        return "words", self.writer.vocab_size
+
+    def spoken_by(self, model: VisionLanguageModel) -> tuple[Reader, nn.Module | None]:
+        """What reads a caption, and the head that says its words (None: the model's own)."""
+        return model, self.head
 
     def check(self, model: VisionLanguageModel) -> None:
         """Raise ConfigError for a random prefix whose tokens the fusion does not let see one another."""

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -73,6 +74,13 @@ class SharedCaptioning(Task[CaptionBatch]):
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
         return self.writer.predict(self._reader(model), self.head.words, batch, encoded)
+
+    def columns(self) -> tuple[str, Any]:
+        return "words", self.writer.vocab_size
+
+    def spoken_by(self, model: VisionLanguageModel) -> tuple[Reader, nn.Module]:
+        """What reads a caption, and the head that says its words."""
+        return self._reader(model), self.head.words
 
     def check(self, model: VisionLanguageModel) -> None:
         """Raise ConfigError for a text encoder or a fusion that cannot be shared."""

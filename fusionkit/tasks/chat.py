@@ -1,6 +1,7 @@
 """Chat: what the assistant says in a conversation about an image, its turns and what ends them (LLaVA)."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Search
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+from fusionkit.types import Asked, Batch, Dims, Encoded, TaskOutput, TextRows
 
 
 class ConversationRows(TextRows):
@@ -63,7 +64,7 @@ class Chat(Task[ConversationBatch]):
         self.search: Search = search or BeamSearch()
         lengths = (max_length, 1, no_repeat_ngram)
         self.rules = GenerationConfig(dims.sep_token_id, *lengths, tuple(dims.special_ids), other_ends=dims.other_ends)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.vocab_size = label_smoothing, dims.vocab_size
         self.head = word_head(dims, eps)
 
     def forward(
@@ -77,7 +78,14 @@ class Chat(Task[ConversationBatch]):
         logits = word_logits(model, self.head, states[:, :-1][is_said])  # each token from the one before it
         said = targets[is_said]
         loss = masked_cross_entropy(logits, said, self.label_smoothing)
-        return TaskOutput(loss, logits, said, {"token_accuracy": hits(logits, said)})
+
+        def read(other: VisionLanguageModel, task: Chat, seen: Encoded) -> Tensor:
+            return word_logits(other, task.head, fuse_causal(other, seen.memory, texts)[:, :-1][is_said])
+
+        return TaskOutput(loss, logits, said, {"token_accuracy": hits(logits, said)}, (Asked(logits, read),))
+
+    def columns(self) -> tuple[str, Any]:
+        return "words", self.vocab_size
 
     def check(self, model: VisionLanguageModel) -> None:
         """Raise ConfigError for an encoder-decoder that reads no first token, as conversations begin with one of their own."""

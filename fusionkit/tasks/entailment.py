@@ -1,6 +1,7 @@
 """Visual entailment: does the image entail the sentence, contradict it, or neither? (SNLI-VE)"""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.tasks.metrics import hits, means
-from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
+from fusionkit.types import Asked, Batch, Dims, Encoded, Fused, TaskOutput, TextRows
 
 LABELS = ("contradiction", "neutral", "entailment")
 
@@ -54,7 +55,11 @@ class Entailment(Task[HypothesisBatch]):
         logits = self._logits(model, self.head, batch, encoded)
         loss = soft_cross_entropy(logits, targets)
         loss = distil(loss, logits, teacher, lambda t: self._logits(t.model, t.own_head, batch, t.encoded))
-        return TaskOutput(loss, logits, targets, {"accuracy": hits(logits, targets.argmax(dim=1))})
+        asked = Asked(logits, lambda m, task, seen: task._logits(m, task.head, batch, seen))
+        return TaskOutput(loss, logits, targets, {"accuracy": hits(logits, targets.argmax(dim=1))}, (asked,))
+
+    def columns(self) -> tuple[str, Any]:
+        return "labels", LABELS
 
     def _logits(self, model: VisionLanguageModel, head: nn.Module, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])

@@ -1,6 +1,7 @@
 """Visual grounding: the box of a referring expression (X-VLM)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.metrics import means
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, Tokens, at_least_fp32
+from fusionkit.types import NUMBERS, Asked, Batch, Dims, Encoded, TaskOutput, TextRows, Tokens, at_least_fp32
 
 BOX_METRICS = ("l1", "giou", "iou")  # the two parts of the loss, giou being 1 - GIoU, and how well boxes overlap
 
@@ -103,7 +104,11 @@ class Grounding(Task[ExpressionBatch]):
         self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         boxes = self._boxes(model, batch, encoded)
-        return box_output(boxes, batch["expressions"]["boxes"], self.giou_all_or_nothing)
+        output = box_output(boxes, batch["expressions"]["boxes"], self.giou_all_or_nothing)
+        return output._replace(asked=(Asked(boxes, lambda m, task, seen: task._boxes(m, batch, seen), NUMBERS),))
+
+    def columns(self) -> tuple[str, Any]:
+        return "boxes", "cxcywh"
 
     def _boxes(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Tensor:
         index = batch["expressions"]["image_index"]

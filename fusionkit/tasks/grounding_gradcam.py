@@ -59,6 +59,9 @@ class GradCAMGrounding(Task[ExpressionBatch]):
     ) -> TaskOutput:
         return self.matching(model, self.head, self.negatives, batch, encoded, teacher)
 
+    def columns(self) -> tuple[str, Any] | None:
+        return self.matching.columns(self.negatives)
+
     def partners(self, images: int, ranks: int) -> int:
         return self.negatives.pool.partners(images, ranks)
 

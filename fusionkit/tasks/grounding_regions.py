@@ -1,6 +1,7 @@
 """Grounding by choosing among the regions of an image (UNITER)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.grounding import ExpressionBatch, corner_boxes
 from fusionkit.tasks.metrics import hits, means
-from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
+from fusionkit.types import Asked, Dims, Encoded, TaskOutput, at_least_fp32
 
 NONE = -1e4  # the score of padding (UNITER)
 
@@ -59,7 +60,11 @@ class GroundingRegions(Task[ExpressionBatch]):
         losses = self.losses(scores, targets)[taught]
         loss = global_mean(losses.sum(), len(losses))
         targets = targets.masked_fill(~taught, IGNORE)
-        return TaskOutput(loss, scores, targets, {"accuracy": hits(scores, targets)})
+        asked = Asked(scores, lambda m, task, seen: task.score_tokens(m, batch, seen)[0])
+        return TaskOutput(loss, scores, targets, {"accuracy": hits(scores, targets)}, (asked,))
+
+    def columns(self) -> tuple[str, Any]:
+        return "losses", self.loss
 
     def score_tokens(
         self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded

@@ -1,5 +1,6 @@
 """Image-text contrast (CLIP, ALBEF)."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from fusionkit.negatives import queue_ages
 from fusionkit.negatives.pool import EMPTY, overwrite_oldest
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.metrics import means
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
+from fusionkit.types import CHOICE, MARKS, Asked, Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
 
 LOSSES = ("softmax", "sigmoid")
 
@@ -90,6 +91,7 @@ class ITC(Task[CaptionBatch]):
         texts = self._columns(view.text_feats[self.reads], text_keys, self.text_queue, teacher)
 
         losses, sim_i2t, target_i2t = [], None, None
+        asked = []
         metrics: dict[str, Any] = {}
         for name, feats, keys, own, columns in (
             ("image_to_text_r1", image_feats, image_keys, view.image_feats, texts),
@@ -107,6 +109,9 @@ class ITC(Task[CaptionBatch]):
             if teacher is not None and soft is not None:
                 targets = teacher.mix(targets, soft)
             losses.append(loss(similarity, targets))
+            others = columns[0].shape[0] - (len(self.image_queue.keys) if self.image_queue else 0)
+            read = partial(_read, rows=name.partition("_")[0], kind=self.reads)
+            asked.append(Asked(similarity[:, :others], read, CHOICE if self.bias is None else MARKS))
             has_partner = (columns[1] == keys[:, None]).any(dim=1)
             hits = columns[1][similarity.detach().argmax(dim=1)] == keys if len(columns[1]) else has_partner
             metrics[name] = hits.sum(), has_partner.sum()
@@ -121,7 +126,10 @@ class ITC(Task[CaptionBatch]):
             self.text_queue.push(gather(view.text_feats[self.reads].detach()), gather(text_keys))
         assert sim_i2t is not None
         assert target_i2t is not None
-        return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t, metrics)
+        return TaskOutput((losses[0] + losses[1]) / 2, sim_i2t, target_i2t, metrics, tuple(asked))
+
+    def columns(self) -> tuple[str, Any]:
+        return "losses", "softmax" if self.bias is None else "sigmoid"
 
     def partners(self, images: int, ranks: int) -> int:
         return images * ranks - 1 + (len(self.image_queue.keys) if self.image_queue else 0)
@@ -154,6 +162,14 @@ class ITC(Task[CaptionBatch]):
         images = encoded.image_feats[batch["captions"]["image_index"]]
         cosines = (images.float() * encoded.text_feats[self.reads].float()).sum(dim=1)
         return [{"cosine": cosine} for cosine in cosines.tolist()]
+
+
+def _read(model: VisionLanguageModel, task: ITC, seen: Encoded, rows: str, kind: str) -> Tensor:
+    """The similarities of another model over the batches of all ranks, of images ("image") or of texts to the others."""
+    feats = [seen.image_feats, seen.text_feats[kind]]
+    own, others = feats if rows == "image" else feats[::-1]
+    similarity = scaled_cosines(own, gather(others), model.temperature)
+    return similarity if task.bias is None else similarity + task.bias
 
 
 def _similarity(rows: Tensor, columns: Tensor, column_keys: Tensor, temperature: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from fusionkit.tasks.alignment import Alignment
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch, scaled_cosines
 from fusionkit.tasks.metrics import Summed, means
-from fusionkit.types import Batch, Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
+from fusionkit.types import Asked, Batch, Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
 
 LABELS = ("mismatch", "match")  # what the two logits of a pair stand for
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
@@ -89,7 +89,18 @@ class Matching:
             aligned = self.alignment(fused, text.mask, image_mask, targets)
             loss = loss + global_mean(aligned.sum(), len(aligned))
             metrics["alignment_loss"] = aligned.detach().sum(), len(aligned)
-        return TaskOutput(loss, logits, targets, metrics)
+
+        def read(other: VisionLanguageModel, task: Any, seen: Encoded) -> Tensor:
+            theirs = negatives.pool(seen, self.kind, keys, keys[index])
+            memory, places = prepared(other, theirs, images)
+            return pair_logits(task.head, other, memory, theirs.text.take(texts), places)
+
+        return TaskOutput(loss, logits, targets, metrics, (Asked(logits, read),))
+
+    @staticmethod
+    def columns(negatives: Negatives) -> tuple[str, Any] | None:
+        """As ``Task.columns``: another model knows no state of a queue."""
+        return ("labels", LABELS) if negatives.pool.has_teacher else None
 
 
 class ITM(Task[CaptionBatch]):
@@ -130,6 +141,9 @@ class ITM(Task[CaptionBatch]):
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         return self.matching(model, self.head, self.negatives, batch, encoded, teacher)
+
+    def columns(self) -> tuple[str, Any] | None:
+        return self.matching.columns(self.negatives)
 
     def partners(self, images: int, ranks: int) -> int:
         return self.negatives.pool.partners(images, ranks)

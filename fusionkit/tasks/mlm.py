@@ -17,7 +17,7 @@ from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import hits, means
-from fusionkit.types import Dims, Encoded, TaskOutput
+from fusionkit.types import Asked, Dims, Encoded, TaskOutput
 
 
 class Masking(Protocol):
@@ -172,7 +172,11 @@ class MLM(Task[CaptionBatch]):
         logits, targets = self._logits(model, self.head, encoded, *masked), targets[targets != IGNORE]
         loss = masked_cross_entropy(logits, targets)
         loss = distil(loss, logits, teacher, lambda t: self._logits(t.model, t.own_head, t.encoded, *masked))
-        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
+        asked = Asked(logits, lambda m, task, seen: task._logits(m, task.head, seen, *masked))
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)}, (asked,))
+
+    def columns(self) -> tuple[str, Any]:
+        return "words", self.dims.vocab_size
 
     def _logits(
         self,

@@ -1,6 +1,7 @@
 """NLVR2: is a sentence true of two images?"""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.tasks.metrics import hits, means
-from fusionkit.types import Batch, Dims, Encoded, Memory, TaskOutput, TextRows
+from fusionkit.types import Asked, Batch, Dims, Encoded, Memory, TaskOutput, TextRows
 
 LABELS = ("False", "True")
 
@@ -70,6 +71,9 @@ class NLVR2(Task[StatementBatch]):
         logits: Tensor = head(torch.cat([left.pooled, right.pooled], dim=1))  # (T, 2)
         return logits
 
+    def columns(self) -> tuple[str, Any]:
+        return "labels", LABELS
+
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}: the identifier and "True" or "False", the two columns of the official file."""
         return statement_records(self._logits(model, self.head, batch, encoded), batch)
@@ -103,6 +107,9 @@ class JointNLVR2(Task[StatementBatch]):
         logits: Tensor = head(model.fuse(encoded.memory, encoded.text[self.reads], both).pooled)  # (T, 2)
         return logits
 
+    def columns(self) -> tuple[str, Any]:
+        return "labels", LABELS
+
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}, as NLVR2."""
         return statement_records(self._logits(model, self.head, batch, encoded), batch)
@@ -120,7 +127,8 @@ def statement_output(
     logits, targets = read(model, head, batch, encoded), batch["statements"]["label"].long()
     loss = masked_cross_entropy(logits, targets)
     loss = distil(loss, logits, teacher, lambda t: read(t.model, t.own_head, batch, t.encoded))
-    return TaskOutput(loss, logits, targets, {"accuracy": hits(logits, targets)})
+    asked = Asked(logits, lambda m, task, seen: task._logits(m, task.head, batch, seen))
+    return TaskOutput(loss, logits, targets, {"accuracy": hits(logits, targets)}, (asked,))
 
 
 def statement_records(logits: Tensor, batch: StatementBatch) -> Records:

@@ -1,5 +1,7 @@
 """NLVR2 with two fused pairs that attend to each other before they are read (UNITER's paired attention)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +83,9 @@ class PairedNLVR2(Task[StatementBatch]):
             sides.append((torch.cat([fused.image, fused.text], dim=1), torch.cat([shown, text.mask], dim=1)))
         logits: Tensor = head(*sides)
         return logits
+
+    def columns(self) -> tuple[str, Any]:
+        return "labels", LABELS
 
     def predict(self, model: VisionLanguageModel, batch: StatementBatch, encoded: Encoded) -> Records:
         """{"statement_id", "label"}, as NLVR2."""

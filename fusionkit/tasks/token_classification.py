@@ -12,7 +12,7 @@ from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.metrics import hits, means
-from fusionkit.types import Batch, Dims, Encoded, TaskOutput, TextRows
+from fusionkit.types import Asked, Batch, Dims, Encoded, TaskOutput, TextRows
 
 
 class TaggedRows(TextRows):
@@ -49,7 +49,12 @@ class TokenClassification(Task[TaggedBatch]):
         words = batch["tagged"]["label_words"]
         logits = self.logits(model, batch, encoded)[words >= 0]
         targets = self._targets(batch["tagged"])[words >= 0]
-        return TaskOutput(masked_cross_entropy(logits, targets), logits, targets, {"accuracy": hits(logits, targets)})
+        asked = Asked(logits, lambda m, task, seen: task.logits(m, batch, seen)[words >= 0])
+        loss, metrics = masked_cross_entropy(logits, targets), {"accuracy": hits(logits, targets)}
+        return TaskOutput(loss, logits, targets, metrics, (asked,))
+
+    def columns(self) -> tuple[str, Any]:
+        return "labels", self.labels
 
     def logits(self, model: VisionLanguageModel, batch: TaggedBatch, encoded: Encoded) -> Tensor:
         """(T, L, labels) at every token."""

@@ -14,7 +14,7 @@ from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.decoding import ask, asked_of
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.tasks.metrics import means
-from fusionkit.types import Batch, Dims, Encoded, Fused, TaskOutput, TextRows
+from fusionkit.types import MARKS, Asked, Batch, Dims, Encoded, Fused, TaskOutput, TextRows
 
 
 class QuestionRows(TextRows):
@@ -53,7 +53,11 @@ class VQA(Task[QuestionBatch]):
         logits = self._logits(model, batch, encoded)
         correct = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True))
         metrics = {"accuracy": (correct.sum(), len(correct))}
-        return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, metrics)
+        asked = Asked(logits, lambda m, task, seen: task._logits(m, batch, seen), MARKS)
+        return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, metrics, (asked,))
+
+    def columns(self) -> tuple[str, Any]:
+        return "answers", self.answers
 
     def _logits(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:
         logits: Tensor = self.head(fuse_questions(model, batch, encoded).pooled)  # (T, A)

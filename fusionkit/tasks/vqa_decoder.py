@@ -1,6 +1,7 @@
 """Question answering by a decoder of its own, which reads the fused question and says the answer (ALBEF, BLIP)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch, fuse_questions
 from fusionkit.tasks.vqa_generative import good_pairs
-from fusionkit.types import Dims, Encoded, Memory, TaskOutput, Tokens, at_least_fp32
+from fusionkit.types import Asked, Dims, Encoded, Memory, TaskOutput, Tokens, at_least_fp32
 
 
 class Decoder(nn.Module):
@@ -98,7 +99,11 @@ class DecoderVQA(Task[QuestionBatch]):
             losses, logits, teacher, lambda t: logits_of(t.model, t.own_head, t.encoded), cross_entropy=row_losses
         )
         loss = global_mean((weights[:, None].expand_as(mask)[mask] * losses).sum(), len(scores))
-        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
+        asked = Asked(logits, lambda m, task, seen: logits_of(m, task.head, seen))
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)}, (asked,))
+
+    def columns(self) -> tuple[str, Any]:
+        return "words", self.head.words.bias.shape[0]
 
     def _said_before(self, ids: Tensor, questions: Tensor) -> Prompts:
         """Answers (R, L) as the decoder reads them: behind the start token, and without their last one."""

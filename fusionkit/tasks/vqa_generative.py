@@ -1,7 +1,7 @@
 """Question answering by a language model: the answer is said after the question (ALBEF, BLIP)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from fusionkit.tasks.generation import DecoderState
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.vqa import QuestionBatch
-from fusionkit.types import Dims, Encoded, TaskOutput, at_least_fp32
+from fusionkit.types import Asked, Dims, Encoded, TaskOutput, at_least_fp32
 
 
 class Pairs(NamedTuple):
@@ -64,7 +64,7 @@ class GenerativeVQA(Task[QuestionBatch]):
     ) -> None:
         super().__init__(scorer)
         self.metrics = means("token_accuracy")
-        self.label_smoothing, self.pad = label_smoothing, dims.pad_token_id
+        self.label_smoothing, self.pad, self.vocab_size = label_smoothing, dims.pad_token_id, dims.vocab_size
         self.decoding = AnswerDecoding(dims, answering)
         self.head = word_head(dims, eps, head)
         self.leaves_end = self.head is None and not dims.encodes_prompts
@@ -76,15 +76,23 @@ class GenerativeVQA(Task[QuestionBatch]):
         questions: Prompts = select(self._prompts(batch), pairs.questions)
         known = self.decoding.known
         ids, mask = known.ids[pairs.answers], known.mask[pairs.answers]
-        states = fuse_causal(model, encoded.memory, followed_by(questions, ids, mask, self.pad))
+        whole = followed_by(questions, ids, mask, self.pad)
         places = questions.prefix[:, None] - 1 + torch.arange(ids.shape[1], device=ids.device)  # before each token
-        said = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))[mask.bool()]
-        logits, targets = word_logits(model, self.head, said), ids[mask.bool()]
+
+        def read(reader: VisionLanguageModel, task: GenerativeVQA, seen: Encoded) -> Tensor:
+            states = fuse_causal(reader, seen.memory, whole)
+            said = states.gather(1, places[..., None].expand(-1, -1, states.shape[2]))[mask.bool()]
+            return word_logits(reader, task.head, said)
+
+        logits, targets = read(model, self, encoded), ids[mask.bool()]
         smoothing = self.label_smoothing
         losses = F.cross_entropy(at_least_fp32(logits), targets, reduction="none", label_smoothing=smoothing)
         weights = pairs.weights[:, None].expand_as(mask)[mask.bool()]
         loss = global_mean((weights * losses).sum(), len(batch["questions"]["input_ids"]))
-        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)})
+        return TaskOutput(loss, logits, targets, {"token_accuracy": hits(logits, targets)}, (Asked(logits, read),))
+
+    def columns(self) -> tuple[str, Any]:
+        return "words", self.vocab_size
 
     def _prompts(self, batch: QuestionBatch) -> Prompts:
         rows = batch["questions"]

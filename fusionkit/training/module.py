@@ -1,16 +1,11 @@
 """The only LightningModule: one step over several objectives, validation, and what a checkpoint carries."""
 
-import hashlib
-import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,23 +13,23 @@ from fusionkit.assembly.image_tokens import ImageTokens
 from fusionkit.assembly.objectives import active_objectives, text_kinds
 from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Balancer, Step
-from fusionkit.checkpoints.frozen import KEY as FROZEN
-from fusionkit.checkpoints.match import not_finite, require_fit, whole
-from fusionkit.distributed import gather_objects, mean_by_name, rank
-from fusionkit.errors import ConfigError, UserError, refusals, suggest
+from fusionkit.checkpoints.match import whole
+from fusionkit.distributed import mean_by_name, rank
+from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.internals import log_at_step_made, training_batches, uses_metrics
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
-from fusionkit.training.ema import WeightAverage, put_back
-from fusionkit.training.finite import ADVICE, FiniteSteps
-from fusionkit.training.optimizer_state import parameter_names, refit, set_rates
-from fusionkit.training.progress_state import count_back, end_epoch, pending_batches
+from fusionkit.training.distillation.student import Distillation
+from fusionkit.training.ema import WeightAverage
+from fusionkit.training.finite import FiniteSteps
+from fusionkit.training.optimizer_state import set_rates
 from fusionkit.training.stages import Stage, Stages
+from fusionkit.training.steps.beginning import keep_image_tokens, require_gradients, require_same_on_ranks
+from fusionkit.training.steps.gradients import clip, leave_out
+from fusionkit.training.steps.state import BESIDE, STORED, load_progress, require_finite_weights, save_progress
 from fusionkit.training.validation import Validation
 from fusionkit.training.window import MetricWindow
-from fusionkit.types import Batch, TaskOutput, at_least_fp32
-
-STORED, BESIDE = "stored", "beside"  # where frozen weights are kept: in every checkpoint, or once, beside them
+from fusionkit.types import Batch, Encoded, TaskOutput, at_least_fp32
 
 
 class TrainingModule(LightningModule):
@@ -49,6 +44,7 @@ class TrainingModule(LightningModule):
     ``average``    the moving average of the weights, which is validated and saved in their place (training.ema).
     ``frozen_weights`` "beside": checkpoints name what no stage trains, for ``WholeCheckpoints`` to keep it once beside them.
     ``image_tokens`` what keeps the states of a frozen image encoder, which batches then have in place of pixels.
+    ``distillation`` what another checkpoint that teaches adds to the losses (training.distillation).
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
     What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of
@@ -70,6 +66,7 @@ class TrainingModule(LightningModule):
         image_tokens: ImageTokens | None = None,
         average: WeightAverage | None = None,
         frozen_weights: str = STORED,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__()
         if frozen_weights not in (STORED, BESIDE):
@@ -79,7 +76,7 @@ class TrainingModule(LightningModule):
             f"{source}/{task}": weight for source, row in self.objectives.items() for task, weight in row.items()
         }
         self.model, self.tasks = model, nn.ModuleDict(tasks)
-        self.balance, self.teacher = balance, teacher
+        self.balance, self.teacher, self.distillation = balance, teacher, distillation
         self.balance.start(list(self.weights))
         self.artifacts = dict(artifacts or {})
         self._build_optimizer, self._build_scheduler = optimizer, scheduler
@@ -91,10 +88,10 @@ class TrainingModule(LightningModule):
         self.validation = Validation()
         self.finite = FiniteSteps(max_skipped_steps, list(self.weights))
         self.average, self.frozen_weights = average, frozen_weights
-        self._teacher_step = -1  # the optimiser step the teacher was last advanced for
-        self._seed = torch.initial_seed()
-        self._is_resumed = False
-        self._step_buffers: dict[str, Tensor] = {}  # as they were when micro-batches began to be gathered
+        self.teacher_step = -1  # the optimiser step the teacher was last advanced for
+        self.seed = torch.initial_seed()
+        self.is_resumed = False
+        self.step_buffers: dict[str, Tensor] = {}  # as they were when micro-batches began to be gathered
         self._rate = 0.0  # the learning rate of the step
         self._freeze_unused()
         self.stages = Stages(stages or {}, self.named_parameters())
@@ -112,19 +109,26 @@ class TrainingModule(LightningModule):
         if step.is_first:
             self.finite.begin()
             if self.trainer.accumulate_grad_batches > 1:
-                self._step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+                self.step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         outputs: dict[str, TaskOutput] = {}
+        features: dict[str, Tensor] = {}
         for source in self.objectives:
-            outputs |= {f"{source}/{name}": output for name, output in self.outputs(source, batches[source]).items()}
+            encoded, found = self._read(source, batches[source])
+            if self.distillation is not None:
+                found, more = self.distillation(batches[source], self.model, encoded, found)
+                features |= more
+            outputs |= {f"{source}/{name}": output for name, output in found.items()}
         losses = {objective: output.loss for objective, output in outputs.items()}
         self.window.note(outputs)
         balanced = self.balance(losses, self.weights, step)
-        told = torch.stack([at_least_fp32(loss.detach()) for loss in (*losses.values(), balanced.loss)])
-        self.step_metrics = dict(balanced.metrics) | self._named(told.unbind()) | self._state_of_training()
-        loss: Tensor = balanced.loss * self.finite.add(told, batches)
+        total = sum(features.values(), balanced.loss)
+        told = torch.stack([at_least_fp32(loss.detach()) for loss in (*losses.values(), total)])
+        self.step_metrics = dict(balanced.metrics) | {name: loss.detach() for name, loss in features.items()}
+        self.step_metrics |= self.named_losses(told.unbind()) | self.state_of_training()
+        loss: Tensor = total * self.finite.add(told, batches)
         return loss
 
-    def _named(self, losses: Iterable[Any]) -> dict[str, Any]:
+    def named_losses(self, losses: Iterable[Any]) -> dict[str, Any]:
         """The log keys of the objectives' losses and of the balanced one."""
         return dict(zip(self.window.loss_keys, losses, strict=True))
 
@@ -143,10 +147,13 @@ class TrainingModule(LightningModule):
         self._to_log = {}
 
     def outputs(self, source: str, batch: Batch, alpha: float | None = None) -> dict[str, TaskOutput]:
-        """Encode the batch once, and once by the teacher where a task listens to it, then run the source's tasks.
+        """Encode the batch once, and once by the momentum teacher where a task listens to it, then run the source's tasks.
 
-        ``alpha`` weighs the teacher's targets; None: as it does at this step.
+        ``alpha`` weighs that teacher's targets; None: as it does at this step. Another checkpoint's are not in these losses.
         """
+        return self._read(source, batch, alpha)[1]
+
+    def _read(self, source: str, batch: Batch, alpha: float | None = None) -> tuple[Encoded, dict[str, TaskOutput]]:
         tasks = self._tasks_of(source)
         encoded = self.model.encode(batch, text_kinds(tasks.values()))
         views: dict[str, Any] = {}
@@ -156,7 +163,7 @@ class TrainingModule(LightningModule):
             if alpha is None:
                 alpha = self.teacher.alpha(self.global_step, self.trainer.estimated_stepping_batches)
             views = {name: self.teacher.view(name, taught, alpha) for name in listening}
-        return {name: task(self.model, batch, encoded, views.get(name)) for name, task in tasks.items()}
+        return encoded, {name: task(self.model, batch, encoded, views.get(name)) for name, task in tasks.items()}
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect the records that the source's tasks predict; scored when the epoch ends."""
@@ -167,7 +174,7 @@ class TrainingModule(LightningModule):
             self.validation.add(batch["source"], batch["image_ids"], records)
 
     def on_validation_epoch_start(self) -> None:
-        self._require_finite_weights()
+        require_finite_weights(self, self.global_step)
         self.validation.clear()
         if self.average is not None:
             self.average.put_in()
@@ -196,6 +203,11 @@ class TrainingModule(LightningModule):
         with refusals("optimizer"), self.stages.all_training():
             return self._build_optimizer(list(self.named_parameters() if named is None else named))
 
+    @property
+    def has_schedule(self) -> bool:
+        """Whether the rates change with a schedule."""
+        return self._build_scheduler is not None
+
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()
         if self._build_scheduler is None:
@@ -209,40 +221,17 @@ class TrainingModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Leave out a step that is not finite, and clip any other.
-
-        Lightning refuses to clip under a fused optimiser in mixed precision, though bf16 scales no gradient.
-        """
+        """Leave out a step that is not finite, and clip any other."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         means, rows, is_finite = self.finite.end(norm, self.window.rows)
         if not is_finite:
-            self._leave_out(optimizer, means)
+            self.window.drop()
+            leave_out(self, optimizer, means)
             return
-        self.step_metrics |= self._named(means)
+        self.step_metrics |= self.named_losses(means)
         self.window.count(means, rows)
-        if not gradient_clip_val:
-            return
-        if self.trainer.precision == "16-mixed":  # its scaler must unscale first
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        else:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
-
-    def _leave_out(self, optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:
-        self.window.drop()
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is None:
-            optimizer.zero_grad(
-                set_to_none=True
-            )  # what has no gradient an optimiser leaves alone, moments and decay included
-        elif all(map(math.isfinite, losses)) and scaler.get_scale() > 1:
-            return  # the scale was too large for fp16: the scaler leaves the step out and lowers it, as it is meant to
-        told = self.finite.leave_out(self.global_step)
-        if self.trainer.is_global_zero:
-            print(f"warning: {told}", flush=True)
-        self.step_metrics = self._named(losses) | self._state_of_training()
+        clip(self, optimizer, parameters, norm, gradient_clip_val, gradient_clip_algorithm)
 
     def setup(self, stage: str) -> None:
         if self.average is not None:  # a validation that was broken off has left it in
@@ -250,59 +239,30 @@ class TrainingModule(LightningModule):
         exact_inputs(self.trainer.precision_plugin, getattr(self.model.image_encoder, "reads", "pixel_values"))
 
     def on_fit_start(self) -> None:
-        """All ranks must train the same; a launcher that replays a sweep in every rank gives each its own config."""
-        digest = hashlib.sha256(json.dumps(self.artifacts, sort_keys=True, default=str).encode()).hexdigest()
-        if len(set(gather_objects([digest]))) > 1:
-            raise ConfigError(
-                "the ranks hold different configurations; start all of them from one saved config, one run at a time"
-            )
-        self._require_gradients()
+        taught_by = {} if self.distillation is None else self.distillation.teacher.origin
+        require_same_on_ranks(self.artifacts | {"taught_by": taught_by})
+        require_gradients(self)
+        if self.distillation is not None:
+            self.distillation.begin(self.device, self.trainer.precision_plugin.convert_module)
         self.train()  # Lightning leaves modes alone, and what transformers loads has its dropout switched off
         if self.image_tokens is not None and not getattr(self.trainer, "fast_dev_run", False):
-            self._keep_image_tokens(self.image_tokens)
-
-    def _keep_image_tokens(self, image_tokens: ImageTokens) -> None:
-        """Here, where the weights are those that the run goes on from, the ranks know each other, and no batch was asked for."""
-        plugin, sources = self.trainer.precision_plugin, self.trainer.datamodule.sources  # type: ignore[attr-defined]
-        places = [(name, role) for name in self.objectives for role in ("train", "val") if role in sources[name].splits]
-
-        def convert(pixels: Tensor) -> Tensor:
-            converted: Tensor = plugin.convert_input({"pixel_values": pixels})["pixel_values"]
-            return converted
-
-        image_tokens.fill(places, self.device, str(self.trainer.precision), convert, plugin.forward_context)
-
-    def _require_gradients(self) -> None:
-        """What takes single objectives' gradients, or freezes on the way, needs whole parameters and unscaled gradients."""
-        takes, strategy = self.balance.reads_gradients, self.trainer.strategy
-        needs_whole = takes or len(self.stages) > 1 or self.average is not None or self.frozen_weights == BESIDE
-        if needs_whole and not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
-            raise ConfigError(
-                f"trainer.strategy: {type(strategy).__name__} splits parameters, so neither balancers that read gradients nor "
-                "stages nor averages nor frozen_weights=beside can work; use trainer.strategy=ddp, or balance=fixed, "
-                "stages=none, ema.decay=null and frozen_weights=stored"
-            )
-        if takes and self.trainer.precision == "16-mixed":
-            raise ConfigError(
-                "trainer.precision=16-mixed: single objectives' gradients are not scaled and may vanish in fp16; use bf16-mixed "
-                "or 32-true, or balance=fixed"
-            )
+            keep_image_tokens(self, self.image_tokens)
 
     def on_train_start(self) -> None:
         """Ask the loaders for their place again: Lightning did so before it had restored how far the run was.
 
         The rates are those of the schedule that the run now has.
         """
-        self._require_finite_weights()
+        require_finite_weights(self, self.global_step)
         self.window.to(self.device)
         self.finite.watch(self.model, self.tasks, self.balance)
         if self.average is not None:
             self.average.begin(self.stages.parameters)
-        if self._is_resumed:
+        if self.is_resumed:
             for config in self.trainer.lr_scheduler_configs:
                 set_rates(config.scheduler)
         fetcher = training_batches(self.trainer)
-        if self._is_resumed and fetcher is not None:
+        if self.is_resumed and fetcher is not None:
             iter(fetcher)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
@@ -329,79 +289,32 @@ class TrainingModule(LightningModule):
             self.trainer.strategy.configure_ddp()  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self._is_resumed:
+        if self.is_resumed:
             log_at_step_made(self.trainer)
         self._enter_stage()
         group = self.trainer.optimizers[0].param_groups[0]
         self._rate = group["lr"] / group["lr_scale"] * self.stages.lr_scale  # what it is without rules
-        seed_batch(self._seed, rank(), self.global_step, batch_idx)
+        seed_batch(self.seed, rank(), self.global_step, batch_idx)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        seed_batch(self._seed, rank(), dataloader_idx, batch_idx)  # the same draws each time, so that scores compare
+        seed_batch(self.seed, rank(), dataloader_idx, batch_idx)  # the same draws each time, so that scores compare
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Between two optimiser steps the place to go on from is the first of them, where no gradient was gathered yet."""
-        self._require_finite_weights()
-        checkpoint["fusionkit"] = self.artifacts
-        progress: dict[str, Any] = {"seed": self._seed, "teacher_step": self._teacher_step}
-        progress["skipped_steps"] = self.finite.state_dict()
-        progress["precision"] = str(self.trainer.precision)
-        progress["metrics"] = gather_objects([self.window.state()])
-        if self.trainer.optimizers:
-            progress["parameters"] = parameter_names(self.trainer.optimizers[0], self.named_parameters())
-        if pending := pending_batches(self.trainer):
-            progress["buffers"] = self._step_buffers
-            count_back(checkpoint, pending)
-        if self.average is not None:
-            progress["average"] = self.average.save(checkpoint["state_dict"], self._all_names())
-        checkpoint["progress"] = progress
-        if self.frozen_weights == BESIDE:
-            checkpoint[FROZEN] = self._never_trained()
+        require_finite_weights(self, self.global_step)
+        save_progress(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over what was stored, with the options that the optimiser and its schedule now have."""
-        require_fit(self.state_dict(), checkpoint["state_dict"], "to resume from")
-        progress = checkpoint["progress"]
-        self._seed, self._teacher_step = progress["seed"], progress["teacher_step"]
-        if "skipped_steps" in progress:  # not in checkpoints of earlier versions
-            self.finite.load_state_dict(progress["skipped_steps"])
-        self.window.load(progress.get("metrics", []))
-        state = checkpoint["state_dict"]
-        if kept := progress.get("average"):
-            if self.average is not None:
-                self.average.load(state, kept)
-            put_back(state, kept, self._all_names())
-        state |= {name: buffer for name, buffer in progress.get("buffers", {}).items() if name in state}
-        refit(
-            checkpoint, self.build_optimizer(), self.named_parameters(), has_schedule=self._build_scheduler is not None
-        )
-        if self.trainer.max_steps != -1:
-            end_epoch(checkpoint)
-        before, now = progress.get("precision"), str(self.trainer.precision)
-        if before not in (None, now):  # auto measures a CPU, which may be busy at one time and not at another
-            rank_zero_warn(
-                f"the run goes on in {now}, but began in {before}; trainer.precision={before} goes on exactly"
-            )
-        self._is_resumed = True
+        load_progress(self, checkpoint)
         self.stages.enter(checkpoint["global_step"])  # before DDP is made
-
-    def _never_trained(self) -> list[str]:
-        """The names of model's and tasks' parameters that no stage trains, also those that a teacher has them under."""
-        trained = {id(parameter) for parameter in self.stages.parameters.values()}
-        frozen = {id(p) for part in (self.model, self.tasks) for p in part.parameters()} - trained
-        return [name for name, parameter in self._all_names() if id(parameter) in frozen]
-
-    def _all_names(self) -> list[tuple[str, nn.Parameter]]:
-        return list(self.named_parameters(remove_duplicate=False))
 
     def _tasks_of(self, source: str) -> dict[str, Task[Any]]:
         return {name: self.tasks[name] for name in self.objectives.get(source, ())}  # type: ignore[misc]
 
     def _advance_teacher(self) -> None:
         """Once per optimiser step, before the teacher is asked (ALBEF), however many micro-batches the step has."""
-        if self.teacher is not None and self._teacher_step != self.global_step:
+        if self.teacher is not None and self.teacher_step != self.global_step:
             self.teacher.update(self.model, self.tasks)
-            self._teacher_step = self.global_step
+            self.teacher_step = self.global_step
 
     def _freeze_unused(self) -> None:
         used = {name for row in self.objectives.values() for name in row}
@@ -410,20 +323,10 @@ class TrainingModule(LightningModule):
                 task.requires_grad_(False)
         self.model.freeze_unused(frozenset().union(*(self.tasks[name].needs for name in used)))  # type: ignore[arg-type]
 
-    def _state_of_training(self) -> dict[str, Any]:
+    def state_of_training(self) -> dict[str, Any]:
+        """What is logged of a step beside its losses."""
         state = {f"train/{name}": value for name, value in self.model.metrics().items()}
         return state | {"train/lr": self._rate, "train/skipped_steps": float(self.finite.count)}
-
-    def _require_finite_weights(self) -> None:
-        """UserError where there are weights that nothing can be learnt with, read off by, or gone on from."""
-        if names := not_finite(self):
-            which = f"{names[0]} and {len(names) - 1} more tensors" if len(names) > 1 else names[0]
-            told = f"the weights are not finite at step {self.global_step} ({which})"
-            if not self.global_step:
-                raise UserError(
-                    f"{told}: the checkpoint or the pretrained files that they come from are damaged; give others"
-                )
-            raise UserError(f"{told}, so none are saved; {ADVICE}; the checkpoints from before are kept")
 
 
 def seed_batch(*place: int) -> None:

@@ -106,6 +106,8 @@ def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: P
 
 def require_state(module: TrainingModule, config: DictConfig, checkpoint: Mapping[str, Any], path: Path) -> None:
     """Raise where weights or the optimiser's state do not fit the module that is to go on."""
+    if module.distillation is not None:
+        module.distillation.require_same(checkpoint["progress"].get("taught_by"))
     require_fit(module.state_dict(), checkpoint["state_dict"], path)
     optimizer, states = module.build_optimizer(), checkpoint["optimizer_states"]
     if is_fitting(states, checkpoint["lr_schedulers"]):

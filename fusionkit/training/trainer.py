@@ -4,6 +4,7 @@ import logging
 import warnings
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -16,15 +17,17 @@ from fusionkit.assembly.checks import (
     check_temperature,
 )
 from fusionkit.assembly.image_tokens import image_tokens_of
-from fusionkit.assembly.parts import Parts, build_teacher
+from fusionkit.assembly.parts import Parts, build_teacher, is_checkpoint_teacher
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.training.callbacks import require_validation
+from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
-from fusionkit.training.module import STORED, TrainingModule
+from fusionkit.training.module import TrainingModule
 from fusionkit.training.recompute import recompute_parts
+from fusionkit.training.steps.state import STORED
 
 NOTICES = (  # of libraries, about what is meant to be so here
     ".*LeafSpec",  # Lightning's own use of torch
@@ -42,8 +45,11 @@ def build_module(parts: Parts) -> TrainingModule:
     parts.thaw()
     check_temperature(parts.model)
     for source in parts.objectives:
-        if (width := parts.datamodule.feature_size(source, "train")) is not None:
+        if (width := parts.datamodule.images.feature_size(source, "train")) is not None:
             require_width(width, getattr(parts.model.image_encoder, "feature_size", width))
+    distillation, told = None, list[str]()
+    if is_checkpoint_teacher(config.teacher):
+        distillation, told = instantiate(config.teacher, _convert_="all").build(parts)
     module = TrainingModule(
         parts.model,
         parts.tasks,
@@ -56,10 +62,15 @@ def build_module(parts: Parts) -> TrainingModule:
         stages=instantiate(config.get("stages") or {}, _convert_="all"),  # OmegaConf would take a Stage apart
         max_skipped_steps=config.max_skipped_steps,
         image_tokens=image_tokens_of(config, parts.datamodule, parts.model.image_encoder),
+        distillation=distillation,
         frozen_weights=config.get("frozen_weights", STORED),
         average=average_of(OmegaConf.to_container(config, resolve=True).get("ema")),  # type: ignore[union-attr]
     )
-    for sentence in recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks):
+    told += recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks)
+    on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    section = OmegaConf.to_container(config, resolve=True).get("compile")  # type: ignore[union-attr]
+    told += compile_parts(section, parts.model, "cuda" if on_gpu else "cpu")
+    for sentence in told:
         rank_zero_only(print)(sentence, flush=True)
     return module
 

@@ -142,7 +142,7 @@ def test_views_are_kept_and_drawn_from(tmp_path, monkeypatch):
     data = data_of(tmp_path, augment, seed=3)
     tokens = kept(tmp_path, data, encoder, views=3)
     tokens.fill(PLACES, CPU, "32-true")
-    images = data._images("pairs", "train", 0)
+    images = data.images.images("pairs", "train", 0)
     first = images.load(1).image
     assert isinstance(first, StoredImage)
     assert [part.shape[0] for part in first.parts] == [3, 3]
@@ -173,7 +173,7 @@ def test_views_are_kept_and_drawn_from(tmp_path, monkeypatch):
     kept(tmp_path, again, encoder, views=3).use(PLACES, CPU, "32-true")
     one, other = train_batches(data), train_batches(again)
     assert all(torch.equal(a["stored"].states[0], b["stored"].states[0]) for a, b in zip(one, other, strict=True))
-    assert data._images("pairs", "val", 0).load(0).image.parts[0].shape[0] == 1
+    assert data.images.images("pairs", "val", 0).load(0).image.parts[0].shape[0] == 1
     assert len(list((tmp_path / "tokens").iterdir())) == 2
 
 
@@ -197,7 +197,7 @@ def test_no_view_is_mirrored_where_any_text_names_a_side(tmp_path):
         texts = {**train[1].texts, "captions": (Text(1, "a"), Text(99, f"the {word} one"))}
         train[1] = replace(train[1], texts=texts)
         kept(tmp_path / word, data, Whole(mask=False), views=1).fill([("pairs", "train")], CPU, "32-true")
-        box = data._images("pairs", "train", 0).load(1).image.boxes["expressions", 10][0]
+        box = data.images.images("pairs", "train", 0).load(1).image.boxes["expressions", 10][0]
         assert box[0].item() == pytest.approx(1 - 14 / 48 if is_mirrored else 14 / 48)
 
 

@@ -38,7 +38,7 @@ def earlier(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     kept = torch.load(HERE / "before.ckpt", weights_only=True)["fusionkit"]["config"]
     (tmp_path / "config.yaml").write_text(kept)
     today = training_config()
-    new = ("max_skipped_steps", "activation_checkpointing")
+    new = ("max_skipped_steps", "activation_checkpointing", "compile")
     added = {**{key: today[key] for key in new}, "callbacks": {"cut_texts": today.callbacks.cut_texts}}
     changes = {"output_dir": str(tmp_path), "resume": "auto", "callbacks": {"best": {"mode": "auto"}}}
     return OmegaConf.merge(inert(OmegaConf.create(kept)), added, changes)

@@ -423,9 +423,9 @@ def test_a_batch_is_given_up_while_the_next_one_is_made(tmp_path, monkeypatch):
 
 def test_ranks_that_find_other_files_are_one_sentence(tmp_path, monkeypatch):
     module = make_module(tmp_path)
-    monkeypatch.setattr("fusionkit.data.datamodule.gather_objects", lambda own: [*own, *own])
+    monkeypatch.setattr("fusionkit.data.tables.order.gather_objects", lambda own: [*own, *own])
     assert module.train_dataloader() is not None
-    monkeypatch.setattr("fusionkit.data.datamodule.gather_objects", lambda own: [*own, {**own[0], "b": [6, 18]}])
+    monkeypatch.setattr("fusionkit.data.tables.order.gather_objects", lambda own: [*own, {**own[0], "b": [6, 18]}])
     with pytest.raises(DataError) as error:
         module.train_dataloader()
     assert str(error.value).startswith("source b: rank 0 found 7 training images with ")

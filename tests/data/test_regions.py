@@ -156,7 +156,7 @@ def test_a_data_module_gives_regions_and_boxes(tmp_path: Path) -> None:
     assert batch["regions"].mask.sum(dim=1).tolist() == [1, 2, 3]
     assert batch["expressions"]["boxes"][0].tolist() == pytest.approx([8 / 32, 12 / 24, 8 / 32, 12 / 24])
     assert batch["image_sizes"].tolist() == [[32, 24]] * 3
-    assert data.feature_size("told", "train") == 5
+    assert data.images.feature_size("told", "train") == 5
     train = next(iter(data.train_dataloader()))[0]
     assert train["told"]["regions"].features.shape[0] == 3
     assert toy_model(regions=True).image_encoder.reads == data.sources["boxes"].images
@@ -165,7 +165,7 @@ def test_a_data_module_gives_regions_and_boxes(tmp_path: Path) -> None:
 def test_a_corrupt_first_image_does_not_stop_the_check_of_widths(tmp_path: Path) -> None:
     data = region_data(tmp_path)
     (tmp_path / "regions" / f"{1:012d}.npz").write_bytes(b"nonsense")
-    assert data.feature_size("told", "train") is None
+    assert data.images.feature_size("told", "train") is None
     with pytest.raises(DataError, match=r"cannot be read .* evaluation needs every image"):
         next(iter(data.eval_loader("told", "train")))
 

@@ -12,6 +12,7 @@ from fusionkit.errors import ConfigError
 from fusionkit.training.callbacks import BestCheckpoint, LastCheckpoint, StopAfter
 from fusionkit.training.ema import WeightAverage, average_of, put_back
 from fusionkit.training.stages import Stage
+from fusionkit.training.steps.state import all_names
 from tests.training.fakes import FakeData, fake_module
 from tests.training.test_finite import Spoil
 from tests.training.test_module import Interrupt, fit, trainer
@@ -192,7 +193,7 @@ def test_after_a_validation_that_was_broken_off_the_same_module_trains_on_with_i
     weight, mean = other.state_dict()[WEIGHT], means(other)[WEIGHT]
     assert torch.equal(module.state_dict()[WEIGHT], mean)
     state = module.state_dict()
-    assert torch.equal(module.average.save(state, module._all_names())["weights"][WEIGHT], weight)
+    assert torch.equal(module.average.save(state, all_names(module))["weights"][WEIGHT], weight)
     assert torch.equal(state[WEIGHT], mean)
     if resumes:
         fit(tmp_path, module, None, tmp_path / "last.ckpt", callbacks=[StopAfter()], **options)

@@ -20,6 +20,7 @@ from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
 from fusionkit.training.schedule import constant, warmup_cosine, warmup_linear
 from fusionkit.training.stages import Stage
+from fusionkit.training.steps.beginning import require_gradients
 from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
 
 TWO = {"coco": {"a": 1.0, "b": 2.0}, "vqa": {"a": 0.5}}
@@ -393,15 +394,15 @@ def test_balancers_that_read_gradients_refuse_scaled_ones(tmp_path):
         module = fake_module(balance=balance)
         module.trainer = SimpleNamespace(precision="16-mixed", strategy=SingleDeviceStrategy())
         with pytest.raises(ConfigError, match=r"use bf16-mixed or 32-true, or balance=fixed"):
-            module._require_gradients()
+            require_gradients(module)
         module.trainer.strategy = object()
         with pytest.raises(
             ConfigError, match=r"use trainer.strategy=ddp, or balance=fixed, stages=none, ema.decay=null"
         ):
-            module._require_gradients()
+            require_gradients(module)
     fake = fake_module(balance=Uncertainty())
     fake.trainer = SimpleNamespace(precision="16-mixed", strategy=object())
-    fake._require_gradients()
+    require_gradients(fake)
 
 
 @pytest.mark.parametrize(("precision", "told"), [("32-true", 0), ("bf16-mixed", 1)])
