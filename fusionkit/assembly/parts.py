@@ -35,6 +35,8 @@ from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder
 from fusionkit.encoders.probe import abilities_of, probe_text
 from fusionkit.errors import ConfigError, refusals
 from fusionkit.fusion.base import Fusion, SupportsInstructions
+from fusionkit.model.base_weights import count_parameters
+from fusionkit.model.int8 import Quantised
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
@@ -52,6 +54,7 @@ class Parts:
     datamodule: DataModule
     model: VisionLanguageModel
     tasks: dict[str, Task[Any]]
+    int8: Quantised | None = None  # what was rounded to 8 bits; such a model does not train
 
     @property
     def objectives(self) -> dict[str, dict[str, float]]:
@@ -61,8 +64,7 @@ class Parts:
     @property
     def parameters(self) -> int:
         """How many numbers model and heads have; what they share counts once."""
-        modules = (self.model, *self.tasks.values())
-        return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
+        return sum(count_parameters((self.model, *self.tasks.values())).values())
 
 
 def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts:

@@ -18,6 +18,7 @@ def export(config: DictConfig) -> None:
     check_top_level(config, ExportConfig)
     from fusionkit.checkpoints.pretrained import from_pretrained, with_merged_adapters
     from fusionkit.checkpoints.write import export_into, upload, write_published
+    from fusionkit.model.int8 import to_int8
 
     if config.layout and config.hub:
         raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
@@ -25,6 +26,10 @@ def export(config: DictConfig) -> None:
     pretrained = from_pretrained(config.checkpoint, packages(config.trust))
     if config.merge_adapters or config.layout:
         pretrained = with_merged_adapters(pretrained)
+    if config.int8 and config.layout:
+        raise ConfigError("layout is another's file, which has no weights of 8 bits; leave out layout, or int8")
+    if told := to_int8(pretrained.module, config.int8):
+        print(told)
     if config.layout is None:
         export_into(output, pretrained)
     else:

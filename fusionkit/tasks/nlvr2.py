@@ -47,6 +47,7 @@ class NLVR2(Task[StatementBatch]):
 
     needs = frozenset({"pooled"})
     reads = "statements"
+    distribution = "softmax"
     uses_teacher = True
 
     def __init__(
@@ -83,6 +84,7 @@ class JointNLVR2(Task[StatementBatch]):
 
     needs = frozenset({"pooled", "pair"})
     reads = "statements"
+    distribution = "softmax"
     uses_teacher = True
 
     def __init__(
