@@ -79,3 +79,10 @@ def with_merged_adapters(pretrained: Pretrained) -> Pretrained:
     for each in (stored, config):
         each.adapters = None
     return replace(pretrained, config=config, artifacts=pretrained.artifacts | {"config": OmegaConf.to_yaml(stored)})
+
+
+def rounded_in_training(pretrained: Pretrained) -> str | None:
+    """To what the weights beside its adapters were rounded when these were trained, as the checkpoint's configuration says it."""
+    stored = OmegaConf.create(pretrained.artifacts["config"])
+    kind: str | None = (stored.get("adapters") or {}).get("base_weights")
+    return kind
