@@ -26,5 +26,5 @@ def weights_digest(*modules: nn.Module) -> str:
     for module in modules:
         for name, tensor in plain_state(module.state_dict()).items():
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()

@@ -133,8 +133,8 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     if names := not_finite(module):
         more = f", as do {len(names) - 1} more tensors" if len(names) > 1 else ""
         raise DataError(f"checkpoint {path}: {names[0]} holds NaN or infinite numbers{more}; take one of before that")
-    restored = restore_int8(module, checkpoint.get("int8") or {})
-    return replace(parts, int8=to_int8(module, int8) or restored)
+    as_stored = restore_int8(module, checkpoint.get("int8") or {})
+    return replace(parts, int8=to_int8(module, int8) or as_stored)
 
 
 def sizes_of(artifacts: Mapping[str, Any], path: str | Path) -> Sizes:

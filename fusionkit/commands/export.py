@@ -28,8 +28,8 @@ def export(config: DictConfig) -> None:
     pretrained = from_pretrained(config.checkpoint, packages(config.trust))
     if kind := rounded_in_training(pretrained):
         print(
-            f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to, at 4 bytes a "
-            "number, and no more of what they were; int8=true writes 1 byte a number"
+            f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to, at 4 "
+            "bytes a number, and no more of what they were; int8=true writes 1 byte a number"
         )
     if config.merge_adapters or config.layout:
         pretrained = with_merged_adapters(pretrained)

@@ -37,8 +37,8 @@ def measure_rounding(
     if config.int8:
         given = {name: config[name] for name in STORED if name != "data"}
         before = load_parts(config.checkpoint, {"data": {}, **given}, has_data=False, trust=config.trust)
-        pairs = ((each.model, each.tasks) for each in (before, parts))
-        found = divergences(*pairs, splits, data, device, evaluation_options(parts.config))
+        ours, theirs = ((each.model, each.tasks) for each in (before, parts))
+        found = divergences(ours, theirs, splits, data, device, evaluation_options(parts.config))
     if rank() > 0:
         return
     bytes_ = {"before": parts.int8.before, "after": parts.int8.after}

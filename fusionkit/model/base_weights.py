@@ -36,7 +36,7 @@ class RoundedLinear(nn.Module):
         """(..., in) -> (..., out); the gradient is of ``x`` alone."""
         kind = x.device.type
         x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-        out: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        out: Tensor = _Product.apply(x, self)
         return out
 
     def matrix(self) -> Tensor:
@@ -78,7 +78,7 @@ class RoundedLinear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "RoundedLinear":
         scales = self.scales.data  # fp32 in whatever precision a run is
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.scales.data = scales.to(self.weight.device)
         return self
 
@@ -111,7 +111,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x, layer.matrix().to(x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad @ ctx.layer.matrix().to(grad.dtype), None
 
 
