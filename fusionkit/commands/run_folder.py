@@ -129,7 +129,7 @@ def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
         "run": OmegaConf.to_container(parts.config, resolve=True),
     }
     if parts.int8 is not None:  # another model than the run's
-        content["run"]["int8"] = content["int8"] or True
+        content["run"]["int8"] = content.get("int8") or True
     for name in ("details.json", "int8.json"):
         (folder / name).unlink(missing_ok=True)
     write_text(folder / "evaluation.yaml", yaml.safe_dump(content, sort_keys=False))
