@@ -60,7 +60,7 @@ def to_int8(module: nn.Module, chosen: Any) -> Quantised | None:
         raise ConfigError(
             f"int8: {', '.join(parts)} has no linear layer to round; leave int8 out, or choose other parts"
         )
-    return _rounded(module, layers)
+    return _rounded(module, layers, "or leave int8 out")
 
 
 def restore_int8(module: nn.Module, pairs: Pairs) -> Quantised | None:
@@ -69,7 +69,8 @@ def restore_int8(module: nn.Module, pairs: Pairs) -> Quantised | None:
     linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
     if not linear:
         return None
-    found = _rounded(module, {name.removesuffix(".weight"): layer for name, layer in linear.items()})
+    named = {name.removesuffix(".weight"): layer for name, layer in linear.items()}
+    found = _rounded(module, named, "or take the checkpoint that its weights are of")
     for name, layer in linear.items():
         weight: Any = layer.weight
         weight.qdata.copy_(pairs[name][0])
@@ -78,8 +79,8 @@ def restore_int8(module: nn.Module, pairs: Pairs) -> Quantised | None:
 
 
 @torch.no_grad()
-def _rounded(module: nn.Module, layers: Mapping[str, nn.Linear]) -> Quantised:
-    quantization = rounding_library("int8", "torchao.quantization", "or leave int8 out")
+def _rounded(module: nn.Module, layers: Mapping[str, nn.Linear], otherwise: str) -> Quantised:
+    quantization = rounding_library("int8", "torchao.quantization", otherwise)
     before = _bytes(module)
     for layer in layers.values():
         quantization.quantize_(layer, quantization.Int8WeightOnlyConfig(set_inductor_config=False))

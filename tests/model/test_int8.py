@@ -178,6 +178,9 @@ def test_what_is_rounded_or_has_adapters_is_refused():
 
 
 def test_without_torchao_the_sentence_says_how_to_install_it(monkeypatch):
+    pairs = {"model.fusion.layers.0.feed_forward.0.weight": (torch.ones(1, 1, dtype=torch.int8), torch.ones(1))}
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ConfigError, match=r"package torchao: run .*; or take the checkpoint that its weights are of"):
+        restore_int8(whole(), pairs)
     with pytest.raises(ConfigError, match=r"int8 needs the package torchao: run .*\[quantised\]'; or leave int8 out"):
         to_int8(whole(), True)
