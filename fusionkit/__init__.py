@@ -4,6 +4,7 @@ In Python: ``import fusionkit as fk``, then ``fk.load``, ``fk.train``, ``fk.eval
 """
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Scores", "TrainedRun", "__version__", "compose", "evaluate", "load", "train"]
+
+
+# what libraries log of each other when transformers and peft import torchao and bitsandbytes, which they do where these are there
+_SAID_ON_IMPORT = {
+    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return _SAID_ON_IMPORT[record.name] not in record.getMessage()
+
+
+for _name in _SAID_ON_IMPORT:
+    logging.getLogger(_name).addFilter(_is_news)
 
 
 def __getattr__(name: str) -> Any:

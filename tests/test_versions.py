@@ -28,6 +28,7 @@ def test_every_dependency_is_pinned_to_a_version_that_is_allowed():
             *EXTRAS["pretrained"],
             *EXTRAS["regions"],
             *EXTRAS["adapters"],
+            *EXTRAS["quantised"],
             *EXTRAS["search"],
             *EXTRAS["dev"],
         ]
@@ -50,6 +51,7 @@ def test_the_oldest_versions_are_the_lower_bounds():
         *EXTRAS["pretrained"],
         *EXTRAS["regions"],
         *EXTRAS["adapters"],
+        *EXTRAS["quantised"],
         *EXTRAS["search"],
     ]:
         wanted = Requirement(line)

@@ -257,18 +257,24 @@ class Model:
         return evaluating(self.parts.model, self.parts.tasks.values(), self.device, options)
 
 
-def load(path: str | Path, device: str | torch.device | None = None, trust: str | Sequence[str] = ()) -> Model:
+def load(
+    path: str | Path,
+    device: str | torch.device | None = None,
+    trust: str | Sequence[str] = (),
+    int8: bool | str | Sequence[str] = False,
+) -> Model:
     """A checkpoint, or the best one of a run's folder, as a model that can be asked; its data are not needed.
 
     ``path`` may name a model of the Hugging Face hub, OWNER/NAME. ``device`` None is the first GPU, else the CPU.
-    ``trust`` names packages whose parts the checkpoint may name beside fusionkit's own: their code is run.
+    ``trust`` names packages whose parts the checkpoint may name beside fusionkit's own: their code is run. ``int8`` True, or
+    parts of ("image_encoder", "text_encoder", "fusion", "task"): their linear layers have weights of 8 bits, by torchao.
     """
     with sentences():
         place, chosen = saved(local(path)), _device(device)
         accelerator = ACCELERATORS.get(chosen.type, chosen.type)
         overrides: dict[str, Any] = {"data": {}, "evaluation": {}, "trainer": {"accelerator": accelerator}}
         trusted = [trust] if isinstance(trust, str) else list(trust)
-        return Model(load_parts(place, overrides, has_data=False, trust=trusted), chosen, place)
+        return Model(load_parts(place, overrides, has_data=False, trust=trusted, int8=int8), chosen, place)
 
 
 def _device(name: str | torch.device | None) -> torch.device:

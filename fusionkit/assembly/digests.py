@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fusionkit import __version__
+from fusionkit.model.int8 import plain_state
 
 
 def digest(*parts: Iterable[Any]) -> str:
@@ -23,7 +24,7 @@ def weights_digest(*modules: nn.Module) -> str:
     """Twenty letters that differ where any weight, its name or its type does."""
     content = hashlib.blake2b(f"{__version__} {torch.__version__}".encode(), digest_size=10)
     for module in modules:
-        for name, tensor in module.state_dict().items():
+        for name, tensor in plain_state(module.state_dict()).items():
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            content.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return content.hexdigest()

@@ -36,6 +36,8 @@ from fusionkit.encoders.base import ImageEncoder, SupportsMasking, TextEncoder
 from fusionkit.encoders.probe import abilities_of, probe_text
 from fusionkit.errors import ConfigError, refusals
 from fusionkit.fusion.base import Fusion, SupportsInstructions
+from fusionkit.model.base_weights import count_parameters
+from fusionkit.model.int8 import Quantised
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.tasks.base import Task
@@ -54,6 +56,7 @@ class Parts:
     datamodule: DataModule
     model: VisionLanguageModel
     tasks: dict[str, Task[Any]]
+    int8: Quantised | None = None  # what was rounded to 8 bits; such a model does not train
     trainable: list[nn.Parameter] = field(init=False, repr=False)  # those that were when it was built
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class Parts:
     @property
     def parameters(self) -> int:
         """How many numbers model and heads have; what they share counts once."""
-        return sum({id(p): p.numel() for module in self._modules for p in module.parameters()}.values())
+        return sum(count_parameters(self._modules).values())
 
 
 def build_parts(config: DictConfig, has_data: bool = True, **data: Any) -> Parts:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from fusionkit.data.tokenizer import PUBLISHED
 from fusionkit.errors import ConfigError, DataError, UserError, is_named
 from fusionkit.files.tensors import read_tensors
 from fusionkit.model.adapters import with_adapters
+from fusionkit.model.int8 import restore_int8, split_int8, to_int8
 
 BUILT = (*NETWORK, "data", "evaluation", "trainer")  # of a stored configuration, to evaluate and predict
 ENCODERS = ("image_encoder", "text_encoder")
@@ -41,14 +43,16 @@ Sizes = Mapping[str, Mapping[str, Any]]  # by encoder
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """A checkpoint of ours, a file of ``train`` or a folder of ``import`` and ``export``, its tensors on the CPU.
 
-    Raises DataError for any other file. Executes no code of the file.
+    Raises DataError for any other file. Executes no code of the file. Weights that a folder has in 8 bits are multiplied out, and
+    stand under "int8" as they are there.
     """
     if str(path) == "":
         raise ConfigError("checkpoint is empty; give it as checkpoint=PATH")
     path = Path(path)
     if is_directory(path):
-        config, state = read_directory(path)
-        folder = {"fusionkit": config["fusionkit"], "state_dict": state}
+        config, tensors = read_directory(path)
+        state, int8 = split_int8(tensors)
+        folder = {"fusionkit": config["fusionkit"], "state_dict": state, "int8": int8}
         check_content(path, folder)
         require_ordered(path, config["fusionkit"], state)
         return folder
@@ -68,14 +72,17 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     return content
 
 
-def load_parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool = True, trust: object = ()) -> Parts:
+def load_parts(
+    path: str | Path, overrides: Mapping[str, Any], has_data: bool = True, trust: object = (), int8: Any = False
+) -> Parts:
     """The data, model and tasks of a checkpoint, with its weights; ``overrides`` change keys that its configuration has.
 
     Without ``has_data`` the checkpoint is enough: none of the files that the run read are looked for. What its
-    configuration names is built where it is ours, or of a package in ``trust``.
+    configuration names is built where it is ours, or of a package in ``trust``. ``int8`` chooses parts whose linear layers have
+    weights of 8 bits, as has all that a checkpoint has so.
     """
     with told_of(path):
-        return _parts(path, overrides, has_data, trust)
+        return _parts(path, overrides, has_data, trust, int8)
 
 
 @contextmanager
@@ -98,7 +105,7 @@ def told_of(path: str | Path) -> Iterator[None]:
         raise type(link)(f"checkpoint {path}: {link}") from error
 
 
-def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust: object) -> Parts:
+def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust: object, int8: Any) -> Parts:
     checkpoint = read_checkpoint(path)
     artifacts = checkpoint["fusionkit"]
     stored = read_stored(artifacts["config"], path, trust)
@@ -129,7 +136,8 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
     if names := not_finite(module):
         more = f", as do {len(names) - 1} more tensors" if len(names) > 1 else ""
         raise DataError(f"checkpoint {path}: {names[0]} holds NaN or infinite numbers{more}; take one of before that")
-    return parts
+    as_stored = restore_int8(module, checkpoint.get("int8") or {})
+    return replace(parts, int8=to_int8(module, int8) or as_stored)
 
 
 def sizes_of(artifacts: Mapping[str, Any], path: str | Path) -> Sizes:
@@ -180,9 +188,14 @@ def require_own(
 
 
 def forget_files(config: DictConfig, sizes: Sizes, is_known: Callable[[str, Any], bool]) -> None:
-    """Build without the files that the training started from: the weights are in the checkpoint, and no negative is drawn."""
+    """Build without the files that the training started from: the weights are in the checkpoint, and no negative is drawn.
+
+    Nor are weights rounded that were in training: a checkpoint has what they were rounded to.
+    """
     forget_weights(config, sizes, is_known)
     with open_dict(config):
+        if (config.get("adapters") or {}).get("base_weights"):
+            config.adapters.base_weights = None
         for task in config.task.values():
             if "file" in (task.get("negatives") or {}):
                 task.negatives = None

@@ -23,6 +23,7 @@ from fusionkit.checkpoints.possible import require_possible_parts
 from fusionkit.checkpoints.source import local
 from fusionkit.errors import DataError
 from fusionkit.model.adapters import merge
+from fusionkit.model.int8 import restore_int8
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
         raise DataError(f"checkpoint {path} has neither a tokenizer nor the ids of its special tokens; export it again")
     network = build_network(config, words, artifacts["answers"] or ())
     load_weights(network.module.eval(), checkpoint, path)
+    restore_int8(network.module, checkpoint.get("int8") or {})
     return Pretrained(network.model, network.tasks, network.teacher, config, tokenizer, artifacts)
 
 
@@ -77,3 +79,10 @@ def with_merged_adapters(pretrained: Pretrained) -> Pretrained:
     for each in (stored, config):
         each.adapters = None
     return replace(pretrained, config=config, artifacts=pretrained.artifacts | {"config": OmegaConf.to_yaml(stored)})
+
+
+def rounded_in_training(pretrained: Pretrained) -> str | None:
+    """To what the weights beside its adapters were rounded when these were trained, as the checkpoint's configuration says it."""
+    stored = OmegaConf.create(pretrained.artifacts["config"])
+    kind: str | None = (stored.get("adapters") or {}).get("base_weights")
+    return kind

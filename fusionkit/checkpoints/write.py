@@ -23,6 +23,7 @@ from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer, text_format
 from fusionkit.errors import ConfigError, DataError, UserError, is_named
 from fusionkit.files.tensors import save_tensors
+from fusionkit.model.int8 import plain_state
 
 Planner = Callable[[Source], Plan]
 EXPERIMENT = "imported"  # a name that no recipe has: of two experiments of one name ours would be read
@@ -115,8 +116,11 @@ def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
 
 
 def export_into(folder: Path, pretrained: Pretrained) -> None:
-    """Write a network to a new folder that ``from_pretrained``, ``train`` and ``evaluate`` load, bit for bit the same."""
-    write_directory(folder, pretrained.module.state_dict(), {"fusionkit": pretrained.artifacts})
+    """Write a network to a new folder that ``from_pretrained``, ``train`` and ``evaluate`` load, bit for bit the same.
+
+    Weights in 8 bits are plain tensors there, int8 and scales.
+    """
+    write_directory(folder, plain_state(pretrained.module.state_dict()), {"fusionkit": pretrained.artifacts})
 
 
 def write_published(path: Path, pretrained: Pretrained, layout: Callable[..., dict[str, Tensor]]) -> None:

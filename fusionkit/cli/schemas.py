@@ -64,6 +64,7 @@ class RestoreConfig:
     trainer: Any = MISSING
     benchmark: Any = None
     root: str = MISSING
+    int8: Any = False  # true, or parts: their linear layers have weights of 8 bits
 
 
 @dataclass
@@ -151,6 +152,7 @@ class ExportConfig:
     trust: Any = None
     layout: str | None = None
     merge_adapters: bool = True
+    int8: Any = False
     hub: str | None = None
 
 

@@ -15,6 +15,7 @@ from fusionkit.commands.benchmarks import benchmark_splits
 from fusionkit.commands.evaluation_setup import chosen, device_of, restore, share
 from fusionkit.commands.predict_images import predictor_of
 from fusionkit.commands.prompt_sensitivity import check_prompts, prompt_sensitivity
+from fusionkit.commands.rounding import measure_rounding
 from fusionkit.commands.run_folder import keep_evaluation
 from fusionkit.data.datamodule import DataModule
 from fusionkit.distributed import rank
@@ -48,12 +49,14 @@ def evaluate_share(config: DictConfig) -> None:
         check_prompts(config.prompts, splits)
         with watching(config, parts, folder, "test") as watch:
             score_benchmarks(parts, splits, data, folder, device, draws, watch)
+        measure_rounding(config, parts, splits, data, folder, device)
         return ask_otherwise(config, parts, splits, data, folder, device, draws)
     objectives, roles = chosen(config, parts)
     splits = own_splits(parts.tasks, parts.datamodule, objectives, roles)
     check_prompts(config.prompts, splits)
     with watching(config, parts, folder, roles[0]) as watch:
         watch.log_scores(score(parts, objectives, folder, roles, device, draws, watch.log_answers))
+    measure_rounding(config, parts, splits, parts.datamodule, folder, device)
     ask_otherwise(config, parts, splits, parts.datamodule, folder, device, draws)
     if config.overlays and rank() == 0:
         draw_overlays(parts, objectives, folder / "attention", roles, device, config.overlays)

@@ -49,7 +49,9 @@ def restore(config: DictConfig, schema: type = EvaluateConfig) -> tuple[Parts, P
                 )
         overrides["data"] = {"root": "."} | dict(config.data)  # nothing of the run's own data is read
     join()
-    parts = load_parts(config.checkpoint, overrides, trust=config.trust)
+    parts = load_parts(config.checkpoint, overrides, trust=config.trust, int8=config.int8)
+    if parts.int8 is not None and rank() == 0:
+        print(parts.int8)
     seed_everything(parts.config.seed, workers=True, verbose=False)
     home, folder = home_of(Path(config.checkpoint)), output_folder(config)
     if not config.output_dir:
@@ -67,7 +69,8 @@ def output_folder(config: DictConfig) -> Path:
     if config.output_dir:
         return Path(config.output_dir)
     home = home_of(Path(config.checkpoint))
-    is_own = config.split is None and config.sources is None and not config.data and not config.get("benchmark")
+    changed = ("split", "sources", "data", "benchmark", "int8")
+    is_own = not any(config.get(key) for key in changed)
     return home if is_own else evaluation_folder(home, config)
 
 

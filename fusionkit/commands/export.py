@@ -17,17 +17,28 @@ def export(config: DictConfig) -> None:
     """Write the checkpoint anew, upload it if asked, and say where it is."""
     check_top_level(config, ExportConfig)
     from fusionkit.checkpoints.peft_files import write_peft
-    from fusionkit.checkpoints.pretrained import from_pretrained, with_merged_adapters
+    from fusionkit.checkpoints.pretrained import from_pretrained, rounded_in_training, with_merged_adapters
     from fusionkit.checkpoints.write import export_into, upload, write_published
+    from fusionkit.model.int8 import to_int8
 
     if config.layout and config.hub:
         raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
+    if config.int8 and config.layout:
+        raise ConfigError("layout is another's file, which has no weights of 8 bits; leave out layout, or int8")
     output = Path(config.output)
     pretrained = from_pretrained(config.checkpoint, packages(config.trust))
+    if kind := rounded_in_training(pretrained):
+        print(
+            f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to, at 4 "
+            "bytes a number, and no more of what they were; int8=true writes 1 byte a number"
+        )
     if config.layout == "peft":
         write_peft(output, pretrained)
     elif config.layout is None:
-        export_into(output, with_merged_adapters(pretrained) if config.merge_adapters else pretrained)
+        pretrained = with_merged_adapters(pretrained) if config.merge_adapters else pretrained
+        if told := to_int8(pretrained.module, config.int8):
+            print(told)
+        export_into(output, pretrained)
     else:
         write_published(output, with_merged_adapters(pretrained), _published_layout(config.layout))
     print(f"wrote {output}")

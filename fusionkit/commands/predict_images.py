@@ -31,7 +31,9 @@ def answer_own(config: DictConfig) -> None:
     Raises DataError at the end, when all others are answered, where an image could not be read.
     """
     _check(config)
-    parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, False, config.trust)
+    parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, False, config.trust, config.int8)
+    if parts.int8 is not None:
+        print(parts.int8)
     if config.attention:
         find_layer(parts.model, config.layer)
     requests = read_requests(config.image, {word: config[word] for word in ASKED}, parts.model.image_encoder.reads)

@@ -21,7 +21,7 @@ from fusionkit.files.names import link_out_of
 from fusionkit.files.tensors import is_whole, read_tensors
 from fusionkit.scoring.records import require_writable
 
-SCORES = ("metrics.json", "directions.json", "details.json", "prompts.json", "evaluation.yaml")
+SCORES = ("metrics.json", "directions.json", "details.json", "prompts.json", "int8.json", "evaluation.yaml")
 BEST_MODE = ("callbacks.best.mode", "max", "auto")  # what was the default, and is: the same, but for errors
 CONTENT = (
     "checkpoints",
@@ -128,7 +128,10 @@ def keep_evaluation(folder: Path, config: DictConfig, parts: Parts) -> None:
         "parameters": parts.parameters,
         "run": OmegaConf.to_container(parts.config, resolve=True),
     }
-    (folder / "details.json").unlink(missing_ok=True)
+    if parts.int8 is not None:  # another model than the run's
+        content["run"]["int8"] = content.get("int8") or True
+    for name in ("details.json", "int8.json"):
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / "evaluation.yaml", yaml.safe_dump(content, sort_keys=False))
 
 
@@ -137,6 +140,14 @@ def evaluation_folder(home: Path, config: DictConfig) -> Path:
     asked = _asked(OmegaConf.to_container(config, resolve=True))
     folders = (home / ("evaluation" if number == 1 else f"evaluation_{number}") for number in count(1))
     return next(folder for folder in folders if _kept(folder) in (None, asked))
+
+
+def unrounded_folder(home: Path, config: DictConfig) -> Path | None:
+    """Where the scores of the same lie that the checkpoint has with its weights as they are; None where there are none."""
+    asked = _asked({**OmegaConf.to_container(config, resolve=True), "int8": None})  # type: ignore[dict-item]
+    is_own = not any(asked[key] for key in ("split", "sources", "data", "benchmark"))
+    folders = [home] if is_own else [path for path in home.glob("evaluation*") if _kept(path) == asked]
+    return next((folder for folder in folders if (folder / "metrics.json").is_file()), None)
 
 
 def _kept(folder: Path) -> dict[str, Any] | None:
@@ -157,7 +168,7 @@ def _asked(evaluation: Any) -> dict[str, Any]:
     """What an evaluation scores, of its configuration."""
     return {
         "checkpoint": Path(str(evaluation.get("checkpoint"))).name,
-        **{key: evaluation.get(key) or None for key in ("split", "sources", "benchmark", "data", "evaluation")},
+        **{key: evaluation.get(key) or None for key in ("split", "sources", "benchmark", "data", "evaluation", "int8")},
     }
 
 

@@ -9,6 +9,7 @@ from rich.tree import Tree
 from torch import nn
 
 from fusionkit.assembly.parts import Parts
+from fusionkit.model.base_weights import count_parameters
 from fusionkit.scoring.scorers import notes_of
 
 
@@ -51,9 +52,12 @@ def _model(parts: Parts) -> Tree:
 
 def _count(modules: Iterable[nn.Module]) -> str:
     """Parameters of some modules together, and how many of them are frozen."""
-    parameters = {id(p): p for module in modules for p in module.parameters()}.values()
-    total = sum(p.numel() for p in parameters)
-    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    modules = list(modules)
+    counts = count_parameters(modules)
+    total = sum(counts.values())
+    frozen = total - sum(
+        counts[id(p)] for p in {p for module in modules for p in module.parameters() if p.requires_grad}
+    )
     note = " frozen" if frozen == total else f" ({_short(frozen)} frozen)"
     return f"{_short(total):>7}{note if frozen else ''}"
 

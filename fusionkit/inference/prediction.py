@@ -159,7 +159,7 @@ def _predict_all(
     found: list[tuple[int, dict[str, Records]]] = []
     for number, loaded in zip(own, datamodule.eval_loader(source, role, own), strict=True):
         batch = moved(loaded, device)
-        present = _present(tasks, batch)
+        present = present_tasks(tasks, batch)
         kinds = sorted({task.reads for task in present.values() if task.encodes})
         encoded = _encode(model, batch, kinds, number, encodings)
         records = {name: task.predict(model, batch, encoded) for name, task in present.items()}
@@ -187,7 +187,7 @@ def _encode(
     return Encoded(image, model.fusion.prepare(image), feats, text, text_feats)
 
 
-def _present(tasks: Mapping[str, Task[Any]], batch: Batch) -> dict[str, Task[Any]]:
+def present_tasks(tasks: Mapping[str, Task[Any]], batch: Batch) -> dict[str, Task[Any]]:
     """The tasks whose texts the batch has."""
     kinds = {kind for kind, rows in batch.items() if isinstance(rows, dict) and rows["ids"]}
     return {name: task for name, task in tasks.items() if task.reads in kinds}

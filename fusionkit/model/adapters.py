@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fusionkit.encoders.frozen import ADAPTER, BASE, is_adapted
 from fusionkit.encoders.tower import LINEAR, quiet
 from fusionkit.errors import ConfigError, find_names, install_extra, suggest
+from fusionkit.model.base_weights import RoundedLinear, round_base
 
 LONGEST, PATIENCE = 1000, 5.0  # characters of a regex; seconds in which all are looked for in all names
 
@@ -36,6 +37,7 @@ class Adapters:
     ``rules``      by name, each a ``Rule`` or a mapping of what one takes; where two find a layer, the later one counts.
     ``dropout``    of what the adapters read.
     ``decomposed`` DoRA: the length of each row of W + B A is learnt by itself.
+    ``base_weights`` "int8" or "nf4": W is frozen, and kept in 8 or 4 bits (``RoundedLinear``).
 
     What trains is not their choice: stages, and ``frozen`` of an encoder, choose. Within a frozen encoder they train alone, and
     what is frozen stays in evaluation mode. Raises ConfigError for a rule that finds no linear layer
@@ -43,9 +45,13 @@ class Adapters:
     """
 
     def __init__(
-        self, rules: Mapping[str, Rule | Mapping[str, Any]], dropout: float = 0.0, decomposed: bool = False
+        self,
+        rules: Mapping[str, Rule | Mapping[str, Any]],
+        dropout: float = 0.0,
+        decomposed: bool = False,
+        base_weights: str | None = None,
     ) -> None:
-        self.rules, self.dropout, self.decomposed = rules, dropout, decomposed
+        self.rules, self.dropout, self.decomposed, self.base_weights = rules, dropout, decomposed, base_weights
 
     def __call__(self, model: nn.Module) -> None:
         try:
@@ -68,6 +74,8 @@ class Adapters:
             peft.inject_adapter_in_model(config, model)  # which freezes all but them
         for parameter in model.parameters():
             parameter.requires_grad_(flags.get(id(parameter), True))
+        if self.base_weights is not None:
+            round_base(adapted_layers(model), self.base_weights, self.decomposed)
         for layer in adapted_layers(model).values():
             layer.train(layer.get_base_layer().training)
         for part in model.modules():
@@ -188,6 +196,8 @@ def merge(model: nn.Module) -> bool:
     """
     layers = adapted_layers(model)
     for name, layer in layers.items():
+        if isinstance(layer.get_base_layer(), RoundedLinear):
+            layer.base_layer = layer.get_base_layer().plain()
         layer.merge()
         place, _, last = name.rpartition(".")
         setattr(model.get_submodule(place), last, layer.get_base_layer())

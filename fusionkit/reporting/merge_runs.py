@@ -45,7 +45,7 @@ def _is_same(one: RunRecord, other: RunRecord) -> bool:
         one.checkpoint is not None
         and one.checkpoint == other.checkpoint
         and all(one.metrics[name] == other.metrics[name] for name in shared)
-        and all(is_noise(key) or key.partition(".")[0] not in STORED for key in differences([one, other]))
+        and all(is_noise(key) or key.partition(".")[0] not in (*STORED, "int8") for key in differences([one, other]))
     )
 
 

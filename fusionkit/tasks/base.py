@@ -33,6 +33,8 @@ class Task(nn.Module, Generic[B]):
     ``matches`` whether it has ``score_pairs``, the logits of any captions with any images: it ranks again what others rank.
                 It is given encoded captions or, with ``encodes`` False, the rows of their token ids.
     ``init_from`` the task whose weights it starts from, where a checkpoint has none of its own (ranking: matching's).
+    ``distribution`` "softmax" or "sigmoid" where each row of ``TaskOutput.logits`` says how likely each class, or next word, of
+                one text is, whatever else the batch holds: so a changed model is compared with what it was. Else None.
     ``draws_texts`` whether it trains on texts that the model itself says, so that the losses of two batches do not compare.
     ``reads_images`` whether it reads the images themselves, and not their tokens alone (to hide parts of them).
     ``scorer``  a Scorer (fusionkit.scoring.base) or a pure function of (records, samples) that gives the metrics, or None where
@@ -45,6 +47,7 @@ class Task(nn.Module, Generic[B]):
     reads: ClassVar[str]
     encodes: ClassVar[bool] = True
     uses_teacher: ClassVar[bool] = False
+    distribution: ClassVar[str | None] = None
     draws_texts: ClassVar[bool] = False
     reads_images: ClassVar[bool] = False
     ranks: ClassVar[bool] = False

@@ -171,6 +171,7 @@ class Captioning(Task[CaptionBatch]):
 
     needs = frozenset({"text", "causal"})
     reads = "captions"
+    distribution = "softmax"
     replies_to = "caption"
     encodes = False
 

@@ -38,6 +38,7 @@ class SharedCaptioning(Task[CaptionBatch]):
 
     needs = frozenset({"text", "causal"})
     reads = "captions"
+    distribution = "softmax"
     replies_to = "caption"
     encodes = False
 

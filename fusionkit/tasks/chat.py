@@ -45,6 +45,7 @@ class Chat(Task[ConversationBatch]):
 
     needs = frozenset({"text", "causal"})
     reads = "conversations"
+    distribution = "softmax"
     replies_to = "question"
     encodes = False
 

@@ -37,6 +37,7 @@ class Entailment(Task[HypothesisBatch]):
 
     needs = frozenset({"pooled"})
     reads = "hypotheses"
+    distribution = "softmax"
     uses_teacher = True
     replies_to = "text"
 

@@ -32,6 +32,7 @@ class GroundingRegions(Task[ExpressionBatch]):
 
     needs = frozenset({"image"})  # what has seen the text; the text states themselves are not read
     reads = "expressions"
+    distribution = "softmax"
     replies_to = "phrase"
 
     def __init__(

@@ -133,6 +133,7 @@ class MLM(Task[CaptionBatch]):
 
     needs = frozenset({"text"})
     reads = "captions"
+    distribution = "softmax"
     uses_teacher = True
     encodes = False
 

@@ -48,6 +48,7 @@ class NLVR2(Task[StatementBatch]):
 
     needs = frozenset({"pooled"})
     reads = "statements"
+    distribution = "softmax"
     uses_teacher = True
 
     def __init__(
@@ -87,6 +88,7 @@ class JointNLVR2(Task[StatementBatch]):
 
     needs = frozenset({"pooled", "pair"})
     reads = "statements"
+    distribution = "softmax"
     uses_teacher = True
 
     def __init__(

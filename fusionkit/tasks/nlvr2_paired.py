@@ -57,6 +57,7 @@ class PairedNLVR2(Task[StatementBatch]):
 
     needs = frozenset({"text", "image"})
     reads = "statements"
+    distribution = "softmax"
 
     def __init__(self, dims: Dims, num_heads: int = 12, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)

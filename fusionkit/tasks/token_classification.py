@@ -34,6 +34,7 @@ class TokenClassification(Task[TaggedBatch]):
 
     needs = frozenset({"text"})
     reads = "tagged"
+    distribution = "softmax"
 
     def __init__(self, dims: Dims, labels: Sequence[str], dropout: float = 0.0, scorer: Scorer | None = None) -> None:
         super().__init__(scorer)

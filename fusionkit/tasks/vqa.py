@@ -33,6 +33,7 @@ class VQA(Task[QuestionBatch]):
 
     needs = frozenset({"pooled"})
     reads = "questions"
+    distribution = "sigmoid"
     replies_to = "question"
 
     def __init__(

@@ -57,6 +57,7 @@ class DecoderVQA(Task[QuestionBatch]):
 
     needs = frozenset({"text"})
     reads = "questions"
+    distribution = "softmax"
     replies_to = "question"
     uses_teacher = True
 

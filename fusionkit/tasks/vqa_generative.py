@@ -50,6 +50,7 @@ class GenerativeVQA(Task[QuestionBatch]):
 
     needs = frozenset({"text", "causal"})
     reads = "questions"
+    distribution = "softmax"
     replies_to = "question"
     encodes = False
 

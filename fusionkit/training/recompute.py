@@ -7,19 +7,18 @@ from torch import nn
 
 from fusionkit.encoders.base import SupportsRecompute
 from fusionkit.encoders.recompute import blocks_of, recompute
-from fusionkit.errors import ConfigError, suggest
+from fusionkit.errors import ConfigError
 from fusionkit.model.model import VisionLanguageModel
-
-PARTS = ("image_encoder", "text_encoder", "fusion", "task")
+from fusionkit.model.parts import chosen_parts
 
 
 def recompute_parts(chosen: Any, model: VisionLanguageModel, tasks: Mapping[str, nn.Module]) -> list[str]:
-    """Have the blocks of the chosen parts (True: of all, or a list of ``PARTS``) computed anew in the backward pass.
+    """Have the blocks of the chosen parts (True: of all, or a list of names) computed anew in the backward pass.
 
     Gives a sentence for each part that keeps everything, since it has no blocks; ConfigError for such a part that is named.
     """
     told = []
-    for name in _names(chosen):
+    for name in chosen_parts("activation_checkpointing", chosen):
         if name == "task":  # most have no blocks, but heads
             for task in tasks.values():
                 _recompute(task)
@@ -32,18 +31,6 @@ def recompute_parts(chosen: Any, model: VisionLanguageModel, tasks: Mapping[str,
             raise ConfigError(f"{sentence}; leave {name} out")
         told.append(f"{sentence}; it keeps all")
     return told
-
-
-def _names(chosen: Any) -> tuple[str, ...]:
-    if isinstance(chosen, bool) or chosen is None:
-        return PARTS if chosen else ()
-    names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
-    for name in names:
-        if name not in PARTS:
-            raise ConfigError(
-                f"activation_checkpointing is '{name}'; give true, false or parts: {suggest(name, PARTS)}"
-            )
-    return names
 
 
 def _recompute(part: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """Stages of a run: what trains, for how many steps, at what share of the scheduled rate."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,11 @@ class Stages:
     """The stages of one run over its trainable parameters; which one it is in is a function of the step alone."""
 
     def __init__(self, stages: Mapping[str, Stage], named_parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-        self._all = {name: parameter for name, parameter in named_parameters if parameter.requires_grad}
+        named = dict(named_parameters)
+        self._all = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+        self._rounded = (
+            [name for name, parameter in named.items() if not parameter.is_floating_point()] if stages else []
+        )
         self._stages = dict(stages) or {"all": Stage(None)}
         self._chosen = [self._checked(name, stage) for name, stage in self._stages.items()]
         self._ends = list(accumulate(stage.steps or 0 for stage in list(self._stages.values())[:-1]))
@@ -104,6 +109,12 @@ class Stages:
             raise ConfigError(
                 f"stages.{name}.trains is empty; name what trains by regexes, e.g. ['^tasks', '^model.fusion']"
             )
+        for rounded in self._rounded:
+            if any(re.search(pattern, rounded) for pattern in stage.trains):
+                raise ConfigError(
+                    f"stages.{name}.trains finds {rounded}, which is kept in few bits and cannot train; name other parts, or set "
+                    "adapters.base_weights=null"
+                )
         return {key: p for key, p in self._all.items() if key in found or key.startswith("balance.")}
 
     def _check_lengths(self) -> None:

@@ -20,6 +20,7 @@ from fusionkit.commands.memory_table import divided, fixed_rows, rows
 from fusionkit.commands.plan import assumed, notes, processes_of
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
+from fusionkit.model.adapters import adapted_layers
 from fusionkit.training.live_memory import LiveMemory
 from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, fixed_memory, plan_memory
 from fusionkit.training.trainer import bare_trainer, build_module
@@ -95,6 +96,17 @@ def test_a_run_needs_what_was_planned(world: Path, options: list[str]) -> None:
     assert planned.stage == ("unfreeze" if "stages=language_model" in options else "")
     assert (planned.teacher > 0) == ("teacher=momentum" in options)
     assert planned.averages == (_bytes(list(module.average._means.values())) if module.average else 0)
+
+
+@pytest.mark.slow
+def test_base_weights_count_as_they_are_kept(world: Path) -> None:
+    options = [*LANGUAGE_MODEL, "adapters=lora", "++text_encoder.frozen=true"]
+    plain, rounded = planned(world, *options), planned(world, *options, "adapters.base_weights=nf4")
+    _, module = build(configuration(world, *options), None)
+    numbers = sum(layer.get_base_layer().weight.numel() for layer in adapted_layers(module.model).values())
+    assert numbers > 100_000
+    assert plain.weights - rounded.weights == numbers * 4 - numbers // 2 - numbers // 64 * 4
+    assert (rounded.gradients, rounded.optimizer) == (plain.gradients, plain.optimizer)
 
 
 def planned(world: Path, *options: str) -> MemoryPlan:

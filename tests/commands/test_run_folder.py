@@ -8,7 +8,14 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.commands.run_folder import GoingOn, evaluation_folder, is_finished, keep_evaluation, prepare_folder
+from fusionkit.commands.run_folder import (
+    GoingOn,
+    evaluation_folder,
+    is_finished,
+    keep_evaluation,
+    prepare_folder,
+    unrounded_folder,
+)
 from fusionkit.errors import ConfigError
 
 LEFT = (
@@ -88,11 +95,36 @@ def test_a_run_knows_itself_by_what_its_keys_refer_to_and_where_its_folder_has_g
 
 
 def test_an_evaluation_has_no_intervals_of_the_one_before(folder: Path) -> None:
-    parts: Any = SimpleNamespace(config=OmegaConf.create({"name": "a"}), parameters=3)
+    parts: Any = SimpleNamespace(config=OmegaConf.create({"name": "a"}), parameters=3, int8=None)
     keep_evaluation(folder, OmegaConf.create({"checkpoint": "a.ckpt", "split": "val"}), parts)
     assert not (folder / "details.json").exists()
     kept = yaml.safe_load((folder / "evaluation.yaml").read_text())
     assert (kept["run"], kept["parameters"], kept["split"]) == ({"name": "a"}, 3, "val")
+
+
+@pytest.mark.parametrize(("asked", "kept"), [(False, True), (True, True), (["fusion"], ["fusion"])])
+def test_rounded_weights_are_of_another_model_than_the_run(asked: Any, kept: Any, folder: Path) -> None:
+    parts: Any = SimpleNamespace(config=OmegaConf.create({"name": "a"}), parameters=3, int8=object())
+    (folder / "int8.json").write_text("{}")
+    keep_evaluation(folder, OmegaConf.create({"checkpoint": "a.ckpt", "int8": asked}), parts)
+    assert yaml.safe_load((folder / "evaluation.yaml").read_text())["run"] == {"name": "a", "int8": kept}
+    assert not (folder / "int8.json").exists()
+
+
+def test_scores_of_rounded_weights_find_those_of_before(tmp_path: Path) -> None:
+    own = {"checkpoint": "run/checkpoints/best.ckpt", "split": None, "data": {}, "int8": True}
+    other = own | {"split": "val"}
+    assert unrounded_folder(tmp_path, OmegaConf.create(own)) is None
+    for name, kept in (("evaluation", other), ("evaluation_2", own), ("evaluation_3", other | {"int8": False})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "evaluation.yaml").write_text(yaml.safe_dump(kept))
+        (tmp_path / name / "metrics.json").write_text("{}")
+    assert unrounded_folder(tmp_path, OmegaConf.create(own)) is None  # the run was not evaluated
+    (tmp_path / "metrics.json").write_text("{}")
+    assert unrounded_folder(tmp_path, OmegaConf.create(own)) == tmp_path
+    assert unrounded_folder(tmp_path, OmegaConf.create(other)) == tmp_path / "evaluation_3"
+    (tmp_path / "evaluation_3/metrics.json").unlink()
+    assert unrounded_folder(tmp_path, OmegaConf.create(other)) is None
 
 
 @pytest.mark.parametrize(
@@ -104,6 +136,8 @@ def test_an_evaluation_has_no_intervals_of_the_one_before(folder: Path) -> None:
         ({"data": {"root": "other"}}, "evaluation_3"),
         ({"benchmark": {"vqav2": {"name": "vqav2"}}}, "evaluation_3"),
         ({"checkpoint": "run/checkpoints/last.ckpt"}, "evaluation_3"),
+        ({"int8": True}, "evaluation_3"),
+        ({"int8": False}, "evaluation"),
     ],
 )
 def test_an_evaluation_never_replaces_another(tmp_path: Path, change: dict[str, Any], name: str) -> None:

@@ -121,3 +121,16 @@ def test_the_page_has_one_row_of_a_run_and_its_copy(tmp_path: Path) -> None:
     assert run(["compare", str(home), str(home / "logs/wandb/offline-run-1"), f"output_dir={out}"]) == 0
     assert "| `s/vqa_accuracy` | 50.0 |" in (out / "table.md").read_text()
     assert yaml.safe_load((home / "config.yaml").read_text())["name"] == "x"  # nothing of the run is changed
+
+
+def test_rounded_weights_of_one_checkpoint_are_a_run_of_their_own(tmp_path: Path) -> None:
+    """Also where they score the same."""
+    checkpoint = str(tmp_path / "x/checkpoints/best.ckpt")
+    for name in ("plain", "rounded"):
+        write_evaluation(tmp_path / "x" / name, [True, False] * 4, checkpoint)
+    assert len(read_runs([f"{tmp_path}/x/*"])) == 1
+    command = tmp_path / "x/rounded/evaluation.yaml"
+    kept = yaml.safe_load(command.read_text())
+    kept["run"]["int8"] = True
+    command.write_text(yaml.safe_dump(kept))
+    assert [record.name for record in read_runs([f"{tmp_path}/x/*"])] == ["x/plain", "x/rounded"]
