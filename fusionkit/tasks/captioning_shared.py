@@ -74,6 +74,10 @@ class SharedCaptioning(Task[CaptionBatch]):
         """COCO's own records, one an image: {"image_id", "caption"}."""
         return self.writer.predict(self._reader(model), self.head.words, batch, encoded)
 
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """As Captioning."""
+        return self.writer.reply(self._reader(model), self.head.words, batch, encoded)
+
     def check(self, model: VisionLanguageModel) -> None:
         """Raise ConfigError for a text encoder or a fusion that cannot be shared."""
         self._reader(model)
