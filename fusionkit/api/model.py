@@ -153,10 +153,10 @@ class Model:
         Gives what was said this time, {"image", "caption", "caption_score"} and how well it fits where that is known; of a
         picture that cannot be read {"image", "error"}. What has a caption already keeps it, unless ``overwrite``.
         """
-        places = [None if place is None else Path(place).expanduser() for place in (output_dir, output)]
+        home, table = (None if place is None else Path(place).expanduser() for place in (output_dir, output))
         with sentences():
             predictor = predictor_of(self.parts, self.device, batch_size=self.batch_size, by=by)
-            return caption_folder(predictor, Path(folder).expanduser(), *places, overwrite)[1]
+            return caption_folder(predictor, Path(folder).expanduser(), home, table, overwrite)[1]
 
     def ask(
         self,

@@ -28,8 +28,8 @@ def alt_text(config: DictConfig) -> None:
     parts = load_parts(config.checkpoint, {name: config[name] for name in STORED}, False, config.trust)
     seed_everything(parts.config.seed, workers=True, verbose=False)
     predictor = predictor_of(parts, device_of(parts), by=config.by, batch_size=config.batch_size)
-    places = [None if config[key] is None else Path(config[key]) for key in ("output_dir", "output")]
-    files, said = caption_folder(predictor, Path(folders[0]), *places, config.overwrite)
+    output_dir, output = (None if name is None else Path(name) for name in (config.output_dir, config.output))
+    files, said = caption_folder(predictor, Path(folders[0]), output_dir, output, config.overwrite)
     errors = [record["error"] for record in said if "error" in record]
     print(
         f"{len(files.pictures):,} pictures: {len(said) - len(errors):,} captioned, {len(files.pictures) - len(said):,} had a "

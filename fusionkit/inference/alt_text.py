@@ -181,7 +181,9 @@ def write_alt_texts(predictor: Predictor, files: AltTextFiles) -> list[Record]:
 def describe(predictor: Predictor, pictures: Mapping[str, Path]) -> list[Record]:
     """What is said of pictures by name: {"image", "caption", "caption_score"}, and how well it fits; or {"image", "error"}."""
     replies = predictor.answer([Request(path, {}, wants_caption=True) for path in pictures.values()])
-    said = [{"image": name} | _caption(reply.record) for name, reply in zip(pictures, replies, strict=True)]
+    said: list[Record] = [
+        {"image": name} | _caption(reply.record) for name, reply in zip(pictures, replies, strict=True)
+    ]
     columns = matchers(predictor)
     asked = [record for record in said if record.get("caption")] if columns else []
     texts = [Request(pictures[record["image"]], {"text": record["caption"]}) for record in asked]
