@@ -162,6 +162,10 @@ TOY = {
     "coca_tiny": ["data.root={root}/shapes", "text_encoder.num_layers=1", "fusion.num_layers=1"],
     "llava_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "data.answers.min_count=1"],
     "quickstart": ["data.root={root}/shapes", "text_encoder.config.hidden_size=32", "fusion.num_layers=1"],
+    "real_captions": [
+        *("data.root={root}/real", "text_encoder=tiny_llama", "text_encoder.config.num_hidden_layers=1", "size=small"),
+        *("image_encoder.pretrained=false", "+image_encoder.depth=1", "+data.spell_answers=true"),
+    ],
     "real_retrieval": ["data.root={root}/real", "fusion.num_layers=1"],
     "real_small": ["data.root={root}/real", "fusion.num_layers=1", "data.answers.min_count=1"],
 }

@@ -93,3 +93,17 @@ def joined(parts: Iterable[Tensor], is_one: bool) -> Tensor:
     """All rows of the parts, or the only one."""
     rows = torch.cat(list(parts))
     return rows[0] if is_one else rows
+
+
+def device_named(name: str | torch.device | None) -> torch.device:
+    """The device of a name; None: the first GPU, else the CPU. Raises ConfigError for one that cannot be used."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {name} cannot be used ({str(error).splitlines()[0]}); give cpu, or cuda:NUMBER"
+        ) from None
+    return device

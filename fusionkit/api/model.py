@@ -9,12 +9,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fusionkit.api.inputs import Picture, first_row, image_requests, joined, padded, paired, several
+from fusionkit.api.inputs import Picture, device_named, first_row, image_requests, joined, padded, paired, several
 from fusionkit.api.mistakes import sentences
 from fusionkit.assembly.objectives import active_objectives
 from fusionkit.assembly.parts import Parts, evaluation_options
 from fusionkit.checkpoints.load import load_parts
 from fusionkit.checkpoints.source import local
+from fusionkit.commands.alt_text import caption_folder
 from fusionkit.commands.predict_images import predictor_of
 from fusionkit.data.collate import Collate
 from fusionkit.data.images import CorruptImage
@@ -138,6 +139,24 @@ class Model:
         requests = [replace(request, wants_caption=True) for request in image_requests(found)]
         captions = [self._value(reply, "caption") for reply in self._answers(requests, by=by)]
         return captions[0] if is_one else captions
+
+    def alt_text(
+        self,
+        folder: str | Path,
+        output_dir: str | Path | None = None,
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        by: str | None = None,
+    ) -> list[Record]:
+        """Caption all pictures of a folder and of those in it, as ``fusionkit alt-text`` does: a text beside each, or one table.
+
+        Gives what was said this time, {"image", "caption", "caption_score"} and how well it fits where that is known; of a
+        picture that cannot be read {"image", "error"}. What has a caption already keeps it, unless ``overwrite``.
+        """
+        home, table = (None if place is None else Path(place).expanduser() for place in (output_dir, output))
+        with sentences():
+            predictor = predictor_of(self.parts, self.device, batch_size=self.batch_size, by=by)
+            return caption_folder(predictor, Path(folder).expanduser(), home, table, overwrite)[1]
 
     def ask(
         self,
@@ -270,24 +289,11 @@ def load(
     parts of ("image_encoder", "text_encoder", "fusion", "task"): their linear layers have weights of 8 bits, by torchao.
     """
     with sentences():
-        place, chosen = saved(local(path)), _device(device)
+        place, chosen = saved(local(path)), device_named(device)
         accelerator = ACCELERATORS.get(chosen.type, chosen.type)
         overrides: dict[str, Any] = {"data": {}, "evaluation": {}, "trainer": {"accelerator": accelerator}}
         trusted = [trust] if isinstance(trust, str) else list(trust)
         return Model(load_parts(place, overrides, has_data=False, trust=trusted, int8=int8), chosen, place)
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            f"device {name} cannot be used ({str(error).splitlines()[0]}); give cpu, or cuda:NUMBER"
-        ) from None
-    return device
 
 
 def saved(path: Path) -> Path:

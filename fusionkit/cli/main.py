@@ -83,6 +83,20 @@ COMMANDS = {
         texts=("question", "phrase", "text"),
         schema="PredictConfig",
     ),
+    "alt-text": Command(
+        "caption all pictures of a folder: a text beside each, or one table, with scores",
+        "fusionkit.commands.alt_text:alt_text",
+        (
+            "FOLDER checkpoint=PATH",
+            "FOLDER checkpoint=PATH output_dir=texts",
+            "FOLDER checkpoint=PATH output=alt.csv",
+        ),
+        "alt_text",
+        STORED,
+        paths=("checkpoint", "output_dir", "output", "folder"),
+        operands="folder",
+        schema="AltTextConfig",
+    ),
     "score": Command(
         "score a file of predictions against a benchmark's annotations, without a model",
         "fusionkit.commands.score:score",

@@ -97,6 +97,23 @@ class PredictConfig(RestoreConfig):
 
 
 @dataclass
+class AltTextConfig:
+    """The top level of ``fusionkit alt-text``."""
+
+    folder: Any = MISSING
+    checkpoint: str = MISSING
+    trust: Any = None
+    output_dir: str | None = None
+    output: str | None = None
+    overwrite: bool = False
+    by: str | None = None
+    batch_size: int = MISSING
+    data: Any = MISSING
+    evaluation: Any = MISSING
+    trainer: Any = MISSING
+
+
+@dataclass
 class ScoreConfig:
     """The top level of ``fusionkit score``."""
 

@@ -1,6 +1,7 @@
 """One's own inputs: what is asked about which image, from the command line, a folder of pictures or a file of JSON lines."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+import os
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,10 @@ def read_requests(image: str | Sequence[str], asked: Mapping[str, Any], reads: s
         return [_request([Path(str(name)) for name in image], asked, ConfigError, "predict")]
     path = Path(str(image))
     if path.is_dir():
-        return [_request([found], asked, ConfigError, "predict") for found in _pictures(path, reads)]
+        found = pictures_of(path, reads)
+        if not found:
+            raise DataError(f"image={path} holds no {kind_of(reads)}; give another folder")
+        return [_request([each], asked, ConfigError, "predict") for each in found]
     if not path.is_file():
         raise DataError(
             f"image={image} does not exist; give a picture, a folder of pictures or a .jsonl file of requests"
@@ -190,16 +194,24 @@ def asked_text(
     return conversation.turns[-1], conversation
 
 
-def _pictures(folder: Path, reads: str) -> Iterator[Path]:
-    endings = {".npz"} if reads == "regions" else set(Image.registered_extensions())
-    found = sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in endings and not path.name.startswith(".")
-    )
-    if not found:
-        raise DataError(
-            f"image={folder} holds no {'.npz file' if reads == 'regions' else 'picture'}; give another folder"
-        )
-    return iter(found)
+def pictures_of(folder: Path, reads: str, is_deep: bool = False) -> list[Path]:
+    """The files in a folder that an image encoder of this kind reads, in order; hidden ones are left out.
+
+    ``is_deep``: also those of the folders in it, but for links to folders.
+    """
+    readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = {".npz"} if reads == "regions" else readable
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith(".")) if is_deep else []
+        kept = (name for name in sorted(names) if not name.startswith("."))
+        found += [Path(place, name) for name in kept if os.path.splitext(name)[1].lower() in endings]
+    return found
+
+
+def kind_of(reads: str) -> str:
+    """What an image is called to the user."""
+    return ".npz file" if reads == "regions" else "picture"
 
 
 def _line(line: Any, asked: Mapping[str, Any], path: Path, place: str) -> Request:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fusionkit.errors import clean
+from fusionkit.files.spreadsheets import as_cell
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.config_differences import ABSENT
 from fusionkit.reporting.run_costs import COSTS
@@ -74,9 +75,9 @@ def as_csv(comparison: Comparison) -> str:
     powers = list(dict.fromkeys(name for entry in comparison.entries for name in entry.measured.exponents()))
     header = ["run", "metric", *COLUMNS, "seeds", "values", *comparison.guesses]
     header += [*(f"cost/{name}" for name in comparison.costs), *(f"growth/{name}" for name in powers)]
-    writer.writerow([*header, *map(_cell, comparison.differences)])
+    writer.writerow([*header, *map(as_cell, comparison.differences)])
     for at, entry in enumerate(comparison.entries):
-        settings = [_cell(values[at]) for values in comparison.differences.values()]
+        settings = [as_cell(values[at]) for values in comparison.differences.values()]
         exponents = entry.measured.exponents()
         costs = [
             *(entry.costs.get(name, "") for name in comparison.costs),
@@ -89,7 +90,7 @@ def as_csv(comparison: Comparison) -> str:
                 values = entry.values(metric)
                 seeds = [len(values), " ".join(map(str, values))]
                 guesses = [row.get(metric, "") for row in comparison.guesses.values()]
-                line = [_cell(entry.name), _cell(metric), cell.score, low, high, *test, cell.mark]
+                line = [as_cell(entry.name), as_cell(metric), cell.score, low, high, *test, cell.mark]
                 writer.writerow([*line, *seeds, *guesses, *costs, *settings])
     return out.getvalue()
 
@@ -130,11 +131,6 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _column(comparison: Comparison, metric: str) -> list[Cell | None]:
     """Return the cells of a metric, in the order of the runs."""
     return [comparison.cells.get((entry.name, metric)) for entry in comparison.entries]
-
-
-def _cell(text: str) -> str:
-    """Quote a text that a spreadsheet would take for a formula; a number stays one."""
-    return f"'{text}" if re.match(r"[=+@\t\r]|-(?![\d.])", text) and not re.fullmatch(r"\+[\d.e+-]+", text) else text
 
 
 def score_text(cell: Cell | None) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, suggest
@@ -18,7 +19,7 @@ from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.words import Words
-from fusionkit.types import Asked, Dims, Encoded, Instructions, TaskOutput, Tokens
+from fusionkit.types import Asked, Dims, Encoded, Instructions, TaskOutput, Tokens, at_least_fp32
 
 RANDOM = "random"
 
@@ -123,13 +124,34 @@ class CaptionWriter:
 
     def predict(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
-        prompts = self.prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
-        steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
-        found = self.search(steps, self.rules).tokens.tolist()
+        found = self._find(reader, head, batch, encoded).tolist()
         return [
             {"image_id": image_id, "caption": self.words.text(tokens)}
             for image_id, tokens in zip(batch["image_ids"], found, strict=True)
         ]
+
+    def reply(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Records:
+        """One an image: {"caption", "caption_score"}, the mean log-probability of its tokens before its end, in nats.
+
+        It is what the model says of them, whatever the search divides by or forbids; None for a caption without tokens.
+        """
+        found = self._find(reader, head, batch, encoded)
+        is_said = (found == self.rules.end).cumsum(dim=1) == 0
+        start = found.new_zeros(len(found), 1)  # the prompt stands in its place
+        mask = torch.cat([torch.ones_like(start), is_said.long()], dim=1)
+        images = torch.arange(len(found), device=found.device)
+        text, is_scored = self.texts(torch.cat([start, found], dim=1), mask, images, head)
+        totals = log_likelihoods(reader, head, fuse_causal(reader, encoded.memory, text), text, is_scored)
+        return [
+            {"caption": self.words.text(tokens), "caption_score": total / count if count else None}
+            for tokens, total, count in zip(found.tolist(), totals.tolist(), is_said.sum(dim=1).tolist(), strict=True)
+        ]
+
+    def _find(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Tensor:
+        """The tokens (I, L) of a caption of each image, filled with the end."""
+        prompts = self.prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
+        steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
+        return self.search(steps, self.rules).tokens
 
     def prompted(self, length: int) -> int:
         """How many tokens a caption of at most ``length`` may have before those that are scored."""
@@ -144,6 +166,13 @@ class CaptionWriter:
             asked_ids = torch.tensor(self.asked_ids, device=image_index.device).expand(len(image_index), -1)
             asked = Instructions(asked_ids, torch.ones_like(asked_ids))
         return Prompts(ids, torch.ones_like(ids), image_index, torch.full_like(image_index, prefix), asked)
+
+
+def log_likelihoods(reader: Reader, head: nn.Module | None, states: Tensor, text: Prompts, is_scored: Tensor) -> Tensor:
+    """log p (T,), in nats, of texts with states (T, L, D), over the tokens after those that bool (T, L) ``is_scored`` marks."""
+    logits = at_least_fp32(word_logits(reader, head, states[:, :-1]))
+    found = F.log_softmax(logits, dim=2).gather(2, text.input_ids[:, 1:, None]).squeeze(2)
+    return found.masked_fill(~is_scored[:, :-1], 0.0).sum(dim=1)
 
 
 def random_prefix(lengths: Tensor) -> Tensor:
@@ -231,3 +260,7 @@ class Captioning(Task[CaptionBatch]):
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
         return self.writer.predict(model, self.head, batch, encoded)
+
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """{"caption", "caption_score"}: the mean log-probability of its tokens, in nats."""
+        return self.writer.reply(model, self.head, batch, encoded)

@@ -164,6 +164,10 @@ class SelfCriticalCaptioning(Task[CaptionBatch]):
         """COCO's own records, one an image: {"image_id", "caption"}."""
         return self.writer.predict(model, self.head, batch, encoded)
 
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """As Captioning."""
+        return self.writer.reply(model, self.head, batch, encoded)
+
 
 def sample_log_probs(
     model: Reader,

@@ -83,6 +83,10 @@ class SharedCaptioning(Task[CaptionBatch]):
         """What reads a caption, and the head that says its words."""
         return self._reader(model), self.head.words
 
+    def reply(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, top: int) -> Records:
+        """As Captioning."""
+        return self.writer.reply(self._reader(model), self.head.words, batch, encoded)
+
     def check(self, model: VisionLanguageModel) -> None:
         """Raise ConfigError for a text encoder or a fusion that cannot be shared."""
         self._reader(model)

@@ -12,7 +12,7 @@ from fusionkit.losses import masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
-from fusionkit.tasks.captioning import CaptionWriter
+from fusionkit.tasks.captioning import CaptionWriter, log_likelihoods
 from fusionkit.tasks.decoding import Prompts, fuse_causal, prefix_mask, word_logits
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import means
@@ -107,10 +107,7 @@ class Likelihood(Task[CaptionBatch]):
         return self._summed(model, self._states_alone(model, whole), whole, is_scored)
 
     def _summed(self, model: VisionLanguageModel, states: Tensor, text: Prompts, is_scored: Tensor) -> Tensor:
-        logits = at_least_fp32(word_logits(model, self.head, states[:, :-1]))
-        found = F.log_softmax(logits, dim=2).gather(2, text.input_ids[:, 1:, None]).squeeze(2)
-        is_scored = is_scored[:, :-1]
-        total = found.masked_fill(~is_scored, 0.0).sum(dim=1)
+        total = log_likelihoods(model, self.head, states, text, is_scored)
         return total / is_scored.sum(dim=1).clamp(min=1) if self.per_token else total
 
     def _alone(self, model: VisionLanguageModel, text: TextRows) -> tuple[Tensor, Tensor]:

@@ -114,6 +114,22 @@ class LastCheckpoint(ModelCheckpoint):
         save_now(self, trainer)
 
 
+class StageEnds(Callback):
+    """Keeps ``after_NAME.ckpt``, what each stage of the run but the last has made of the weights."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = Path(directory)
+        self._step = 0  # of the last batch: a step may have several
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
+        names, starts = list(pl_module.stages.starts), list(pl_module.stages.starts.values())
+        is_new = trainer.global_step != self._step and not getattr(trainer, "fast_dev_run", False)
+        if is_new and trainer.global_step in starts[1:]:
+            name = names[starts.index(trainer.global_step) - 1]
+            trainer.save_checkpoint(self.directory / f"after_{name}.ckpt")
+        self._step = trainer.global_step
+
+
 class StopAfter(Callback):
     """Ends the training, with a last validation and checkpoint, at its last step or when ``minutes`` have passed.
 

@@ -411,6 +411,7 @@ ODD = [
         ("evaluate", ("checkpoint", "output_dir", "root", "data.root")),
         ("predict", ("checkpoint", "output_dir", "root", "data.root", "image", "output")),
         ("score", ("predictions", "annotations", "questions", "instances", "output")),
+        ("alt-text", ("folder", "checkpoint", "output_dir", "output")),
         ("submit", ("predictions", "questions", "output")),
         ("compare", ("output_dir", "costs")),
         ("export", ("checkpoint", "output")),

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from fusionkit.errors import ConfigError
 from fusionkit.tasks.answering import GenerateAnswer
 from fusionkit.tasks.captioning import Captioning
-from fusionkit.tasks.generation import Greedy
+from fusionkit.tasks.decoding import DecoderInputs, decoder_state_of
+from fusionkit.tasks.generation import Generated, Greedy, token_losses
 from fusionkit.tasks.vqa_generative import GenerativeVQA
 from fusionkit.tasks.words import Words
 from tests.toys import CLS, SEP, toy_batch, toy_dims, toy_model
@@ -67,6 +68,29 @@ def test_learnt_captions_are_said(prompt):
     said = [row[1 : int(m.sum()) - 1] for row, m in zip(captions["input_ids"], captions["attention_mask"], strict=True)]
     assert [record["caption"] for record in records] == [" ".join(f"t{i}" for i in row.tolist()) for row in said]
     assert [record["image_id"] for record in records] == batch["image_ids"]
+
+
+@pytest.mark.parametrize(
+    ("fusion", "prompt"), [("cross_attention", ""), ("cross_attention", "t7 t9"), ("prefix", "t7")]
+)
+def test_a_caption_is_told_with_the_mean_log_probability_of_its_tokens(fusion, prompt):
+    torch.manual_seed(0)
+    model, batch = toy_model(fusion).eval(), toy_batch(images=3)
+    tokens = torch.tensor([[5, 7, SEP, SEP], [6, 8, 9, 5], [SEP, SEP, SEP, SEP]])
+    search = lambda steps, rules: Generated(tokens, torch.zeros(3))  # noqa: E731
+    task = Captioning(toy_dims(model), prompt, search=search).eval()
+    with torch.inference_mode():
+        encoded = model.encode(batch, [])
+        told = task.reply(model, batch, encoded, 5)
+        prompts = task.writer.prompts(torch.arange(3), task.head)
+        steps = decoder_state_of(DecoderInputs(model, task.head, encoded.memory, prompts))
+        is_said = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]])
+        losses = token_losses(steps, *steps.start(), tokens, is_said)
+    assert [row["caption"] for row in told] == ["t5 t7", "t6 t8 t9 t5", ""]
+    wanted = -losses[:2] / torch.tensor([2.0, 4.0])
+    assert [row["caption_score"] for row in told[:2]] == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert told[2]["caption_score"] is None
+    assert [row.keys() for row in told] == [{"caption", "caption_score"}] * 3
 
 
 @pytest.mark.parametrize(

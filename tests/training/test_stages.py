@@ -9,7 +9,7 @@ from lightning import Callback
 
 from fusionkit.balance import Uncertainty
 from fusionkit.errors import ConfigError
-from fusionkit.training.callbacks import LastCheckpoint
+from fusionkit.training.callbacks import LastCheckpoint, StageEnds
 from fusionkit.training.optim import build_optimizer
 from fusionkit.training.stages import Stage
 from tests.training.fakes import FakeData, fake_module
@@ -105,3 +105,20 @@ def test_mistakes_are_named(stages, words):
     with pytest.raises(ConfigError) as caught:
         fake_module(stages=stages)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_weights_at_the_end_of_each_stage_are_kept(tmp_path, accumulate):
+    stages = {"first": Stage(2, [r"^tasks\."]), "second": Stage(1), "last": Stage(None)}
+    watch, module = Watch(), fake_module(stages=stages, scheduler=None)
+    options = {"max_steps": 5, "limit_val_batches": 0, "accumulate_grad_batches": accumulate}
+    data = FakeData(batches=5 * accumulate)
+    fit(tmp_path, module, data, callbacks=[watch, StageEnds(str(tmp_path / "kept"))], **options)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["after_first.ckpt", "after_second.ckpt"]
+    before = watch.weights[::accumulate]
+    for name, step in (("first", 2), ("second", 3)):
+        kept = torch.load(tmp_path / f"kept/after_{name}.ckpt", weights_only=False)
+        assert kept["global_step"] == step
+        assert torch.equal(kept["state_dict"]["tasks.a.head.weight"], before[step][1])
+    fit(tmp_path, fake_module(), callbacks=[StageEnds(str(tmp_path / "none"))], max_steps=2, limit_val_batches=0)
+    assert not (tmp_path / "none").exists()
