@@ -12,14 +12,16 @@ from torch import nn
 
 from fusionkit.errors import ConfigError, find_names
 
+ALWAYS = ("balance.", "distillation.")  # what trains in every stage
+
 
 @dataclass(frozen=True)
 class Stage:
     """``steps`` optimiser steps (None: to the end) in which the parameters that a regex of ``trains`` finds train.
 
     ``lr_scale`` multiplies the learning rates of the schedule, which runs on through all stages. What a stage freezes gets no
-    gradient and keeps its optimiser state; dropout and batch-norm statistics are not frozen. A balancer's own parameters
-    always train.
+    gradient and keeps its optimiser state; dropout and batch-norm statistics are not frozen. A balancer's own parameters,
+    and the maps of features that a teacher has, always train.
     """
 
     steps: int | None
@@ -115,7 +117,7 @@ class Stages:
                     f"stages.{name}.trains finds {rounded}, which is kept in few bits and cannot train; name other parts, or set "
                     "adapters.base_weights=null"
                 )
-        return {key: p for key, p in self._all.items() if key in found or key.startswith("balance.")}
+        return {key: p for key, p in self._all.items() if key in found or key.startswith(ALWAYS)}
 
     def _check_lengths(self) -> None:
         *before, last = self._stages

@@ -48,6 +48,7 @@ from fusionkit.tasks.mrm import MRM
 from fusionkit.tasks.nlvr2 import JointNLVR2
 from fusionkit.tasks.ranking import Ranking
 from fusionkit.tasks.region_grounding import RegionGrounding
+from fusionkit.training.distillation.student import PAIR, Distillation, FrozenTeacher, Weights
 from fusionkit.training.window import MetricWindow
 from fusionkit.types import Dims, Regions
 from tests.distributed.ranks import Hardest
@@ -75,6 +76,7 @@ class Case(NamedTuple):
     fusion: str | None = None  # None: the first that can feed the tasks
     regions: bool = False
     teacher: bool = False
+    features: Sequence[str] | None = None  # with them another checkpoint teaches, logits and these parts' states
     empty: bool = False  # the last rank has images, and no text at all
     several: bool = False  # conversations hold several images
     balance: Callable[[], Balancer] = Fixed
@@ -161,6 +163,17 @@ def cases() -> dict[str, Case]:
         "chat, several images, a language model that looks": Case(single("chat"), "interleaved", several=True),
         "itc, a language model that looks, a rank without texts": Case(single("itc"), "interleaved", empty=True),
     }
+    for name in names:
+        if name not in ("captioning_scst", "likelihood", "mrm", "ranking"):  # which ask nothing of a teacher
+            found[f"{name}, distilled, a rank without texts"] = Case(single(name), features=(), empty=True)
+    parts = Case(single("itm"), features=("image", "text", "pair"))
+    found |= {
+        "itc, distilled": Case(single("itc"), features=()),
+        "itm, distilled": Case(single("itm"), features=()),
+        "itc, queue, distilled": Case(lambda dims: {"itc": ITC(dims, queue_size=9)}, features=(), steps=2),
+        "itm, features": parts,
+        "itm, features, a rank without texts": parts._replace(empty=True),
+    }
     several = Case(lambda dims: {name: toy_task(name, dims) for name in OBJECTIVES}, steps=3)
     for name in choices("balance"):
         config = OmegaConf.load(CONF / "balance" / f"{name}.yaml")
@@ -198,6 +211,7 @@ class Run(nn.Module):
         self.window = MetricWindow({"toy": dict.fromkeys(self.tasks, 1.0)}, self.tasks)
         self.balance = case.balance()
         self.balance.start([f"toy/{name}" for name in self.tasks])
+        self.distillation = None if case.features is None else self._distillation(case, fusion, dtype)
         self.to(dtype)
         self.teacher = None
         if case.teacher:
@@ -206,22 +220,41 @@ class Run(nn.Module):
                 parameter.data += 0.1 * torch.randn_like(parameter)
             self.__dict__["teacher"] = teacher  # not a part of the module: DDP need not know it
 
+    def _distillation(self, case: Case, fusion: str, dtype: torch.dtype) -> Distillation:
+        """By a network of other weights; features of its pairs are learnt through a map."""
+        model = toy_model(fusion, case.regions)
+        tasks = case.tasks(toy_dims(model))
+        for part in (model, *tasks.values()):
+            part.to(dtype)
+        teacher = FrozenTeacher(model, tasks, {}, lambda batch: batch)
+        own, other = self.model.fusion, model.fusion
+        widths = {
+            part: (own.pooled_size, other.pooled_size) if part == PAIR else (32, 32) for part in case.features or ()
+        }
+        found = Distillation(teacher, list(tasks), widths, Weights())
+        if PAIR in widths:
+            found.maps[PAIR] = nn.Linear(*widths[PAIR])
+        return found
+
     def forward(self, batch: dict[str, Any], number: int) -> Tensor:
         kinds = sorted({task.reads for task in self.tasks.values() if task.encodes})
         encoded = self.model.encode(batch, kinds)
         taught = self.teacher.encode(batch, kinds) if self.teacher else None
         places = partial(some_places, images=batch["image_keys"])
         with patch("fusionkit.tasks.mlm.RandomMasking.__call__", every_third_word), patch.object(mrm, "choose", places):
-            outputs = {
-                f"toy/{name}": task(
-                    self.model, batch, encoded, self.teacher.view(name, taught, 0.4) if self.teacher else None
-                )
+            found = {
+                name: task(self.model, batch, encoded, self.teacher.view(name, taught, 0.4) if self.teacher else None)
                 for name, task in self.tasks.items()
             }
+        features: dict[str, Tensor] = {}
+        if self.distillation is not None:
+            found, features = self.distillation(batch, self.model, encoded, found)
+        outputs = {f"toy/{name}": output for name, output in found.items()}
         losses = {name: output.loss for name, output in outputs.items()}
         weights = {f"toy/{name}": OBJECTIVES.get(name, 1.0) for name in self.tasks}
         trained = {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         loss = self.balance(losses, weights, Step(number, 10, is_first=True, parameters=trained)).loss
+        loss = sum(features.values(), loss)
         self.window.note(outputs)
         means = mean_over_ranks(torch.stack([*losses.values(), loss])), mean_over_ranks(self.window.rows)
         self.window.count(*(numbers.tolist() for numbers in means))

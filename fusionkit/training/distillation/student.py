@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fusionkit.distributed import mean_over_ranks
 from fusionkit.errors import ConfigError
 from fusionkit.losses import distillation_loss, feature_loss
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
+from fusionkit.tasks.metrics import row_count
 from fusionkit.types import Asked, Batch, Encoded, TaskOutput
 
 IMAGE, TEXT, PAIR = "image", "text", "pair"  # whose pooled states are features
@@ -114,7 +116,9 @@ class Distillation(nn.Module):
         ]
         soft = torch.stack(losses).mean()
         loss = weights.hard * output.loss + weights.soft * soft
-        return output._replace(loss=loss, metrics={**output.metrics, "soft_loss": soft.detach()})
+        rows = torch.zeros_like(soft.detach()) + row_count(output)
+        logged = soft.detach() * mean_over_ranks(rows), rows  # a rank's part of a mean over the rows of all ranks
+        return output._replace(loss=loss, metrics={**output.metrics, "soft_loss": logged})
 
     def _features(self, batch: Batch, model: VisionLanguageModel, encoded: Encoded, seen: Encoded) -> dict[str, Tensor]:
         found = {}

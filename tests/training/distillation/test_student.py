@@ -15,6 +15,7 @@ from fusionkit.training.callbacks import LastCheckpoint, StopAfter
 from fusionkit.training.distillation.student import Distillation, FrozenTeacher, Weights, pooled_states
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.optim import build_optimizer
+from fusionkit.training.stages import Stage
 from fusionkit.types import MARKS, NUMBERS
 from tests.toys import choices, scatter_weights, toy_batch, toy_dims, toy_model, toy_task
 from tests.training.fakes import FakeData
@@ -49,6 +50,12 @@ def losses(student, distillation, batch):
     return plain, *distillation(batch, model, encoded, {"x": plain})
 
 
+def soft_loss(output) -> float:
+    """What is logged of a batch."""
+    total, rows = output.metrics["soft_loss"]
+    return float(total / rows)
+
+
 def toy():
     torch.manual_seed(3)
     return toy_batch(images=4, texts_per_image=2)
@@ -59,12 +66,12 @@ def test_a_student_that_is_its_teacher_learns_nothing_more_and_another_does(name
     student, batch = network(name), toy()
     plain, found, features = losses(student, distilled(network(name)), batch)
     assert features == {}
-    assert found["x"].metrics["soft_loss"].item() == pytest.approx(0, abs=1e-5)
+    assert soft_loss(found["x"]) == pytest.approx(0, abs=1e-5)
     parameters = [p for part in student for p in part.parameters() if p.requires_grad]
     extra = torch.autograd.grad(found["x"].loss - plain.loss, parameters, allow_unused=True)
     assert max(float(g.abs().max()) for g in extra if g is not None) < 1e-5
     plain, found, _ = losses(student, distilled(network(name, seed=9)), batch)
-    soft = found["x"].metrics["soft_loss"].item()
+    soft = soft_loss(found["x"])
     assert soft > 1e-4
     assert found["x"].loss.item() == pytest.approx(plain.loss.item() + soft, rel=1e-5)
 
@@ -78,7 +85,7 @@ def test_other_tasks_have_no_columns_to_be_learnt(name):
 @pytest.mark.parametrize(("name", "fusion"), [("itm", "late"), ("vqa", "co_attention"), ("itc", "cross_attention")])
 def test_a_teacher_may_have_another_fusion_and_another_space(name, fusion):
     _, found, _ = losses(network(name), distilled(network(name, 9, fusion, embed_size=8)), toy())
-    assert found["x"].metrics["soft_loss"].item() > 0
+    assert soft_loss(found["x"]) > 0
 
 
 def test_the_weights_and_the_temperature_are_those_of_the_formula():
@@ -106,7 +113,7 @@ def test_both_directions_of_contrast_count_half_and_a_queue_not_at_all():
         encoded = model.encode(batch, ["captions"])
         cosines.append(encoded.image_feats @ encoded.text_feats["captions"].T / model.temperature)
     wanted = distillation_loss(*cosines, 1.0) / 2 + distillation_loss(*(each.T for each in cosines), 1.0) / 2
-    assert found["x"].metrics["soft_loss"].item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert soft_loss(found["x"]) == pytest.approx(wanted.item(), rel=1e-4)
     queued = type(student[1])(toy_dims(student[0]), queue_size=6)
     output, *_ = losses((student[0], queued), distilled(teacher), batch)
     assert [asked.logits.shape[1] for asked in output.asked] == [8, 4]
@@ -167,7 +174,7 @@ class Data(FakeData):
         return CombinedLoader({"toy": Batches("toy", self.batches, self)}, "min_size")
 
 
-def training(teacher, content="1", weights=None) -> TrainingModule:
+def training(teacher, content="1", weights=None, stages=None) -> TrainingModule:
     """A student that is taught by ``teacher``, also its images and, through a map, its pairs; None: by the data alone."""
     model, task = network("vqa")
     distillation = None
@@ -179,7 +186,8 @@ def training(teacher, content="1", weights=None) -> TrainingModule:
         distillation = Distillation(frozen, ["vqa"], widths, weights or Weights())
     torch.manual_seed(0)
     optimizer, objectives = partial(build_optimizer, lr=1e-3), {"toy": {"vqa": 1.0}}
-    return TrainingModule(model, {"vqa": task}, objectives, Fixed(), optimizer, None, distillation=distillation)
+    options = {"distillation": distillation, "stages": stages}
+    return TrainingModule(model, {"vqa": task}, objectives, Fixed(), optimizer, None, **options)
 
 
 def test_a_teacher_stays_as_it_is_and_a_cut_run_goes_on_bit_for_bit(tmp_path):
@@ -209,6 +217,12 @@ def test_a_teacher_stays_as_it_is_and_a_cut_run_goes_on_bit_for_bit(tmp_path):
     told = r"t.ckpt is not what the run was taught by, which was t.ckpt of content 1, not 2; give that one, or start a new run"
     with pytest.raises(ConfigError, match=told):
         fit(tmp_path, training(teacher, "2"), data(), half / "last.ckpt", callbacks=[StopAfter()], **options)
+
+
+def test_maps_of_features_train_in_every_stage():
+    module = training(network("vqa", 9, "co_attention"), stages={"heads": Stage(None, [r"^tasks\."])})
+    trained = {name for name in module.stages.training if not name.startswith("tasks.")}
+    assert trained == {"distillation.maps.pair.weight", "distillation.maps.pair.bias"}
 
 
 def test_what_is_logged_is_what_is_minimised(tmp_path):
