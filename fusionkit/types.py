@@ -145,9 +145,8 @@ class Asked(NamedTuple):
     logits: Tensor  # (R, C), what was answered, with its graph
     # (the other model, its task, the batch as it encodes it) -> its logits (R, C), of the same rows and columns
     read: Callable[[Any, Any, Encoded], Tensor]
-    kind: str = (
-        CHOICE  # of a row: one of its columns is right; MARKS: each column is or is not; NUMBERS: they are no logits
-    )
+    # of a row: one of its columns is right (CHOICE); each column is or is not (MARKS); they are no logits (NUMBERS)
+    kind: str = CHOICE
 
 
 class TaskOutput(NamedTuple):

@@ -64,7 +64,7 @@ def _options(section: Any) -> dict[str, Any]:
 def _names(chosen: Any) -> tuple[str, ...]:
     if isinstance(chosen, bool) or chosen is None:
         return PARTS if chosen else ()
-    names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    names = tuple(chosen) if isinstance(chosen, list | tuple) else (chosen,)
     for name in names:
         if name not in PARTS:
             raise ConfigError(f"compile.parts is '{name}'; give true, false or parts: {suggest(str(name), PARTS)}")

@@ -100,6 +100,7 @@ def test_only_the_named_parts_are_compiled():
     ("section", "told"),
     [
         ("fusoin", "compile.parts is 'fusoin'; give true, false or parts: did you mean 'fusion'"),
+        (3, "compile.parts is '3'; give true, false or parts: "),
         ({"parts": ["task"]}, "compile.parts is 'task'; give true, false or parts: "),
         ({"part": True}, "compile.part: there is no such key; did you mean 'parts'"),
         ({"parts": True, "dynamic": "yes"}, "compile.dynamic is 'yes', but has to be true, false or null"),

@@ -62,22 +62,22 @@ class CheckpointTeacher:
                 raise ConfigError(
                     f"teacher.{name} is {value!r}; give a number {'above 0' if is_divisor else 'from 0 on'}"
                 )
-        features = [self.features] if isinstance(self.features, str) else list(self.features)
+        features = self.features if is_list(self.features) else [self.features]
         for part in features:
             if part not in PARTS or part is self.features:
                 raise ConfigError(f"teacher.features is {part!r}; give a list of parts: {suggest(str(part), PARTS)}")
         if self.features_loss not in KINDS:
             kind = self.features_loss
             raise ConfigError(f"teacher.features_loss is {kind!r}; {suggest(str(kind), KINDS)}")
-        if self.tasks != ALL and isinstance(self.tasks, str):
+        if self.tasks != ALL and not is_list(self.tasks):
             told = f"teacher.tasks is {self.tasks!r}; give all, or a list"
-            raise ConfigError(f"{told} of tasks: teacher.tasks=[{self.tasks}]")
+            raise ConfigError(f"{told} of tasks: teacher.tasks=[{self.tasks or 'NAME'}]")
 
     def build(self, parts: Parts) -> tuple[Distillation, list[str]]:
         """What is added to the losses of a run, and sentences about what is not; ConfigError where nothing can be learnt."""
         assert self.checkpoint is not None
         with torch.random.fork_rng(devices=[]):  # the student starts as it does without a teacher
-            found = from_pretrained(self.checkpoint, list(self.trust))
+            found = from_pretrained(self.checkpoint, self.trust)
         self._require_readable(found, parts)
         reasons = self._reasons(found, parts)
         taught = [name for name, reason in reasons.items() if reason is None]
@@ -158,6 +158,11 @@ class CheckpointTeacher:
             return models[0].fusion.pooled_size, models[1].fusion.pooled_size
         one, two = ((m.image_encoder if part == IMAGE else m.text_encoder).hidden_size for m in models)
         return one, two
+
+
+def is_list(value: Any) -> bool:
+    """Whether an option is a list of any kind, OmegaConf's too, and no text."""
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def trained_tasks(parts: Parts) -> dict[str, Task[Any]]:

@@ -26,6 +26,8 @@ from tests.toys import toy_dims, toy_model, toy_task
         ({"weight": True}, "teacher.weight is True; give a number from 0 on"),
         ({"temperature": 0}, "teacher.temperature is 0; give a number above 0"),
         ({"features": "image"}, "teacher.features is 'image'; give a list of parts: "),
+        ({"features": None}, "teacher.features is None; give a list of parts: "),
+        ({"tasks": None}, r"teacher.tasks is None; give all, or a list of tasks: teacher.tasks=\[NAME\]"),
         ({"features": ["image", "pears"]}, "teacher.features is 'pears'; give a list of parts: did you mean 'pair'"),
         ({"features_loss": "l1"}, "teacher.features_loss is 'l1'; known: cosine, mse"),
         ({"tasks": "vqa"}, r"teacher.tasks is 'vqa'; give all, or a list of tasks: teacher.tasks=\[vqa\]"),
@@ -56,6 +58,19 @@ def test_nothing_but_a_training_reads_the_checkpoint_that_teaches():
     momentum = OmegaConf.create({"teacher": choice("teacher", "momentum")})
     assert not is_checkpoint_teacher(momentum.teacher)
     assert not isinstance(build_teacher(momentum, toy_model(), {}), Distillation | type(None))
+
+
+def test_one_trusted_package_needs_no_list(monkeypatch):
+    asked = []
+
+    def read(path, trust):
+        asked.append((path, trust))
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("fusionkit.training.distillation.teacher.from_pretrained", read)
+    with pytest.raises(ConfigError, match="enough"):
+        CheckpointTeacher("t.ckpt", trust="mine").build(None)
+    assert asked == [("t.ckpt", "mine")]
 
 
 def test_what_a_task_cannot_be_taught_is_said():
