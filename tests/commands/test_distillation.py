@@ -80,7 +80,7 @@ def test_a_run_that_was_cut_goes_on_bit_for_bit_and_another_teacher_is_refused(w
         (["T", "teacher.tasks=[mrm]"], "teacher.tasks names 'mrm', which the run does not train"),
         (["T", "task=[grounding]"], "cannot teach task.grounding (it has no such task); nothing is left to learn"),
         (["T", "task=[itc]", "teacher.features=[pair]"], "pair cannot be learnt"),
-        (["T", "data.image_size=40"], "data.image_size"),
+        (["T", "data.image_size=40", "image_encoder.grid_size=5"], "last.ckpt: image_encoder.grid_size squared is 64"),
     ],
 )
 def test_what_cannot_be_taught_is_one_sentence(world, capsys, options, told):
