@@ -133,7 +133,7 @@ def rows_by_sample(batch: Batch) -> list[list[int]]:
     first = list(range(len(batch["image_ids"])))
     for texts in (part for part in batch.values() if isinstance(part, dict)):
         index = texts["image_index"]
-        further: Tensor = texts["other_index"] if "other_index" in texts else index
+        further: Tensor = texts.get("other_index", index)
         named = texts["images"][..., 0] if "images" in texts else further
         for own, rows in zip(index.tolist(), named[..., None].flatten(1).tolist(), strict=True):
             for row in rows:
