@@ -9,7 +9,7 @@ from fusionkit.checkpoints.load import load_parts
 from fusionkit.cli.main import STORED
 from fusionkit.commands.evaluation_setup import device_of
 from fusionkit.commands.predict_images import predictor_of
-from fusionkit.errors import ConfigError, DataError
+from fusionkit.errors import ConfigError, DataError, clean
 from fusionkit.inference.alt_text import AltTextFiles, matchers, write_alt_texts
 from fusionkit.inference.answering import Predictor
 from fusionkit.scoring.records import Record, require_writable
@@ -39,7 +39,7 @@ def alt_text(config: DictConfig) -> None:
     by = "".join(f", {column} by {name}" for column, name in matchers(predictor).items())
     print(f"{texts}scores: {files.table} (caption_score: mean log-probability of a caption's tokens{by})")
     for error in errors[1:]:
-        print(f"not read: {error}")
+        print(f"not read: {clean(error)}")
     if errors:
         others = f"; of {len(files.pictures)} pictures {len(errors)} could not be captioned"
         raise DataError(f"{errors[0]}{others if len(files.pictures) > 1 else ''}")

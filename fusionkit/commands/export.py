@@ -19,7 +19,7 @@ def export(config: DictConfig) -> None:
     from fusionkit.checkpoints.peft_files import write_peft
     from fusionkit.checkpoints.pretrained import from_pretrained, rounded_in_training, with_merged_adapters
     from fusionkit.checkpoints.write import export_into, upload, write_published
-    from fusionkit.model.int8 import to_int8
+    from fusionkit.model.int8 import is_int8, to_int8
 
     if config.layout and config.hub:
         raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
@@ -27,7 +27,12 @@ def export(config: DictConfig) -> None:
         raise ConfigError("layout is another's file, which has no weights of 8 bits; leave out layout, or int8")
     output = Path(config.output)
     pretrained = from_pretrained(config.checkpoint, packages(config.trust))
-    if kind := rounded_in_training(pretrained):
+    if config.layout and any(is_int8(weight) for weight in pretrained.module.parameters()):
+        raise ConfigError(
+            f"layout={config.layout} is another's file, which has no weights of 8 bits, as the checkpoint has; leave out layout, "
+            "or give the checkpoint that they are of"
+        )
+    if config.layout != "peft" and (kind := rounded_in_training(pretrained)):
         print(
             f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to, at 4 "
             "bytes a number, and no more of what they were; int8=true writes 1 byte a number"

@@ -48,7 +48,7 @@ def rows(found: MemoryPlan, processes: int = 1, split: Sequence[str] = ()) -> li
     """The table; the rows that ``split`` names divided among so many processes."""
     table = [
         (WEIGHTS, float(found.weights)),
-        ("momentum teacher", float(found.teacher)),
+        ("teacher", float(found.teacher)),
         ("moving average of the weights", float(found.averages)),
         (GRADIENTS, float(found.gradients)),
         ("gradients once more, in DDP's buckets", float(found.buckets)),

@@ -35,8 +35,9 @@ def measure_rounding(
         return
     found: dict[str, Divergence] = {}
     if config.int8:
-        given = {name: config[name] for name in STORED if name != "data"}
-        before = load_parts(config.checkpoint, {"data": {}, **given}, has_data=False, trust=config.trust)
+        before = load_parts(
+            config.checkpoint, {name: config[name] for name in STORED}, has_data=False, trust=config.trust
+        )
         ours, theirs = ((each.model, each.tasks) for each in (before, parts))
         found = divergences(ours, theirs, splits, data, device, evaluation_options(parts.config))
     if rank() > 0:

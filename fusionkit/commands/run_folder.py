@@ -146,7 +146,8 @@ def unrounded_folder(home: Path, config: DictConfig) -> Path | None:
     """Where the scores of the same lie that the checkpoint has with its weights as they are; None where there are none."""
     asked = _asked({**OmegaConf.to_container(config, resolve=True), "int8": None})  # type: ignore[dict-item]
     is_own = not any(asked[key] for key in ("split", "sources", "data", "benchmark"))
-    folders = [home] if is_own else [path for path in home.glob("evaluation*") if _kept(path) == asked]
+    own = _kept(home) or {**asked, "evaluation": None}  # the training's own
+    folders = ([home] if own == asked else []) if is_own else [p for p in home.glob("evaluation*") if _kept(p) == asked]
     return next((folder for folder in folders if (folder / "metrics.json").is_file()), None)
 
 

@@ -211,7 +211,7 @@ def _ends(tokenizer: PreTrainedTokenizerBase, name: str) -> list[str] | None:
         with panics():
             encoded = tokenizer(PROBE, return_special_tokens_mask=True)
             for text in MONOTONOUS:
-                tokenizer(text)
+                tokenizer(text, verbose=False)  # they may be longer than its model reads
     except Exception as error:  # what tokenizers raises where a word is unknown and there is no token for such
         raise ConfigError(f"tokenizer: '{name}' cannot spell every text ({error}); {CHOOSE}") from error
     ids, is_added = encoded["input_ids"], encoded["special_tokens_mask"]

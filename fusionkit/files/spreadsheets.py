@@ -5,5 +5,7 @@ import re
 
 def as_cell(text: str) -> str:
     """Quote a text that a spreadsheet would take for a formula; a number stays one."""
-    is_formula = re.match(r"[=+\-@\t\r]", text) and not re.fullmatch(r"[+-][\d.e+-]+", text)
-    return f"'{text}" if is_formula else text
+    # the last four are wide letters, which some read as the others
+    is_formula = re.match(r"[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20]", text)
+    is_number = re.fullmatch(r"[+-](\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII)
+    return f"'{text}" if is_formula and not is_number else text

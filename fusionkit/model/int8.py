@@ -38,6 +38,7 @@ class Quantised:
 def to_int8(module: nn.Module, chosen: Any) -> Quantised | None:
     """Round the weights of the linear layers of some parts of {"model", "tasks"} to 8 bits; None where none are chosen.
 
+    A momentum "teacher" beside them stays as it is, and that it shares what is frozen changes nothing.
     ``chosen`` is what ``chosen_parts`` takes. A weight w becomes round(w / s) with a scale s for each row, and is multiplied in
     the precision of what it reads. Embeddings, a head that is tied to them, norms, convolutions, torch's own attention and the
     projections of contrast stay as they are. Raises ConfigError without torchao, for adapters,
@@ -46,6 +47,7 @@ def to_int8(module: nn.Module, chosen: Any) -> Quantised | None:
     parts = chosen_parts("int8", chosen)
     if not parts:
         return None
+    module = nn.ModuleDict({name: part for name, part in module.named_children() if name != "teacher"})
     if any(is_int8(weight) for weight in module.parameters()):
         raise ConfigError(
             "int8: the checkpoint has weights of 8 bits already; leave int8 out, or give the one that they are of"

@@ -48,7 +48,7 @@ class MemoryPlan:
     """Bytes of one process, by what they are for; where the parameters are split among processes, those of the whole."""
 
     weights: int  # parameters and buffers of model and heads
-    teacher: int  # those of the momentum teacher
+    teacher: int  # those of a momentum teacher, or of a checkpoint that teaches
     gradients: int
     optimizer: int  # its state
     batch: int
@@ -96,7 +96,9 @@ def plan_memory(
         batches.append(np.array([_bytes(leaves_of(batch))], dtype=np.float64))
         runs.append(_measure(module, batch, partial(_context, precision, device, plugin), accumulate))
     whole = sum(sizes.values())
-    shared = _held(module, module.stages.parameters) | {"batch": int(_drawn_on(batches, images, whole).max())}
+    shared = _held(module, module.stages.parameters, WHOLE.get(precision)) | {
+        "batch": int(_drawn_on(batches, images, whole).max())
+    }
     plans = []
     for stage in module.stages.starts:
         last = runs[-1][stage]
@@ -124,7 +126,10 @@ def fixed_memory(module: TrainingModule, precision: str, is_ddp: bool = False) -
     dtype, trained = WHOLE.get(precision), module.stages.parameters
     twins = {name: _shape_of(p, dtype, name in trained) for name, p in module.named_parameters()}
     held = _held(module, {name: twins[name] for name in trained}, dtype)
-    optimizer = module.build_optimizer(twins.items())
+    try:
+        optimizer = module.build_optimizer(twins.items())
+    except Exception:  # whatever an optimiser of one's own does with numbers; the run itself tells its mistakes
+        return None
     for group in optimizer.param_groups:
         group["fused"] = False  # which the meta device has not
     plans = []
@@ -133,7 +138,7 @@ def fixed_memory(module: TrainingModule, precision: str, is_ddp: bool = False) -
             twin.grad = torch.empty_like(twin) if key in names else None
         try:
             optimizer.step()
-        except Exception:  # whatever an optimiser of one's own does with numbers
+        except Exception:  # likewise
             return None
         gradients = _numbers([twins[key] for key in names])
         plans.append(
@@ -159,8 +164,10 @@ def _held(
     module: TrainingModule, trained: Mapping[str, nn.Parameter], dtype: torch.dtype | None = None
 ) -> dict[str, int]:
     """The bytes of what is there before a step, with floating point numbers of this type where one is given."""
-    weights = _tensors([module.model, module.tasks, module.balance])
-    teacher = _tensors([module.teacher] if isinstance(module.teacher, nn.Module) else [])
+    distillation = [] if module.distillation is None else [module.distillation]
+    teachers = [each.teacher.module for each in distillation]
+    weights = _tensors([module.model, module.tasks, module.balance, *distillation])
+    teacher = _tensors([*teachers, *([module.teacher] if isinstance(module.teacher, nn.Module) else [])])
     return {
         "weights": _bytes(weights, dtype),
         # what is frozen is the student's own

@@ -21,6 +21,7 @@ from fusionkit.commands.plan import assumed, notes, processes_of
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
 from fusionkit.model.adapters import adapted_layers
+from fusionkit.training.distillation.student import Distillation, Weights
 from fusionkit.training.live_memory import LiveMemory
 from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, fixed_memory, plan_memory
 from fusionkit.training.trainer import bare_trainer, build_module
@@ -180,7 +181,14 @@ def test_what_a_training_tells_of_its_memory(world: Path) -> None:
     assert list(told("ddp", 2)) == [*names[:2], "gradients once more, in DDP's buckets", names[2], "in all"]
     assert told("fsdp", 2) == {name: size / 2 for name, size in alone.items()}
     assert told("fsdp_cpu_offload", 2) == {}
+    teacher: Any = SimpleNamespace(module=torch.nn.Linear(8, 16, bias=False), origin={})
+    module.distillation = Distillation(teacher, [], {"image": (4, 8)}, Weights())
+    taught = told()
+    assert taught["teacher"] == 8 * 16 * 4
+    assert taught["weights"] == alone["weights"] + (4 * 8 + 8) * 4
     module._build_optimizer = lambda named: Asking([parameter for _, parameter in named], lr=0.1)
+    assert told() == {}
+    module._build_optimizer = lambda named: named[0][1].sum().item()
     assert told() == {}
 
 
@@ -241,7 +249,7 @@ def test_the_table_divides_what_a_strategy_splits() -> None:
     found = MemoryPlan(weights=8, teacher=0, gradients=6, optimizer=4, batch=3, rest=5, buckets=6, averages=7)
     assert found.total == 39
     table = dict(rows(found))
-    assert "momentum teacher" not in table
+    assert "teacher" not in table
     assert table["in all"] == 39
     assert dict(rows(found, 2, divided("ddp")))["in all"] == 39
     assert dict(rows(found, 2, divided("deepspeed_stage_1")))["in all"] == 39 - 2

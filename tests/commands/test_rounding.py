@@ -2,16 +2,20 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 import fusionkit as fk
 from fusionkit.checkpoints.directory import read_safetensors
 from fusionkit.cli.main import run
+from fusionkit.commands import rounding
 from fusionkit.files.tensors import read_tensors
 from fusionkit.model.base_weights import RoundedLinear
+from fusionkit.model.int8 import Quantised
 from tests.commands.test_adapters import TOY
 
 NF4 = ["adapters=lora", "adapters.base_weights=nf4", "++text_encoder.frozen=true", "frozen_weights=beside"]
@@ -63,7 +67,23 @@ def test_what_int8_loses_is_told_and_an_export_says_the_same(world, capsys):
     assert run(["evaluate", f"checkpoint={world}/int8", f"output_dir={world}/twice", "int8=true"]) == 2
     assert "has weights of 8 bits already; leave int8 out" in capsys.readouterr().err
     assert run(["export", checkpoint, "int8=true", "layout=albef", f"output={world}/a.pth"]) == 2
+    for layout in ("albef", "peft"):
+        assert run(["export", f"checkpoint={world}/int8", f"layout={layout}", f"output={world}/a.pth"]) == 2
+        assert "which has no weights of 8 bits, as the checkpoint has; leave out layout" in capsys.readouterr().err
     assert train(world, "on", f"checkpoint={world}/int8", "trainer.max_steps=1") == 0  # what they were rounded to
+
+
+def test_before_is_read_as_the_command_reads_the_checkpoint(tmp_path, monkeypatch):
+    asked = []
+    parts = SimpleNamespace(int8=Quantised(("model.a",), 4, 1), model=None, tasks={}, config={})
+    monkeypatch.setattr(rounding, "load_parts", lambda *given, **options: asked.append((given, options)) or parts)
+    monkeypatch.setattr(rounding, "divergences", lambda *given: {})
+    monkeypatch.setattr(rounding, "evaluation_options", lambda config: None)
+    monkeypatch.setattr(rounding, "print_beside", lambda *given: None)
+    stored = {"data": {"tokenizer": "mine"}, "evaluation": {}, "trainer": {"accelerator": "cpu"}}
+    config = OmegaConf.create({"checkpoint": "a", "int8": True, "trust": [], **stored})
+    rounding.measure_rounding(config, parts, [], None, tmp_path, torch.device("cpu"))
+    assert asked == [(("a", stored), {"has_data": False, "trust": []})]
 
 
 def test_in_python_too(world):

@@ -123,6 +123,11 @@ def test_scores_of_rounded_weights_find_those_of_before(tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
     assert unrounded_folder(tmp_path, OmegaConf.create(own)) == tmp_path
     assert unrounded_folder(tmp_path, OmegaConf.create(other)) == tmp_path / "evaluation_3"
+    otherwise = own | {"evaluation": {"options": {"reranking": {"k": 4}}}}
+    assert unrounded_folder(tmp_path, OmegaConf.create(otherwise)) is None  # scored in another way
+    (tmp_path / "evaluation.yaml").write_text(yaml.safe_dump(otherwise | {"int8": False}))
+    assert unrounded_folder(tmp_path, OmegaConf.create(otherwise)) == tmp_path
+    assert unrounded_folder(tmp_path, OmegaConf.create(own)) is None
     (tmp_path / "evaluation_3/metrics.json").unlink()
     assert unrounded_folder(tmp_path, OmegaConf.create(other)) is None
 

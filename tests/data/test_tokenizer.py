@@ -87,6 +87,13 @@ def test_a_regex_that_goes_astray_is_refused_before_anything_is_read_with_it(tex
         load_tokenizer(changed(tmp_path, lambda content: content.update(steps)))
 
 
+def test_what_is_tried_is_not_told_to_be_too_long_for_the_model(tmp_path):
+    build_tokenizer(TEXTS, tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_max_length": 32}))
+    assert load_tokenizer(tmp_path).deprecation_warnings == {}
+
+
 def test_more_added_tokens_than_can_be_added_are_refused(tmp_path, monkeypatch):
     def add(content):
         token = content["added_tokens"][0]

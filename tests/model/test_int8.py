@@ -11,6 +11,7 @@ from fusionkit.assembly.digests import weights_digest
 from fusionkit.errors import ConfigError
 from fusionkit.model.adapters import Adapters, Rule
 from fusionkit.model.int8 import is_int8, linear_layers, plain_state, restore_int8, split_int8, to_int8
+from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.model.parts import PARTS
 from tests.toys import toy_batch, toy_dims, toy_model, toy_task
 
@@ -45,6 +46,16 @@ def test_the_model_says_nearly_what_it_said(fusion):
         for name, tensor in plain.state_dict().items()
         if name not in rounded
     )
+
+
+def test_a_teacher_that_shares_what_is_frozen_changes_nothing():
+    plain = whole()
+    plain["model"].text_encoder.requires_grad_(False)
+    beside = copy.deepcopy(plain)
+    beside["teacher"] = MomentumTeacher(beside["model"], beside["tasks"])
+    before = copy.deepcopy(beside["teacher"].state_dict())
+    assert to_int8(beside, True) == to_int8(plain, True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in beside["teacher"].state_dict().items())
 
 
 def test_each_number_is_rounded_by_half_a_step_of_its_row():
