@@ -18,6 +18,7 @@ __all__ = ["Model", "Scores", "TrainedRun", "__version__", "compose", "evaluate"
 _SAID_ON_IMPORT = {
     "torch.utils._pytree": "is an Enum subclass and is now natively supported",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+    "torchao": "Skipping import of cpp extensions due to incompatible torch version",  # which are not used here
 }
 
 
