@@ -101,6 +101,13 @@ def test_what_a_sweep_says_of_one_balancer(started):
     assert config.fusion.num_layers == 2
 
 
+def test_a_run_keeps_the_choice_that_a_value_asks_for(started):
+    assert run(["train", "-m", "sweep=language_model_study", "seed=1", "fusion=prefix"]) == 0
+    (config,) = started
+    value = OmegaConf.to_container(config)["text_encoder"]["config"]["intermediate_size"]
+    assert value == "${size.language_model.prefix}"  # and no longer asks Hydra
+
+
 def wandb_runs(path: Path) -> list[list[str]]:
     """The command lines that W&B's agents run for a sweep, in any order."""
     sweep = yaml.safe_load(path.read_text())

@@ -38,7 +38,6 @@ def command_config(name: str, overrides: Sequence[str], config_dir: str | Path |
             hydra = config.hydra
             with open_dict(config):
                 del config["hydra"]
-            _name_choices(config, hydra)
             if name == "train":
                 settle(config, hydra)
             return config
@@ -47,7 +46,7 @@ def command_config(name: str, overrides: Sequence[str], config_dir: str | Path |
 
 
 def _name_choices(config: DictConfig, hydra: Any) -> None:
-    """Write the choices of groups where a value asks Hydra for them, which only an entry point of Hydra answers later."""
+    """Write the choices of groups where a value asks Hydra for them: whoever reads the run's checkpoints has chosen others."""
     for key, value in list(leaves(OmegaConf.to_container(config))):
         if isinstance(value, str) and "${hydra:runtime.choices." in value:
             named = CHOICE.sub(lambda found: str(hydra.runtime.choices.get(found[1], found[0])), value)
@@ -60,6 +59,7 @@ def settle(config: DictConfig, hydra: Any) -> list[str]:
     ``hydra`` is the node of that name; gives sentences about what was decided.
     """
     notes = []
+    _name_choices(config, hydra)
     if hydra.runtime.choices.get("data") == "table":
         from fusionkit.assembly.table_choices import (
             complete_table,
