@@ -22,7 +22,7 @@ DEFAULTS = {
     "fusionkit.assembly.parts.build_parts": {"has_data": True},
     "fusionkit.training.module.TrainingModule": {"max_skipped_steps": 3, "frozen_weights": "stored"},
     "fusionkit.training.optim.build_optimizer": {"weight_decay": 0.02, "eps": 1e-08, "fused": True},
-    "fusionkit.checkpoints.load.load_parts": {"has_data": True},
+    "fusionkit.checkpoints.load.load_parts": {"has_data": True, "int8": False},
     "fusionkit.training.schedule.constant": {"warmup_steps": 0},
     "fusionkit.training.schedule.counted_linear": {"warmup_steps": 0.1, "first": 0},
     "fusionkit.training.schedule.epoch_cosine": {
