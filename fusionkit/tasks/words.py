@@ -47,13 +47,19 @@ class Words:
         return re.sub(r"(?<=\w) ' (?=\w)", "'", re.sub(r" (?=[.,!?;:%])", "", text))
 
     def spell(self, text: str, key: str) -> list[int]:
-        """The ids of a text of whole words; ConfigError naming ``key`` where one of them is not one token."""
+        """The ids of a text of words, and marks behind them; ConfigError naming ``key`` where one of them is not one token."""
+        return [number for word in text.split() for number in self._spell_word(word, key)]
+
+    def _spell_word(self, word: str, key: str) -> list[int]:
         before, behind = self.marks
-        words = text.split()
-        for word in words:
-            if before + word + behind not in self.ids:
-                raise ConfigError(f"{key}: '{word}' is no token of the tokenizer; use whole words that it knows")
-        return [self.ids[before + word + behind] for word in words]
+        if before + word + behind in self.ids:
+            return [self.ids[before + word + behind]]
+        parts = re.findall(r"\w+(?:'\w+)?|[^\w\s]", word)  # as tokenizers cut "photo:"
+        pieces = [(before if not place else "") + part + behind for place, part in enumerate(parts)]
+        for part, piece in zip(parts, pieces, strict=True):
+            if piece not in self.ids:
+                raise ConfigError(f"{key}: '{part}' is no token of the tokenizer; use whole words that it knows")
+        return [self.ids[piece] for piece in pieces]
 
 
 def _from_byte_names(text: str) -> str:

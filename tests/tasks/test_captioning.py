@@ -125,7 +125,16 @@ def test_letters_of_languages_without_spaces_are_written_together():
 def test_sentencepiece_and_clip_become_text(tokens, text):
     words = Words(["<s>", *tokens], special={0})
     assert words.text(range(len(tokens) + 1)) == text
-    assert words.spell("two a", "task.captioning.prompt") == [1, tokens.index(words.tokens[1].replace("two", "a")) + 1]
+    own = words.tokens[1]
+    two, mark, a = (
+        words.tokens.index(token)
+        for token in (own, "," + own.replace("two", "").strip("\u2581"), own.replace("two", "a"))
+    )
+    assert words.spell("two a", "task.captioning.prompt") == [two, a]
+    assert words.spell("two, a", "task.captioning.prompt") == [two, mark, a]
+    assert words.text(words.spell("two, a", "task.captioning.prompt")) == "two, a"
+    with pytest.raises(ConfigError, match="'!' is no token"):
+        words.spell("two!", "task.captioning.prompt")
     with pytest.raises(ConfigError, match="'dogs' is no token"):
         words.spell("dogs", "task.captioning.prompt")
 
