@@ -121,7 +121,7 @@ class AltTextFiles:
         for name in self.pictures:
             if (other := cells.setdefault(self._cell(name), name)) != name:
                 raise DataError(
-                    f"{other!a} and {name!a} would both stand as {self._cell(name)} in {self.table}; rename one, or write a table "
+                    f"{other!a} and {name!a} would both stand as {self._cell(name)} in {self.table}; rename one, or write one "
                     "that tells them apart: output=alt.jsonl"
                 )
 
@@ -148,7 +148,7 @@ class AltTextFiles:
                 return {}
             raise
         for row in rows:
-            if not set(row) == set(self.columns) or not all(isinstance(row[key], str) for key in ("image", "caption")):
+            if set(row) != set(self.columns) or not all(isinstance(row[key], str) for key in ("image", "caption")):
                 if self.overwrite:
                     return {}  # which is replaced
                 raise DataError(

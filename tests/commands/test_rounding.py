@@ -70,7 +70,9 @@ def test_what_int8_loses_is_told_and_an_export_says_the_same(world, capsys):
     for layout in ("albef", "peft"):
         assert run(["export", f"checkpoint={world}/int8", f"layout={layout}", f"output={world}/a.pth"]) == 2
         assert "which has no weights of 8 bits, as the checkpoint has; leave out layout" in capsys.readouterr().err
-    assert train(world, "on", f"checkpoint={world}/int8", "trainer.max_steps=1") == 0  # what they were rounded to
+    # it begins with what they were rounded to, and is taught by them
+    taught = ["teacher=checkpoint", f"teacher.checkpoint={world}/int8"]
+    assert train(world, "on", f"checkpoint={world}/int8", *taught, "trainer.max_steps=1") == 0
 
 
 def test_before_is_read_as_the_command_reads_the_checkpoint(tmp_path, monkeypatch):
