@@ -56,6 +56,18 @@ def test_a_run_goes_on_in_each_phase_bit_for_bit(step, world):
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
+def test_a_run_goes_on_with_adapters_of_its_own_share_alone(world, capsys):
+    before = state(world, "whole")
+    for options, told in (
+        (["adapters.rules.text.alpha=64"], "and this run of rank 16 and alpha 64; choose them as there"),
+        (["adapters=dora"], "and this run of rank 16 and alpha 32 (decomposed); choose them as there"),
+    ):
+        capsys.readouterr()
+        assert train(world, "whole", *PHASES, *options, "trainer.max_steps=8", "resume=true") == 2
+        assert told in capsys.readouterr().err
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(world, "whole").items())
+
+
 def test_each_phase_trains_what_it_names(world):
     assert train(world, "first", *PHASES, "trainer.max_steps=2") == 0
     assert train(world, "second", *PHASES, "trainer.max_steps=4") == 0
