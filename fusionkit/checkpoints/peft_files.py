@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from fusionkit.assembly.trust import read_stored
 from fusionkit.checkpoints.directory import require_new
-from fusionkit.checkpoints.pretrained import Pretrained
+from fusionkit.checkpoints.pretrained import Pretrained, rounded_in_training
 from fusionkit.encoders.frozen import ADAPTER
 from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.seq2seq import EncoderDecoderLM
@@ -62,6 +62,8 @@ def not_held(pretrained: Pretrained) -> str:
         )
     elif base is None or base != _origin(stored):
         told += f"; they belong beside the weights of {base or 'this checkpoint, which began with none'}"
+    if kind := rounded_in_training(pretrained):
+        told += f"; they were trained beside weights that were rounded to {kind}"
     return f"{told}: an export without a layout holds all"
 
 

@@ -124,7 +124,15 @@ def test_beside_base_weights_of_four_bits_adapters_train_and_resume_bit_for_bit(
     export = ["export", f"checkpoint={world}/whole/checkpoints/last.ckpt"]
     capsys.readouterr()
     assert run([*export, f"output={world}/merged"]) == 0
-    assert "rounded to nf4 in training" in capsys.readouterr().out
+    assert (
+        "rounded to nf4 in training: the file has what they were rounded to, at 4 bytes a num"
+        in capsys.readouterr().out
+    )
+    assert run([*export, f"output={world}/eight", "int8=true"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "the file has what they were rounded to, and no more of what they were\n" in told
+    )  # and not at 4 bytes a number
     assert run([*export, f"output={world}/small", "int8=true", "merge_adapters=false"]) == 2
     assert "add them to the weights first" in capsys.readouterr().err
 
