@@ -35,8 +35,8 @@ def export(config: DictConfig) -> None:
     if config.layout != "peft" and (kind := rounded_in_training(pretrained)):
         size, smaller = ("", "") if config.int8 else (", at 4 bytes a number", "; int8=true writes 1 byte a number")
         print(
-            f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to{size}, and "
-            f"no more of what they were{smaller}"
+            f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to{size}, "
+            f"and no more of what they were{smaller}"
         )
     if config.layout == "peft":
         told = not_held(pretrained)
