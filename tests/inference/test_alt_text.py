@@ -188,9 +188,7 @@ def test_each_picture_has_a_row_of_its_own_in_a_table(folder: Path, tmp_path: Pa
     assert (files.todo, len(files.rows)) == ([], 4)
     (folder / "=a.png").rename(folder / "\\udcff.png")
     (folder / "'=a.png").rename(folder / "\udcff.png")
-    with pytest.raises(
-        DataError, match=r"would both stand as \\udcff\.png in .*alt\.csv; rename one, or write a table"
-    ):
+    with pytest.raises(DataError, match=r"would both stand as \\udcff\.png in .*alt\.csv; rename one, or write one"):
         AltTextFiles(folder, PIXELS, (), output=output)
     assert len(write_alt_texts(Teller(), AltTextFiles(folder, PIXELS, (), output=tmp_path / "alt.jsonl"))) == 4
     assert AltTextFiles(folder, PIXELS, (), output=tmp_path / "alt.jsonl").todo == []
