@@ -57,9 +57,8 @@ def not_held(pretrained: Pretrained) -> str:
     told = f"the folder holds the adapters alone, and nothing of {', '.join(others)}" if others else ONLY
     base = stored.get("checkpoint") or _origin(stored)
     if OURS.rstrip(".") in trained:
-        told += (
-            f"; the weights beside them were trained too, so beside those of {base or 'before'} they say something else"
-        )
+        began = f"those of {base}" if base else "those that the run began with"
+        told += f"; the weights beside them were trained too, so beside {began} they say something else"
     elif base is None or base != _origin(stored):
         told += f"; they belong beside the weights of {base or 'this checkpoint, which began with none'}"
     if kind := rounded_in_training(pretrained):

@@ -156,7 +156,11 @@ FROZEN = r"^(tasks|model\.fusion)"
             {"text_encoder": {}},
             "task.vqa; they belong beside the weights of this checkpoint, which began with none: an",
         ),
-        (False, {"text_encoder": {}}, "were trained too, so beside those of before they say something else: an export"),
+        (
+            False,
+            {"text_encoder": {}},
+            "were trained too, so beside those that the run began with they say something else: an export",
+        ),
     ],
 )
 def test_what_the_folder_does_not_hold_is_told(is_frozen, stored, told):

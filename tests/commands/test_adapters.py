@@ -87,8 +87,13 @@ def test_an_export_has_them_in_its_weights_and_says_the_same(world, capsys):
     capsys.readouterr()
     assert run(["export", checkpoint, f"output={world}/peft", "layout=peft"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "the folder holds the adapters alone, and nothing of fusion, " in said
-    assert "task.captioning, task.vqa_generative; the weights beside them were trained too" in said  # in the last phase
+    assert (
+        "the folder holds the adapters alone, and nothing of temperature, fusion, image_projection, text_projection"
+        in said
+    )
+    assert (
+        "; the weights beside them were trained too, so beside those that the run began with" in said
+    )  # in the last phase
     scores = {}
     for name in ("merged", "apart"):
         assert run(["evaluate", f"checkpoint={world}/{name}", f"output_dir={world}/{name}_scores"]) == 0
