@@ -110,6 +110,7 @@ def test_it_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path, output: s
     teller = Teller()
     assert len(write_alt_texts(teller, files)) == 2
     assert teller.batches == [["d.jpg", "c.png"]]
+    assert files.todo == []
     again = AltTextFiles(folder, PIXELS, (), **where)
     assert (again.todo, len(again.rows)) == ([], 4)
 
@@ -134,8 +135,9 @@ def test_what_is_made_anew_keeps_its_old_caption_until_then(folder: Path, tmp_pa
         with pytest.raises(KeyboardInterrupt):
             write_alt_texts(Teller(stop_at="a.JPG"), AltTextFiles(folder, PIXELS, (), overwrite=True))
         assert (folder / "a.txt").read_text() == "mine"
-    table.write_text("none of ours")
-    assert len(write_alt_texts(Teller(), AltTextFiles(folder, PIXELS, (), **where, overwrite=True))) == 4
+    table.write_text("none of ours\nby far\n")
+    files = AltTextFiles(folder, PIXELS, (), **where, overwrite=True)
+    assert (len(write_alt_texts(Teller(), files)), files.todo) == (4, ["b.png"])  # which cannot be read any more
     assert "none of ours" not in table.read_text()
 
 
