@@ -111,7 +111,15 @@ def test_the_top_level_has_a_schema(overrides: list[str], words: str) -> None:
         (["objectives.shapes.vqa=much"], "objectives.shapes.vqa is 'much', but"),
         (["objectives.shapes.vqa=nan"], "objectives.shapes.vqa is nan, but"),
         (["objectives.shapes.vqa=true"], "objectives.shapes.vqa is True, but"),
-        (["~objectives.shapes"], "objectives is empty"),
+        (["~objectives.shapes"], "objectives has nothing for task 'itc' and task 'itm' and task 'mlm'"),
+        (
+            ["task=[likelihood]"],
+            "objectives has nothing for task 'likelihood', so there is nothing to train; add +objectives.shapes.likelihood=1, or",
+        ),
+        (
+            ["experiment=llava_tiny", "task=[likelihood]"],
+            "objectives has nothing for task 'likelihood', so there is nothing to train; add +objectives.shapes.likelihood=1, or",
+        ),
         (
             ["experiment=quickstart", "data=coco_captions", "data.sources.shapes.batch_size=4"],
             "data.sources.shapes has no _target_, as the settings of a",

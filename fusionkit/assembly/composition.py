@@ -194,8 +194,7 @@ def _drop_objectives(config: DictConfig, named: Iterable[str]) -> None:
     for source, weights in (config.get("objectives") or {}).items():
         kept = {task for task in weights or () if task in config.task or f"objectives.{source}.{task}" in named}
         left[source] = {task: weights[task] for task in weights or () if task in kept}
-    if any(left.values()):
-        config.objectives = {source: weights for source, weights in left.items() if weights}
+    config.objectives = {source: weights for source, weights in left.items() if weights}
 
 
 def _switch_off(config: DictConfig, named: Iterable[str]) -> list[str]:

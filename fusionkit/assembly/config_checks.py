@@ -146,8 +146,9 @@ def check_objectives(config: DictConfig, is_trained: bool = True) -> None:
             if not is_file_name(name):  # it is a part of the names of files that are written
                 raise ConfigError(f"{what}: {name!a} cannot be a part of a file's name; give it a plain one")
     if not config.objectives:
+        whose = f" for {' and '.join(f'task {name!r}' for name in tasks)}" if tasks else ""
         raise ConfigError(
-            "objectives is empty, so there is nothing to train; choose objectives=NAME or add +objectives.SOURCE.TASK=1"
+            f"objectives has nothing{whose}, so there is nothing to train; add {_add(sources, *tasks)}, or choose objectives=NAME"
         )
     for source, weights in config.objectives.items():
         if source not in sources:
@@ -167,8 +168,8 @@ def check_objectives(config: DictConfig, is_trained: bool = True) -> None:
             )
 
 
-def _add(sources: list[str], task: str) -> str:
-    return f"+objectives.{sources[0]}.{task}=1"
+def _add(sources: Sequence[str], *tasks: str) -> str:
+    return f"+objectives.{(*sources, 'SOURCE')[0]}.{(*tasks, 'TASK')[0]}=1"
 
 
 def _check_weight(key: str, weight: Any) -> None:

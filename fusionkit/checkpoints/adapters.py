@@ -1,4 +1,4 @@
-"""Whether the adapters of a checkpoint are those of a run that starts from it: its weights alone do not tell their share."""
+"""Whether a checkpoint's adapters are those of a run that begins or goes on with it: weights alone do not tell their share."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ def require_same_adapters(model: nn.Module, checkpoint: Mapping[str, Any], path:
         return
     layers = adapted_layers(model)
     if not layers:
-        raise ConfigError(f"checkpoint={path} has adapters, and this run none; choose them as there, {OR_MERGED}")
+        raise ConfigError(f"checkpoint {path} has adapters, and this run none; choose them as there, {OR_MERGED}")
     stored = read_stored(checkpoint["fusionkit"]["config"], path).get("adapters")
     end = ".lora_A.default.weight"
     theirs = {name for name in names if name.startswith("model.") and name.endswith(end)}
@@ -37,7 +37,7 @@ def require_same_adapters(model: nn.Module, checkpoint: Mapping[str, Any], path:
         here = _told(layer.r["default"], layer.lora_alpha["default"], bool(layer.lora_magnitude_vector))
         if here != there:
             raise ConfigError(
-                f"checkpoint={path} has adapters of {there} beside {name}, and this run of {here}; choose them as there, "
+                f"checkpoint {path} has adapters of {there} beside {name}, and this run of {here}; choose them as there, "
                 f"{OR_MERGED}"
             )
 

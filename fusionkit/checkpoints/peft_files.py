@@ -1,6 +1,8 @@
 """The adapters of a language model alone, as the files of the package peft, for whoever has the model's own weights."""
 
 import importlib
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from fusionkit.assembly.trust import read_stored
 from fusionkit.checkpoints.directory import require_new
-from fusionkit.checkpoints.pretrained import Pretrained
+from fusionkit.checkpoints.pretrained import Pretrained, rounded_in_training
+from fusionkit.encoders.frozen import ADAPTER
 from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.seq2seq import EncoderDecoderLM
 from fusionkit.encoders.tower import quiet
 from fusionkit.errors import ConfigError
 from fusionkit.files.atomic import atomic_folder
-from fusionkit.model.adapters import adapted_layers
+from fusionkit.model.adapters import PATIENCE, Search, adapted_layers
 
 OURS = "text_encoder."
+ONLY = "the folder holds the adapters alone"
 
 
 def write_peft(folder: Path, pretrained: Pretrained) -> None:
@@ -42,6 +47,51 @@ def write_peft(folder: Path, pretrained: Pretrained) -> None:
     with atomic_folder(folder, "make room, or choose another output=FOLDER") as half_made:
         save_file(tensors_of(found), half_made / "adapter_model.safetensors")
         _config_of(found, pretrained).save_pretrained(str(half_made))
+
+
+def not_held(pretrained: Pretrained) -> str:
+    """A sentence about what of a network ``write_peft`` leaves out, and beside which weights its adapters are the same."""
+    stored, names = _stored(pretrained), [name for name, _ in pretrained.module.named_parameters()]
+    trained = {_part(name) for name in _trained(pretrained, stored)}
+    others = [part for part in dict.fromkeys(map(_part, names)) if part in trained and f"{part}." != OURS]
+    told = f"the folder holds the adapters alone, and nothing of {', '.join(others)}" if others else ONLY
+    base = stored.get("checkpoint") or _origin(stored)
+    if OURS.rstrip(".") in trained:
+        began = f"those of {base}" if base else "those that the run began with"
+        told += f"; the weights beside them were trained too, so beside {began} they say something else"
+    elif base is None or base != _origin(stored):
+        told += f"; they belong beside the weights of {base or 'this checkpoint, which began with none'}"
+    if kind := rounded_in_training(pretrained):
+        told += f"; they were trained beside weights that were rounded to {kind}"
+    return f"{told}: an export without a layout holds all"
+
+
+def _trained(pretrained: Pretrained, stored: Any) -> list[str]:
+    """The parameters beside the adapters that a stage of the run has trained, where these are what it says."""
+    names = [name for name, p in pretrained.module.named_parameters() if p.requires_grad and ADAPTER not in name]
+    stages = [stage for stage in (stored.get("stages") or {}).values() if stage]
+    patterns = [pattern for stage in stages for pattern in stage.get("trains", ["."])]
+    search = Search("stages", time.monotonic() + PATIENCE)
+    try:
+        return [name for name in names if not stages or any(search(pattern, name) for pattern in patterns)]
+    except re.error as error:
+        raise ConfigError(f"the checkpoint's stages have a regex that is none: {error}") from error
+
+
+def _part(name: str) -> str:
+    """The part of a network that a parameter is of, as a configuration calls it."""
+    place, part, *_ = name.split(".")
+    return f"task.{part}" if place == "tasks" else part
+
+
+def _stored(pretrained: Pretrained) -> Any:
+    """The configuration of the run; a network's own forgets which files the weights began with."""
+    return read_stored(pretrained.artifacts["config"], "the checkpoint")
+
+
+def _origin(stored: Any) -> str | None:
+    name: str | None = stored.text_encoder.get("pretrained")
+    return name
 
 
 def places_of(encoder: LanguageModel | EncoderDecoderLM) -> dict[str, str]:
@@ -81,7 +131,7 @@ def _config_of(layers: dict[str, Any], pretrained: Pretrained) -> Any:
     escaped = [name.replace(".", r"\.") for name in layers]
     return peft.LoraConfig(
         task_type="CAUSAL_LM" if isinstance(pretrained.model.text_encoder, LanguageModel) else "SEQ_2_SEQ_LM",
-        base_model_name_or_path=pretrained.config.text_encoder.get("pretrained"),
+        base_model_name_or_path=_origin(_stored(pretrained)),
         inference_mode=True,
         target_modules=list(layers),
         rank_pattern=dict(zip(escaped, ranks.values(), strict=True)),

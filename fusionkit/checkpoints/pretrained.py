@@ -83,6 +83,6 @@ def with_merged_adapters(pretrained: Pretrained) -> Pretrained:
 
 def rounded_in_training(pretrained: Pretrained) -> str | None:
     """To what the weights beside its adapters were rounded when these were trained, as the checkpoint's configuration says it."""
-    stored = OmegaConf.create(pretrained.artifacts["config"])
+    stored = read_stored(pretrained.artifacts["config"], "the checkpoint")
     kind: str | None = (stored.get("adapters") or {}).get("base_weights")
     return kind

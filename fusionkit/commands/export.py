@@ -16,7 +16,7 @@ from fusionkit.errors import ConfigError
 def export(config: DictConfig) -> None:
     """Write the checkpoint anew, upload it if asked, and say where it is."""
     check_top_level(config, ExportConfig)
-    from fusionkit.checkpoints.peft_files import write_peft
+    from fusionkit.checkpoints.peft_files import not_held, write_peft
     from fusionkit.checkpoints.pretrained import from_pretrained, rounded_in_training, with_merged_adapters
     from fusionkit.checkpoints.write import export_into, upload, write_published
     from fusionkit.model.int8 import is_int8, to_int8
@@ -33,12 +33,15 @@ def export(config: DictConfig) -> None:
             "or give the checkpoint that they are of"
         )
     if config.layout != "peft" and (kind := rounded_in_training(pretrained)):
+        size, smaller = ("", "") if config.int8 else (", at 4 bytes a number", "; int8=true writes 1 byte a number")
         print(
-            f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to, at 4 "
-            "bytes a number, and no more of what they were; int8=true writes 1 byte a number"
+            f"the weights beside the adapters were rounded to {kind} in training: the file has what they were rounded to{size}, "
+            f"and no more of what they were{smaller}"
         )
     if config.layout == "peft":
+        told = not_held(pretrained)
         write_peft(output, pretrained)
+        print(told)
     elif config.layout is None:
         pretrained = with_merged_adapters(pretrained) if config.merge_adapters else pretrained
         if told := to_int8(pretrained.module, config.int8):

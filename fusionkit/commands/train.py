@@ -16,6 +16,7 @@ from fusionkit.assembly.checks import lonely
 from fusionkit.assembly.parts import Parts, build_parts
 from fusionkit.assembly.trust import read_stored
 from fusionkit.assembly.vocabulary import own_vocabularies, tell_unknown
+from fusionkit.checkpoints.adapters import require_same_adapters
 from fusionkit.checkpoints.load import initialise, load_weights, read_checkpoint, start_from, told_of
 from fusionkit.checkpoints.save import LAST
 from fusionkit.cli.schemas import check
@@ -146,6 +147,7 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
     require_data(parts)
     module = build_module(parts)
     if last:
+        require_same_adapters(parts.model, checkpoint, last)
         require_state(module, config, checkpoint, last)
         there = read_stored(checkpoint["fusionkit"]["config"], last)
         told, news = f"going on from {last} after step {checkpoint['global_step']}", changed(there, config)

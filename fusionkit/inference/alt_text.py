@@ -29,6 +29,7 @@ class AltTextFiles:
     ``output_dir``  the texts and their table lie here, as the pictures do in theirs; None: beside these.
     ``output``      one table, .csv or .jsonl, in place of all that.
     ``overwrite``   make all captions anew; else a text that is there, whoever wrote it, stays, and so does a row of the table.
+                    Until a picture has its new caption, it keeps the old one.
 
     No name leads out of the folder that is written to. Raises ConfigError for an output of another kind, DataError where a
     folder or a table cannot be taken.
@@ -57,21 +58,25 @@ class AltTextFiles:
         self.table = output if output is not None else (output_dir or folder) / TABLE
         if self.home is not None:
             self._require_own_files(self.home)
-        kept = {} if overwrite or not self.table.is_file() else self._read()
+        self._require_own_cells()
+        self._require_files()
+        kept = self._read() if self.table.is_file() else {}
         self.rows: dict[str, Record] = kept  # by the image as the table has it
-        self._unwritten = [name for name in self.pictures if self._cell(name) in kept]  # of the table, as texts
+        self._done = set() if overwrite else set(kept)  # of these, those that are not to be made anew
+        self._unwritten = [name for name in self.pictures if self._cell(name) in self._done]  # of the table, as texts
         self._written = time.monotonic()
 
     @property
     def todo(self) -> list[str]:
         """The pictures that have no caption yet."""
-        return [name for name in self.pictures if self._cell(name) not in self.rows and not self._has_text(name)]
+        return [name for name in self.pictures if self._cell(name) not in self._done and not self._has_text(name)]
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Keep what was said of pictures, on the disk at the latest some seconds later or with ``write``."""
         for record in records:
             cells = {column: self._cell(record.get(column)) for column in self.columns}
             self.rows[cells["image"]] = cells
+            self._done.add(cells["image"])
             self._unwritten.append(record["image"])
         if time.monotonic() - self._written >= SECONDS:
             self.write()
@@ -110,6 +115,23 @@ class AltTextFiles:
                     "place, or write one table: output=alt.csv"
                 )
 
+    def _require_own_cells(self) -> None:
+        """DataError where two pictures would have one row of the table."""
+        cells: dict[str, str] = {}
+        for name in self.pictures:
+            if (other := cells.setdefault(self._cell(name), name)) != name:
+                raise DataError(
+                    f"{other!a} and {name!a} would both stand as {self._cell(name)} in {self.table}; rename one, or write one "
+                    "that tells them apart: output=alt.jsonl"
+                )
+
+    def _require_files(self) -> None:
+        """DataError where a folder or another thing that is no file stands where a table or a text is to be written."""
+        texts = [self._text_file(name) for name in self.pictures] if self.home is not None and self.overwrite else []
+        for path in (self.table, *texts):
+            if path.exists() and not path.is_file():
+                raise DataError(f"{path} is there and is no file; move it, or choose another output")
+
     def _cell(self, value: Any) -> Any:
         """A value as the table has it."""
         if self.table.suffix != ".csv":
@@ -119,9 +141,16 @@ class AltTextFiles:
         return "" if value is None else f"{value:.4f}"
 
     def _read(self) -> dict[str, Record]:
-        rows = read_records(self.table) if self.table.suffix == ".jsonl" else _read_csv(self.table)
+        try:
+            rows = read_records(self.table) if self.table.suffix == ".jsonl" else _read_csv(self.table)
+        except DataError:
+            if self.overwrite:
+                return {}
+            raise
         for row in rows:
-            if not set(row) == set(self.columns) or not all(isinstance(row[key], str) for key in ("image", "caption")):
+            if set(row) != set(self.columns) or not all(isinstance(row[key], str) for key in ("image", "caption")):
+                if self.overwrite:
+                    return {}  # which is replaced
                 raise DataError(
                     f"{self.table} has rows of other columns than {', '.join(self.columns)}, by another model or about something "
                     "else; choose another output, or overwrite=true replaces it"

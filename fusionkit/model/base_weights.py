@@ -57,9 +57,8 @@ class RoundedLinear(nn.Module):
             )
             matrix: Tensor = functional.dequantize_4bit(self.weight.data, state)
             return matrix
-        codes, scales = self.weight.data.float(), self.scales.data[:, None]
-        # the largest of a row are its scale, to the bit: rounded again, they give the same one
-        return torch.where(codes.abs() == MOST, codes.sign() * scales, codes * (scales / MOST))
+        # a scale is a half-precision number, and so the largest of a row is that number again when it is rounded anew
+        return self.weight.data.float() * (self.scales.data[:, None] / MOST)
 
     def plain(self) -> nn.Linear:
         """A linear layer with what the weight was rounded to."""

@@ -19,6 +19,7 @@ from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Step
 from fusionkit.internals import leaves_of
 from fusionkit.losses import IGNORE
+from fusionkit.model.int8 import plain_state
 from fusionkit.training.live_memory import LiveMemory
 from fusionkit.training.module import TrainingModule
 
@@ -280,8 +281,8 @@ def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
 def _bytes(values: Sequence[Any], dtype: torch.dtype | None = None) -> int:
     """Of all tensors among the values, if floating point as this type; what they share counts once."""
     found = {}
-    for value in values:
-        if isinstance(value, Tensor):
+    for tensor in [value for value in values if isinstance(value, Tensor)]:
+        for value in plain_state({"": tensor}).values():  # of a teacher with weights of 8 bits, these and their scales
             storage = value.untyped_storage()
             size = dtype.itemsize if dtype and value.is_floating_point() else value.element_size()
             found[storage.data_ptr()] = storage.nbytes() // value.element_size() * size

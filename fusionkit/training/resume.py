@@ -27,7 +27,19 @@ KEPT = (  # what Lightning and we write, and need to go on
     "progress",
 )
 LARGE = 2**63  # no run makes as many steps
-TOLD = ("optimizer", "scheduler", "stages", "balance", "teacher", "ema", "objectives", "trainer", "task", "data")
+TOLD = (
+    "optimizer",
+    "scheduler",
+    "stages",
+    "balance",
+    "teacher",
+    "adapters",
+    "ema",
+    "objectives",
+    "trainer",
+    "task",
+    "data",
+)
 
 
 def is_count(value: Any) -> bool:

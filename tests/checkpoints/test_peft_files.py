@@ -1,7 +1,6 @@
 """Adapters alone, as peft's files: beside the same weights of transformers they say what our model says."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -11,7 +10,8 @@ from omegaconf import OmegaConf
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from fusionkit.checkpoints.peft_files import write_peft
+from fusionkit.checkpoints import peft_files
+from fusionkit.checkpoints.peft_files import not_held, write_peft
 from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.seq2seq import EncoderDecoderLM
 from fusionkit.errors import ConfigError
@@ -35,10 +35,18 @@ T5 = {"model_type": "t5", "d_model": 32, "num_layers": 2, "num_heads": 2, "d_kv"
 
 @dataclass
 class Loaded:
-    """What is exported: the network, and its configuration."""
+    """What is exported: the network, and its configuration as its checkpoint has it."""
 
     model: Any
-    config: Any
+    stored: dict[str, Any]
+
+    @property
+    def artifacts(self):
+        return {"config": OmegaConf.to_yaml(OmegaConf.create(self.stored))}
+
+    @property
+    def module(self):
+        return nn.ModuleDict({"model": self.model, "tasks": nn.ModuleDict({"vqa": nn.Linear(2, 2)})})
 
 
 def loaded(encoder: nn.Module, decomposed: bool, names: str = ".") -> Loaded:
@@ -50,7 +58,7 @@ def loaded(encoder: nn.Module, decomposed: bool, names: str = ".") -> Loaded:
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             parameter.data += 0.1 * torch.randn(parameter.shape)
-    return Loaded(model.eval(), OmegaConf.create({"text_encoder": {"pretrained": "them/theirs"}}))
+    return Loaded(model.eval(), {"text_encoder": {"pretrained": "them/theirs"}})
 
 
 @pytest.mark.parametrize("decomposed", [False, True], ids=["lora", "dora"])
@@ -101,13 +109,79 @@ def test_adapters_outside_the_language_model_are_named(tmp_path):
     encoder = LanguageModel(TOKENS, config={"model_type": "llama", **CAUSAL["llama"]}, text_format=WORDS)
     with pytest.raises(ConfigError, match="but one stands beside fusion; export the checkpoint without a layout"):
         write_peft(tmp_path / "adapters", loaded(encoder, False, names="fusion|q_proj"))
-    network = Loaded(nn.Module(), SimpleNamespace())
+    network = Loaded(nn.Module(), {})
     network.model.text_encoder = nn.Module()
     network.model.text_encoder.map = nn.Linear(4, 4)
     Adapters({"all": Rule(".", rank=2)})(network.model)
     with pytest.raises(ConfigError, match=r"but one stands beside text_encoder\.map; export"):
         write_peft(tmp_path / "adapters", network)
     assert not list(tmp_path.iterdir())
+
+
+FROZEN = r"^(tasks|model\.fusion)"
+
+
+@pytest.mark.parametrize(
+    ("is_frozen", "stored", "told"),
+    [
+        (
+            True,
+            {},
+            "the folder holds the adapters alone, and nothing of fusion, task.vqa: an export without a layout holds all",
+        ),
+        (
+            False,
+            {},
+            "nothing of fusion, task.vqa; the weights beside them were trained too, so beside those of them/theirs they say",
+        ),
+        (False, {"stages": {"first": {"trains": [FROZEN]}}}, "nothing of fusion, task.vqa: an export"),
+        (
+            False,
+            {"stages": {"first": {"trains": [r"^tasks", r"\.lora_"]}}},
+            "alone, and nothing of task.vqa: an export",
+        ),
+        (False, {"stages": {"first": {"trains": [r"\.lora_"]}}}, "the folder holds the adapters alone: an export"),
+        (
+            False,
+            {"stages": {"first": {"trains": [r"\.lora_"]}, "last": {"steps": None}}},
+            "nothing of fusion, task.vqa; the weights beside them were trained too",
+        ),
+        (
+            True,
+            {"checkpoint": "old.ckpt"},
+            "nothing of fusion, task.vqa; they belong beside the weights of old.ckpt: an",
+        ),
+        (
+            True,
+            {"text_encoder": {}},
+            "task.vqa; they belong beside the weights of this checkpoint, which began with none: an",
+        ),
+        (
+            False,
+            {"text_encoder": {}},
+            "were trained too, so beside those that the run began with they say something else: an export",
+        ),
+    ],
+)
+def test_what_the_folder_does_not_hold_is_told(is_frozen, stored, told):
+    encoder = LanguageModel(
+        TOKENS, config={"model_type": "llama", **CAUSAL["llama"]}, text_format=WORDS, frozen=is_frozen
+    )
+    network = loaded(encoder, False, names=r"text_encoder.*q_proj")
+    network.stored |= stored
+    assert told in not_held(network)
+
+
+def test_a_regex_of_somebody_s_that_is_none_or_never_ends_is_refused(monkeypatch):
+    encoder = LanguageModel(TOKENS, config={"model_type": "llama", **CAUSAL["llama"]}, text_format=WORDS)
+    network = loaded(encoder, False, names="q_proj")
+    network.stored["stages"] = {"first": {"trains": ["("]}}
+    with pytest.raises(ConfigError, match="the checkpoint's stages have a regex that is none"):
+        not_held(network)
+    monkeypatch.setattr(peft_files, "PATIENCE", 0.2)
+    network.stored["stages"] = {"first": {"trains": [r"(?:.{1,1000}){1,1000}\s"]}}
+    with pytest.raises(ConfigError, match="takes too long"):
+        not_held(network)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):

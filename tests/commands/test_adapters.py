@@ -56,6 +56,18 @@ def test_a_run_goes_on_in_each_phase_bit_for_bit(step, world):
     assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
+def test_a_run_goes_on_with_adapters_of_its_own_share_alone(world, capsys):
+    before = state(world, "whole")
+    for options, told in (
+        (["adapters.rules.text.alpha=64"], "and this run of rank 16 and alpha 64; choose them as there"),
+        (["adapters=dora"], "and this run of rank 16 and alpha 32 (decomposed); choose them as there"),
+    ):
+        capsys.readouterr()
+        assert train(world, "whole", *PHASES, *options, "trainer.max_steps=8", "resume=true") == 2
+        assert told in capsys.readouterr().err
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(world, "whole").items())
+
+
 def test_each_phase_trains_what_it_names(world):
     assert train(world, "first", *PHASES, "trainer.max_steps=2") == 0
     assert train(world, "second", *PHASES, "trainer.max_steps=4") == 0
@@ -72,6 +84,16 @@ def test_an_export_has_them_in_its_weights_and_says_the_same(world, capsys):
     checkpoint = f"checkpoint={world}/whole/checkpoints/last.ckpt"
     assert run(["export", checkpoint, f"output={world}/merged"]) == 0
     assert run(["export", checkpoint, f"output={world}/apart", "merge_adapters=false"]) == 0
+    capsys.readouterr()
+    assert run(["export", checkpoint, f"output={world}/peft", "layout=peft"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "the folder holds the adapters alone, and nothing of temperature, fusion, image_projection, text_projection"
+        in said
+    )
+    assert (
+        "; the weights beside them were trained too, so beside those that the run began with" in said
+    )  # in the last phase
     scores = {}
     for name in ("merged", "apart"):
         assert run(["evaluate", f"checkpoint={world}/{name}", f"output_dir={world}/{name}_scores"]) == 0
@@ -91,16 +113,15 @@ def test_two_processes_go_on_in_each_phase_with_an_average_bit_for_bit(world):
     """In the middle of an epoch, and at its end; the weights themselves and their average."""
     both = [*PHASES, "trainer=ddp_cpu", "ema.decay=0.9", "trainer.limit_val_batches=1", "evaluation.roles=[]"]
     assert train(world, "both", *both, "trainer.max_steps=6") == 0
-    whole = read_tensors(world / "both/checkpoints/last.ckpt")
-    for step in (3, 5):  # the epoch has three
-        assert train(world, f"both{step}", *both, f"trainer.max_steps={step}") == 0
-        assert train(world, f"both{step}", *both, "trainer.max_steps=6", "resume=true") == 0
-        again = read_tensors(world / f"both{step}/checkpoints/last.ckpt")
-        for one, other in (
-            (whole["state_dict"], again["state_dict"]),
-            (whole["progress"]["average"]["weights"], again["progress"]["average"]["weights"]),
-        ):
-            assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    for step in (3, 5, 6):  # the epoch has three; one run that is cut twice
+        assert train(world, "twice_cut", *both, f"trainer.max_steps={step}", f"resume={step > 3}") == 0
+    whole, again = (read_tensors(world / name / "checkpoints/last.ckpt") for name in ("both", "twice_cut"))
+    for one, other in (
+        (whole["state_dict"], again["state_dict"]),
+        (whole["progress"]["average"]["weights"], again["progress"]["average"]["weights"]),
+    ):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
 def test_frozen_weights_beside_the_checkpoints_are_the_same_run(world, capsys):

@@ -70,7 +70,9 @@ def test_what_int8_loses_is_told_and_an_export_says_the_same(world, capsys):
     for layout in ("albef", "peft"):
         assert run(["export", f"checkpoint={world}/int8", f"layout={layout}", f"output={world}/a.pth"]) == 2
         assert "which has no weights of 8 bits, as the checkpoint has; leave out layout" in capsys.readouterr().err
-    assert train(world, "on", f"checkpoint={world}/int8", "trainer.max_steps=1") == 0  # what they were rounded to
+    # it begins with what they were rounded to, and is taught by them
+    taught = ["teacher=checkpoint", f"teacher.checkpoint={world}/int8"]
+    assert train(world, "on", f"checkpoint={world}/int8", *taught, "trainer.max_steps=1") == 0
 
 
 def test_before_is_read_as_the_command_reads_the_checkpoint(tmp_path, monkeypatch):
@@ -122,7 +124,15 @@ def test_beside_base_weights_of_four_bits_adapters_train_and_resume_bit_for_bit(
     export = ["export", f"checkpoint={world}/whole/checkpoints/last.ckpt"]
     capsys.readouterr()
     assert run([*export, f"output={world}/merged"]) == 0
-    assert "rounded to nf4 in training" in capsys.readouterr().out
+    assert (
+        "rounded to nf4 in training: the file has what they were rounded to, at 4 bytes a num"
+        in capsys.readouterr().out
+    )
+    assert run([*export, f"output={world}/eight", "int8=true"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "the file has what they were rounded to, and no more of what they were\n" in told
+    )  # and not at 4 bytes a number
     assert run([*export, f"output={world}/small", "int8=true", "merge_adapters=false"]) == 2
     assert "add them to the weights first" in capsys.readouterr().err
 

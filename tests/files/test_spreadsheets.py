@@ -22,12 +22,14 @@ from fusionkit.files.spreadsheets import as_cell
         "\r=a",
         "\n=a",
         "\uff1d1",
+        "'=1",  # or it would be what "=1" becomes
+        "''-1",
     ],
 )
 def test_a_formula_is_quoted(text: str) -> None:
     assert as_cell(text) == f"'{text}"
 
 
-@pytest.mark.parametrize("text", ["-3", "+1.5e-3", "-1e-05", "-.5", "-2.", "a-b", "a=b", "'=1", "", "0.5"])
+@pytest.mark.parametrize("text", ["-3", "+1.5e-3", "-1e-05", "-.5", "-2.", "a-b", "a=b", "'a=1", "'", "", "0.5"])
 def test_a_number_and_a_text_stay(text: str) -> None:
     assert as_cell(text) == text

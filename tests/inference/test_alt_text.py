@@ -110,8 +110,35 @@ def test_it_goes_on_where_it_was_stopped(folder: Path, tmp_path: Path, output: s
     teller = Teller()
     assert len(write_alt_texts(teller, files)) == 2
     assert teller.batches == [["d.jpg", "c.png"]]
+    assert files.todo == []
     again = AltTextFiles(folder, PIXELS, (), **where)
     assert (again.todo, len(again.rows)) == ([], 4)
+
+
+@pytest.mark.parametrize("output", [None, "alt.csv", "alt.jsonl"])
+def test_what_is_made_anew_keeps_its_old_caption_until_then(folder: Path, tmp_path: Path, output: str | None) -> None:
+    where = {"output": None if output is None else tmp_path / output}
+    table = where["output"] or folder / "alt_text.jsonl"
+    write_alt_texts(Teller(), AltTextFiles(folder, PIXELS, (), **where))
+    before = table.read_text()
+    with pytest.raises(KeyboardInterrupt):
+        write_alt_texts(Teller(stop_at="a.JPG"), AltTextFiles(folder, PIXELS, (), **where, overwrite=True))
+    assert table.read_text() == before
+    (folder / "b.png").write_bytes(b"no picture")
+    with pytest.raises(KeyboardInterrupt):
+        write_alt_texts(Teller(stop_at="d.jpg"), AltTextFiles(folder, PIXELS, (), **where, overwrite=True))
+    after = table.read_text()
+    assert ("=a b 1" in after, "=a d 2" in after, len(after.splitlines())) == (True, True, len(before.splitlines()))
+    if output is None:
+        assert (folder / "in/d.txt").read_text() == "=a d 2\n"
+        (folder / "a.txt").write_text("mine")
+        with pytest.raises(KeyboardInterrupt):
+            write_alt_texts(Teller(stop_at="a.JPG"), AltTextFiles(folder, PIXELS, (), overwrite=True))
+        assert (folder / "a.txt").read_text() == "mine"
+    table.write_text("none of ours\nby far\n")
+    files = AltTextFiles(folder, PIXELS, (), **where, overwrite=True)
+    assert (len(write_alt_texts(Teller(), files)), files.todo) == (4, ["b.png"])  # which cannot be read any more
+    assert "none of ours" not in table.read_text()
 
 
 def test_a_text_that_was_not_written_any_more_is_that_of_its_row(folder: Path) -> None:
@@ -152,6 +179,21 @@ def test_a_table_holds_nothing_that_a_spreadsheet_obeys(folder: Path, tmp_path: 
     assert {row["caption"][:4] for row in rows} == {"'=a "}
     assert {(row["caption_score"], row["match"]) for row in rows} == {("-0.1235", "")}
     assert AltTextFiles(folder, PIXELS, ("match",), output=output).todo == []
+
+
+def test_each_picture_has_a_row_of_its_own_in_a_table(folder: Path, tmp_path: Path) -> None:
+    (folder / "b.png").rename(folder / "=a.png")
+    (folder / "a.JPG").rename(folder / "'=a.png")
+    output = tmp_path / "alt.csv"
+    assert len(write_alt_texts(Teller(), AltTextFiles(folder, PIXELS, (), output=output))) == 4
+    files = AltTextFiles(folder, PIXELS, (), output=output)
+    assert (files.todo, len(files.rows)) == ([], 4)
+    (folder / "=a.png").rename(folder / "\\udcff.png")
+    (folder / "'=a.png").rename(folder / "\udcff.png")
+    with pytest.raises(DataError, match=r"would both stand as \\udcff\.png in .*alt\.csv; rename one, or write one"):
+        AltTextFiles(folder, PIXELS, (), output=output)
+    assert len(write_alt_texts(Teller(), AltTextFiles(folder, PIXELS, (), output=tmp_path / "alt.jsonl"))) == 4
+    assert AltTextFiles(folder, PIXELS, (), output=tmp_path / "alt.jsonl").todo == []
 
 
 def test_a_damaged_picture_is_told_and_tried_again(folder: Path) -> None:
@@ -196,6 +238,9 @@ def test_a_caption_is_matched_where_the_model_can(folder: Path) -> None:
             DataError,
             r"other\.csv has rows of other columns than image, caption, caption_score",
         ),
+        ({"output": "a.csv.d/b.csv"}, DataError, r"b\.csv is there and is no file; move it, or choose another output"),
+        ({"output_dir": "a.csv.d"}, DataError, r"alt_text\.jsonl is there and is no file"),
+        ({"output_dir": "taken", "overwrite": "1"}, DataError, r"taken/in/d\.txt is there and is no file"),
         ({"output": "other.jsonl"}, DataError, r"other\.jsonl has rows of other columns"),
         ({"output": "short.csv"}, DataError, r"short\.csv has rows of other columns"),
         ({"output": "zero.csv"}, DataError, r"zero\.csv has rows of other columns"),
@@ -213,6 +258,8 @@ def test_what_cannot_be_taken(
     (tmp_path / "short.csv").write_text("image,caption,caption_score\na.jpg\n")
     (tmp_path / "zero.csv").write_bytes(b"image,caption,caption_score\na\0.jpg,b" + b"c" * 200_000 + b",1\n")
     (tmp_path / "other.jsonl").write_text('{"image": 1, "caption": "a", "caption_score": 1}\n')
+    for name in ("a.csv.d/b.csv", "a.csv.d/alt_text.jsonl", "taken/in/d.txt"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked/in").symlink_to(tmp_path / "empty")
     (tmp_path / "table").mkdir()

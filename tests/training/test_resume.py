@@ -141,10 +141,22 @@ def test_a_checkpoint_without_the_state_of_a_training_is_named(key: str) -> None
 
 
 def test_changes_are_told_by_key_where_they_matter() -> None:
-    there, here = run_with(), run_with(**{"optimizer.lr": 1, "seed": 4, "output_dir": "b", "scheduler": "{a: 1}"})
+    there, here = (
+        run_with(),
+        run_with(
+            **{
+                "optimizer.lr": 1,
+                "seed": 4,
+                "output_dir": "b",
+                "scheduler": "{a: 1}",
+                "adapters": "{base_weights: nf4}",
+            }
+        ),
+    )
     assert changed(there, here) == [
         "optimizer.lr was 0.1 and is 1",
         "scheduler.a was None and is 1",
+        "adapters.base_weights was None and is nf4",
     ]
     assert changed(there, here, ("trainer",)) == []  # which lies in another folder
 

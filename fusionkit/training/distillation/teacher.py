@@ -16,6 +16,7 @@ from fusionkit.checkpoints.pretrained import Pretrained, from_pretrained
 from fusionkit.data.tokenizer import companion_of
 from fusionkit.data.transforms import Finish
 from fusionkit.errors import ConfigError, suggest
+from fusionkit.model.int8 import plain_state
 from fusionkit.tasks.base import Task
 from fusionkit.training.distillation.student import (
     IMAGE,
@@ -87,7 +88,7 @@ class CheckpointTeacher:
             raise ConfigError(
                 f"{told or 'teacher.tasks is empty, and so is teacher.features'}; nothing is left to learn: leave the teacher out"
             )
-        origin = {"checkpoint": str(self.checkpoint), "hash": content_hash(found.module.state_dict())}
+        origin = {"checkpoint": str(self.checkpoint), "hash": content_hash(plain_state(found.module.state_dict()))}
         teacher = FrozenTeacher(found.model, found.tasks, origin, pixels_for(found, parts))
         weights = Weights(self.weight, self.hard_weight, self.temperature, self.features_weight, self.features_loss)
         return Distillation(teacher, taught, widths, weights), [told] if told else []
