@@ -257,16 +257,17 @@ def forget_proposals(config: DictConfig) -> None:
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path, is_own: bool = False) -> None:
-    """Load the tensors that the module has, all of them; raises DataError with the first that do not fit, or hold NaN.
+    """Load the tensors that the module has, all of them; raises DataError with the first that do not fit.
 
-    ``is_own`` where the module was built of the checkpoint's own configuration.
+    ``is_own`` where the module was built of the checkpoint's own configuration; those that hold NaN are then refused too.
     """
     expected = module.state_dict()
     parts = {name.partition(".")[0] for name in expected}
     found = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.partition(".")[0] in parts}
     require_fit(expected, found, path, is_own)
     module.load_state_dict(found)
-    require_finite(module, path)
+    if is_own:
+        require_finite(module, path)
 
 
 def initialise(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> list[str]:
@@ -285,7 +286,7 @@ def initialise(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> l
     own, found = tasks.state_dict(), inherited(module.get_submodule("tasks"), state)
     fitting = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     tasks.load_state_dict(own | fitting)
-    require_finite(tasks, path)
+    require_finite(nn.ModuleDict({name: module.get_submodule(name) for name in ("model", "tasks")}), path)
     _initialise_teacher(module, {**checkpoint, "state_dict": state})
     return [name for name in own if name not in fitting] + new
 
