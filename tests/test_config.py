@@ -176,6 +176,8 @@ def test_arguments_fit_their_targets(block: dict, words: str) -> None:
         (["trainer.max_steps=abc"], "trainer.max_steps is 'abc', but has to be a whole number"),
         (["image_encoder.name=[a]"], "image_encoder.name is ['a'], but has to be a text"),
         (["data.mean=0.5"], "data.mean is 0.5, but has to be a list, such as [0.5]"),
+        (["data.std=[0.5,x,0.5]"], "data.std holds 'x', but has to be a list of numbers"),
+        (["data.mean=[0.5,null,0.5]"], "data.mean holds None, but has to be a list of numbers"),
         (["+data.allow_overlap=shapes"], "data.allow_overlap is 'shapes', but has to be a list, such as [shapes]"),
         (["+data.steps_per_epoch=x"], "data.steps_per_epoch is 'x', but has to be a whole number or null"),
     ],

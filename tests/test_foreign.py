@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ import yaml
 from PIL import Image
 
 from fusionkit.checkpoints.directory import write_directory
-from fusionkit.checkpoints.pretrained import from_pretrained
+from fusionkit.checkpoints.pretrained import from_pretrained, rounded_in_training
 from fusionkit.cli.main import run
 from fusionkit.data.readers.coco import CocoCaptions
 from fusionkit.errors import ConfigError, DataError, UserError
@@ -176,6 +177,14 @@ def test_numbers_that_are_not_finite_are_named_as_in_the_file(world: Path, capsy
     torch.save(checkpoint, "foreign.ckpt")
     assert run(["predict", "checkpoint=foreign.ckpt", "image=a.jpg", "question=what"]) == 1
     assert f"checkpoint foreign.ckpt: {name} holds NaN" in sentence(capsys)
+    with pytest.raises(DataError, match=f"checkpoint foreign.ckpt: {name} holds NaN"):
+        from_pretrained("foreign.ckpt")
+    assert run(["export", "checkpoint=foreign.ckpt", "output=exported"]) == 1
+    assert f"checkpoint foreign.ckpt: {name} holds NaN" in sentence(capsys)
+    assert not Path("exported").exists()
+    line = [*LINE.split(), "checkpoint=foreign.ckpt", f"data.root={world}/shapes", "output_dir=out"]
+    assert run(["train", *line]) == 1
+    assert f"foreign.ckpt: {name} holds NaN" in sentence(capsys)
 
 
 @pytest.mark.parametrize("name", [*BUILT, "teacher"])
@@ -204,6 +213,18 @@ def test_an_export_of_a_stranger_whose_hashes_are_right_runs_nothing(
     with pytest.raises(UserError, match="given"):
         from_pretrained("given")
     assert_untouched(place)
+
+
+def test_what_an_export_says_of_the_weights_in_training_asks_this_machine_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    for kind in ("${oc.env:SECRET}", r"\\${oc.env:SECRET}"):
+        text = yaml.safe_dump({"adapters": {"base_weights": kind}})
+        assert "hunter2" not in str(rounded_in_training(SimpleNamespace(artifacts={"config": text})))
+    for kind in (None, "nf4"):
+        text = yaml.safe_dump({"adapters": {"base_weights": kind}})
+        assert rounded_in_training(SimpleNamespace(artifacts={"config": text})) == kind
 
 
 def test_what_is_not_built_is_not_asked_about(world: Path, place: Path) -> None:

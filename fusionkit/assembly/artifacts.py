@@ -22,6 +22,7 @@ from fusionkit.data.tokenizer import COMPANION, companion_of, load_tokenizer
 from fusionkit.encoders.base import ImageEncoder, SupportsWeightless, TextEncoder
 from fusionkit.errors import DataError, UserError
 from fusionkit.files.names import is_file_name
+from fusionkit.files.unicode import is_unicode, shown
 from fusionkit.model.model import VisionLanguageModel
 
 LIBRARIES = ("torch", "torchvision", "lightning", "timm", "transformers", "hydra-core")
@@ -83,9 +84,14 @@ def check_content(path: str | Path, content: Any) -> None:
             "files as texts",
         ),
     ):
-        if not is_right:
+        if name not in artifacts or not is_right:
             found = reprlib.repr(artifacts[name]) if name in artifacts else "missing"
             raise DataError(f"checkpoint {path} is damaged: its '{name}' is {found}, but has to be {expected}")
+    for name, texts in (("answers", answers or ()), ("tokenizer", (files or {}).values())):
+        if (broken := next((text for text in texts if not is_unicode(text)), None)) is not None:
+            raise DataError(
+                f"checkpoint {path} is damaged: its '{name}' holds {shown(broken)}, which is no text in Unicode"
+            )
     if not is_all(state, dict, str) or not state:
         raise DataError(
             f"checkpoint {path} is damaged: its state_dict is {reprlib.repr(state)}, but has to hold tensors"

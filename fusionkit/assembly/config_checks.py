@@ -203,6 +203,7 @@ def check_arguments(config: DictConfig) -> None:
                 )
 
 
+NUMBERS = {int: "whole numbers", float: "numbers"}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 
 
@@ -212,6 +213,8 @@ def _check_type(key: str, value: Any, parameter: inspect.Parameter) -> None:
         if "${" not in str(value):
             raise ConfigError(f"{key} is {value!r}, but has to be a list, such as [{value}]")
         return
+    if isinstance(value, list):
+        _check_numbers(key, value, parameter.annotation)
     is_union = typing.get_origin(parameter.annotation) in (types.UnionType, typing.Union)
     members = set(typing.get_args(parameter.annotation)) if is_union else {parameter.annotation}
     if parameter.default is None:
@@ -223,6 +226,16 @@ def _check_type(key: str, value: Any, parameter: inspect.Parameter) -> None:
     if type(value) not in fitting:
         expected = " or ".join(words for kind, words in TYPE_NAMES.items() if kind in members)
         raise ConfigError(f"{key} is {value!r}, but has to be {expected}")
+
+
+def _check_numbers(key: str, values: Sequence[Any], annotation: Any) -> None:
+    """Raise ConfigError where one of a list that is annotated as one of numbers is none."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    is_one_kind = origin in (list, Sequence) or (origin is tuple and inner[1:] == (...,))
+    kinds = {float: (float, int), int: (int,)}.get(inner[0], ()) if is_one_kind and inner else ()
+    for value in values:
+        if kinds and type(value) not in kinds and "${" not in str(value):
+            raise ConfigError(f"{key} holds {reprlib.repr(value)}, but has to be a list of {NUMBERS[inner[0]]}")
 
 
 def require_seed(seed: Any) -> None:

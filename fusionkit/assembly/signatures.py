@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 Parameters = Mapping[str, inspect.Parameter]
 TRANSPARENT = {"_defaults_from_env_vars"}  # decorators that leave a signature as it is: lightning.Trainer's
 KINDS: dict[str, Any] = {"int": int, "float": float, "str": str, "bool": bool, "None": type(None)}
-LISTS = {"tuple": tuple[Any, ...], "list": list[Any], "Sequence": Sequence[Any]}
+LISTS = ("tuple", "list", "Sequence")
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -156,7 +156,8 @@ def _annotation(node: ast.expr | None, module: str) -> Any:
         if outer in ("Optional", "Union"):
             members = [_annotation(part, module) for part in inner] + [type(None)] * (outer == "Optional")
             return functools.reduce(lambda left, right: left | right, members)
-        return LISTS.get(outer.lower() if outer in ("List", "Tuple") else outer, object)
+        outer = outer.lower() if outer in ("List", "Tuple") else outer
+        return _list_of(outer, [ast.unparse(part) for part in inner]) if outer in LISTS else object
     if isinstance(node, ast.Name | ast.Attribute):
         try:  # a name for an annotation
             alias = _definition(f"{module}.{text}")
@@ -165,6 +166,13 @@ def _annotation(node: ast.expr | None, module: str) -> Any:
         if isinstance(alias.node, ast.Assign):
             return _annotation(alias.node.value, alias.module)
     return object
+
+
+def _list_of(outer: str, inner: Sequence[str]) -> Any:
+    """The type of a list, with that of its values where one holds for all and is written there."""
+    held = KINDS.get(inner[0], Any) if outer != "tuple" or inner[1:] == ["..."] else Any
+    kind: Any = {"tuple": tuple, "list": list, "Sequence": Sequence}[outer]
+    return kind[held, ...] if outer == "tuple" else kind[held]
 
 
 def _class_value(found: Definition, name: str) -> Any:

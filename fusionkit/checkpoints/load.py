@@ -24,7 +24,7 @@ from fusionkit.checkpoints.before import take_later_settings
 from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
 from fusionkit.checkpoints.frozen import with_frozen
-from fusionkit.checkpoints.match import not_finite, require_fit
+from fusionkit.checkpoints.match import require_finite, require_fit
 from fusionkit.checkpoints.possible import require_possible_parts
 from fusionkit.config import first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
@@ -132,10 +132,7 @@ def _parts(path: str | Path, overrides: Mapping[str, Any], has_data: bool, trust
         restored["tokenizer"] = tokenizer_from(tokenizer)
     parts = build_parts(config, has_data, **restored)
     module = nn.ModuleDict({"model": parts.model, "tasks": nn.ModuleDict(parts.tasks)})
-    load_weights(module, checkpoint, path)
-    if names := not_finite(module):
-        more = f", as do {len(names) - 1} more tensors" if len(names) > 1 else ""
-        raise DataError(f"checkpoint {path}: {names[0]} holds NaN or infinite numbers{more}; take one of before that")
+    load_weights(module, checkpoint, path, is_own=True)
     as_stored = restore_int8(module, checkpoint.get("int8") or {})
     return replace(parts, int8=to_int8(module, int8) or as_stored)
 
@@ -259,13 +256,18 @@ def forget_proposals(config: DictConfig) -> None:
             task.proposals = None
 
 
-def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> None:
-    """Load the tensors that the module has, all of them; raises DataError with the first that do not fit."""
+def load_weights(module: nn.Module, checkpoint: Checkpoint, path: str | Path, is_own: bool = False) -> None:
+    """Load the tensors that the module has, all of them; raises DataError with the first that do not fit.
+
+    ``is_own`` where the module was built of the checkpoint's own configuration; those that hold NaN are then refused too.
+    """
     expected = module.state_dict()
     parts = {name.partition(".")[0] for name in expected}
     found = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name.partition(".")[0] in parts}
-    require_fit(expected, found, path)
+    require_fit(expected, found, path, is_own)
     module.load_state_dict(found)
+    if is_own:
+        require_finite(module, path)
 
 
 def initialise(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> list[str]:
@@ -284,6 +286,7 @@ def initialise(module: nn.Module, checkpoint: Checkpoint, path: str | Path) -> l
     own, found = tasks.state_dict(), inherited(module.get_submodule("tasks"), state)
     fitting = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
     tasks.load_state_dict(own | fitting)
+    require_finite(nn.ModuleDict({name: module.get_submodule(name) for name in ("model", "tasks")}), path)
     _initialise_teacher(module, {**checkpoint, "state_dict": state})
     return [name for name in own if name not in fitting] + new
 

@@ -10,11 +10,21 @@ from torch.distributed.tensor import DTensor
 from fusionkit.errors import DataError
 
 
-def require_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path) -> None:
-    """Raise DataError with the first differences where a checkpoint was written by another architecture."""
+def require_fit(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: str | Path, is_own: bool = False
+) -> None:
+    """Raise DataError with the first differences where a checkpoint was written by another architecture.
+
+    With ``is_own`` than the one that its own configuration says, with whatever the user changes of it.
+    """
     if differences := differences_between(expected, found):
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         told = f"{'; '.join(differences[:3])}{more}"
+        if is_own:
+            raise DataError(
+                f"checkpoint {path} is of another architecture than its own configuration ('here'): {told}; leave out what "
+                "you change of the configuration, and where that is nothing the checkpoint is damaged: take it again"
+            )
         raise DataError(
             f"checkpoint {path} is of another architecture: {told}; choose the encoders, fusion, model and teacher that it "
             "was trained with"
@@ -34,10 +44,21 @@ def differences_between(expected: Mapping[str, Tensor], found: Mapping[str, Tens
     ]
 
 
+def require_finite(module: nn.Module, path: str | Path) -> None:
+    """Raise DataError where a module that was loaded from a checkpoint holds what nothing can be computed with."""
+    if names := not_finite(module):
+        more = f", as do {len(names) - 1} more tensors" if len(names) > 1 else ""
+        raise DataError(f"checkpoint {path}: {names[0]} holds NaN or infinite numbers{more}; take one of before that")
+
+
 def not_finite(module: nn.Module) -> list[str]:
-    """The names of the parameters that hold NaN or infinite numbers, and of the buffers that hold NaN (a mask may be -inf)."""
+    """The names of the parameters that hold NaN or infinite numbers, and of the buffers that do: but a mask may be -inf."""
     parts = {name: ~parameter.detach().isfinite().all() for name, parameter in module.named_parameters()}
-    parts |= {name: buffer.isnan().any() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    parts |= {
+        name: (buffer.isnan() | buffer.isposinf()).any()
+        for name, buffer in module.named_buffers()
+        if buffer.is_floating_point()
+    }
     flags = torch.stack([whole(part) for part in parts.values()]).tolist() if parts else []
     return [name for name, is_wrong in zip(parts, flags, strict=True) if is_wrong]
 

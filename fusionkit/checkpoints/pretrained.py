@@ -65,7 +65,7 @@ def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
     if words is None:
         raise DataError(f"checkpoint {path} has neither a tokenizer nor the ids of its special tokens; export it again")
     network = build_network(config, words, artifacts["answers"] or ())
-    load_weights(network.module.eval(), checkpoint, path)
+    load_weights(network.module.eval(), checkpoint, path, is_own=True)
     restore_int8(network.module, checkpoint.get("int8") or {})
     return Pretrained(network.model, network.tasks, network.teacher, config, tokenizer, artifacts)
 

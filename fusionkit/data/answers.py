@@ -9,6 +9,7 @@ from fusionkit.data.vqa_answers import answer_key, clean_spaces, leave_one_out, 
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.atomic import write_text
 from fusionkit.files.plain import read_json
+from fusionkit.files.unicode import is_unicode, shown
 
 PUBLISHED_MIN_COUNT = 9
 """Keeps 3,129 answers of VQA v2 train and val (ViLT's write_vqa.py, UNITER's ans2label.json), one of which is "": all that
@@ -108,6 +109,8 @@ def read_answers(path: Path) -> list[str]:
             content = sorted(content, key=content.__getitem__)
     if not isinstance(content, list) or not all(isinstance(answer, str) for answer in content) or not content:
         raise DataError(f"{path} is no answer list; expected a JSON list of strings, or an object from answer to index")
+    if (broken := next((answer for answer in content if not is_unicode(answer)), None)) is not None:
+        raise DataError(f"{path} has the answer {shown(broken)}, which is no text in Unicode; correct it")
     if len(set(content)) < len(content):
         twice = Counter(content).most_common(1)[0][0]
         raise DataError(f"{path} has the answer '{twice}' twice; every answer needs one index: remove one")

@@ -3,9 +3,10 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
@@ -19,6 +20,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError, UserError
 from fusionkit.files.names import is_file_name
+from fusionkit.files.plain import read_json, reason_of
 from fusionkit.files.unicode import UNSPACED, readable
 from fusionkit.types import TextFormat
 
@@ -87,10 +89,9 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
         raise
     except Exception as error:  # of a damaged file the tokenizers' own library raises this very class
         if Path(name).exists():
-            at_fault = _refused_config(name)
-            file = f"{name}/config.json" if at_fault else f"the files in {name}"
-            reason = " ".join(str(at_fault or error).split()) or type(error).__name__
-            raise DataError(f"tokenizer: {file} cannot be read ({reason[:200]}); save them anew") from error
+            file, at_fault = _at_fault(name)
+            reason = " ".join(reason_of(at_fault or error).split()) or type(error).__name__
+            raise DataError(f"tokenizer: {file} cannot be read ({reason[:200]}); save the tokenizer anew") from error
         raise ConfigError(
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "
             "check the path, or download it once and give its folder"
@@ -107,14 +108,27 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _refused_config(name: str) -> Exception | None:
-    """What is wrong with the model's configuration among a tokenizer's files, which says of what kind the tokenizer is."""
-    try:
-        if Path(name, "config.json").exists():
-            AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # of unknown kinds and values, each with an error of its own
-        return error
-    return None
+def _at_fault(name: str) -> tuple[str, Exception | None]:
+    """Which of a tokenizer's files cannot be read, and why; all of them, and None, where each by itself can.
+
+    The model's configuration among them says of what kind the tokenizer is.
+    """
+    checks: dict[str, Callable[[Path], Any]] = {path.name: Path.stat for path in sorted(Path(name).glob("*.json"))}
+    checks |= {
+        "config.json": lambda path: AutoConfig.from_pretrained(path.parent, trust_remote_code=False),
+        "tokenizer.json": lambda path: Tokenizer.from_file(str(path)),
+    }
+    for file, check in checks.items():
+        try:
+            if (path := Path(name, file)).exists():
+                read_json(path, has_nan=True)
+                with panics():
+                    check(path)
+        except DataError as error:
+            return str(path), error.__cause__ if isinstance(error.__cause__, Exception) else error
+        except Exception as error:  # of unknown kinds and values, each with an error of its own
+            return str(path), error
+    return f"the files in {name}", None
 
 
 def companion_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:

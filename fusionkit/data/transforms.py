@@ -79,6 +79,10 @@ class Finish:
             ("mean", mean, all(0 <= value <= 1 for value in mean)),
             ("std", std, all(0 < value <= 1 for value in std)),
         ):
+            if len(values) != 3:
+                raise ConfigError(
+                    f"data.{name} is {list(values)}, but has to be three numbers, for red, green and blue"
+                )
             if not is_possible:
                 raise ConfigError(
                     f"data.{name} is {list(values)}, but is of pixels from 0 to 1; give numbers in this range, those of "

@@ -168,6 +168,8 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def reason_of(error: Exception) -> str:
     """The first line of what a library says."""
+    if isinstance(error, KeyError):  # which says the key alone
+        return f"{error} is missing"
     return (
         "nested too deeply"
         if isinstance(error, RecursionError)

@@ -39,6 +39,21 @@ def readable(text: str) -> str:
     return unicodedata.normalize("NFC", whole)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text is without halves of letters (lone surrogates), which no tokenizer reads and no file of text can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shown(text: str) -> str:
+    """As it is written in Python, no more than a hundred letters, among them the first half of a letter."""
+    first = next((place for place, letter in enumerate(text) if not is_unicode(letter)), 0)
+    return ascii(text[max(0, first - 50) :][:100])
+
+
 def metric_words(kinds: Iterable[str]) -> dict[str, str]:
     """By kind, its part of a metric's name: letters, digits and pictures in lower case, "yes/no" as "yes_no", "Màu" as "màu".
 

@@ -61,6 +61,10 @@ def test_what_does_not_fit_is_told_shapes_first_and_three_at_most():
         f"checkpoint x.ckpt is of another architecture: {'; '.join(told)}; choose the encoders, fusion, model and teacher that "
         "it was trained with"
     )
+    with pytest.raises(
+        DataError, match=r"than its own configuration .*: a is .*; leave out what you change of .* is damaged"
+    ):
+        require_fit(here, there, "x.ckpt", is_own=True)
     with pytest.raises(DataError, match="d is unknown here and 1 more; choose"):
         require_fit(here, there | {"e": torch.ones(1)}, "x.ckpt")
 

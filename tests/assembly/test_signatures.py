@@ -20,9 +20,11 @@ TARGETS = sorted(name for block in BLOCKS if not (name := block["_target_"]).sta
 
 
 def kinds(annotation: Any) -> Any:
-    """What the checks look at: plain types and lists; all others are one."""
+    """What the checks look at: plain types, lists and numbers in these; all others are one."""
     if (origin := typing.get_origin(annotation)) in (tuple, list, Sequence):
-        return origin
+        inner = typing.get_args(annotation)
+        is_one_kind = origin is not tuple or inner[1:] == (...,)
+        return origin, inner[0] if is_one_kind and inner[:1] in ((int,), (float,)) else None
     members = set(typing.get_args(annotation)) if origin in (types.UnionType, typing.Union) else {annotation}
     return members if members <= {int, float, str, bool, type(None)} else None
 
@@ -150,4 +152,4 @@ def test_what_source_does_not_tell_is_imported(own: None) -> None:
         }
         assert attribute_of(f"own_parts.inner.{name}", "provides") == {"pooled", "text"}
     below = signature_of("own_parts.inner.Below")
-    assert (kinds(below["rate"].annotation), kinds(below["sizes"].annotation)) == ({float, type(None)}, list)
+    assert (kinds(below["rate"].annotation), kinds(below["sizes"].annotation)) == ({float, type(None)}, (list, int))

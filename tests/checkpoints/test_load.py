@@ -49,10 +49,21 @@ def test_a_part_of_another_kind_is_named(part: str, value: Any, words: str) -> N
         check_content("x.ckpt", content(**{part: value}))
 
 
-def test_a_part_that_is_missing() -> None:
+@pytest.mark.parametrize(
+    ("part", "value"), [("answers", ["yes", "n\ud83do"]), ("tokenizer", {"tokenizer.json": "x" * 200 + "\ud83d"})]
+)
+def test_half_a_letter_in_a_text_is_the_fault_of_the_part_it_stands_in(part: str, value: Any) -> None:
+    with pytest.raises(
+        DataError, match=rf"x\.ckpt is damaged: its '{part}' holds .{{0,60}}ud83d.*, which is no text in Unicode"
+    ):
+        check_content("x.ckpt", content(**{part: value}))
+
+
+@pytest.mark.parametrize("part", GOOD)
+def test_a_part_that_is_missing(part: str) -> None:
     less = content()
-    del less["fusionkit"]["config"]
-    with pytest.raises(DataError, match="its 'config' is missing"):
+    del less["fusionkit"][part]
+    with pytest.raises(DataError, match=f"its '{part}' is missing"):
         check_content("x.ckpt", less)
     for whole in (3, None, 1.5, []):
         with pytest.raises(DataError, match=r"its part 'fusionkit' is .*, no object"):
@@ -100,6 +111,11 @@ def test_a_configuration_that_cannot_be_built_names_its_checkpoint(wrapped: Exce
         raise wrapped
 
 
+def test_a_key_that_a_library_looks_up_in_vain_is_told_as_such() -> None:
+    with pytest.raises(DataError, match=r"cannot be built \('gelu_3' is not known\)"), told_of("x.ckpt"):
+        raise KeyError("gelu_3")
+
+
 def test_a_refusal_names_its_checkpoint_once() -> None:
     with pytest.raises(ConfigError, match=r"^checkpoint x\.ckpt: data.root is 3$"), told_of("x.ckpt"):
         raise ConfigError("data.root is 3")
@@ -121,7 +137,13 @@ def test_a_damaged_tokenizer_is_named(tmp_path: Path) -> None:
     whole = json.loads(path.read_text())
     for damage in ("[" * 20000, "word", json.dumps(whole | {"added_tokens": [{"id": "x"}]}), json.dumps("word")):
         path.write_text(damage)
-        with pytest.raises(DataError, match=rf"tokenizer: the files in {tmp_path}/t cannot be read"):
+        with pytest.raises(DataError, match=rf"tokenizer: {path} cannot be read .*; save the tokenizer anew"):
+            load_tokenizer(tmp_path / "t")
+    path.write_text(json.dumps(whole))
+    path = tmp_path / "t/tokenizer_config.json"
+    for damage, words in (("{", "Expecting property"), ("[" * 20000, "nested too deeply")):
+        path.write_text(damage)
+        with pytest.raises(DataError, match=rf"tokenizer: {path} cannot be read \({words}"):
             load_tokenizer(tmp_path / "t")
 
 

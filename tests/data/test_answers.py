@@ -99,6 +99,13 @@ def test_what_is_no_answer_list(tmp_path, content):
         AnswerVocabulary.load(write_json(tmp_path / "list.json", content))
 
 
+def test_half_a_letter_is_no_answer(tmp_path):
+    with pytest.raises(
+        DataError, match=r"list.json has the answer 'n.ud83do', which is no text in Unicode; correct it"
+    ):
+        AnswerVocabulary.load(write_json(tmp_path / "list.json", ["yes", "n\ud83do"]))
+
+
 def test_missing_and_repeating_lists(tmp_path):
     with pytest.raises(DataError, match=r"no.json does not exist"):
         AnswerVocabulary.load(tmp_path / "no.json")

@@ -139,7 +139,7 @@ def test_a_model_s_configuration_beside_it_is_named_where_it_is_at_fault(config,
         load_tokenizer(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "siglip"}))
     file.write_text("[")
-    with pytest.raises(DataError, match=rf"^tokenizer: the files in {tmp_path} cannot be read"):
+    with pytest.raises(DataError, match=rf"^tokenizer: {file} cannot be read"):
         load_tokenizer(tmp_path)
 
 

@@ -178,6 +178,8 @@ def test_a_crop_to_fit_keeps_proportions_and_refuses_boxes():
 @pytest.mark.parametrize(
     ("mean", "std", "words"),
     [
+        ((0.5,) * 4, (1, 1, 1), r"data.mean is \[0.5, 0.5, 0.5, 0.5\], but has to be three numbers"),
+        ((0, 0, 0), (1,), r"data.std is \[1\], but has to be three numbers"),
         ((0, 0, 1.1), (1, 1, 1), r"data.mean is \[0, 0, 1.1\], but is of pixels from 0 to 1"),
         ((-0.1, 0, 0), (1, 1, 1), "data.mean is"),
         ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), "those of pixels from 0 to 255 divided by 255"),

@@ -247,6 +247,7 @@ def test_a_rehearsal_costs_no_memory_and_leaves_no_trace():
 
 def test_the_first_line_of_an_error():
     assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(KeyError("gelu_3")) == "'gelu_3' is not known"
     assert first_line(ValueError("fields:\n  two are wrong\nfor one")) == "fields: two are wrong"
     assert first_line(AssertionError()) == "AssertionError"
 

@@ -169,7 +169,8 @@ def test_a_mask_may_be_infinite_and_a_statistic_not():
     part.register_buffer("number", torch.tensor(1))
     assert not_finite(part) == []
     part.register_buffer("mean", torch.tensor([0.0, torch.nan]))
-    assert not_finite(part) == ["mean"]
+    part.register_buffer("var", torch.tensor([1.0, torch.inf]))
+    assert not_finite(part) == ["mean", "var"]
 
 
 class Scaler:

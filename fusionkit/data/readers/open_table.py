@@ -65,6 +65,7 @@ class OpenTable(OpenFiles):
             table.missing,
         )
         self.skipped: dict[str, int] = {}  # by split, rows whose picture is not there
+        self._there = 0  # pictures of it that are
         self.bare = 0  # pictures of the split that was read last which have no text
         self._draws: dict[Path, str] = {}  # by picture, the split that its hash gives it
 
@@ -83,7 +84,7 @@ class OpenTable(OpenFiles):
         places = [(number, place) for number, place in enumerate(self.places) if place.split in (None, asked)]
         paths = [place.table.path for _, place in places]
         names, groups = (short_names(paths), [[each] for each in places]) if self.is_sharded else ([split], [places])
-        self.skipped[split], self.bare, is_empty = 0, 0, True
+        self.skipped[split], self._there, self.bare, is_empty = 0, 0, 0, True
         self.filters.clear()
         for name, group in zip(names, groups, strict=True):
             if samples := self._part(group, split, asked):
@@ -118,6 +119,7 @@ class OpenTable(OpenFiles):
                 partial(self.filters.unrepeated, captions=captions, has_others=has_others),
             )
             pictures += found
+            self._there += len(found)
             self.skipped[split] += missing
         if self.hashed and asked == "train" and not self._draws_rows:
             pictures = [each for each in pictures if self._drawn(each) == split]
@@ -125,6 +127,11 @@ class OpenTable(OpenFiles):
         return self._samples(pictures)
 
     def _empty(self, split: str) -> str:
+        if (rows := self.skipped[split]) and not self._there:
+            return (
+                f"the split '{split}' of {self.path} is empty: the pictures of its {rows:,} rows are not there; name their "
+                "folder as data.images=FOLDER"
+            )
         fix = f"known: {', '.join(self.splits)}"
         if split in self.hashed:
             fix = f"give it a larger part of the pictures, data.split_by.{split}=0.3, or none, data.split_by.{split}=0"

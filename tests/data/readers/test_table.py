@@ -887,6 +887,17 @@ def test_missing_pictures_may_be_skipped(tmp_path):
     assert table.opened.skipped == {"train": 2}
 
 
+@pytest.mark.parametrize("shares", [NONE, None], ids=["named", "drawn"])
+def test_a_split_whose_pictures_are_all_missing_says_so(shares, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    write_csv(tmp_path / "t.csv", [["image", "caption"], ["a.jpg", "x"], ["b.jpg", "y"]])
+    with pytest.raises(
+        DataError,
+        match=r"the split 'train' of .*t.csv is empty: the pictures of its 2 rows are not there; .*data.images=",
+    ):
+        read(tmp_path, "t.csv", missing="skip", images="elsewhere", split_by=shares)
+
+
 def test_the_folder_is_found_though_the_first_rows_have_no_pictures(tmp_path):
     photos(tmp_path / "photos", ["late.jpg"])
     names = [*(f"{number}.jpg" for number in range(30)), "late.jpg"]
