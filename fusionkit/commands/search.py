@@ -16,13 +16,13 @@ from fusionkit.commands.evaluation_setup import device_of
 from fusionkit.commands.predict_images import predictor_of
 from fusionkit.data.requests import Request, readable_text
 from fusionkit.encoders.base import SupportsWeightless
-from fusionkit.errors import ConfigError, DataError, clean
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference.answering import Predictor
 from fusionkit.inference.embedding import Embedder
 from fusionkit.inference.image_index import ImageIndex, Maker
-from fusionkit.inference.image_search import ImageSearch, Query, Ways
+from fusionkit.inference.image_search import ImageSearch, Query, Ways, require_threshold
 from fusionkit.inference.index_update import update_index
-from fusionkit.reporting.search_sheet import Shown, require_ending, write_sheet
+from fusionkit.reporting.search_results import one_line, print_groups, require_ending, write_sheet
 from fusionkit.scoring.records import Record, require_writable, write_records
 
 TOLD = 5  # files that cannot be read, by name
@@ -45,27 +45,28 @@ def search(config: DictConfig) -> None:
         print(f"index={config.index}: {len(found.index):,} images: {found.update}")
         faults = list(found.update.faults.values())
         for fault in faults[:TOLD]:
-            print(f"not read: {clean(fault)}")
+            print(f"not read: {one_line(fault)}")
         if len(faults) > TOLD:
             print(f"not read: {len(faults) - TOLD:,} more")
     if config.duplicates:
-        groups = found.duplicates(config.threshold)
-        headings = [f"group {number}" for number in range(1, len(groups) + 1)]
-        print(f"{len(groups):,} groups of pictures of a cosine from {config.threshold} on, or of the same bytes")
-        records = [{"group": number} | record for number, group in enumerate(groups, start=1) for record in group]
+        every = found.duplicates(config.threshold)
+        names = [f"group {number}" for number in range(1, len(every) + 1)]
+        said: list[Record] = [{"group": number} for number in range(1, len(every) + 1)]
+        print(f"{len(every):,} groups of pictures of a cosine from {config.threshold} on, or of the same bytes")
     elif queries:
-        groups, headings = found.search(queries, ways), [_heading(query) for query in queries]
+        every = found.search(queries, ways)
+        said = [_said(query) for query in queries]
+        names = [" + ".join(each.values()) for each in said]
         print(f"rank    score  image   ({_score_of(found, queries, ways)})")
-        records = [_said(query) | record for query, group in zip(queries, groups, strict=True) for record in group]
     else:
         return
-    for heading, group in zip(headings, groups, strict=True):
-        _print(heading if len(groups) > 1 or config.duplicates else None, group)
+    groups = [(name, [each for each in group if "error" not in each]) for name, group in zip(names, every, strict=True)]
+    print_groups(groups, has_headings=len(groups) > 1 or config.duplicates)
+    records = [about | record for about, group in zip(said, every, strict=True) for record in group]
     if config.output:
         write_records(Path(config.output), records)
     if config.sheet:
-        shown = [(name, _shown(found, group)) for name, group in zip(headings, groups, strict=True)]
-        write_sheet(Path(config.sheet), f"{config.images or found.index.images}", shown)
+        write_sheet(Path(config.sheet), str(found.index.images), found.index.images, groups)
     if told := [f"{key}: {config[key]}" for key in ("output", "sheet") if config[key]]:
         print("   ".join(told))
     errors = [record["error"] for record in records if "error" in record]
@@ -120,6 +121,7 @@ def _check(config: DictConfig, queries: Sequence[Query]) -> None:
     """Raise ConfigError or DataError for what can be told without the checkpoint."""
     if config.batch_size < 1:
         raise ConfigError(f"batch_size is {config.batch_size}, but has to be at least 1")
+    require_threshold(config.threshold)
     if queries and config.duplicates:
         raise ConfigError("duplicates=true is about the images of the index alone; leave out query and image")
     if not queries and not config.duplicates:
@@ -146,39 +148,3 @@ def _score_of(found: ImageSearch, queries: Sequence[Query], ways: Ways) -> str:
 def _said(query: Query) -> Record:
     said = {"query": query.text, "query_image": None if query.image is None else str(query.image.image)}
     return {name: value for name, value in said.items() if value is not None}
-
-
-def _heading(query: Query) -> str:
-    return " + ".join(_said(query).values())
-
-
-def _print(heading: str | None, group: Sequence[Record]) -> None:
-    if heading is not None:
-        print(_in_one_line(heading))
-    for record in group:
-        if "error" in record:
-            continue
-        name = _in_one_line(record["image"])
-        if "rank" in record:
-            print(f"{record['rank']:>4} {record['score']:>8.4f}  {name}")
-        else:
-            print(f"     {record['cosine']:>8.4f}  {name}{'  (same bytes)' if record['same_bytes'] else ''}")
-
-
-def _shown(found: ImageSearch, group: Sequence[Record]) -> list[Shown]:
-    return [
-        Shown(found.index.images / record["image"], _in_one_line(record["image"]), _told(record))
-        for record in group
-        if "error" not in record
-    ]
-
-
-def _told(record: Record) -> str:
-    said = [f"{record['rank']}" if "rank" in record else "", f"cosine {record['cosine']:.3f}"]
-    said += [f"match {record['match']:.3f}"] if "match" in record else []
-    return ", ".join(part for part in (*said, "same bytes" if record.get("same_bytes") else "") if part)
-
-
-def _in_one_line(name: str) -> str:
-    """A file's name, whatever is in it, as one line of a terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in name)

@@ -87,20 +87,18 @@ class ImageSearch:
     def duplicates(self, threshold: float) -> list[list[Record]]:
         """Groups of images of a cosine from ``threshold`` on, or of the same bytes: {"image", "cosine", "same_bytes"}.
 
-        Both are said of each with the first of its group.
+        The cosine is that with the first of the group; ``same_bytes`` says that one before it in the group has the same.
         """
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
-            raise ConfigError(f"threshold is {threshold!r}, but has to be a cosine above 0 and at most 1")
-        index, groups = self.index, list[list[Record]]()
-        contents = index.contents()
+        require_threshold(threshold)
+        index, groups, contents = self.index, list[list[Record]](), self.index.contents()
         for rows in near_groups(index.features, threshold, contents):
             cosines = (index.features[rows] @ index.features[rows[0]]).tolist()
-            groups.append(
-                [
-                    {"image": index.name(row), "cosine": cosine, "same_bytes": contents[row] == contents[rows[0]]}
-                    for row, cosine in zip(rows, cosines, strict=True)
-                ]
-            )
+            groups.append([])
+            before = set[bytes]()
+            for row, cosine in zip(rows, cosines, strict=True):
+                same = contents[row] in before
+                groups[-1].append({"image": index.name(row), "cosine": cosine, "same_bytes": same})
+                before.add(contents[row])
         return groups
 
     def _vectors(self, queries: Sequence[Query], weight: float) -> Tensor:
@@ -205,6 +203,12 @@ class ImageSearch:
             for row, path in found.items()
             if path.is_file() and path.stat().st_size != sizes[row].as_py()
         }
+
+
+def require_threshold(threshold: Any) -> None:
+    """Raise ConfigError for what is no cosine from which on two images look alike."""
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold <= 1:
+        raise ConfigError(f"threshold is {threshold!r}, but has to be a cosine above 0 and at most 1")
 
 
 def _taken(text: Any, rows: Tensor) -> Any:

@@ -27,6 +27,7 @@ from fusionkit.scoring.records import require_writable
 
 SECONDS, MOST = 30.0, 4096  # between two times that vectors are kept, and how many they may become
 CHUNK = 2**22  # bytes read at a time
+FEW = 32  # pictures, of which no progress is shown
 Embed = Callable[[Sequence[Path]], Iterator[tuple[list[int], Tensor, dict[int, str]]]]
 """Of some files, batch by batch: the places of those that can be read, their vectors, and what is wrong with the others."""
 
@@ -80,7 +81,7 @@ def update_index(
         if before is not None:
             _require_same_folder(before, images)
         parts = Parts(folder / PARTS, maker, width)
-        with show_progress(quiet) as progress:
+        with show_progress(quiet or len(files) <= FEW) as progress:
             update = Update(outside=outside)
             found = _contents(files, update.faults, Bar(progress, "reading"))
             known = {} if before is None else {content: row for row, content in enumerate(before.contents())}

@@ -82,6 +82,11 @@ def lines(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
+def near(row: dict[str, Any]) -> dict[str, Any]:
+    """A record whose numbers another batch may give with other last digits."""
+    return {key: pytest.approx(value, abs=1e-4) if isinstance(value, float) else value for key, value in row.items()}
+
+
 def names(photos: Path) -> list[str]:
     return sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.*"))
 
@@ -138,7 +143,7 @@ def test_a_text_finds_what_is_nearest_to_it(
         ]  # equal ones in the order of their paths
         assert f"\n   1 {found[0]['score']:>8.4f}  {images[0]}\n" in printed
     assert search(checkpoint, "query=two blue rings, and a square", "k=0", "top=3", "output=one.jsonl") == 0
-    assert lines("one.jsonl") == [row for row in rows if row["query"] == TEXTS[1]][:3]
+    assert [near(row) for row in lines("one.jsonl")] == [row for row in rows if row["query"] == TEXTS[1]][:3]
 
 
 def test_matching_ranks_the_nearest_again(checkpoint: Path, model: fk.Model, photos: Path, capsys: Capture) -> None:
@@ -171,10 +176,7 @@ def test_python_finds_the_same(checkpoint: Path, model: fk.Model, photos: Path, 
     rows = [{key: value for key, value in row.items() if key != "query"} for row in lines("found.jsonl")]
     assert [pytest.approx(row["score"], abs=1e-4) for row in rows] == [row["score"] for row in index.search(TEXTS[0])]
     first, second = index.search(TEXTS[:2], top=2)
-    assert first == [
-        {key: pytest.approx(value, abs=1e-4) if isinstance(value, float) else value for key, value in row.items()}
-        for row in rows[:2]
-    ]
+    assert first == [near(row) for row in rows[:2]]
     assert second[0]["rank"] == 1
     by_file, by_picture = index.search(image=photos / "2.jpg"), index.search(image=Image.open(photos / "2.jpg"))
     assert by_file == by_picture
@@ -208,13 +210,11 @@ def test_captions_find_the_images_that_the_evaluation_finds(
     for file in files.values():
         shutil.copy(world / "shapes/images" / file, tmp_path / "photos")
     index, asked = model.index(tmp_path / "index", tmp_path / "photos"), told["annotations"]
-    for k, ending in ((0, "retrieval_cosine"), (5, "")):
-        found = index.search([each["caption"] for each in asked], top=5, k=k)
-        hits = [
-            files[each["image_id"]] in {row["image"] for row in rows} for each, rows in zip(asked, found, strict=True)
-        ]
-        name = [name for name in scores.metrics if "text_to_image_r5" in name or "t2i" in name]
-        print(sorted(scores.metrics), k, ending, name, 100 * sum(hits) / len(hits))
+    for k, name in ((0, "text_to_image_r1_itc"), (5, "text_to_image_r1")):
+        found = index.search([each["caption"] for each in asked], top=1, k=k)
+        hits = [files[each["image_id"]] == rows[0]["image"] for each, rows in zip(asked, found, strict=True)]
+        assert 100 * sum(hits) / len(hits) == pytest.approx(scores.metrics[f"shapes/{name}"])
+        assert 0 < sum(hits) < len(hits) == 10
 
 
 def test_only_changed_pictures_are_embedded_again(
@@ -242,10 +242,11 @@ def test_what_looks_alike_is_named_in_groups(checkpoint: Path, model: fk.Model, 
     printed = capsys.readouterr().out
     assert "1 groups of pictures of a cosine from 1" in printed
     assert (
-        "group 1\n       1.0000  0.jpg\n       1.0000  almost.png\n       1.0000  same.jpg  (same bytes)\n" in printed
+        "group 1\n       1.0000  0.jpg\n       1.0000  almost.png\n       1.0000  same.jpg  (the same bytes)\n"
+        in printed
     )
     assert [(row["group"], row["image"], row["same_bytes"]) for row in lines("twins.jsonl")] == [
-        (1, "0.jpg", True),
+        (1, "0.jpg", False),
         (1, "almost.png", False),
         (1, "same.jpg", True),
     ]
@@ -313,7 +314,7 @@ def test_an_index_of_another_checkpoint_is_refused(checkpoint: Path, photos: Pat
             "checkpoint=other.ckpt; search it with that checkpoint, or name another folder" in capsys.readouterr().err
         )
     shutil.copy(checkpoint, "moved.ckpt")
-    assert search(Path("moved.ckpt"), "images=photos", "data.image_size=32") == 2
+    assert search(Path("moved.ckpt"), "images=photos", "data.mean=[0.4,0.4,0.4]") == 2
     assert "whose ways to read images are others" in capsys.readouterr().err
     assert search(Path("moved.ckpt"), "images=photos") == 0
     assert "12 images: 0 embedded, 12 as they were" in capsys.readouterr().out
@@ -348,12 +349,11 @@ def test_a_checkpoint_without_contrast_is_refused(checkpoint: Path, photos: Path
         (["query=a", "top=0"], 2, "top is 0, but has to be a whole number from 1"),
         (["query=a", "k=-1"], 2, "k is -1, but has to be a whole number from 0"),
         (["query=a", "weight=1.5"], 2, "weight is 1.5, but has to be a number from 0"),
-        (["query=a", "weight=.nan"], 2, "weight is nan, but has to be a number from 0"),
         (["query=a", "batch_size=0"], 2, "batch_size is 0, but has to be at least 1"),
         (
             ["images=photos", "duplicates=true", "threshold=2"],
             2,
-            "threshold is 2.0, but has to be a cosine above 0 and at most 1",
+            "threshold is 2, but has to be a cosine above 0 and at most 1",
         ),
         (
             ["query=a", "sheet=found.pdf"],
