@@ -1,6 +1,6 @@
 """A trained model that can be asked in Python."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,31 +9,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from fusionkit.api.index import Index
 from fusionkit.api.inputs import Picture, device_named, first_row, image_requests, joined, padded, paired, several
 from fusionkit.api.mistakes import sentences
 from fusionkit.assembly.objectives import active_objectives
-from fusionkit.assembly.parts import Parts, evaluation_options
+from fusionkit.assembly.parts import Parts
 from fusionkit.checkpoints.load import load_parts
 from fusionkit.checkpoints.source import local
 from fusionkit.commands.alt_text import caption_folder
 from fusionkit.commands.predict_images import predictor_of
-from fusionkit.data.collate import Collate
-from fusionkit.data.images import CorruptImage
-from fusionkit.data.requests import (
-    ASKED,
-    Request,
-    asked_text,
-    own_collate,
-    own_data,
-    readable_text,
-    require_image,
-    require_pictures,
-)
+from fusionkit.commands.search import open_index
+from fusionkit.data.requests import ASKED, Request, asked_text, readable_text, require_pictures
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference.answering import Answer
-from fusionkit.inference.prediction import evaluating, moved
+from fusionkit.inference.embedding import Embedder
 from fusionkit.scoring.records import Record
-from fusionkit.types import Batch, Tokens
+from fusionkit.types import Tokens
 
 ACCELERATORS = {"cuda": "gpu"}  # Lightning's names where they are others than torch's
 
@@ -66,13 +57,15 @@ class Model:
     def encode_image(self, images: Picture | Sequence[Picture]) -> Tokens:
         """The image encoder's states: ``embeds`` (I, N, D), ``mask`` (I, N) or None, ``pooled`` (I, D); of one image its row."""
         found, is_one = several(images, "image")
-        tokens = padded(list(self._map_images(found, self._image_tokens)))
+        embedder = self._embedder
+        tokens = padded(list(embedder.map_images(image_requests(found), embedder.image_tokens)))
         return first_row(tokens) if is_one else tokens
 
     def encode_text(self, texts: str | Sequence[str]) -> Tokens:
         """The text encoder's states before they meet an image: ``embeds`` (T, L, D), ``mask`` (T, L), ``pooled`` (T, D)."""
         found, is_one = several(texts, "text")
-        tokens = padded(list(self._map_texts(found, lambda tokens: tokens)))
+        words = [readable_text(text, "text") for text in found]
+        tokens = padded(list(self._embedder.map_texts(words, lambda tokens: tokens)))
         return first_row(tokens) if is_one else tokens
 
     def embed(
@@ -80,24 +73,30 @@ class Model:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Vectors (I, E) of images, (T, E) of texts, or both, of length 1: a product of two is their cosine.
 
-        Raises ConfigError where no objective trained them.
+        Texts are read as captions. Raises ConfigError where no objective trained the vectors.
         """
-        if not any("feats" in self.parts.tasks[name].needs for name in self.tasks):
-            raise ConfigError(
-                f"{self._name} was trained without contrast, so that its embeddings say nothing; it was trained by "
-                f"{', '.join(self.tasks)}: use match, or train with task itc"
-            )
-        model, found = self.parts.model, list[Tensor]()
+        embedder, found = self._embedder, list[Tensor]()
+        embedder.require_contrast(self._name)
         if images is not None:
             pictures, is_one = several(images, "image")
-            vectors = self._map_images(pictures, lambda batch: model.project_image(self._image_tokens(batch)))
+            vectors = embedder.map_images(image_requests(pictures), embedder.project_images)
             found.append(joined(vectors, is_one))
         if texts is not None:
             words, is_one = several(texts, "text")
-            found.append(joined(self._map_texts(words, model.project_text), is_one))
+            found.append(joined([embedder.texts([readable_text(text, "text") for text in words])], is_one))
         if not found:
             raise ConfigError("embed: nothing is given; give images=..., texts=... or both")
         return found[0] if len(found) == 1 else (found[0], found[1])
+
+    def index(self, folder: str | Path, images: str | Path | None = None) -> Index:
+        """The index in a folder, to be searched as ``fusionkit search`` does; with ``images`` it is made, or brought up to date.
+
+        It holds all pictures of that folder and of those in it. What is new or has changed is embedded, the rest is kept.
+        """
+        with sentences():
+            predictor = predictor_of(self.parts, self.device, batch_size=self.batch_size)
+            pictures = None if images is None else Path(images).expanduser()
+            return Index(open_index(self.parts, predictor, self._name, Path(folder).expanduser(), pictures))
 
     def match(
         self,
@@ -232,48 +231,8 @@ class Model:
         return f"the model of {self.path}" if self.path else "the model"
 
     @property
-    def _source(self) -> str:
-        """The source as whose inputs one's own are read: of a contrastive objective, if there is one."""
-        tasks = self.parts.tasks
-        contrastive = (s for s, names in self.objectives.items() if any("feats" in tasks[name].needs for name in names))
-        return next(contrastive, next(iter(self.objectives)))
-
-    def _map_images(self, images: Sequence[Picture], compute: Callable[[Batch], Any]) -> Iterator[Any]:
-        """What is computed of the images, batch by batch, on the CPU."""
-        requests = image_requests(images)
-        for start in range(0, len(requests), self.batch_size):
-            chosen = requests[start : start + self.batch_size]
-            data, collate = own_data(self.parts.datamodule, self._source, chosen, (), is_grouped=False)
-            items = []
-            for place, request in enumerate(chosen):
-                try:
-                    require_image(request, self.parts.model.image_encoder.reads)
-                    items.append(data.item(place))
-                except CorruptImage as error:
-                    raise DataError(str(error)) from None
-            batch = collate(items)
-            if isinstance(batch, DataError):
-                raise batch
-            with self._evaluating():
-                found = moved(compute(moved(batch, self.device)), torch.device("cpu"))
-            yield found
-
-    def _map_texts(self, texts: Sequence[str], compute: Callable[[Tokens], Any]) -> Iterator[Any]:
-        collate: Collate = own_collate(self.parts.datamodule, self._source)
-        for start in range(0, len(texts), 4 * self.batch_size):
-            chosen = [readable_text(text, "text") for text in texts[start : start + 4 * self.batch_size]]
-            rows = moved(collate.tokenize(chosen), self.device)
-            with self._evaluating():
-                tokens = self.parts.model.encode_text(rows["input_ids"], rows["attention_mask"])
-                found = moved(compute(tokens), torch.device("cpu"))
-            yield found
-
-    def _image_tokens(self, batch: Batch) -> Tokens:
-        return self.parts.model.encode_image(self.parts.model.images_of(batch))
-
-    def _evaluating(self) -> Any:
-        options = evaluation_options(self.parts.config)
-        return evaluating(self.parts.model, self.parts.tasks.values(), self.device, options)
+    def _embedder(self) -> Embedder:
+        return Embedder(predictor_of(self.parts, self.device, batch_size=self.batch_size))
 
 
 def load(

@@ -20,9 +20,13 @@ def digest(*parts: Iterable[Any]) -> str:
     return content.hexdigest()
 
 
-def weights_digest(*modules: nn.Module) -> str:
-    """Twenty letters that differ where any weight, its name or its type does."""
-    content = hashlib.blake2b(f"{__version__} {torch.__version__}".encode(), digest_size=10)
+def weights_digest(*modules: nn.Module, has_versions: bool = True) -> str:
+    """Twenty letters that differ where any weight, its name or its type does.
+
+    With ``has_versions`` they also do where fusionkit or torch is another, by which computations may be.
+    """
+    versions = f"{__version__} {torch.__version__}" if has_versions else ""
+    content = hashlib.blake2b(versions.encode(), digest_size=10)
     for module in modules:
         for name, tensor in plain_state(module.state_dict()).items():
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -97,6 +97,21 @@ COMMANDS = {
         operands="folder",
         schema="AltTextConfig",
     ),
+    "search": Command(
+        "find images of your own folder by a text, an image or both, and those that look alike",
+        "fusionkit.commands.search:search",
+        (
+            "checkpoint=PATH index=DIR images=FOLDER",
+            "checkpoint=PATH index=DIR query='a dog on a beach' sheet=found.html",
+            "checkpoint=PATH index=DIR image=photo.jpg query='at night' top=20 output=found.jsonl",
+            "checkpoint=PATH index=DIR duplicates=true threshold=0.97",
+        ),
+        "search",
+        STORED,
+        paths=("checkpoint", "index", "images", "image", "output", "sheet"),
+        texts=("query",),
+        schema="SearchConfig",
+    ),
     "score": Command(
         "score a file of predictions against a benchmark's annotations, without a model",
         "fusionkit.commands.score:score",

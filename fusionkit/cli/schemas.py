@@ -114,6 +114,29 @@ class AltTextConfig:
 
 
 @dataclass
+class SearchConfig:
+    """The top level of ``fusionkit search``."""
+
+    checkpoint: str = MISSING
+    trust: Any = None
+    index: str = MISSING
+    images: str | None = None
+    query: Any = None
+    image: str | None = None
+    weight: float = MISSING
+    top: int = MISSING
+    k: int = MISSING
+    duplicates: bool = False
+    threshold: float = MISSING
+    output: str | None = None
+    sheet: str | None = None
+    batch_size: int = MISSING
+    data: Any = MISSING
+    evaluation: Any = MISSING
+    trainer: Any = MISSING
+
+
+@dataclass
 class ScoreConfig:
     """The top level of ``fusionkit score``."""
 

@@ -10,7 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.hub_data import fetch, is_hub_name
 from fusionkit.assembly.table_choices import choices_for
-from fusionkit.commands.languages import languages_of
 from fusionkit.config import primary_groups
 from fusionkit.data.images import CorruptImage, decode
 from fusionkit.data.readers.open_table import OpenTable
@@ -18,6 +17,7 @@ from fusionkit.data.readers.row_pictures import digest_of
 from fusionkit.data.readers.table import Table
 from fusionkit.data.readers.table_data import told
 from fusionkit.data.sample import Sample, Text
+from fusionkit.data.texts.languages import languages_of
 from fusionkit.errors import ConfigError, UserError
 from fusionkit.files.atomic import write_text
 from fusionkit.files.names import is_file_name

@@ -160,7 +160,8 @@ class Reranker:
     def __call__(self, sim: Tensor, text_to_image: TopK, image_to_text: TopK, bar: Bar) -> tuple[TopK, TopK]:
         """Both rankings of the cosines sim (T, I) with their first ``k`` items in the order of the rule's scores."""
         candidates = Candidates.of(text_to_image, image_to_text, self.settings.k)
-        scores = self._combine(self.logits(candidates, bar), sim[candidates.text_rows, candidates.image_rows])
+        cosine = sim[candidates.text_rows, candidates.image_rows]
+        scores = combined(self.settings.rule, self.logits(candidates, bar), cosine, self.model.temperature.item())
         by_text, by_image = candidates.spread(scores.double())
         return on_top(text_to_image, by_text), on_top(image_to_text, by_image)
 
@@ -191,14 +192,15 @@ class Reranker:
         ]
         return torch.cat(logits).cpu()
 
-    def _combine(self, logits: Tensor, cosine: Tensor) -> Tensor:
-        """Scores (P,) of pairs from the matching logits (P, 2) and cosines (P,)."""
-        if self.settings.rule == MATCH:
-            return logits[:, 1]
-        if self.settings.rule == MATCH_AND_COSINE:
-            return logits[:, 1] + cosine
-        apart: Tensor = logits[:, 1] - logits[:, 0]
-        return apart + cosine / float(self.model.temperature)
+
+def combined(rule: str, logits: Tensor, cosine: Tensor, temperature: float) -> Tensor:
+    """Scores (P,) of pairs by a rule of ``Reranking``, from the matching logits (P, 2) and cosines (P,)."""
+    if rule == MATCH:
+        return logits[:, 1]
+    if rule == MATCH_AND_COSINE:
+        return logits[:, 1] + cosine
+    apart: Tensor = logits[:, 1] - logits[:, 0]
+    return apart + cosine / temperature
 
 
 def _bytes(value: Any) -> int:

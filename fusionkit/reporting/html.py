@@ -59,13 +59,15 @@ def embedded(path: Path) -> str:
 
 
 @cache
-def thumbnail(path: Path, most: int = 360, said: tuple[int, int] | None = None) -> tuple[str, tuple[int, int]] | None:
+def thumbnail(
+    path: Path, most: int = 360, said: tuple[int, int] | None = None, upright: bool = False
+) -> tuple[str, tuple[int, int]] | None:
     """Return a picture of at most so many pixels a side as a data URI, and the size of its file; None where it cannot be read.
 
-    It is turned as the size ``said`` by annotations says.
+    It is turned as the size ``said`` by annotations says, or by its EXIF orientation where it is to be ``upright``.
     """
     try:
-        image, size = framed(decode(path, most), said)
+        image, size = framed(decode(path, most), said, upright)
     except CorruptImage:
         return None
     image.thumbnail((most, most))

@@ -412,6 +412,7 @@ ODD = [
         ("predict", ("checkpoint", "output_dir", "root", "data.root", "image", "output")),
         ("score", ("predictions", "annotations", "questions", "instances", "output")),
         ("alt-text", ("folder", "checkpoint", "output_dir", "output")),
+        ("search", ("checkpoint", "index", "images", "image", "output", "sheet")),
         ("submit", ("predictions", "questions", "output")),
         ("compare", ("output_dir", "costs")),
         ("export", ("checkpoint", "output")),

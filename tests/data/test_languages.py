@@ -1,6 +1,6 @@
 import pytest
 
-from fusionkit.commands.languages import language_of, languages_of
+from fusionkit.data.texts.languages import language_of, languages_of
 
 
 @pytest.mark.parametrize(
