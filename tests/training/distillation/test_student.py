@@ -96,6 +96,15 @@ def test_the_weights_and_the_temperature_are_those_of_the_formula():
     assert found["x"].loss.item() == pytest.approx(0.25 * plain.loss.item() + 0.5 * soft.item(), rel=1e-5)
 
 
+def test_a_teacher_is_in_the_precision_of_the_run_and_rests():
+    model, task = network("vqa")
+    distillation = distilled((model.train(), task.train()))
+    assert not any(part.training for part in distillation.teacher.module["model"].modules())
+    distillation.begin(torch.device("cpu"), lambda module: module.to(torch.bfloat16).train())
+    assert {p.dtype for p in distillation.teacher.module.parameters()} == {torch.bfloat16}
+    assert not any(part.training for part in distillation.teacher.module["model"].modules())
+
+
 def test_a_teacher_draws_nothing():
     student, teacher, batch = network("mlm"), distilled(network("mlm", seed=9)), toy()
     encoded = student[0].encode(batch, [])
