@@ -133,27 +133,22 @@ class ImageSearch:
                 logits, faults = self._logits(texts[start : start + at_once], items, bar)
                 scores = combined(rule, logits.flatten(0, 1), cosines.flatten(), temperature).view_as(cosines)
                 matches = logits.softmax(dim=2)[:, :, 1]
-                columns = (part.tolist() for part in (items, scores, cosines, matches))
-                for row in zip(*columns, strict=True):
-                    yield self._by_score(*row, faults)
+                for number in range(len(items)):
+                    yield self._by_score(items[number], scores[number], cosines[number], matches[number], faults)
 
     def _by_score(
-        self, items: list[int], scores: list[float], cosines: list[float], matches: list[float], faults: dict[int, str]
+        self, items: Tensor, scores: Tensor, cosines: Tensor, matches: Tensor, faults: dict[int, str]
     ) -> list[Record]:
-        there = [place for place, row in enumerate(items) if row not in faults]
-        best = sorted(there, key=lambda place: -scores[place])
+        """The candidates (k,) of one text, those with faults behind all others."""
+        numbers = list(zip(*(part.tolist() for part in (items, scores, cosines, matches)), strict=True))
+        there = sorted((each for each in numbers if each[0] not in faults), key=lambda each: -each[1])
         ranked: list[Record] = [
-            {
-                "image": self.index.name(items[place]),
-                "score": scores[place],
-                "cosine": cosines[place],
-                "match": matches[place],
-            }
-            for place in best
+            {"image": self.index.name(row), "score": score, "cosine": cosine, "match": match}
+            for row, score, cosine, match in there
         ]
         return ranked + [
-            {"image": self.index.name(row), "cosine": cosines[place], "error": faults[row]}
-            for place, row in enumerate(items)
+            {"image": self.index.name(row), "cosine": cosine, "error": faults[row]}
+            for row, _, cosine, _ in numbers
             if row in faults
         ]
 

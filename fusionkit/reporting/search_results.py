@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from fusionkit.data.images import CorruptImage, decode
 from fusionkit.errors import ConfigError
 from fusionkit.files.atomic import write_text
 from fusionkit.reporting.html import breakable, document, element, thumbnail
 from fusionkit.scoring.records import Record
-from fusionkit.scoring.sheet import CELL, Note, Panel, Picture, Sheet
+from fusionkit.scoring.sheet import Note, Panel, Picture, Sheet
 from fusionkit.visual.contact_sheet import COLUMNS, ROWS, draw_sheet
 
 ENDINGS = (".png", ".html")
@@ -64,16 +63,20 @@ def write_sheet(path: Path, title: str, images: Path, groups: Sequence[Group]) -
 
 
 def _item(images: Path, record: Record) -> Element:
-    found, name = thumbnail(images / record["image"], upright=True), one_line(record["image"])
+    found, name = _shown(images, record), one_line(record["image"])
     shown = element("img", src=found[0], alt=name, loading="lazy") if found else element("p", "cannot be shown")
     return element(
         "li", element("figure", shown, element("figcaption", _told(record), element("br"), *breakable(name)))
     )
 
 
+def _shown(images: Path, record: Record) -> tuple[str, tuple[int, int]] | None:
+    return thumbnail(images / record["image"], upright=True)
+
+
 def _sheet(images: Path, groups: Sequence[Group]) -> Sheet:
     every = [(heading, record) for heading, records in groups for record in records]
-    shown = [(heading, record) for heading, record in every[: COLUMNS * ROWS] if _is_readable(images / record["image"])]
+    shown = [(heading, record) for heading, record in every[: COLUMNS * ROWS] if _shown(images, record)]
     panels = [
         Panel(heading, (Picture(images / record["image"], notes=_notes(record), upright=True),))
         for heading, record in shown
@@ -83,14 +86,6 @@ def _sheet(images: Path, groups: Sequence[Group]) -> Sheet:
 
 def _notes(record: Record) -> tuple[Note, ...]:
     return Note(_told(record)), Note(one_line(record["image"]))
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        decode(path, CELL[1])
-    except CorruptImage:
-        return False
-    return True
 
 
 def _told(record: Record) -> str:
