@@ -92,7 +92,7 @@ def first_cause(error: BaseException) -> str:
     """The first line of the exception at the bottom of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, KeyError):  # which says the key alone
+    if type(error) is KeyError:  # which says the key alone
         return f"{error} is not known"
     return (str(error) or type(error).__name__).splitlines()[0]
 

@@ -56,4 +56,5 @@ class Index:
 
     def duplicates(self, threshold: float = 0.95) -> list[list[Record]]:
         """Groups of images that look alike, {"image", "cosine", "same_bytes"}: each said with the first of its group."""
-        return self._images.duplicates(threshold)
+        with sentences():
+            return self._images.duplicates(threshold)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -18,12 +19,11 @@ from fusionkit.encoders.frozen import ADAPTER
 from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.seq2seq import EncoderDecoderLM
 from fusionkit.encoders.tower import quiet
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.atomic import atomic_folder
 from fusionkit.model.adapters import PATIENCE, Search, adapted_layers
 
 OURS = "text_encoder."
-ONLY = "the folder holds the adapters alone"
 
 
 def write_peft(folder: Path, pretrained: Pretrained) -> None:
@@ -54,7 +54,7 @@ def not_held(pretrained: Pretrained) -> str:
     stored, names = _stored(pretrained), [name for name, _ in pretrained.module.named_parameters()]
     trained = {_part(name) for name in _trained(pretrained, stored)}
     others = [part for part in dict.fromkeys(map(_part, names)) if part in trained and f"{part}." != OURS]
-    told = f"the folder holds the adapters alone, and nothing of {', '.join(others)}" if others else ONLY
+    told = "the folder holds the adapters alone" + (f", and nothing of {', '.join(others)}" if others else "")
     base = stored.get("checkpoint") or _origin(stored)
     if OURS.rstrip(".") in trained:
         began = f"those of {base}" if base else "those that the run began with"
@@ -69,8 +69,15 @@ def not_held(pretrained: Pretrained) -> str:
 def _trained(pretrained: Pretrained, stored: Any) -> list[str]:
     """The parameters beside the adapters that a stage of the run has trained, where these are what it says."""
     names = [name for name, p in pretrained.module.named_parameters() if p.requires_grad and ADAPTER not in name]
-    stages = [stage for stage in (stored.get("stages") or {}).values() if stage]
-    patterns = [pattern for stage in stages for pattern in stage.get("trains", ["."])]
+    content: Any = OmegaConf.to_container(stored, resolve=False)
+    stages = content.get("stages") or {}
+    rows = list(stages.values()) if isinstance(stages, dict) else [stages]
+    trains = [row.get("trains", ["."]) if isinstance(row, dict) else row for row in rows if row is not None]
+    if not all(isinstance(each, list) and all(isinstance(pattern, str) for pattern in each) for each in trains):
+        raise DataError(
+            "the checkpoint's stages are damaged: each has to be a table whose 'trains' is a list of regexes"
+        )
+    patterns = [pattern for each in trains for pattern in each]
     search = Search("stages", time.monotonic() + PATIENCE)
     try:
         return [name for name in names if not stages or any(search(pattern, name) for pattern in patterns)]

@@ -41,8 +41,9 @@ def search(config: DictConfig) -> None:
     predictor = predictor_of(parts, device_of(parts), batch_size=config.batch_size)
     images = None if config.images is None else Path(config.images)
     found = open_index(parts, predictor, f"checkpoint={config.checkpoint}", Path(config.index), images)
+    done = "" if found.update is None else f": {found.update}"
+    print(f"index={config.index}: {len(found.index):,} images of {found.index.images}{done}")
     if found.update is not None:
-        print(f"index={config.index}: {len(found.index):,} images: {found.update}")
         faults = list(found.update.faults.values())
         for fault in faults[:TOLD]:
             print(f"not read: {one_line(fault)}")
@@ -107,7 +108,7 @@ def _queries(config: DictConfig) -> list[Query]:
     given = config.query
     if isinstance(given, str) and given.startswith("[") and given.endswith("]"):  # words are not read as a list before
         try:
-            given = yaml.safe_load(given)
+            given = yaml.load(given, yaml.BaseLoader)  # texts stay texts: [no, yes]
         except yaml.YAMLError:
             raise ConfigError(f"query={given} is no list of texts; write query='[a dog, a cat]'") from None
     texts = list(given) if isinstance(given, list) or OmegaConf.is_list(given) else [] if given is None else [given]
@@ -142,7 +143,7 @@ def _score_of(found: ImageSearch, queries: Sequence[Query], ways: Ways) -> str:
     if not any(found.matches(query, ways.k) for query in queries):
         return "score: cosine"
     rule = found.predictor.options.reranking.rule
-    return f"score: {rule}, of the {max(ways.k, ways.top):,} nearest, by matching"
+    return f"score: {rule}, of the {min(len(found.index), max(ways.k, ways.top)):,} nearest, by matching"
 
 
 def _said(query: Query) -> Record:

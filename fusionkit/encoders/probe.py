@@ -170,7 +170,7 @@ def rehearse(module: nn.Module, call: Callable[[Any, Tensor], Any], *shape: int)
 
 def first_line(error: BaseException) -> str:
     """What an exception of a library says, in one line: its first, and the next where that only announces it."""
-    if isinstance(error, KeyError):  # which says the key alone
+    if type(error) is KeyError:  # which says the key alone
         return f"{error} is not known"
     lines = [line.strip() for line in (str(error) or type(error).__name__).splitlines()]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

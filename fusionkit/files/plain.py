@@ -168,7 +168,7 @@ def read_json_lines(path: Path) -> list[Any]:
 
 def reason_of(error: Exception) -> str:
     """The first line of what a library says."""
-    if isinstance(error, KeyError):  # which says the key alone
+    if type(error) is KeyError:  # which says the key alone
         return f"{error} is missing"
     return (
         "nested too deeply"

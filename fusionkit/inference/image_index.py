@@ -7,6 +7,7 @@ and ``table-*.arrow`` with a row an image: ``image``, its path in the folder of 
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 from fusionkit.data.tables.table import digest_of
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.atomic import atomic_write, write_text
-from fusionkit.files.names import is_file_name
+from fusionkit.files.names import is_file_name, is_inside
+from fusionkit.files.plain import reason_of
 
-ABOUT, PARTS, FORMAT = "index.json", "parts", 1
+ABOUT, PARTS, FORMAT = "index.json", ".fusionkit-parts", 1
+OURS = re.compile(r"(features|table)-[0-9a-f]{12}\.(npy|arrow)")
 ADVICE = "make room, or name another folder as index=DIR"
 CONTENT = 16  # bytes of a hash
 ROWS = 8192  # written at a time
@@ -78,10 +81,16 @@ class ImageIndex:
         try:
             self.features = _mapped(folder / about["features"]["name"])
             self.table = pa.ipc.open_file(pa.memory_map(str(folder / about["table"]["name"]))).read_all()
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise damaged(folder, str(error).splitlines()[0]) from error
-        if self.features.shape != (len(self.table), width) or self.table.schema != SCHEMA:
+            self.table.validate(full=True)
+        except Exception as error:  # numpy's and Arrow's readers raise nearly anything
+            raise damaged(folder, reason_of(error)) from error
+        is_whole = self.table.schema == SCHEMA and not any(column.null_count for column in self.table.columns)
+        if self.features.shape != (len(self.table), width) or not is_whole:
             raise damaged(folder, "its files do not belong together")
+        if not all(is_inside(self.images, os.fsdecode(name)) for name in self.table["image"].to_pylist()):
+            raise damaged(folder, "a name in it leads out of the folder of images")
+        if not all(np.isfinite(self.features[start : start + ROWS]).all() for start in range(0, len(self), ROWS)):
+            raise damaged(folder, "it holds numbers that are not finite")
 
     def __len__(self) -> int:
         return len(self.features)
@@ -129,10 +138,10 @@ def write_index(
     files = {
         key: {"name": path.name, "digest": digest_of(path)} for key, path in (("features", features), ("table", table))
     }
-    about = {"fusionkit index": FORMAT, "images": os.path.abspath(images), "maker": asdict(maker), "rows": len(rows)}
+    about = {"fusionkit index": FORMAT, "images": os.path.abspath(images), "maker": asdict(maker)}
     write_text(folder / ABOUT, json.dumps(about | files, indent=1) + "\n")
     for old in (*folder.glob("features-*.npy"), *folder.glob("table-*.arrow")):
-        if old not in (features, table):
+        if old not in (features, table) and OURS.fullmatch(old.name):
             old.unlink(missing_ok=True)
 
 
@@ -158,7 +167,8 @@ def _read_about(folder: Path) -> dict[str, Any]:
         said = [about["images"], *(about["maker"][name] for name in Maker.__dataclass_fields__)]
         files: list[Mapping[str, Any]] = [about["features"], about["table"]]
         said += [file["digest"] for file in files]
-        if all(isinstance(each, str) for each in said) and all(is_file_name(file["name"]) for file in files):
+        is_right = all(isinstance(each, str) for each in said) and os.path.isabs(about["images"])
+        if is_right and all(is_file_name(file["name"]) for file in files):
             about["maker"] = {name: about["maker"][name] for name in Maker.__dataclass_fields__}
             return dict(about)
         fault = f"{ABOUT} does not say what an index is made of"

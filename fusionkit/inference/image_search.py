@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.data.requests import Request
+from fusionkit.data.stores import stamp_of
 from fusionkit.errors import ConfigError
 from fusionkit.inference.answering import Predictor
 from fusionkit.inference.candidates import TopK
@@ -190,13 +191,13 @@ class ImageSearch:
         return next(name for name, task in self.predictor.tasks.items() if task is self.matcher)
 
     def _changed(self, rows: list[int]) -> dict[int, str]:
-        """Those whose files are of another size than when they were embedded."""
+        """Those whose files are of another size than when they were embedded: other bytes of one size are not told apart."""
         sizes = self.index.table["size"]
         found = {row: self.index.path(row) for row in rows}
         return {
             row: f"{path} has changed since it was embedded"
             for row, path in found.items()
-            if path.is_file() and path.stat().st_size != sizes[row].as_py()
+            if (stamp := stamp_of(path)) and stamp[0] != sizes[row].as_py()
         }
 
 

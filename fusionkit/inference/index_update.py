@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from fusionkit.scoring.records import require_writable
 
 SECONDS, MOST = 30.0, 4096  # between two times that vectors are kept, and how many they may become
 CHUNK = 2**22  # bytes read at a time
+OWN = (PARTS, "features-", "table-", ".")  # what the names of its files begin with
 FEW = 32  # pictures, of which no progress is shown
 Embed = Callable[[Sequence[Path]], Iterator[tuple[list[int], Tensor, dict[int, str]]]]
 """Of some files, batch by batch: the places of those that can be read, their vectors, and what is wrong with the others."""
@@ -75,6 +76,7 @@ def update_index(
     files, outside = _files_of(images, reads)
     if not files:
         raise DataError(f"images={images} holds no {kind_of(reads)}; give another folder")
+    _require_own_folder(folder)
     require_writable(folder, "index")
     with locked(folder, ["index"]):
         before = ImageIndex(folder, maker, width) if is_index(folder) else None
@@ -102,7 +104,7 @@ def update_index(
         _count(update, old, rows, set(todo))
         if before is None or rows != old or before.images != Path(os.path.abspath(images)):
             write_index(folder, images, maker, rows, width, _vectors(rows, known, before, parts))
-        shutil.rmtree(parts.folder, ignore_errors=True)
+        parts.remove()
     return update
 
 
@@ -118,8 +120,8 @@ class Parts:
         self._number = 0
         if folder.is_dir():
             remove_leftovers(folder)
-        for path in sorted(folder.glob("*.pt")):
-            self._number = max(self._number, int(path.stem) + 1 if path.stem.isdecimal() else 0)
+        for path in self._files():
+            self._number = int(path.stem) + 1
             self._open(path)
 
     def add(self, contents: Sequence[bytes], features: Tensor) -> None:
@@ -138,6 +140,16 @@ class Parts:
             self._number += 1
             self._open(path)
         self._new, self._kept = [], time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the files, which an index has taken the place of."""
+        for path in self._files():
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty, or not there
+            self.folder.rmdir()
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.pt") if path.stem.isdecimal())
 
     def _open(self, path: Path) -> None:
         """Map a file; one that is damaged is removed, and what was in it embedded again."""
@@ -165,6 +177,14 @@ def _files_of(images: Path, reads: str) -> tuple[dict[str, Path], int]:
         else:
             files[path.relative_to(images).as_posix()] = path
     return files, outside
+
+
+def _require_own_folder(folder: Path) -> None:
+    """ConfigError for a folder that holds something else: an index replaces what is in its own."""
+    if folder.is_dir() and not is_index(folder):
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(("index.", *OWN))]
+        if others:
+            raise ConfigError(f"index={folder} holds other files ({others[0]!a}); name a new folder as index=DIR")
 
 
 def _require_same_folder(before: ImageIndex, images: Path) -> None:

@@ -71,7 +71,8 @@ def _item(images: Path, record: Record) -> Element:
 
 
 def _shown(images: Path, record: Record) -> tuple[str, tuple[int, int]] | None:
-    return thumbnail(images / record["image"], upright=True)
+    path = images / record["image"]
+    return thumbnail(path, upright=True) if path.is_file() else None
 
 
 def _sheet(images: Path, groups: Sequence[Group]) -> Sheet:

@@ -54,7 +54,7 @@ class Words:
         before, behind = self.marks
         if before + word + behind in self.ids:
             return [self.ids[before + word + behind]]
-        parts = re.findall(r"\w+(?:'\w+)?|[^\w\s]", word)  # as tokenizers cut "photo:"
+        parts = re.findall(r"\w+(?:'\w+)?|[^\w\s]+", word)  # as tokenizers cut "photo:" and "photo..."
         pieces = [(before if not place else "") + part + behind for place, part in enumerate(parts)]
         for part, piece in zip(parts, pieces, strict=True):
             if piece not in self.ids:

@@ -14,7 +14,7 @@ from fusionkit.checkpoints import peft_files
 from fusionkit.checkpoints.peft_files import not_held, write_peft
 from fusionkit.encoders.language import LanguageModel
 from fusionkit.encoders.seq2seq import EncoderDecoderLM
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 from fusionkit.model.adapters import Adapters, Rule
 from fusionkit.types import TextFormat
 
@@ -181,6 +181,15 @@ def test_a_regex_of_somebody_s_that_is_none_or_never_ends_is_refused(monkeypatch
     monkeypatch.setattr(peft_files, "PATIENCE", 0.2)
     network.stored["stages"] = {"first": {"trains": [r"(?:.{1,1000}){1,1000}\s"]}}
     with pytest.raises(ConfigError, match="takes too long"):
+        not_held(network)
+
+
+@pytest.mark.parametrize("stages", [3, {"first": 3}, {"first": {"trains": None}}, {"first": {"trains": "text"}}])
+def test_stages_of_another_kind_are_refused(stages):
+    encoder = LanguageModel(TOKENS, config={"model_type": "llama", **CAUSAL["llama"]}, text_format=WORDS)
+    network = loaded(encoder, False, names="q_proj")
+    network.stored["stages"] = stages
+    with pytest.raises(DataError, match="the checkpoint's stages are damaged"):
         not_held(network)
 
 

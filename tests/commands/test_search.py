@@ -114,7 +114,7 @@ def test_a_text_finds_what_is_nearest_to_it(
 ) -> None:
     assert search(checkpoint, "images=photos", "batch_size=5") == 0
     assert (
-        "index=photos.index: 12 images: 11 embedded, 0 as they were, 0 renamed, 1 of known bytes"
+        f"index=photos.index: 12 images of {photos}: 11 embedded, 0 as they were, 0 renamed, 1 of known bytes"
         in capsys.readouterr().out
     )
     assert encoded == [5, 5, 1]
@@ -344,7 +344,6 @@ def test_a_checkpoint_without_contrast_is_refused(checkpoint: Path, photos: Path
         (["images=photos", "image=torn/a.jpg"], 1, "torn/a.jpg cannot be decoded"),
         (["query="], 2, "query is '', but has to be words"),
         (["query=[]"], 2, "query is an empty list; name what is looked for"),
-        (["query=[1, a]"], 2, "query is 1, but has to be words"),
         (["query=[a: {]"], 2, "is no list of texts; write query='[a dog, a cat]'"),
         (["query=a", "top=0"], 2, "top is 0, but has to be a whole number from 1"),
         (["query=a", "k=-1"], 2, "k is -1, but has to be a whole number from 0"),

@@ -13,9 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf.errors import ConfigKeyError
 
+from fusionkit.config import first_cause
+from fusionkit.encoders.probe import first_line
 from fusionkit.errors import DataError
-from fusionkit.files.plain import CHECKPOINT, JSON, LINES, PICKLE, YAML, other_kind, read_json, read_json_lines
+from fusionkit.files.plain import (
+    CHECKPOINT,
+    JSON,
+    LINES,
+    PICKLE,
+    YAML,
+    other_kind,
+    read_json,
+    read_json_lines,
+    reason_of,
+)
 from fusionkit.scoring.records import read_records
 
 
@@ -172,3 +185,10 @@ def test_numbers_that_json_lacks_are_told_with_their_place(name: str, tmp_path: 
         with pytest.raises(DataError, match=rf"c.*\({name} is no number of JSON\)") as caught:
             read(tmp_path / "c")
         assert "line 2" in str(caught.value)
+
+
+def test_the_key_that_a_library_misses_is_told_and_a_sentence_about_a_key_stays():
+    assert reason_of(KeyError("size")) == "'size' is missing"
+    assert first_cause(KeyError("size")) == first_line(KeyError("size")) == "'size' is not known"
+    error = ConfigKeyError("Missing key a\n    full_key: a")
+    assert reason_of(error) == first_cause(error) == "Missing key a"

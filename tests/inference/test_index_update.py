@@ -3,15 +3,17 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
 
+from fusionkit.data.tables.table import digest_of
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference import index_update
 from fusionkit.inference.image_index import ImageIndex, Maker
@@ -162,7 +164,7 @@ def test_a_damaged_part_is_embedded_again(images: Path, capsys: pytest.CaptureFi
     monkeypatch.setattr(index_update, "SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         update(images, Encoder(stop_at=4))
-    parts = sorted((images.parent / "index/parts").glob("*.pt"))
+    parts = sorted((images.parent / "index/.fusionkit-parts").glob("*.pt"))
     assert len(parts) == 4
     parts[1].write_bytes(parts[1].read_bytes()[:-40])
     (parts[0].parent / "notes.pt").write_text("somebody's")
@@ -170,7 +172,23 @@ def test_a_damaged_part_is_embedded_again(images: Path, capsys: pytest.CaptureFi
     assert update(images, encoder) == Update(embedded=21, copied=9)
     assert len(encoder.seen) == 21
     assert f"{parts[1]} is damaged; what was in it is embedded again" in capsys.readouterr().out
+    assert [path.name for path in parts[0].parent.iterdir()] == ["notes.pt"]  # it is not ours
+    shutil.rmtree(parts[0].parent)
     require_whole(images)
+
+
+def test_no_file_of_somebody_else_is_removed(images: Path) -> None:
+    (images / "parts").mkdir()
+    paint(images / "parts/a.png", 99)
+    for folder in (images, images.parent):  # of pictures, and of a run that has features of its own
+        with pytest.raises(ConfigError, match=r"holds other files .*; name a new folder as index=DIR"):
+            update_index(folder, images, "pixel_values", MAKER, WIDTH, Encoder())
+    assert (images / "parts/a.png").exists()
+    update(images)
+    (images.parent / "index/features-coco.npy").write_bytes(b"mine")
+    paint(images / "another.png", 98)
+    assert update(images).embedded == 1
+    assert (images.parent / "index/features-coco.npy").read_bytes() == b"mine"
 
 
 def test_an_update_that_is_stopped_leaves_the_index_of_before(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +301,67 @@ def test_a_damaged_index_is_refused(images: Path, name: str, change, sentence: s
             DataError, match=f"index=.*index is damaged .*{sentence}.*; remove it, and make it anew with images"
         ):
             attempt(images)
+
+
+def rewrite(images: Path, kind: str, write: Callable[[Path], None]) -> None:
+    """Put other content in a file of the index, as somebody would who means it: the hash is that of the content."""
+    about_path = images.parent / "index/index.json"
+    about = json.loads(about_path.read_text())
+    path = about_path.parent / about[kind]["name"]
+    write(path)
+    about[kind]["digest"] = digest_of(path)
+    about_path.write_text(json.dumps(about))
+
+
+def names(*replaced: str | None) -> Callable[[Path], None]:
+    """Give the first images of a table other names."""
+
+    def write(path: Path) -> None:
+        table = pa.ipc.open_file(path.read_bytes()).read_all()
+        column = [name if name is None else os.fsencode(name) for name in replaced]
+        whole = pa.array([*column, *table["image"].to_pylist()[len(column) :]], pa.binary())
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table.set_column(0, table.schema.field(0), whole))
+
+    return write
+
+
+def features(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        np.save(path, change(np.load(path)))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "sentence"),
+    [
+        ("table", names("../private.png"), "a name in it leads out of the folder of images"),
+        ("table", names("a.png", "/etc/passwd"), "a name in it leads out of the folder of images"),
+        ("table", names("a\0b.png"), "a name in it leads out of the folder of images"),
+        ("table", names(None), "its files do not belong together"),
+        ("table", lambda path: path.write_bytes(b""), ""),
+        ("features", features(lambda x: np.where(x > 0, np.float32("nan"), x)), "it holds numbers that are not finite"),
+        ("features", features(lambda x: x.astype(np.float64)), "holds other numbers"),
+        ("features", features(lambda x: x[1:]), "its files do not belong together"),
+        ("features", lambda path: path.write_bytes(b""), ""),
+        ("features", lambda path: path.write_bytes(b"PK\x03\x04" + b"x" * 40), ""),
+        ("features", lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\x08\x00((((((((" + b"x" * 64), ""),
+    ],
+)
+def test_an_index_of_somebody_else_is_checked(images: Path, kind: str, write, sentence: str) -> None:
+    update(images)
+    rewrite(images, kind, write)
+    with pytest.raises(DataError, match=f"index=.*index is damaged .*{sentence}.*; remove it, and make it anew"):
+        opened(images)
+
+
+def test_an_index_names_its_images_wherever_one_stands(images: Path) -> None:
+    update(images)
+    path = images.parent / "index/index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"images": "images"}))
+    with pytest.raises(DataError, match="does not say what an index is made of"):
+        opened(images)
 
 
 def test_what_is_no_index_of_this_version_or_size_is_refused(images: Path, tmp_path: Path) -> None:
