@@ -3,11 +3,11 @@
 import importlib
 import re
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -69,11 +69,11 @@ def not_held(pretrained: Pretrained) -> str:
 def _trained(pretrained: Pretrained, stored: Any) -> list[str]:
     """The parameters beside the adapters that a stage of the run has trained, where these are what it says."""
     names = [name for name, p in pretrained.module.named_parameters() if p.requires_grad and ADAPTER not in name]
-    content: Any = OmegaConf.to_container(stored, resolve=False)
-    stages = content.get("stages") or {}
-    rows = list(stages.values()) if isinstance(stages, dict) else [stages]
-    trains = [row.get("trains", ["."]) if isinstance(row, dict) else row for row in rows if row is not None]
-    if not all(isinstance(each, list) and all(isinstance(pattern, str) for pattern in each) for each in trains):
+    stages = stored.get("stages") or {}
+    rows = list(stages.values()) if isinstance(stages, Mapping) else [stages]
+    trains = [row.get("trains", ["."]) if isinstance(row, Mapping) else row for row in rows if row is not None]
+    lists = [each for each in trains if isinstance(each, Sequence) and not isinstance(each, str)]
+    if len(lists) < len(trains) or not all(isinstance(pattern, str) for each in lists for pattern in each):
         raise DataError(
             "the checkpoint's stages are damaged: each has to be a table whose 'trains' is a list of regexes"
         )

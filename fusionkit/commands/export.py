@@ -39,9 +39,9 @@ def export(config: DictConfig) -> None:
             f"and no more of what they were{smaller}"
         )
     if config.layout == "peft":
-        told = not_held(pretrained)
+        not_there = not_held(pretrained)
         write_peft(output, pretrained)
-        print(told)
+        print(not_there)
     elif config.layout is None:
         pretrained = with_merged_adapters(pretrained) if config.merge_adapters else pretrained
         if told := to_int8(pretrained.module, config.int8):

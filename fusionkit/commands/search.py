@@ -41,8 +41,8 @@ def search(config: DictConfig) -> None:
     predictor = predictor_of(parts, device_of(parts), batch_size=config.batch_size)
     images = None if config.images is None else Path(config.images)
     found = open_index(parts, predictor, f"checkpoint={config.checkpoint}", Path(config.index), images)
-    done = "" if found.update is None else f": {found.update}"
-    print(f"index={config.index}: {len(found.index):,} images of {found.index.images}{done}")
+    done = f" of {found.index.images}" if found.update is None else f": {found.update}"
+    print(f"index={config.index}: {len(found.index):,} images{done}")
     if found.update is not None:
         faults = list(found.update.faults.values())
         for fault in faults[:TOLD]:

@@ -114,7 +114,7 @@ def test_a_text_finds_what_is_nearest_to_it(
 ) -> None:
     assert search(checkpoint, "images=photos", "batch_size=5") == 0
     assert (
-        f"index=photos.index: 12 images of {photos}: 11 embedded, 0 as they were, 0 renamed, 1 of known bytes"
+        "index=photos.index: 12 images: 11 embedded, 0 as they were, 0 renamed, 1 of known bytes"
         in capsys.readouterr().out
     )
     assert encoded == [5, 5, 1]
