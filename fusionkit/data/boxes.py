@@ -16,6 +16,7 @@ from fusionkit.errors import DataError
 Box = tuple[float, float, float, float]
 Size = tuple[int, int]
 Floats = NDArray[np.float64]
+LONGEST = 2**31 - 1  # pixels of a side, as far as any format counts
 TOLERANCE = 1.0  # pixels by which a published box may leave its image
 NO_SIDE, OUTSIDE = "has a side that is not positive", "does not lie inside its image"
 
@@ -120,6 +121,13 @@ def _cut(boxes: Floats, sizes: Floats) -> Floats:
     return np.where(keeps[:, None], np.concatenate([low, sides], axis=1), boxes)
 
 
+def written_size(width: Any, height: Any) -> Size | None:
+    """The size of an image as the cells of a table say it, whole numbers or texts of such; None where they do not."""
+    texts = [str(side) if isinstance(side, str) or _is_side(side) else "" for side in (width, height)]
+    is_plain = all(text.isdecimal() and len(text) <= len(str(LONGEST)) for text in texts)
+    return size_or_none(dict(zip(("width", "height"), map(int, texts), strict=True))) if is_plain else None
+
+
 def image_size(width: Any, height: Any, image_id: Any, path: Path | str) -> Size:
     """An image's size; DataError where it is not two whole numbers above 0."""
     if not (_is_side(width) and _is_side(height)):
@@ -135,7 +143,7 @@ def size_or_none(row: dict[str, Any]) -> Size | None:
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and value % 1 == 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= LONGEST and value % 1 == 0
 
 
 def _describe(box: Any, name: Any, fault: str, size: Size | None, path: Path | str) -> str:

@@ -90,7 +90,9 @@ def load_tokenizer(name_or_directory: str | Path) -> PreTrainedTokenizerBase:
     except Exception as error:  # of a damaged file the tokenizers' own library raises this very class
         if Path(name).exists():
             file, at_fault = _at_fault(name)
-            reason = " ".join(reason_of(at_fault or error).split()) or type(error).__name__
+            fault = at_fault or error
+            said = reason_of(fault) if isinstance(fault, KeyError | RecursionError) else str(fault)
+            reason = " ".join(said.split()) or type(fault).__name__
             raise DataError(f"tokenizer: {file} cannot be read ({reason[:200]}); save the tokenizer anew") from error
         raise ConfigError(
             f"tokenizer: '{name}' is neither a tokenizer folder nor the name of one that the hub gives us; "

@@ -16,7 +16,7 @@ from fusionkit.files.names import link_out_of
 from fusionkit.reporting.merge_runs import home_of_run, join, named
 from fusionkit.reporting.record import RunRecord, Scored
 from fusionkit.reporting.run_costs import read_costs
-from fusionkit.reporting.run_files import part, read_csv, read_details, read_json, read_rows, read_yaml
+from fusionkit.reporting.run_files import part, read_csv, read_details, read_json, read_metrics, read_rows, read_yaml
 from fusionkit.reporting.wandb_offline import read_offline
 from fusionkit.scoring.records import RERANKED
 
@@ -73,7 +73,7 @@ def read_run(path: Path) -> RunRecord:
         return _offline(path)
     evaluation, details = read_yaml(path / "evaluation.yaml"), read_details(path / "details.json")
     asked = partial(part, evaluation, place=path / "evaluation.yaml")
-    metrics = _numbers(read_json(path / "metrics.json"))
+    metrics = _numbers(read_metrics(path / "metrics.json"))
     config = _resolved(asked("run", dict) or read_yaml(path / "config.yaml"))
     settings = part(config, "evaluation", dict, path / "config.yaml") or {}
     history, role = _history(path), _first_role(evaluation, settings)
@@ -198,7 +198,7 @@ def _numbers(content: Mapping[str, Any]) -> dict[str, float]:
     for name, value in content.items():
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
         if not isinstance(value, bool) and abs(number) < float("inf"):
             found[name] = number

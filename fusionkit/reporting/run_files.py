@@ -1,6 +1,7 @@
 """The files of a run, each read to what it has to be, or told in a sentence that names it."""
 
 import csv
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ def read_json(path: Path) -> dict[str, Any]:
     content = plain_files.read_json(path, "evaluate that run again")
     if not isinstance(content, dict):
         raise DataError(f"{path} is no map of metrics to numbers; evaluate that run again")
+    return content
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """By metric, its number, or None where it has none; empty where there is no such file."""
+    content = read_json(path)
+    for name, value in content.items():
+        is_number = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        if value is not None and not is_number:
+            raise DataError(f"{path}: {name} is {repr(value)[:40]}, but has to be a number; evaluate that run again")
     return content
 
 

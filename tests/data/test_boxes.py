@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 
-from fusionkit.data.boxes import box_table, faults, image_size, require_boxes, size_or_none, usable
+from fusionkit.data.boxes import box_table, faults, image_size, require_boxes, size_or_none, usable, written_size
 from fusionkit.data.readers.flickr30k_entities import Flickr30kEntities
 from fusionkit.data.readers.visual_genome import VisualGenome
 from fusionkit.errors import DataError
@@ -95,7 +95,7 @@ def test_wrong_boxes_of_published_files_are_left_out_and_told():
         usable([(-9, -9, 4, 4)], [SIZE], ["a"], "f", cut=True)  # both sides negative: no area
 
 
-@pytest.mark.parametrize("side", [0, -4, 6.5, "64", None, True, float("nan")])
+@pytest.mark.parametrize("side", [0, -4, 6.5, "64", None, True, float("nan"), 2**31, 10**400])
 def test_the_size_of_an_image_is_two_whole_numbers(side):
     for size in ((side, 48), (64, side)):
         with pytest.raises(DataError, match=r"image 7 of f is .* pixels; correct its width and height"):
@@ -103,6 +103,12 @@ def test_the_size_of_an_image_is_two_whole_numbers(side):
         assert size_or_none(dict(zip(("width", "height"), size, strict=True))) is None
     assert image_size(64.0, 48, 7, "f") == size_or_none({"width": 64, "height": 48.0}) == SIZE
     assert size_or_none({}) is None
+
+
+def test_a_table_may_say_the_size_of_an_image_in_digits():
+    assert written_size("64", 48) == written_size(64, "48") == SIZE
+    for side in (None, "", "0", "6.5", 64.0, -4, True, 10**400, 10**5000, "9" * 5000, str(2**31)):
+        assert written_size(side, 48) is None
 
 
 XML = "<annotation><filename>{about}.jpg</filename><size><width>64</width><height>48</height></size>{}</annotation>"

@@ -9,7 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusionkit.data.boxes import Size
+from fusionkit.data.boxes import Size, written_size
 from fusionkit.data.identity import photo_by_name
 from fusionkit.data.images import CorruptImage, decode, image_places, there_images
 from fusionkit.data.readers.row_columns import Columns, unpacked
@@ -260,8 +260,8 @@ def size_of(picture: Picture, columns: Columns, may_skip: bool) -> Size | None:
     """
     cells = picture.rows[0].cells
     said = [cells.get(columns[side][0]) if side in columns else None for side in ("width", "height")]
-    if all(value is not None and str(value).isdecimal() and int(value) > 0 for value in said):
-        return int(str(said[0])), int(str(said[1]))
+    if (size := written_size(*said)) is not None:
+        return size
     note(picture.files[0], STORE)  # another picture under this name may be of another size
     try:
         return decode(picture.files[0], 1).size
