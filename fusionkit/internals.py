@@ -67,6 +67,17 @@ def at_each_batch(trainer: Any, check: Callable[[], None]) -> None:
     trainer._signal_connector.register_signal_handlers = lambda: None
 
 
+def keep_buckets(trainer: Any) -> None:
+    """Lightning, torch: let DDP on CPUs sum gradients in one order at each step, so that a run that goes on is bit-equal.
+
+    After its first step DDP lays gradients into other buckets, unless it looks for unused parameters; and a ring of more than two
+    ranks sums a number in an order that depends on its place. On two it does not, and on GPUs steps are not bit-equal anyway.
+    """
+    options = getattr(trainer.strategy, "_ddp_kwargs", None)
+    if options is not None and trainer.world_size > 2 and trainer.strategy.root_device.type == "cpu":
+        options.setdefault("find_unused_parameters", True)
+
+
 def set_timeout(trainer: Any, seconds: float) -> None:
     """Lightning: how long a rank waits in a collective before it fails, where the strategy has ranks."""
     if hasattr(trainer.strategy, "_timeout"):

@@ -123,6 +123,14 @@ def test_between_the_batches_of_a_fit(tmp_path):
     assert [is_between for step, is_between, _ in seen if step == 0] == [False, False]
 
 
+@pytest.mark.parametrize(("ranks", "device", "kept"), [(4, "cpu", True), (2, "cpu", False), (4, "meta", False)])
+def test_buckets_of_more_than_two_ranks_on_cpus_stay(ranks, device, kept):
+    strategy = SimpleNamespace(_ddp_kwargs={}, root_device=torch.device(device))
+    internals.keep_buckets(SimpleNamespace(strategy=strategy, world_size=ranks))
+    assert strategy._ddp_kwargs == ({"find_unused_parameters": True} if kept else {})
+    assert DDPStrategy(find_unused_parameters=True)._ddp_kwargs == {"find_unused_parameters": True}
+
+
 def test_how_long_ranks_wait(tmp_path):
     strategy = DDPStrategy(process_group_backend="gloo")
     run = SimpleNamespace(strategy=strategy)
