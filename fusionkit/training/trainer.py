@@ -10,7 +10,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.artifacts import collect_artifacts
 from fusionkit.assembly.checks import (
@@ -106,11 +106,10 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
     quieten_libraries()
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    section: Any = config.trainer.copy()  # a part of the whole still, as which a mistake names it
-    with open_dict(section):
-        timeout = timeout_of(section.pop("timeout", None))
-    nodes = {name: value for name, value in with_nodes({"num_nodes": section.get("num_nodes")}).items() if value}
-    trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **nodes, **options})
+    section: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    timeout = timeout_of(section.pop("timeout", None))
+    section = with_nodes(section)
+    trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **options})
     keep_buckets(trainer)
     set_timeout(trainer, 1.25 * timeout + 10)  # RankWatch, which knows who is waited for, speaks first
     return trainer
