@@ -22,13 +22,10 @@ from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
-from fusionkit.internals import keep_buckets, set_timeout
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
 from fusionkit.training.module import TrainingModule
-from fusionkit.training.processes.life import timeout_of
-from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.recompute import recompute_parts
 from fusionkit.training.steps.state import STORED
 
@@ -38,7 +35,6 @@ NOTICES = (  # of libraries, about what is meant to be so here
     "The '.*' does not have many workers",  # data.num_workers is a choice, and images may be cached
     "The number of training batches .* is smaller than the logging interval",  # a small data set is no mistake
     "Checkpoint directory .* exists and is not empty",  # run_folder.check_folder has spoken
-    "find_unused_parameters=True was specified",  # internals.keep_buckets
     ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
 )
 
@@ -106,12 +102,7 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
     quieten_libraries()
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    section: Any = OmegaConf.to_container(config.trainer, resolve=True)
-    timeout = timeout_of(section.pop("timeout", None))
-    section = with_nodes(section)
-    trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **options})
-    keep_buckets(trainer)
-    set_timeout(trainer, 1.25 * timeout + 10)  # RankWatch, which knows who is waited for, speaks first
+    trainer: Trainer = instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
     return trainer
 
 
