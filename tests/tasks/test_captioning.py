@@ -133,6 +133,8 @@ def test_sentencepiece_and_clip_become_text(tokens, text):
     assert words.spell("two a", "task.captioning.prompt") == [two, a]
     assert words.spell("two, a", "task.captioning.prompt") == [two, mark, a]
     assert words.text(words.spell("two, a", "task.captioning.prompt")) == "two, a"
+    with pytest.raises(ConfigError, match="',,' is no token"):  # which a tokenizer may have as one
+        words.spell("two,,", "task.captioning.prompt")
     with pytest.raises(ConfigError, match="'!' is no token"):
         words.spell("two!", "task.captioning.prompt")
     with pytest.raises(ConfigError, match="'dogs' is no token"):
