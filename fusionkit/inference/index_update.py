@@ -33,7 +33,7 @@ Embed = Callable[[Sequence[Path]], Iterator[tuple[list[int], Tensor, dict[int, s
 """Of some files, batch by batch: the places of those that can be read, their vectors, and what is wrong with the others."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Update:
     """What an update did, in numbers of images."""
 
@@ -74,6 +74,7 @@ def update_index(
     if not images.is_dir():
         raise DataError(f"images={images} is no folder; give one that holds pictures")
     files, outside = _files_of(images, reads)
+    faults = dict[str, str]()  # by the path in the folder
     if not files:
         raise DataError(f"images={images} holds no {kind_of(reads)}; give another folder")
     _require_own_folder(folder)
@@ -84,28 +85,26 @@ def update_index(
             _require_same_folder(before, images)
         parts = Parts(folder / PARTS, maker, width)
         with show_progress(quiet or len(files) <= FEW) as progress:
-            update = Update(outside=outside)
-            found = _contents(files, update.faults, Bar(progress, "reading"))
+            found = _contents(files, faults, Bar(progress, "reading"))
             known = {} if before is None else {content: row for row, content in enumerate(before.contents())}
             todo = dict[bytes, Seen]()
             for seen in found.values():
                 if seen.row.content not in known and seen.row.content not in parts.places:
                     todo.setdefault(seen.row.content, seen)
-            _embed(embed, list(todo.values()), parts, update.faults, Bar(progress, "embedding"))
+            _embed(embed, list(todo.values()), parts, faults, Bar(progress, "embedding"))
         for name, seen in found.items():  # other files with the bytes of one that could not be read
             if seen.row.content not in known and seen.row.content not in parts.places:
-                update.faults.setdefault(name, update.faults[todo[seen.row.content].row.image])
-        rows = [seen.row for name, seen in found.items() if name not in update.faults]
+                faults.setdefault(name, faults[todo[seen.row.content].row.image])
+        rows = [seen.row for name, seen in found.items() if name not in faults]
         if not rows:
             raise DataError(
-                f"images={images}: of its {len(files):,} pictures none can be read: {next(iter(update.faults.values()))}"
+                f"images={images}: of its {len(files):,} pictures none can be read: {next(iter(faults.values()))}"
             )
         old = [] if before is None else before.rows()
-        _count(update, old, rows, set(todo))
         if before is None or rows != old or before.images != Path(os.path.abspath(images)):
             write_index(folder, images, maker, rows, width, _vectors(rows, known, before, parts))
         parts.remove()
-    return update
+    return Update(**_counts(old, rows, set(todo)), outside=outside, faults=faults)
 
 
 class Parts:
@@ -235,21 +234,22 @@ def _embed(embed: Embed, todo: Sequence[Seen], parts: Parts, faults: dict[str, s
         parts.write()
 
 
-def _count(update: Update, old: list[Row], rows: list[Row], todo: set[bytes]) -> None:
+def _counts(old: list[Row], rows: list[Row], todo: set[bytes]) -> dict[str, int]:
+    """How many rows are of each kind that an update tells; ``todo`` are the contents that were embedded."""
     before, now = {row.image: row.content for row in old}, {row.image for row in rows}
-    gone = Counter(row.content for row in old if row.image not in now)
+    gone, counts = Counter(row.content for row in old if row.image not in now), Counter[str]()
     for row in rows:
         if before.get(row.image) == row.content:
-            update.kept += 1
+            counts["kept"] += 1
         elif row.content in todo:
             todo.discard(row.content)
-            update.embedded += 1
+            counts["embedded"] += 1
         elif row.image not in before and gone[row.content]:
             gone[row.content] -= 1
-            update.renamed += 1
+            counts["renamed"] += 1
         else:
-            update.copied += 1
-    update.dropped = gone.total()
+            counts["copied"] += 1
+    return counts | {"dropped": gone.total()}
 
 
 def _vectors(
