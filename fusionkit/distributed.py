@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+LOST = ("Connection", "Broken pipe", "remote process exited", "Timed out", "timed out", "timeout")
+_meetings = 0
+
 
 def rank() -> int:
     """Number of this process, 0 where there is only one."""
@@ -41,9 +44,27 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def is_lost(error: BaseException) -> bool:
+    """Whether it is what a collective raises where another rank has gone or does not answer (gloo, NCCL)."""
+    return "gloo/transport" in str(error) or (
+        isinstance(error, dist.DistError) and any(word in str(error) for word in LOST)
+    )
+
+
+def meetings() -> int:
+    """In how many collectives of ours this rank has been, or is: all ranks are in the same ones, one after the other."""
+    return _meetings
+
+
+def _meet() -> None:
+    global _meetings
+    _meetings += 1
+
+
 def barrier() -> None:
     """Wait until every rank is here."""
     if world_size() > 1:
+        _meet()
         dist.barrier()
 
 
@@ -67,6 +88,7 @@ def gather_objects(items: list[Any]) -> list[Any]:
     """The items of all ranks in one list, in the order of the ranks (pickled; every rank gets all)."""
     if world_size() == 1:
         return items
+    _meet()
     parts: list[Any] = [None] * world_size()
     dist.all_gather_object(parts, items)
     return [item for part in parts for item in part]
@@ -76,6 +98,7 @@ def from_rank_zero(value: Any) -> Any:
     """Rank 0's value on every rank."""
     if world_size() == 1:
         return value
+    _meet()
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
@@ -86,6 +109,7 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean of x, of one shape on all ranks, as a constant."""
     if world_size() == 1:
         return x.detach()
+    _meet()
     total = x.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total)
     return total.div_(world_size())
@@ -104,6 +128,7 @@ def largest_of_ranks(value: int, device: torch.device) -> int:
     """The largest of the ranks' numbers."""
     if world_size() == 1:
         return value
+    _meet()
     box = torch.tensor([value], device=device)
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return int(box)
@@ -113,6 +138,7 @@ def _concatenate(x: Tensor) -> tuple[Tensor, list[int]]:
     """The rows of all ranks, and how many each has; the collective wants equal parts, so shorter ones travel padded."""
     if world_size() == 1:
         return x, [len(x)]
+    _meet()
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
     sizes = [int(count) for count in torch.cat(counts).tolist()]
@@ -133,6 +159,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # a copy, as it is reduced in place and the argument is autograd's
+        _meet()
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[ctx.own]

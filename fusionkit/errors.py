@@ -27,6 +27,16 @@ class DataError(UserError):
     """A file (annotation, image, checkpoint) is missing, unreadable or says something impossible (exit code 1)."""
 
 
+class LostRankError(UserError):
+    """Another rank has ended, or does not answer."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(
+            f"rank {number} has lost the connection to another rank, which has ended or does not answer; resume=auto goes on "
+            "from the last checkpoint"
+        )
+
+
 def clean(text: str) -> str:
     """A text that may be another's, without control characters, which no document may hold and terminals obey."""
     return text.translate(CONTROLS).encode("utf-8", "replace").decode("utf-8")

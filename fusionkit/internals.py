@@ -3,9 +3,9 @@
 ``tests/test_internals.py`` tries each with the versions at hand and names the range that it was seen with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib import import_module
 from typing import Any
 
@@ -48,6 +48,46 @@ def uses_metrics(trainer: Any) -> bool:
 def training_batches(trainer: Any) -> Any:
     """Lightning: the iterable of training batches that the fit loop reads, or None before there is one."""
     return trainer.fit_loop._data_fetcher
+
+
+def at_each_batch(trainer: Any, check: Callable[[], None]) -> None:
+    """Lightning: call this before each training batch is asked for, when all of the one before is done, logged and validated.
+
+    Its own handling of signals, and what it tells the ranks of them at each batch, is left out.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    advance = loop.advance
+
+    def advance_checked(data_fetcher: Any) -> None:
+        check()
+        advance(data_fetcher)
+
+    loop.advance = advance_checked
+    loop._broadcast_sigterm_tensor = lambda: None
+    trainer._signal_connector.register_signal_handlers = lambda: None
+
+
+def keep_buckets(trainer: Any) -> None:
+    """Lightning, torch: let DDP on CPUs sum gradients in one order at each step, so that a run that goes on is bit-equal.
+
+    After its first step DDP lays gradients into other buckets, unless it looks for unused parameters; and a ring of more than two
+    ranks sums a number in an order that depends on its place. On two it does not, and on GPUs steps are not bit-equal anyway.
+    """
+    options = getattr(trainer.strategy, "_ddp_kwargs", None)
+    if options is not None and trainer.world_size > 2 and trainer.strategy.root_device.type == "cpu":
+        options.setdefault("find_unused_parameters", True)
+
+
+def set_timeout(trainer: Any, seconds: float) -> None:
+    """Lightning: how long a rank waits in a collective before it fails, where the strategy has ranks."""
+    if hasattr(trainer.strategy, "_timeout"):
+        trainer.strategy._timeout = timedelta(seconds=seconds)
+
+
+def is_between_steps(trainer: Any) -> bool:
+    """Lightning: whether batches of this epoch are done, and none waits for others of its optimiser step."""
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return bool(done) and done % trainer.accumulate_grad_batches == 0
 
 
 def log_at_step_made(trainer: Any) -> None:

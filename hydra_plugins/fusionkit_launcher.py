@@ -1,7 +1,6 @@
 """``hydra/launcher=parallel``: the runs of a sweep in processes of their own, some at a time (Hydra looks for plugins here)."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,15 +39,18 @@ class ParallelLauncher(Launcher):
         self.load, self.config = hydra_context.config_loader.load_sweep_config, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from fusionkit.commands.processes import pass_on
         from fusionkit.commands.worker import score_of
         from fusionkit.errors import UserError
+        from fusionkit.signals import Stopped, started
 
         runs = [self._compose(initial_job_idx + number, list(o)) for number, o in enumerate(job_overrides)]
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 codes = list(pool.map(self._train, *zip(*runs, strict=True)))
-            except KeyboardInterrupt:  # a Ctrl-C reaches the running ones as well
-                pool.shutdown(cancel_futures=True)
+            except (KeyboardInterrupt, Stopped) as stop:
+                pool.shutdown(wait=False, cancel_futures=True)
+                pass_on(started(), stop)  # they keep what they have
                 raise
         folders = [run.output_dir for run, _ in runs]
         failed = [folder for folder, code in zip(folders, codes, strict=True) if code]
@@ -83,6 +85,7 @@ class ParallelLauncher(Launcher):
 
     def _train(self, config: DictConfig, hydra: DictConfig) -> int:
         """Train in a process of its own; gives the exit code."""
+        from fusionkit.commands.processes import run_one
         from fusionkit.commands.run_folder import is_finished
         from fusionkit.commands.worker import save
 
@@ -102,7 +105,6 @@ class ParallelLauncher(Launcher):
             str(folder / JOB),
         ]
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": share}
-            code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+            code = run_one(command, {"OMP_NUM_THREADS": share}, log)
         print(f"{folder}: {f'failed, exit code {code}' if code else 'done'}", flush=True)
         return code

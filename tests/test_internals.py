@@ -4,7 +4,8 @@ Seen with torch 2.10 to 2.14, lightning 2.6, transformers 5.6 to 5.24 and timm 1
 """
 
 import ast
-from datetime import date
+import signal
+from datetime import date, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,14 +13,15 @@ import pytest
 import timm
 import torch
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from fusionkit import internals
 from fusionkit.training.callbacks import LastCheckpoint
-from tests.training.fakes import fake_module
-from tests.training.test_module import fit
+from tests.training.fakes import FakeData, fake_module
+from tests.training.test_module import fit, trainer
 
 PACKAGE = Path(__file__).parents[1] / "fusionkit"
 PUBLIC = {"_asdict", "_fields", "_replace", "_make"}  # documented parts of named tuples
@@ -101,6 +103,40 @@ def test_what_is_logged_stands_at_the_steps_made(tmp_path):
     loop._batches_that_stepped = 7
     internals.log_at_step_made(run)
     assert loop._batches_that_stepped == 4
+
+
+def test_between_the_batches_of_a_fit(tmp_path):
+    """What is asked before each batch sees the one before whole; Lightning's own signals and waiting are left out."""
+    seen, run = [], trainer(tmp_path, max_steps=3, max_epochs=-1, limit_val_batches=0, accumulate_grad_batches=2)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def check() -> None:
+        seen.append((run.global_step, internals.is_between_steps(run), signal.getsignal(signal.SIGTERM) is handler))
+
+    internals.at_each_batch(run, check)
+    run.fit(fake_module(), datamodule=FakeData())
+    steps = [step for step, *_ in seen]
+    assert steps == sorted(steps)
+    assert set(steps) == {0, 1, 2}
+    assert all(is_ours for *_, is_ours in seen)
+    assert {step for step, is_between, _ in seen if is_between} <= {1, 2}
+    assert [is_between for step, is_between, _ in seen if step == 0] == [False, False]
+
+
+@pytest.mark.parametrize(("ranks", "device", "kept"), [(4, "cpu", True), (2, "cpu", False), (4, "meta", False)])
+def test_buckets_of_more_than_two_ranks_on_cpus_stay(ranks, device, kept):
+    strategy = SimpleNamespace(_ddp_kwargs={}, root_device=torch.device(device))
+    internals.keep_buckets(SimpleNamespace(strategy=strategy, world_size=ranks))
+    assert strategy._ddp_kwargs == ({"find_unused_parameters": True} if kept else {})
+    assert DDPStrategy(find_unused_parameters=True)._ddp_kwargs == {"find_unused_parameters": True}
+
+
+def test_how_long_ranks_wait(tmp_path):
+    strategy = DDPStrategy(process_group_backend="gloo")
+    run = SimpleNamespace(strategy=strategy)
+    internals.set_timeout(run, 20)
+    assert strategy._timeout == timedelta(seconds=20)
+    internals.set_timeout(SimpleNamespace(strategy=SingleDeviceStrategy("cpu")), 20)
 
 
 def test_a_dry_run_saves_nothing(tmp_path):

@@ -241,16 +241,16 @@ def test_some_trials_at_a_time(trained, monkeypatch):
     """hydra/launcher=parallel, whose processes are played here."""
     started = []
 
-    def process(command, stdout, stderr, env):
+    def process(command, more, log):
         place = Path(command[-1])
         config = OmegaConf.load(place)
         started.append(config.output_dir)
         is_refused = config.fusion.num_heads == 5
         if not is_refused:
             place.with_suffix(".score").write_text(repr(float(config.optimizer.lr)))
-        return type("Done", (), {"returncode": 2 if is_refused else 0})
+        return 2 if is_refused else 0
 
-    monkeypatch.setattr("subprocess.run", process)
+    monkeypatch.setattr("fusionkit.commands.processes.run_one", process)
     line = ["hydra/launcher=parallel", "fusion.num_heads=choice(4,5)", "optimizer.lr=interval(0.001,0.1)"]
     assert run([*SEARCH, "hydra.sweeper.trials=5", *line]) == 0
     assert len(started) == 5
@@ -260,11 +260,11 @@ def test_some_trials_at_a_time(trained, monkeypatch):
 
 
 def test_of_trials_at_a_time_only_what_cannot_be_composed_is_lost(trained, monkeypatch):
-    def process(command, stdout, stderr, env):
+    def process(command, more, log):
         Path(command[-1]).with_suffix(".score").write_text("1.5")
-        return type("Done", (), {"returncode": 0})
+        return 0
 
-    monkeypatch.setattr("subprocess.run", process)
+    monkeypatch.setattr("fusionkit.commands.processes.run_one", process)
     run(
         [
             *SEARCH,

@@ -193,7 +193,7 @@ def check_arguments(config: DictConfig) -> None:
             raise ConfigError(f"{place}._target_: '{name}' cannot be imported ({first_cause(error)})") from error
         is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
         for key, value in block.items():
-            if str(key).startswith("_"):
+            if str(key).startswith("_") or f"{place}.{key}" in OURS:
                 continue
             if key in accepted:
                 _check_type(f"{place}.{key}".lstrip("."), value, accepted[key])
@@ -203,6 +203,7 @@ def check_arguments(config: DictConfig) -> None:
                 )
 
 
+OURS = ("trainer.timeout",)  # which Lightning's trainer has its strategy for
 NUMBERS = {int: "whole numbers", float: "numbers"}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 

@@ -4,11 +4,13 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from io import TextIOWrapper
 from typing import Any, NamedTuple
 
 from fusionkit import __version__
 from fusionkit.errors import ConfigError, UserError, clean, suggest
+from fusionkit.signals import REQUEUE, Stopped, listening
 
 
 class Command(NamedTuple):
@@ -223,8 +225,13 @@ def run(arguments: Sequence[str]) -> int:
         if COMMANDS[name].config_name is None:
             code: int = load(COMMANDS[name].target)(arguments[1:])
         else:
-            code = load("fusionkit.cli.app:run_app")(name, COMMANDS[name], arguments[1:])
+            with listening() if name == "train" else nullcontext():  # before all that takes seconds
+                code = load("fusionkit.cli.app:run_app")(name, COMMANDS[name], arguments[1:])
         return code
+    except Stopped as stopped:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print(f"\n{stopped}", file=sys.stderr)
+        return REQUEUE
     except UserError as error:
         print(f"error: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
@@ -245,6 +252,7 @@ def main() -> None:
     # Read when torch is imported: threads that spin while they wait for others take the processor from whom they wait for,
     # where another program has it too (benchmarks/README.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that has ended is told of by us, in one sentence
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(
             errors="backslashreplace"

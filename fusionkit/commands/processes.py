@@ -6,25 +6,31 @@ Nothing is left behind in this process: the next job of a sweep starts from a cl
 """
 
 import os
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import IO
+
+from fusionkit.signals import REQUEUE, Stopped, asked, child_environment, children, held
 
 POLL = 0.2  # seconds
+AWHILE = 3.0  # seconds in which a Ctrl-C of the terminal, which reaches the ranks as well, has reached them
 PATIENCE = 20.0  # seconds that interrupted ranks have to end by themselves
-
-
-def is_rank() -> bool:
-    """Whether this process was itself started as a rank (by ``start_ranks`` or torchrun)."""
-    return "LOCAL_RANK" in os.environ
+ASKED = (
+    0,
+    REQUEUE,
+    *(-getattr(signal, name, 0) for name in ("SIGTERM", "SIGUSR1")),
+)  # how a rank ends that was asked to
 
 
 def start_ranks(command: Sequence[str], count: int) -> int:
-    """Run ``command`` in ``count`` ranks and wait; when one fails the others are ended.
+    """Run ``command`` in ``count`` ranks and wait; when one fails the others are ended. None is left, whatever happens here.
 
-    Gives the exit code of the first that failed, negative where a signal ended it, or 0.
+    Gives the exit code of one that failed, negative where a signal ended it, or 0. What asks this process to stop is
+    passed on, and raised (``Stopped``) when all have.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -36,29 +42,88 @@ def start_ranks(command: Sequence[str], count: int) -> int:
         "MASTER_PORT": str(port),
         "NODE_RANK": "0",
         "WORLD_SIZE": str(count),
+        **child_environment(),
     }
-    ranks = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith("SLURM_")
+    }  # of this one, a single task
+    ranks: list[subprocess.Popen[bytes]] = []
+    with held():  # a signal is looked at below
+        try:
+            for rank in range(count):
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                ranks.append(subprocess.Popen(command, env={**own, **shared, **place}))
+            with children(ranks):
+                codes = wait_for(ranks)
+        finally:
+            for process in ranks:
+                if process.poll() is None:
+                    process.kill()
+            for process in ranks:
+                process.wait()
+    failed = min(
+        (code for code in codes if code and code not in ASKED), default=0
+    )  # a signal before what followed from it
+    if any(codes) and not failed:
+        raise Stopped
+    return failed
+
+
+def run_one(command: Sequence[str], more: Mapping[str, str], log: IO[str]) -> int:
+    """Run a command, with ``more`` in its environment, until it ends; what it prints goes to ``log``. Gives its exit code.
+
+    Who is in another thread ends it by ``pass_on`` (``signals.started``); it ends with this process.
+    """
+    environment = {**os.environ, **more, **child_environment()}
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    with children([process]):
+        if asked():  # meanwhile
+            process.send_signal(signal.SIGTERM)
+        return process.wait()
+
+
+def wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> list[int | None]:
+    """The exit codes of processes, until the first fails; what asks to stop, and a Ctrl-C, is passed on to all of them.
+
+    After a Ctrl-C they have ``PATIENCE`` to end by themselves before it is raised.
+    """
+    is_told = False
     try:
-        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+        while None in (codes := [process.poll() for process in processes]):
+            if any(code not in (0, None, REQUEUE) for code in codes):
+                break
+            if (asked() or REQUEUE in codes) and not is_told:
+                is_told = True
+                _send(processes, signal.SIGTERM)
+            if REQUEUE in codes:  # what there was to keep is kept
+                _wait(processes, PATIENCE)
+                break
             time.sleep(POLL)
-    except KeyboardInterrupt:  # a Ctrl-C reaches the ranks as well: let them say how to go on
-        _wait(ranks, PATIENCE)
+    except KeyboardInterrupt as stop:
+        pass_on(processes, stop)
         raise
-    finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.terminate()
-        for rank in ranks:
-            rank.wait()
-    return next((code for code in codes if code), 0)
+    return [process.poll() for process in processes]
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+def pass_on(processes: Sequence["subprocess.Popen[bytes]"], stop: BaseException) -> None:
+    """Tell processes of what stops this one, a Ctrl-C or a signal, and give them time to end by themselves."""
+    if isinstance(stop, KeyboardInterrupt):
+        _wait(processes, AWHILE)
+        _send(processes, signal.SIGINT)
+        _wait(processes, PATIENCE - AWHILE)
+    else:
+        _send(processes, signal.SIGTERM)
+
+
+def _send(processes: Sequence["subprocess.Popen[bytes]"], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
+
+
+def _wait(processes: Sequence["subprocess.Popen[bytes]"], seconds: float) -> None:
     """Wait for processes to end, so long at most."""
     end = time.monotonic() + seconds
-    for rank in ranks:
+    for process in processes:
         with suppress(subprocess.TimeoutExpired):
-            rank.wait(max(0.0, end - time.monotonic()))
+            process.wait(max(0.0, end - time.monotonic()))

@@ -4,6 +4,7 @@ import copy
 import os
 import signal
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from fusionkit.checkpoints.save import LAST
 from fusionkit.cli.schemas import check
 from fusionkit.commands.evaluate import score
 from fusionkit.commands.memory_table import fixed_rows
-from fusionkit.commands.processes import is_rank
 from fusionkit.commands.run_folder import (
     GoingOn,
     check_folder,
@@ -35,10 +35,14 @@ from fusionkit.commands.run_folder import (
 )
 from fusionkit.commands.run_summary import print_run
 from fusionkit.commands.worker import run_in_ranks
-from fusionkit.distributed import leave
-from fusionkit.errors import ConfigError, DataError, UserError
+from fusionkit.distributed import is_lost, leave
+from fusionkit.errors import DataError, LostRankError, UserError
+from fusionkit.files.lock import locked_folder
+from fusionkit.signals import Stopped, asked, held, listening
 from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.module import TrainingModule
+from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked
+from fusionkit.training.processes.ranks import is_child_rank, is_main, is_started
 from fusionkit.training.resume import changed, require_resumable, require_state
 from fusionkit.training.trainer import build_module, build_trainer
 
@@ -65,36 +69,38 @@ def train(config: DictConfig) -> float | None:
 
 
 def train_here(config: DictConfig) -> Trained | float | None:
-    """Train and evaluate in this process.
+    """Train and evaluate in this process; raises ``Stopped`` where a signal asks for that (``signals``).
 
     Where the ranks that it started did it, gives the mean score of rank 0; None where there is none, or it was finished before.
     """
     check(config, "TrainConfig")
-    is_main = getattr(rank_zero_only, "rank", 0) == 0
-    if is_main:
+    writes = is_main() and not is_child_rank() and not config.trainer.fast_dev_run
+    held_by_us = locked_folder(Path(config.output_dir), "another run writes") if writes else nullcontext()
+    with listening(), held_by_us:
+        return _train_here(config)
+
+
+def _train_here(config: DictConfig) -> Trained | float | None:
+    is_first = is_main()
+    if is_first:
         check_folder(config)
     if config.resume == "auto" and is_finished(config):  # every rank sees it, lest one waits for the others
-        if is_main:
+        if is_first:
             print(f"{config.output_dir} is finished")
         return None
     trainer = build_trainer(config)
-    if trainer.num_nodes > 1 and not is_started(trainer):
-        raise ConfigError(
-            f"trainer.num_nodes is {trainer.num_nodes}, but nothing has started this process as one of several; start them on "
-            "each node by torchrun or srun, or leave trainer.num_nodes out"
-        )
-    if trainer.world_size > 1 and not is_started(trainer):
-        return run_in_ranks("fusionkit.commands.train:train", config, trainer.world_size)
+    if not is_started(trainer) and trainer.num_devices > 1:
+        return run_in_ranks("fusionkit.commands.train:train", config, trainer.num_devices)
     seed_everything(config.seed, workers=True, verbose=False)
     last = resume_from(config)
     parts, module = build(config, last)
-    if is_main and last and last.name != LAST:
+    if is_first and last and last.name != LAST:
         print(f"{last.with_name(LAST)} is not there or damaged; going on from {last.name}", flush=True)
-    if is_main and not config.trainer.fast_dev_run:
+    if is_first and not config.trainer.fast_dev_run:
         prepare_folder(config, last)
     try:
         log_config(trainer.loggers, OmegaConf.to_container(config, resolve=True), parts.parameters)  # type: ignore[arg-type]
-        if is_main:
+        if is_first:
             print_run(parts, trainer, fixed_rows(module, trainer, config.trainer.strategy))
             batches = {name: source.batch_size for name, source in parts.datamodule.sources.items()}
             for sentence in lonely(module.objectives, parts.tasks, batches, trainer.world_size):
@@ -115,12 +121,6 @@ def train_here(config: DictConfig) -> Trained | float | None:
         return replace(trained, mean=None if mean is None else float(mean))
     finally:
         finish()
-
-
-def is_started(trainer: Trainer) -> bool:
-    """Whether this process was itself started as one of several: by ``run_in_ranks``, torchrun, srun or a cluster."""
-    environment = getattr(trainer.strategy, "cluster_environment", None)
-    return is_rank() or (environment is not None and bool(environment.creates_processes_externally))
 
 
 def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]:
@@ -181,17 +181,28 @@ def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConf
     going_on = GoingOn(None if config.trainer.fast_dev_run else config)
     if last:
         trainer.callbacks.insert(0, going_on)  # type: ignore[attr-defined]
+    folder = None if config.trainer.fast_dev_run else Path(config.output_dir)
+    if trainer.world_size > 1:
+        trainer.callbacks.append(RankWatch(config.trainer.get("timeout") or TIMEOUT))  # type: ignore[attr-defined]
+    StopWhenAsked(trainer, folder and folder / "checkpoints" / LAST)
     is_main_thread = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, datamodule=parts.datamodule, ckpt_path=last, weights_only=True)
+        with held():
+            trainer.fit(module, datamodule=parts.datamodule, ckpt_path=last, weights_only=True)
+        if asked():
+            raise Stopped
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if trainer.world_size > 1 and is_lost(error):
+            raise LostRankError(trainer.global_rank) from error
         if isinstance(error, UserError) or not last or going_on.is_restored:
             raise
         raise DataError(
             f"checkpoint {last} cannot be gone on from: it is damaged, or of another version ({type(error).__name__}: "
             f"{str(error).partition(chr(10))[0]}); start a new run from its weights with checkpoint={last} and another output_dir"
         ) from error
+    except Stopped:
+        raise
     except SystemExit:  # what Lightning makes of a Ctrl-C
         if not trainer.interrupted:
             raise

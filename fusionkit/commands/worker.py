@@ -26,7 +26,8 @@ from fusionkit.cli.error_messages import translate
 from fusionkit.cli.main import load
 from fusionkit.commands.processes import start_ranks
 from fusionkit.config import leaves, register_resolvers
-from fusionkit.errors import UserError
+from fusionkit.errors import LostRankError, UserError
+from fusionkit.signals import MISTAKE, REQUEUE, Stopped, end_with_parent, listening
 
 NOW = re.compile(r"\$\{\s*now\s*:")
 
@@ -41,7 +42,8 @@ def run_in_ranks(job: str, config: DictConfig, count: int) -> float | None:
         path = Path(folder) / "config.yaml"
         save(config, path)
         if code := start_ranks([sys.executable, "-m", "fusionkit.commands.worker", job, str(path)], count):
-            failure = UserError(_told(Path(folder)) or _untold(code))
+            told = None if code == -SIGKILL else _told(Path(folder))
+            failure = UserError(told or _untold(code))
             failure.exit_code = abs(code)
             raise failure
         return score_of(path)
@@ -106,8 +108,9 @@ def _take_over(config: DictConfig, path: Path) -> None:
 
 
 def _told(folder: Path) -> str | None:
-    """The mistake that the lowest rank met, if any did."""
-    return next((path.read_text(encoding="utf-8") for path in sorted(folder.glob("mistake_*"))), None)
+    """The mistake that the lowest rank met, if any did; that it has lost another says less."""
+    found = [*sorted(folder.glob("mistake_*")), *sorted(folder.glob("lost_*"))]
+    return next((path.read_text(encoding="utf-8") for path in found), None)
 
 
 def _untold(code: int) -> str:
@@ -115,12 +118,25 @@ def _untold(code: int) -> str:
         return "one of the processes failed; its message stands above"
     return (
         "one of the processes was killed, as the system does where memory runs out; lower data.sources.NAME.batch_size "
-        "or the number of devices"
+        "or the number of devices; resume=auto goes on from the last checkpoint"
     )
 
 
 def main(job: str, path: str) -> int:
     """Do a job on a saved configuration; gives the exit code."""
+    end_with_parent()
+    if "RANK" in os.environ:
+        os.environ[MISTAKE] = str(Path(path).with_name(f"mistake_{int(os.environ['RANK']):05}"))
+    try:
+        with listening():
+            return _main(job, path)
+    except Stopped as stopped:
+        if "RANK" not in os.environ:
+            print(stopped, file=sys.stderr)
+        return REQUEUE
+
+
+def _main(job: str, path: str) -> int:
     register_resolvers()
     config = OmegaConf.create(Path(path).read_text(encoding="utf-8"))
     assert isinstance(config, DictConfig)
@@ -133,9 +149,11 @@ def main(job: str, path: str) -> int:
             _score_of(Path(path)).write_text(repr(score), encoding="utf-8")
     except Exception as error:
         mistake = translate(error)
-        if mistake is None or os.environ.get("FUSIONKIT_TRACE") == "1" or "RANK" not in os.environ:
+        if mistake is None or os.environ.get("FUSIONKIT_TRACE") == "1" or MISTAKE not in os.environ:
             return report(error)
-        place = Path(path).with_name(f"mistake_{int(os.environ['RANK']):05}")
+        place = Path(os.environ[MISTAKE])
+        if isinstance(mistake, LostRankError):  # the other one's mistake comes first
+            place = place.with_name(place.name.replace("mistake", "lost"))
         place.write_text(str(mistake), encoding="utf-8")
         return mistake.exit_code
     except KeyboardInterrupt:  # the process that started us tells of it

@@ -3,14 +3,17 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, DataError
+from fusionkit.signals import begin_worker
 
 MOST = 8  # workers that "auto" gives a loader
 
@@ -42,6 +45,7 @@ class Loader(DataLoader[Any]):
             num_workers=num_workers,
             persistent_workers=persistent and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=partial(_begin_worker, os.getpid()),
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class names its own iterator type
@@ -57,6 +61,12 @@ class Loader(DataLoader[Any]):
                 self.waited += time.monotonic() - asked
             yield batch
             del batch  # else its memory is kept while the next one is made
+
+
+def _begin_worker(parent: int, number: int) -> None:
+    begin_worker(parent)
+    if os.environ.get("PL_SEED_WORKERS") == "1":  # what Lightning would do, were there no function of ours
+        pl_worker_init_function(number)
 
 
 def raise_error(batch: Any) -> Any:

@@ -234,13 +234,13 @@ class TrainingModule(LightningModule):
         clip(self, optimizer, parameters, norm, gradient_clip_val, gradient_clip_algorithm)
 
     def setup(self, stage: str) -> None:
+        taught_by = {} if self.distillation is None else self.distillation.teacher.origin
+        require_same_on_ranks(self.artifacts | {"taught_by": taught_by})  # before DDP compares their parameters
         if self.average is not None:  # a validation that was broken off has left it in
             self.average.take_out()
         exact_inputs(self.trainer.precision_plugin, getattr(self.model.image_encoder, "reads", "pixel_values"))
 
     def on_fit_start(self) -> None:
-        taught_by = {} if self.distillation is None else self.distillation.teacher.origin
-        require_same_on_ranks(self.artifacts | {"taught_by": taught_by})
         require_gradients(self)
         if self.distillation is not None:
             self.distillation.begin(self.device, self.trainer.precision_plugin.convert_module)

@@ -10,7 +10,7 @@ from lightning import Callback, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fusionkit.assembly.artifacts import collect_artifacts
 from fusionkit.assembly.checks import (
@@ -22,10 +22,13 @@ from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
+from fusionkit.internals import keep_buckets, set_timeout
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
 from fusionkit.training.module import TrainingModule
+from fusionkit.training.processes.life import timeout_of
+from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.recompute import recompute_parts
 from fusionkit.training.steps.state import STORED
 
@@ -35,6 +38,7 @@ NOTICES = (  # of libraries, about what is meant to be so here
     "The '.*' does not have many workers",  # data.num_workers is a choice, and images may be cached
     "The number of training batches .* is smaller than the logging interval",  # a small data set is no mistake
     "Checkpoint directory .* exists and is not empty",  # run_folder.check_folder has spoken
+    "find_unused_parameters=True was specified",  # internals.keep_buckets
     ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
 )
 
@@ -102,7 +106,13 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     """A trainer that writes nothing unless the options say so: it knows the device, the precision and how many ranks."""
     quieten_libraries()
     precision = resolve_precision(config.trainer.precision, config.trainer.accelerator)
-    trainer: Trainer = instantiate(config.trainer, **{"precision": precision, "logger": False, **options})
+    section: Any = config.trainer.copy()  # a part of the whole still, as which a mistake names it
+    with open_dict(section):
+        timeout = timeout_of(section.pop("timeout", None))
+    nodes = {name: value for name, value in with_nodes({"num_nodes": section.get("num_nodes")}).items() if value}
+    trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **nodes, **options})
+    keep_buckets(trainer)
+    set_timeout(trainer, 1.25 * timeout + 10)  # RankWatch, which knows who is waited for, speaks first
     return trainer
 
 

@@ -36,6 +36,15 @@ TWO_NODES = (
         ({}, ["+trainer.num_nodes=2", "trainer.devices=1"], TWO_NODES),
         (SRUN | {"SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, ["+trainer.num_nodes=2"], "trains"),
         (TORCHRUN | {"WORLD_SIZE": "4"}, ["+trainer.num_nodes=2"], "trains"),
+        (SRUN | {"SLURM_NTASKS": "4", "SLURM_NNODES": "2"}, [], "trains"),
+        (TORCHRUN | {"WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}, [], "trains"),
+        (
+            TORCHRUN | {"WORLD_SIZE": "4"},
+            [],
+            "4 processes were started, but trainer.devices=2 on 1 machine",
+        ),
+        (SRUN | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, [], "2 started"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, [], "RANK and WORLD_SIZE are set, but LOCAL_RANK is not"),
     ],
 )
 def test_a_process_that_was_started_as_one_of_several_starts_none(

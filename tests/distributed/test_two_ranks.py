@@ -14,12 +14,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from fusionkit.commands.processes import is_rank, start_ranks
+from fusionkit.commands.processes import start_ranks
 from fusionkit.commands.worker import run_in_ranks, save
 from fusionkit.config import conf_dir, register_resolvers
 from fusionkit.distributed import from_rank_zero, gather, gather_objects, gather_with_grad, rank, world_size
 from fusionkit.errors import UserError
 from fusionkit.scoring.classification import Entailment
+from fusionkit.training.processes.ranks import is_rank
 from tests.distributed.ranks import (
     BALANCERS,
     Contrast,

@@ -12,6 +12,7 @@ from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Step
 from fusionkit.training.callbacks import StopAfter
 from fusionkit.training.stages import Stages
+from fusionkit.training.trainer import bare_trainer
 from tests.toys import CONF, choices
 
 
@@ -28,7 +29,7 @@ def test_trainer(choice, tmp_path):
     config |= {"precision": resolved, "default_root_dir": str(tmp_path)}
     if config["accelerator"] == "gpu" and not torch.cuda.is_available():
         config |= {"accelerator": "cpu", "devices": 1}
-    trainer = instantiate(config)
+    trainer = bare_trainer(OmegaConf.create({"trainer": config}))
     assert isinstance(trainer, Trainer)
     assert trainer.progress_bar_callback is None
 

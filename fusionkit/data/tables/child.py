@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from fusionkit.errors import UserError
+from fusionkit.signals import watch_parent
 
 Result = TypeVar("Result")
 CAN_FORK = sys.platform == "linux"  # elsewhere a fork of a process with threads may hang
@@ -43,11 +44,12 @@ def in_child(work: Callable[[], Result], bounds: Bounds | None = None) -> Result
     sys.stdout.flush()
     sys.stderr.flush()
     read_end, write_end = os.pipe()
+    parent = os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads, which the child does not use
         process = os.fork()
     if process == 0:
-        _answer(work, write_end, bounds)
+        _answer(work, write_end, bounds, parent)
     os.close(write_end)
     answer = b""
     try:
@@ -73,11 +75,12 @@ def in_child(work: Callable[[], Result], bounds: Bounds | None = None) -> Result
     return done
 
 
-def _answer(work: Callable[[], Result], write_end: int, bounds: Bounds | None) -> None:
+def _answer(work: Callable[[], Result], write_end: int, bounds: Bounds | None, parent: int) -> None:
     """Do the work, send its result or its error, and end this process at once."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        watch_parent(parent)
         if bounds:
             _keep_within(bounds)
         try:

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from fusionkit.assembly.image_tokens import ImageTokens
+from fusionkit.config import leaves
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import ConfigError
 from fusionkit.training.steps.state import BESIDE
@@ -21,9 +24,22 @@ def require_same_on_ranks(artifacts: Mapping[str, Any]) -> None:
     """All ranks must train the same; a launcher that replays a sweep in every rank gives each its own config."""
     digest = hashlib.sha256(json.dumps(artifacts, sort_keys=True, default=str).encode()).hexdigest()
     if len(set(gather_objects([digest]))) > 1:
+        told = _difference(gather_objects([artifacts]))
         raise ConfigError(
-            "the ranks hold different configurations; start all of them from one saved config, one run at a time"
+            f"the ranks hold different configurations ({told}); start all of them with the same command, one run at a time"
         )
+
+
+def _difference(artifacts: Sequence[Mapping[str, Any]]) -> str:
+    """The first of the values that two ranks have not in common, in words."""
+    all_values = [dict(leaves({**found, "config": yaml.safe_load(str(found.get("config")))})) for found in artifacts]
+    first = all_values[0]
+    for number, values in enumerate(all_values):
+        for key in {**first, **values}:
+            if first.get(key) != values.get(key):
+                a, b = (reprlib.repr(them.get(key)) for them in (first, values))
+                return f"{key.removeprefix('config.')} is {a} on rank 0, and {b} on rank {number}"
+    return "in what was read from files"
 
 
 def require_gradients(module: "TrainingModule") -> None:

@@ -1,0 +1,27 @@
+"""A callback that sends a signal at a step: to a process that trains, by which it is named in a configuration."""
+
+import os
+from typing import Any
+
+from lightning import Callback
+
+
+class SendSignal(Callback):
+    """Sends this process a signal in a hook ("train", "validation" or "save"), on one rank, when ``step`` steps are made."""
+
+    def __init__(self, number: int, step: int, hook: str = "train", rank: int = 0) -> None:
+        self.number, self.step, self.hook, self.rank = number, step, hook, rank
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self._send(trainer, "train")
+
+    def on_validation_batch_start(self, trainer: Any, *args: Any) -> None:
+        self._send(trainer, "validation")
+
+    def on_save_checkpoint(self, trainer: Any, *args: Any) -> None:
+        self._send(trainer, "save")
+
+    def _send(self, trainer: Any, hook: str) -> None:
+        if (hook, trainer.global_step, trainer.global_rank) == (self.hook, self.step, self.rank):
+            self.step = -1
+            os.kill(os.getpid(), self.number)

@@ -1,0 +1,135 @@
+"""Signals are noted or raised, passed on once, and nothing outlives the process that started it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fusionkit import signals
+from fusionkit.signals import REQUEUE, Stopped, asked, children, held, listening
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+CHILD = """
+import os, sys, time
+from fusionkit.signals import begin_worker, end_with_parent
+if "worker" in sys.argv:
+    begin_worker(os.getppid())
+else:
+    end_with_parent()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+PARENT = f"""
+import os, subprocess, sys, time
+from fusionkit.signals import child_environment
+for kind in ("rank", "worker"):
+    subprocess.Popen([sys.executable, "-c", {CHILD!r}, kind], env={{**os.environ, **child_environment()}})
+time.sleep(60)
+"""
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_no_process_outlives_its_parent(number):
+    parent = start(PARENT)
+    try:
+        assert parent.stdout is not None
+        processes = [int(parent.stdout.readline()) for _ in range(2)]
+        assert all(map(is_alive, processes))
+        parent.send_signal(number)
+        parent.wait()
+        end = time.monotonic() + 10
+        while any(map(is_alive, processes)) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not any(map(is_alive, processes))
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL) if any(map(is_alive, processes)) else parent.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+def test_one_whose_parent_has_ended_already_ends_at_once():
+    environment = ENVIRONMENT | {signals.PARENT: "1"}
+    done = subprocess.run([sys.executable, "-c", CHILD], env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+
+
+def signal_oneself(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(5)
+
+
+def test_a_signal_stops_at_once_what_has_nothing_to_keep():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped) as caught, listening():
+        signal_oneself(signal.SIGTERM)
+    assert caught.value.code == REQUEUE == 75
+    assert str(caught.value) == "stopped by SIGTERM; the same command with resume=auto goes on"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_is_noted_where_it_is_held_and_twice_in_a_moment_is_once():
+    with listening():
+        with held():
+            assert asked() == ""
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked() == "SIGUSR1"
+    with listening():  # a later run of this process
+        assert asked() == ""
+
+
+TWICE = """
+import os, signal, sys, time
+from fusionkit import signals
+with signals.listening(), signals.held():
+    class Child:
+        def kill(self): print("killed", flush=True)
+    with signals.children([Child()]):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(signals.SAME + 0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+print("went on")
+"""
+
+
+def test_a_second_signal_ends_the_process_and_its_children():
+    done = subprocess.run([sys.executable, "-c", TWICE], env=ENVIRONMENT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, b"killed\n")
+
+
+def test_a_child_is_ended_by_its_parent_and_not_by_a_second_signal():
+    environment = ENVIRONMENT | {signals.PARENT: str(os.getpid())}
+    done = subprocess.run([sys.executable, "-c", TWICE], env=environment, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, b"went on\n")
+
+
+def test_children_are_known_while_they_run():
+    class Child:
+        def poll(self):
+            return None
+
+        def kill(self):
+            pass
+
+    child = Child()
+    with children([child]):
+        assert child in signals._State.children
+    assert child not in signals._State.children
