@@ -167,6 +167,16 @@ class Collate:
             "word_index": torch.tensor(words),
         }
 
+    def tokens(self, text: str, kind: str) -> list[str]:
+        """The tokens of a text at their places in `input_ids`, with '' for those that begin, end and separate."""
+        tokenizer = self.tokenizer
+        framing = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}
+        ids = self.tokenize([text], self.templates.get(kind))["input_ids"][0].tolist()
+        return [
+            "" if token in framing else name
+            for token, name in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True)
+        ]
+
     def spell(self, texts: Sequence[Text], images: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Conversations as `ChatTemplate.rows` has them, and where their pictures, which are these rows of images, stand."""
         assert self.chat is not None

@@ -1,7 +1,7 @@
 """The one data module: any number of sources, read when first needed, mixed in every training step."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,10 @@ class DataModule(LightningDataModule):
     def text_counts(self, source: str, role: str) -> Tensor:
         """Where this rank's ``Collate`` counts the texts of a role."""
         return self._counts.setdefault((source, role), new_counts())
+
+    def tokens_of(self, source: str, kind: str) -> Callable[[str], list[str]]:
+        """What gives the tokens of a text of a kind as those of a source are read (``Collate.tokens``)."""
+        return partial(self._collate(source, "tokens", ()).tokens, kind=kind)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

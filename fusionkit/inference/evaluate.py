@@ -209,13 +209,16 @@ def score_split(
 ) -> Iterator[tuple[str, Scored]]:
     """What each scorer says, by task, with ``<metric>_baseline`` and ``<metric>_chance`` beside the scores."""
     train = split.train()
-    tokenize = datamodule.tokenizer.tokenize
     for name, scorer in split.scorers.items():
         records = predictions[name]
 
         def guesses(
-            score: Callable[..., dict[str, float]], scorer: BaseScorer = scorer, records: Records = records
+            score: Callable[..., dict[str, float]],
+            name: str = name,
+            scorer: BaseScorer = scorer,
+            records: Records = records,
         ) -> dict[str, float]:
+            tokenize = datamodule.tokens_of(split.source, split.tasks[name].reads)
             return scorer.baselines(train, samples, records, tokenize, score)
 
         yield name, split.scored(name, predictions, samples, guesses)

@@ -3,7 +3,7 @@
 Several processes take the batches in turns, each batch as one process would see it, and end with the records of all.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -48,8 +48,9 @@ class EvaluationData(Protocol):
         """By name; ``splits`` of each has the roles as keys."""
         ...
 
-    @property
-    def tokenizer(self) -> Any: ...
+    def tokens_of(self, source: str, kind: str) -> Callable[[str], list[str]]:
+        """What gives the tokens of a text as they are read, '' for those that are no part of it."""
+        ...
 
     def samples(self, source: str, role: str) -> Sequence[Sample]: ...
 

@@ -15,6 +15,7 @@ from fusionkit.scoring.sample_scores import Row, SampleScores, known_direction, 
 from fusionkit.scoring.sheet import Sheet
 
 Tokenize = Callable[[str], list[str]]
+"""A text's tokens at their places in `input_ids`; those that begin, end and separate are ''."""
 Function = Callable[[Sequence[Record], Sequence[Sample]], dict[str, float]]
 
 

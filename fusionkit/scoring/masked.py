@@ -119,7 +119,7 @@ class HiddenFeatures(BaseScorer):
 def _masked_contexts(
     samples: Sequence[Sample], records: Sequence[Record], tokenize: Tokenize
 ) -> Iterator[list[tuple[str | None, str | None]]]:
-    """For each record what its token's neighbours tell. Position 0 of a caption is [CLS], as in ``input_ids``."""
+    """For each record what its token's neighbours tell."""
     texts = {caption.id: caption.text for caption in captions_of(samples)}
     masked = {(record["caption_id"], record["position"]) for record in records}
     tokens: dict[Any, list[str]] = {}
@@ -127,10 +127,9 @@ def _masked_contexts(
         key, position = record["caption_id"], record["position"]
         if key not in tokens:
             tokens[key] = ["", *tokenize(texts[key]), ""]
-        left, right = (
-            None if (key, place) in masked else tokens[key][place]
-            for place in (position - 1, min(position + 1, len(tokens[key]) - 1))
-        )
+        before, own, behind = tokens[key][position : position + 3]
+        left = None if (key, position - 1) in masked else before
+        right = None if (key, position + 1) in masked or not own else behind  # of an end that is masked
         yield _neighbour_contexts(left, right)
 
 
@@ -140,4 +139,4 @@ def _neighbour_contexts(left: str | None, right: str | None) -> list[tuple[str |
 
 def _trigrams(tokens: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     padded = ["", *tokens, ""]
-    return zip(padded, tokens, padded[2:], strict=False)
+    return (found for found in zip(padded, tokens, padded[2:], strict=False) if found[1])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fusionkit.data.cleaning import check_templates, filled
+from fusionkit.data.cleaning import Clean, check_templates, filled
 from fusionkit.data.collate import Collate
 from fusionkit.data.dataset import Item
 from fusionkit.data.sample import Sample, Text
@@ -43,6 +43,22 @@ def test_a_batch_reads_the_texts_of_a_kind_in_its_template():
     assert said == ["question : is it red answer :", "question : is it a answer :"]
     assert TOKENIZER.decode(batch["captions"]["input_ids"][0], skip_special_tokens=True) == "a red cat"
     assert make.counts.sum(0).tolist() == [3, 1, 0]  # read, cut, left out
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+def test_the_tokens_of_a_text_are_those_of_a_batch_at_their_places(template):
+    """Cleaned, within the template and cut; what begins and ends it is no token of it, whatever a text says is."""
+    texts = {"captions": (Text(1, "A RED-cat, or dog?!"), Text(2, "a cat"))}
+    sample, templates = Sample(7, "a", texts), {} if template is None else {"captions": template}
+    make = Collate("toy", [sample], ["captions"], TOKENIZER, 8, None, Clean(), templates=templates)
+    batch = make([Item(sample, torch.zeros(3, 4, 4), texts, (4, 4), {})])
+    for text, row in zip(texts["captions"], batch["captions"]["input_ids"], strict=True):
+        tokens = make.tokens(text.text, "captions")
+        names = TOKENIZER.convert_ids_to_tokens(row[: len(tokens)])
+        assert [token or name for token, name in zip(tokens, names, strict=True)] == names
+        assert [place for place, token in enumerate(tokens) if token == ""] == [0, len(tokens) - 1]
+    wanted = ["a", "red", "cat", "or", "dog"] if template is None else ["question", ":", "a", "red", "answer", ":"]
+    assert make.tokens("A RED-cat, or dog?!", "captions") == ["", *wanted, ""]
 
 
 def test_templates_that_cannot_be_are_refused():

@@ -71,6 +71,11 @@ def test_grounding_regression_solves_the_ridge_equations(tmp_path):
     assert scores["grounding_mean_iou_baseline"] == pytest.approx(100)
 
 
+def framed(text):
+    """Tokens at their places in ``input_ids``, between [CLS] and [SEP]."""
+    return ["", *text.split(), ""]
+
+
 def test_masked_backs_off_and_does_not_see_masked_neighbours():
     train = captions(*["a red dog"] * 2, *["a blue cat"] * 3, *["big blue dog", "one tiny dog", "his tiny hat"] * 2)
     asked = captions("a red dog", "a red x", "big blue dog")
@@ -80,8 +85,15 @@ def test_masked_backs_off_and_does_not_see_masked_neighbours():
         {"caption_id": 2, "position": 2, "token": "?", "target": "tiny"},  # before a mask, after "big": never "tiny"
         {"caption_id": 2, "position": 3, "token": "?", "target": "dog"},  # at the end, after a mask
     ]
-    scores = MASKED.baselines(train, asked, records, str.split, MASKED)
+    scores = MASKED.baselines(train, asked, records, framed, MASKED)
     assert scores == {"mlm_accuracy_baseline": 75, "mlm_accuracy_chance": 25}  # "dog" is the commonest
+
+
+def test_what_frames_a_caption_is_a_neighbour_and_no_guess():
+    """Captions of one token, which begin and end with others: the commonest token is one of theirs."""
+    train, records = captions("a", "a", "b"), [{"caption_id": 0, "position": 1, "token": "?", "target": "a"}]
+    scores = MASKED.baselines(train, captions("a"), records, lambda text: ["", text, "", ""], MASKED)
+    assert scores == {"mlm_accuracy_baseline": 100, "mlm_accuracy_chance": 100}
 
 
 def test_retrieval_chance_by_counting():
@@ -102,9 +114,7 @@ def test_retrieval_chance_by_counting():
 def test_without_training_samples():
     assert VQA.baselines([], questions(("is it", "no")), [], str.split, VQA) == {}
     assert GROUNDING.baselines([], [], [], str.split, GROUNDING) == {}
-    assert (
-        MASKED.baselines([], captions("a"), [{"caption_id": 0, "position": 1, "target": "a"}], str.split, MASKED) == {}
-    )
+    assert MASKED.baselines([], captions("a"), [{"caption_id": 0, "position": 1, "target": "a"}], framed, MASKED) == {}
     assert MATCHING.baselines([], [], [], str.split, VQA) == {
         "itm_accuracy_baseline": 50,
         "itm_accuracy_chance": 50,
@@ -181,7 +191,7 @@ def test_neighbours_of_a_masked_token():
     told = []
     asked = captions("a b c")
     for chosen in (records[1:2], records[:1], records[2:3], records[3:]):
-        MASKED.baselines(train, asked, chosen, str.split, lambda found, _: told.append(found[0]["token"]) or {})
+        MASKED.baselines(train, asked, chosen, framed, lambda found, _: told.append(found[0]["token"]) or {})
     assert told[::2] == ["b", "a", "c", "a"]
     assert set(told[1::2]) == {"a"}
 
