@@ -1,5 +1,6 @@
 """``fusionkit search``: an index of a folder's images, made, brought up to date and searched by a text, an image or both."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def search(config: DictConfig) -> None:
     predictor = predictor_of(parts, device_of(parts), batch_size=config.batch_size)
     images = None if config.images is None else Path(config.images)
     found = open_index(parts, predictor, f"checkpoint={config.checkpoint}", Path(config.index), images)
+    _require_apart(config, found.index.images)
     done = f" of {found.index.images}" if found.update is None else f": {found.update}"
     print(f"index={config.index}: {len(found.index):,} images{done}")
     if found.update is not None:
@@ -137,6 +139,18 @@ def _check(config: DictConfig, queries: Sequence[Query]) -> None:
             raise DataError(f"{key}={config[key]} is a folder; name a file in it")
         if config[key]:
             require_writable(Path(config[key]).parent, key)
+    if config.images is not None:
+        _require_apart(config, Path(config.images))
+
+
+def _require_apart(config: DictConfig, images: Path) -> None:
+    """Raise ConfigError for results that would replace a picture, or be taken for one the next time."""
+    home, shown = Path(os.path.realpath(images)), config.image and os.path.realpath(config.image)
+    for key in ("output", "sheet"):
+        path = Path(os.path.realpath(config[key])) if config[key] else None
+        if path is not None and (path.is_relative_to(home) or str(path) == shown):
+            where = "the picture that is looked for" if str(path) == shown else f"in the folder of images, {images}"
+            raise ConfigError(f"{key}={config[key]} is {where}; name a file elsewhere")
 
 
 def _score_of(found: ImageSearch, queries: Sequence[Query], ways: Ways) -> str:

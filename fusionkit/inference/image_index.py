@@ -1,10 +1,11 @@
 """An index of one's own images on disk: vectors that are mapped into memory, and a table of what each one is of.
 
 A folder holds ``index.json``, which names the files that belong together and their hashes: ``features-*.npy`` (N, E) float32,
-and ``table-*.arrow`` with a row an image: ``image``, its path in the folder of images, ``content``, a hash of its bytes, and
-``size``, their number. Whoever kills a writer finds the index of before; ``parts`` has what was embedded by then.
+and ``table-*.arrow`` with a row an image: ``image``, its path in the folder of images, and ``content``, a hash of its bytes.
+Whoever kills a writer finds the index of before; ``parts`` has what was embedded by then.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -29,7 +30,8 @@ OURS = re.compile(r"(features|table)-[0-9a-f]{12}\.(npy|arrow)")
 ADVICE = "make room, or name another folder as index=DIR"
 CONTENT = 16  # bytes of a hash
 ROWS = 8192  # written at a time
-SCHEMA = pa.schema([("image", pa.binary()), ("content", pa.binary(CONTENT)), ("size", pa.int64())])
+CHUNK = 2**22  # bytes read at a time
+SCHEMA = pa.schema([("image", pa.binary()), ("content", pa.binary(CONTENT))])
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,29 @@ class Row:
     """An image of an index."""
 
     image: str  # its path in the folder of images
-    content: bytes
-    size: int
+    content: bytes  # the hash of its bytes
 
 
 class ImageIndex:
     """The vectors (N, E) of a folder's images, read from the disk as they are asked for.
 
     Raises DataError for an index that is not there, half made or damaged, and ConfigError for one that another ``maker`` made.
+    One that an update replaces meanwhile is read again.
     """
 
     def __init__(self, folder: Path, maker: Maker, width: int) -> None:
-        about = _read_about(folder)
+        seen = list[dict[str, Any]]()
+        while (about := _read_about(folder)) not in seen:
+            seen.append(about)
+            try:
+                self._open(about, folder, maker, width)
+            except DataError as error:
+                fault = error
+            else:
+                return
+        raise fault
+
+    def _open(self, about: dict[str, Any], folder: Path, maker: Maker, width: int) -> None:
         self.folder, self.images = folder, Path(about["images"])
         maker.require_same(Maker(**about["maker"]), folder)
         for file in (about["features"], about["table"]):
@@ -111,7 +124,16 @@ class ImageIndex:
     def rows(self) -> list[Row]:
         """What each vector is of."""
         columns = (self.table[name].to_pylist() for name in SCHEMA.names)
-        return [Row(os.fsdecode(image), content, size) for image, content, size in zip(*columns, strict=True)]
+        return [Row(os.fsdecode(image), content) for image, content in zip(*columns, strict=True)]
+
+
+def content_of(path: Path) -> bytes:
+    """The hash of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=CONTENT)
+    with path.open("rb") as file:
+        while part := file.read(CHUNK):
+            digest.update(part)
+    return digest.digest()
 
 
 def is_index(folder: Path) -> bool:
@@ -131,7 +153,7 @@ def write_index(
         )
         for part in vectors:
             file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
-    columns = [[os.fsencode(row.image) for row in rows], [row.content for row in rows], [row.size for row in rows]]
+    columns = [[os.fsencode(row.image) for row in rows], [row.content for row in rows]]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     with atomic_write(table, advice=ADVICE) as file, pa.ipc.new_file(file, SCHEMA) as writer:
         writer.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA))

@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fusionkit.data.requests import Request
-from fusionkit.data.stores import stamp_of
 from fusionkit.errors import ConfigError
 from fusionkit.inference.answering import Predictor
 from fusionkit.inference.candidates import TopK
 from fusionkit.inference.embedding import Embedder, require_finite
-from fusionkit.inference.image_index import ImageIndex
+from fusionkit.inference.image_index import ImageIndex, content_of
 from fusionkit.inference.index_update import Update
 from fusionkit.inference.nearest import near_groups, nearest
 from fusionkit.inference.prediction import matcher_of
@@ -191,13 +190,12 @@ class ImageSearch:
         return next(name for name, task in self.predictor.tasks.items() if task is self.matcher)
 
     def _changed(self, rows: list[int]) -> dict[int, str]:
-        """Those whose files are of another size than when they were embedded: other bytes of one size are not told apart."""
-        sizes = self.index.table["size"]
-        found = {row: self.index.path(row) for row in rows}
+        """Those whose files have other bytes than when they were embedded."""
+        paths, contents = {row: self.index.path(row) for row in rows}, self.index.table["content"]
         return {
             row: f"{path} has changed since it was embedded"
-            for row, path in found.items()
-            if (stamp := stamp_of(path)) and stamp[0] != sizes[row].as_py()
+            for row, path in paths.items()
+            if path.is_file() and content_of(path) != contents[row].as_py()
         }
 
 

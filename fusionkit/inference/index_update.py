@@ -1,6 +1,5 @@
 """Making and updating an index of images: what is new is embedded, what is known by its bytes kept, what is gone left out."""
 
-import hashlib
 import os
 import time
 from collections import Counter
@@ -21,12 +20,22 @@ from fusionkit.data.tables.place import locked
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.atomic import remove_leftovers
 from fusionkit.files.tensors import read_tensors, save_tensors
-from fusionkit.inference.image_index import ADVICE, CONTENT, PARTS, ROWS, ImageIndex, Maker, Row, is_index, write_index
+from fusionkit.inference.image_index import (
+    ADVICE,
+    CONTENT,
+    PARTS,
+    ROWS,
+    ImageIndex,
+    Maker,
+    Row,
+    content_of,
+    is_index,
+    write_index,
+)
 from fusionkit.inference.progress import Bar, show_progress
 from fusionkit.scoring.records import require_writable
 
 SECONDS, MOST = 30.0, 4096  # between two times that vectors are kept, and how many they may become
-CHUNK = 2**22  # bytes read at a time
 OWN = (PARTS, "features-", "table-", ".")  # what the names of its files begin with
 FEW = 32  # pictures, of which no progress is shown
 Embed = Callable[[Sequence[Path]], Iterator[tuple[list[int], Tensor, dict[int, str]]]]
@@ -211,12 +220,8 @@ def _look(name: str, path: Path) -> Seen:
     """Raises OSError, also for what is no file: a pipe is never opened."""
     if not path.is_file():
         raise OSError("it is no file, or a link to nothing")
-    stamp, digest, size = stamp_of(path), hashlib.blake2b(digest_size=CONTENT), 0
-    with path.open("rb") as file:
-        while part := file.read(CHUNK):
-            digest.update(part)
-            size += len(part)
-    return Seen(path, stamp, Row(name, digest.digest(), size))
+    stamp = stamp_of(path)
+    return Seen(path, stamp, Row(name, content_of(path)))
 
 
 def _embed(embed: Embed, todo: Sequence[Seen], parts: Parts, faults: dict[str, str], bar: Bar) -> None:

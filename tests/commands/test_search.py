@@ -286,17 +286,21 @@ def test_a_picture_that_vanished_is_named_and_the_others_are_told(
     assert search(checkpoint, "images=photos") == 0
     (photos / "2.jpg").unlink()
     shutil.copy(photos / "4.jpg", photos / "6.jpg")
+    data = bytearray((photos / "8.jpg").read_bytes())
+    data[15] ^= 1  # the resolution: another file of the same size
+    (photos / "8.jpg").write_bytes(data)
     assert search(checkpoint, "query=a", "top=12", "output=found.jsonl", "sheet=found.html") == 1
     told = capsys.readouterr()
     rows = lines("found.jsonl")
-    assert [row.get("rank") for row in rows] == [*range(1, 11), None, None]
+    assert [row.get("rank") for row in rows] == [*range(1, 10), None, None, None]
     faults = {row["image"]: row["error"] for row in rows if "error" in row}
     assert faults["2.jpg"].endswith(f"photos/2.jpg does not exist; update the index with images={photos}")
-    assert faults["6.jpg"].endswith(
-        f"photos/6.jpg has changed since it was embedded; update the index with images={photos}"
-    )
-    assert "(and 1 more)" in told.err
-    assert "  10 " in told.out
+    for name in ("8.jpg", "6.jpg"):
+        assert faults[name].endswith(
+            f"photos/{name} has changed since it was embedded; update the index with images={photos}"
+        )
+    assert "(and 2 more)" in told.err
+    assert "   9 " in told.out
     assert len(model.index("photos.index").search("a", k=0, top=20)) == 12  # by cosine alone no file is read
     assert model.index("photos.index", "photos").search("a", top=20)[-1]["rank"] == 11
 
@@ -360,6 +364,12 @@ def test_a_checkpoint_without_contrast_is_refused(checkpoint: Path, photos: Path
             "sheet=found.pdf is neither a picture nor a page; name a .png or .html file",
         ),
         (["query=a", "output=photos"], 1, "output=photos is a folder; name a file in it"),
+        (
+            ["images=photos", "query=a", "output=photos/in/a.jsonl"],
+            2,
+            "output=photos/in/a.jsonl is in the folder of images",
+        ),
+        (["images=photos", "image=empty/../torn/a.png", "sheet=torn/a.png"], 2, "is the picture that is looked for"),
         (["query=a", "indx=b"], 2, "indx"),
     ],
 )
@@ -373,6 +383,15 @@ def test_mistakes_are_sentences(
     told = capsys.readouterr().err
     assert sentence in told
     assert "Traceback" not in told
+
+
+def test_no_picture_of_an_index_is_replaced_by_what_is_found(checkpoint: Path, photos: Path, capsys: Capture) -> None:
+    assert search(checkpoint, "images=photos") == 0
+    before = {path: path.read_bytes() for path in photos.glob("*.*")}
+    Path("link").symlink_to(photos)
+    assert search(checkpoint, "query=a", "sheet=link/0.png") == 2  # whose index says where they are
+    assert "sheet=link/0.png is in the folder of images" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in photos.glob("*.*")} == before
 
 
 def test_python_s_mistakes_are_sentences(model: fk.Model, photos: Path) -> None:
