@@ -170,6 +170,18 @@ def test_layers_that_no_tensors_are_there_for_are_not_built(
         from_pretrained("foreign.ckpt")
 
 
+def test_values_of_another_kind_are_named_by_whatever_loads_them(world: Path, capsys: Capture) -> None:
+    line = foreign(world, at("fusion", "dropout", value="a third"))
+    words = "checkpoint foreign.ckpt: fusion.dropout is 'a third', but has to be a number"
+    assert run(["predict", line, "image=a.jpg", "question=what"]) == 2
+    assert words in sentence(capsys)
+    with pytest.raises(ConfigError, match=words):
+        from_pretrained("foreign.ckpt")
+    assert run(["export", line, "output=exported"]) == 2
+    assert words in sentence(capsys)
+    assert not Path("exported").exists()
+
+
 def test_numbers_that_are_not_finite_are_named_as_in_the_file(world: Path, capsys: Capture) -> None:
     name = "model.image_projection.bias"
     checkpoint = torch.load(world / "run/checkpoints/last.ckpt", weights_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.artifacts import tokenizer_from
+from fusionkit.assembly.config_checks import check_arguments
 from fusionkit.assembly.trust import NETWORK, may_look_up, read_stored, require_trusted
 from fusionkit.checkpoints.build import Network, build_network
 from fusionkit.checkpoints.load import (
@@ -57,7 +58,9 @@ def _pretrained(path: Path, trust: Sequence[str]) -> Pretrained:
     config = read_stored(artifacts["config"], path, trust)
     forget_files(config, sizes_of(artifacts, path), partial(may_look_up, trust=trust))
     forget_proposals(config)
-    require_trusted(config, (*NETWORK, "teacher"), f"checkpoint {path}", trust)
+    built = (*NETWORK, "teacher")
+    require_trusted(config, built, f"checkpoint {path}", trust)
+    check_arguments(OmegaConf.masked_copy(config, list(built)))
     require_possible_parts(config, checkpoint["state_dict"], path)
     files = artifacts["tokenizer"]
     tokenizer = tokenizer_from(files) if files else None
