@@ -85,9 +85,9 @@ def set_timeout(trainer: Any, seconds: float) -> None:
 
 
 def is_between_steps(trainer: Any) -> bool:
-    """Lightning: whether batches of this epoch are done, and none waits for others of its optimiser step."""
-    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-    return bool(done) and done % trainer.accumulate_grad_batches == 0
+    """Lightning: whether no batch that is done waits for others of its optimiser step."""
+    done: int = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return done % int(trainer.accumulate_grad_batches) == 0
 
 
 def log_at_step_made(trainer: Any) -> None:

@@ -155,8 +155,29 @@ def watch_parent(number: int) -> None:
     threading.Thread(target=watch, name="fusionkit-parent", daemon=True).start()
 
 
-def begin_worker(parent: int) -> None:
-    """In a process that makes batches for its parent: that one is told to stop, not this, which ends with it."""
-    for number in ASKING:
-        signal.signal(number, signal.SIG_IGN)
-    watch_parent(parent)
+def begin_worker() -> None:
+    """In a process of multiprocessing that makes batches for another: it ends with that one, or by its word.
+
+    A signal to all processes of a run is not for this one: its parent stops between two steps, and needs batches until then.
+    """
+    from multiprocessing import parent_process  # few who are here need it
+
+    if (parent := parent_process()) is None:
+        return
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        threading.Thread(target=_obey, args=(parent.pid,), name="fusionkit-signals", daemon=True).start()
+    threading.Thread(target=_follow, args=(parent,), name="fusionkit-parent", daemon=True).start()
+
+
+def _obey(parent: int | None) -> None:
+    """End this process when its parent says so (``terminate``)."""
+    while signal.sigwaitinfo(ASKING).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def _follow(parent: Any) -> None:
+    """End this process when its parent has ended, however the two were started."""
+    parent.join()
+    os._exit(1)

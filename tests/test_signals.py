@@ -16,19 +16,28 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 CHILD = """
 import os, sys, time
-from fusionkit.signals import begin_worker, end_with_parent
-if "worker" in sys.argv:
-    begin_worker(os.getppid())
-else:
-    end_with_parent()
+from fusionkit.signals import end_with_parent
+end_with_parent()
 print(os.getpid(), flush=True)
 time.sleep(60)
+"""
+WORKERS = """
+import multiprocessing, os, sys, time
+from fusionkit.signals import begin_worker
+def work():
+    begin_worker()
+    os.write(1, f"{os.getpid()}\\n".encode())
+    time.sleep(60)
+if __name__ == "__main__":
+    for _ in range(2):
+        multiprocessing.get_context(sys.argv[1]).Process(target=work, daemon=True).start()
+    sys.stdin.readline()
 """
 PARENT = f"""
 import os, subprocess, sys, time
 from fusionkit.signals import child_environment
-for kind in ("rank", "worker"):
-    subprocess.Popen([sys.executable, "-c", {CHILD!r}, kind], env={{**os.environ, **child_environment()}})
+for _ in range(2):
+    subprocess.Popen([sys.executable, "-c", {CHILD!r}], env={{**os.environ, **child_environment()}})
 time.sleep(60)
 """
 
@@ -45,20 +54,54 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
+def are_dead(processes: list[int]) -> bool:
+    """Whether all are, in ten seconds at most."""
+    end = time.monotonic() + 10
+    while any(map(is_alive, processes)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not any(map(is_alive, processes))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
 def test_no_process_outlives_its_parent(number):
-    parent = start(PARENT)
+    parent, processes = start(PARENT), list[int]()
     try:
         assert parent.stdout is not None
         processes = [int(parent.stdout.readline()) for _ in range(2)]
         assert all(map(is_alive, processes))
         parent.send_signal(number)
         parent.wait()
-        end = time.monotonic() + 10
-        while any(map(is_alive, processes)) and time.monotonic() < end:
-            time.sleep(0.05)
-        assert not any(map(is_alive, processes))
+        assert are_dead(processes)
+    finally:
+        os.killpg(parent.pid, signal.SIGKILL) if any(map(is_alive, processes)) else parent.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_workers_hear_their_parent_alone_and_end_with_it(tmp_path: Path, method: str, is_killed: bool) -> None:
+    (tmp_path / "workers.py").write_text(WORKERS)
+    command = [sys.executable, str(tmp_path / "workers.py"), method]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    parent, processes = (
+        subprocess.Popen(command, env=ENVIRONMENT, text=True, start_new_session=True, **pipes),
+        list[int](),
+    )
+    try:
+        processes = [int(parent.stdout.readline()) for _ in range(2)]
+        for process in processes:
+            for number in signals.ASKING:
+                os.kill(process, number)
+        time.sleep(0.5)
+        assert all(map(is_alive, processes))
+        if is_killed:
+            parent.kill()
+        else:
+            parent.stdin.write("\n")  # it ends, and ends them by SIGTERM, and waits for that
+            parent.stdin.flush()
+        assert parent.wait(timeout=20) == (-signal.SIGKILL if is_killed else 0)
+        assert are_dead(processes)
     finally:
         os.killpg(parent.pid, signal.SIGKILL) if any(map(is_alive, processes)) else parent.kill()
 

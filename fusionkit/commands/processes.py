@@ -19,6 +19,7 @@ from fusionkit.signals import REQUEUE, Stopped, asked, child_environment, childr
 POLL = 0.2  # seconds
 AWHILE = 3.0  # seconds in which a Ctrl-C of the terminal, which reaches the ranks as well, has reached them
 PATIENCE = 20.0  # seconds that interrupted ranks have to end by themselves
+LEAVING = 120.0  # that ranks have which have kept their step: rank 0 may be telling W&B
 ASKED = (
     0,
     REQUEUE,
@@ -96,7 +97,7 @@ def wait_for(processes: Sequence["subprocess.Popen[bytes]"]) -> list[int | None]
                 is_told = True
                 _send(processes, signal.SIGTERM)
             if REQUEUE in codes:  # what there was to keep is kept
-                _wait(processes, PATIENCE)
+                _wait(processes, LEAVING)
                 break
             time.sleep(POLL)
     except KeyboardInterrupt as stop:

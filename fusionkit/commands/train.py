@@ -38,7 +38,7 @@ from fusionkit.commands.worker import run_in_ranks
 from fusionkit.distributed import is_lost, leave
 from fusionkit.errors import DataError, LostRankError, UserError
 from fusionkit.files.lock import locked_folder
-from fusionkit.signals import Stopped, asked, held, listening
+from fusionkit.signals import Stopped, asked, listening, watch_parent
 from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked
@@ -74,6 +74,8 @@ def train_here(config: DictConfig) -> Trained | float | None:
     Where the ranks that it started did it, gives the mean score of rank 0; None where there is none, or it was finished before.
     """
     check(config, "TrainConfig")
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which may be killed
+        watch_parent(os.getppid())
     writes = is_main() and not is_child_rank() and not config.trainer.fast_dev_run
     held_by_us = locked_folder(Path(config.output_dir), "another run writes") if writes else nullcontext()
     with listening(), held_by_us:
@@ -149,6 +151,7 @@ def build(config: DictConfig, last: Path | None) -> tuple[Parts, TrainingModule]
     if last:
         require_same_adapters(parts.model, checkpoint, last)
         require_state(module, config, checkpoint, last)
+        module.goes_on_after = checkpoint["global_step"]
         there = read_stored(checkpoint["fusionkit"]["config"], last)
         told, news = f"going on from {last} after step {checkpoint['global_step']}", changed(there, config)
     else:
@@ -184,11 +187,10 @@ def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConf
     folder = None if config.trainer.fast_dev_run else Path(config.output_dir)
     if trainer.world_size > 1:
         trainer.callbacks.append(RankWatch(config.trainer.get("timeout") or TIMEOUT))  # type: ignore[attr-defined]
-    StopWhenAsked(trainer, folder and folder / "checkpoints" / LAST)
     is_main_thread = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
-        with held():
+        with StopWhenAsked(trainer, folder and folder / "checkpoints" / LAST):
             trainer.fit(module, datamodule=parts.datamodule, ckpt_path=last, weights_only=True)
         if asked():
             raise Stopped

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ class Loader(DataLoader[Any]):
             num_workers=num_workers,
             persistent_workers=persistent and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=partial(_begin_worker, os.getpid()),
+            worker_init_fn=_begin_worker,
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class names its own iterator type
@@ -63,8 +62,8 @@ class Loader(DataLoader[Any]):
             del batch  # else its memory is kept while the next one is made
 
 
-def _begin_worker(parent: int, number: int) -> None:
-    begin_worker(parent)
+def _begin_worker(number: int) -> None:
+    begin_worker()
     if os.environ.get("PL_SEED_WORKERS") == "1":  # what Lightning would do, were there no function of ours
         pl_worker_init_function(number)
 

@@ -91,6 +91,7 @@ class TrainingModule(LightningModule):
         self.teacher_step = -1  # the optimiser step the teacher was last advanced for
         self.seed = torch.initial_seed()
         self.is_resumed = False
+        self.goes_on_after: int | None = None  # the step of the checkpoint that this rank has found
         self.step_buffers: dict[str, Tensor] = {}  # as they were when micro-batches began to be gathered
         self._rate = 0.0  # the learning rate of the step
         self._freeze_unused()
@@ -235,7 +236,8 @@ class TrainingModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         taught_by = {} if self.distillation is None else self.distillation.teacher.origin
-        require_same_on_ranks(self.artifacts | {"taught_by": taught_by})  # before DDP compares their parameters
+        found = {"taught_by": taught_by, "the step that resume goes on after": self.goes_on_after}
+        require_same_on_ranks(self.artifacts | found)  # before DDP compares their parameters
         if self.average is not None:  # a validation that was broken off has left it in
             self.average.take_out()
         exact_inputs(self.trainer.precision_plugin, getattr(self.model.image_encoder, "reads", "pixel_values"))

@@ -103,6 +103,18 @@ def test_a_run_that_is_asked_to_stop_keeps_its_step_and_goes_on_bit_for_bit(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_epochs_of_one_step_are_stopped_too(world: Path, capsys: pytest.CaptureFixture[str], accumulated: int) -> None:
+    """Between two of them, where Lightning has counted no batch of the next."""
+    few = [f"trainer.limit_train_batches={accumulated}", f"trainer.accumulate_grad_batches={accumulated}"]
+    assert train(world, f"few_{accumulated}", "trainer=cpu", *few) == 0
+    assert train(world, f"stopped_{accumulated}", "trainer=cpu", *few, *sending(signal.SIGTERM, 3)) == 75
+    assert "step 3 is kept in" in capsys.readouterr().out
+    assert train(world, f"stopped_{accumulated}", "trainer=cpu", "resume=true", *few) == 0
+    assert_same(world, f"few_{accumulated}", f"stopped_{accumulated}")
+
+
 def test_a_folder_in_which_a_run_writes_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked_folder(world / "held", "another run writes"):
         for more in ([], ["resume=auto"], ["overwrite=true"]):

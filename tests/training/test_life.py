@@ -45,11 +45,42 @@ def test_ranks_that_are_at_one_place_may_compute_and_one_behind_may_validate():
         assert two.given_up(float(now)) == []
 
 
-def test_at_one_place_the_one_of_fewer_batches_is_behind():
+def test_at_one_place_the_one_of_fewer_batches_is_not_behind():
     two = watch(2)
     for now in range(12):
-        two.note({0: sign(7, now, moves=9), 1: sign(7, now, moves=8)}, float(now))
-        assert two.given_up(float(now)) == ([1] if now >= 7 else [])
+        two.note({0: sign(7, now, moves=9 + now), 1: sign(7, now, moves=8)}, float(now))
+        assert two.given_up(float(now)) == []
+
+
+def test_the_time_counts_from_the_moment_when_others_wait():
+    two = watch(2)
+    for now in range(40):
+        two.note({0: sign(7 if now < 20 else 8, now), 1: sign(7, now)}, float(now))
+        assert two.given_up(float(now)) == ([1] if now >= 27 else [])
+    two.note({0: sign(8, 40), 1: sign(8, 40)}, 40.0)
+    assert two.given_up(40.0) == []
+
+
+def test_of_several_behind_the_last_is_given_up():
+    three = watch(3)
+    for now in range(12):
+        three.note({0: sign(7, now), 1: sign(6, now), 2: sign(5, now)}, float(now))
+        assert three.given_up(float(now)) == ([2] if now >= 7 else [])
+
+
+def test_a_run_that_was_stopped_as_a_whole_counts_anew():
+    two = watch(2)
+    two.note({0: sign(8, 1), 1: sign(7, 1)}, 1.0)
+    two.begin_anew(100.0)
+    assert [two.given_up(now) for now in (100.0, 102.9)] == [[], []]
+    two.note({0: sign(8, 2), 1: sign(7, 2)}, 103.0)
+    assert [two.given_up(now) for now in (103.0, 106.9)] == [[], []]
+
+
+def test_a_store_that_never_answers_gives_nobody_up():
+    two = watch(2)
+    two.begin_anew(1.0)
+    assert two.given_up(1e6) == []
 
 
 def test_where_the_store_does_not_answer_it_is_its_process():

@@ -1,6 +1,7 @@
 """One step over several objectives, validation, the teacher, and what a checkpoint carries."""
 
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from fusionkit.training.muon import build_muon
 from fusionkit.training.optim import build_optimizer
 from fusionkit.training.schedule import constant, warmup_cosine, warmup_linear
 from fusionkit.training.stages import Stage
+from fusionkit.training.steps import beginning
 from fusionkit.training.steps.beginning import require_gradients
 from tests.training.fakes import FakeData, FakeTask, ListLoader, count_records, fake_module
 
@@ -431,3 +433,22 @@ def test_without_a_schedule_the_rate_is_constant(tmp_path):
     run = fit(tmp_path, fake_module(scheduler=None), max_steps=3, limit_val_batches=0)
     assert run.lr_scheduler_configs == []
     assert run.optimizers[0].param_groups[0]["lr"] == 0.05
+
+
+def test_ranks_that_found_other_checkpoints_are_refused(monkeypatch):
+    """As where the disk of one lags behind: only the weights would be made equal."""
+    found = [{"config": "seed: 1", "goes on after": step} for step in (200, 200, 150)]
+    monkeypatch.setattr(beginning, "gather_objects", lambda own: [*own, "other"] if isinstance(own[0], str) else found)
+    with pytest.raises(ConfigError, match=r"goes on after is 200 on rank 0, and 150 on rank 2"):
+        beginning.require_same_on_ranks(found[0])
+
+
+def test_what_ranks_compare_has_the_step_that_they_go_on_after(monkeypatch):
+    seen = []
+    monkeypatch.setattr("fusionkit.training.module.require_same_on_ranks", seen.append)
+    module = fake_module()
+    module.goes_on_after = 7
+    module.trainer = SimpleNamespace(precision_plugin=None)
+    with suppress(AttributeError):
+        module.setup("fit")
+    assert seen[0]["the step that resume goes on after"] == 7

@@ -13,7 +13,7 @@ from multiprocessing.connection import wait
 from typing import TypeVar
 
 from fusionkit.errors import UserError
-from fusionkit.signals import watch_parent
+from fusionkit.signals import ASKING, watch_parent
 
 Result = TypeVar("Result")
 CAN_FORK = sys.platform == "linux"  # elsewhere a fork of a process with threads may hang
@@ -78,8 +78,8 @@ def in_child(work: Callable[[], Result], bounds: Bounds | None = None) -> Result
 def _answer(work: Callable[[], Result], write_end: int, bounds: Bounds | None, parent: int) -> None:
     """Do the work, send its result or its error, and end this process at once."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGINT, *ASKING):
+            signal.signal(number, signal.SIG_DFL)
         watch_parent(parent)
         if bounds:
             _keep_within(bounds)
