@@ -1,5 +1,7 @@
 """A run that is asked to stop, or killed, goes on bit for bit; and one folder has one run."""
 
+import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -142,3 +144,18 @@ def test_ranks_stop_together_and_where_one_is_killed_the_others_end(
     assert checkpoint(world, "asked")["global_step"] == 4
     assert train(world, "asked", *two, "resume=true") == 0
     assert_same(world, "asked", "two")
+
+
+@pytest.mark.slow
+def test_a_rank_that_stands_still_is_named_and_ends_with_the_run(
+    world: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = ["trainer=ddp_cpu", "data.sources.shapes.batch_size=2", "trainer.timeout=10"]
+    assert train(world, "still", *options, *sending(signal.SIGSTOP, 2, rank=1)) == 1
+    told = capfd.readouterr().err
+    assert re.search(r"error: rank 1 \(process \d+ on .*\) is stopped \(SIGSTOP\): no move for \d+ seconds", told)
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(re.findall(r"process (\d+)", told)[0]), 0)
