@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import subprocess
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -15,6 +13,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.parts import build_model
 from fusionkit.cli.main import run
+from fusionkit.commands import processes
 from fusionkit.config import conf_dir, group_choices
 from fusionkit.reporting import measure_cost
 from fusionkit.types import TextFormat
@@ -27,19 +26,19 @@ def started(tmp_path, monkeypatch):
     """The configurations that processes were started on; a fake one finishes at once, a fusion named "gated" fails."""
     configs = []
 
-    def process(command, stdout, stderr, env):
+    def process(command, more, log):
         config = OmegaConf.load(command[-1])
         configs.append(config)
         folder = Path(config.output_dir)
         (folder / "config.yaml").write_text(Path(command[-1]).read_text())
         if folder.parts[-2] == "gated":
-            return SimpleNamespace(returncode=1)
+            return 1
         (folder / "metrics.json").write_text(json.dumps({"shapes/vqa_accuracy": 50.0 + config.seed}))
-        assert env["OMP_NUM_THREADS"].isdigit()
-        return SimpleNamespace(returncode=0)
+        assert more["OMP_NUM_THREADS"].isdigit()
+        return 0
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subprocess, "run", process)
+    monkeypatch.setattr(processes, "run_one", process)
     monkeypatch.setattr(measure_cost, "measure", lambda sweep, timed, growth: {})
     return configs
 
