@@ -97,7 +97,8 @@ def shard(module: "TrainingModule", mesh: Any, precision: str, whole_parts: Iter
     module. Numbers without a dimension cannot be split: each rank has them, and ``average_whole`` averages their gradients.
     """
     start_alike(module, mesh.device_type)
-    bf16 = torch.bfloat16 if precision == "bf16-mixed" else None
+    is_mixed = precision == "bf16-mixed" and mesh.device_type != "cpu"  # whose norms take no numbers of two formats
+    bf16 = torch.bfloat16 if is_mixed else None
     inside = MixedPrecisionPolicy(bf16, reduce_dtype=bf16 and torch.float32, cast_forward_inputs=False)
     outside = MixedPrecisionPolicy(cast_forward_inputs=False)
     for block in _blocks(module, set(whole_parts)):

@@ -31,7 +31,6 @@ from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.life import timeout_of
 from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.recompute import recompute_parts
-from fusionkit.training.sharding import FullySharded
 from fusionkit.training.steps.state import STORED
 
 NOTICES = (  # of libraries, about what is meant to be so here
@@ -85,12 +84,24 @@ def build_module(parts: Parts) -> TrainingModule:
 def build_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer with our callbacks and loggers; writes nothing yet."""
     loggers = [] if config.trainer.fast_dev_run else build_loggers(config)
+    strategy = config.trainer.get("strategy")
+    is_split = isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(".FullySharded")
+    if is_split:
+        _require_split_precision(resolve_precision(config.trainer.precision, config.trainer.accelerator))
     trainer = bare_trainer(config, callbacks=build_callbacks(config), logger=loggers or False)
-    if isinstance(trainer.strategy, FullySharded):
+    if is_split:
         _require_splittable(config, trainer.num_nodes * trainer.num_devices)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not the user's own, or one of shards
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     return trainer
+
+
+def _require_split_precision(precision: str) -> None:
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConfigError(
+            f"trainer.precision={precision} has not been seen to work with trainer=fsdp; use bf16-mixed or 32-true, or use "
+            "trainer=ddp"
+        )
 
 
 def _require_splittable(config: DictConfig, processes: int) -> None:

@@ -184,7 +184,18 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
     metrics = json.loads((tmp_path / "split/metrics.json").read_text())
     assert metrics == pytest.approx(json.loads((tmp_path / "ddp/metrics.json").read_text()), abs=1e-4)
     path = tmp_path / "split/checkpoints/last.ckpt"
-    assert run(["evaluate", f"checkpoint={path}", "roles=[test]", f"output_dir={tmp_path}/alone"]) == 0
+    assert (
+        run(
+            [
+                "evaluate",
+                f"checkpoint={path}",
+                "evaluation.roles=[test]",
+                "evaluation.options.gallery=false",
+                f"output_dir={tmp_path}/alone",
+            ]
+        )
+        == 0
+    )
     alone = json.loads((tmp_path / "alone/metrics.json").read_text())
     assert {name: alone[name] for name in metrics} == pytest.approx(metrics, abs=1e-4)
     train("split", "cpu", 5, "resume=true")  # one process goes on
@@ -228,6 +239,7 @@ def test_what_cannot_be_split_is_told(capsys: pytest.CaptureFixture[str]) -> Non
     assert isinstance(bare_trainer(OmegaConf.create({"trainer": config})).strategy, FullySharded)
     for changed, sentence in (
         ({"trainer": {"devices": 1}}, "trainer.devices is 1, but trainer=fsdp splits"),
+        ({"trainer": {"precision": "16-mixed"}}, "trainer.precision=16-mixed has not been seen"),
         ({"compile": {"parts": ["fusion"]}}, "compile.parts: compiled blocks"),
     ):
         merged = OmegaConf.merge({"trainer": config, "logger": None, "callbacks": None}, changed)
