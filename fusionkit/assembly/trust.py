@@ -108,7 +108,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.assembly.evaluation_options.Reranking",
     ),
     "trainer": (
-        "fusionkit.training.sharding.FullySharded",
+        "fusionkit.training.processes.sharding.FullySharded",
         "lightning.Trainer",
         "lightning.pytorch.Trainer",
         "lightning.pytorch.strategies.",

@@ -10,7 +10,7 @@ from fusionkit.training.memory_plan import MemoryPlan, fixed_memory
 from fusionkit.training.module import TrainingModule
 
 WEIGHTS, TEACHER, GRADIENTS, STATE = "weights", "teacher", "gradients", "state of the optimiser"
-SHARDED = "fusionkit.training.sharding.FullySharded"
+SHARDED = "fusionkit.training.processes.sharding.FullySharded"
 SPLITS = {  # what a strategy gives each process a part of
     "deepspeed_stage_1": (STATE,),
     "deepspeed": (GRADIENTS, STATE),  # Lightning's is stage 2

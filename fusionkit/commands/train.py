@@ -43,8 +43,8 @@ from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked
 from fusionkit.training.processes.ranks import is_child_rank, is_main, is_started
+from fusionkit.training.processes.sharding import make_whole
 from fusionkit.training.resume import changed, require_resumable, require_state
-from fusionkit.training.sharding import make_whole
 from fusionkit.training.trainer import build_module, build_trainer
 
 

@@ -22,7 +22,7 @@ from fusionkit.training.distillation.student import Distillation
 from fusionkit.training.ema import WeightAverage
 from fusionkit.training.finite import FiniteSteps
 from fusionkit.training.optimizer_state import set_rates
-from fusionkit.training.sharding import (
+from fusionkit.training.processes.sharding import (
     FullySharded,
     average_whole,
     gather_all,

@@ -25,8 +25,8 @@ from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
 from fusionkit.files.tensors import read_tensors
 from fusionkit.internals import forget_sharding
+from fusionkit.training.processes.sharding import FullySharded, average_whole, gather_all, make_whole, shard, split_all
 from fusionkit.training.recompute import recompute_parts
-from fusionkit.training.sharding import FullySharded, average_whole, gather_all, make_whole, shard, split_all
 from fusionkit.training.trainer import bare_trainer, build_trainer
 from tests.commands.test_train import SMALL
 from tests.distributed.global_batch import Case, Run, cases, fork, rank_batch, single

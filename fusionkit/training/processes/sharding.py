@@ -22,7 +22,7 @@ from fusionkit.encoders.recompute import blocks_of, public_methods
 from fusionkit.encoders.tower import kept_in
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.internals import forget_sharding
-from fusionkit.training.split_state import change_tensors, kept, split_as, split_state
+from fusionkit.training.processes.split_state import change_tensors, kept, split_as, split_state
 
 if TYPE_CHECKING:
     from fusionkit.training.module import TrainingModule
