@@ -188,10 +188,11 @@ def newton_schulz_of_whole_matrices() -> Iterator[None]:
     original = getattr(_muon, place)
 
     def of_whole(grad: Tensor, *options: Any) -> Tensor:
-        if not isinstance(grad, DTensor):
-            return original(grad, *options)
-        found = original(grad.full_tensor(), *options)
-        return distribute_tensor(found, grad.device_mesh, grad.placements, src_data_rank=None)
+        whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
+        found: Tensor = original(whole, *options)
+        if isinstance(grad, DTensor):
+            return distribute_tensor(found, grad.device_mesh, grad.placements, src_data_rank=None)
+        return found
 
     setattr(_muon, place, of_whole)
     try:
