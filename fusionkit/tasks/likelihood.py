@@ -122,8 +122,9 @@ class Likelihood(Task[CaptionBatch]):
 
     def _states_alone(self, model: VisionLanguageModel, text: Prompts) -> Tensor:
         if not len(text.input_ids):  # as in ``Reader.fuse``: every rank reads as often as the others
-            blank_text = (F.pad(part, (0, 0) * (part.dim() - 1) + (0, 1), value=1) for part in text[:4])
-            return self._states_alone(model, Prompts(*blank_text)._replace(image_index=text.prefix.new_zeros(1)))[:0]
+            ids, mask = (F.pad(part, (0, 0, 0, 1), value=1) for part in (text.input_ids, text.attention_mask))
+            one = Prompts(ids, mask, text.image_index.new_zeros(1), text.prefix.new_ones(1))
+            return self._states_alone(model, one)[:0]
         fusion = model.fusion
         reads_alone = isinstance(fusion, SupportsLanguageModel) and not fusion.encodes_prompts
         if reads_alone and isinstance(fusion, SupportsUnimodal):

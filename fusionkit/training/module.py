@@ -119,7 +119,8 @@ class TrainingModule(LightningModule):
             self.finite.begin()
             if self.trainer.accumulate_grad_batches > 1:
                 self.step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        return self(lambda: self._loss(batches, step))
+        loss: Tensor = self(lambda: self._loss(batches, step))
+        return loss
 
     def forward(self, work: Callable[[], Any]) -> Any:
         """Do what reads weights outside of blocks of layers: where a strategy has split them, they are whole within."""

@@ -85,8 +85,8 @@ class FullySharded(ModelParallelStrategy):
         ]
         ParallelStrategy.load_optimizer_state_dict(self, {"optimizer_states": states})
 
-    def _on_rank_zero(self, state: Any) -> Any:
-        found = change_tensors(state, lambda x: kept(x, self.is_global_zero))
+    def _on_rank_zero(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = change_tensors(state, lambda x: kept(x, self.is_global_zero))
         return found if self.is_global_zero else {}
 
 
@@ -173,7 +173,9 @@ def start_alike(module: nn.Module, device: str) -> None:
 
 def _blocks(module: "TrainingModule", whole_parts: set[str]) -> list[nn.Module]:
     """The blocks of layers of all parts, student's and teacher's, that share no weight with anything outside."""
-    models = [module.model] + ([module.teacher.model] if isinstance(module.teacher, nn.Module) else [])
+    models: list[nn.Module] = [module.model]
+    if module.teacher is not None:
+        models.append(module.teacher.model)
     parts: list[nn.Module] = [] if "task" in whole_parts else list(module.tasks.values())
     for model in models:
         parts += [model.get_submodule(name) for name in PARTS[:3] if name not in whole_parts]
