@@ -12,8 +12,7 @@ from tests.distributed.global_batch import cases, table
 from tests.toys import choices
 
 ROOT = Path(__file__).parents[2]
-# which cases are tried in fp32 too: each task and balancer, or all
-EXTENT = {2: "^[^,]*$", 4: "."}
+IN_FP32_TOO = "^[^,]*$"  # which cases are tried in that as well: each task and balancer
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -23,7 +22,7 @@ def test_gradients_of_ranks_are_those_of_one_process(world, tmp_path):
         "-m",
         "tests.distributed.global_batch",
         str(world),
-        EXTENT[world],
+        IN_FP32_TOO,
         str(tmp_path / "found"),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -66,7 +66,7 @@ def test_losses_and_gradients_are_those_without(fusion, name, is_recomputed):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor compiles C++ on a CPU")
 def test_by_inductor_too():
-    equal_steps("cross_attention", "vqa", {"parts": True, "backend": "inductor"})
+    equal_steps("cross_attention", "vqa", {"parts": ["fusion"], "backend": "inductor"})
 
 
 def test_blocks_are_compiled_or_what_recomputed_ones_consist_of_or_all_of_a_part():
