@@ -97,11 +97,9 @@ def test_a_holder_of_another_machine_is_taken_for_dead_after_a_while(tmp_path, h
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "process", [os.getppid(), os.getpid()]
-)  # in a container that was started again it is the same one
+@pytest.mark.parametrize("process", [os.getppid, os.getpid])  # in a container that was started again it is the same one
 def test_a_number_that_another_process_has_now_is_no_holder(tmp_path, holder, process):
-    holder.write_text(json.dumps({"process": process, "host": socket.gethostname(), "began": "1"}))
+    holder.write_text(json.dumps({"process": process(), "host": socket.gethostname(), "began": "1"}))
     with locked_folder(tmp_path, "x"):
         assert json.loads(holder.read_text()) == lock._self()
 
