@@ -124,7 +124,7 @@ class RankWatch(Callback):
     def _exchange(self) -> None:
         """Show how far this rank is, and see how far the others are."""
         beat, store = 0, None
-        while not self._over.wait(self.interval):
+        while True:  # at once, lest one that stops soon is never known
             beat += 1
             try:
                 store = store or _store(self.seconds)
@@ -135,8 +135,10 @@ class RankWatch(Callback):
                 signs = {number: Sign(*json.loads(store.get(f"fusionkit/{number}"))) for number in known}
             except Exception:  # no answer, or its process has ended, or there is no such store
                 store = None
-                continue
-            self.note(signs, time.monotonic())
+            else:
+                self.note(signs, time.monotonic())
+            if self._over.wait(self.interval):
+                return
 
     def note(self, signs: Mapping[int, Sign], now: float) -> None:
         """Keep what the ranks have shown at a time (in seconds)."""
