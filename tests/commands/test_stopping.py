@@ -75,6 +75,13 @@ def assert_same(world: Path, name: str, other: str) -> None:
         assert torch.equal(state["exp_avg"], states[1][number]["exp_avg"])
 
 
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started find these tests, and take one thread each."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(world: Path) -> str:
     assert train(world, "whole", "trainer=cpu") == 0
@@ -127,10 +134,8 @@ def test_a_folder_in_which_a_run_writes_is_refused(world: Path, capsys: pytest.C
 
 @pytest.mark.slow
 def test_ranks_stop_together_and_where_one_is_killed_the_others_end(
-    world: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    world: Path, capfd: pytest.CaptureFixture[str], ranks: None
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     two = ["trainer=ddp_cpu", "data.sources.shapes.batch_size=2"]
     assert train(world, "two", *two) == 0
     assert train(world, "asked", *two, *sending(signal.SIGTERM, 2, rank=1)) == 75
@@ -148,10 +153,8 @@ def test_ranks_stop_together_and_where_one_is_killed_the_others_end(
 
 @pytest.mark.slow
 def test_a_rank_that_stands_still_is_named_and_ends_with_the_run(
-    world: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    world: Path, capfd: pytest.CaptureFixture[str], ranks: None
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = ["trainer=ddp_cpu", "data.sources.shapes.batch_size=2", "trainer.timeout=10"]
     assert train(world, "still", *options, *sending(signal.SIGSTOP, 2, rank=1)) == 1
     told = capfd.readouterr().err
