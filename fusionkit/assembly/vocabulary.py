@@ -1,6 +1,5 @@
 """Words and answers of a run that goes on or starts from a checkpoint: the checkpoint's own, since its weights mean them."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +15,10 @@ from fusionkit.assembly.artifacts import tokenizer_from
 from fusionkit.assembly.trust import read_stored
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.datamodule import DataModule
-from fusionkit.data.tokenizer import COMPANION, companion_of, load_tokenizer
+from fusionkit.data.tokenizer import COMPANION, companion_of, load_tokenizer, rules_of
 from fusionkit.errors import ConfigError, DataError
 
 SPECIAL = ("pad", "unk", "cls", "sep", "mask")
-ANY_LENGTH = ("truncation", "padding")  # sections of a tokenizer that say how long its rows are, not what they mean
 
 
 def own_vocabularies(
@@ -89,16 +87,14 @@ def unlike(own: Any, other: Any) -> str | None:
             return f"'{word}' is {_number(numbers, word)} there and {_number(others, word)} here"
     if told := unlike_ids({name: getattr(own, f"{name}_token_id") for name in SPECIAL}, other):
         return told
-    there, here = (json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (own, other))
-    section = next(
-        (key for key in {**there, **here} if key not in ANY_LENGTH and there.get(key) != here.get(key)), None
-    )
+    there, here = rules_of(own), rules_of(other)
+    section = next((key for key in {**there, **here} if key != COMPANION and there.get(key) != here.get(key)), None)
     if section is not None:
         return f"its {section} is another"
-    there, here = companion_of(own), companion_of(other)
-    if there is None or here is None:
-        return None if there is here else f"{COMPANION}/ is {'here' if there is None else 'there'} alone"
-    told = unlike(there, here)
+    one, two = companion_of(own), companion_of(other)
+    if one is None or two is None:
+        return None if one is two else f"{COMPANION}/ is {'here' if one is None else 'there'} alone"
+    told = unlike(one, two)
     return None if told is None else f"in {COMPANION}/, {told}"
 
 

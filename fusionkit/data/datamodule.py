@@ -1,5 +1,6 @@
 """The one data module: any number of sources, read when first needed, mixed in every training step."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
@@ -31,7 +32,7 @@ from fusionkit.data.stores import stamp_of
 from fusionkit.data.tables.order import require_same_on_ranks, warn_of_other_order
 from fusionkit.data.tables.samples import Samples
 from fusionkit.data.texts.shots import with_shots
-from fusionkit.data.tokenizer import companion_of, load_tokenizer, word_tokenizer, wrapped
+from fusionkit.data.tokenizer import load_tokenizer, rules_of, word_tokenizer, wrapped
 from fusionkit.data.transforms import Finish
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import ConfigError, DataError
@@ -275,7 +276,7 @@ class DataModule(LightningDataModule):
         yield f"{source} {role} {settings.kinds} {settings.batch_size} {settings.max_length}"
         yield f"{dict(settings.template or {})} {settings.clean!r} {settings.chat_template!r}"
         yield f"{finish.size} {finish.fit} {finish.multiple} {finish.resample} {finish.scale.tolist()} {finish.shift.tolist()}"
-        yield _spelling(self.tokenizer)
+        yield json.dumps(rules_of(self.tokenizer), sort_keys=True)
         for sample in self._evaluated(source, role):
             yield f"{sample} {[stamp_of(path) for path in (sample.image, *sample.others)]}"
 
@@ -379,11 +380,3 @@ def _weights(source: str, samples: Samples) -> NDArray[np.float64] | None:
             f"all images of source '{source}' have the sample_weight 0; leave the column out, or correct it"
         )
     return weights
-
-
-def _spelling(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that a tokenizer does to a text, in words."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    spelt = str(sorted(tokenizer.get_vocab().items())) if backend is None else str(backend.to_str())
-    companion = companion_of(tokenizer)
-    return spelt if companion is None else spelt + _spelling(companion)

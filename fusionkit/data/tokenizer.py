@@ -139,6 +139,18 @@ def companion_of(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase 
     return companion
 
 
+def rules_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """All that a tokenizer makes of a text, by section of its file, its companion's last.
+
+    Without how it cuts and pads, which it is told with each call and keeps from the last: that says nothing of the next.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    sections = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    rules = {name: section for name, section in sections.items() if name not in ("truncation", "padding")}
+    companion = companion_of(tokenizer)
+    return rules if companion is None else rules | {COMPANION: rules_of(companion)}
+
+
 def wrapped(tokenizer: PreTrainedTokenizerBase, name: str = "the one given") -> PreTrainedTokenizerBase:
     """Make a tokenizer put one token before each text and one behind it, and padding on the right; gives it back.
 

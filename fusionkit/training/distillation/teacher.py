@@ -1,6 +1,5 @@
 """``teacher=checkpoint``: which other checkpoint teaches, read as any foreign one is, and what of a run it can teach."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,7 @@ from fusionkit.assembly.objectives import active_objectives
 from fusionkit.assembly.parts import Parts
 from fusionkit.checkpoints.frozen import content_hash
 from fusionkit.checkpoints.pretrained import Pretrained, from_pretrained
-from fusionkit.data.tokenizer import companion_of
+from fusionkit.data.tokenizer import rules_of
 from fusionkit.data.transforms import Finish
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.model.int8 import plain_state
@@ -125,7 +124,7 @@ class CheckpointTeacher:
     def _same_words(self, found: Pretrained, parts: Parts) -> bool:
         if found.tokenizer is None:  # it names one, which is not read
             return bool(found.config.data.get("tokenizer") == parts.config.data.get("tokenizer"))
-        return words_of(found.tokenizer) == words_of(parts.datamodule.tokenizer)
+        return rules_of(found.tokenizer) == rules_of(parts.datamodule.tokenizer)
 
     def _reasons(self, found: Pretrained, parts: Parts) -> dict[str, str | None]:
         """Why the teacher cannot teach each task that is asked for; None where it can."""
@@ -186,14 +185,6 @@ def why_not(own: Task[Any], other: Task[Any] | None, same_prompts: bool) -> str 
     if "causal" in own.needs and not same_prompts:
         return "its language model is of another kind"
     return None
-
-
-def words_of(tokenizer: Any) -> list[Any]:
-    """All that a tokenizer makes of a text, but for where it cuts and pads."""
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    own = [{key: value for key, value in rules.items() if key not in ("truncation", "padding")}]
-    companion = companion_of(tokenizer)
-    return own if companion is None else own + words_of(companion)
 
 
 def pixels_for(found: Pretrained, parts: Parts) -> Any:

@@ -6,10 +6,10 @@ from omegaconf import OmegaConf
 
 from fusionkit.assembly.parts import CHECKPOINT_TEACHER, build_teacher, is_checkpoint_teacher
 from fusionkit.contracts.toys import choice
-from fusionkit.data.tokenizer import word_tokenizer
+from fusionkit.data.tokenizer import rules_of, word_tokenizer
 from fusionkit.errors import ConfigError
 from fusionkit.training.distillation.student import Distillation
-from fusionkit.training.distillation.teacher import CheckpointTeacher, renormalised, why_not, words_of
+from fusionkit.training.distillation.teacher import CheckpointTeacher, renormalised, why_not
 from tests.toys import toy_dims, toy_model, toy_task
 
 
@@ -91,10 +91,10 @@ def test_what_a_task_cannot_be_taught_is_said():
 def test_tokenizers_are_the_same_by_what_they_do():
     one, two = word_tokenizer(["a red dog"]), word_tokenizer(["a red dog"])
     two(["a dog"], padding=True, truncation=True, max_length=4)  # leaves a mark in it
-    assert words_of(one) == words_of(two)
-    assert words_of(one) != words_of(word_tokenizer(["a red cat"]))
+    assert rules_of(one) == rules_of(two)
+    assert rules_of(one) != rules_of(word_tokenizer(["a red cat"]))
     one.companion = word_tokenizer(["a red cat"])
-    assert words_of(one) != words_of(two)
+    assert rules_of(one) != rules_of(two)
 
 
 def test_a_teacher_sees_pixels_in_its_own_normalisation():
