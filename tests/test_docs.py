@@ -36,6 +36,7 @@ SMALLER = [  # what a run of the documentation is made small by
     *("scheduler.warmup_steps=0", "evaluation.options.gallery=false", "evaluation.options.reranking.k=2"),
     *("text_encoder.config.hidden_size=32", "fusion.num_layers=1", "model.embed_size=16"),
 ]
+NARROW = [word for word in SMALLER if word.startswith(("text_encoder", "fusion", "model"))]
 OTHERS = {"eval", "wandb", "make", "python"}  # what else stands in a shell block
 
 
@@ -166,7 +167,9 @@ def require_composes(name: str, words: list[str]) -> None:
 def test_a_page_runs(page: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From its first block to its last: files are written, commands run, Python goes on where the block before stopped."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    for block in (block for block in BLOCKS if block.page == page):
+    own = [block for block in BLOCKS if block.page == page]
+    compared = [words for block in own if block.language == "bash" for words in lines(block.code) if "compare" in words]
+    for block in own:
         if block.title is not None:
             (inside / block.title).parent.mkdir(parents=True, exist_ok=True)
             (inside / block.title).write_text(block.code)
@@ -179,7 +182,12 @@ def test_a_page_runs(page: str, inside: Path, capsys: pytest.CaptureFixture[str]
         elif block.language == "bash" and block.needs is None:
             for program, *words in lines(block.code):
                 if program == "fusionkit":
-                    arguments = smaller(words[1:]) if words[0] == "train" and "--help" not in words else words[1:]
+                    arguments = words[1:]
+                    if words[0] == "train" and "--help" not in words:
+                        said = dict(word.partition("=")[::2] for word in words)
+                        folder = said.get("output_dir") or f"outputs/{said.get('name') or said.get('experiment')}"
+                        is_compared = any(folder in others for others in compared)
+                        arguments = [*smaller(words[1:]), *([] if is_compared else ["evaluation.roles=[]"])]
                     assert run([words[0], *arguments]) == 0, (words, capsys.readouterr().err)
 
 
@@ -221,6 +229,9 @@ def test_the_readme_is_short_and_leads_to_every_page() -> None:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    compose = api.compose
+    for place in (api, api.runs):
+        monkeypatch.setattr(place, "compose", lambda *words, **options: compose(*words, *NARROW, **options))
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert len(cells) > 4
     names: dict[str, Any] = {"__name__": "__main__"}
