@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 LOST = ("Connection", "Broken pipe", "remote process exited", "Timed out", "timed out", "timeout")
 _meetings = 0
@@ -59,6 +60,11 @@ def meetings() -> int:
 def _meet() -> None:
     global _meetings
     _meetings += 1
+
+
+def own_part(x: Tensor) -> Tensor:
+    """What this rank holds of a tensor: it is all of it where no strategy has split it."""
+    return x.to_local() if isinstance(x, DTensor) else x
 
 
 def barrier() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import _muon
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -82,6 +84,23 @@ def set_timeout(trainer: Any, seconds: float) -> None:
     """Lightning: how long a rank waits in a collective before it fails, where the strategy has ranks."""
     if hasattr(trainer.strategy, "_timeout"):
         trainer.strategy._timeout = timedelta(seconds=seconds)
+
+
+def forget_sharding(module: Any) -> None:
+    """torch: take from a module, and all within, what ``fully_shard`` made of them; their parameters are left as they are."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            state = part._get_fsdp_state()
+            state._pre_forward_hook_handle.remove()
+            state._post_forward_hook_handle.remove()
+            part.__class__ = type(part).__mro__[2]
+        for name in list(vars(part)):
+            if "__composable_api" in name or name in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+                del vars(part)[name]
+        for hooks in (part._state_dict_pre_hooks, part._load_state_dict_pre_hooks, part._load_state_dict_post_hooks):
+            for number, hook in list(hooks.items()):
+                if getattr(hook, "hook", hook).__module__.startswith("torch.distributed.fsdp"):
+                    del hooks[number]
 
 
 def is_between_steps(trainer: Any) -> bool:
@@ -156,6 +175,26 @@ def newton_schulz_in_fp32() -> Iterator[None]:
     place = "_zeropower_via_newtonschulz"
     original = getattr(_muon, place)
     setattr(_muon, place, _newton_schulz)
+    try:
+        yield
+    finally:
+        setattr(_muon, place, original)
+
+
+@contextmanager
+def newton_schulz_of_whole_matrices() -> Iterator[None]:
+    """torch's Muon orthogonalises matrices that a strategy has split as whole ones within, which each rank puts together."""
+    place = "_zeropower_via_newtonschulz"
+    original = getattr(_muon, place)
+
+    def of_whole(grad: Tensor, *options: Any) -> Tensor:
+        whole = grad.full_tensor() if isinstance(grad, DTensor) else grad
+        found: Tensor = original(whole, *options)
+        if isinstance(grad, DTensor):
+            return distribute_tensor(found, grad.device_mesh, grad.placements, src_data_rank=None)
+        return found
+
+    setattr(_muon, place, of_whole)
     try:
         yield
     finally:

@@ -107,7 +107,12 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.assembly.evaluation_options.EvaluationOptions",
         "fusionkit.assembly.evaluation_options.Reranking",
     ),
-    "trainer": ("lightning.Trainer", "lightning.pytorch.Trainer", "lightning.pytorch.strategies."),
+    "trainer": (
+        "fusionkit.training.processes.sharding.FullySharded",
+        "lightning.Trainer",
+        "lightning.pytorch.Trainer",
+        "lightning.pytorch.strategies.",
+    ),
     "balance": ("fusionkit.balance.",),
     "optimizer": ("fusionkit.training.optim.build_optimizer", "fusionkit.training.muon.build_muon", "torch.optim."),
     "scheduler": ("fusionkit.training.schedule.", "torch.optim.lr_scheduler."),

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.cli.schemas import check
-from fusionkit.commands.memory_table import WEIGHTS, divided, rows
+from fusionkit.commands.memory_table import WEIGHTS, divided, of_module, rows
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
 from fusionkit.training.memory_plan import MemoryPlan, plan_memory
@@ -39,7 +39,7 @@ def plan(config: DictConfig) -> None:
     print(
         f"memory of a training step, MB a process ({processes} of them, precision {precision}, {found.images} images each{stage})"
     )
-    for name, size in rows(found, processes, split):
+    for name, size in rows(found, processes, of_module(split, module)):
         print(f"  {name:<54}{size / 2**20:>10,.1f}")
     tokens = module.image_tokens is not None
     for sentence in [*notes(found, str(device), is_for_gpu, split, tokens), *assumed(config)]:

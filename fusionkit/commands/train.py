@@ -43,6 +43,7 @@ from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked
 from fusionkit.training.processes.ranks import is_child_rank, is_main, is_started
+from fusionkit.training.processes.sharding import make_whole
 from fusionkit.training.resume import changed, require_resumable, require_state
 from fusionkit.training.trainer import build_module, build_trainer
 
@@ -110,6 +111,7 @@ def _train_here(config: DictConfig) -> Trained | float | None:
         trained = Trained(parts, trainer.strategy.root_device, {}, None)
         try:
             fit(trainer, module, parts, config, last)
+            make_whole(module)
             leave()
             if trainer.is_global_zero and not config.trainer.fast_dev_run:
                 if last:

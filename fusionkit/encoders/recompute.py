@@ -43,6 +43,20 @@ def recompute(blocks: Sequence[nn.Module]) -> int:
     return len(blocks)
 
 
+def public_methods(kind: type) -> dict[str, Callable[..., Any]]:
+    """``forward`` and the other methods that a class of modules has for callers, by name."""
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    methods = {name: method for base in bases[::-1] for name, method in vars(base).items() if callable(method)}
+    plain = type(blocks_of)
+    return {
+        name: method
+        for name, method in methods.items()
+        if isinstance(method, plain)
+        and not name.startswith("_")
+        and (name == "forward" or not hasattr(nn.Module, name))
+    }
+
+
 def _numbers(modules: Iterable[nn.Module]) -> int:
     return sum({id(p): p.numel() for module in modules for p in module.parameters()}.values())
 
@@ -53,16 +67,7 @@ def _recomputed(kind: type) -> type:
 
     All public methods that are given tensors, since a fusion may call others than ``forward``.
     """
-    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    methods = {name: method for base in bases[::-1] for name, method in vars(base).items() if callable(method)}
-    plain = type(blocks_of)
-    wrapped = {
-        name: _anew(method)
-        for name, method in methods.items()
-        if isinstance(method, plain)
-        and not name.startswith("_")
-        and (name == "forward" or not hasattr(nn.Module, name))
-    }
+    wrapped = {name: _anew(method) for name, method in public_methods(kind).items()}
     return type(kind.__name__, (kind,), {**wrapped, MARK: True, "__module__": kind.__module__})
 
 

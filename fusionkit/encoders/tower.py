@@ -1,7 +1,7 @@
 """transformers' models as text towers: how they are built, loaded, padded and read on; their inner names stand here alone."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -192,6 +192,15 @@ def read_on(tower: Any, cache_name: str, past: KeysValues | None, **inputs: Any)
     cache: Any = DynamicCache(past)
     states = tower(**inputs, **{cache_name: cache}).last_hidden_state
     return states, [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def kept_in(arguments: Iterable[Any]) -> list[Tensor]:
+    """The keys and values in the caches that are among the arguments of a layer."""
+    caches = [each for each in arguments if hasattr(each, "get_seq_length")]
+    plain = [getattr(each, part, None) for each in caches for part in ("self_attention_cache", "cross_attention_cache")]
+    rows = [row for each in (*caches, *plain) for row in getattr(each, "layers", ())]
+    found = (getattr(row, name, None) for row in rows for name in ("keys", "values"))
+    return [tensor for tensor in found if isinstance(tensor, Tensor)]
 
 
 def layers_of(backbone: Any) -> Sequence[nn.Module]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fusionkit.distributed import own_part
 from fusionkit.internals import lerp_all
 from fusionkit.types import Batch, Encoded
 
@@ -80,7 +81,9 @@ class MomentumTeacher(nn.Module):
     def _average(self, mean: nn.Module, student: nn.Module) -> None:
         pairs = list(zip(mean.parameters(), student.parameters(), strict=True))
         if moving := [pair for pair in pairs if pair[0] is not pair[1]]:
-            lerp_all([ours for ours, _ in moving], [theirs for _, theirs in moving], 1 - self.momentum)
+            lerp_all(
+                [own_part(ours) for ours, _ in moving], [own_part(theirs) for _, theirs in moving], 1 - self.momentum
+            )
         for ours, theirs in zip(mean.buffers(), student.buffers(), strict=True):
             ours.copy_(theirs)
 

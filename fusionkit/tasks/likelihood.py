@@ -121,17 +121,19 @@ class Likelihood(Task[CaptionBatch]):
         return self.writer.texts(text["input_ids"], text["attention_mask"], index, self.head)
 
     def _states_alone(self, model: VisionLanguageModel, text: Prompts) -> Tensor:
+        if not len(text.input_ids):  # as in ``Reader.fuse``: every rank reads as often as the others
+            ids, mask = (F.pad(part, (0, 0, 0, 1), value=1) for part in (text.input_ids, text.attention_mask))
+            one = Prompts(ids, mask, text.image_index.new_zeros(1), text.prefix.new_ones(1))
+            return self._states_alone(model, one)[:0]
         fusion = model.fusion
         reads_alone = isinstance(fusion, SupportsLanguageModel) and not fusion.encodes_prompts
-        if reads_alone and isinstance(fusion, SupportsUnimodal) and len(text.input_ids):
+        if reads_alone and isinstance(fusion, SupportsUnimodal):
             encoded = model.encode_text(text.input_ids, prefix_mask(text.attention_mask, text.prefix))
             return fusion.encode_unimodal(encoded).embeds
         weight = model.text_encoder.word_embeddings.weight
-        if isinstance(fusion, SupportsNoImage) and len(text.input_ids):
+        if isinstance(fusion, SupportsNoImage):
             return fuse_causal(model, fusion.without_image(weight), text)
         blank = Tokens(weight.new_zeros(1, 1, self.image_size), None, weight.new_zeros(1, self.image_size))
-        if not len(text.input_ids):
-            return weight.new_zeros(*text.input_ids.shape, model.fusion.hidden_size)
         return fuse_causal(model, fusion.prepare(blank), text)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:

@@ -13,7 +13,6 @@ from fusionkit.assembly.image_tokens import ImageTokens
 from fusionkit.assembly.objectives import active_objectives, text_kinds
 from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Balancer, Step
-from fusionkit.checkpoints.match import whole
 from fusionkit.distributed import mean_by_name, rank
 from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.internals import log_at_step_made, training_batches, uses_metrics
@@ -23,9 +22,18 @@ from fusionkit.training.distillation.student import Distillation
 from fusionkit.training.ema import WeightAverage
 from fusionkit.training.finite import FiniteSteps
 from fusionkit.training.optimizer_state import set_rates
+from fusionkit.training.processes.sharding import (
+    FullySharded,
+    average_whole,
+    gather_all,
+    is_sharded,
+    require_split,
+    shard,
+    split_all,
+)
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.steps.beginning import keep_image_tokens, require_gradients, require_same_on_ranks
-from fusionkit.training.steps.gradients import clip, leave_out
+from fusionkit.training.steps.gradients import clip, leave_out, total_norm
 from fusionkit.training.steps.state import BESIDE, STORED, load_progress, require_finite_weights, save_progress
 from fusionkit.training.validation import Validation
 from fusionkit.training.window import MetricWindow
@@ -111,6 +119,14 @@ class TrainingModule(LightningModule):
             self.finite.begin()
             if self.trainer.accumulate_grad_batches > 1:
                 self.step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        loss: Tensor = self(lambda: self._loss(batches, step))
+        return loss
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """Do what reads weights outside of blocks of layers: where a strategy has split them, they are whole within."""
+        return work()
+
+    def _loss(self, batches: dict[str, Batch], step: Step) -> Tensor:
         outputs: dict[str, TaskOutput] = {}
         features: dict[str, Tensor] = {}
         for source in self.objectives:
@@ -179,6 +195,7 @@ class TrainingModule(LightningModule):
         self.validation.clear()
         if self.average is not None:
             self.average.put_in()
+        gather_all(self)
 
     def on_validation_epoch_end(self) -> None:
         """Score all ranks' records; log ``val/<source>/<metric>`` and ``val/mean`` over the headline ones."""
@@ -197,6 +214,7 @@ class TrainingModule(LightningModule):
         self.log_dict(scores, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         if self.average is not None:
             self.average.take_out()
+        split_all(self)
 
     def build_optimizer(self, named: Iterable[tuple[str, nn.Parameter]] | None = None) -> torch.optim.Optimizer:
         """A new optimiser of all parameters, or of those ``named``; raises ConfigError for rules and numbers that cannot work."""
@@ -224,7 +242,8 @@ class TrainingModule(LightningModule):
     ) -> None:
         """Leave out a step that is not finite, and clip any other."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        average_whole(parameters)
+        norm = total_norm(parameters)
         means, rows, is_finite = self.finite.end(norm, self.window.rows)
         if not is_finite:
             self.window.drop()
@@ -241,6 +260,16 @@ class TrainingModule(LightningModule):
         if self.average is not None:  # a validation that was broken off has left it in
             self.average.take_out()
         exact_inputs(self.trainer.precision_plugin, getattr(self.model.image_encoder, "reads", "pixel_values"))
+
+    def configure_model(self) -> None:
+        """Split the weights where the strategy does so; optimisers are built afterwards."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FullySharded) and not is_sharded(self):
+            require_gradients(self)
+            require_split(self)
+            shard(self, strategy.device_mesh["data_parallel"], str(self.trainer.precision), strategy.whole)
+            self.stages = Stages({}, self.named_parameters())
+            self.stages.enter(0)
 
     def on_fit_start(self) -> None:
         require_gradients(self)

@@ -10,7 +10,7 @@ from torch import nn
 
 from fusionkit.assembly.precision import cpu_is_fast_at_bf16
 from fusionkit.errors import ConfigError
-from fusionkit.internals import newton_schulz_in_fp32
+from fusionkit.internals import newton_schulz_in_fp32, newton_schulz_of_whole_matrices
 from fusionkit.training.optim import parameter_groups
 
 SMALL = 2**14  # numbers of a matrix whose products are no work
@@ -67,7 +67,8 @@ class Muon(torch.optim.Muon):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         matrices = [p for group in self.param_groups for p in group["params"]]
         is_work = any(p.device.type == "cpu" and p.numel() > SMALL for p in matrices)
-        with newton_schulz_in_fp32() if is_work and not cpu_is_fast_at_bf16() else nullcontext():
+        in_format = newton_schulz_in_fp32() if is_work and not cpu_is_fast_at_bf16() else nullcontext()
+        with in_format, newton_schulz_of_whole_matrices():
             return super().step(closure)  # type: ignore[no-untyped-call]
 
 

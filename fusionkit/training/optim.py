@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from fusionkit.errors import ConfigError, find_names
 
@@ -48,12 +49,13 @@ def parameter_groups(
     ``layer_decay``  multiplies the rate of block n of N of an encoder (n from 0) by layer_decay ** (N - n), and of its
                      embeddings by layer_decay ** (N + 1) (BEiT); None: all alike.
 
+    What a strategy has split stands in groups of its own.
     Raises ConfigError for a malformed rule and for one that matches no parameter. Each group keeps its ``lr_scale``.
     """
     named = list(named_parameters)
     table = [_checked_rule(number, rule, [name for name, _ in named]) for number, rule in enumerate(rules)]
     depth_scale = layer_scales([name for name, _ in named], layer_decay) if layer_decay is not None else {}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named:
         scale, decay = next(
             ((scale, decay) for pattern, scale, decay in table if re.search(pattern, name)), (1.0, None)
@@ -61,14 +63,15 @@ def parameter_groups(
         if decay is None:
             decay = weight_decay if parameter.ndim >= 2 else 0.0
         if parameter.requires_grad and scale > 0:
-            groups.setdefault((scale * depth_scale.get(name, 1.0), decay), []).append(parameter)
+            place = (scale * depth_scale.get(name, 1.0), decay, isinstance(parameter, DTensor))
+            groups.setdefault(place, []).append(parameter)
     if not groups:
         raise ConfigError(
             "optimizer: every parameter is frozen; unfreeze an encoder or give an lr scale above 0 in optimizer.rules"
         )
     return [
         {"params": parameters, "lr": lr * scale, "weight_decay": decay, "lr_scale": scale}
-        for (scale, decay), parameters in groups.items()
+        for (scale, decay, _), parameters in groups.items()
     ]
 
 

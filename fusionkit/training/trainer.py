@@ -22,6 +22,7 @@ from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
+from fusionkit.errors import ConfigError
 from fusionkit.internals import keep_buckets, set_timeout
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
@@ -40,6 +41,7 @@ NOTICES = (  # of libraries, about what is meant to be so here
     "Checkpoint directory .* exists and is not empty",  # run_folder.check_folder has spoken
     "find_unused_parameters=True was specified",  # internals.keep_buckets
     ".*dataloader.* (is not|isn't) resumable",  # the data module resumes itself
+    "FSDP2-wrapped module .* returned a view tensor",  # which nothing changes in place
 )
 
 
@@ -82,10 +84,39 @@ def build_module(parts: Parts) -> TrainingModule:
 def build_trainer(config: DictConfig) -> Trainer:
     """Lightning's trainer with our callbacks and loggers; writes nothing yet."""
     loggers = [] if config.trainer.fast_dev_run else build_loggers(config)
+    strategy = config.trainer.get("strategy")
+    is_split = isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(".FullySharded")
+    if is_split:
+        _require_split_precision(resolve_precision(config.trainer.precision, config.trainer.accelerator))
     trainer = bare_trainer(config, callbacks=build_callbacks(config), logger=loggers or False)
+    if is_split:
+        _require_splittable(config, trainer.num_nodes * trainer.num_devices)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not the user's own, or one of shards
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     return trainer
+
+
+def _require_split_precision(precision: str) -> None:
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConfigError(
+            f"trainer.precision={precision} has not been seen to work with trainer=fsdp; use bf16-mixed or 32-true, or use "
+            "trainer=ddp"
+        )
+
+
+def _require_splittable(config: DictConfig, processes: int) -> None:
+    """ConfigError for what has nothing to split, or has not been seen to work with split weights."""
+    if processes == 1:
+        raise ConfigError(
+            "trainer.devices is 1, but trainer=fsdp splits the weights among several processes; give trainer.devices=2 or more, "
+            "or use trainer=gpu or trainer=cpu"
+        )
+    section = config.get("compile") or {}
+    if section if isinstance(section, bool) else section.get("parts"):
+        raise ConfigError(
+            "compile.parts: compiled blocks have not been tried where their weights are split; set compile.parts=false, or use "
+            "trainer=ddp"
+        )
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

@@ -6,9 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from fusionkit.checkpoints.match import whole
 
 if TYPE_CHECKING:
     from fusionkit.training.module import TrainingModule
+
+
+def total_norm(parameters: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all gradients, of those that a strategy has split too; every rank calls it."""
+    norms = [
+        whole(nn.utils.get_total_norm([p.grad for p in some if p.grad is not None])) for some in _alike(parameters)
+    ]
+    return norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
+
+
+def _alike(parameters: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Those that a strategy has split, and those that are whole: no operation takes both at once."""
+    found = [[p for p in parameters if isinstance(p, DTensor) == is_split] for is_split in (False, True)]
+    return [some for some in found if some] or [parameters]
 
 
 def clip(
@@ -27,10 +44,12 @@ def clip(
         return
     if module.trainer.precision == "16-mixed":  # its scaler must unscale first
         module.clip_gradients(optimizer, most, algorithm)
-    elif algorithm == "value":
-        nn.utils.clip_grad_value_(parameters, most)
-    else:
-        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        return
+    for some in _alike(parameters):
+        if algorithm == "value":
+            nn.utils.clip_grad_value_(some, most)
+        else:
+            nn.utils.clip_grads_with_norm_(some, most, norm)
 
 
 def leave_out(module: "TrainingModule", optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> None:

@@ -1,0 +1,49 @@
+"""Tensors that are split among the processes, put together for a checkpoint and taken apart again."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fusionkit.checkpoints.match import whole
+
+
+def kept(x: Tensor, is_kept: bool) -> Any:
+    """A tensor put together, on the CPU where this rank keeps it; every rank calls it."""
+    found = whole(x)
+    return found.cpu() if is_kept else None
+
+
+def split_as(own: Any, tensor: Any) -> Any:
+    """This rank's part of a tensor that every rank has, where its own one is split."""
+    if not isinstance(own, DTensor) or not isinstance(tensor, Tensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+def split_state(optimizer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an optimiser, or of several that are one, with each moment split as its parameter is."""
+    if "parts" in state:
+        parts = zip(optimizer.parts, state["parts"], strict=True)
+        return {"parts": [split_state(part, each) for part, each in parts]}
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    own = dict(zip(numbers, parameters, strict=True))
+    split = {
+        number: {
+            key: split_as(own[number], value) if getattr(value, "shape", None) == own[number].shape else value
+            for key, value in values.items()
+        }
+        for number, values in state["state"].items()
+    }
+    return {**state, "state": split}
+
+
+def change_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A nested state with each of its tensors changed, in their order."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return type(value)((key, change_tensors(each, change)) for key, each in value.items())  # type: ignore[call-arg]
+    return [change_tensors(each, change) for each in value] if isinstance(value, list) else value
