@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,6 +30,7 @@ from fusionkit.training.processes.sharding import (
     is_sharded,
     require_split,
     shard,
+    share_buffers,
     split_all,
 )
 from fusionkit.training.stages import Stage, Stages
@@ -119,6 +121,7 @@ class TrainingModule(LightningModule):
             self.finite.begin()
             if self.trainer.accumulate_grad_batches > 1:
                 self.step_buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        share_buffers(self)
         loss: Tensor = self(lambda: self._loss(batches, step))
         return loss
 
@@ -264,6 +267,10 @@ class TrainingModule(LightningModule):
     def configure_model(self) -> None:
         """Split the weights where the strategy does so; optimisers are built afterwards."""
         strategy = self.trainer.strategy
+        if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, FullySharded):
+            raise ConfigError(
+                f"trainer.strategy: {type(strategy).__name__} leaves it to a module to split its weights; use trainer=fsdp"
+            )
         if isinstance(strategy, FullySharded) and not is_sharded(self):
             require_gradients(self)
             require_split(self)

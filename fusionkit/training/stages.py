@@ -49,6 +49,11 @@ class Stages:
         return len(self._stages)
 
     @property
+    def is_all(self) -> bool:
+        """Whether one stage trains everything, at its own rates."""
+        return list(self._stages.values()) == [Stage(None)]
+
+    @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
         """All that any stage may train."""
         return self._all

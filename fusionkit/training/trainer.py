@@ -111,6 +111,11 @@ def _require_splittable(config: DictConfig, processes: int) -> None:
             "trainer.devices is 1, but trainer=fsdp splits the weights among several processes; give trainer.devices=2 or more, "
             "or use trainer=gpu or trainer=cpu"
         )
+    if config.trainer.get("sync_batchnorm"):
+        raise ConfigError(
+            "trainer.sync_batchnorm: batch norms of split weights have the statistics of each process; set it to false, or use "
+            "trainer=ddp"
+        )
     section = config.get("compile") or {}
     if section if isinstance(section, bool) else section.get("parts"):
         raise ConfigError(

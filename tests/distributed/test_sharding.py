@@ -1,13 +1,13 @@
 """Split weights (trainer=fsdp) on two processes of the CPU: the gradients, steps and checkpoints of DDP."""
 
 import copy
-import csv
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,9 +25,19 @@ from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError
 from fusionkit.files.tensors import read_tensors
 from fusionkit.internals import forget_sharding
-from fusionkit.training.processes.sharding import FullySharded, average_whole, gather_all, make_whole, shard, split_all
+from fusionkit.training.processes.sharding import (
+    FullySharded,
+    average_whole,
+    gather_all,
+    make_whole,
+    require_split,
+    shard,
+    split_all,
+)
 from fusionkit.training.recompute import recompute_parts
+from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.trainer import bare_trainer, build_trainer
+from tests.commands.test_image_tokens import losses
 from tests.commands.test_train import SMALL
 from tests.distributed.global_batch import Case, Run, cases, fork, rank_batch, single
 from tests.toys import CONF
@@ -109,6 +119,8 @@ def compare(number: int, folder: Path) -> None:
     size = sum(p.numel() for p in run.parameters())
     batch = rank_batch(chosen()["itm, cross_attention"], 0, number, 2, FP64)
     gather_all(run)
+    seen = run.model.encode(batch, ["captions"]).text["captions"].embeds
+    torch.autograd.grad(seen.sum(), next(run.model.text_encoder.parameters()))  # as GradCAM does
     with torch.no_grad():
         states = run.model.encode(batch, ["captions"]).text["captions"].embeds
     split_all(run)
@@ -146,15 +158,9 @@ OPTIONS = [
     "trainer.max_epochs=-1",
     "trainer.limit_val_batches=1",
     "evaluation.roles=[test]",
+    "evaluation.checkpoint=last",
     "evaluation.options.gallery=false",
 ]
-
-
-def losses(folder: Path) -> list[dict[str, float]]:
-    """What a run has logged of each step's losses."""
-    (path,) = folder.rglob("metrics.csv")
-    rows = [{k: float(v) for k, v in row.items() if "loss" in k and v} for row in csv.DictReader(path.open())]
-    return [row for row in rows if row]
 
 
 @pytest.mark.slow
@@ -172,15 +178,19 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
     one, two = (read_tensors(tmp_path / name / "checkpoints/last.ckpt") for name in ("ddp", "split"))
     assert list(one["state_dict"]) == list(two["state_dict"])
     for name, tensor in one["state_dict"].items():
-        torch.testing.assert_close(two["state_dict"][name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+        if not is_noise(name):
+            atol = 5e-4 if "running" in name else 1e-5  # statistics of sums over many weights
+            torch.testing.assert_close(two["state_dict"][name], tensor, atol=atol, rtol=1e-5, msg=name)
     moments = [state_by_name(checkpoint) for checkpoint in (one, two)]
     assert moments[0].keys() == moments[1].keys()
     for name, tensor in moments[0].items():
-        torch.testing.assert_close(moments[1][name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(moments[1][name], tensor, atol=1e-5, rtol=1e-3, msg=name)
     expected = losses(tmp_path / "ddp")
     assert len(expected) >= 4
-    for row, other in zip(expected, losses(tmp_path / "split"), strict=True):
-        assert other == pytest.approx(row, abs=1e-5)
+    found = losses(tmp_path / "split")
+    assert found.keys() == expected.keys()
+    for step, values in expected.items():
+        assert found[step] == pytest.approx(values, abs=1e-5)
     metrics = json.loads((tmp_path / "split/metrics.json").read_text())
     assert metrics == pytest.approx(json.loads((tmp_path / "ddp/metrics.json").read_text()), abs=1e-4)
     path = tmp_path / "split/checkpoints/last.ckpt"
@@ -199,6 +209,11 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
     alone = json.loads((tmp_path / "alone/metrics.json").read_text())
     assert {name: alone[name] for name in metrics} == pytest.approx(metrics, abs=1e-4)
     train("split", "cpu", 5, "resume=true")  # one process goes on
+
+
+def is_noise(name: str) -> bool:
+    """Whether gradients are rounding errors, which Adam makes steps of: a key's bias moves all logits of a row alike."""
+    return name.endswith("key.bias")
 
 
 def state_by_name(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -240,11 +255,20 @@ def test_what_cannot_be_split_is_told(capsys: pytest.CaptureFixture[str]) -> Non
     for changed, sentence in (
         ({"trainer": {"devices": 1}}, "trainer.devices is 1, but trainer=fsdp splits"),
         ({"trainer": {"precision": "16-mixed"}}, "trainer.precision=16-mixed has not been seen"),
+        ({"trainer": {"sync_batchnorm": True}}, "trainer.sync_batchnorm: batch norms of split weights"),
         ({"compile": {"parts": ["fusion"]}}, "compile.parts: compiled blocks"),
     ):
         merged = OmegaConf.merge({"trainer": config, "logger": None, "callbacks": None}, changed)
         with pytest.raises(ConfigError, match=sentence):
             build_trainer(merged)  # type: ignore[arg-type]
+    layer = nn.Linear(2, 2)
+    for stages, tokens, sentence in (
+        ({"slow": Stage(None, lr_scale=0.1)}, None, "stages: split weights"),
+        ({}, object(), r"image_tokens\.folder: the encoder"),
+    ):
+        module = SimpleNamespace(tasks={}, stages=Stages(stages, layer.named_parameters()), image_tokens=tokens)
+        with pytest.raises(ConfigError, match=sentence):
+            require_split(module)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"trainer\.strategy\.whole is 'head'"):
         FullySharded(whole=["head"])
     assert "teacher" in divided(config.strategy)

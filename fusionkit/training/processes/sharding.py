@@ -16,6 +16,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fusionkit.distributed import mean_over_ranks
 from fusionkit.encoders.recompute import blocks_of, public_methods
@@ -104,29 +105,50 @@ def shard(module: "TrainingModule", mesh: Any, precision: str, whole_parts: Iter
     for block in _blocks(module, set(whole_parts)):
         _show_written(block)
         methods = {part: list(public_methods(type(part))) for part in block.modules()}
-        fully_shard(block, mesh=mesh, mp_policy=inside, reshard_after_forward=True, ignored_params=_scalars(block))
+        policy = outside if any(isinstance(part, _BatchNorm) for part in block.modules()) else inside
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=_scalars(block))
         block.register_forward_hook(_output_of)
         _gather_for(block, methods)
     fully_shard(module, mesh=mesh, mp_policy=outside, reshard_after_forward=False, ignored_params=_scalars(module))
 
 
-def gather_all(module: nn.Module) -> None:
-    """Put all weights together until ``split_all``: ranks may then call what they like, as often as they like."""
-    parts = _sharded(module)
+def gather_all(module: "TrainingModule") -> None:
+    """Put the weights together until ``split_all``, a teacher's apart: ranks may then call what they like, as often as they like.
+
+    What a task derives in between, as GradCAM does, leaves them together.
+    """
+    taught = set() if module.teacher is None else set(module.teacher.modules())
+    parts = [part for part in _sharded(module) if part not in taught]
     if parts:
         module(lambda: None)  # the root begins, and finds the others
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
+        part.set_reshard_after_backward(False, recurse=False)
         part.unshard()
-    if parts:
-        for buffer in module.buffers():  # as DDP does: statistics are those of rank 0
-            dist.broadcast(buffer, 0)
+    share_buffers(module)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Take over the buffers of rank 0, statistics of batch norms above all, as DDP does before each step and validation."""
+    if not is_sharded(module):
+        return
+    alike: dict[torch.dtype, list[Tensor]] = {}
+    for buffer in module.buffers():
+        alike.setdefault(buffer.dtype, []).append(buffer)
+    for buffers in alike.values():
+        flat = torch.cat([buffer.flatten() for buffer in buffers])
+        dist.broadcast(flat, 0)
+        if not dist.get_rank():
+            continue
+        for buffer, values in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(values.view_as(buffer))
 
 
 def split_all(module: nn.Module) -> None:
     """Give up what the other ranks hold."""
     for part in _sharded(module):
         part.set_reshard_after_forward(part is not module, recurse=False)
+        part.set_reshard_after_backward(True, recurse=False)
         part.reshard()
 
 
@@ -142,7 +164,7 @@ def make_whole(module: nn.Module) -> None:
     split = [(part, name, p) for part in module.modules() for name, p in part.named_parameters(recurse=False)]
     plain = {id(p): nn.Parameter(tensors[id(p)].to(p.device), requires_grad=p.requires_grad) for _, _, p in split}
     for part in module.modules():
-        for name in vars(part).pop(GATHERED, ()):
+        for name in dict.fromkeys(vars(part).pop(GATHERED, ())):
             delattr(part, name)
     forget_sharding(module)
     for part, name, parameter in split:
@@ -265,6 +287,15 @@ def require_split(module: "TrainingModule") -> None:
                 f"task.{name} trains on texts that the model says, whose lengths differ between processes, so that these would "
                 "wait for each other's weights; use trainer=ddp"
             )
+    if not module.stages.is_all:
+        raise ConfigError(
+            "stages: split weights all train, at rates of their own, in every step; set stages=none, or use trainer=ddp"
+        )
+    if module.image_tokens is not None:
+        raise ConfigError(
+            "image_tokens.folder: the encoder that makes them is split among processes that make unequal numbers of them; set "
+            "image_tokens.folder=null, or use trainer=ddp"
+        )
     for name, parameter in module.named_parameters():
         if not parameter.is_floating_point():
             raise ConfigError(
