@@ -413,8 +413,9 @@ def table(found: Mapping[str, Sequence[float]]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    world, twice, file = int(sys.argv[1]), re.compile(sys.argv[2]), sys.argv[3:]
-    names = {name: 2 if twice.search(name) else 1 for name in cases()}
+    world, twice, file = int(sys.argv[1]), re.compile(sys.argv[2]), sys.argv[3:4]
+    (tried,) = sys.argv[4:] or [""]
+    names = {name: 2 if twice.search(name) else 1 for name in cases() if re.search(tried, name)}
     found = differences(world, {name: (torch.float64, torch.float32)[:count] for name, count in names.items()})
     print(f"{world} processes against one", *table(found), sep="\n")
     for path in file:

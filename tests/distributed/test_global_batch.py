@@ -12,7 +12,7 @@ from tests.distributed.global_batch import cases, table
 from tests.toys import choices
 
 ROOT = Path(__file__).parents[2]
-IN_FP32_TOO = "^[^,]*$"  # which cases are tried in that as well: each task and balancer
+PLAIN = "^[^,]*$"  # each task and balancer as it is: these are tried in fp32 as well, and by four processes
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
@@ -22,15 +22,17 @@ def test_gradients_of_ranks_are_those_of_one_process(world, tmp_path):
         "-m",
         "tests.distributed.global_batch",
         str(world),
-        IN_FP32_TOO,
+        PLAIN,
         str(tmp_path / "found"),
+        *([PLAIN] if world == 4 else []),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found").read_text())
     tasks, balancers = choices("task"), [f"balance={name}" for name in choices("balance")]
-    assert found.keys() == cases().keys() >= {*tasks, *(f"{name}, a rank without texts" for name in tasks), *balancers}
+    assert cases().keys() >= {*tasks, *(f"{name}, a rank without texts" for name in tasks), *balancers}
+    assert found.keys() == (cases().keys() if world == 2 else {*tasks, *balancers})
     assert all(len(found[name]) == 2 for name in (*tasks, *balancers))
     wrong = [line for line, numbers in zip(table(found), found.values(), strict=True) if not is_equal(*numbers)]
     assert not wrong, "\n".join(wrong)
