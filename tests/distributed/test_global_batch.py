@@ -32,7 +32,7 @@ def test_gradients_of_ranks_are_those_of_one_process(world, tmp_path):
     found = json.loads((tmp_path / "found").read_text())
     tasks, balancers = choices("task"), [f"balance={name}" for name in choices("balance")]
     assert cases().keys() >= {*tasks, *(f"{name}, a rank without texts" for name in tasks), *balancers}
-    assert found.keys() == (cases().keys() if world == 2 else {*tasks, *balancers})
+    assert found.keys() == {name for name in cases() if world == 2 or "," not in name}
     assert all(len(found[name]) == 2 for name in (*tasks, *balancers))
     wrong = [line for line, numbers in zip(table(found), found.values(), strict=True) if not is_equal(*numbers)]
     assert not wrong, "\n".join(wrong)
