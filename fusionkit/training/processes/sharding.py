@@ -154,7 +154,7 @@ def split_all(module: nn.Module) -> None:
 
 def make_whole(module: nn.Module) -> None:
     """Put all weights together for good on rank 0, where the module is then a plain one; every rank calls it."""
-    if not isinstance(module, FSDPModule):
+    if not is_sharded(module):
         return
     split_all(module)
     is_kept = not dist.get_rank()
