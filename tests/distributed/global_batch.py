@@ -9,6 +9,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -378,19 +379,35 @@ def work(number: int, world: int, folder: str, formats: Mapping[str, Sequence[to
 def differences(world: int, formats: Mapping[str, Sequence[torch.dtype]]) -> dict[str, list[float]]:
     """Relative L2 differences by case, the largest of the ranks, in the number formats that each case is to be tried in.
 
-    The ranks are forked once for all cases, from this process, which has imported torch and made no backward pass yet.
+    The ranks are forked once for all cases.
     """
     with TemporaryDirectory() as folder:
-        ranks = [fork(partial(work, number, world, folder, formats)) for number in range(world)]
-        for _ in ranks:
-            _, status = os.wait()
-            if status:  # its trace stands above, and the others would wait for it
-                for process in ranks:
-                    with suppress(ProcessLookupError):
-                        os.kill(process, signal.SIGKILL)
-                raise SystemExit(1)
+        run_ranks(world, partial(work, world=world, folder=folder, formats=formats))
         found = [torch.load(f"{folder}/{number}.pt") for number in range(world)]
     return {name: [max(numbers) for numbers in zip(*(one[name] for one in found), strict=True)] for name in formats}
+
+
+def run_module(name: str, *arguments: str) -> None:
+    """Run a module that forks its ranks, in a process that has done nothing else."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(CONF.parent)}
+    command = [sys.executable, "-m", name, *arguments]
+    done = subprocess.run(command, cwd=CONF.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def run_ranks(world: int, job: Callable[[int], None]) -> None:
+    """Do a job in as many processes, each given its rank; once one fails, the others are ended.
+
+    They are forked from this process, which must have made no backward pass yet: torch refuses one in its fork.
+    """
+    ranks = [fork(partial(job, number)) for number in range(world)]
+    for _ in ranks:
+        _, status = os.wait()
+        if status:  # its trace stands above, and the others would wait for it
+            for process in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            raise SystemExit(1)
 
 
 def fork(job: Callable[[], None]) -> int:
