@@ -30,7 +30,7 @@ real-small: setup ## real photos and real pretrained encoders: make real-small D
 	$(BIN)/fusionkit train experiment=real_small $(if $(DATA),data.root=$(DATA)) $(ARGS)
 
 test: setup ## all tests
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-oldest: ## contracts, published numbers and generation with the oldest versions that pyproject.toml allows
 	mkdir -p .venv-oldest
