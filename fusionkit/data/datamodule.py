@@ -29,7 +29,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.data.sampler import ShardBatches, Stream, StreamBatches
 from fusionkit.data.source import Source, Splits
 from fusionkit.data.stores import stamp_of
-from fusionkit.data.tables.order import require_same_on_ranks, warn_of_other_order
+from fusionkit.data.tables.order import PROCESSES, SIZE, begin_of, require_same_on_ranks, warn_of_other_order
 from fusionkit.data.tables.samples import Samples
 from fusionkit.data.texts.shots import with_shots
 from fusionkit.data.tokenizer import load_tokenizer, rules_of, word_tokenizer, wrapped
@@ -281,8 +281,10 @@ class DataModule(LightningDataModule):
             yield f"{sample} {[stamp_of(path) for path in (sample.image, *sample.others)]}"
 
     def state_dict(self) -> dict[str, Any]:
-        """How many batches have been trained on, and what their order depends on."""
-        return {"batches": self._progress()[0], "order": self._order()}
+        """How many batches were trained on and are in an epoch, what their order depends on, where those of this size began."""
+        order = self._order()
+        begin = {name: list(begin_of(name, size, self._resumed)) for name, size in order[SIZE].items()}
+        return {"batches": self._progress()[0], "order": order, "begin": begin, "steps": self.epoch_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the batch after those."""
@@ -297,6 +299,12 @@ class DataModule(LightningDataModule):
             for name, samples in self._splits.training.items()
         ]
         return self.steps_per_epoch or max(needed)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of each source in an epoch of the run, which ``trainer.limit_train_batches`` may end sooner."""
+        limit: int | float = 1.0 if self.trainer is None else self.trainer.limit_train_batches
+        return min(self.steps, limit) if isinstance(limit, int) else int(self.steps * limit)
 
     def _train_loader(self, name: str) -> Loader:
         source, samples = self.sources[name], self._splits.training[name]
@@ -313,7 +321,8 @@ class DataModule(LightningDataModule):
         self._training[name] = data
         groups = None if source.shuffle_window is None else samples.folders
         stream = Stream(len(samples), self.seed, name, weights, groups, source.shuffle_window or 0)
-        batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place)
+        begin = begin_of(name, source.batch_size * self._place[1], self._resumed)
+        batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place, begin)
         workers = workers_of(self.num_workers, len(self._splits.training))
         self._loaders[name] = Loader(data, batches, self._collate(name, "train", samples), workers, persistent=True)
         return self._loaders[name]
@@ -358,9 +367,7 @@ class DataModule(LightningDataModule):
 
     def _window(self) -> tuple[int, int]:
         """For the epoch about to start, the number of its next batch since training began, and how many are left."""
-        limit: int | float = 1.0 if self.trainer is None else self.trainer.limit_train_batches
-        steps = min(self.steps, limit) if isinstance(limit, int) else int(self.steps * limit)
-        total, current = self._progress()
+        steps, (total, current) = self.epoch_steps, self._progress()
         is_overfitting = bool(getattr(self.trainer, "overfit_batches", 0))  # every epoch is then the first one
         return 0 if is_overfitting else total, steps - current % max(steps, 1)
 
@@ -369,7 +376,8 @@ class DataModule(LightningDataModule):
         images = {name: len(samples) for name, samples in self._splits.training.items()}
         batches = {name: self.sources[name].batch_size * self._place[1] for name in images}
         windows = {name: window for name in images if (window := self.sources[name].shuffle_window) is not None}
-        return {"seed": self.seed, "images": images, "global batch size": batches, "shuffle_window": windows}
+        order = {"seed": self.seed, "images": images, SIZE: batches, "shuffle_window": windows}
+        return {**order, PROCESSES: self._place[1]}
 
 
 def _weights(source: str, samples: Samples) -> NDArray[np.float64] | None:

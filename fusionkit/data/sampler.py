@@ -87,8 +87,19 @@ class Stream:
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1  # torch takes 63 bits
 
 
+class Begin(NamedTuple):
+    """Where batches of one size begin: those before were of another, of fewer or more ranks."""
+
+    batch: int = 0  # the number of the first of them
+    position: int = 0  # its first sample in the stream
+
+    def after(self, batch: int, size: int) -> "Begin":
+        """Where batches of a new size begin, when those of `size` samples, of all ranks, end before a batch."""
+        return Begin(batch, self.position + (batch - self.batch) * size)
+
+
 class StreamBatches(Sampler[list[Draw]]):
-    """Batches of a stream for one of `world_size` ranks: global batch t is the t-th stretch of the stream.
+    """Batches of a stream for one of `world_size` ranks: global batch t is the t-th stretch of the stream, from `begin` on.
 
     `window` tells, when an epoch starts, the number of its first batch since training began and how many follow;
     `len()` is the length of a whole epoch, also while the rest of one is run after a resume.
@@ -102,13 +113,14 @@ class StreamBatches(Sampler[list[Draw]]):
         window: Callable[[], tuple[int, int]],
         rank: int = 0,
         world_size: int = 1,
+        begin: Begin = Begin(),  # noqa: B008  (a tuple)
     ) -> None:
         self.stream, self.batch_size, self.steps, self.window = stream, batch_size, steps, window
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.begin = rank, world_size, begin
 
     def batch(self, number: int) -> list[Draw]:
         """This rank's part of a global batch."""
-        first = (number * self.world_size + self.rank) * self.batch_size
+        first = self.begin.position + ((number - self.begin.batch) * self.world_size + self.rank) * self.batch_size
         return [self.stream[position] for position in range(first, first + self.batch_size)]
 
     def __iter__(self) -> Iterator[list[Draw]]:

@@ -1,6 +1,6 @@
 """How far a checkpoint says that a run is, between two optimiser steps and two epochs (Lightning's own counts)."""
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from lightning import Trainer
@@ -22,9 +22,28 @@ def count_back(checkpoint: MutableMapping[str, Any], batches: int) -> None:
         done = counts["processed"] - batches
         counts |= {"ready": done, "started": done, "processed": done, "completed": done - 1}
     loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
-    for state in checkpoint.values():
-        if isinstance(state, dict) and state.keys() == {"batches", "order"}:  # the data module's
-            state["batches"] -= batches
+    if state := data_state(checkpoint):
+        state["batches"] -= batches
+
+
+def data_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of the data module in a checkpoint; empty where it had none."""
+    found = (state for state in checkpoint.values() if isinstance(state, dict) and {"batches", "order"} <= state.keys())
+    return next(found, {})
+
+
+def stretch_epoch(checkpoint: MutableMapping[str, Any], before: int, now: int, accumulated: int) -> None:
+    """Change the place within an epoch of ``before`` batches to that within one of ``now``: the same part of it is left.
+
+    It is one where an optimiser step begins, of ``accumulated`` batches each.
+    """
+    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    done = counts["processed"]
+    if 0 < done < before:
+        place = max(accumulated, min(round(done * now / before), now - 1) // accumulated * accumulated)
+    else:
+        place = now if done else 0
+    counts |= {name: count + place - done for name, count in counts.items()}
 
 
 def end_epoch(checkpoint: MutableMapping[str, Any]) -> None:

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import itertools
 import re
+import warnings
 import weakref
 from types import SimpleNamespace
 
@@ -77,8 +78,37 @@ def test_a_loaded_state_goes_on_with_the_next_batch(tmp_path):
     assert len(module.train_dataloader().flattened[0]) == 6
     changed = make_module(tmp_path, {"a": make_source(tmp_path, batch_size=2)})
     changed.load_state_dict(module.state_dict())
-    with pytest.warns(UserWarning, match="global batch size .*samples now come in another order"):
+    with pytest.warns(UserWarning, match="global batch size .*goes on with the samples that are due, but its steps"):
         changed.train_dataloader()
+
+
+def test_a_run_that_goes_on_in_other_batches_trains_on_the_samples_that_are_due(tmp_path):
+    def images(module, batches):
+        return [image for batch in batches for image in batch["a"]["image_ids"]]
+
+    def going_on(state, batch_size):
+        module = make_module(tmp_path, {"a": make_source(tmp_path, batch_size=batch_size)}, steps_per_epoch=20)
+        module.load_state_dict(state)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return module, train_batches(module)
+
+    whole = make_module(tmp_path, {"a": make_source(tmp_path, batch_size=4)}, steps_per_epoch=20)
+    expected = images(whole, train_batches(whole))
+    state = whole.state_dict() | {"batches": 3}
+    assert state["begin"] == {"a": [0, 0]}
+    smaller, found = going_on(state, 2)
+    assert images(smaller, found) == expected[12 : 12 + 34]  # 17 batches are left of 20
+    state = smaller.state_dict() | {"batches": 8}  # 5 more
+    assert state["begin"] == {"a": [3, 12]}
+    same_again, found = going_on(state, 2)
+    assert images(same_again, found) == expected[22 : 22 + 24]
+    larger, found = going_on(state, 4)
+    assert images(larger, found)[:48] == expected[22 : 22 + 48]
+    assert larger.state_dict()["begin"] == {"a": [8, 22]}
+    del state["begin"]  # of an earlier version: all batches were of one size
+    _, found = going_on(state | {"order": whole.state_dict()["order"]}, 2)
+    assert images(larger, found) == expected[32 : 32 + 24]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

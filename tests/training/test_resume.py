@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.optim import build_optimizer
-from fusionkit.training.progress_state import count_back, pending_batches
+from fusionkit.training.progress_state import count_back, pending_batches, stretch_epoch
 from fusionkit.training.resume import KEPT, changed, require_resumable, require_state
 from tests.training.fakes import fake_module
 from tests.training.test_module import fit, one_cycle
@@ -203,9 +203,34 @@ def test_places_are_counted_back() -> None:
     counts = {"ready": 5, "started": 5, "processed": 5, "completed": 5}
     progress = {"total": counts | {"processed": 14}, "current": counts, "is_last_batch": False}
     loops = {"fit_loop": {"epoch_loop.batch_progress": progress, "epoch_loop.state_dict": {"_batches_that_stepped": 4}}}
-    content: dict[str, Any] = {"loops": loops, "DataModule": {"batches": 14, "order": {}}, "other": {"batches": 3}}
+    content: dict[str, Any] = {
+        "loops": loops,
+        "DataModule": {"batches": 14, "order": {}, "begin": {}},
+        "other": {"batches": 3},
+    }
     count_back(content, 2)
     assert progress["current"] == {"ready": 3, "started": 3, "processed": 3, "completed": 2}
     assert progress["total"] == {"ready": 12, "started": 12, "processed": 12, "completed": 11}
     assert loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] == 3
     assert (content["DataModule"]["batches"], content["other"]["batches"]) == (12, 3)
+
+
+@pytest.mark.parametrize(
+    ("done", "before", "now", "accumulated", "place"),
+    [
+        (5, 10, 20, 1, 10),  # half an epoch
+        (5, 10, 10, 1, 5),
+        (5, 10, 10, 3, 3),  # an optimiser step begins there
+        (9, 10, 5, 1, 4),  # no epoch ends that had not
+        (10, 10, 5, 3, 5),
+        (0, 10, 20, 3, 0),
+        (1, 100, 10, 2, 2),
+    ],
+)
+def test_the_part_of_an_epoch_that_is_left_stays(
+    done: int, before: int, now: int, accumulated: int, place: int
+) -> None:
+    counts = {"ready": done, "started": done, "processed": done, "completed": done - 1}
+    content: dict[str, Any] = {"loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": counts}}}}
+    stretch_epoch(content, before, now, accumulated)
+    assert counts == {"ready": place, "started": place, "processed": place, "completed": place - 1}

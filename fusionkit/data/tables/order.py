@@ -1,14 +1,23 @@
-"""What the order of training samples hangs on is the same on all ranks, and told where a run that goes on has another."""
+"""What the order of training samples hangs on is the same on all ranks; where a run that goes on has another, it is told."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from fusionkit.data.sampler import Begin
 from fusionkit.data.source import Source
 from fusionkit.data.tables.samples import Samples
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import DataError
+
+SIZE, PROCESSES = "global batch size", "number of processes"
+TOLD = {  # of what has another value and leaves the order of samples as it is
+    SIZE: "the run goes on with the samples that are due, but its steps are others: means over other numbers of samples, "
+    "and the schedule of the rates counts steps",
+    PROCESSES: "samples come as they would have, but what each process draws for itself (dropout, masked words) and statistics "
+    "of batch norms over its own rows are others",
+}
 
 
 def require_same_on_ranks(sources: Mapping[str, Source], training: Mapping[str, Samples]) -> None:
@@ -30,6 +39,15 @@ def warn_of_other_order(before: Mapping[str, Any], now: Mapping[str, Any]) -> No
     """Say what a run that goes on has other than it had, of what the order of its samples is a function of."""
     for name, value in now.items():
         if (was := before.get(name, value)) != value:
-            rank_zero_warn(
-                f"the checkpoint was trained with {name} {was}, not {value}: samples now come in another order"
-            )
+            told = TOLD.get(name, "samples now come in another order")
+            rank_zero_warn(f"the checkpoint was trained with {name} {was}, not {value}: {told}")
+
+
+def begin_of(source: str, size: int, resumed: Mapping[str, Any]) -> Begin:
+    """Where a source's batches of ``size`` samples, of all ranks together, begin.
+
+    ``resumed``  the data module's state in the checkpoint that the run goes on from
+    """
+    begin = Begin(*resumed.get("begin", {}).get(source, ()))
+    before = resumed.get("order", {}).get(SIZE, {}).get(source, size)
+    return begin if before == size else begin.after(resumed["batches"], before)

@@ -12,7 +12,7 @@ from fusionkit.errors import UserError
 from fusionkit.training.ema import put_back
 from fusionkit.training.finite import ADVICE
 from fusionkit.training.optimizer_state import parameter_names, refit
-from fusionkit.training.progress_state import count_back, end_epoch, pending_batches
+from fusionkit.training.progress_state import count_back, data_state, end_epoch, pending_batches, stretch_epoch
 
 if TYPE_CHECKING:
     from fusionkit.training.module import TrainingModule
@@ -63,9 +63,15 @@ def load_progress(module: "TrainingModule", checkpoint: dict[str, Any]) -> None:
     refit(checkpoint, module.build_optimizer(), module.named_parameters(), has_schedule=module.has_schedule)
     if module.trainer.max_steps != -1:
         end_epoch(checkpoint)
-    before, now = progress.get("precision"), str(module.trainer.precision)
-    if before not in (None, now):  # auto measures a CPU, which may be busy at one time and not at another
-        rank_zero_warn(f"the run goes on in {now}, but began in {before}; trainer.precision={before} goes on exactly")
+    data = getattr(module.trainer, "datamodule", None)  # of any kind
+    before, now = data_state(checkpoint).get("steps"), getattr(data, "epoch_steps", None)
+    if before and now:
+        stretch_epoch(checkpoint, before, now, module.trainer.accumulate_grad_batches)
+    precision, now = progress.get("precision"), str(module.trainer.precision)
+    if precision not in (None, now):  # auto measures a CPU, which may be busy at one time and not at another
+        rank_zero_warn(
+            f"the run goes on in {now}, but began in {precision}; trainer.precision={precision} goes on exactly"
+        )
     module.is_resumed = True
 
 
