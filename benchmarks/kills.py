@@ -1,12 +1,15 @@
 """Kills training runs by kill -9 at moments drawn by chance, goes on with them, and compares them with the ones nobody killed.
 
-    python -m benchmarks.kills [--kinds one,queue] [--seed 0] [--folder FOLDER]
+    python -m benchmarks.kills [--kinds 'one;teacher, queue'] [--seed 0] [--folder FOLDER]
+    python -m benchmarks.kills --signals
 
 40 kills of 1, 2 and 4 processes on the CPU, of some twenty kinds of run (accumulation, workers, a teacher, queues, balancers,
 stages, web shards, adapters); a third of them while a checkpoint is written. A run is the same where weights, optimiser,
 schedule, metrics and samples of each batch of each rank are, bit for bit. Prints a line a kill; exit code 1 where one
 differs. Runs are
 forked from a process that has imported everything, which saves the seconds of that.
+With --signals 20 runs are stopped by every kind of signal, sent to the process that the user has started; none of their processes
+is to be left after ten seconds, and they go on as above.
 """
 
 import argparse
@@ -69,6 +72,7 @@ class Kind(NamedTuple):
     overrides: Sequence[str]
     kills: int
     while_saving: int = 0  # so many of the kills
+    signals: Sequence[int] = ()  # in the place of kills
 
 
 KINDS = {
@@ -98,6 +102,15 @@ KINDS = {
     "two processes, split weights": Kind([*TWO, "trainer=fsdp_cpu"], 1),
     "four processes": Kind(FOUR, 1),
     "four processes, accumulation": Kind([*FOUR, *ACCUMULATED], 1),
+}
+
+EVERY = [getattr(signal, f"SIG{name}") for name in ("TERM", "USR1", "INT", "HUP", "QUIT", "KILL")]
+SIGNALLED = {
+    "one": Kind(SHAPES, 0, signals=EVERY[:4]),
+    "workers": Kind([*SHAPES, "data.num_workers=2"], 0, signals=EVERY[:5]),
+    "two processes": Kind(TWO, 0, signals=EVERY),
+    "two processes, accumulation, workers": Kind([*TWO, *ACCUMULATED, "data.num_workers=2"], 0, signals=EVERY[:3]),
+    "four processes": Kind(FOUR, 0, signals=EVERY[:2]),
 }
 
 
@@ -220,22 +233,24 @@ def unlike(expected: Path, folder: Path) -> list[str]:
     return found + [f"metric {name}" for name in scores[0] if scores[0][name] != scores[1].get(name)]
 
 
-def kill(process: Started) -> None:
-    """Kill a run; its ranks end with it, by themselves."""
-    process.kill()
-    process.wait(30)
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
+def stop(process: Started, number: int) -> float:
+    """Send a run a signal; gives the seconds until it and the processes that it started, which end by themselves, are gone."""
+    begin = time.monotonic()
+    process.send_signal(number)
+    while time.monotonic() < begin + 10:
+        process.poll()
         try:
             os.killpg(process.pid, 0)
         except ProcessLookupError:
-            return
+            return time.monotonic() - begin
         time.sleep(0.05)
-    raise SystemExit(f"processes of {process.pid} live on")
+    raise SystemExit(f"after ten seconds processes of {process.pid} live on")
 
 
-def killed(overrides: Sequence[str], folder: Path, while_saving: bool, total: int, drawn: random.Random) -> str:
-    """Begin a run and kill it; gives in words when."""
+def stopped(
+    overrides: Sequence[str], folder: Path, while_saving: bool, total: int, drawn: random.Random, number: int
+) -> str:
+    """Begin a run and send it a signal; gives in words when."""
     process = train(overrides, folder)
     goal, wait = drawn.randint(2, total - (7 if while_saving else 2)), 0.1 * drawn.random()
     while process.poll() is None and count(folder) < goal:
@@ -245,8 +260,9 @@ def killed(overrides: Sequence[str], folder: Path, while_saving: bool, total: in
     time.sleep(0 if while_saving else wait)
     if process.poll() is not None:
         raise SystemExit(f"ended before it was killed: {folder.with_suffix('.log').read_text()[-500:]}")
-    kill(process)
-    return f"at batch {count(folder)} of {total}{', while saving' if while_saving and is_writing(folder) else ''}"
+    seconds = stop(process, number)
+    told = f"at batch {count(folder)} of {total}{', while saving' if while_saving and is_writing(folder) else ''}"
+    return f"{signal.Signals(number).name} {told}, all gone after {seconds:.1f} s"
 
 
 def one_kind(name: str, kind: Kind, folder: Path, drawn: random.Random) -> int:
@@ -256,13 +272,13 @@ def one_kind(name: str, kind: Kind, folder: Path, drawn: random.Random) -> int:
     if train(kind.overrides, expected).wait():
         raise SystemExit(f"{name}: {expected.with_suffix('.log').read_text()[-800:]}")
     total = count(expected)
-    for number in range(kind.kills):
+    for number, sent in enumerate(kind.signals or [signal.SIGKILL] * kind.kills):
         place = folder / str(number)
-        when = killed(kind.overrides, place, number < kind.while_saving, total, drawn)
+        when = stopped(kind.overrides, place, number < kind.while_saving, total, drawn, sent)
         code = train(kind.overrides, place).wait()
         found = [f"exit code {code}", place.with_suffix(".log").read_text()[-300:]] if code else unlike(expected, place)
         wrong += bool(found)
-        print(f"{name:40} killed {when:34} {'; '.join(found[:4]) or 'equal'}", flush=True)
+        print(f"{name:40} {when:62} {'; '.join(found[:4]) or 'equal'}", flush=True)
     return wrong
 
 
@@ -286,6 +302,7 @@ def main() -> int:
     """Kill, go on, compare; gives the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", help="only these, by ;")
+    parser.add_argument("--signals", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
@@ -298,16 +315,17 @@ def main() -> int:
     if Started(lambda: run(made)).wait():
         return 1
     shards(folder / "web", folder / "shapes")
-    chosen = given.kinds.split(";") if given.kinds else list(KINDS)
+    known = SIGNALLED if given.signals else KINDS
+    chosen = given.kinds.split(";") if given.kinds else list(known)
     wrong = done = 0
     for name in chosen:
-        kind, drawn = KINDS[name], random.Random(f"{given.seed} {name}")
+        kind, drawn = known[name], random.Random(f"{given.seed} {name}")
         is_table = kind.overrides[0] == "data=table"
         root = [f"data.files={folder}/web"] if is_table else [f"data.root={folder}/shapes"]
         wrong += one_kind(
             name, kind._replace(overrides=[*kind.overrides, *root]), folder / name.replace(", ", "_"), drawn
         )
-        done += kind.kills
+        done += len(kind.signals) or kind.kills
     print(f"{done - wrong} of {done} went on bit for bit")
     return int(wrong > 0)
 

@@ -18,6 +18,7 @@ class PatchEncoder(PixelEncoder):
                     bilinearly with aligned corners, as ViLT does.
     ``max_patches`` in training, keep a random subset of so many patches of an image; None keeps all (ViLT's pre-training: 200).
 
+    Nothing here mixes the tokens, so what stands for an image alone (``pooled``) is the mean of them.
     A patch is padding, and masked, where the mask of its first pixel says so or, of pixels without a mask, where all its channels
     sum to 0, as ViLT's code does: what padding on the right and below leaves.
     """
@@ -51,7 +52,9 @@ class PatchEncoder(PixelEncoder):
             patches, is_patch = take(patches, chosen), is_patch.gather(1, chosen)
         first = (self.class_token + self.positions[:, :1]).expand(len(patches), -1, -1)
         mask = F.pad(is_patch, (1, 0), value=True)
-        return Tokens(torch.cat([first, patches], dim=1), mask.long(), first[:, 0])
+        tokens = torch.cat([first, patches], dim=1)
+        kept = mask[..., None].to(tokens.dtype)
+        return Tokens(tokens, mask.long(), (tokens * kept).sum(dim=1) / kept.sum(dim=1))
 
     def hide(self, pixel_values: Any, chosen: Tensor, filling: Tensor) -> Pixels:
         """As of any encoder; a patch that is painted black is one still."""

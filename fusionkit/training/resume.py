@@ -12,6 +12,7 @@ from fusionkit.assembly.artifacts import is_all
 from fusionkit.assembly.trust import inert, read_stored
 from fusionkit.checkpoints.match import require_fit
 from fusionkit.config import leaves
+from fusionkit.data.tables.order import SIZE
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.optimizer_state import fitted_state, is_fitting
@@ -69,12 +70,29 @@ def is_state(value: Mapping[str, Any]) -> bool:
     )
 
 
+def is_place(value: Any) -> bool:
+    """Whether it is what the data module writes of the place to go on from; places of other classes are theirs."""
+    if not isinstance(value, Mapping) or "order" not in value:
+        return True
+    sizes, begin = value["order"], value.get("begin", {})
+    if not isinstance(sizes, Mapping) or not isinstance(begin, Mapping):
+        return False
+    sizes = sizes.get(SIZE, {})
+    counts = [value.get("batches"), value.get("steps", 0)]
+    return (
+        isinstance(sizes, Mapping)
+        and all(map(is_count, [*counts, *sizes.values()]))
+        and all(isinstance(pair, list) and len(pair) == 2 and all(map(is_count, pair)) for pair in begin.values())
+    )
+
+
 RIGHT: Mapping[str, Callable[[Any], bool]] = {
     "epoch": is_count,
     "global_step": is_count,
     "optimizer_states": lambda value: is_all(value, list, Mapping) and bool(value) and all(map(is_state, value)),
     "lr_schedulers": lambda value: is_all(value, list, Mapping),
     "progress": is_progress,
+    "DataModule": is_place,
 }
 
 
@@ -88,7 +106,7 @@ def require_resumable(config: DictConfig, checkpoint: Mapping[str, Any], path: P
         if key not in checkpoint:
             raise DataError(f"checkpoint {path} has no '{key}', so no run can go on from it; {_anew(path)}")
     for key, is_right in RIGHT.items():
-        if not is_right(checkpoint[key]):
+        if key in checkpoint and not is_right(checkpoint[key]):
             raise DataError(
                 f"checkpoint {path} is damaged: its {key} is {reprlib.repr(checkpoint[key])}; {_anew(path)}"
             )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fusionkit.encoders.patches import PatchEncoder, random_subset
 from fusionkit.errors import ConfigError
@@ -112,3 +113,14 @@ def test_a_subset_of_the_patches_has_no_places(encoder):
     pixels = canvases()
     with pytest.raises(ConfigError, match="max_patches leaves out where an image's tokens lie"):
         encoder.corners(pixels, encoder.train()(pixels))
+
+
+def test_what_stands_for_an_image_hangs_on_it_and_on_no_padding(encoder):
+    """Of the class token alone all images would be alike, to ITC and to whoever distils them."""
+    images = torch.rand(2, 3, 16, 16) + 0.1
+    pooled = encoder(images).pooled
+    assert (pooled[0] - pooled[1]).abs().max() > 1e-3
+    padded = F.pad(images, (0, 2 * PATCH))
+    torch.testing.assert_close(encoder(padded).pooled, pooled)
+    tokens = encoder(images).embeds
+    torch.testing.assert_close(pooled, tokens.mean(dim=1))

@@ -110,6 +110,21 @@ GROUP = STATE["param_groups"]
         ("optimizer_states", [{"state": {}, "param_groups": [{}]}]),
         ("optimizer_states", [{"parts": STATE}]),
         ("optimizer_states", [{"parts": [STATE, {}]}]),
+        *(
+            ("DataModule", {"batches": 3, "order": {"global batch size": {"a": 4}}} | wrong)
+            for wrong in (
+                {"batches": "3"},
+                {"batches": -1},
+                {"steps": 1.5},
+                {"order": None},
+                {"order": {"global batch size": 4}},
+                {"order": {"global batch size": {"a": "4"}}},
+                {"begin": [0, 0]},
+                {"begin": {"a": [0]}},
+                {"begin": {"a": {"batch": 0}}},
+                {"begin": {"a": [0, None]}},
+            )
+        ),
     ],
 )
 def test_a_state_of_another_kind_is_damage(key: str, value: Any) -> None:
