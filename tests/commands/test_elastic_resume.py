@@ -13,6 +13,7 @@ from tests.commands.test_stopping import TINY, checkpoint, ranks, sending, world
 __all__ = ["ranks", "world"]  # fixtures
 
 ALIKE = [
+    "scheduler=constant",
     "image_encoder=patches",
     "text_encoder.config.hidden_dropout_prob=0",
     "text_encoder.config.attention_probs_dropout_prob=0",
