@@ -147,14 +147,16 @@ class AltTextFiles:
             if self.overwrite:
                 return {}
             raise
-        for row in rows:
-            if set(row) != set(self.columns) or not all(isinstance(row[key], str) for key in ("image", "caption")):
-                if self.overwrite:
-                    return {}  # which is replaced
-                raise DataError(
-                    f"{self.table} has rows of other columns than {', '.join(self.columns)}, by another model or about something "
-                    "else; choose another output, or overwrite=true replaces it"
-                )
+        is_captions = all(isinstance(row.get(key), str) for row in rows for key in ("image", "caption"))
+        if self.overwrite:  # captions of another model stay until there are new ones; any other table is replaced
+            absent = self._cell(None)
+            kept = rows if is_captions and all(set(COLUMNS) <= set(row) for row in rows) else []
+            return {row["image"]: {column: row.get(column, absent) for column in self.columns} for row in kept}
+        if not is_captions or any(set(row) != set(self.columns) for row in rows):
+            raise DataError(
+                f"{self.table} has rows of other columns than {', '.join(self.columns)}, by another model or about something "
+                "else; choose another output, or overwrite=true replaces it"
+            )
         return {row["image"]: row for row in rows}
 
     def _write_table(self) -> None:

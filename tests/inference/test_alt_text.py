@@ -141,6 +141,32 @@ def test_what_is_made_anew_keeps_its_old_caption_until_then(folder: Path, tmp_pa
     assert "none of ours" not in table.read_text()
 
 
+@pytest.mark.parametrize("output", ["alt.csv", "alt.jsonl"])
+@pytest.mark.parametrize(("before", "now"), [(("match",), ("cosine", "match")), (("cosine", "match"), ())])
+def test_captions_of_a_model_with_other_columns_stay_until_there_are_new_ones(
+    folder: Path, tmp_path: Path, output: str, before: tuple[str, ...], now: tuple[str, ...]
+) -> None:
+    table = tmp_path / output
+    files = AltTextFiles(folder, PIXELS, before, output=table)
+    files.add(
+        {"image": name, "caption": "old", "caption_score": -1.0} | dict.fromkeys(before, 0.5) for name in files.pictures
+    )
+    files.write()
+    with pytest.raises(DataError, match="has rows of other columns than image, caption, caption_score"):
+        AltTextFiles(folder, PIXELS, now, output=table)
+    with pytest.raises(KeyboardInterrupt):
+        write_alt_texts(Teller(stop_at="d.jpg"), AltTextFiles(folder, PIXELS, now, output=table, overwrite=True))
+    rows = {
+        row["image"]: row for row in (read_records(table) if output == "alt.jsonl" else csv.DictReader(table.open()))
+    }
+    assert [len(rows), *(rows[name]["caption"] for name in ("a.JPG", "in/d.jpg"))] == [
+        4,
+        "'=a a 1" if output == "alt.csv" else "=a a 1",
+        "old",
+    ]
+    assert list(rows["in/d.jpg"]) == ["image", "caption", "caption_score", *now]
+
+
 def test_a_text_that_was_not_written_any_more_is_that_of_its_row(folder: Path) -> None:
     write_alt_texts(Teller(), AltTextFiles(folder, PIXELS, ()))
     (folder / "b.txt").unlink()
