@@ -41,6 +41,7 @@ from fusionkit.files.lock import locked_folder
 from fusionkit.signals import Stopped, asked, listening, watch_parent
 from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.module import TrainingModule
+from fusionkit.training.processes.batch_norms import told_own_rows
 from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked
 from fusionkit.training.processes.ranks import is_child_rank, is_main, is_started
 from fusionkit.training.processes.sharding import make_whole
@@ -106,7 +107,11 @@ def _train_here(config: DictConfig) -> Trained | float | None:
         if is_first:
             print_run(parts, trainer, fixed_rows(module, trainer, config.trainer.strategy))
             batches = {name: source.batch_size for name, source in parts.datamodule.sources.items()}
-            for sentence in lonely(module.objectives, parts.tasks, batches, trainer.world_size):
+            trained_on = [batches[name] for name in module.objectives]
+            own_rows = (
+                [] if config.trainer.get("sync_batchnorm") else told_own_rows(module, trained_on, trainer.world_size)
+            )
+            for sentence in (*lonely(module.objectives, parts.tasks, batches, trainer.world_size), *own_rows):
                 print(f"warning: {sentence}", flush=True)
         trained = Trained(parts, trainer.strategy.root_device, {}, None)
         try:

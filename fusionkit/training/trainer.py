@@ -28,6 +28,7 @@ from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
 from fusionkit.training.module import TrainingModule
+from fusionkit.training.processes.batch_norms import SharedStatistics
 from fusionkit.training.processes.life import timeout_of
 from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.recompute import recompute_parts
@@ -88,7 +89,16 @@ def build_trainer(config: DictConfig) -> Trainer:
     is_split = isinstance(strategy, DictConfig) and str(strategy.get("_target_")).endswith(".FullySharded")
     if is_split:
         _require_split_precision(resolve_precision(config.trainer.precision, config.trainer.accelerator))
-    trainer = bare_trainer(config, callbacks=build_callbacks(config), logger=loggers or False)
+    options: dict[str, Any] = {"callbacks": build_callbacks(config), "logger": loggers or False}
+    is_shared = config.trainer.get("sync_batchnorm")
+    if is_shared:
+        given = instantiate(config.trainer.get("plugins"), _convert_="all") or []
+        options["plugins"] = [*(given if isinstance(given, list) else [given]), SharedStatistics()]
+    trainer = bare_trainer(config, **options)
+    if is_shared and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise ConfigError(
+            "trainer.sync_batchnorm: torch shares statistics of batch norms between GPUs alone; set it to false on the CPU"
+        )
     if is_split:
         _require_splittable(config, trainer.num_nodes * trainer.num_devices)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not the user's own, or one of shards
@@ -145,6 +155,7 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     section: Any = config.trainer.copy()  # a part of the whole still, as which a mistake names it
     with open_dict(section):
         timeout = timeout_of(section.pop("timeout", None))
+        section.pop("sync_batchnorm", None)  # of a training
     nodes = {name: value for name, value in with_nodes({"num_nodes": section.get("num_nodes")}).items() if value}
     trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **nodes, **options})
     keep_buckets(trainer)
