@@ -21,6 +21,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from fusionkit.cli.shortages import shortage
 from fusionkit.config import conf_dir, first_cause, group_choices
 from fusionkit.errors import ConfigError, UserError, suggest
 from fusionkit.files.atomic import refused
@@ -44,6 +45,8 @@ def translate(error: Exception, groups: Iterable[str] = ()) -> UserError | None:
             return link
         if isinstance(link, OSError) and (refusal := refused(link)):
             return refusal
+        if told := shortage(link):
+            return told
     if _is_refused_by_lightning(chain[-1]):
         return ConfigError(f"trainer: {_first_line(chain[-1])}")
     if isinstance(error, InstantiationException | TypeError):

@@ -1,0 +1,77 @@
+"""Where memory, shared memory or a process is missing, one sentence says what needed it and what to do."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fusionkit.cli.error_messages import translate
+from fusionkit.errors import UserError
+
+
+class Greedy(nn.Module):
+    """Asks for more memory than there is, within a layer of torch's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.Sequential(nn.Identity())(x) + torch.empty(10**15)
+
+
+def test_memory_that_runs_out_names_the_part_and_the_size() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        Greedy()(torch.ones(1))
+    told = str(translate(raised.value))
+    assert told.startswith(
+        "memory ran out in Greedy, which asked for 3,638.0 TiB; what costs least: half of data.sources."
+    )
+    assert told.endswith("says what takes how much, and a training goes on from its last checkpoint with resume=auto")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), r"^memory ran out; what costs least"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), r"^memory ran out; what costs"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total"),
+            r"^memory ran out, which asked for 2.50 GiB; what costs least",
+        ),
+        (RuntimeError("[enforce fail] can't allocate memory: you tried to allocate 1536 bytes."), "asked for 1.5 KiB;"),
+        (
+            RuntimeError("DataLoader worker (pid 311) is killed by signal: Killed. "),
+            r"^a process that makes batches \(process 311\) was killed, as .* lower data.num_workers \(0: .*resume=auto",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), r"\(process 7\) was killed, as"),
+        (
+            RuntimeError(
+                "DataLoader worker (pid 5) is killed by signal: Bus error. It is possible that ... shared memory"
+            ),
+            r"^a process that makes batches \(process 5\) found no room in /dev/shm, .*--shm-size=8g.*data.num_workers=0",
+        ),
+        (
+            RuntimeError("unable to write to file </torch_12_34_5>: No space left on device (28)"),
+            r"^a process that makes batches found no room in /dev/shm",
+        ),
+    ],
+)
+def test_each_shortage_is_one_sentence(error: Exception, expected: str) -> None:
+    wrapped = ValueError("of a library")
+    wrapped.__cause__ = error
+    for raised in (error, wrapped):
+        told = translate(raised)
+        assert isinstance(told, UserError)
+        assert told.exit_code == 1
+        assert re.search(expected, str(told)), told
+        assert "\n" not in str(told)
+
+
+def test_numpy_s_words_are_known() -> None:
+    with pytest.raises(MemoryError) as raised:
+        np.empty(10**17, dtype=np.uint8)
+    assert str(translate(raised.value)).startswith("memory ran out, which asked for 88.8 PiB; what costs least")
+
+
+@pytest.mark.parametrize("said", ["size mismatch", "No space for this", "worker failed"])
+def test_a_defect_of_ours_keeps_its_trace(said: str) -> None:
+    assert translate(RuntimeError(said)) is None
