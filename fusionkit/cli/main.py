@@ -229,7 +229,7 @@ def run(arguments: Sequence[str]) -> int:
                 code = load("fusionkit.cli.app:run_app")(name, COMMANDS[name], arguments[1:])
         return code
     except Stopped as stopped:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if is_first():
             print(f"\n{stopped}", file=sys.stderr)
         return REQUEUE
     except UserError as error:
@@ -238,6 +238,11 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def is_first() -> bool:
+    """Whether this process is alone, or rank 0, as torchrun and srun tell."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def load(target: str) -> Callable[..., Any]:

@@ -145,6 +145,7 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     section: Any = config.trainer.copy()  # a part of the whole still, as which a mistake names it
     with open_dict(section):
         timeout = timeout_of(section.pop("timeout", None))
+        section.pop("slurm", None)  # of who submits
     nodes = {name: value for name, value in with_nodes({"num_nodes": section.get("num_nodes")}).items() if value}
     trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **nodes, **options})
     keep_buckets(trainer)
