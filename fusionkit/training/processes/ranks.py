@@ -42,7 +42,7 @@ def is_task(environment: Mapping[str, str] = os.environ) -> bool:
 def is_step(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether srun has started this process to work, and not the shell that it was called in.
 
-    The shell of a batch script has SLURM_PROCID, but no step or one of the reserved numbers; one of ``srun --pty`` has a terminal.
+    A batch script has SLURM_PROCID as well, but no step or one of the reserved numbers; ``srun --pty`` has a terminal.
     """
     step = environment.get("SLURM_STEP_ID", "")
     is_own = step.isdecimal() and int(step) < RESERVED and "SLURM_PTY_PORT" not in environment
