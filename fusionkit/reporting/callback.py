@@ -31,9 +31,8 @@ class WriteStudy(Callback):
         sweep = Path(config.hydra.sweep.dir)
         jobs = [path.parents[1] for path in sweep.rglob("slurm/job")]
         if waiting := [folder for folder in jobs if not (folder / "metrics.json").exists()]:
-            print(
-                f"{len(waiting)} runs in {sweep} are jobs of SLURM; the same command with resume=auto compares them once all are done"
-            )
+            told = f"{len(waiting)} of {len(jobs)} runs of {sweep} are still with SLURM"
+            print(f"{told}; the same command with resume=auto compares them when all are done")
             return
         if not (path := sweep / FILE).exists():
             print("measuring costs, some minutes; let the machine do nothing else", flush=True)
