@@ -26,7 +26,7 @@ def install(folder: Path, programs: tuple[str, ...] = PROGRAMS) -> None:
 
 
 def words(line: str) -> list[str]:
-    """The words of a line behind #SBATCH as sbatch reads them: a backslash counts within quotes of either kind, and # ends them."""
+    """The words behind #SBATCH as sbatch reads them: a backslash counts within quotes of either kind, and # ends them."""
     found, word, quote, position = [], "", "", 0
     while position < len(line):
         letter = line[position]
@@ -119,7 +119,7 @@ def control(arguments: list[str]) -> int:
 
 
 def srun(arguments: list[str]) -> int:
-    """Start the tasks; where one fails the others are told to end, as by --kill-on-bad-exit. Its code is a signal's before any other."""
+    """Start the tasks; where one fails the others are told to end (--kill-on-bad-exit). A signal outdoes any other exit code."""
     options = [word for word in arguments if word.startswith("--")][
         : next(i for i, w in enumerate(arguments) if w[:2] != "--")
     ]

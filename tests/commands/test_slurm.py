@@ -111,7 +111,7 @@ def test_a_run_is_submitted_as_it_was_composed(cluster: Path, capsys: pytest.Cap
     assert (kept["seed"], kept["resume"], kept["overwrite"]) == (7, "auto", False)
     assert "slurm" not in kept["trainer"]
     now = yaml.safe_load((folder / "slurm/config.hydra.yaml").read_text())["now"]
-    assert now == {"%f": folder.name}  # the same folder in each process
+    assert now["%f"] == folder.name  # the same folder in each process
     out = capsys.readouterr().out
     assert f"submitted job 4711: {folder}/slurm/job.sh" in out
     assert f"{folder}/slurm/4711.log" in out
@@ -119,7 +119,7 @@ def test_a_run_is_submitted_as_it_was_composed(cluster: Path, capsys: pytest.Cap
 
 
 def test_no_text_of_the_user_is_code(cluster: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Names with quotes, spaces, line breaks and calls of a shell are only names, in the script and in what sbatch reads of it."""
+    """Quotes, spaces, line breaks and calls of a shell are parts of names, in the script and in what sbatch reads of it."""
     (cluster / "hold").unlink()
     home = tmp_path / EVIL.replace("/", "").replace("\t", " ")
     home.mkdir()
@@ -152,30 +152,28 @@ touch "$FUSIONKIT_STOPPED"
 """
 FAILS = """
 trap 'touch "$FUSIONKIT_STOPPED"; echo heard; exit 0' TERM
-[ "$SLURM_PROCID" -eq 1 ] && exit 3
+[ "$SLURM_PROCID" -eq 1 ] && sleep 1 && exit 3
 for _ in $(seq 100); do sleep 0.1; done
 """
 
 
 @pytest.mark.parametrize(
-    ("script", "expected", "told"),
+    ("script", "processes", "expected", "told"),
     [
-        (STOPS, [-9, 0], "job 4711 goes back into the queue\n"),  # once, and no more when it is finished
-        (FAILS, [3], "heard\n"),  # of a signal that came of the failure
-        ("exit 2", [2], ""),
-        ("kill -9 $$", [137], ""),
+        (STOPS, 2, [-9, 0], "job 4711 goes back into the queue\n"),  # once, and no more when it is finished
+        (FAILS, 2, [3], "heard\n"),  # of a signal that came of the failure
+        ("exit 2", 1, [2], ""),
+        ("kill -9 $$", 1, [137], ""),
     ],
 )
 def test_a_job_goes_back_into_the_queue_where_it_was_asked_to_stop(
-    cluster: Path, tmp_path: Path, script: str, expected: list[int], told: str
+    cluster: Path, tmp_path: Path, script: str, processes: int, expected: list[int], told: str
 ) -> None:
     (cluster / "hold").unlink()
     python = stub(tmp_path / "py", script)
-    assert train("output_dir=run", f"trainer.slurm.python={python}", "trainer.devices=2") == 0
+    assert train("output_dir=run", f"trainer.slurm.python={python}", f"trainer.devices={processes}") == 0
     assert codes_of(cluster) == expected
-    log = Path("run/slurm/4711.log").read_text()
-    assert (log.partition("job 4711")[1] and log) == told if told.startswith("job") else told in log
-    assert not list(Path("run/slurm").glob("*.stopped")) or expected == [3]
+    assert Path("run/slurm/4711.log").read_text() == told
 
 
 @pytest.mark.parametrize(
@@ -342,7 +340,7 @@ def test_a_process_of_a_job_trains_and_any_other_submits(
     options = ["trainer=slurm", "trainer.accelerator=cpu", "trainer.devices=2", "output_dir=run"]
     config = training_config("experiment=quickstart", *options)
     if not is_submitted:
-        with pytest.raises(ConfigError, match="^trains$"):
+        with pytest.raises(ConfigError, match=r"^trains$"):
             train_here(config)
         return
     assert train_here(config) is None
@@ -354,7 +352,7 @@ def test_other_commands_and_python_submit_nothing(cluster: Path, capsys: pytest.
     tiny = [*TINY, "data.root=shapes", "trainer=slurm", "trainer.accelerator=cpu"]
     assert run(["plan", *tiny]) == 0
     assert "(4 of them" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="train: trainer=slurm submits a job, of which there is no model to give"):
+    with pytest.raises(ConfigError, match=r"^train: trainer=slurm submits a job, of which there is no model to give"):
         fk.train(*tiny, "output_dir=run", processes=True)
     assert fk.train(*tiny, "output_dir=run").folder == Path("run")
     assert number_of_jobs(cluster) == 0
