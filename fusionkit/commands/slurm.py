@@ -21,14 +21,8 @@ from fusionkit.signals import MISTAKE, PARENT, STOPPED
 from fusionkit.training.processes.slurm_job import Slurm, options_of, script_of
 
 JOB = "job"  # the file with the number of the last job, in the folder slurm of a run
-RANKS = (
-    "RANK",
-    "LOCAL_RANK",
-    "NODE_RANK",
-    "WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)  # of whoever has started this process
+# what a starter of ranks tells, of this process
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def submit(config: DictConfig) -> None:

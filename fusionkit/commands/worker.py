@@ -134,7 +134,7 @@ def main(job: str, path: str) -> int:
     except Stopped as stopped:
         if is_first() and not is_ours:
             print(stopped, file=sys.stderr, flush=True)
-        if place := os.environ.get(STOPPED):
+        if not is_ours and (place := os.environ.get(STOPPED)):
             Path(place).touch()
             return 0
         return REQUEUE

@@ -21,6 +21,7 @@ from fusionkit.commands import worker
 from fusionkit.commands.train import train_here
 from fusionkit.errors import ConfigError
 from fusionkit.signals import MISTAKE, PARENT, STOPPED, Stopped
+from fusionkit.training.processes.slurm_job import seconds_of
 from tests.commands import slurm_fakes
 from tests.commands.test_stopping import TINY, assert_same, sending
 
@@ -182,7 +183,13 @@ def test_a_job_goes_back_into_the_queue_where_it_was_asked_to_stop(
         (["trainer.devices=-1"], "trainer.devices is -1, but a job is asked for a number of them"),
         (["trainer.num_nodes=0"], "trainer.num_nodes is 0, but"),
         (["trainer.slurm.time=3600"], "trainer.slurm.time is 3600; give days-hours:minutes:seconds or"),
-        (["trainer.slurm.tim=1"], "tim"),
+        (["trainer.slurm.time=5"], "trainer.slurm.time is 5; give"),
+        (["trainer.slurm.time=1-x"], "trainer.slurm.time is '1-x'; give"),
+        (["trainer.slurm.time=00:05:00"], "trainer.slurm.time=00:05:00 leaves no time before the run is asked to stop"),
+        (
+            ["+trainer.slurm.tim=1"],
+            "trainer.slurm: fusionkit.training.processes.slurm_job.Slurm takes no 'tim'; did you",
+        ),
         (["trainer.slurm.setup=ls"], "trainer.slurm.setup is 'ls', but has to be a list"),
         (["trainer.slurm.signal_seconds=0"], "trainer.slurm.signal_seconds is 0; give seconds from 1"),
         (
@@ -213,6 +220,15 @@ def test_what_cannot_be_submitted_is_refused_in_a_sentence(
     assert expected in error
     assert not Path("run").exists()
     assert number_of_jobs(cluster) == 0
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("1:30", 90), ("2:0:5", 7205), ("1-2", 93600), ("1-0:3", 86580), ("1-0:0:4", 86404), ("0", 0)]
+    + [("1:2:3:4", None), ("", None), ("1h", None), (60, None)],
+)
+def test_times_are_those_of_sbatch(time: Any, seconds: int | None) -> None:
+    assert seconds_of(time) == seconds
 
 
 def test_where_there_is_no_sbatch_nothing_is_left(

@@ -73,13 +73,19 @@ class Slurm:
     python: str | None = None
 
     def __post_init__(self) -> None:
-        if self.time is not None and not isinstance(self.time, str):
+        seconds = 0 if self.time in (None, "UNLIMITED", "INFINITE") else seconds_of(self.time)
+        if seconds is None:
             raise ConfigError(
                 f"trainer.slurm.time is {self.time!r}; give days-hours:minutes:seconds or hours:minutes:seconds, in a file in "
                 "quotes, without which yaml makes a number of 1:00:00"
             )
         if not 1 <= self.signal_seconds <= 65535:
             raise ConfigError(f"trainer.slurm.signal_seconds is {self.signal_seconds}; give seconds from 1 to 65535")
+        if 0 < seconds <= self.signal_seconds:  # the job would be asked to stop as it starts, again and again
+            raise ConfigError(
+                f"trainer.slurm.time={self.time} leaves no time before the run is asked to stop, "
+                f"trainer.slurm.signal_seconds={self.signal_seconds} before its end; give more time, or fewer of these"
+            )
         for name, value in self.options.items():
             option = _option(name)
             if option in SAID or option in OURS or not re.fullmatch("[a-z][a-z0-9-]*", option):
@@ -93,6 +99,18 @@ class Slurm:
                 )
 
 
+def seconds_of(time: Any) -> int | None:
+    """A time as sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, or days and one to three of these; else None."""
+    if not isinstance(time, str) or not (found := re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", time)):
+        return None
+    days, numbers = int(found[1] or 0), [int(number) for number in found[2].split(":")]
+    begins_with_hours = found[1] is not None or len(numbers) == 3
+    hours, minutes, seconds = (
+        ([] if begins_with_hours else [0]) + numbers + [0] * (3 - len(numbers) - (not begins_with_hours))
+    )
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def options_of(config: DictConfig, slurm: Slurm, folder: Path) -> list[str]:
     """The options of sbatch."""
     trainer = config.trainer
@@ -102,10 +120,10 @@ def options_of(config: DictConfig, slurm: Slurm, folder: Path) -> list[str]:
                 f"trainer.{key} is {value!r}, but a job is asked for a number of them; give a whole number from 1"
             )
     name = re.sub(r"[^\w.+-]+", "_", str(config.name))
+    if name in ("bash", "interactive"):  # by which Lightning knows a shell
+        name = f"fusionkit_{name}"
     found = {
-        "job-name": f"fusionkit_{name}"
-        if name in ("bash", "interactive")
-        else name,  # by which Lightning knows a shell
+        "job-name": name,
         "nodes": trainer.num_nodes,
         "ntasks-per-node": trainer.devices,
         "gpus-per-node": None if trainer.accelerator == "cpu" else trainer.devices,
