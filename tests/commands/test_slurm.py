@@ -224,8 +224,10 @@ def test_what_cannot_be_submitted_is_refused_in_a_sentence(
 
 @pytest.mark.parametrize(
     ("time", "seconds"),
-    [("90", 5400), ("1:30", 90), ("2:0:5", 7205), ("1-2", 93600), ("1-0:3", 86580), ("1-0:0:4", 86404), ("0", 0)]
-    + [("1:2:3:4", None), ("", None), ("1h", None), (60, None)],
+    [
+        *[("90", 5400), ("1:30", 90), ("2:0:5", 7205), ("1-2", 93600), ("1-0:3", 86580), ("1-0:0:4", 86404), ("0", 0)],
+        *[("1:2:3:4", None), ("", None), ("1h", None), (60, None)],
+    ],
 )
 def test_times_are_those_of_sbatch(time: Any, seconds: int | None) -> None:
     assert seconds_of(time) == seconds

@@ -100,15 +100,14 @@ class Slurm:
 
 
 def seconds_of(time: Any) -> int | None:
-    """A time as sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, or days and one to three of these; else None."""
+    """A time as sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, or days- and one to three from hours on."""
     if not isinstance(time, str) or not (found := re.fullmatch(r"(?:(\d+)-)?(\d+(?::\d+){0,2})", time)):
         return None
-    days, numbers = int(found[1] or 0), [int(number) for number in found[2].split(":")]
-    begins_with_hours = found[1] is not None or len(numbers) == 3
-    hours, minutes, seconds = (
-        ([] if begins_with_hours else [0]) + numbers + [0] * (3 - len(numbers) - (not begins_with_hours))
-    )
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    numbers = [int(number) for number in found[2].split(":")]
+    if found[1] is None and len(numbers) < 3:
+        numbers = [0, *numbers]
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return ((int(found[1] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def options_of(config: DictConfig, slurm: Slurm, folder: Path) -> list[str]:
