@@ -38,6 +38,15 @@ class Stopped(SystemExit):
         return f"stopped by {asked() or 'a signal to another process'}; the same command with resume=auto goes on"
 
 
+def stopped_code() -> int:
+    """The exit code of a process that was asked to stop: 0 where a job of SLURM looks for a file, which is made."""
+    if place := os.environ.get(STOPPED):
+        with open(place, "w"):
+            pass
+        return 0
+    return REQUEUE
+
+
 class Child(Protocol):
     """A process that was started, as of ``subprocess.Popen``."""
 

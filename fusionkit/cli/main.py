@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fusionkit import __version__
 from fusionkit.errors import ConfigError, UserError, clean, suggest
-from fusionkit.signals import REQUEUE, Stopped, listening
+from fusionkit.signals import Stopped, listening, stopped_code
 
 
 class Command(NamedTuple):
@@ -231,7 +231,7 @@ def run(arguments: Sequence[str]) -> int:
     except Stopped as stopped:
         if is_first():
             print(f"\n{stopped}", file=sys.stderr)
-        return REQUEUE
+        return stopped_code()
     except UserError as error:
         print(f"error: {clean(str(error))}", file=sys.stderr)
         return error.exit_code

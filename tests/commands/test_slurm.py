@@ -389,7 +389,19 @@ def test_rank_0_of_a_job_alone_says_that_it_was_stopped(
     monkeypatch.setenv(STOPPED, str(tmp_path / "stopped"))
     assert worker.main("job", "config.yaml") == 0
     assert (tmp_path / "stopped").exists()
-    assert capsys.readouterr().err.count("the same command with resume=auto goes on") == (2 if rank == "0" else 0)
+    (tmp_path / "stopped").unlink()
+    monkeypatch.setattr("fusionkit.cli.main.load", lambda target: stop)
+    assert run(["train"]) == 0  # by a job script of one's own
+    assert (tmp_path / "stopped").exists()
+    assert capsys.readouterr().err.count("the same command with resume=auto goes on") == (3 if rank == "0" else 0)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv(PARENT, str(os.getppid()))
+    monkeypatch.setattr(worker, "end_with_parent", lambda: None)
+    assert (
+        worker.main("job", str(tmp_path / "config.yaml")) == 75
+    )  # of a rank that a process of ours has started, and asks
+    assert capsys.readouterr().err == ""
+    monkeypatch.delenv(MISTAKE)
     assert MISTAKE not in os.environ
 
 
