@@ -111,7 +111,7 @@ def control(arguments: list[str]) -> int:
             )
             (job / "batch").write_text(str(batch.pid))
             codes.append(batch.wait())
-        if not ((job / "requeue").exists() and "requeue" in options):
+        if not ((job / "requeue").exists() and "requeue" in options and len(codes) < 5):
             break
     (job / "ended.tmp").write_text(json.dumps(codes))
     (job / "ended.tmp").rename(job / "ended")

@@ -48,7 +48,6 @@ code=0
 srun {srun} \\
   {python} -m fusionkit.commands.worker fusionkit.commands.train:train {config} || code=$?
 if [ "$code" -eq 0 ] && [ -e "${stopped_name}" ]; then
-  rm -f "${stopped_name}"
   echo "job $SLURM_JOB_ID goes back into the queue"
   scontrol requeue "$SLURM_JOB_ID" || echo "it could not be put back; the same command with resume=auto submits it again" >&2
   exit {requeue}
