@@ -19,6 +19,9 @@ REQUEUE = 75  # exit code: EX_TEMPFAIL of sysexits.h, "try again later"
 ASKING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 PARENT = "FUSIONKIT_PARENT"  # in the environment of a process that we started: the number of the process that did
 MISTAKE = "FUSIONKIT_MISTAKE"  # there, too, for a rank that we started: the file in which it leaves a mistake
+STOPPED = (
+    "FUSIONKIT_STOPPED"  # in a job of SLURM: the file that a process leaves, which then ends with 0 and not ``REQUEUE``
+)
 SAME = 1.0  # seconds in which a second signal is the first, once more: clusters signal the group and its processes
 LOOK = 1.0  # seconds between two looks at the parent, where the system does not tell of its end
 SET_PDEATHSIG = 1  # of Linux's prctl
@@ -33,6 +36,15 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return f"stopped by {asked() or 'a signal to another process'}; the same command with resume=auto goes on"
+
+
+def stopped_code() -> int:
+    """The exit code of a process that was asked to stop: 0 where a job of SLURM looks for a file, which is made."""
+    if place := os.environ.get(STOPPED):
+        with open(place, "w"):
+            pass
+        return 0
+    return REQUEUE
 
 
 class Child(Protocol):

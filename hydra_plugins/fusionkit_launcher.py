@@ -104,7 +104,9 @@ class ParallelLauncher(Launcher):
             "fusionkit.commands.train:train",
             str(folder / JOB),
         ]
+        is_job = bool(config.trainer.get("slurm"))  # which has processors of its own
         with open(folder / "log.txt", "a", encoding="utf-8") as log:
-            code = run_one(command, {"OMP_NUM_THREADS": share}, log)
-        print(f"{folder}: {f'failed, exit code {code}' if code else 'done'}", flush=True)
+            code = run_one(command, {} if is_job else {"OMP_NUM_THREADS": share}, log)
+        done = f"submitted, see {folder / 'log.txt'}" if is_job else "done"
+        print(f"{folder}: {f'failed, exit code {code}' if code else done}", flush=True)
         return code

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,12 @@ class Search(Sweeper):
         if type(self.seed) is not int or not 0 <= self.seed < 2**31:
             raise ConfigError(f"hydra.sweeper.seed is {self.seed!r}; give a whole number from 0 up, below 2**31")
         space, fixed = self._space(arguments)
+        with suppress(HydraException, OmegaConfBaseException):  # which the trials tell of
+            if self.hydra_context.config_loader.load_sweep_config(self.config, fixed).trainer.get("slurm"):
+                raise ConfigError(
+                    "hydra/sweeper=search goes by the scores of earlier trials, but trainer=slurm submits a job and gives none; "
+                    "sweep over given values with -m, or search within one job by trainer=ddp or gpu"
+                )
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -95,6 +95,11 @@ def train(*config: str | DictConfig, config_dir: str | Path | None = None, proce
     with sentences():
         if not processes:
             composition = one_process(composition)
+        elif composition.trainer.get("slurm"):
+            raise ConfigError(
+                "train: trainer=slurm submits a job, of which there is no model to give; submit it by fusionkit train, or choose "
+                "another trainer"
+            )
         trained = training_command.train_here(composition)
         folder = Path(composition.output_dir)
         if not isinstance(trained, training_command.Trained):  # by other processes, or before
@@ -140,6 +145,8 @@ def one_process(config: DictConfig) -> DictConfig:
     trainer, found = config.trainer, config.copy()
     devices = trainer.devices
     is_one = devices in (1, "1") or (OmegaConf.is_list(devices) and len(devices) == 1)
+    if trainer.get("slurm"):
+        found.trainer.slurm = None
     if is_one and trainer.get("num_nodes", 1) == 1 and trainer.strategy == "auto":
         return found
     if not is_one:

@@ -203,7 +203,7 @@ def check_arguments(config: DictConfig) -> None:
                 )
 
 
-OURS = ("trainer.timeout",)  # which Lightning's trainer has its strategy for
+OURS = ("trainer.timeout", "trainer.slurm")  # which Lightning's trainer does not get
 NUMBERS = {int: "whole numbers", float: "numbers"}
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from fusionkit import __version__
 from fusionkit.errors import ConfigError, UserError, clean, suggest
-from fusionkit.signals import REQUEUE, Stopped, listening
+from fusionkit.signals import Stopped, listening, stopped_code
 
 
 class Command(NamedTuple):
@@ -229,15 +229,20 @@ def run(arguments: Sequence[str]) -> int:
                 code = load("fusionkit.cli.app:run_app")(name, COMMANDS[name], arguments[1:])
         return code
     except Stopped as stopped:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        if is_first():
             print(f"\n{stopped}", file=sys.stderr)
-        return REQUEUE
+        return stopped_code()
     except UserError as error:
         print(f"error: {clean(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def is_first() -> bool:
+    """Whether this process is alone, or rank 0, as torchrun and srun tell."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
 
 
 def load(target: str) -> Callable[..., Any]:

@@ -68,6 +68,16 @@ def _written(folder: Path) -> list[Path]:
     return [*(folder / name for name in (*CONTENT, *SCORES, "config.yaml")), *folder.glob("evaluation_*")]
 
 
+def replaced(config: DictConfig) -> list[Path]:
+    """What is removed from the folder, by whatever name it is there, where the run begins anew."""
+    folder = Path(config.output_dir)
+    if config.resume:
+        return []
+    if config.overwrite and checkpoints(config):
+        return _written(folder)
+    return [folder / name for name in (*SCORES, "config.yaml")]
+
+
 def prepare_folder(config: DictConfig, last: Path | None = None) -> None:
     """Make the folder; with ``overwrite`` the files of an earlier run go first. One that goes on, from ``last``, changes nothing.
 
@@ -201,7 +211,8 @@ def _require_same_run(config: DictConfig) -> None:
 def _choices(config: Any, resolve: bool = True) -> dict[str, Any]:
     """All values of a run by key, but for how it is begun and the sizes, to which other keys refer: their values count."""
     values = leaves(OmegaConf.to_container(config, resolve=resolve))
-    return {key: value for key, value in values if key not in ("resume", "overwrite") and not key.startswith("size.")}
+    begun = ("resume", "overwrite", "trainer.slurm")
+    return {key: value for key, value in values if key not in begun and not key.startswith(("size.", "trainer.slurm."))}
 
 
 def checkpoints(config: DictConfig) -> list[Path]:

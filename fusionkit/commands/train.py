@@ -34,6 +34,7 @@ from fusionkit.commands.run_folder import (
     resume_from,
 )
 from fusionkit.commands.run_summary import print_run
+from fusionkit.commands.slurm import submit
 from fusionkit.commands.worker import run_in_ranks
 from fusionkit.distributed import is_lost, leave
 from fusionkit.errors import DataError, LostRankError, UserError
@@ -43,7 +44,7 @@ from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.batch_norms import told_own_rows
 from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked
-from fusionkit.training.processes.ranks import is_child_rank, is_main, is_started
+from fusionkit.training.processes.ranks import is_child_rank, is_main, is_rank, is_started, is_step
 from fusionkit.training.processes.sharding import make_whole
 from fusionkit.training.resume import changed, require_resumable, require_state
 from fusionkit.training.trainer import build_module, build_trainer
@@ -73,7 +74,8 @@ def train(config: DictConfig) -> float | None:
 def train_here(config: DictConfig) -> Trained | float | None:
     """Train and evaluate in this process; raises ``Stopped`` where a signal asks for that (``signals``).
 
-    Where the ranks that it started did it, gives the mean score of rank 0; None where there is none, or it was finished before.
+    Where the ranks that it started did it, gives the mean score of rank 0; None where there is none, it was finished before, or a
+    job of SLURM will do it.
     """
     check(config, "TrainConfig")
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which may be killed
@@ -91,6 +93,9 @@ def _train_here(config: DictConfig) -> Trained | float | None:
     if config.resume == "auto" and is_finished(config):  # every rank sees it, lest one waits for the others
         if is_first:
             print(f"{config.output_dir} is finished")
+        return None
+    if config.trainer.get("slurm") and not (is_rank() or is_step()):
+        submit(config)
         return None
     trainer = build_trainer(config)
     if not is_started(trainer) and trainer.num_devices > 1:

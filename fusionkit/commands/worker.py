@@ -1,6 +1,6 @@
 """``python -m fusionkit.commands.worker MODULE:FUNCTION CONFIG.yaml``: do a job on a saved configuration.
 
-As one of the processes that share it, on the configuration of rank 0, or as one run of a sweep.
+As one of the processes that share it, on the configuration of rank 0, as one run of a sweep, or in a job of SLURM.
 """
 
 import os
@@ -23,11 +23,11 @@ from omegaconf.errors import OmegaConfBaseException
 from fusionkit.assembly.trust import foreign_resolver
 from fusionkit.cli.app import report
 from fusionkit.cli.error_messages import translate
-from fusionkit.cli.main import load
+from fusionkit.cli.main import is_first, load
 from fusionkit.commands.processes import start_ranks
 from fusionkit.config import leaves, register_resolvers
 from fusionkit.errors import LostRankError, UserError
-from fusionkit.signals import MISTAKE, REQUEUE, Stopped, end_with_parent, listening
+from fusionkit.signals import MISTAKE, REQUEUE, Stopped, end_with_parent, is_child, listening, stopped_code
 
 NOW = re.compile(r"\$\{\s*now\s*:")
 
@@ -125,15 +125,16 @@ def _untold(code: int) -> str:
 def main(job: str, path: str) -> int:
     """Do a job on a saved configuration; gives the exit code."""
     end_with_parent()
-    if "RANK" in os.environ:
+    is_ours = "RANK" in os.environ and is_child()  # of ``run_in_ranks``, which tells what there is to tell
+    if is_ours:
         os.environ[MISTAKE] = str(Path(path).with_name(f"mistake_{int(os.environ['RANK']):05}"))
     try:
         with listening():
             return _main(job, path)
     except Stopped as stopped:
-        if "RANK" not in os.environ:
-            print(stopped, file=sys.stderr)
-        return REQUEUE
+        if is_first() and not is_ours:
+            print(stopped, file=sys.stderr, flush=True)
+        return REQUEUE if is_ours else stopped_code()
 
 
 def _main(job: str, path: str) -> int:
@@ -145,7 +146,7 @@ def _main(job: str, path: str) -> int:
     OmegaConf.set_struct(config, True)
     try:
         score = load(job)(config)
-        if isinstance(score, float) and os.environ.get("RANK", "0") == "0":
+        if isinstance(score, float) and is_first():
             _score_of(Path(path)).write_text(repr(score), encoding="utf-8")
     except Exception as error:
         mistake = translate(error)

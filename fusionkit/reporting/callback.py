@@ -29,6 +29,11 @@ class WriteStudy(Callback):
         from fusionkit.reporting.run_costs import FILE
 
         sweep = Path(config.hydra.sweep.dir)
+        jobs = [path.parents[1] for path in sweep.rglob("slurm/job")]
+        if waiting := [folder for folder in jobs if not (folder / "metrics.json").exists()]:
+            told = f"{len(waiting)} of {len(jobs)} runs of {sweep} are still with SLURM"
+            print(f"{told}; the same command with resume=auto compares them when all are done")
+            return
         if not (path := sweep / FILE).exists():
             print("measuring costs, some minutes; let the machine do nothing else", flush=True)
             write_costs(path, measure(sweep, self.timed, self.growth))

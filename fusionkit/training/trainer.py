@@ -155,7 +155,8 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     section: Any = config.trainer.copy()  # a part of the whole still, as which a mistake names it
     with open_dict(section):
         timeout = timeout_of(section.pop("timeout", None))
-        section.pop("sync_batchnorm", None)  # of a training
+        for name in ("sync_batchnorm", "slurm"):  # of a training, and of who submits one
+            section.pop(name, None)
     nodes = {name: value for name, value in with_nodes({"num_nodes": section.get("num_nodes")}).items() if value}
     trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **nodes, **options})
     keep_buckets(trainer)

@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from fusionkit.errors import ConfigError
 from fusionkit.signals import is_child
 
+RESERVED = 0xFFFFFFF0  # numbers of SLURM's own steps: batch scripts, shells of salloc
+
 
 def is_main() -> bool:
     """Whether this process is alone, or rank 0, by variables of torchrun, srun and others (Lightning reads them on import)."""
@@ -35,6 +37,16 @@ def started_count(environment: Mapping[str, str] = os.environ) -> int:
 def is_task(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether srun has started this process; a shell of ``salloc`` or ``sbatch`` has the job's variables as well."""
     return "SLURM_PROCID" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+
+
+def is_step(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether srun has started this process to work, and not the shell that it was called in.
+
+    A batch script has SLURM_PROCID as well, but no step or one of the reserved numbers; ``srun --pty`` has a terminal.
+    """
+    step = environment.get("SLURM_STEP_ID", "")
+    is_own = step.isdecimal() and int(step) < RESERVED and "SLURM_PTY_PORT" not in environment
+    return is_own and is_task(environment)
 
 
 def with_nodes(options: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
