@@ -1,7 +1,8 @@
 """A simulation of an optimiser step's time on many ranks: what each computes, what they exchange, who is waited for, data.
 
-Pure arithmetic in seconds and bytes, without torch. Costs are those of a link with a latency and a bandwidth (Hockney 1994): rings of
-Patarasuk & Yuan (2009), trees of Sanders, Speck & Träff (2009; NCCL's for few bytes), buckets as in torch's DDP (Li et al. 2020).
+Pure arithmetic in seconds and bytes, without torch. Costs are those of a link with a latency and a bandwidth (Hockney 1994):
+rings of Patarasuk & Yuan (2009), two trees of Sanders, Speck & Träff (2009; NCCL's for few bytes), buckets as in torch's DDP
+(Li et al. 2020).
 What it takes for granted stands in docs/scaling.md.
 """
 
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-ALL_GATHER, ALL_REDUCE, ALL_REDUCE_ROWS = "all_gather", "all_reduce", "all_reduce_rows"
-"""Kinds of exchange: rows of all ranks for each; a sum of what each has; a sum over the rows of all ranks (gradients of the first)."""
+ALL_GATHER, ALL_REDUCE, ALL_REDUCE_ROWS, BROADCAST = "all_gather", "all_reduce", "all_reduce_rows", "broadcast"
+"""Kinds of exchange: rows of all ranks for each; a sum of what each has; a sum over the rows of all ranks (gradients of the
+first); what one rank has for all."""
 POINTS, WIDTH = 4000, 9.0  # of the integral over a normal distribution: how many, and to how many deviations from 0
 
 
@@ -27,7 +29,7 @@ class Link:
         return (ranks - 1) * (self.latency + size / self.bandwidth)
 
     def reduce_scatter(self, size: float, ranks: int) -> float:
-        """Seconds until each has its part of the sum of what all bring, ``size`` bytes each: the same ring the other way round."""
+        """Seconds until each has its part of the sum of what all bring, ``size`` bytes each: the ring again."""
         return self.all_gather(size / ranks, ranks)
 
     def all_reduce(self, size: float, ranks: int) -> float:
@@ -36,6 +38,10 @@ class Link:
             return 0.0
         ring = self.reduce_scatter(size, ranks) + self.all_gather(size / ranks, ranks)
         return min(ring, 2 * (math.ceil(math.log2(ranks)) * self.latency + size / self.bandwidth))
+
+    def broadcast(self, size: float, ranks: int) -> float:
+        """Seconds until each has what one brings: a tree, through which the bytes flow piece by piece."""
+        return 0.0 if ranks == 1 else math.ceil(math.log2(ranks)) * self.latency + size / self.bandwidth
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,11 @@ class Cluster:
         inside = self.within.reduce_scatter(size, node) + self.within.all_gather(size / node, node)
         return inside + self.between.all_reduce(size / node, nodes)
 
+    def broadcast(self, size: float, ranks: int) -> float:
+        """To a rank of each node, then to the others of each."""
+        node, nodes = self._shape(ranks)
+        return self.between.broadcast(size, nodes) + self.within.broadcast(size, node)
+
     def _shape(self, ranks: int) -> tuple[int, int]:
         node = min(ranks, self.ranks_per_node)
         return node, ranks // node
@@ -79,6 +90,8 @@ class Exchange:
     def seconds(self, cluster: Cluster, ranks: int) -> float:
         if self.kind == ALL_GATHER:
             return cluster.all_gather(self.size, ranks)
+        if self.kind == BROADCAST:
+            return cluster.broadcast(self.size, ranks)
         return cluster.all_reduce(self.size * (ranks if self.kind == ALL_REDUCE_ROWS else 1), ranks)
 
 
@@ -92,8 +105,11 @@ class Work:
     weights: float = 0.0  # bytes that are gathered to compute, twice a pass, where the ranks have them split; else 0
     passes: int = 1
     backward: float = 2 / 3  # the backward pass's part of ``compute``
-    bucket: float = 25 * 2**20  # bytes of gradients, or of weights, that travel together; inf: nothing travels during the pass
+    bucket: float = (
+        25 * 2**20
+    )  # bytes of gradients, or of weights, that travel together; inf: nothing travels during the pass
     data: float = 0.0  # seconds until the loader has the next batch, which it makes meanwhile
+    between: float = 0.0  # seconds between passes in which the rank makes its batch itself
 
 
 @dataclass(frozen=True)
@@ -122,8 +138,9 @@ def step_time(work: Work, cluster: Cluster, ranks: int) -> StepTime:
     exchanged = work.passes * sum(each.seconds(cluster, ranks) for each in work.exchanges)
     slowest = compute * cluster.spread * expected_largest(ranks)
     gradients = _split(work, cluster, ranks) if work.weights else _buckets(work, cluster, ranks)
-    busy = compute + exchanged + slowest + gradients
-    return StepTime(compute, gradients, exchanged, slowest, max(0.0, work.passes * work.data - busy))
+    own = work.passes * work.between
+    busy = own + compute + exchanged + slowest + gradients
+    return StepTime(compute, gradients, exchanged, slowest, own + max(0.0, work.passes * work.data - busy))
 
 
 def _buckets(work: Work, cluster: Cluster, ranks: int) -> float:
@@ -140,7 +157,7 @@ def _buckets(work: Work, cluster: Cluster, ranks: int) -> float:
 
 
 def _split(work: Work, cluster: Cluster, ranks: int) -> float:
-    """Split weights: gathered for both passes, gradients summed in parts; all but the first and last bucket while others compute."""
+    """Split weights: gathered for both passes, gradients summed in parts; all but first and last bucket while others compute."""
     gather = cluster.all_gather(work.weights / ranks, ranks)
     scatter = cluster.reduce_scatter(work.gradients, ranks)
     share = min(1.0, work.bucket / work.weights)  # of the first block, for which everything waits
