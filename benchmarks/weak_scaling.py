@@ -45,7 +45,8 @@ from fusionkit.training.scaling.step_time import (
 SMALL = (  # wide on few rows, so that exchanging its gradients takes a while beside computing them
     *("experiment=quickstart", "logger=none", "trainer=cpu", "trainer.precision=32-true", "data.num_workers=0"),
     *("data.prepare.scenes=48", "data.sources.shapes.batch_size=2", "data.sources.shapes.texts_per_image.questions=1"),
-    *("text_encoder.config.hidden_size=384", "text_encoder.config.intermediate_size=1536", "optimizer=adamw"),
+    *("text_encoder.config.hidden_size=256", "text_encoder.config.intermediate_size=1024", "optimizer=adamw"),
+    *("task=[itc,itm,mlm]", "data.sources.shapes.texts_per_image.expressions=1"),
 )
 ALONE, TOGETHER = "alone", "together"
 EXCHANGES = ("sum of 8 bytes", "sum of gradients", "exchanges of a pass")

@@ -68,7 +68,7 @@ def step_times(
     work = Work(
         scaling.step_seconds or passes.seconds(),
         found.gradients,
-        [*exchanges, Exchange(BROADCAST, passes.buffers)],
+        [*exchanges, Exchange(BROADCAST, passes.buffers / accumulate)],  # once a step
         weights=weights,
         passes=accumulate,
         backward=scaling.backward,

@@ -67,7 +67,7 @@ def test_nodes_are_crossed_once_by_hand() -> None:
     # in the node 3 hops of 200 bytes there and back; between two nodes a quarter of the 800 bytes, 2 hops of 100
     assert TWO_NODES.all_reduce(800, ranks=8) == pytest.approx(2 * 3 * (0.25 + 2) + 2 * (1 + 10))
     assert TWO_NODES.reduce_scatter(800, ranks=8) == pytest.approx(3 * (0.25 + 2) + 1 * (1 + 10))
-    assert TWO_NODES.broadcast(20, ranks=8) == pytest.approx(1 + 2 + 2 * 0.25 + 0.2)
+    assert TWO_NODES.broadcast(20, ranks=8) == pytest.approx(1 + 0.5 + 2 * 0.25 + 0.2)
     assert Cluster(1, FREE, SLOW).all_reduce(800, ranks=8) == SLOW.all_reduce(800, 8)
 
 

@@ -71,9 +71,9 @@ class Cluster:
         return inside + self.between.all_reduce(size / node, nodes)
 
     def broadcast(self, size: float, ranks: int) -> float:
-        """To a rank of each node, then to the others of each."""
+        """Between the nodes each rank of a node carries a part, then all of it flows to each within."""
         node, nodes = self._shape(ranks)
-        return self.between.broadcast(size, nodes) + self.within.broadcast(size, node)
+        return self.between.broadcast(size / node, nodes) + self.within.broadcast(size, node)
 
     def _shape(self, ranks: int) -> tuple[int, int]:
         node = min(ranks, self.ranks_per_node)
