@@ -377,6 +377,13 @@ def test_step_times_are_printed_by_number_of_ranks(world: Path, capsys: Capture)
     assert f"8 all_gather ({(2 * embed + 2 * 12 * 8 + 4 * 8) / 2**20:,.3f} MB)" in exchanged
     assert f"2 all_reduce_rows ({2 * embed / 2**20:,.3f} MB)" in exchanged
     assert "docs/scaling.md" in last
+    line[line.index("trainer=ddp_cpu")] = "trainer=fsdp_cpu"
+    few = ["scaling.gigabytes_per_second=[0.01,0.01]", "scaling.microseconds=[0,0]", "scaling.step_seconds=0.001"]
+    assert run(["plan", *line, *few, "scaling.ranks=[2]"]) == 0
+    *_, _head, two, exchanged, _ = capsys.readouterr().out.splitlines()
+    assert "MB of gradients, and split weights; in a pass: " in exchanged
+    gradients = float(exchanged.split()[3]) * 2**20 / 0.01e9  # seconds of all of them over the link
+    assert float(two.split()[3]) == pytest.approx(1.5 * gradients, rel=0.05)  # half of them travels; weights do twice
     assert run(["plan", *line, "scaling.ranks=[12]"]) == 2
     assert "scaling.ranks has 12, which is no multiple of scaling.ranks_per_node=8" in capsys.readouterr().err
 
