@@ -24,7 +24,8 @@ UNCOUNTED = 2  # processes, where all GPUs are asked for and there are none here
 def plan(config: DictConfig) -> None:
     """Build what the configuration trains, make steps on small batches, print the table; writes nothing."""
     check(config, "PlanConfig")
-    scaling = Scaling(OmegaConf.to_container(config.scaling, resolve=True) if config.scaling else {})  # type: ignore[arg-type]
+    section: Any = OmegaConf.to_container(config, resolve=True)
+    scaling = Scaling(section["scaling"]) if section["scaling"] else None
     quieten_libraries()
     trainer = config.trainer
     accumulate = trainer.accumulate_grad_batches
@@ -49,7 +50,7 @@ def plan(config: DictConfig) -> None:
     tokens = module.image_tokens is not None
     for sentence in [*notes(found, str(device), is_for_gpu, split, tokens), *assumed(config)]:
         print(sentence)
-    if scaling.ranks:
+    if scaling and scaling.ranks:
         if found.stage:
             module.stages.enter(module.stages.starts[found.stage])
         passes = Passes(parts, module, precision, device)

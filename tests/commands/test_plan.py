@@ -352,7 +352,8 @@ def test_the_command_prints_and_writes_nothing(world: Path, capsys: Capture) -> 
         f"data.root={world}/shapes",
         "task=[itc,itm]",
     ]
-    assert run(["plan", *line, f"output_dir={world}/none", "trainer=ddp_cpu", "data.sources.shapes.batch_size=4"]) == 0
+    given = [f"output_dir={world}/none", "trainer=ddp_cpu", "data.sources.shapes.batch_size=4", "scaling=null"]
+    assert run(["plan", *line, *given]) == 0
     out = capsys.readouterr().out
     assert "MB a process (2 of them, precision 32-true, 4 images each)" in out
     assert "gradients once more, in DDP's buckets" in out
