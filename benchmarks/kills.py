@@ -65,7 +65,7 @@ TWO = ["trainer=ddp_cpu", "trainer.precision=32-true", "data.sources.shapes.batc
 FOUR = [*TWO[:2], "trainer.devices=4", "data.sources.shapes.batch_size=2"]
 ACCUMULATED = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=8"]  # a checkpoint falls between two steps
 TEACHER = ["teacher=momentum", "teacher.ramp_steps=12", "task.itc.queue_size=64"]
-ADAPTED = ["adapters=lora", "text_encoder.frozen=true"]
+ADAPTED = ["adapters=lora", "+text_encoder.frozen=true"]
 
 
 class Kind(NamedTuple):

@@ -27,7 +27,10 @@ def primary_groups(config_name: str) -> dict[str, Any]:
     """The groups of an entry point's defaults list, with their default choice (a name, a list of names, or None)."""
     entries = yaml.safe_load((conf_dir() / f"{config_name}.yaml").read_text())["defaults"]
     pairs = [item for entry in entries if isinstance(entry, dict) for item in entry.items()]
-    return {group: choice for group, choice in pairs if group != "hydra" and "${" not in str(choice)}
+    others = [entry for entry in entries if isinstance(entry, str) and entry != "_self_"]  # whose groups it has as well
+    return {group: choice for other in others for group, choice in primary_groups(other).items()} | {
+        group: choice for group, choice in pairs if group != "hydra" and "${" not in str(choice)
+    }
 
 
 def package_file(package: str, relative: str) -> str:

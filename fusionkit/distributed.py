@@ -1,7 +1,8 @@
 """Collectives over the ranks of a run; each is the identity where there is one process. Imports torch only."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 LOST = ("Connection", "Broken pipe", "remote process exited", "Timed out", "timed out", "timeout")
+TWINS = 2  # ranks in ``rehearsal``
 _meetings = 0
+_rehearsed: list[tuple[str, int]] | None = None
 
 
 def rank() -> int:
@@ -22,12 +25,31 @@ def rank() -> int:
 
 def world_size() -> int:
     """How many processes train together."""
+    if _rehearsed is not None:
+        return TWINS
     return dist.get_world_size() if is_running() else 1
 
 
 def is_running() -> bool:
     """Whether there is a process group to talk to."""
     return dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def rehearsal() -> Iterator[list[tuple[str, int]]]:
+    """Let one process compute as if another rank had the very same rows; gives what it would exchange, in order.
+
+    Each as (kind, bytes that a rank brings): "all_gather" of rows; "all_reduce", as large whatever the number of ranks;
+    "all_reduce_rows", of the gradients of gathered rows, whose bytes are those of one rank's rows, though all are summed.
+    """
+    global _rehearsed
+    assert not is_running()
+    assert _rehearsed is None
+    _rehearsed = found = list[tuple[str, int]]()
+    try:
+        yield found
+    finally:
+        _rehearsed = None
 
 
 def join() -> None:
@@ -69,7 +91,7 @@ def own_part(x: Tensor) -> Tensor:
 
 def barrier() -> None:
     """Wait until every rank is here."""
-    if world_size() > 1:
+    if is_running() and world_size() > 1:
         _meet()
         dist.barrier()
 
@@ -92,7 +114,7 @@ def gather(x: Tensor) -> Tensor:
 
 def gather_objects(items: list[Any]) -> list[Any]:
     """The items of all ranks in one list, in the order of the ranks (pickled; every rank gets all)."""
-    if world_size() == 1:
+    if not is_running() or world_size() == 1:
         return items
     _meet()
     parts: list[Any] = [None] * world_size()
@@ -102,7 +124,7 @@ def gather_objects(items: list[Any]) -> list[Any]:
 
 def from_rank_zero(value: Any) -> Any:
     """Rank 0's value on every rank."""
-    if world_size() == 1:
+    if not is_running() or world_size() == 1:
         return value
     _meet()
     box = [value]
@@ -115,9 +137,8 @@ def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean of x, of one shape on all ranks, as a constant."""
     if world_size() == 1:
         return x.detach()
-    _meet()
     total = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
+    _all_reduce(total)
     return total.div_(world_size())
 
 
@@ -134,9 +155,8 @@ def largest_of_ranks(value: int, device: torch.device) -> int:
     """The largest of the ranks' numbers."""
     if world_size() == 1:
         return value
-    _meet()
     box = torch.tensor([value], device=device)
-    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    _all_reduce(box, op=dist.ReduceOp.MAX)
     return int(box)
 
 
@@ -144,14 +164,36 @@ def _concatenate(x: Tensor) -> tuple[Tensor, list[int]]:
     """The rows of all ranks, and how many each has; the collective wants equal parts, so shorter ones travel padded."""
     if world_size() == 1:
         return x, [len(x)]
-    _meet()
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    _all_gather(counts, torch.tensor([len(x)], device=x.device))
     sizes = [int(count) for count in torch.cat(counts).tolist()]
     padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
     parts = [torch.empty_like(padded) for _ in sizes]
-    dist.all_gather(parts, padded.contiguous())
+    _all_gather(parts, padded.contiguous(), is_more=True)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sizes
+
+
+def _all_reduce(x: Tensor, op: Any = dist.ReduceOp.SUM, is_of_rows: bool = False) -> None:
+    """Sum, in place, over the ranks."""
+    _meet()
+    if _rehearsed is None:
+        dist.all_reduce(x, op=op)
+        return
+    _rehearsed.append(("all_reduce_rows", x.nbytes // TWINS) if is_of_rows else ("all_reduce", x.nbytes))
+    if op is dist.ReduceOp.SUM:
+        x.mul_(TWINS)
+
+
+def _all_gather(parts: list[Tensor], x: Tensor, is_more: bool = False) -> None:
+    """Fill the parts with what the ranks have; ``is_more``: of a meeting that has begun."""
+    if not is_more:
+        _meet()
+    if _rehearsed is None:
+        dist.all_gather(parts, x)
+        return
+    _rehearsed.append(("all_gather", x.nbytes))
+    for part in parts:
+        part.copy_(x)
 
 
 class _Gather(torch.autograd.Function):
@@ -165,7 +207,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # a copy, as it is reduced in place and the argument is autograd's
-        _meet()
         total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
+        _all_reduce(total, is_of_rows=True)
         return total[ctx.own]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fusionkit.assembly.signatures import Unreadable, attribute_of, signature_of
 from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
 
 ABOVE = ("experiment", "sweep")  # the groups whose files speak of all others
+TRAINED = ("train", "plan")  # the commands whose configuration is that of a training
 WHOLE = ("image_encoder", "text_encoder")  # what is said of one of these says nothing of another
 CHOICE = re.compile(r"\$\{hydra:runtime\.choices\.(\w+)\}")
 Load = Callable[[list[str]], DictConfig]
@@ -38,7 +40,7 @@ def command_config(name: str, overrides: Sequence[str], config_dir: str | Path |
             hydra = config.hydra
             with open_dict(config):
                 del config["hydra"]
-            if name == "train":
+            if name in TRAINED:
                 settle(config, hydra)
             return config
     finally:
@@ -65,7 +67,7 @@ def settle(config: DictConfig, hydra: Any) -> list[str]:
             complete_table,
         )  # reads pictures: other commands need not wait for it
 
-        notes = complete_table(config, hydra, _load)
+        notes = complete_table(config, hydra, partial(_load, name="plan" if "scaling" in config else "train"))
     return notes + leave_out_unchosen(config, hydra)
 
 
@@ -114,8 +116,8 @@ def _keys_given(override: Any) -> list[str]:
     return inner or [override.key_or_group]
 
 
-def _load(overrides: list[str]) -> DictConfig:
-    return GlobalHydra.instance().config_loader().load_configuration("train", overrides, RunMode.RUN)
+def _load(overrides: list[str], name: str = "train") -> DictConfig:
+    return GlobalHydra.instance().config_loader().load_configuration(name, overrides, RunMode.RUN)
 
 
 def _word(choice: Any) -> str:

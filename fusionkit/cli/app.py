@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.assembly.composition import command_config, settle
+from fusionkit.assembly.composition import TRAINED, command_config, settle
 from fusionkit.cli.error_messages import composing, translate
 from fusionkit.cli.main import COMMANDS, Command, load
 from fusionkit.cli.schemas import check
@@ -151,7 +151,7 @@ def run_app(name: str, command: Command, arguments: Sequence[str]) -> int:
     def run_job(config: DictConfig) -> Any:
         begun.append(True)
         try:
-            notes = settle(config, HydraConfig.get()) if command.config_name == "train" else []
+            notes = settle(config, HydraConfig.get()) if command.config_name in TRAINED else []
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 begin_sweep_job(config)
             expand_home(config, command.texts)

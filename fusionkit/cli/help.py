@@ -68,6 +68,8 @@ def keys_of(config_name: str) -> list[tuple[str, str, str]]:
         if line.startswith("# ") and rows:
             key, value, sentence = rows.pop()
             rows.append((key, value, f"{sentence} {line[2:]}".strip()))
+        elif (other := re.match(r"  - (\w+)$", line)) and other[1] != "_self_":
+            rows += keys_of(other[1])
         elif found := re.match(r"(\w+):(?: ([^#]*?))? *(?:# (.*))?$", line):
             key, value, sentence = found.groups("")
             rows.append((key, "" if value in ("null", "???") else value, sentence))

@@ -51,15 +51,16 @@ COMMANDS = {
         schema="TrainConfig",
     ),
     "plan": Command(
-        "what a training step will need of each device's memory, without training",
+        "what a training step will need of each device's memory, and of time on many of them, without training",
         "fusionkit.commands.plan:plan",
         (
             "experiment=quickstart",
             "experiment=quickstart activation_checkpointing=true data.sources.shapes.batch_size=64",
+            "experiment=quickstart trainer=ddp scaling=a100 scaling.ranks=[8,64,1024] scaling.step_seconds=0.4",
         ),
-        "train",
+        "plan",
         paths=("data.root", "data.files", "data.images", "output_dir", "checkpoint", "tokenizer"),
-        schema="TrainConfig",
+        schema="PlanConfig",
     ),
     "evaluate": Command(
         "score a checkpoint: metrics.json, predictions, picture gallery",

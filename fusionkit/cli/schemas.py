@@ -50,6 +50,13 @@ class TrainConfig:
 
 
 @dataclass
+class PlanConfig(TrainConfig):
+    """The top level of ``fusionkit plan``: a training, and machines."""
+
+    scaling: Any = None
+
+
+@dataclass
 class RestoreConfig:
     """What ``fusionkit evaluate`` and ``predict`` share; what lies below the sections is the checkpoint's to know."""
 
@@ -201,7 +208,7 @@ def check(config: DictConfig, schema: str) -> None:
     if schema == "CompareConfig" and OmegaConf.is_missing(config, "runs"):
         raise ConfigError(NO_RUNS)
     check_top_level(config, globals()[schema])
-    if schema == "TrainConfig":
+    if schema in ("TrainConfig", "PlanConfig"):
         check_objectives(config)
         check_arguments(config)
         require_seed(config.seed)

@@ -1,10 +1,11 @@
-"""``fusionkit plan``: what a training step of a configuration will need of each device's memory, measured without training."""
+"""``fusionkit plan``: what a step of a configuration will need of each device's memory, and of time on many, without training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from lightning import seed_everything
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.cli.schemas import check
@@ -12,6 +13,9 @@ from fusionkit.commands.memory_table import WEIGHTS, divided, of_module, rows
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
 from fusionkit.training.memory_plan import MemoryPlan, plan_memory
+from fusionkit.training.scaling.measured import Passes, told
+from fusionkit.training.scaling.step_time import BROADCAST, Exchange, Work
+from fusionkit.training.scaling.table import Scaling, lines
 from fusionkit.training.trainer import quieten_libraries
 
 UNCOUNTED = 2  # processes, where all GPUs are asked for and there are none here
@@ -19,7 +23,9 @@ UNCOUNTED = 2  # processes, where all GPUs are asked for and there are none here
 
 def plan(config: DictConfig) -> None:
     """Build what the configuration trains, make steps on small batches, print the table; writes nothing."""
-    check(config, "TrainConfig")
+    check(config, "PlanConfig")
+    section: Any = OmegaConf.to_container(config, resolve=True)
+    scaling = Scaling(section["scaling"]) if section["scaling"] else None
     quieten_libraries()
     trainer = config.trainer
     accumulate = trainer.accumulate_grad_batches
@@ -44,6 +50,41 @@ def plan(config: DictConfig) -> None:
     tokens = module.image_tokens is not None
     for sentence in [*notes(found, str(device), is_for_gpu, split, tokens), *assumed(config)]:
         print(sentence)
+    if scaling and scaling.ranks:
+        if found.stage:
+            module.stages.enter(module.stages.starts[found.stage])
+        passes = Passes(parts, module, precision, device)
+        gathered = 0.5 if is_for_gpu and precision == "bf16-mixed" else 1.0  # there they travel in bf16
+        weights = gathered * found.weights if WEIGHTS in split else 0.0
+        for sentence in step_times(scaling, passes, found, weights, accumulate, config.data.num_workers):
+            print(sentence)
+
+
+def step_times(
+    scaling: Scaling, passes: Passes, found: MemoryPlan, weights: float, accumulate: int, workers: Any
+) -> list[str]:
+    """The table of step times by number of ranks, and what it was made of; ``weights``: bytes of them that are split."""
+    how = "as given" if scaling.step_seconds else f"measured on {passes.device}"
+    exchanges = passes.exchanges()
+    work = Work(
+        scaling.step_seconds or passes.seconds(),
+        found.gradients,
+        [*exchanges, Exchange(BROADCAST, passes.buffers / accumulate)],  # once a step
+        weights=weights,
+        passes=accumulate,
+        backward=scaling.backward,
+        bucket=scaling.bucket,
+    )
+    work = scaling.with_data(work, workers)
+    batches = f"{accumulate} batches of " if accumulate > 1 else ""
+    return [
+        "",
+        f"time of a step in seconds, {batches}{passes.images} images a rank (a pass takes {work.compute:.4f} s {how})",
+        *lines(work, scaling.cluster, scaling.ranks, passes.images),
+        f"exchanged a step: {work.gradients / 2**20:,.1f} MB of gradients{', and split weights' * bool(weights)}; "
+        f"in a pass: {told(work.exchanges)}",
+        "simulated, not measured: what that takes for granted stands in docs/scaling.md",
+    ]
 
 
 def on_gpu(accelerator: str) -> bool:

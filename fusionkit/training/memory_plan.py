@@ -88,14 +88,14 @@ def plan_memory(
     exact_inputs(plugin, getattr(module.model.image_encoder, "reads", "pixel_values"))
     sizes = {name: parts.datamodule.sources[name].batch_size for name in module.objectives}
     images, batches, runs = [], [], []
-    lengths = {name: _lengths(rows) for name, rows in _batch(parts, sizes).items()}
+    lengths = {name: _lengths(rows) for name, rows in batch_of(parts, sizes).items()}
     for share in _shares(max(sizes.values())):
         small = {name: max(1, round(size * share)) for name, size in sizes.items()}
-        drawn = {name: _padded(rows, lengths[name]) for name, rows in _batch(parts, small).items()}
+        drawn = {name: _padded(rows, lengths[name]) for name, rows in batch_of(parts, small).items()}
         batch = plugin.convert_input(move_data_to_device(drawn, device))
         images.append(sum(small.values()))
         batches.append(np.array([_bytes(leaves_of(batch))], dtype=np.float64))
-        runs.append(_measure(module, batch, partial(_context, precision, device, plugin), accumulate))
+        runs.append(_measure(module, batch, partial(context_of, precision, device, plugin), accumulate))
     whole = sum(sizes.values())
     shared = _held(module, module.stages.parameters, WHOLE.get(precision)) | {
         "batch": int(_drawn_on(batches, images, whole).max())
@@ -181,7 +181,7 @@ def _shares(largest: int) -> tuple[float, ...]:
     return (1.0,) if largest <= SMALL else (SMALL / 2 / largest, SMALL / largest)
 
 
-def _batch(parts: Parts, sizes: Mapping[str, int]) -> dict[str, Any]:
+def batch_of(parts: Parts, sizes: Mapping[str, int]) -> dict[str, Any]:
     """The first training batch, of so many images of each source."""
     sources = parts.datamodule.sources
     whole = dict(sources)
@@ -237,7 +237,7 @@ def _measure(
                 memory.curve.clear()
                 with context():
                     step = Step(number=number, total=2, is_first=True, parameters=module.stages.training)
-                    loss = module.balance(_losses(module, batch), module.weights, step).loss
+                    loss = module.balance(losses_of(module, batch), module.weights, step).loss
                 if accumulate == 1:
                     optimizer.zero_grad()  # as Lightning does, between the passes
                 loss.backward()
@@ -253,7 +253,7 @@ def _measure(
     return found
 
 
-def _losses(module: TrainingModule, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def losses_of(module: TrainingModule, batch: Mapping[str, Any]) -> dict[str, Tensor]:
     outputs = {source: module.outputs(source, batch[source], 0.5) for source in module.objectives}
     return {f"{source}/{name}": output.loss for source, row in outputs.items() for name, output in row.items()}
 
@@ -268,7 +268,7 @@ def _drawn_on(curves: Sequence[Curve], images: Sequence[int], whole: int) -> Cur
     return large + (large - small) * (whole - images[1]) / max(1, images[1] - images[0])
 
 
-def _context(precision: str, device: torch.device, plugin: Any) -> AbstractContextManager[Any]:
+def context_of(precision: str, device: torch.device, plugin: Any) -> AbstractContextManager[Any]:
     """What the run computes losses in."""
     found: AbstractContextManager[Any] = plugin.forward_context()
     return torch.autocast(device.type, MIXED[precision]) if precision in MIXED else found

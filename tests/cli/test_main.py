@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -85,9 +86,16 @@ def test_every_target_exists(name: str, command: cli.Command) -> None:
     assert callable(cli.load(command.target))
 
 
+def content_of(name: str) -> dict[str, Any]:
+    """A command's own file, and what it begins with."""
+    content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    others = [entry for entry in content["defaults"] if isinstance(entry, str) and entry != "_self_"]
+    return {key: value for other in others for key, value in content_of(other).items()} | content
+
+
 @pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.config_name])
 def test_help_says_a_sentence_of_each_key(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    content = yaml.safe_load((CONF / f"{COMMANDS[name].config_name}.yaml").read_text())
+    content = content_of(str(COMMANDS[name].config_name))
     told = keys_of(str(COMMANDS[name].config_name))
     assert [key for key, _, _ in told] == [key for key in content if key != "defaults"]
     assert [key for key, _, sentence in told if not sentence] == []

@@ -24,6 +24,7 @@ from fusionkit.model.adapters import adapted_layers
 from fusionkit.training.distillation.student import Distillation, Weights
 from fusionkit.training.live_memory import LiveMemory
 from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, fixed_memory, plan_memory
+from fusionkit.training.scaling.measured import Passes
 from fusionkit.training.trainer import bare_trainer, build_module
 from tests.commands.test_train import SMALL
 
@@ -351,10 +352,57 @@ def test_the_command_prints_and_writes_nothing(world: Path, capsys: Capture) -> 
         f"data.root={world}/shapes",
         "task=[itc,itm]",
     ]
-    assert run(["plan", *line, f"output_dir={world}/none", "trainer=ddp_cpu", "data.sources.shapes.batch_size=4"]) == 0
+    given = [f"output_dir={world}/none", "trainer=ddp_cpu", "data.sources.shapes.batch_size=4", "scaling=null"]
+    assert run(["plan", *line, *given]) == 0
     out = capsys.readouterr().out
     assert "MB a process (2 of them, precision 32-true, 4 images each)" in out
     assert "gradients once more, in DDP's buckets" in out
     assert "measured on cpu with 4 images" in out
     assert not os.path.exists(world / "none")
     assert run(["plan", *line, "trainer.accelerator=cpu", "fusion.num_heads=5"]) == 2
+
+
+def test_step_times_are_printed_by_number_of_ranks(world: Path, capsys: Capture) -> None:
+    line = [*(option for option in SMALL if not option.startswith("logger")), f"data.root={world}/shapes", "task=[itc]"]
+    line += [f"output_dir={world}/none", "trainer=ddp_cpu", "data.sources.shapes.batch_size=12", "data.num_workers=2"]
+    given = ["scaling.step_seconds=2.0", "scaling.data_seconds=6.0", "scaling=ethernet"]
+    assert run(["plan", *line, *given, "scaling.ranks=[1,16]", "trainer.accumulate_grad_batches=2"]) == 0
+    *_, title, head, one, many, exchanged, last = capsys.readouterr().out.splitlines()
+    assert title == "time of a step in seconds, 2 batches of 12 images a rank (a pass takes 2.0000 s as given)"
+    assert head.split()[0] == "ranks"
+    assert one.split() == ["1", "24", "4.0000", *3 * ["0.0000"], "2.0000", "6.0000", "4", "66.7%"]
+    assert many.split()[:3] == ["16", "384", "4.0000"]
+    assert float(many.split()[7]) == 6.0  # the workers are what is waited for
+    embed = 4 * 12 * composed_embed_size(world)
+    # images' and texts' features and keys, and how many there are of each, which is asked before
+    assert f"8 all_gather ({(2 * embed + 2 * 12 * 8 + 4 * 8) / 2**20:,.3f} MB)" in exchanged
+    assert f"2 all_reduce_rows ({2 * embed / 2**20:,.3f} MB)" in exchanged
+    assert "docs/scaling.md" in last
+    line[line.index("trainer=ddp_cpu")] = "trainer=fsdp_cpu"
+    few = ["scaling.gigabytes_per_second=[0.01,0.01]", "scaling.microseconds=[0,0]", "scaling.step_seconds=0.001"]
+    assert run(["plan", *line, *few, "scaling.ranks=[2]"]) == 0
+    *_, _head, two, exchanged, _ = capsys.readouterr().out.splitlines()
+    assert "MB of gradients, and split weights; in a pass: " in exchanged
+    gradients = float(exchanged.split()[3]) * 2**20 / 0.01e9  # seconds of all of them over the link
+    assert float(two.split()[3]) == pytest.approx(1.5 * gradients, rel=0.05)  # half of them travels; weights do twice
+    assert run(["plan", *line, "scaling.ranks=[12]"]) == 2
+    assert "scaling.ranks has 12, which is no multiple of scaling.ranks_per_node=8" in capsys.readouterr().err
+
+
+def composed_embed_size(world: Path) -> int:
+    return int(configuration(world).model.embed_size)
+
+
+def test_a_pass_is_timed_and_what_it_exchanges_is_drawn_on(world: Path) -> None:
+    parts, module = build(
+        configuration(world, "data.sources.shapes.batch_size=12", "task=[itc,itm]", "negatives=all_rank"), None
+    )
+    passes = Passes(parts, module, "32-true", CPU)
+    assert passes.images == 12
+    assert passes.seconds() > 0
+    exchanges = passes.exchanges()
+    assert [one.size for one in exchanges] == sorted(one.size for one in exchanges)
+    kinds = {one.kind for one in exchanges}
+    assert kinds == {"all_gather", "all_reduce", "all_reduce_rows"}
+    images = module.model.image_encoder.hidden_size * 12 * 4  # of a token, in bytes; there are many an image
+    assert max(one.size for one in exchanges if one.kind == "all_reduce_rows") > 4 * images
