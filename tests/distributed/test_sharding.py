@@ -19,10 +19,8 @@ from fusionkit.commands.memory_table import divided, of_module
 from fusionkit.errors import ConfigError
 from fusionkit.files.tensors import read_tensors
 from fusionkit.internals import forget_sharding
-from fusionkit.training.processes.sharding import (
-    FullySharded,
-    require_split,
-)
+from fusionkit.training.processes.sharding import FullySharded
+from fusionkit.training.processes.splittable import require_split
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.trainer import bare_trainer, build_trainer
 from tests.commands.test_image_tokens import losses
