@@ -14,6 +14,8 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from fusionkit.checkpoints.load import read_checkpoint
+from fusionkit.checkpoints.split import KEY
 from fusionkit.cli.main import run
 from fusionkit.commands.memory_table import divided, of_module
 from fusionkit.errors import ConfigError
@@ -64,9 +66,11 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
 
     assert run(["data", "make", "shapes", f"root={tmp_path}/shapes", "scenes=20"]) == 0
     train("ddp", "ddp_cpu", 4)
-    train("split", "fsdp_cpu", 2, "evaluation.roles=[]")
-    train("split", "fsdp_cpu", 4, "resume=true")
-    one, two = (read_tensors(tmp_path / name / "checkpoints/last.ckpt") for name in ("ddp", "split"))
+    train("split", "fsdp_cpu", 2, "evaluation.roles=[]", "trainer.strategy.save=split")
+    train("split", "fsdp_cpu", 4, "resume=true", "trainer.strategy.save=split")
+    path = tmp_path / "split/checkpoints/last.ckpt"
+    require_parts(path)
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("ddp", "split"))
     assert list(one["state_dict"]) == list(two["state_dict"])
     for name, tensor in one["state_dict"].items():
         if not is_noise(name):
@@ -84,7 +88,6 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
         assert found[step] == pytest.approx(values, abs=1e-5)
     metrics = json.loads((tmp_path / "split/metrics.json").read_text())
     assert metrics == pytest.approx(json.loads((tmp_path / "ddp/metrics.json").read_text()), abs=1e-4)
-    path = tmp_path / "split/checkpoints/last.ckpt"
     assert (
         run(
             [
@@ -99,7 +102,33 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
     )
     alone = json.loads((tmp_path / "alone/metrics.json").read_text())
     assert {name: alone[name] for name in metrics} == pytest.approx(metrics, abs=1e-4)
-    train("split", "cpu", 5, "resume=true")  # one process goes on
+    assert run(["export", f"checkpoint={path}", f"output={tmp_path}/export"]) == 0
+    assert not list((tmp_path / "export").glob("split-*"))
+    train("split", "cpu", 5, "resume=true", "evaluation.roles=[]")  # one process goes on
+    train("split", "fsdp_cpu", 6, "resume=true", "evaluation.roles=[]")  # and both, who save it whole
+    for name in ("last", "previous"):
+        inside = read_tensors(path.with_name(f"{name}.ckpt"))
+        assert KEY not in inside
+        assert all(isinstance(tensor, torch.Tensor) for tensor in inside["state_dict"].values())
+
+
+def require_parts(path: Path) -> None:
+    """Each rank has written its part, uneven ones too, and nothing that no checkpoint names is left."""
+    inside = read_tensors(path)
+    files = [path.with_name(each["file"]) for each in inside[KEY]["files"]]
+    assert [file.name.split("-")[2] for file in files] == ["0of2", "1of2"]
+    first, second = (read_tensors(file) for file in files)
+    assert first.keys() == second.keys() == inside[KEY]["tensors"].keys()
+    lengths = {(len(first[place]), len(second[place])) for place in first}
+    assert any(b == 0 for _, b in lengths)
+    assert any(a > b > 0 for a, b in lengths)
+    places = {place.split("/")[0] for place in first}
+    assert places == {"state_dict", "optimizer_states"}
+    sizes = [sum(file.stat().st_size for file in chosen) for chosen in (files, files[:1], [path])]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert sizes[2] < 0.3 * sizes[0]  # buffers, numbers, and what is no tensor
+    named = {each["file"] for other in path.parent.glob("*.ckpt") for each in read_tensors(other)[KEY]["files"]}
+    assert {file.name for file in path.parent.glob("split-*")} == named
 
 
 def is_noise(name: str) -> bool:
@@ -162,6 +191,8 @@ def test_what_cannot_be_split_is_told(capsys: pytest.CaptureFixture[str]) -> Non
             require_split(module)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"trainer\.strategy\.whole is 'head'"):
         FullySharded(whole=["head"])
+    with pytest.raises(ConfigError, match=r"trainer\.strategy\.save is 'splitt'; did you mean 'split'"):
+        FullySharded(save="splitt")
     assert "teacher" in divided(config.strategy)
     assert "teacher" not in of_module(divided(config.strategy), Taught())  # type: ignore[arg-type]
 
