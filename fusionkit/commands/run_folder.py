@@ -77,8 +77,7 @@ def prepare_folder(config: DictConfig, last: Path | None = None) -> None:
     folder = Path(config.output_dir)
     require_writable(folder)
     remove_leftovers(folder / "checkpoints", 0)  # which no other process writes to
-    if (folder / "checkpoints").is_dir():
-        remove_unnamed(folder / "checkpoints")
+    remove_unnamed(folder / "checkpoints")
     if config.overwrite and checkpoints(config):
         print(f"replacing the earlier run in {folder}", flush=True)
         for path in (*(folder / name for name in CONTENT), *folder.glob("evaluation_*")):

@@ -1,6 +1,9 @@
 """Checkpoints whose tensors are split among files beside them: put together when they are read, whatever wrote them."""
 
+import os
 import shutil
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -239,6 +242,58 @@ def test_a_run_goes_on_from_the_newest_whose_parts_are_there(tmp_path):
     gone[2].unlink()
     with pytest.raises(DataError, match=rf"last.ckpt has its split weights in .* of which {gone[8].name} is not there"):
         last_checkpoint(config(tmp_path))
+
+
+class Killed(BaseException):
+    """What ends a process that is killed: nothing is done behind it."""
+
+
+def killed_at(moment: int, monkeypatch: pytest.MonkeyPatch, path: Path, step: int) -> bool:
+    """Save a checkpoint by a process that is killed before it changes the folder for so many times; whether it was."""
+    left = iter(range(moment))
+
+    def until_then(change: Callable) -> Callable:
+        def call(*args, **kwargs):
+            if next(left, None) is None:
+                raise Killed
+            return change(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("link", "replace", "unlink"):
+            patch.setattr(os, name, until_then(getattr(os, name)))
+        try:
+            written(path, step=step)
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path, monkeypatch, name):
+    begun = tmp_path / "begun"
+    for file, step in (("best", 1), ("last", 2), ("last", 3)):
+        written(begun / f"{file}.ckpt", step=step)
+    old, found, is_killed = {"best": 1, "last": 3}[name], set(), True
+    for moment in count():
+        folder = Path(shutil.copytree(begun, tmp_path / str(moment) / "checkpoints"))
+        is_killed = killed_at(moment, monkeypatch, folder / f"{name}.ckpt", 4)
+        for path in folder.glob("*.ckpt"):
+            step = read_tensors(path)["global_step"]
+            assert_same(read_checkpoint(path), content(step))
+            if path.stem == name:
+                found.add(step)
+        last = last_checkpoint(config(folder.parent))
+        assert last.name == "last.ckpt"
+        prepare_folder(config(folder.parent), last)
+        written(folder / f"{name}.ckpt", step=5)
+        named = {row["file"] for path in folder.glob("*.ckpt") for row in read_tensors(path)[KEY]["files"]}
+        assert {path.name for path in folder.iterdir() if path.suffix != ".ckpt"} == named
+        if not is_killed:
+            break
+    assert found == {old, 4}
+    assert moment > 5
 
 
 def test_a_new_start_removes_parts_of_a_save_that_was_killed(tmp_path):

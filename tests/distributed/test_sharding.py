@@ -41,6 +41,12 @@ def test_gradients_of_split_weights_are_those_of_ddp(tmp_path: Path) -> None:
     assert first["share"] + second["share"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
+def test_three_processes_save_uneven_parts_and_all_are_told_where_one_cannot(tmp_path: Path) -> None:
+    run_module("tests.distributed.split_saves", str(tmp_path))
+    assert len(list((tmp_path / "checkpoints").glob("split-*"))) == 2 * 3
+
+
 OPTIONS = [
     "scheduler=constant",
     "optimizer=adamw",
