@@ -117,6 +117,10 @@ def _keep(path: Path, previous: Path) -> None:
         link.replace(previous)
     except OSError:  # a file system without links, or another one
         shutil.move(path, previous)
+    else:
+        link.unlink(
+            missing_ok=True
+        )  # it stays where both were names of one file: an earlier save was killed between the two
 
 
 def flush(path: Path) -> None:

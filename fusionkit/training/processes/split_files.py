@@ -24,7 +24,7 @@ def set_apart(checkpoint: Mapping[str, Any], folder: Path, advice: str) -> dict[
         if not isinstance(value, DTensor):
             return value
         (placement,) = value.placements  # processes in one row
-        local = value.detach().to_local()
+        local = value.to_local().detach()
         if not isinstance(placement, Shard):
             return local
         own[place] = _alone(local)
