@@ -17,6 +17,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.checkpoints.split import KEY, save_part
 from fusionkit.errors import DataError
+from fusionkit.files.tensors import read_tensors
 from fusionkit.training.processes import split_files
 from tests.distributed.global_batch import run_ranks
 
@@ -73,6 +74,8 @@ def save(number: int, folder: Path) -> None:
         assert found["state_dict"]["all"].tolist() == [3]
         assert rest[KEY]["tensors"].keys() >= {"state_dict/five", "optimizer_states/0/state/1/exp_avg"}
         assert "state_dict/all" not in rest[KEY]["tensors"]
+        for tensor in read_tensors(place / rest[KEY]["files"][number]["file"]).values():  # and nothing of the others
+            assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         dist.barrier()
     given, _ = state(mesh, 3)
 
