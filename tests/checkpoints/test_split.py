@@ -173,13 +173,15 @@ def forged(kept: dict, how: str) -> object:
 
 
 @pytest.mark.parametrize(
-    "how", ["shape", "order", "unknown", "absent", "no files", "no tensors", "no shape", "nothing"]
+    "how", ["held", "shape", "order", "unknown", "absent", "no files", "no tensors", "no shape", "nothing"]
 )
 def test_a_checkpoint_that_contradicts_its_parts_is_damaged(tmp_path, how):
     path = written(tmp_path / "last.ckpt")
     inside = read_tensors(path)
     if how == "unknown":
         inside["state_dict"]["d.weight"] = None
+    if how == "held":
+        inside["state_dict"]["b.weight"] = torch.zeros(5, 3)
     save_tensors({**inside, KEY: forged(inside[KEY], how)}, path)
     with pytest.raises(DataError, match=r"last.ckpt is damaged: of its split weights"):
         read_checkpoint(path)
