@@ -118,9 +118,8 @@ def _keep(path: Path, previous: Path) -> None:
     except OSError:  # a file system without links, or another one
         shutil.move(path, previous)
     else:
-        link.unlink(
-            missing_ok=True
-        )  # it stays where both were names of one file: an earlier save was killed between the two
+        # it stays where both were names of one file already: an earlier save was killed between the two
+        link.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
