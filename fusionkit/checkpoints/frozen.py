@@ -60,7 +60,7 @@ def with_frozen(content: Any, path: Path) -> Any:
     frozen = read_tensors(file)
     if (
         not isinstance(frozen, dict)
-        or not all(map(_is_plain, frozen.values()))
+        or not all(map(is_plain, frozen.values()))
         or content_hash(frozen) != kept.get("hash")
     ):
         raise DataError(
@@ -81,5 +81,6 @@ def content_hash(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _is_plain(value: Any) -> bool:
+def is_plain(value: Any) -> bool:
+    """Whether it is a tensor whose numbers stand one after the other."""
     return isinstance(value, Tensor) and value.layout is torch.strided and not (value.is_quantized or value.is_meta)

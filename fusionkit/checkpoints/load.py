@@ -23,14 +23,13 @@ from fusionkit.checkpoints.adapters import require_same_adapters
 from fusionkit.checkpoints.before import take_later_settings
 from fusionkit.checkpoints.classes import require_ordered
 from fusionkit.checkpoints.directory import is_directory, read_directory
-from fusionkit.checkpoints.frozen import with_frozen
 from fusionkit.checkpoints.match import require_finite, require_fit
 from fusionkit.checkpoints.possible import require_possible_parts
+from fusionkit.checkpoints.save import read_whole
 from fusionkit.config import first_cause, leaves
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.tokenizer import PUBLISHED
 from fusionkit.errors import ConfigError, DataError, UserError, is_named
-from fusionkit.files.tensors import read_tensors
 from fusionkit.model.adapters import with_adapters
 from fusionkit.model.int8 import restore_int8, split_int8, to_int8
 
@@ -64,7 +63,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         near = sorted(str(each) for each in found if each.is_file())
         hint = f"there are: {', '.join(near)}" if near else "checkpoints lie in OUTPUT_DIR/checkpoints"
         raise DataError(f"checkpoint {path} {fault}; {hint}")
-    content = with_frozen(read_tensors(path), path)
+    content = read_whole(path)
     if not isinstance(content, dict) or not {"fusionkit", "state_dict"} <= content.keys():
         keys = ", ".join(list(map(str, content))[:5]) if isinstance(content, dict) else type(content).__name__
         raise DataError(f"checkpoint {path} was not written by fusionkit train: it holds {keys}")

@@ -14,11 +14,12 @@ from fusionkit.assembly.parts import Parts
 from fusionkit.assembly.trust import fault_of_yaml, inert, read_stored
 from fusionkit.checkpoints.load import read_checkpoint
 from fusionkit.checkpoints.save import BEST, LAST, PREVIOUS
+from fusionkit.checkpoints.split import is_readable, remove_unnamed
 from fusionkit.config import leaves
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files.atomic import remove_leftovers, write_text
 from fusionkit.files.names import link_out_of
-from fusionkit.files.tensors import is_whole, read_tensors
+from fusionkit.files.tensors import read_tensors
 from fusionkit.scoring.records import require_writable
 
 SCORES = ("metrics.json", "directions.json", "details.json", "prompts.json", "int8.json", "evaluation.yaml")
@@ -86,6 +87,7 @@ def prepare_folder(config: DictConfig, last: Path | None = None) -> None:
     folder = Path(config.output_dir)
     require_writable(folder)
     remove_leftovers(folder / "checkpoints", 0)  # which no other process writes to
+    remove_unnamed(folder / "checkpoints")
     if config.overwrite and checkpoints(config):
         print(f"replacing the earlier run in {folder}", flush=True)
         for path in (*(folder / name for name in CONTENT), *folder.glob("evaluation_*")):
@@ -224,9 +226,9 @@ def last_checkpoint(config: DictConfig) -> Path | None:
     """Where to resume: the newest checkpoint that reads. DataError where there are some, and none does."""
     folder = Path(config.output_dir) / "checkpoints"
     found = [path for name in (LAST, PREVIOUS, BEST) if (path := folder / name).is_file()]
-    if not found or (found[0].name == LAST and is_whole(found[0])):
+    if not found or (found[0].name == LAST and is_readable(found[0])):
         return found[0] if found else None
-    readable = [path for path in found if is_whole(path)]
+    readable = [path for path in found if is_readable(path)]
     if not readable:
         read_checkpoint(found[0])  # says what is wrong with it
     return max(readable, key=lambda path: read_tensors(path, mmap=True).get("global_step", 0))

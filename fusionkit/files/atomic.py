@@ -117,6 +117,9 @@ def _keep(path: Path, previous: Path) -> None:
         link.replace(previous)
     except OSError:  # a file system without links, or another one
         shutil.move(path, previous)
+    else:
+        # it stays where both were names of one file already: an earlier save was killed between the two
+        link.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -50,6 +50,18 @@ def read_tensors(path: Path, mmap: bool = False) -> Any:
     raise DataError(told or f"{path} cannot be read: it is truncated, damaged or no such file at all ({fault})")
 
 
+def glance(path: Path) -> Any:
+    """The content of a file, its bytes unchecked and its tensors unread; raises anything where that is none of ours."""
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def is_hashed(path: Path) -> bool:
+    """Whether the file carries a hash, and that of its bytes; raises OSError where the disk does not give them."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - COMMENT))
+        return file.read(len(MARK)) == MARK and _fault(path) is None
+
+
 def is_whole(path: Path) -> bool:
     """Whether the file reads, without a look at its tensors where it has a hash."""
     try:

@@ -28,11 +28,11 @@ from fusionkit.training.processes.sharding import (
     average_whole,
     gather_all,
     is_sharded,
-    require_split,
     shard,
     share_buffers,
     split_all,
 )
+from fusionkit.training.processes.splittable import require_split
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.steps.beginning import keep_image_tokens, require_gradients, require_same_on_ranks
 from fusionkit.training.steps.gradients import clip, leave_out, total_norm

@@ -31,6 +31,7 @@ from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.batch_norms import SharedStatistics
 from fusionkit.training.processes.life import timeout_of
 from fusionkit.training.processes.ranks import with_nodes
+from fusionkit.training.processes.sharding import SPLIT
 from fusionkit.training.recompute import recompute_parts
 from fusionkit.training.steps.state import STORED
 
@@ -103,6 +104,13 @@ def build_trainer(config: DictConfig) -> Trainer:
         _require_splittable(config, trainer.num_nodes * trainer.num_devices)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not the user's own, or one of shards
         trainer.strategy.checkpoint_io = WholeCheckpoints()
+    elif (
+        is_split and strategy.get("save") == SPLIT and not isinstance(trainer.strategy.checkpoint_io, WholeCheckpoints)
+    ):
+        raise ConfigError(
+            f"trainer.strategy.save=split: {type(trainer.strategy.checkpoint_io).__name__} does not put parts together; leave "
+            "trainer.plugins out, or set trainer.strategy.save=whole"
+        )
     return trainer
 
 

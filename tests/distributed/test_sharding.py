@@ -1,7 +1,7 @@
 """Split weights (trainer=fsdp) on two processes of the CPU: the gradients, steps and checkpoints of DDP."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +14,15 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from fusionkit.checkpoints.load import read_checkpoint
+from fusionkit.checkpoints.split import KEY
 from fusionkit.cli.main import run
 from fusionkit.commands.memory_table import divided, of_module
 from fusionkit.errors import ConfigError
 from fusionkit.files.tensors import read_tensors
 from fusionkit.internals import forget_sharding
-from fusionkit.training.processes.sharding import (
-    FullySharded,
-    require_split,
-)
+from fusionkit.training.processes.sharding import FullySharded
+from fusionkit.training.processes.splittable import require_split
 from fusionkit.training.stages import Stage, Stages
 from fusionkit.training.trainer import bare_trainer, build_trainer
 from tests.commands.test_image_tokens import losses
@@ -41,6 +41,12 @@ def test_gradients_of_split_weights_are_those_of_ddp(tmp_path: Path) -> None:
     assert first["share"] + second["share"] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.slow
+def test_three_processes_save_uneven_parts_and_all_are_told_where_one_cannot(tmp_path: Path) -> None:
+    run_module("tests.distributed.split_saves", str(tmp_path))
+    assert len(list((tmp_path / "checkpoints").glob("split-*"))) == 2 * 3
+
+
 OPTIONS = [
     "scheduler=constant",
     "optimizer=adamw",
@@ -56,19 +62,20 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.slow
-def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_process(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def train(name: str, trainer: str, steps: int, *more: str) -> None:
-        chosen = [f"trainer={trainer}", f"trainer.max_steps={steps}", f"output_dir={tmp_path}/{name}", *more]
-        assert run(["train", *SMALL, *OPTIONS, f"data.root={tmp_path}/shapes", *chosen]) == 0, capfd.readouterr().err
+def trainer_in(folder: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Trains, by the name of a run in a folder, a trainer, steps and what else is asked for."""
 
-    assert run(["data", "make", "shapes", f"root={tmp_path}/shapes", "scenes=20"]) == 0
-    train("ddp", "ddp_cpu", 4)
-    train("split", "fsdp_cpu", 2, "evaluation.roles=[]")
-    train("split", "fsdp_cpu", 4, "resume=true")
-    one, two = (read_tensors(tmp_path / name / "checkpoints/last.ckpt") for name in ("ddp", "split"))
+    def train(name: str, trainer: str, steps: int, *more: str) -> None:
+        chosen = [f"trainer={trainer}", f"trainer.max_steps={steps}", f"output_dir={folder}/{name}", *more]
+        assert run(["train", *SMALL, *OPTIONS, f"data.root={folder}/shapes", *chosen]) == 0, capfd.readouterr().err
+
+    assert run(["data", "make", "shapes", f"root={folder}/shapes", "scenes=20"]) == 0
+    return train
+
+
+def assert_same_run(expected: Path, found: Path, steps: int) -> None:
+    """The weights, the optimiser's state and the losses of one run are those of the other."""
+    one, two = (read_checkpoint(folder / "checkpoints/last.ckpt") for folder in (expected, found))
     assert list(one["state_dict"]) == list(two["state_dict"])
     for name, tensor in one["state_dict"].items():
         if not is_noise(name):
@@ -78,15 +85,40 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
     assert moments[0].keys() == moments[1].keys()
     for name, tensor in moments[0].items():
         torch.testing.assert_close(moments[1][name], tensor, atol=1e-5, rtol=1e-3, msg=name)
-    expected = losses(tmp_path / "ddp")
-    assert len(expected) >= 4
-    found = losses(tmp_path / "split")
-    assert found.keys() == expected.keys()
-    for step, values in expected.items():
-        assert found[step] == pytest.approx(values, abs=1e-5)
+    ours, theirs = losses(found), losses(expected)
+    assert len(theirs) >= steps
+    assert ours.keys() == theirs.keys()
+    for step, values in theirs.items():
+        assert ours[step] == pytest.approx(values, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_gathered_gradients_and_adapters_beside_frozen_weights_are_those_of_ddp(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = trainer_in(tmp_path, capfd)
+    more = ["trainer.accumulate_grad_batches=2", "adapters=lora", "+text_encoder.frozen=true", "evaluation.roles=[]"]
+    train("ddp", "ddp_cpu", 3, *more)
+    train("split", "fsdp_cpu", 3, *more)
+    assert_same_run(tmp_path / "ddp", tmp_path / "split", steps=3)
+    trained = state_by_name(read_tensors(tmp_path / "split/checkpoints/last.ckpt"))
+    assert any("lora" in name or "adapter" in name for name in trained)
+    assert not any("text_encoder.backbone.embeddings" in name for name in trained)
+
+
+@pytest.mark.slow
+def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_process(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train = trainer_in(tmp_path, capfd)
+    train("ddp", "ddp_cpu", 4)
+    train("split", "fsdp_cpu", 2, "evaluation.roles=[]", "trainer.strategy.save=split")
+    train("split", "fsdp_cpu", 4, "resume=true", "trainer.strategy.save=split")
+    path = tmp_path / "split/checkpoints/last.ckpt"
+    require_parts(path)
+    assert_same_run(tmp_path / "ddp", tmp_path / "split", steps=4)
     metrics = json.loads((tmp_path / "split/metrics.json").read_text())
     assert metrics == pytest.approx(json.loads((tmp_path / "ddp/metrics.json").read_text()), abs=1e-4)
-    path = tmp_path / "split/checkpoints/last.ckpt"
     assert (
         run(
             [
@@ -101,7 +133,33 @@ def test_a_run_with_split_weights_is_that_of_ddp_goes_on_and_is_read_by_one_proc
     )
     alone = json.loads((tmp_path / "alone/metrics.json").read_text())
     assert {name: alone[name] for name in metrics} == pytest.approx(metrics, abs=1e-4)
-    train("split", "cpu", 5, "resume=true")  # one process goes on
+    assert run(["export", f"checkpoint={path}", f"output={tmp_path}/export"]) == 0
+    assert not list((tmp_path / "export").glob("split-*"))
+    train("split", "cpu", 5, "resume=true", "evaluation.roles=[]")  # one process goes on
+    train("split", "fsdp_cpu", 6, "resume=true", "evaluation.roles=[]")  # and both, who save it whole
+    for name in ("last", "previous"):
+        inside = read_tensors(path.with_name(f"{name}.ckpt"))
+        assert KEY not in inside
+        assert all(isinstance(tensor, torch.Tensor) for tensor in inside["state_dict"].values())
+
+
+def require_parts(path: Path) -> None:
+    """Each rank has written its part, uneven ones too, and nothing that no checkpoint names is left."""
+    inside = read_tensors(path)
+    files = [path.with_name(each["file"]) for each in inside[KEY]["files"]]
+    assert [file.name.split("-")[2] for file in files] == ["0of2", "1of2"]
+    first, second = (read_tensors(file) for file in files)
+    assert first.keys() == second.keys() == inside[KEY]["tensors"].keys()
+    lengths = {(len(first[place]), len(second[place])) for place in first}
+    assert any(b == 0 for _, b in lengths)
+    assert any(a > b > 0 for a, b in lengths)
+    places = {place.split("/")[0] for place in first}
+    assert places == {"state_dict", "optimizer_states"}
+    sizes = [sum(file.stat().st_size for file in chosen) for chosen in (files, files[:1], [path])]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert sizes[2] < 0.3 * sizes[0]  # buffers, numbers, and what is no tensor
+    named = {each["file"] for other in path.parent.glob("*.ckpt") for each in read_tensors(other)[KEY]["files"]}
+    assert {file.name for file in path.parent.glob("split-*")} == named
 
 
 def is_noise(name: str) -> bool:
@@ -164,6 +222,8 @@ def test_what_cannot_be_split_is_told(capsys: pytest.CaptureFixture[str]) -> Non
             require_split(module)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"trainer\.strategy\.whole is 'head'"):
         FullySharded(whole=["head"])
+    with pytest.raises(ConfigError, match=r"trainer\.strategy\.save is 'splitt'; did you mean 'split'"):
+        FullySharded(save="splitt")
     assert "teacher" in divided(config.strategy)
     assert "teacher" not in of_module(divided(config.strategy), Taught())  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -18,31 +19,36 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fusionkit.checkpoints.save import ADVICE
 from fusionkit.distributed import mean_over_ranks
 from fusionkit.encoders.recompute import blocks_of, public_methods
 from fusionkit.encoders.tower import kept_in
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.internals import forget_sharding
+from fusionkit.training.processes.split_files import set_apart
 from fusionkit.training.processes.split_state import change_tensors, kept, split_as, split_state
 
 if TYPE_CHECKING:
     from fusionkit.training.module import TrainingModule
 
 PARTS = ("image_encoder", "text_encoder", "fusion", "task")
+WHOLE, SPLIT = "whole", "split"  # how checkpoints are saved
 GATHERED = "gathered_methods"  # of a block, those that are its own for the sake of the hooks
 
 
 class FullySharded(ModelParallelStrategy):
-    """Lightning's strategy over one row of processes, whose checkpoints are those of DDP.
-
-    Weights and the optimiser's state are put together on rank 0 when a checkpoint is saved, tensor by tensor, and each rank takes
-    its part of them when one is read, so that any other strategy reads them too.
+    """Lightning's strategy over one row of processes, whose checkpoints any other strategy reads, and which reads theirs.
 
     ``whole``  parts (``PARTS``) whose blocks are not gathered one by one, but with the rest for the whole of a step.
+    ``save``   "whole": weights and the optimiser's state are put together on rank 0, tensor by tensor, in DDP's file.
+               "split": each rank writes its parts into a file beside the checkpoint, and none holds the whole.
     """
 
-    def __init__(self, whole: Sequence[str] = ()) -> None:
+    def __init__(self, whole: Sequence[str] = (), save: str = WHOLE) -> None:
         super().__init__(save_distributed_checkpoint=False)
+        if save not in (WHOLE, SPLIT):
+            raise ConfigError(f"trainer.strategy.save is '{save}'; {suggest(str(save), (WHOLE, SPLIT))}")
+        self.save = save
         self.whole = (whole,) if isinstance(whole, str) else tuple(whole)
         for name in self.whole:
             if name not in PARTS:
@@ -59,13 +65,19 @@ class FullySharded(ModelParallelStrategy):
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The whole weights on rank 0, and none on others."""
+        """The whole weights on rank 0, and none on others; where they are saved split, this rank's parts."""
         assert self.lightning_module is not None
-        return self._on_rank_zero(self.lightning_module.state_dict())
+        return self._saved(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """The optimiser's whole state on rank 0, as it numbers its parameters, and none on others."""
-        return self._on_rank_zero(getattr(optimizer, "optimizer", optimizer).state_dict())
+        """The optimiser's state, as it numbers its parameters, put together as the weights are."""
+        return self._saved(getattr(optimizer, "optimizer", optimizer).state_dict())
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write it on rank 0, once all ranks have written their parts."""
+        if self.save == SPLIT:
+            checkpoint = set_apart(checkpoint, Path(self.broadcast(filepath)).parent, ADVICE)
+        super().save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """The file, as other strategies read it."""
@@ -86,7 +98,9 @@ class FullySharded(ModelParallelStrategy):
         ]
         ParallelStrategy.load_optimizer_state_dict(self, {"optimizer_states": states})
 
-    def _on_rank_zero(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def _saved(self, state: dict[str, Any]) -> dict[str, Any]:
+        if self.save == SPLIT:
+            return state
         found: dict[str, Any] = change_tensors(state, lambda x: kept(x, self.is_global_zero))
         return found if self.is_global_zero else {}
 
@@ -277,28 +291,3 @@ def _sharded(module: nn.Module) -> list[Any]:
 def is_sharded(module: nn.Module) -> bool:
     """Whether its weights are split."""
     return isinstance(module, FSDPModule)
-
-
-def require_split(module: "TrainingModule") -> None:
-    """ConfigError for what cannot be trained with split weights."""
-    for name, task in module.tasks.items():
-        if getattr(task, "draws_texts", False) and any(name in row for row in module.objectives.values()):
-            raise ConfigError(
-                f"task.{name} trains on texts that the model says, whose lengths differ between processes, so that these would "
-                "wait for each other's weights; use trainer=ddp"
-            )
-    if not module.stages.is_all:
-        raise ConfigError(
-            "stages: split weights all train, at rates of their own, in every step; set stages=none, or use trainer=ddp"
-        )
-    if module.image_tokens is not None:
-        raise ConfigError(
-            "image_tokens.folder: the encoder that makes them is split among processes that make unequal numbers of them; set "
-            "image_tokens.folder=null, or use trainer=ddp"
-        )
-    for name, parameter in module.named_parameters():
-        if not parameter.is_floating_point():
-            raise ConfigError(
-                f"trainer.strategy: {name} is kept in few bits, which cannot be split; set adapters.base_weights=null, or use "
-                "trainer=ddp"
-            )

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fusionkit.checkpoints.match import whole
+from fusionkit.checkpoints.split import change_leaves
 
 
 def kept(x: Tensor, is_kept: bool) -> Any:
@@ -40,10 +41,6 @@ def split_state(optimizer: Any, state: Mapping[str, Any]) -> dict[str, Any]:
     return {**state, "state": split}
 
 
-def change_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+def change_tensors(state: Mapping[str, Any], change: Callable[[Tensor], Any]) -> Any:
     """A nested state with each of its tensors changed, in their order."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return type(value)((key, change_tensors(each, change)) for key, each in value.items())  # type: ignore[call-arg]
-    return [change_tensors(each, change) for each in value] if isinstance(value, list) else value
+    return change_leaves(state, lambda place, value: change(value) if isinstance(value, Tensor) else value)
