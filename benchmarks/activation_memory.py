@@ -17,7 +17,7 @@ from fusionkit.contracts.toys import choice, of_size, toy_language_model
 from fusionkit.encoders.base import SupportsRecompute
 from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.reporting.measure_cost import race
-from fusionkit.training.live_memory import LiveMemory
+from fusionkit.training.memory.live import LiveMemory
 from fusionkit.types import Tokens
 
 FUSIONS = (

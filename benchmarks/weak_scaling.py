@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fusionkit.assembly.composition import training_config
 from fusionkit.balance import Step
 from fusionkit.commands.train import build
-from fusionkit.training.memory_plan import batch_of, losses_of
+from fusionkit.training.memory.plan import batch_of, losses_of
 from fusionkit.training.scaling.measured import Passes
 from fusionkit.training.scaling.step_time import (
     ALL_GATHER,

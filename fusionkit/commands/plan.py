@@ -9,10 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.cli.schemas import check
-from fusionkit.commands.memory_table import WEIGHTS, divided, of_module, rows
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
-from fusionkit.training.memory_plan import MemoryPlan, plan_memory
+from fusionkit.training.memory.plan import MemoryPlan, plan_memory
+from fusionkit.training.memory.table import WEIGHTS, divided, of_module, rows
 from fusionkit.training.scaling.measured import Passes, told
 from fusionkit.training.scaling.step_time import BROADCAST, Exchange, Work
 from fusionkit.training.scaling.table import Scaling, lines

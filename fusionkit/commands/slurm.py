@@ -44,7 +44,7 @@ def submit(config: DictConfig) -> None:
             "use trainer=ddp to train here"
         )
     folder = Path(config.output_dir).absolute() / "slurm"
-    options = options_of(config, slurm, folder)
+    options = options_of(str(config.name), config.trainer, slurm, folder)
     _require_none_queued(folder)
     require_writable(folder)
     job = copy.deepcopy(config)

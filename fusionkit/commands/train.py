@@ -22,7 +22,6 @@ from fusionkit.checkpoints.load import initialise, load_weights, read_checkpoint
 from fusionkit.checkpoints.save import LAST
 from fusionkit.cli.schemas import check
 from fusionkit.commands.evaluate import score
-from fusionkit.commands.memory_table import fixed_rows
 from fusionkit.commands.run_folder import (
     GoingOn,
     check_folder,
@@ -41,6 +40,7 @@ from fusionkit.errors import DataError, LostRankError, UserError
 from fusionkit.files.lock import locked_folder
 from fusionkit.signals import Stopped, asked, listening, watch_parent
 from fusionkit.training.loggers import Watch, finish, log_config
+from fusionkit.training.memory.table import fixed_rows
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.batch_norms import told_own_rows
 from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked

@@ -96,12 +96,12 @@ def build_trainer(config: DictConfig) -> Trainer:
         given = instantiate(config.trainer.get("plugins"), _convert_="all") or []
         options["plugins"] = [*(given if isinstance(given, list) else [given]), SharedStatistics()]
     trainer = bare_trainer(config, **options)
+    if is_split:
+        _require_splittable(config, trainer.num_nodes * trainer.num_devices)
     if is_shared and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ConfigError(
             "trainer.sync_batchnorm: torch shares statistics of batch norms between GPUs alone; set it to false on the CPU"
         )
-    if is_split:
-        _require_splittable(config, trainer.num_nodes * trainer.num_devices)
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not the user's own, or one of shards
         trainer.strategy.checkpoint_io = WholeCheckpoints()
     elif (

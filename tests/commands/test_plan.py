@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 
 from fusionkit.assembly.composition import training_config
 from fusionkit.cli.main import run
-from fusionkit.commands.memory_table import divided, fixed_rows, rows
 from fusionkit.commands.plan import assumed, notes, processes_of
 from fusionkit.commands.train import build
 from fusionkit.errors import ConfigError
 from fusionkit.model.adapters import adapted_layers
 from fusionkit.training.distillation.student import Distillation, Weights
-from fusionkit.training.live_memory import LiveMemory
-from fusionkit.training.memory_plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, fixed_memory, plan_memory
+from fusionkit.training.memory.live import LiveMemory
+from fusionkit.training.memory.plan import MemoryPlan, _bytes, _drawn_on, _padded, _tensors, fixed_memory, plan_memory
+from fusionkit.training.memory.table import divided, fixed_rows, rows
 from fusionkit.training.scaling.measured import Passes
 from fusionkit.training.trainer import bare_trainer, build_module
 from tests.commands.test_train import SMALL

@@ -17,10 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from fusionkit.checkpoints.load import read_checkpoint
 from fusionkit.checkpoints.split import KEY
 from fusionkit.cli.main import run
-from fusionkit.commands.memory_table import divided, of_module
 from fusionkit.errors import ConfigError
 from fusionkit.files.tensors import read_tensors
 from fusionkit.internals import forget_sharding
+from fusionkit.training.memory.table import divided, of_module
 from fusionkit.training.processes.sharding import FullySharded
 from fusionkit.training.processes.splittable import require_split
 from fusionkit.training.stages import Stage, Stages

@@ -14,7 +14,7 @@ from fusionkit.encoders.base import SupportsRecompute
 from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.encoders.text import HFTextEncoder
 from fusionkit.errors import ConfigError
-from fusionkit.training.live_memory import LiveMemory
+from fusionkit.training.memory.live import LiveMemory
 from fusionkit.types import Tokens
 from tests.test_choices import TOWERS, needs_pretrained
 from tests.test_choices import TOY_SIZES as ONE_LAYER

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from fusionkit.errors import ConfigError
 from fusionkit.signals import REQUEUE, STOPPED
 
@@ -109,22 +107,21 @@ def seconds_of(time: Any) -> int | None:
     return ((int(found[1] or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def options_of(config: DictConfig, slurm: Slurm, folder: Path) -> list[str]:
-    """The options of sbatch."""
-    trainer = config.trainer
+def options_of(name: str, trainer: Mapping[str, Any], slurm: Slurm, folder: Path) -> list[str]:
+    """The options of sbatch for a run of that name, by the options of its trainer; ``folder`` takes what belongs to the job."""
     for key in ("devices", "num_nodes"):
         if type(value := trainer.get(key)) is not int or value < 1:
             raise ConfigError(
                 f"trainer.{key} is {value!r}, but a job is asked for a number of them; give a whole number from 1"
             )
-    name = re.sub(r"[^\w.+-]+", "_", str(config.name))
+    name = re.sub(r"[^\w.+-]+", "_", name)
     if name in ("bash", "interactive"):  # by which Lightning knows a shell
         name = f"fusionkit_{name}"
     found = {
         "job-name": name,
-        "nodes": trainer.num_nodes,
-        "ntasks-per-node": trainer.devices,
-        "gpus-per-node": None if trainer.accelerator == "cpu" else trainer.devices,
+        "nodes": trainer["num_nodes"],
+        "ntasks-per-node": trainer["devices"],
+        "gpus-per-node": None if trainer["accelerator"] == "cpu" else trainer["devices"],
         "cpus-per-task": slurm.cpus_per_task,
         "mem": slurm.memory,
         "time": slurm.time,
@@ -139,7 +136,7 @@ def options_of(config: DictConfig, slurm: Slurm, folder: Path) -> list[str]:
     }
     if "\\" in str(folder):
         raise ConfigError(
-            f"output_dir={config.output_dir} has a backslash, which no log of sbatch can have; give another one"
+            f"output_dir={folder.parent} has a backslash, which no log of sbatch can have; give another one"
         )
     for option, value in found.items():
         if not str(value).isprintable():

@@ -15,7 +15,7 @@ from fusionkit.assembly.parts import Parts
 from fusionkit.assembly.precision import exact_inputs
 from fusionkit.balance import Step
 from fusionkit.distributed import rehearsal
-from fusionkit.training.memory_plan import PLUGINS, SMALL, WHOLE, batch_of, context_of, losses_of
+from fusionkit.training.memory.plan import PLUGINS, SMALL, WHOLE, batch_of, context_of, losses_of
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.scaling.step_time import ALL_REDUCE, Exchange
 

@@ -6,7 +6,7 @@ from typing import Any
 from lightning import Trainer
 
 from fusionkit.errors import ConfigError
-from fusionkit.training.memory_plan import MemoryPlan, fixed_memory
+from fusionkit.training.memory.plan import MemoryPlan, fixed_memory
 from fusionkit.training.module import TrainingModule
 
 WEIGHTS, TEACHER, GRADIENTS, STATE = "weights", "teacher", "gradients", "state of the optimiser"

@@ -20,7 +20,7 @@ from fusionkit.balance import Step
 from fusionkit.internals import leaves_of
 from fusionkit.losses import IGNORE
 from fusionkit.model.int8 import plain_state
-from fusionkit.training.live_memory import LiveMemory
+from fusionkit.training.memory.live import LiveMemory
 from fusionkit.training.module import TrainingModule
 
 SMALL = 8  # images of the largest source in the larger of the two batches that are measured
