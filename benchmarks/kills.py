@@ -5,10 +5,10 @@
 
 40 kills of 1, 2 and 4 processes on the CPU, of some twenty kinds of run (accumulation, workers, a teacher, queues, balancers,
 stages, web shards, adapters); a third of them while a checkpoint is written. A run is the same where weights, optimiser,
-schedule, metrics and samples of each batch of each rank are, bit for bit. Prints a line a kill; exit code 1 where one
-differs. Runs are
-forked from a process that has imported everything, which saves the seconds of that.
-With --signals 20 runs are stopped by every kind of signal, sent to the process that the user has started; none of their processes
+schedule, metrics and samples of each batch of each rank are, bit for bit. Prints a line a kill; exit code 1 where one differs.
+Runs are forked from a process that has imported everything, which saves the seconds of that; their ranks are started as ever.
+
+With --signals 20 runs are stopped by signals of every kind, sent to the process that the user has started; none of their processes
 is to be left after ten seconds, and they go on as above.
 """
 
@@ -17,7 +17,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -25,16 +24,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
-import fusionkit.commands.processes as processes
 import fusionkit.commands.train  # noqa: F401  (before the forks)
-import fusionkit.commands.worker as worker
 from fusionkit.cli.main import run
-from fusionkit.signals import end_with_parent
 
 BASE = [
     "trainer=cpu",
@@ -117,15 +112,14 @@ SIGNALLED = {
 class Started:
     """A process that was forked, as subprocess has them."""
 
-    def __init__(self, job: Callable[[], int], log: Path | None = None, is_leader: bool = False) -> None:
+    def __init__(self, job: Callable[[], int], log: Path | None = None) -> None:
         self.code: int | None = None
         self.pid = os.fork()
         if self.pid:
             return
         code = 70
         try:
-            if is_leader:
-                os.setsid()
+            os.setsid()
             if log:
                 target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(target, 1)
@@ -158,28 +152,12 @@ class Started:
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def kill(self) -> None:
-        os.kill(self.pid, signal.SIGKILL)
-
-
-def forked_rank(command: Sequence[str], env: dict[str, str]) -> Started:
-    """A rank, of the process that would have started it by a command."""
-    job, path = command[-2:]
-
-    def work() -> int:
-        os.environ.clear()
-        os.environ.update(env)
-        end_with_parent()
-        return worker.main(job, path)
-
-    return Started(work)
-
 
 def train(overrides: Sequence[str], folder: Path) -> Started:
     """Start a run, or go on with it."""
     log = ["+callbacks.samples._target_=benchmarks.kill_log.SampleLog", "+callbacks.samples.pause=0.02"]
     options = [*BASE, *overrides, *log, f"+callbacks.samples.folder={folder}", f"output_dir={folder}", "resume=auto"]
-    return Started(lambda: run(["train", *options]), folder.with_suffix(".log"), is_leader=True)
+    return Started(lambda: run(["train", *options]), folder.with_suffix(".log"))
 
 
 def samples(folder: Path) -> dict[str, dict[int, Any]]:
@@ -308,8 +286,8 @@ def main() -> int:
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": os.getcwd()}
     torch.set_num_threads(1)
-    fakes = {"Popen": forked_rank, "TimeoutExpired": subprocess.TimeoutExpired}
-    processes.subprocess = SimpleNamespace(**fakes)  # type: ignore[assignment]  # ranks are forked
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        signal.signal(number, usual)  # a shell's background and nohup ignore them
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     made = ["data", "make", "shapes", f"root={folder}/shapes", "scenes=64"]
     if Started(lambda: run(made)).wait():
