@@ -8,7 +8,7 @@ stages, web shards, adapters); a third of them while a checkpoint is written. A 
 schedule, metrics and samples of each batch of each rank are, bit for bit. Prints a line a kill; exit code 1 where one differs.
 Runs are forked from a process that has imported everything, which saves the seconds of that; their ranks are started as ever.
 
-With --signals 20 runs are stopped by signals of every kind, sent to the process that the user has started; none of their processes
+With --signals 20 runs are stopped by signals of every kind, sent to the process that the user started; none of their processes
 is to be left after ten seconds, and they go on as above.
 """
 
