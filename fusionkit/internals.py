@@ -80,6 +80,11 @@ def keep_buckets(trainer: Any) -> None:
         options.setdefault("find_unused_parameters", True)
 
 
+def uses_multiprocessing(trainer: Any) -> bool:
+    """Lightning: whether the strategy hands a run to processes of Python's multiprocessing, and starts none by a command."""
+    return getattr(trainer.strategy, "_start_method", "popen") != "popen"
+
+
 def set_timeout(trainer: Any, seconds: float) -> None:
     """Lightning: how long a rank waits in a collective before it fails, where the strategy has ranks."""
     if hasattr(trainer.strategy, "_timeout"):

@@ -216,3 +216,12 @@ def test_operations_are_seen_with_their_results():
     assert "mul.Tensor" in seen
     assert len(seen) > seen.index("sum.default") + 1  # the backward pass, too
     assert internals.leaves_of({"a": [1, (2, None)], "b": 3}) in ([1, 2, None, 3], [1, 2, 3])
+
+
+def test_strategies_of_multiprocessing_are_known():
+    kinds = {
+        name: internals.uses_multiprocessing(SimpleNamespace(strategy=DDPStrategy(start_method=name)))
+        for name in ("popen", "spawn", "fork")
+    }
+    assert kinds == {"popen": False, "spawn": True, "fork": True}
+    assert not internals.uses_multiprocessing(SimpleNamespace(strategy=SingleDeviceStrategy()))

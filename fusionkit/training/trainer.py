@@ -23,7 +23,7 @@ from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.errors import ConfigError
-from fusionkit.internals import keep_buckets, set_timeout
+from fusionkit.internals import keep_buckets, set_timeout, uses_multiprocessing
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
@@ -96,6 +96,11 @@ def build_trainer(config: DictConfig) -> Trainer:
         given = instantiate(config.trainer.get("plugins"), _convert_="all") or []
         options["plugins"] = [*(given if isinstance(given, list) else [given]), SharedStatistics()]
     trainer = bare_trainer(config, **options)
+    if uses_multiprocessing(trainer):
+        raise ConfigError(
+            f"trainer.strategy={strategy} hands the run to processes of multiprocessing, which cannot take all of it along; use "
+            "trainer.strategy=ddp, in a notebook too (fk.train with processes=True)"
+        )
     if is_split:
         _require_splittable(config, trainer.num_nodes * trainer.num_devices)
     if is_shared and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":

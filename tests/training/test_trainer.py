@@ -10,10 +10,11 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.signatures import signature_of
 from fusionkit.errors import ConfigError
 from fusionkit.training import trainer
-from fusionkit.training.trainer import build_callbacks, build_loggers, quieten_libraries
+from fusionkit.training.trainer import build_callbacks, build_loggers, build_trainer, quieten_libraries
 
 DEFAULTS = {
     "fusionkit.training.callbacks.BestCheckpoint": {"monitor": "val/mean", "mode": "auto"},
@@ -95,3 +96,13 @@ def test_libraries_are_quiet_about_what_is_meant():
         assert warnings.formatwarning("odd", UserWarning, "x.py", 3) == "warning: odd\n"
         warnings.formatwarning = before
     assert {logging.getLogger(f"lightning.{name}").level for name in ("pytorch", "fabric")} == {logging.WARNING}
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
+def test_processes_of_multiprocessing_are_refused(strategy):
+    config = training_config("trainer=ddp_cpu", f"trainer.strategy={strategy}", "trainer.fast_dev_run=true")
+    with pytest.raises(
+        ConfigError, match=f"^trainer.strategy={strategy} hands the run to processes of multiprocessing"
+    ):
+        build_trainer(config)
+    assert build_trainer(training_config("trainer=ddp_cpu", "trainer.fast_dev_run=true")).world_size == 2
