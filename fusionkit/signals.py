@@ -39,8 +39,11 @@ class Stopped(SystemExit):
 
 
 def stopped_code() -> int:
-    """The exit code of a process that was asked to stop: 0 where a job of SLURM looks for a file, which is made."""
-    if place := os.environ.get(STOPPED):
+    """The exit code of a process that was asked to stop: 0 where a job of SLURM looks for a file, which is made.
+
+    Who has started it itself, for a sweep or as a rank, looks at the code.
+    """
+    if (place := os.environ.get(STOPPED)) and not is_child():
         with open(place, "w"):
             pass
         return 0

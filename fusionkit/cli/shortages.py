@@ -17,9 +17,10 @@ GOES_ON = "a training goes on from its last checkpoint with resume=auto"
 def shortage(error: BaseException) -> UserError | None:
     """The sentence for an exception that says that there was too little of something; None for any other."""
     said = str(error)
-    if isinstance(error, RuntimeError) and "DataLoader worker" in said:
-        number = re.search(r"pid\(?s?\)?:? (\d+)", said)
-        return UserError(_of_worker(number[1] if number else "", said))
+    if isinstance(error, RuntimeError) and (worker := re.match(r"DataLoader worker \(pid(?:\(s\))? (\d+)", said)):
+        return UserError(
+            _of_worker(worker[1], said)
+        )  # and not an error within one, which torch raises here with its trace
     if (
         isinstance(error, RuntimeError | OSError)
         and "No space left on device" in said
@@ -31,9 +32,10 @@ def shortage(error: BaseException) -> UserError | None:
     sizes = (found[1] for each in SIZES if (found := re.search(each, said)))
     size, part = next((f", which asked for {_written(each)}" for each in sizes), ""), _part(error)
     return UserError(
-        f"memory ran out{f' in {part}' if part else ''}{size}; what costs least: half of data.sources.NAME.batch_size with "
-        "trainer.accumulate_grad_batches=2, then activation_checkpointing=true, then trainer.precision=bf16-mixed where the "
-        f"device is fast at it; fusionkit plan with the same options says what takes how much, and {GOES_ON}"
+        f"memory ran out{f' in {part}' if part else ''}{size}; what costs least in a training: half of "
+        "data.sources.NAME.batch_size with trainer.accumulate_grad_batches=2, then activation_checkpointing=true, then "
+        "trainer.precision=bf16-mixed where the device is fast at it; fusionkit plan with the same options says what takes how "
+        f"much, and {GOES_ON}"
     )
 
 

@@ -213,7 +213,7 @@ def _require_same_run(config: DictConfig) -> None:
 def _choices(config: Any, resolve: bool = True) -> dict[str, Any]:
     """All values of a run by key, but for how it is begun and the sizes, to which other keys refer: their values count."""
     values = leaves(OmegaConf.to_container(config, resolve=resolve))
-    begun = ("resume", "overwrite", "trainer.slurm")
+    begun = ("resume", "overwrite", "trainer.slurm", "trainer.strategy.save")
     return {key: value for key, value in values if key not in begun and not key.startswith(("size.", "trainer.slurm."))}
 
 

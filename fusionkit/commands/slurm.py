@@ -83,7 +83,7 @@ def _sbatch(options: Sequence[str], script: Path) -> str:
 
 def _is_of_this_process(name: str) -> bool:
     """Whether a variable tells of the job or the run within which a job is submitted, and is not for that one."""
-    is_slurm = name.startswith("SLURM_") and name not in ("SLURM_CONF", "SLURM_CLUSTERS")
+    is_slurm = name.startswith("SLURM_") and name not in ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
     return is_slurm or name in (*RANKS, PARENT, MISTAKE, STOPPED)
 
 
@@ -115,8 +115,12 @@ def _put_aside(config: DictConfig, aside: Path) -> Iterator[None]:
 
     The job itself replaces nothing, so that it does not after it was in the queue again.
     """
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    aside.mkdir(exist_ok=True)
+    if any(aside.iterdir()):  # of a submission that was killed
+        raise ConfigError(
+            f"{aside} holds what an earlier submission, which was killed, had put aside to replace it; move it back into "
+            f"{config.output_dir}, or remove it"
+        )
     moved = [(path, aside / path.name) for path in replaced(config) if path.exists()]
     for path, place in moved:
         path.rename(place)

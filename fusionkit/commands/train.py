@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from lightning import Trainer, seed_everything
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fusionkit.assembly.checks import lonely
 from fusionkit.assembly.parts import Parts, build_parts
@@ -97,6 +97,8 @@ def _train_here(config: DictConfig) -> Trained | float | None:
     if config.trainer.get("slurm") and not (is_rank() or is_step()):
         submit(config)
         return None
+    with open_dict(config.trainer):
+        config.trainer.pop("slurm", None)  # so that no checkpoint has it
     trainer = build_trainer(config)
     if not is_started(trainer) and trainer.num_devices > 1:
         return run_in_ranks("fusionkit.commands.train:train", config, trainer.num_devices)

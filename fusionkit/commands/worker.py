@@ -27,7 +27,7 @@ from fusionkit.cli.main import is_first, load
 from fusionkit.commands.processes import start_ranks
 from fusionkit.config import leaves, register_resolvers
 from fusionkit.errors import LostRankError, UserError
-from fusionkit.signals import MISTAKE, REQUEUE, Stopped, end_with_parent, is_child, listening, stopped_code
+from fusionkit.signals import MISTAKE, Stopped, end_with_parent, is_child, listening, stopped_code
 
 NOW = re.compile(r"\$\{\s*now\s*:")
 
@@ -134,7 +134,7 @@ def main(job: str, path: str) -> int:
     except Stopped as stopped:
         if is_first() and not is_ours:
             print(stopped, file=sys.stderr, flush=True)
-        return REQUEUE if is_ours else stopped_code()
+        return stopped_code()
 
 
 def _main(job: str, path: str) -> int:

@@ -290,6 +290,10 @@ class DataModule(LightningDataModule):
         """Go on with the batch after those."""
         self._resumed = state_dict
 
+    def is_resized(self, state: Mapping[str, Any]) -> bool:
+        """Whether the batches of all processes together are of other sizes than those of a state."""
+        return bool(self._order()[SIZE] != state["order"].get(SIZE, self._order()[SIZE]))
+
     @property
     def steps(self) -> int:
         """Batches of each source in an epoch."""
@@ -321,7 +325,7 @@ class DataModule(LightningDataModule):
         self._training[name] = data
         groups = None if source.shuffle_window is None else samples.folders
         stream = Stream(len(samples), self.seed, name, weights, groups, source.shuffle_window or 0)
-        begin = begin_of(name, source.batch_size * self._place[1], self._resumed)
+        begin = begin_of(name, source.batch_size * self._place[1], {} if self._is_overfitting else self._resumed)
         batches = StreamBatches(stream, source.batch_size, self.steps, self._window, *self._place, begin)
         workers = workers_of(self.num_workers, len(self._splits.training))
         self._loaders[name] = Loader(data, batches, self._collate(name, "train", samples), workers, persistent=True)
@@ -368,8 +372,12 @@ class DataModule(LightningDataModule):
     def _window(self) -> tuple[int, int]:
         """For the epoch about to start, the number of its next batch since training began, and how many are left."""
         steps, (total, current) = self.epoch_steps, self._progress()
-        is_overfitting = bool(getattr(self.trainer, "overfit_batches", 0))  # every epoch is then the first one
-        return 0 if is_overfitting else total, steps - current % max(steps, 1)
+        return 0 if self._is_overfitting else total, steps - current % max(steps, 1)
+
+    @property
+    def _is_overfitting(self) -> bool:
+        """Whether every epoch is the first one."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
 
     def _order(self) -> dict[str, Any]:
         """What the order of training samples is a function of."""

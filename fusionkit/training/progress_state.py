@@ -33,17 +33,22 @@ def data_state(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stretch_epoch(checkpoint: MutableMapping[str, Any], before: int, now: int, accumulated: int) -> None:
-    """Change the place within an epoch of ``before`` batches to that within one of ``now``: the same part of it is left.
+    """Change the place within an epoch of ``before`` batches to that within one of ``now``: at least the same part of it is left.
 
-    It is one where an optimiser step begins, of ``accumulated`` batches each.
+    It is one where an optimiser step begins, of ``accumulated`` batches each; before the first of them the epoch begins anew.
     """
-    counts = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    loop = checkpoint["loops"]["fit_loop"]
+    counts, epochs = loop["epoch_loop.batch_progress"]["current"], loop["epoch_progress"]
     done = counts["processed"]
-    if 0 < done < before:
-        place = max(accumulated, min(round(done * now / before), now - 1) // accumulated * accumulated)
-    else:
-        place = now if done else 0
-    counts |= {name: count + place - done for name, count in counts.items()}
+    if not done:
+        return
+    place = now if done >= before else done * now // before // accumulated * accumulated
+    if place:
+        counts |= {name: count + place - done for name, count in counts.items()}
+        return
+    counts |= dict.fromkeys(counts, 0)
+    for progress in (epochs["total"], epochs["current"]):
+        progress |= dict.fromkeys(("ready", "started", "processed"), progress["completed"])
 
 
 def end_epoch(checkpoint: MutableMapping[str, Any]) -> None:

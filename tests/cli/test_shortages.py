@@ -1,6 +1,7 @@
 """Where memory, shared memory or a process is missing, one sentence says what needed it and what to do."""
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def test_memory_that_runs_out_names_the_part_and_the_size() -> None:
         Greedy()(torch.ones(1))
     told = str(translate(raised.value))
     assert told.startswith(
-        "memory ran out in Greedy, which asked for 3,638.0 TiB; what costs least: half of data.sources."
+        "memory ran out in Greedy, which asked for 3,638.0 TiB; what costs least in a training: half of data.sources."
     )
     assert told.endswith("says what takes how much, and a training goes on from its last checkpoint with resume=auto")
 
@@ -72,6 +73,17 @@ def test_numpy_s_words_are_known() -> None:
     assert str(translate(raised.value)).startswith("memory ran out, which asked for 88.8 PiB; what costs least")
 
 
-@pytest.mark.parametrize("said", ["size mismatch", "No space for this", "worker failed"])
+def broken(rows: list[int]) -> Any:
+    raise RuntimeError(f"a defect with {len(rows)} rows")
+
+
+def test_an_error_within_a_process_that_makes_batches_keeps_its_trace() -> None:
+    loader = torch.utils.data.DataLoader([1, 2], batch_size=2, num_workers=1, collate_fn=broken)
+    with pytest.raises(RuntimeError, match="in DataLoader worker process 0") as raised:
+        next(iter(loader))
+    assert translate(raised.value) is None
+
+
+@pytest.mark.parametrize("said", ["size mismatch", "No space left on device", "the worker is killed by signal: Killed"])
 def test_a_defect_of_ours_keeps_its_trace(said: str) -> None:
     assert translate(RuntimeError(said)) is None

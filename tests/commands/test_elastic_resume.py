@@ -61,6 +61,18 @@ def test_an_epoch_keeps_the_part_that_is_left(world: Path) -> None:
     assert images(world, "half") == images(world, "epochs")
 
 
+def test_an_epoch_of_one_batch_is_not_over_before_it_is_trained_on(world: Path) -> None:
+    """A run whose epoch had not ended would be taken for finished; so would one of which an epoch's limit was lifted."""
+    once = ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=1.0"]
+    train(world, "large", 4, -1, *once, *sending(signal.SIGTERM, 1), code=75)
+    train(world, "large", 32, -1, "resume=true", *once)
+    assert checkpoint(world, "large")["global_step"] == 2
+    assert len(images(world, "large")) == 4 + 32
+    train(world, "limit", 4, -1, *once, "trainer.limit_train_batches=3", *sending(signal.SIGTERM, 2), code=75)
+    train(world, "limit", 4, -1, "resume=true", *once)
+    assert checkpoint(world, "limit")["global_step"] == 6
+
+
 @pytest.mark.slow
 def test_one_process_goes_on_with_what_two_have_begun(world: Path, ranks: None) -> None:
     train(world, "one", 4, 6)

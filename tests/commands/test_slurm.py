@@ -268,6 +268,16 @@ def test_an_earlier_run_is_replaced_once_by_a_job_that_sbatch_takes(
         assert yaml.safe_load((folder / "slurm/config.yaml").read_text())["overwrite"] is False
 
 
+def test_what_a_killed_submission_had_put_aside_is_not_lost(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier_run(Path("run/slurm/replaced"))
+    assert train("output_dir=run") == 2
+    assert (
+        "run/slurm/replaced holds what an earlier submission, which was killed, had put aside"
+        in capsys.readouterr().err
+    )
+    assert Path("run/slurm/replaced/checkpoints/last.ckpt").is_file()
+
+
 def test_what_was_left_of_a_run_without_a_checkpoint_is_not_gone_on_with(cluster: Path) -> None:
     """Else the job would find it finished, or of another configuration."""
     earlier_run(Path("run"))
@@ -336,7 +346,7 @@ TASK = {**BATCH, "SLURM_STEP_ID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"
 @pytest.mark.parametrize(
     ("environment", "is_submitted"),
     [
-        ({"SLURM_CONF": "there"}, True),
+        ({"SLURM_CONF": "there", "SLURM_JWT": "x"}, True),
         (BATCH, True),
         (BATCH | {"SLURM_STEP_ID": "4294967291"}, True),  # of a batch script
         (TASK | {"SLURM_JOB_NAME": "bash"}, True),
@@ -362,7 +372,7 @@ def test_a_process_of_a_job_trains_and_any_other_submits(
             train_here(config)
         return
     assert train_here(config) is None
-    assert set(told(cluster)["environment"]) & environment.keys() == environment.keys() & {"SLURM_CONF"}
+    assert set(told(cluster)["environment"]) & environment.keys() == environment.keys() & {"SLURM_CONF", "SLURM_JWT"}
 
 
 def test_other_commands_and_python_submit_nothing(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -390,10 +400,14 @@ def test_rank_0_of_a_job_alone_says_that_it_was_stopped(
     assert worker.main("job", "config.yaml") == 0
     assert (tmp_path / "stopped").exists()
     (tmp_path / "stopped").unlink()
+    with monkeypatch.context() as child:  # a run of a parallel sweep, whose launcher looks at its code
+        child.setenv(PARENT, "1")
+        child.setattr(worker, "end_with_parent", lambda: None)
+        assert worker.main("job", "config.yaml") == 75
     monkeypatch.setattr("fusionkit.cli.main.load", lambda target: stop)
     assert run(["train"]) == 0  # by a job script of one's own
     assert (tmp_path / "stopped").exists()
-    assert capsys.readouterr().err.count("the same command with resume=auto goes on") == (3 if rank == "0" else 0)
+    assert capsys.readouterr().err.count("the same command with resume=auto goes on") == (4 if rank == "0" else 0)
     assert MISTAKE not in os.environ
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv(PARENT, "1")  # a process of ours has started this one as a rank

@@ -63,5 +63,6 @@ def test_norms_of_each_process_are_told_of() -> None:
         "batch norms (1, ...) take their statistics from the 4 images of each of 2 processes, not from the 8"
     )
     assert not told_own_rows(model, [8, 4], 1)
+    assert told_own_rows(nn.BatchNorm1d(2, affine=False), [8], 2)
     assert not told_own_rows(model[0], [8, 4], 2)
     assert not told_own_rows(SharedStatistics().apply(model), [8, 4], 2)

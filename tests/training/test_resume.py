@@ -234,18 +234,25 @@ def test_places_are_counted_back() -> None:
     ("done", "before", "now", "accumulated", "place"),
     [
         (5, 10, 20, 1, 10),  # half an epoch
-        (5, 10, 10, 1, 5),
-        (5, 10, 10, 3, 3),  # an optimiser step begins there
+        (5, 10, 16, 3, 6),  # an optimiser step begins there
         (9, 10, 5, 1, 4),  # no epoch ends that had not
         (10, 10, 5, 3, 5),
         (0, 10, 20, 3, 0),
-        (1, 100, 10, 2, 2),
+        (1, 100, 10, 2, 0),  # it begins anew
+        (2, 3, 1, 1, 0),
+        (2, 6, 8, 4, 0),
     ],
 )
 def test_the_part_of_an_epoch_that_is_left_stays(
     done: int, before: int, now: int, accumulated: int, place: int
 ) -> None:
     counts = {"ready": done, "started": done, "processed": done, "completed": done - 1}
-    content: dict[str, Any] = {"loops": {"fit_loop": {"epoch_loop.batch_progress": {"current": counts}}}}
-    stretch_epoch(content, before, now, accumulated)
-    assert counts == {"ready": place, "started": place, "processed": place, "completed": place - 1}
+    epochs = {which: {"ready": 3, "started": 3, "processed": 2, "completed": 2} for which in ("total", "current")}
+    loop = {"epoch_loop.batch_progress": {"current": counts}, "epoch_progress": epochs}
+    stretch_epoch({"loops": {"fit_loop": loop}}, before, now, accumulated)
+    if place or not done:
+        assert counts == {"ready": place, "started": place, "processed": place, "completed": place - 1}
+        assert epochs["total"] == epochs["current"] == {"ready": 3, "started": 3, "processed": 2, "completed": 2}
+    else:  # as between two epochs
+        assert set(counts.values()) == {0}
+        assert epochs["total"] == epochs["current"] == dict.fromkeys(epochs["total"], 2)

@@ -35,21 +35,22 @@ class SharedStatistics(TorchSyncBatchNorm):
 
 
 def of_own_rows(module: nn.Module) -> list[str]:
-    """The names of batch norms that train on statistics of their own process's rows alone."""
+    """The names of batch norms that train on statistics of their own process's rows alone; frozen ones are no such."""
     return [
         name
         for name, part in module.named_modules()
         if isinstance(part, _BatchNorm)
         and not isinstance(part, nn.SyncBatchNorm)
-        and any(parameter.requires_grad for parameter in part.parameters())
+        and (not part.affine or any(parameter.requires_grad for parameter in part.parameters()))
     ]
 
 
 def told_own_rows(module: nn.Module, images: Sequence[int], processes: int) -> list[str]:
     """What to say of a model with such norms where several processes train, each on so many images of each source a step."""
     names = of_own_rows(module) if processes > 1 else []
+    if not names:
+        return []
     return [
         f"batch norms ({names[0]}{', ...' if names[1:] else ''}) take their statistics from the {min(images)} images of each of "
         f"{processes} processes, not from the {min(images) * processes} of a step; on GPUs trainer.sync_batchnorm=true does"
-        for _ in names[:1]
     ]

@@ -27,7 +27,7 @@ def set_apart(checkpoint: Mapping[str, Any], folder: Path, advice: str) -> dict[
         local = value.to_local().detach()
         if not isinstance(placement, Shard):
             return local
-        own[place] = _alone(local)
+        own[place] = local
         table[place] = {"shape": list(value.shape), "dim": placement.dim}
         return None
 
@@ -38,9 +38,10 @@ def set_apart(checkpoint: Mapping[str, Any], folder: Path, advice: str) -> dict[
     who = f"{checkpoint.get('global_step', 0)}-{rank()}of{world_size()}"
     file, digest, is_new, fault = Path(), "", False, ""
     try:
-        file, digest, is_new = save_part(own, folder, who, advice)
-    except DataError as error:
-        fault = str(error)
+        alone = {place: _alone(local) for place, local in own.items()}
+        file, digest, is_new = save_part(alone, folder, who, advice)
+    except (DataError, OSError, MemoryError, RuntimeError) as error:  # else the others would wait for this rank
+        fault = str(error) or type(error).__name__
     told = gather_objects([(file.name, digest, fault)])
     if not (faults := [each for _, _, each in told if each]):
         absent = from_rank_zero([name for name, _, _ in told if not (folder / name).is_file()])

@@ -7,6 +7,7 @@ from torch import nn
 
 from fusionkit.checkpoints.frozen import KEY as FROZEN
 from fusionkit.checkpoints.match import not_finite, require_fit
+from fusionkit.data.datamodule import DataModule
 from fusionkit.distributed import gather_objects
 from fusionkit.errors import UserError
 from fusionkit.training.ema import put_back
@@ -63,10 +64,9 @@ def load_progress(module: "TrainingModule", checkpoint: dict[str, Any]) -> None:
     refit(checkpoint, module.build_optimizer(), module.named_parameters(), has_schedule=module.has_schedule)
     if module.trainer.max_steps != -1:
         end_epoch(checkpoint)
-    data = getattr(module.trainer, "datamodule", None)  # of any kind
-    before, now = data_state(checkpoint).get("steps"), getattr(data, "epoch_steps", None)
-    if before and now:
-        stretch_epoch(checkpoint, before, now, module.trainer.accumulate_grad_batches)
+    data, state = getattr(module.trainer, "datamodule", None), data_state(checkpoint)
+    if isinstance(data, DataModule) and "steps" in state and data.is_resized(state):
+        stretch_epoch(checkpoint, state["steps"], data.epoch_steps, module.trainer.accumulate_grad_batches)
     precision, now = progress.get("precision"), str(module.trainer.precision)
     if precision not in (None, now):  # auto measures a CPU, which may be busy at one time and not at another
         rank_zero_warn(
