@@ -286,8 +286,9 @@ def main() -> int:
     given = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": os.getcwd()}
     torch.set_num_threads(1)
-    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-        signal.signal(number, usual)  # a shell's background and nohup ignore them
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background and nohup ignore these
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     made = ["data", "make", "shapes", f"root={folder}/shapes", "scenes=64"]
     if Started(lambda: run(made)).wait():
