@@ -109,6 +109,7 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     ),
     "trainer": (
         "fusionkit.training.processes.sharding.FullySharded",
+        "fusionkit.training.processes.slurm_job.Slurm",
         "lightning.Trainer",
         "lightning.pytorch.Trainer",
         "lightning.pytorch.strategies.",
