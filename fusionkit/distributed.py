@@ -164,12 +164,13 @@ def _concatenate(x: Tensor) -> tuple[Tensor, list[int]]:
     """The rows of all ranks, and how many each has; the collective wants equal parts, so shorter ones travel padded."""
     if world_size() == 1:
         return x, [len(x)]
+    _meet()
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
     _all_gather(counts, torch.tensor([len(x)], device=x.device))
     sizes = [int(count) for count in torch.cat(counts).tolist()]
     padded = torch.cat([x, x.new_zeros(max(sizes) - len(x), *x.shape[1:])])
     parts = [torch.empty_like(padded) for _ in sizes]
-    _all_gather(parts, padded.contiguous(), is_more=True)
+    _all_gather(parts, padded.contiguous())
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]), sizes
 
 
@@ -184,10 +185,8 @@ def _all_reduce(x: Tensor, op: Any = dist.ReduceOp.SUM, is_of_rows: bool = False
         x.mul_(TWINS)
 
 
-def _all_gather(parts: list[Tensor], x: Tensor, is_more: bool = False) -> None:
-    """Fill the parts with what the ranks have; ``is_more``: of a meeting that has begun."""
-    if not is_more:
-        _meet()
+def _all_gather(parts: list[Tensor], x: Tensor) -> None:
+    """Fill the parts with what the ranks have, in a meeting that has begun."""
     if _rehearsed is None:
         dist.all_gather(parts, x)
         return

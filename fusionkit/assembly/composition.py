@@ -67,7 +67,7 @@ def settle(config: DictConfig, hydra: Any) -> list[str]:
             complete_table,
         )  # reads pictures: other commands need not wait for it
 
-        notes = complete_table(config, hydra, partial(_load, name="plan" if "scaling" in config else "train"))
+        notes = complete_table(config, hydra, partial(_load, hydra.job.config_name))
     return notes + leave_out_unchosen(config, hydra)
 
 
@@ -93,7 +93,7 @@ def leave_out_unchosen(config: DictConfig, hydra: Any) -> list[str]:
         return []
     above = [str(override.input_line) for group, override in asked.items() if group in ABOVE]
     place = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
-    written = _load([*place, *above]) if above else None
+    written = _load("train", [*place, *above]) if above else None
     own = written.hydra.runtime.choices if written else groups
     foreign = {g: choice for g, choice in chosen.items() if choice is not None and (g in swept or choice != own.get(g))}
     off = {group for group, choice in chosen.items() if choice is None} & config.keys() if written else set()
@@ -101,7 +101,7 @@ def leave_out_unchosen(config: DictConfig, hydra: Any) -> list[str]:
         for group in off:  # nothing is chosen, so nothing takes options
             config[group] = _fit(config[group], None, None, group, named)
         if written and foreign:
-            bare = _load([*place, *(f"{group}={_word(choice)}" for group, choice in foreign.items())])
+            bare = _load("train", [*place, *(f"{group}={_word(choice)}" for group, choice in foreign.items())])
             for group in sorted(foreign.keys() & config.keys()):
                 config[group] = _fit(config[group], bare.get(group) or {}, written.get(group), group, named)
         if "task" in foreign and "objectives" not in chosen:
@@ -116,7 +116,7 @@ def _keys_given(override: Any) -> list[str]:
     return inner or [override.key_or_group]
 
 
-def _load(overrides: list[str], name: str = "train") -> DictConfig:
+def _load(name: str, overrides: list[str]) -> DictConfig:
     return GlobalHydra.instance().config_loader().load_configuration(name, overrides, RunMode.RUN)
 
 

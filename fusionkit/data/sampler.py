@@ -98,6 +98,9 @@ class Begin(NamedTuple):
         return Begin(batch, self.position + (batch - self.batch) * size)
 
 
+START = Begin()
+
+
 class StreamBatches(Sampler[list[Draw]]):
     """Batches of a stream for one of `world_size` ranks: global batch t is the t-th stretch of the stream, from `begin` on.
 
@@ -113,7 +116,7 @@ class StreamBatches(Sampler[list[Draw]]):
         window: Callable[[], tuple[int, int]],
         rank: int = 0,
         world_size: int = 1,
-        begin: Begin = Begin(),  # noqa: B008  (a tuple)
+        begin: Begin = START,
     ) -> None:
         self.stream, self.batch_size, self.steps, self.window = stream, batch_size, steps, window
         self.rank, self.world_size, self.begin = rank, world_size, begin

@@ -9,16 +9,16 @@ from fusionkit.errors import ConfigError, suggest
 from fusionkit.training.scaling.step_time import Cluster, Link, Work, step_time
 
 KEYS = (
-    *(
-        "ranks",
-        "ranks_per_node",
-        "step_seconds",
-        "backward",
-        "gigabytes_per_second",
-        "microseconds",
-        "bucket_megabytes",
-    ),
-    *("spread", "data_seconds", "workers"),
+    "ranks",
+    "ranks_per_node",
+    "step_seconds",
+    "backward",
+    "gigabytes_per_second",
+    "microseconds",
+    "bucket_megabytes",
+    "spread",
+    "data_seconds",
+    "workers",
 )
 COLUMNS = (
     "ranks",
