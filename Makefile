@@ -5,8 +5,10 @@ CONSTRAINTS ?= constraints.txt
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OLDEST ?= .venv-oldest
+NEWEST ?= .venv-newest
 # what the libraries' oldest versions have to bear: the contracts, published numbers and generation
-CORE_TESTS := tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
+CORE_TESTS ?= tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-oldest test-newest pin check real-small matrix docs wheel clean
@@ -33,18 +35,18 @@ test: setup ## all tests
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-oldest: ## contracts, published numbers and generation with the oldest versions that pyproject.toml allows
-	mkdir -p .venv-oldest
-	$(PYTHON) .ci/oldest.py > .venv-oldest/constraints.txt
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=.venv-oldest/constraints.txt ARGS="$(CORE_TESTS) $(ARGS)"
+	mkdir -p $(OLDEST)
+	$(PYTHON) .ci/oldest.py > $(OLDEST)/constraints.txt
+	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=$(OLDEST)/constraints.txt ARGS="$(CORE_TESTS) $(ARGS)"
 
 test-newest: ## all tests with the newest versions that pyproject.toml allows
-	rm -f .venv-newest/.installed
-	$(MAKE) test VENV=.venv-newest CONSTRAINTS= PIP_ARGS="--upgrade --upgrade-strategy eager $(PIP_ARGS)"
+	rm -f $(NEWEST)/.installed
+	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS= PIP_ARGS="--upgrade --upgrade-strategy eager $(PIP_ARGS)"
 
-pin: ## write constraints.txt from .venv-newest, once `make test-newest` is green
-	{ head -n 1 constraints.txt; .venv-newest/bin/python -m pip freeze --exclude-editable | \
-		grep -vE '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > .venv-newest/constraints.txt
-	mv .venv-newest/constraints.txt constraints.txt
+pin: ## write constraints.txt from the newest versions, once `make test-newest` is green
+	{ head -n 1 constraints.txt; $(NEWEST)/bin/python -m pip freeze --exclude-editable | \
+		grep -vE '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > $(NEWEST)/constraints.txt
+	mv $(NEWEST)/constraints.txt constraints.txt
 
 check: setup ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .
