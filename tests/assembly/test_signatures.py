@@ -1,6 +1,7 @@
 """What a part takes, read from source, is what importing it would say."""
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -115,6 +116,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     (tmp_path / "own_parts/inner.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("own_parts", "own_parts.inner"):  # of the test before
+        sys.modules.pop(name, None)
     signatures._file_of.cache_clear()
 
 
