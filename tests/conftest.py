@@ -1,8 +1,11 @@
 """Set up for every test: one thread, no network, no W&B; what a marker needs, and why a test is skipped without it."""
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["FUSIONKIT_CACHE"] = (cache := TemporaryDirectory(prefix="fusionkit-tests-")).name  # not that of the user
 
 import torch
+
+from tests.warm import Warm
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = Path(os.environ.get("FUSIONKIT_REFERENCE", ROOT.parent / "shared"))
@@ -33,3 +38,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def reference() -> Path:
     """The folder of reference files (``reference/`` and ``data/`` in it); use with the marker of the same name."""
     return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def forking() -> Iterator[Warm]:
+    """Starts processes that need not import the libraries again (tests/warm.py)."""
+    warm = Warm()
+    yield warm
+    warm.close()
+
+
+@pytest.fixture
+def warm(forking: Warm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks and jobs that a test starts begin with the libraries imported."""
+    known = SimpleNamespace(Popen=forking, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("fusionkit.commands.processes.subprocess", known)

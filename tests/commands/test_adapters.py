@@ -26,7 +26,7 @@ TOY = [
     "evaluation.roles=[test]",
 ]
 PHASES = ["adapters=lora", "stages=language_model", "stages.project.steps=2", "stages.adapt.steps=2"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 
 
 @pytest.fixture(scope="module")
