@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 OLDEST ?= .venv-oldest
 NEWEST ?= .venv-newest
 # what the libraries' oldest versions have to bear: the contracts, published numbers and generation
-CORE_TESTS ?= tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
+CORE_TESTS ?= -m "not slow" tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-oldest test-newest pin check real-small matrix docs wheel clean
@@ -37,7 +37,7 @@ test: setup ## all tests
 test-oldest: ## contracts, published numbers and generation with the oldest versions that pyproject.toml allows
 	mkdir -p $(OLDEST)
 	$(PYTHON) .ci/oldest.py > $(OLDEST)/constraints.txt
-	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=$(OLDEST)/constraints.txt ARGS="$(CORE_TESTS) $(ARGS)"
+	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=$(OLDEST)/constraints.txt ARGS='$(CORE_TESTS) $(ARGS)'
 
 test-newest: ## all tests with the newest versions that pyproject.toml allows
 	rm -f $(NEWEST)/.installed

@@ -10,6 +10,8 @@ import torch
 from fusionkit.cli.main import run
 from tests.commands.test_stopping import TINY, checkpoint, ranks, sending, world
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 __all__ = ["ranks", "world"]  # fixtures
 
 ALIKE = [

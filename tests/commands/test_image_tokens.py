@@ -8,6 +8,8 @@ import pytest
 
 from fusionkit.cli.main import run
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 SMALL = [
     "trainer=cpu",
     "trainer.precision=32-true",

@@ -12,6 +12,8 @@ import torch
 from fusionkit.cli.main import run
 from fusionkit.files.lock import locked_folder
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 TINY = [
     "trainer.precision=32-true",
     "trainer.max_epochs=-1",

@@ -17,6 +17,8 @@ from fusionkit.commands.train import begin_tasks
 from fusionkit.reporting.reading import read_run, read_runs
 from fusionkit.scoring.sample_scores import scores_of
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 SMALL = [
     "trainer=cpu",
     "trainer.precision=32-true",

@@ -30,6 +30,8 @@ from tests.commands.test_train import SMALL
 from tests.distributed.global_batch import run_module
 from tests.toys import CONF
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 @pytest.mark.slow
 def test_gradients_of_split_weights_are_those_of_ddp(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ from tests.toys import choices
 from tests.training.fakes import fake_module
 from tests.training.test_metrics import answers, samples
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -80,8 +80,14 @@ def test_without_texts_every_fusion_costs_nothing(name, fusion):
     a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(lambda: build(name, fusion))
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    ("name", "fusion"),
+    [
+        pytest.param(name, fusion, marks=() if name == "vqa" or fusion == "cross_attention" else pytest.mark.slow)
+        for name in TASKS
+        for fusion in FUSIONS
+    ],
+)
 def test_it_overfits_eight_samples_or_is_refused(name, fusion):
     model, task = build(name, fusion)
     if not feeds(model, task):
