@@ -165,6 +165,13 @@ def test_third_party_imports_and_declared_dependencies_agree() -> None:
     assert declared - imported <= {"tensorboard"}  # Lightning imports it for its logger
 
 
+def test_durations_are_not_read_off_the_time_of_day() -> None:
+    """It jumps (a cluster sets it, a laptop wakes up): only ages of files are measured by it, to tidy up."""
+    called = re.compile(r"\btime\.time\b|from time import .*\btime\b")
+    found = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if called.search(path.read_text())}
+    assert found == {"files/atomic.py", "data/tables/place.py"}
+
+
 @pytest.mark.slow
 def test_the_wheel_carries_the_package_and_its_configuration(tmp_path: Path) -> None:
     wheel = pytest.importorskip("hatchling.builders.wheel")

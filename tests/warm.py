@@ -77,7 +77,9 @@ class Warm:
         try:
             socket.send_fds(way, [len(asked).to_bytes(4, "big")], [0, out, out if stderr == subprocess.STDOUT else 2])
             way.sendall(asked)
-            return Process(int.from_bytes(way.recv(4, socket.MSG_WAITALL), "big"), command)
+            if len(number := way.recv(4, socket.MSG_WAITALL)) < 4:
+                raise RuntimeError("the process to fork from has ended; what it says stands above")
+            return Process(int.from_bytes(number, "big"), command)
         finally:
             _subreaper(False)
 
