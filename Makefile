@@ -11,7 +11,7 @@ NEWEST ?= .venv-newest
 CORE_TESTS ?= -m "not slow" tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-oldest test-newest pin check real-small matrix docs wheel clean
+.PHONY: help setup quickstart test test-oldest test-newest upgrade pin check real-small matrix docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,9 +39,12 @@ test-oldest: ## contracts, published numbers and generation with the oldest vers
 	$(PYTHON) .ci/oldest.py > $(OLDEST)/constraints.txt
 	$(MAKE) test VENV=$(OLDEST) CONSTRAINTS=$(OLDEST)/constraints.txt ARGS='$(CORE_TESTS) $(ARGS)'
 
-test-newest: ## all tests with the newest versions that pyproject.toml allows
+test-newest: upgrade ## all tests with the newest versions that pyproject.toml allows
+	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS=
+
+upgrade:
 	rm -f $(NEWEST)/.installed
-	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS= PIP_ARGS="--upgrade --upgrade-strategy eager $(PIP_ARGS)"
+	$(MAKE) setup VENV=$(NEWEST) CONSTRAINTS= PIP_ARGS="--upgrade --upgrade-strategy eager $(PIP_ARGS)"
 
 pin: ## write constraints.txt from the newest versions, once `make test-newest` is green
 	{ head -n 1 constraints.txt; $(NEWEST)/bin/python -m pip freeze --exclude-editable | \
