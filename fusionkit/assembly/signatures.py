@@ -159,8 +159,8 @@ def _annotation(node: ast.expr | None, module: str) -> Any:
         outer = outer.lower() if outer in ("List", "Tuple") else outer
         return _list_of(outer, [ast.unparse(part) for part in inner]) if outer in LISTS else object
     if isinstance(node, ast.Name | ast.Attribute):
-        try:  # a name for an annotation
-            alias = _definition(f"{module}.{text}")
+        try:  # a name for an annotation; another library's is a class of its own, and its source long to read
+            alias = _definition(f"{module}.{text}", within=module.partition(".")[0])
         except (Unreadable, ImportError):
             return object
         if isinstance(alias.node, ast.Assign):
@@ -201,8 +201,8 @@ def _value(node: ast.expr, module: str) -> Any:
         raise Unreadable from None
 
 
-def _definition(name: str, depth: int = 0) -> Definition:
-    """Where a dotted name is defined, through the imports of other modules."""
+def _definition(name: str, depth: int = 0, within: str | None = None) -> Definition:
+    """Where a dotted name is defined, through the imports of other modules, or of those ``within`` one package."""
     parts = name.split(".")
     path, module, package = None, "", True
     for count in range(1, len(parts)):
@@ -216,7 +216,7 @@ def _definition(name: str, depth: int = 0) -> Definition:
         raise Unreadable
     body = _tree(path).body
     if len(rest) == 2:  # a method
-        owner = _definition(f"{module}.{rest[0]}", depth + 1)
+        owner = _definition(f"{module}.{rest[0]}", depth + 1, within)
         if not isinstance(owner.node, ast.ClassDef):
             raise Unreadable
         module, body, rest = owner.module, owner.node.body, rest[1:]
@@ -227,13 +227,15 @@ def _definition(name: str, depth: int = 0) -> Definition:
             return Definition(module, statement)
         if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == f"{rest[0]}.__signature__":
             borrowed = ast.unparse(statement.value).removeprefix("inspect.signature(").removesuffix(")")
-            return _definition(f"{module}.{borrowed}", depth + 1)
+            return _definition(f"{module}.{borrowed}", depth + 1, within)
         if isinstance(statement, ast.ImportFrom):
             for alias in statement.names:
                 if (alias.asname or alias.name) == rest[0]:
                     home = module.split(".")[: module.count(".") + 1 + package - statement.level]
                     source = ".".join([*(home if statement.level else []), *filter(None, [statement.module])])
-                    return _definition(f"{source}.{alias.name}", depth + 1)
+                    if within and source.partition(".")[0] != within:
+                        raise Unreadable
+                    return _definition(f"{source}.{alias.name}", depth + 1, within)
     raise Unreadable
 
 

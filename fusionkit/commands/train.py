@@ -77,7 +77,8 @@ def train_here(config: DictConfig) -> Trained | float | None:
     Where the ranks that it started did it, gives the mean score of rank 0; None where there is none, it was finished before, or a
     job of SLURM will do it.
     """
-    check(config, "TrainConfig")
+    if not is_child_rank():  # whose configuration has been checked
+        check(config, "TrainConfig")
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun, which may be killed
         watch_parent(os.getppid())
     writes = is_main() and not is_child_rank() and not config.trainer.fast_dev_run
