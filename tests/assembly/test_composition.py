@@ -3,14 +3,16 @@
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fusionkit.assembly.composition import training_config
+from fusionkit.assembly.composition import ABOVE, _load, _plain, training_config
 from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level
 from fusionkit.cli.main import run
 from fusionkit.cli.schemas import TrainConfig
+from fusionkit.config import primary_groups, register_resolvers
 from fusionkit.errors import ConfigError
-from tests.toys import choices
+from tests.toys import CONF, choices
 
 
 def checked(*overrides: str) -> DictConfig:
@@ -160,3 +162,19 @@ def test_a_part_that_is_switched_off_has_no_options(capsys) -> None:
     assert not checked("experiment=albef_pretrain_4m", "teacher=none", "data.root=/x").teacher
     assert run(["train", "experiment=quickstart", "scheduler=null", "--cfg", "job"]) == 0
     assert "warmup_steps" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_files_of_a_group_say_alone_what_they_say_beside_all_others(share: float) -> None:
+    register_resolvers()
+    words = []
+    for group, default in primary_groups("train").items():
+        if group not in ABOVE:
+            names = choices(group)
+            name = names[round(share * (len(names) - 1))]
+            words.append(f"{group}=[{name}]" if isinstance(default, list) else f"{group}={name}")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        alone, beside = _load(None, [f"+{word}" for word in words]), _load("train", words)
+    groups = [word.partition("=")[0] for word in words]
+    assert len(groups) > 15
+    assert all(_plain(alone.get(group)) == _plain(beside.get(group)) for group in groups)
