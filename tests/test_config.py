@@ -16,7 +16,11 @@ from fusionkit.config import package_file, primary_groups, register_resolvers
 from fusionkit.errors import ConfigError, DataError
 from tests.toys import CONF, choices
 
-GROUPS = [(group, name) for group in primary_groups("train") for name in choices(group)]
+GROUPS = [  # the first of each group, but where only the libraries are other ones
+    pytest.param(group, name, marks=pytest.mark.slow if place else ())
+    for group in primary_groups("train")
+    for place, name in enumerate(choices(group))
+]
 TOP = ["data.root=x"]  # required by the data sets that are not made here
 
 OPEN = {"timm": ["image_encoder.name=resnet18"], "hf": ["text_encoder.pretrained=bert-base-cased"]}

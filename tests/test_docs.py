@@ -31,7 +31,7 @@ PAGES = [ROOT / "README.md", *(path for path in sorted(DOCS.rglob("*.md")) if pa
 NOTEBOOKS = sorted(DOCS.glob("notebooks/*.ipynb"))
 FENCE = re.compile(r"^(?:<!-- needs: (\w+) -->\n)?```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALLER = [  # what a run of the documentation is made small by
-    *("data.prepare.scenes=24", "data.answers.min_count=1"),
+    *("data.prepare.scenes=24", "data.answers.min_count=1", "data.sources.shapes.batch_size=8"),
     *("trainer.precision=32-true", "trainer.max_steps=2", "trainer.limit_val_batches=1", "trainer.log_every_n_steps=1"),
     *("scheduler.warmup_steps=0", "evaluation.options.gallery=false", "evaluation.options.reranking.k=2"),
     *("text_encoder.config.hidden_size=32", "fusion.num_layers=1", "model.embed_size=16"),
@@ -72,7 +72,8 @@ def smaller(arguments: list[str]) -> list[str]:
     """A training of the documentation with what makes it small, where it does not say otherwise."""
     said = {text.lstrip("+").partition("=")[0] for text in arguments}
     text = " ".join(arguments)
-    left_out = {"data.prepare.scenes", "data.answers.min_count"} if "data=" in text else set[str]()
+    shapes = {"data.prepare.scenes", "data.answers.min_count", "data.sources.shapes.batch_size"}
+    left_out = shapes if "data=" in text else set[str]()
     left_out |= (
         {"fusion.num_layers"}
         if re.search(r"fusion=(late|add_pooled|\S*,)|experiment=(llava|chat)_tiny", text)

@@ -129,8 +129,10 @@ CHECKS = (
 LEARNS_TO = 0.35  # of the loss that training begins with
 
 
-def overfits_eight_samples(model: VisionLanguageModel, task: Task[Any], steps: int = 400) -> None:
-    """Training on one batch of eight images brings the loss to a small part of where it starts."""
+def overfits_eight_samples(
+    model: VisionLanguageModel, task: Task[Any], steps: int = 400, goal: float = LEARNS_TO
+) -> None:
+    """Training on one batch of eight images brings the loss to a small part, ``goal``, of where it starts."""
     batch = toy_batch(images=8)
     parameters = [*model.parameters(), *task.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.0)
@@ -139,7 +141,7 @@ def overfits_eight_samples(model: VisionLanguageModel, task: Task[Any], steps: i
         torch.manual_seed(1)  # the same masks and negatives at each step: nothing but the weights changes
         loss = task(model, batch, encode(model, task, batch)).loss
         losses.append(loss.item())
-        if losses[-1] < LEARNS_TO * losses[0]:
+        if losses[-1] < goal * losses[0]:
             return
         optimizer.zero_grad()
         loss.backward()

@@ -6,6 +6,7 @@ import torch
 from fusionkit.assembly.checks import check_needs
 from fusionkit.contracts.tasks import (
     CHECKS,
+    LEARNS_TO,
     a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter,
     encode,
     feeds,
@@ -32,6 +33,16 @@ def build(task_name, fusion=None, regions=False):
     raise AssertionError(f"no fusion feeds {task_name}")
 
 
+def is_learnt_by_heart(name, fusion):
+    """Each task and each fusion once; of the other pairs it is seen that they begin to learn."""
+    return name == "vqa" or fusion == "cross_attention"
+
+
+PAIRS = [  # every pair, but where only the libraries are other ones
+    pytest.param(name, fusion, marks=() if is_learnt_by_heart(name, fusion) else pytest.mark.slow)
+    for name in TASKS
+    for fusion in FUSIONS
+]
 REPLYING = [name for name in TASKS if build(name)[1].replies_to is not None]
 assert len(REPLYING) > 8
 
@@ -72,22 +83,15 @@ def test_evidence_is_one_number_of_each_fused_pair(name):
     assert evidence.requires_grad
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("name", "fusion"), PAIRS)
 def test_without_texts_every_fusion_costs_nothing(name, fusion):
-    if not feeds(*build(name, fusion)):
+    built = build(name, fusion)
+    if not feeds(*built):
         pytest.skip(f"{fusion} cannot feed {name}")
-    a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(lambda: build(name, fusion))
+    a_batch_without_texts_costs_nothing_and_still_reaches_every_parameter(lambda: built)
 
 
-@pytest.mark.parametrize(
-    ("name", "fusion"),
-    [
-        pytest.param(name, fusion, marks=() if name == "vqa" or fusion == "cross_attention" else pytest.mark.slow)
-        for name in TASKS
-        for fusion in FUSIONS
-    ],
-)
+@pytest.mark.parametrize(("name", "fusion"), PAIRS)
 def test_it_overfits_eight_samples_or_is_refused(name, fusion):
     model, task = build(name, fusion)
     if not feeds(model, task):
@@ -98,11 +102,10 @@ def test_it_overfits_eight_samples_or_is_refused(name, fusion):
     check_needs(name, task, model.fusion)
     if task.draws_texts:
         pytest.skip("its loss is no measure of what is learnt; that its rewards rise: test_captioning_scst.py")
-    overfits_eight_samples(model, task)
+    overfits_eight_samples(model, task, goal=LEARNS_TO if is_learnt_by_heart(name, fusion) else 2 * LEARNS_TO)
 
 
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(("name", "fusion"), PAIRS)
 def test_regions_in_place_of_pixels_train_and_predict(name, fusion):
     """Whatever a fusion can feed, it feeds from regions of variable count too; what pads them changes no record."""
     model, task = build(name, fusion, regions=True)
