@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import IO, Any
 
 SET_CHILD_SUBREAPER = 36  # of Linux's prctl: whose parent has ended becomes our child
 SEEDS = ("1", "2")
+ENVIRONMENT = dict(os.environ)  # before any test has changed it
 IMPORTED = ("fusionkit.commands.train", "fusionkit.commands.evaluate", "transformers.models.bert.modeling_bert")
 LOOK = 0.01
 
@@ -30,13 +32,14 @@ class Process:
 
     def __init__(self, pid: int, args: Sequence[str]) -> None:
         self.pid, self.args, self.returncode = pid, args, None
+        self._looking = threading.Lock()
 
     def poll(self) -> int | None:
-        return self._look(os.WNOHANG)
+        return self._look()
 
     def wait(self, timeout: float | None = None) -> int:
         end = None if timeout is None else time.monotonic() + timeout
-        while (code := self._look(0 if end is None else os.WNOHANG)) is None:
+        while (code := self._look()) is None:
             if end is not None and time.monotonic() > end:
                 raise subprocess.TimeoutExpired(list(self.args), timeout or 0.0)
             time.sleep(LOOK)
@@ -49,11 +52,15 @@ class Process:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def _look(self, how: int) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, how)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+    def _look(self) -> int | None:
+        with self._looking:
+            if self.returncode is None:
+                try:
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                except ChildProcessError:  # it never became ours
+                    pid, status = self.pid, 1 << 8
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
 
 
 class Warm:
@@ -62,12 +69,19 @@ class Warm:
     def __init__(self) -> None:
         self.sources: list[tuple[Any, socket.socket]] = []
         self.launches = 0
+        self._asking = threading.Lock()
 
     def __call__(
         self, command: Sequence[str], env: Mapping[str, str], stdout: IO[str] | None = None, stderr: int | None = None
     ) -> Any:
         if command[0] != sys.executable or command[1] in ("-c", "-S") or sys.platform != "linux":
             return subprocess.Popen(command, env=dict(env), stdout=stdout, stderr=stderr)
+        with self._asking:
+            return self._fork(command, env, stdout, stderr)
+
+    def _fork(
+        self, command: Sequence[str], env: Mapping[str, str], stdout: IO[str] | None, stderr: int | None
+    ) -> Process:
         place = int(env.get("RANK", "0"))
         self.launches += place == 0
         _, way = self._sources()[(place + self.launches) % len(SEEDS)]
@@ -87,9 +101,9 @@ class Warm:
         """The processes to fork from, started at the first call: they import beside each other."""
         for seed in SEEDS[len(self.sources) :]:
             ours, theirs = socket.socketpair()
-            environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+            environment = {**ENVIRONMENT, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
             root = str(Path(__file__).parents[1])
-            environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+            environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
             command = [sys.executable, __file__, str(theirs.fileno())]
             source = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], cwd=root)
             theirs.close()
@@ -104,7 +118,8 @@ class Warm:
 
 
 def _subreaper(on: bool) -> None:
-    ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, int(on), 0, 0, 0)
+    if ctypes.CDLL(None).prctl(SET_CHILD_SUBREAPER, int(on), 0, 0, 0):
+        raise OSError("this system does not let a process adopt another's children")
 
 
 def serve(way: socket.socket) -> list[str]:
@@ -127,7 +142,9 @@ def serve(way: socket.socket) -> list[str]:
             os.close(file)
     for file in (way.detach(), reading, writing):
         os.close(file)
-    while os.getppid() != starter:
+    while (parent := os.getppid()) != starter:
+        if parent == 1:  # who asked has ended
+            os._exit(1)
         time.sleep(LOOK / 10)
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -135,7 +152,17 @@ def serve(way: socket.socket) -> list[str]:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    as_begun(environment)
     return command
+
+
+def as_begun(environment: Mapping[str, str]) -> None:
+    """What libraries read of the environment when they are imported, read anew."""
+    import torch
+    from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
+    rank_zero_only.rank = _get_rank() or 0
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or 1))
 
 
 def main(command: list[str]) -> None:
@@ -159,12 +186,14 @@ def main(command: list[str]) -> None:
         code = 1
     if isinstance(code, str):
         print(code, file=sys.stderr)
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(code if isinstance(code, int) else code is not None)  # what was imported is not taken apart
 
 
 if __name__ == "__main__":
+    del sys.path[0]  # the folder of this file
     connection = socket.socket(fileno=int(sys.argv[1]))
     for name in IMPORTED:
         __import__(name)

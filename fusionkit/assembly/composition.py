@@ -103,7 +103,9 @@ def leave_out_unchosen(config: DictConfig, hydra: Any) -> list[str]:
         if written and foreign:
             words = [f"{group}={_word(choice)}" for group, choice in foreign.items()]
             # the files of these groups alone take a fifth of the time; one's own may speak of other groups as well
-            bare = _load("train", [*place, *words]) if place else _load(None, [f"+{word}" for word in words])
+            folders = {source.path for source in hydra.runtime.config_sources if source.schema == "file"}
+            is_ours = folders == {str(conf_dir().resolve())}
+            bare = _load(None, [f"+{word}" for word in words]) if is_ours else _load("train", [*place, *words])
             for group in sorted(foreign.keys() & config.keys()):
                 config[group] = _fit(config[group], bare.get(group) or {}, written.get(group), group, named)
         if "task" in foreign and "objectives" not in chosen:

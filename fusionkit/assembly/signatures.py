@@ -159,7 +159,7 @@ def _annotation(node: ast.expr | None, module: str) -> Any:
         outer = outer.lower() if outer in ("List", "Tuple") else outer
         return _list_of(outer, [ast.unparse(part) for part in inner]) if outer in LISTS else object
     if isinstance(node, ast.Name | ast.Attribute):
-        try:  # a name for an annotation; another library's is a class of its own, and its source long to read
+        try:  # a name for an annotation; those of other libraries are not looked up: their sources are long
             alias = _definition(f"{module}.{text}", within=module.partition(".")[0])
         except (Unreadable, ImportError):
             return object
@@ -202,7 +202,7 @@ def _value(node: ast.expr, module: str) -> Any:
 
 
 def _definition(name: str, depth: int = 0, within: str | None = None) -> Definition:
-    """Where a dotted name is defined, through the imports of other modules, or of those ``within`` one package."""
+    """Where a dotted name is defined, through the imports of other modules, or of those ``within`` one package and ours."""
     parts = name.split(".")
     path, module, package = None, "", True
     for count in range(1, len(parts)):
@@ -233,7 +233,7 @@ def _definition(name: str, depth: int = 0, within: str | None = None) -> Definit
                 if (alias.asname or alias.name) == rest[0]:
                     home = module.split(".")[: module.count(".") + 1 + package - statement.level]
                     source = ".".join([*(home if statement.level else []), *filter(None, [statement.module])])
-                    if within and source.partition(".")[0] != within:
+                    if within and source.partition(".")[0] not in (within, "fusionkit"):
                         raise Unreadable
                     return _definition(f"{source}.{alias.name}", depth + 1, within)
     raise Unreadable

@@ -167,14 +167,28 @@ def test_a_part_that_is_switched_off_has_no_options(capsys) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_files_of_a_group_say_alone_what_they_say_beside_all_others(share: float) -> None:
     register_resolvers()
-    words = []
+    words = {}
     for group, default in primary_groups("train").items():
         if group not in ABOVE:
             names = choices(group)
             name = names[round(share * (len(names) - 1))]
-            words.append(f"{group}=[{name}]" if isinstance(default, list) else f"{group}={name}")
+            words[group] = f"{group}=[{name}]" if isinstance(default, list) else f"{group}={name}"
+    assert len(words) > 15
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        alone, beside = _load(None, [f"+{word}" for word in words]), _load("train", words)
-    groups = [word.partition("=")[0] for word in words]
-    assert len(groups) > 15
-    assert all(_plain(alone.get(group)) == _plain(beside.get(group)) for group in groups)
+        beside = _load("train", list(words.values()))
+        for group, word in words.items():
+            assert _plain(_load(None, [f"+{word}"]).get(group)) == _plain(beside.get(group)), word
+
+
+def test_a_choice_of_ones_own_may_speak_of_other_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fusion").mkdir()
+    file = tmp_path / "fusion/mine.yaml"
+    file.write_text(
+        "# @package _global_\ndefaults:\n  - gated@fusion\n  - override /text_encoder: bert_embeddings\n  - _self_\n"
+    )
+    words = ["experiment=quickstart", "fusion=mine"]
+    assert run(["train", "--config-dir", str(tmp_path), *words, "--cfg", "job"]) == 0, capsys.readouterr().err
+    told = OmegaConf.create(capsys.readouterr().out)
+    assert told.fusion._target_.endswith("Gated")
+    composed = training_config(f"hydra.searchpath=['file://{tmp_path}']", *words)
+    assert composed.fusion == told.fusion

@@ -12,7 +12,7 @@ from fusionkit.files.tensors import read_tensors
 from tests.commands.test_train import SMALL
 
 RUN = [*SMALL, "trainer.max_epochs=2", "evaluation.roles=[test]", "evaluation.checkpoint=last", "ema.warmup=true"]
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
