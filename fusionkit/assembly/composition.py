@@ -17,7 +17,7 @@ from fusionkit.assembly.signatures import Unreadable, attribute_of, signature_of
 from fusionkit.config import conf_dir, group_choices, leaves, primary_groups, register_resolvers
 
 ABOVE = ("experiment", "sweep")  # the groups whose files speak of all others
-TRAINED = ("train", "plan")  # the commands whose configuration is that of a training
+TRAINED = ("train", "plan", "profile")  # the commands whose configuration is that of a training
 WHOLE = ("image_encoder", "text_encoder")  # what is said of one of these says nothing of another
 CHOICE = re.compile(r"\$\{hydra:runtime\.choices\.(\w+)\}")
 Load = Callable[[list[str]], DictConfig]

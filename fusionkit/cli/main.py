@@ -62,6 +62,17 @@ COMMANDS = {
         paths=("data.root", "data.files", "data.images", "output_dir", "checkpoint", "tokenizer"),
         schema="PlanConfig",
     ),
+    "profile": Command(
+        "where the milliseconds of a training step go, and the cheapest remedies",
+        "fusionkit.commands.profile:profile",
+        (
+            "experiment=quickstart",
+            "experiment=quickstart fusion=merged_attention profile.steps=50",
+        ),
+        "profile",
+        paths=("data.root", "data.files", "data.images", "output_dir", "checkpoint", "tokenizer"),
+        schema="ProfileConfig",
+    ),
     "evaluate": Command(
         "score a checkpoint: metrics.json, predictions, picture gallery",
         "fusionkit.commands.evaluate:evaluate",

@@ -57,6 +57,13 @@ class PlanConfig(TrainConfig):
 
 
 @dataclass
+class ProfileConfig(TrainConfig):
+    """The top level of ``fusionkit profile``: a training, and how many of its steps are timed."""
+
+    profile: Any = None
+
+
+@dataclass
 class RestoreConfig:
     """What ``fusionkit evaluate`` and ``predict`` share; what lies below the sections is the checkpoint's to know."""
 
@@ -208,7 +215,7 @@ def check(config: DictConfig, schema: str) -> None:
     if schema == "CompareConfig" and OmegaConf.is_missing(config, "runs"):
         raise ConfigError(NO_RUNS)
     check_top_level(config, globals()[schema])
-    if schema in ("TrainConfig", "PlanConfig"):
+    if schema in ("TrainConfig", "PlanConfig", "ProfileConfig"):
         check_objectives(config)
         check_arguments(config)
         require_seed(config.seed)

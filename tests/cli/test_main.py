@@ -14,6 +14,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit import __version__
+from fusionkit.assembly.composition import TRAINED
 from fusionkit.cli import main as cli
 from fusionkit.cli.app import gather, quote_paths
 from fusionkit.cli.help import keys_of
@@ -39,9 +40,9 @@ def record(config: DictConfig) -> float:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[DictConfig]:
-    """Training, or the plan of one, that only records; in an empty folder."""
+    """Training, the plan or the profile of one, that only records; in an empty folder."""
     jobs.clear()
-    for name in ("train", "plan"):
+    for name in TRAINED:
         monkeypatch.setitem(cli.COMMANDS, name, COMMANDS[name]._replace(target=f"{__name__}:record"))
     monkeypatch.chdir(tmp_path)
     return jobs
@@ -135,10 +136,7 @@ def test_a_look_has_the_sections_of_a_training_on_a_table() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_bare_command_works_or_says_what_it_needs(name: str, recorded: list[DictConfig], capsys) -> None:
     code = run([name])
-    if name in (
-        "train",
-        "plan",
-    ):  # of which test_a_bare_training_works and test_plan.py run some
+    if name in TRAINED:  # of which test_a_bare_training_works, test_plan.py and test_profile.py run some
         assert (code, len(recorded)) == (0, 1)
         return
     assert code == 2
