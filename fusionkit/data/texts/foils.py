@@ -9,6 +9,7 @@ from fusionkit.errors import DataError
 
 CAPTION, FOIL = "caption", "foil"  # the fact "label" of a text
 PAIR, LABEL, SUBSET = "pair", "label", "subset"
+PHOTO = "photo"  # of what the image is a part, where it is one
 
 
 class Foiled(NamedTuple):
@@ -19,10 +20,10 @@ class Foiled(NamedTuple):
     foil: Text
 
 
-def foiled(pair: str, image_id: str, caption: str, foil: str, subset: str) -> Foiled:
-    """The two texts of a pair, ``<pair>/caption`` and ``<pair>/foil``. Raises BadText."""
+def foiled(pair: str, image_id: str, caption: str, foil: str, subset: str, **facts: Any) -> Foiled:
+    """The two texts of a pair, ``<pair>/caption`` and ``<pair>/foil``, with further facts. Raises BadText."""
     texts = [
-        Text(f"{pair}/{label}", said, {PAIR: pair, LABEL: label, SUBSET: subset})
+        Text(f"{pair}/{label}", said, {PAIR: pair, LABEL: label, SUBSET: subset, **facts})
         for label, said in ((CAPTION, caption), (FOIL, foil))
     ]
     return Foiled(image_id, *texts)

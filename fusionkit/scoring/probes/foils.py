@@ -29,6 +29,7 @@ from fusionkit.scoring.text_only_models import guesses
 
 TOLD = ("acc", "p_c", "p_f")  # of a model that tells matches from mismatches (VALSE, section 5.2)
 LEAST, AREA = "min_p_c_p_f", "auroc"
+WITHIN = "subset/"  # before the name of a subset in those metrics of it that a table has no room for
 FAR = 1e99  # a score that is missing: a caption's is below, a foil's above all others
 
 
@@ -43,7 +44,7 @@ class Foils(BaseScorer):
     ``left_out``   subsets that the averages leave out, as they do those of less than ``min_count`` pairs.
     ``threshold``  above which a text is said to match: adds the percentage of captions said to match (``p_c``), of foils said not
                    to (``p_f``), of both (``acc``), the lower of the two (``min_p_c_p_f``) and the area under the ROC curve
-                   (``auroc``), VALSE's measures of a matching head; None: without these.
+                   (``auroc``), VALSE's measures of a matching head; those of a subset are ``acc/subset/<subset>``; None: none.
     """
 
     def __init__(
@@ -94,21 +95,27 @@ class Foils(BaseScorer):
         words: Mapping[str, str],
         averages: Mapping[str, Sequence[str]],
     ) -> Row:
-        names = ["", f"/{self.within}{words[pair.subset]}"] if pair.subset else [""]
+        word = words.get(pair.subset)
         parts = {self.metric: 100.0 * (caption > foil)}
-        row: Row = {"id": pair.caption.id, "score": parts[self.metric], "image_id": pair.sample.image_id}
+        row: Row = {"id": pair.caption.id, "score": parts[self.metric], "image_id": pair.photo}
         sums: dict[str, list[int]] = {}
         if self.threshold is not None:
             matched, rejected = caption > self.threshold, foil <= self.threshold
             parts |= dict(zip(TOLD, (50.0 * (matched + rejected), 100.0 * matched, 100.0 * rejected), strict=True))
-            sums |= {f"{LOWEST}{LEAST}{name}": [int(matched), 1, int(rejected), 1] for name in names}
-            row["areas"] = {f"{AREA}{name}": [caption, foil] for name in names}
-        row["values"] = {f"{metric}{name}": part for metric, part in parts.items() for name in names}
-        for name, subsets in averages.items():
+            sums |= {f"{LOWEST}{name}": [int(matched), 1, int(rejected), 1] for name in self._names(LEAST, word)}
+            row["areas"] = {name: [caption, foil] for name in self._names(AREA, word)}
+        own = {metric: self._names(metric, word) for metric in parts}
+        row["values"] = parts | {name: parts[metric] for metric, names in own.items() for name in names[1:]}
+        for average, subsets in averages.items():
             for metric, part in parts.items():
                 counted = [(int(part), 100) if each == pair.subset else (0, 0) for each in subsets]
-                sums[f"{RATIOS}{metric}/{name}"] = [count for both in counted for count in both]
+                sums[f"{RATIOS}{metric}/{average}"] = [count for both in counted for count in both]
         return {**row, "sums": sums} if sums else row
+
+    def _names(self, metric: str, word: str | None) -> list[str]:
+        """What a metric is called, and what it is of a subset: deeper, and so in the files alone, but where it is the first."""
+        within = self.within if metric == self.metric else WITHIN
+        return [metric] if word is None else [metric, f"{metric}/{within}{word}"]
 
     def examples(
         self, records: Sequence[Record], samples: Sequence[Sample], rows: Sequence[Row], limit: int | None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.data.texts.foils import CAPTION, LABEL, PAIR, SUBSET
+from fusionkit.data.texts.foils import CAPTION, FOIL, LABEL, PAIR, PHOTO, SUBSET
 from fusionkit.files.unicode import metric_words
 from fusionkit.scoring.record_schema import RecordSchema, is_number
 from fusionkit.scoring.records import Record, index_records
@@ -31,6 +31,12 @@ class Foiled(NamedTuple):
     foil: Text
 
     @property
+    def photo(self) -> int | str:
+        """What is resampled as a whole: the image, or the photo that it is a part of."""
+        photo: int | str = self.caption.facts.get(PHOTO, self.sample.image_id)
+        return photo
+
+    @property
     def subset(self) -> str:
         """What the pair is counted under."""
         return str(self.caption.facts[SUBSET])
@@ -50,7 +56,7 @@ def pairs_of(samples: Sequence[Sample]) -> list[Foiled]:
         by_pair: dict[Any, dict[str, Text]] = {}
         for text in captions_of(sample):
             by_pair.setdefault(text.facts[PAIR], {})[text.facts[LABEL]] = text
-        found += [Foiled(sample, texts[CAPTION], texts["foil"]) for texts in by_pair.values() if len(texts) == 2]
+        found += [Foiled(sample, texts[CAPTION], texts[FOIL]) for texts in by_pair.values() if len(texts) == 2]
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample, Text
-from fusionkit.data.texts.foils import CAPTION, LABEL, PAIR, SUBSET
+from fusionkit.data.texts.foils import CAPTION, FOIL, LABEL, PAIR, SUBSET
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.unicode import metric_words
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
@@ -111,7 +111,7 @@ def _judged(grid: Grid, given: Mapping[Any, float]) -> tuple[bool, bool, bool]:
     if any(text.id not in given for texts in (first, second) for text in texts.values()):
         return False, False, False
     own = [given[texts[CAPTION].id] for texts in (first, second)]
-    other = [given[texts["foil"].id] for texts in (first, second)]  # each image with the other's caption
+    other = [given[texts[FOIL].id] for texts in (first, second)]  # each image with the other's caption
     text = own[0] > other[0] and own[1] > other[1]
     image = own[0] > other[1] and own[1] > other[0]
     return text, image, text and image
@@ -122,7 +122,7 @@ def _tag(grid: Grid) -> str:
 
 
 def _picture(sample: Sample, texts: Mapping[str, Text], given: Mapping[Any, float]) -> Picture:
-    own, other = (given.get(texts[label].id) for label in (CAPTION, "foil"))
+    own, other = (given.get(texts[label].id) for label in (CAPTION, FOIL))
     is_right = own is not None and other is not None and own > other
     told = " and ".join("nothing" if score is None else f"{score:.3g}" for score in (own, other))
     note = Note(f"own and other caption: {told}", GREEN if is_right else RED)
