@@ -29,13 +29,16 @@ def foiled(pair: str, image_id: str, caption: str, foil: str, subset: str, **fac
     return Foiled(image_id, *texts)
 
 
-def samples_of(pairs: Iterable[Foiled], files: Mapping[int | str, Path], collection: str | None = None) -> list[Sample]:
-    """One sample an image, with the captions and foils of all its pairs."""
+def samples_of(
+    pairs: Iterable[Foiled], files: Mapping[int | str, Path], sizes: Mapping[str, tuple[int, int]] | None = None
+) -> list[Sample]:
+    """One sample an image, with the captions and foils of all its pairs; ``sizes`` are those that were annotated."""
+    known = sizes or {}
     texts: dict[str, list[Text]] = {}
     for pair in pairs:
         texts.setdefault(pair.image_id, []).extend((pair.caption, pair.foil))
     return [
-        Sample(image_id, files[image_id], {"captions": tuple(said)}, collection=collection)
+        Sample(image_id, files[image_id], {"captions": tuple(said)}, known.get(image_id))
         for image_id, said in texts.items()
     ]
 
