@@ -48,6 +48,27 @@ def probe_world(root: Path) -> Path:
         both = {"true_caption": "a circle left of a square", "false_caption": "a square left of a circle"}
         rows = [{"image_path": image, **box, **both, **about} for image in IMAGES["aro/images"] for _ in range(13)]
         write_json(root / f"aro/visual_genome_{name}.json", rows)
+    for number, name in enumerate(("circle", "square")):
+        write_photo(root / f"val/{name}/1.png", number)
+    boxes = [
+        (1, 1, [2, 2, 9, 9]),
+        (1, 2, [18, 2, 9, 9]),
+        (2, 1, [18, 2, 9, 9]),
+        (2, 2, [2, 2, 9, 9]),
+        (2, 3, [2, 12, 9, 9]),
+    ]
+    boxes += [(1, 3, [2, 12, 9, 9]), (1, 3, [18, 12, 9, 9])]
+    content = {
+        "images": [
+            {"id": n, "file_name": name, "width": 32, "height": 24} for n, name in enumerate(IMAGES["val2017"], 1)
+        ],
+        "categories": [{"id": n, "name": name} for n, name in enumerate(("dog", "cat", "bus"), 1)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": thing, "bbox": box, "iscrowd": 0}
+            for n, (image, thing, box) in enumerate(boxes)
+        ],
+    }
+    write_json(root / "annotations/instances_val2017.json", content)
     said = {"caption_0": "a red circle left of a blue square", "caption_1": "a blue circle left of a red square"}
     example = {"id": 0, "image_0": "ex_0_img_0", "image_1": "ex_0_img_1", "collapsed_tag": "Object"} | said
     (root / "winoground/examples.jsonl").write_text(json.dumps(example))

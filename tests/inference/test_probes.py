@@ -19,7 +19,10 @@ from fusionkit.scoring.records import read_records
 from tests.probe_worlds import KINDS, PIECES, probe_world
 from tests.toys import toy_batch, toy_dims, toy_model, toy_task
 
-PROBES = ("sugarcrepe", "pope", "valse", "winoground", "aro_relation", "aro_attribution")
+PROBES = (
+    *("sugarcrepe", "pope", "valse", "winoground", "aro_relation", "aro_attribution"),
+    *("coco_counting", "coco_left_right", "zero_shot"),
+)
 LINE = [
     *(
         "experiment=quickstart",
