@@ -23,25 +23,13 @@ PROBES = (
     *("sugarcrepe", "pope", "valse", "winoground", "aro_relation", "aro_attribution"),
     *("coco_counting", "coco_left_right", "zero_shot"),
 )
-LINE = [
-    *(
-        "experiment=quickstart",
-        "trainer=cpu",
-        "trainer.precision=32-true",
-        "trainer.max_epochs=-1",
-        "trainer.max_steps=1",
-    ),
-    *(
-        "callbacks=last",
-        "trainer.limit_val_batches=0",
-        "evaluation.checkpoint=last",
-        "evaluation.roles=[]",
-        "logger=none",
-    ),
-    *("data.answers.min_count=1", "text_encoder.config.hidden_size=32", "fusion.num_layers=2", "model.embed_size=16"),
-    *("data.spell_answers=true", "task=[itc,itm,likelihood,vqa]", "objectives=none", "data.num_workers=0"),
-    "+objectives.shapes={itc: 1, itm: 1, likelihood: 1, vqa: 1}",
-]
+LINE = (
+    "experiment=quickstart trainer=cpu trainer.precision=32-true trainer.max_epochs=-1 trainer.max_steps=1 callbacks=last "
+    "trainer.limit_val_batches=0 evaluation.checkpoint=last evaluation.roles=[] logger=none data.answers.min_count=1 "
+    "text_encoder.config.hidden_size=32 fusion.num_layers=2 model.embed_size=16 data.spell_answers=true data.num_workers=0 "
+    "task=[itc,itm,likelihood,vqa] objectives=none +objectives.shapes.itc=1 +objectives.shapes.itm=1 "
+    "+objectives.shapes.likelihood=1 +objectives.shapes.vqa=1"
+).split()
 VALUES = {"itm": "log_odds", "itc": "cosine", "likelihood": "log_likelihood"}
 Capture = pytest.CaptureFixture[str]
 
@@ -63,34 +51,38 @@ def content(path: Path) -> dict[str, Any]:
     return found
 
 
+MEASURED = {
+    "sugarcrepe": [f"accuracy/{kind}" for kind in (*KINDS, "add", "replace", "swap", "average")],
+    "valse": [f"acc_r/{piece.replace('-', '_')}" for piece in (*PIECES, "average")],
+    "winoground": ["text", "image", "group", "text/object"],
+    "aro_relation": ["accuracy/macro", "accuracy/relation/left_of"],
+    "aro_attribution": ["accuracy/macro", "accuracy/attributes/red_blue"],
+    "coco_counting": ["accuracy/one", "accuracy/two", "accuracy/average"],
+    "coco_left_right": ["accuracy/left", "accuracy/right"],
+    "zero_shot": ["top1", "mean_per_class", "top1/class/circle"],
+}
+MATCHED = ["acc", "p_c", "p_f", "min_p_c_p_f", "auroc", "acc/subset/existence"]
+
+
 def test_every_task_that_can_answers_each_probe(root: Path) -> None:
     metrics, details = content(root / "out/metrics.json"), content(root / "out/details.json")
-    pope = [f"pope/{setting}/{task}" for setting in ("random", "popular", "adversarial") for task in ("vqa", *VALUES)]
-    labels = [f"{probe}/{task}" for probe in PROBES if probe != "pope" for task in VALUES]
-    assert set(details) == {*labels, *pope}
-    for label, metric in (
-        *((f"sugarcrepe/{task}", f"accuracy/{kind}") for task in VALUES for kind in (*KINDS, "add", "swap", "average")),
-        *((f"valse/{task}", f"acc_r/{piece.replace('-', '_')}") for task in VALUES for piece in (*PIECES, "average")),
-        *(("valse/itm", metric) for metric in ("acc", "p_c", "p_f", "min_p_c_p_f", "auroc", "acc/subset/existence")),
-        *((label, metric) for label in pope for metric in ("accuracy", "recall", "f1", "yes_ratio")),
-        *((f"winoground/{task}", metric) for task in VALUES for metric in ("text", "image", "group", "text/object")),
-        *((f"aro_relation/{task}", f"accuracy/{name}") for task in VALUES for name in ("macro", "relation/left_of")),
-        *(
-            (f"aro_attribution/{task}", f"accuracy/{name}")
-            for task in VALUES
-            for name in ("macro", "attributes/red_blue")
-        ),
-    ):
-        assert 0 <= metrics[f"{label}/{metric}"] <= 100
-        assert {f"{label}/{metric}_chance", f"{label}/{metric}_baseline"} <= metrics.keys()
-        low, high = details[label]["intervals"][metric]
-        assert low <= metrics[f"{label}/{metric}"] <= high
+    expected = {f"{probe}/{task}": names for probe, names in MEASURED.items() for task in VALUES}
+    expected["valse/itm"] = expected["valse/itm"] + MATCHED
+    for setting in ("random", "popular", "adversarial"):
+        names = ["accuracy", "recall", "f1", "yes_ratio"]
+        expected |= {f"pope/{setting}/{task}": names for task in ("vqa", *VALUES)}
+    assert set(details) == set(expected)
+    for label, name in ((label, name) for label, names in expected.items() for name in names):
+        assert 0 <= metrics[f"{label}/{name}"] <= 100
+        assert {f"{label}/{name}_chance", f"{label}/{name}_baseline"} <= metrics.keys()
+        low, high = details[label]["intervals"][name]
+        assert low <= metrics[f"{label}/{name}"] <= high
     assert metrics["winoground/itm/group_chance"] == pytest.approx(100 / 6)
     assert not [name for name in metrics if name.startswith("valse/itc/acc/")]
     assert details["valse/itm"]["samples"] == len(PIECES) * 2  # half of the drawn entries are valid
     assert "cosine" in details["sugarcrepe/itc"]["notes"]["scored by"]
     assert details["aro_relation/itc"]["images"] == 2
-    for label in details:
+    for label in expected:
         assert (root / f"out/samples/{label.replace('/', '_')}.jsonl").is_file()
     shown = {path.stem for path in (root / "out/gallery").iterdir()}
     assert {"sugarcrepe_val2017_itm", "pope_random_vqa", "winoground_test_itc", "aro_relation_test_likelihood"} <= shown

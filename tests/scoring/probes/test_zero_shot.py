@@ -105,5 +105,5 @@ def test_mistakes_are_one_sentence(tmp_path):
     write_photo(tmp_path / "val/stray.png")
     with pytest.raises(DataError, match=r"stray\.png is in no folder of a class"):
         reader.read("val")
-    with pytest.raises(ConfigError, match="has to have one .*, where the class stands"):
+    with pytest.raises(ConfigError, match=r"has to have one \{\}, where the class stands"):
         ClassFolders("a", template="a photo")
