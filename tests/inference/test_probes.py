@@ -23,13 +23,14 @@ PROBES = (
     *("sugarcrepe", "pope", "valse", "winoground", "aro_relation", "aro_attribution"),
     *("coco_counting", "coco_left_right", "zero_shot"),
 )
-LINE = (
+OPTIONS = (
     "experiment=quickstart trainer=cpu trainer.precision=32-true trainer.max_epochs=-1 trainer.max_steps=1 callbacks=last "
     "trainer.limit_val_batches=0 evaluation.checkpoint=last evaluation.roles=[] logger=none data.answers.min_count=1 "
     "text_encoder.config.hidden_size=32 fusion.num_layers=2 model.embed_size=16 data.spell_answers=true data.num_workers=0 "
     "task=[itc,itm,likelihood,vqa] objectives=none +objectives.shapes.itc=1 +objectives.shapes.itm=1 "
     "+objectives.shapes.likelihood=1 +objectives.shapes.vqa=1"
-).split()
+)
+LINE = OPTIONS.split()
 VALUES = {"itm": "log_odds", "itc": "cosine", "likelihood": "log_likelihood"}
 Capture = pytest.CaptureFixture[str]
 

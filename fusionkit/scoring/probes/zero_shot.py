@@ -25,7 +25,7 @@ class ZeroShot(BaseScorer):
     """Percentage of images whose own class is the best (``top1``) or among the best five (``top5``, of more than five classes).
 
     ``mean_per_class`` is the mean over classes of their top1, which stand as ``top1/class/<class>``; an image weighs in it by
-    the size of its class, which an interval leaves as it is. Equal scores count against us, and so does an own class without a score.
+    the size of its class, which an interval leaves as it is. Equal scores count against us, as does an own class without one.
     """
 
     metrics = MappingProxyType({"top1": True, "mean_per_class": True, "top5": True})
