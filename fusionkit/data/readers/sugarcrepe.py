@@ -37,7 +37,9 @@ class SugarCrepe:
             path = annotation_file(f"{self.annotations}/{kind}.json", split)
             with expecting(path, LAYOUT):
                 rows = entries(read_json(path), path, LAYOUT)
-                names = {row["filename"]: image_places(row["filename"], row["filename"]) for row in rows.values()}
+                names: dict[int | str, list[str]] = {
+                    row["filename"]: image_places(row["filename"], row["filename"]) for row in rows.values()
+                }
                 pairs += [
                     foiled(f"{kind}/{key}", row["filename"], row["caption"], row["negative_caption"], kind)
                     for key, row in rows.items()

@@ -63,7 +63,7 @@ class Valse:
                 rows = entries(read_json(path), path, LAYOUT)
                 valid = {key: row for key, row in rows.items() if row["mturk"]["caption"] >= self.votes}
                 places = {key: self._place(key, row, path) for key, row in valid.items()}
-                names = {place: image_places(place, place) for place in places.values()}
+                names: dict[int | str, list[str]] = {place: image_places(place, place) for place in places.values()}
                 pairs += [
                     foiled(f"{piece}/{key}", places[key], row["caption"], row["foil"], piece)
                     for key, row in valid.items()

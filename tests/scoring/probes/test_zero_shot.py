@@ -46,7 +46,7 @@ def test_each_picture_is_asked_about_every_class(tmp_path):
 
 def test_scores_are_their_definition(tmp_path):
     samples = folders(tmp_path).read("val")
-    scores = np.random.default_rng(5).integers(0, 5, size=(len(samples), len(CLASSES)))  # with ties
+    scores = np.random.default_rng(0).integers(0, 5, size=(len(samples), len(CLASSES)))  # with ties
     names = sorted(CLASSES)
     own = np.array([names.index(sample.image_id.split("/")[0]) for sample in samples])
     ranks = np.array([(np.delete(row, place) >= row[place]).sum() for row, place in zip(scores, own, strict=True)])
