@@ -16,6 +16,7 @@ class OwnPairs(nn.Module):
     """
 
     ranks = matches = False
+    distribution = None
 
     def __init__(self, task: Any, value: str) -> None:
         super().__init__()

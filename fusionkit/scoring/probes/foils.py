@@ -65,8 +65,7 @@ class Foils(BaseScorer):
         told = () if threshold is None else (*TOLD, LEAST, AREA)
         self.schema = (pair_schema(value),)
         self.metrics = MappingProxyType(dict.fromkeys((metric, *told), True))
-        first = next((f"{metric}/{name}" for name, of in self.averages.items() if of is None), metric)
-        self.headlines = tuple(dict.fromkeys((first, *told[:1])))
+        self.headlines = tuple([name for name, of in self.averages.items() if of is None] or [metric]) + told[:1]
 
     def rows(self, records: Sequence[Record], samples: Sequence[Sample]) -> SampleScores:
         """One row a pair, called as its caption."""

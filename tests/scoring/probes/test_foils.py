@@ -69,7 +69,7 @@ def test_accuracy_is_that_of_sugarcrepes_script_and_its_averages_are_over_kinds(
         "accuracy/swap": pytest.approx(own["swap_att"]),
     }
     assert len(set(own.values())) > 2
-    assert scorer.headlines == ("accuracy/average",)
+    assert scorer.headlines == ("average",)
     assert scorer.directions(list(found)) == dict.fromkeys(found, True)
 
 
