@@ -76,10 +76,13 @@ def check_rows(rows: Sequence[Any], path: Path) -> None:
         numbers = {"score": row.get("score"), **parts["values"], **parts["ranks"]}
         if wrong := [name for name, value in numbers.items() if not is_number(value)]:
             raise DataError(f"{path} row {number}: its {wrong[0]} is no number; {AGAIN}")
-        for name, sums in (*parts["sums"].items(), *parts["areas"].items()):
+        for name, sums in parts["sums"].items():
             is_list = isinstance(sums, list) and all(map(is_number, sums))
-            if not is_list or not (len(sums) == 2 if name in parts["areas"] else fits(name, len(sums))):
+            if not is_list or not fits(name, len(sums)):
                 raise DataError(f"{path} row {number}: its sums of {name} are not those of a metric; {AGAIN}")
+        for name, scores in parts["areas"].items():
+            if not (isinstance(scores, list) and len(scores) == 2 and all(map(is_number, scores))):
+                raise DataError(f"{path} row {number}: its areas of {name} are no two numbers; {AGAIN}")
 
 
 def scores_of(rows: Sequence[Row], decimals: int | None = 10) -> dict[str, float]:

@@ -109,6 +109,16 @@ def test_the_records_are_scored_again_without_the_model(task: str, value: str, r
         assert details[f"sugarcrepe/{task}"][part] == told[part]
 
 
+def test_answers_to_pope_are_scored_again_without_the_model(root: Path, tmp_path: Path) -> None:
+    line = [
+        f"predictions={root}/out/predictions/pope_random_vqa.jsonl",
+        f"annotations={root}/world/coco_pope_random.json",
+    ]
+    assert run(["score", "benchmark=pope", "split=random", *line, "resamples=20", f"output={tmp_path}"]) == 0
+    (found,) = content(tmp_path / "details.json").values()
+    assert found["scores"] == content(root / "out/details.json")["pope/random/vqa"]["scores"]
+
+
 def test_runs_are_compared_with_intervals_and_examples(root: Path, tmp_path: Path, capsys: Capture) -> None:
     line = [f"checkpoint={root}/run/checkpoints/last.ckpt", f"root={root}/world", "resamples=20", "benchmark=[valse]"]
     assert run(["evaluate", *line, f"output_dir={tmp_path}/b", "evaluation.options.gallery=false"]) == 0

@@ -15,7 +15,7 @@ from fusionkit.data.boxes import Box, Size, image_size, usable
 from fusionkit.data.files import add_new, annotation_file, expecting, table
 from fusionkit.data.images import find_images, folder_of, image_places
 from fusionkit.data.sample import Sample
-from fusionkit.data.texts.foils import Foiled, foiled, samples_of
+from fusionkit.data.texts.foils import TOPIC, Foiled, foiled, samples_of
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.files.plain import read_json
 
@@ -147,7 +147,8 @@ def _side(box: Box, other: Box) -> str | None:
 
 def _pairs(one: Said, other: Said) -> Iterable[Foiled]:
     for own, wrong in ((one, other), (other, one)):
-        yield foiled(f"{own.topic}/{own.photo.id}", str(own.photo.id), own.caption, wrong.caption, own.subset)
+        texts = own.caption, wrong.caption, own.subset
+        yield foiled(f"{own.topic}/{own.photo.id}", str(own.photo.id), *texts, **{TOPIC: own.topic})
 
 
 def _photos(content: Any, path: Path, min_area: float) -> list[Photo]:

@@ -10,6 +10,7 @@ from fusionkit.errors import DataError
 CAPTION, FOIL = "caption", "foil"  # the fact "label" of a text
 PAIR, LABEL, SUBSET = "pair", "label", "subset"
 PHOTO = "photo"  # of what the image is a part, where it is one
+TOPIC = "topic"  # texts of one topic are captions of some images and foils of others, as often
 
 
 class Foiled(NamedTuple):

@@ -7,6 +7,7 @@ import pytest
 from fusionkit.data.readers.coco_objects import CocoObjects, counted, with_article
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.scoring.probes.foils import Foils
+from fusionkit.scoring.probes.pairs import guessed_scores
 from fusionkit.scoring.sample_scores import scores_of
 from tests.data.worlds import write_json, write_photo
 
@@ -124,6 +125,18 @@ def test_a_text_alone_says_nothing(tmp_path):
 )
 def test_numbers_are_said_in_words(number, name, told):
     assert counted(number, name) == told
+
+
+def test_the_guesser_that_reads_other_topics_alone_is_left_with_a_coin(tmp_path):
+    photos = [[(1 + kind, LEFT)] * (1 + (n + kind) % 3) for n in range(7) for kind in range(3)]
+    content = instances(*photos)
+    for number in range(8, 22):
+        write_photo(tmp_path / f"val2017/{number:012d}.jpg", number)
+    samples = reader(tmp_path, content).read("val2017")
+    guessed = guessed_scores(samples)
+    assert len(guessed) == 3 * 12
+    assert max(map(abs, guessed.values())) < 1e-6
+    assert {text.facts["topic"] for sample in samples for text in sample.texts["captions"]} == {"dog", "cat", "apple"}
 
 
 def test_articles():

@@ -171,7 +171,7 @@ def test_the_guesser_reads_other_images_texts_alone():
     changed = guessed_scores(swapped)
     assert changed["add/0/foil"] > changed["add/0/caption"]
     assert guessed["add/0/caption"] == pytest.approx(changed["add/0/foil"], abs=1e-6)
-    assert guessed_scores(samples[:1]) == {}
+    assert all(abs(guess) < 1e-6 for guess in guessed_scores(samples[:1]).values())
     assert score([], samples[:1])["acc_r"] == 0
 
 
