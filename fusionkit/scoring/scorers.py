@@ -44,9 +44,9 @@ OURS: Sequence[BaseScorer] = [
         REPLIES,
         WORD_LABELS,
     ),
-    *(captioning.Captions(), vqa.VQA("evalai")),
     foils.Foils(metric="acc_r", averages={"average": None, "macro": None}, threshold=0.0),
     *(pope.Pope(), winoground.Winoground(), zero_shot.ZeroShot()),
+    *(captioning.Captions(), vqa.VQA("evalai")),
 ]
 
 

@@ -99,9 +99,9 @@ class Foils(BaseScorer):
         row: Row = {"id": pair.caption.id, "score": parts[self.metric], "image_id": pair.photo}
         sums: dict[str, list[int]] = {}
         if self.threshold is not None:
-            matched, rejected = caption > self.threshold, foil <= self.threshold
+            matched, rejected = int(caption > self.threshold), int(foil <= self.threshold)
             parts |= dict(zip(TOLD, (50.0 * (matched + rejected), 100.0 * matched, 100.0 * rejected), strict=True))
-            sums |= {f"{LOWEST}{name}": [int(matched), 1, int(rejected), 1] for name in self._names(LEAST, word)}
+            sums |= {f"{LOWEST}{name}": [matched, 1, rejected, 1] for name in self._names(LEAST, word)}
             row["areas"] = {name: [caption, foil] for name in self._names(AREA, word)}
         own = {metric: self._names(metric, word) for metric in parts}
         row["values"] = parts | {name: parts[metric] for metric, names in own.items() for name in names[1:]}

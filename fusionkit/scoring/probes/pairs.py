@@ -102,8 +102,8 @@ def guessed_scores(samples: Sequence[Sample]) -> dict[Any, float]:
         labels = np.array([[float(text.facts[LABEL] == CAPTION)] for text in known])
         regress = ridge([_words(text.text) for text in known], labels) if known else None
         for text in (text for text, own in texts if own == part):
-            told = 0.0 if regress is None else float(regress(_words(text.text))[0]) - labels.mean()
-            found[text.id] = told + COIN * rng.standard_normal()
+            told = 0.0 if regress is None else regress(_words(text.text))[0] - labels.mean()
+            found[text.id] = float(told + COIN * rng.standard_normal())
     return found
 
 
