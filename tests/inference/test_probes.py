@@ -55,7 +55,7 @@ def content(path: Path) -> dict[str, Any]:
 MEASURED = {
     "sugarcrepe": [f"accuracy/{kind}" for kind in (*KINDS, "add", "replace", "swap", "average")],
     "valse": [f"acc_r/{piece.replace('-', '_')}" for piece in (*PIECES, "average")],
-    "winoground": ["text", "image", "group", "text/object"],
+    "winoground": ["text_score", "image_score", "group_score", "text_score/object"],
     "aro_relation": ["accuracy/macro", "accuracy/relation/left_of"],
     "aro_attribution": ["accuracy/macro", "accuracy/attributes/red_blue"],
     "coco_counting": ["accuracy/one", "accuracy/two", "accuracy/average"],
@@ -78,7 +78,7 @@ def test_every_task_that_can_answers_each_probe(root: Path) -> None:
         assert {f"{label}/{name}_chance", f"{label}/{name}_baseline"} <= metrics.keys()
         low, high = details[label]["intervals"][name]
         assert low - 1e-6 <= metrics[f"{label}/{name}"] <= high + 1e-6
-    assert metrics["winoground/itm/group_chance"] == pytest.approx(100 / 6)
+    assert metrics["winoground/itm/group_score_chance"] == pytest.approx(100 / 6)
     assert not [name for name in metrics if name.startswith("valse/itc/acc/")]
     assert details["valse/itm"]["samples"] == len(PIECES) * 2  # half of the drawn entries are valid
     assert "cosine" in details["sugarcrepe/itc"]["notes"]["scored by"]

@@ -17,7 +17,7 @@ from fusionkit.scoring.sample_scores import Row, SampleScores
 from fusionkit.scoring.sheet import GREEN, RED, Note, Panel, Picture, Sheet, worst_first
 from fusionkit.scoring.text_only_models import guesses
 
-METRICS = ("text", "image", "group")
+METRICS = ("text_score", "image_score", "group_score")
 CHANCE = (25.0, 25.0, 100 / 6)  # of scores that are drawn: of their 24 orders 6, 6 and 4 are right
 Grid = list[tuple[Sample, dict[str, Text]]]  # of one example: each image with its own caption and the other's, by label
 
@@ -47,7 +47,7 @@ class Winoground(BaseScorer):
             found = dict(zip(METRICS, (100.0 * right for right in _judged(grid, given)), strict=True))
             names = ["", f"/{words[_tag(grid)]}"] if _tag(grid) else [""]
             values = {f"{metric}{name}": score for metric, score in found.items() for name in names}
-            row = {"id": grid[0][1][CAPTION].id, "score": found["group"], "image_id": pair, "values": values}
+            row = {"id": grid[0][1][CAPTION].id, "score": found["group_score"], "image_id": pair, "values": values}
             rows.append(row)
         text_only = "a model that sees no image gives both images the same scores, and so none of the three"
         return SampleScores(rows, {"scored by": HOW[self.value], "text only": text_only} if rows else {})

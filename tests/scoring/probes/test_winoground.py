@@ -55,11 +55,13 @@ def test_scores_are_the_authors():
     grids = draw.integers(0, 4, size=(60, 2, 2))  # with ties
     found = scores_of(Winoground().rows(records_of(grid_scores(grids)), world(60)).rows)
     told = np.array([official(grid) for grid in grids])
-    for column, metric in enumerate(("text", "image", "group")):
+    for column, metric in enumerate(("text_score", "image_score", "group_score")):
         assert found[metric] == pytest.approx(100 * told[:, column].mean())
         assert found[f"{metric}/object"] == pytest.approx(100 * told[::3, column].mean())
-    assert set(found) == {f"{m}{t}" for m in ("text", "image", "group") for t in ("", "/object", "/relation")}
-    assert 0 < found["group"] < min(found["text"], found["image"])
+    assert set(found) == {
+        f"{m}{t}" for m in ("text_score", "image_score", "group_score") for t in ("", "/object", "/relation")
+    }
+    assert 0 < found["group_score"] < min(found["text_score"], found["image_score"])
 
 
 @pytest.mark.parametrize("tied", [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -68,7 +70,7 @@ def test_inequalities_are_strict(tied):
     assert official(grid) == (True, True, True)
     grid[tied] = 1.0 if tied[0] == tied[1] else 2.0
     found = scores_of(Winoground().rows(records_of(grid_scores([grid])), world(1)).rows)
-    assert (found["text"], found["image"], found["group"]) == (0, 0, 0)
+    assert (found["text_score"], found["image_score"], found["group_score"]) == (0, 0, 0)
 
 
 def test_chance_is_that_of_scores_in_any_order_and_text_alone_gets_nothing():
@@ -80,8 +82,10 @@ def test_chance_is_that_of_scores_in_any_order_and_text_alone_gets_nothing():
         return scores_of(scorer.rows(records, samples).rows)
 
     found = scorer.baselines([], world(), [], str.split, score)
-    assert [found[f"{metric}_chance"] for metric in ("text", "image", "group")] == pytest.approx(list(by_chance))
-    assert found["group/object_chance"] == pytest.approx(100 / 6)
+    assert [found[f"{metric}_chance"] for metric in ("text_score", "image_score", "group_score")] == pytest.approx(
+        list(by_chance)
+    )
+    assert found["group_score/object_chance"] == pytest.approx(100 / 6)
     assert {value for name, value in found.items() if name.endswith("_baseline")} == {0}
 
 
@@ -91,10 +95,10 @@ def test_an_example_is_resampled_as_a_whole_and_one_that_lacks_a_score_is_wrong(
     judged = Winoground().rows(records_of(scores), world(3))
     assert [row["image_id"] for row in judged.rows] == ["0", "1", "2"]
     assert [row["id"] for row in judged.rows] == ["0/0/0", "1/0/0", "2/0/0"]
-    assert intervals(judged.rows, 300)["group"] == (0.0, 100.0)
+    assert intervals(judged.rows, 300)["group_score"] == (0.0, 100.0)
     for gone in ("0/0/0", "0/0/1", "0/1/0", "0/1/1"):
         rest = {key: score for key, score in scores.items() if key != gone}
-        assert Winoground().rows(records_of(rest), world(3)).rows[0]["values"]["image"] == 0
+        assert Winoground().rows(records_of(rest), world(3)).rows[0]["values"]["image_score"] == 0
     with pytest.raises(ConfigError, match="is 'cosines'; did you mean 'cosine'"):
         Winoground("cosines")
     assert Winoground().rows([], world(3)[:1]).rows == []
