@@ -13,6 +13,7 @@ from fusionkit.cli.main import run
 from fusionkit.errors import ConfigError
 from fusionkit.inference.benchmarks import tasks_for
 from fusionkit.inference.own_pairs import OwnPairs
+from fusionkit.reporting.comparison import HEADLINES
 from fusionkit.scoring.benchmark import Published
 from fusionkit.scoring.probes.foils import Foils
 from fusionkit.scoring.records import read_records
@@ -122,10 +123,27 @@ def test_answers_to_pope_are_scored_again_without_the_model(root: Path, tmp_path
 def test_runs_are_compared_with_intervals_and_examples(root: Path, tmp_path: Path, capsys: Capture) -> None:
     line = [f"checkpoint={root}/run/checkpoints/last.ckpt", f"root={root}/world", "resamples=20", "benchmark=[valse]"]
     assert run(["evaluate", *line, f"output_dir={tmp_path}/b", "evaluation.options.gallery=false"]) == 0
-    assert run(["compare", f"{root}/out", f"{tmp_path}/b", f"output_dir={tmp_path}/both"]) == 0, capsys.readouterr().err
+    both = [
+        f"{root}/out",
+        f"{tmp_path}/b",
+        f"output_dir={tmp_path}/both",
+        "resamples=50",
+        "metrics=['valse/*/acc_r/average']",
+    ]
+    assert run(["compare", *both]) == 0, capsys.readouterr().err
     table = (tmp_path / "both/table.md").read_text()
     assert "valse/itm/acc_r/average" in table
     assert " to " in table
+    assert {
+        "average",
+        "macro",
+        "acc",
+        "text_score",
+        "image_score",
+        "group_score",
+        "f1",
+        "top1",
+    } <= HEADLINES  # shown unasked
     assert "There are two circles." in (tmp_path / "both/index.html").read_text()
 
 
