@@ -75,7 +75,18 @@ class Foils(BaseScorer):
             self._row(pair, given.get(pair.caption.id, -FAR), given.get(pair.foil.id, FAR), words, averages)
             for pair in pairs
         ]
-        return SampleScores(rows, {"scored by": HOW[self.value], "text only": TEXT_ONLY} if rows else {})
+        return SampleScores(rows, self._told(pairs, given) if rows else {})
+
+    def _told(self, pairs: Sequence[Foiled], given: Mapping[Any, float]) -> dict[str, str]:
+        """How it was scored, and how many scores do not tell a caption from its foil."""
+        told = {"scored by": HOW[self.value], "text only": TEXT_ONLY}
+        scores = [(given.get(pair.caption.id), given.get(pair.foil.id)) for pair in pairs]
+        if ties := sum(caption is not None and caption == foil for caption, foil in scores):
+            told["ties"] = (
+                f"{ties:,} of {len(pairs):,} pairs have equal scores, which count as wrong; evaluation.options.precision=32-true "
+                "tells apart what fewer digits make equal"
+            )
+        return told
 
     def _averaged(self, pairs: Sequence[Foiled]) -> dict[str, list[str]]:
         """The subsets, of those that there are, that each average is of; without averages of none."""

@@ -56,7 +56,10 @@ def test_accuracy_is_that_of_sugarcrepes_script_and_its_averages_are_over_kinds(
     scorer = Foils(averages={"average": None, **GROUPS})
     found = published_scores(scorer.rows(records_of(scores), samples))
     pairs = by_subset(scores)
-    assert any(caption == foil for both in pairs.values() for caption, foil in both)
+    ties = sum(caption == foil for both in pairs.values() for caption, foil in both)
+    notes = scorer.rows(records_of(scores), samples).notes
+    assert notes["ties"].startswith(f"{ties} of 16 pairs have equal scores, which count as wrong")
+    assert ties > 0
     own = {name: percent(1 if caption > foil else 0 for caption, foil in both) for name, both in pairs.items()}
     assert found == {
         "accuracy": pytest.approx(percent(caption > foil for both in pairs.values() for caption, foil in both)),
@@ -126,6 +129,8 @@ def test_what_lacks_a_score_is_wrong_and_texts_without_a_pair_are_not_asked_abou
     right = {"add_att/0/caption": 1.0, "add_att/0/foil": -1.0, "add_att/1/caption": 1.0, "add_att/1/foil": -1.0}
     scorer = Foils(threshold=0.0)
     assert scores_of(scorer.rows(records_of(right), samples).rows)["acc"] == 100
+    assert "ties" not in scorer.rows(records_of(right), samples).notes
+    assert "ties" not in scorer.rows([], samples).notes
     for gone in right:
         rest = records_of({key: score for key, score in right.items() if key != gone})
         found = scores_of(scorer.rows(rest, samples).rows)
