@@ -111,6 +111,13 @@ def test_the_measures_of_a_matching_head_are_valses():
     assert renamed == {f"own_{name}": pytest.approx(value) for name, value in found.items()}
 
 
+def test_even_odds_are_no_match():
+    samples, _ = world({"add_att": 1})
+    at_the_threshold = records_of({"add_att/0/caption": 0.5, "add_att/0/foil": 0.5})
+    found = scores_of(Foils(threshold=0.5).rows(at_the_threshold, samples).rows)
+    assert (found["p_c"], found["p_f"], found["acc"], found["min_p_c_p_f"], found["auroc"]) == (0, 100, 50, 0, 50)
+
+
 def test_macro_averages_leave_out_as_aro_does():
     sizes = {"left of": 4, "on": 3, "rare": 2, "near": 6}
     samples, scores = world(sizes)

@@ -58,6 +58,7 @@ def official(answers, labels):
         ("No", False),
         ("NO", True),  # as the script has it
         ("No, there is no cat.", False),
+        ("no, sir", False),
         ("There is not a cat", False),
         ("Yes. There is no dog.", True),
         ("nothing", True),
