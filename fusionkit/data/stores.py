@@ -16,6 +16,7 @@ from typing import Any
 
 from xxhash import xxh3_64
 
+from fusionkit.data.pixels.crops import crop_bytes, is_crop
 from fusionkit.errors import ConfigError, DataError, UserError, install_extra
 from fusionkit.files.names import is_file_name
 from fusionkit.files.plain import reason_of
@@ -36,14 +37,16 @@ def is_lmdb(folder: Path) -> bool:
 
 
 def stored_bytes(path: Path) -> bytes:
-    """The content of a file, of the key ``path.name`` of the lmdb that its folder is, of a ``cell`` of a table, or of a
-    ``tar_member``.
+    """The content of a file, of the key ``path.name`` of the lmdb that its folder is, of a ``cell`` of a table, of a
+    ``tar_member``, or of a ``crop`` of a picture.
 
     Empty for a key that is not there. Raises OSError for a file that is not there.
     """
     try:
         return path.read_bytes()
-    except NotADirectoryError:  # a table or a tar stands in a folder's place
+    except NotADirectoryError:  # a table, a tar or a picture stands in a folder's place
+        if is_crop(path):
+            return crop_bytes(path)
         return _member_bytes(path) if path.parent.is_file() else _cell_bytes(path)
     except FileNotFoundError:
         if not is_lmdb(path.parent):

@@ -14,6 +14,7 @@ class AllPairs(nn.Module):
     """
 
     ranks = matches = False
+    distribution = None
 
     def __init__(self, matcher: Any) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.inference.all_pairs import AllPairs
 from fusionkit.inference.evaluate import PublishedSplit, Split
+from fusionkit.inference.own_pairs import OwnPairs
 from fusionkit.inference.prediction import EvaluationData
 from fusionkit.scoring.benchmark import Published
 from fusionkit.tasks.base import Task
@@ -55,8 +56,12 @@ def tasks_for(benchmark: Published, tasks: Tasks) -> dict[str, Task[Any]]:
 
 
 def stand_in(benchmark: Published, name: str, task: Task[Any]) -> Any:
-    """The task as the scorer wants it: where it reads rankings, one that only matches ranks every pair."""
-    reads_rankings = any(form.lists for form in benchmark.scorer(name).schema)
+    """The task as the scorer wants it: for rankings one that only matches ranks every pair; for pairs, their scores."""
+    schema = benchmark.scorer(name).schema
+    value = next((form.value for form in schema if form.of_pairs), None)
+    if value is not None and (task.matches or task.ranks):
+        return OwnPairs(task, value)
+    reads_rankings = any(form.lists for form in schema)
     return AllPairs(task) if reads_rankings and task.matches and not task.ranks else task
 
 

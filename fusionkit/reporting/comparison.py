@@ -15,7 +15,7 @@ from fusionkit.reporting.run_costs import COSTS, Costs
 from fusionkit.reporting.statistics import LEVEL, estimate, holm, welch
 from fusionkit.scoring.bootstrap import Difference, compare, intervals
 from fusionkit.scoring.corpus_metrics import is_of
-from fusionkit.scoring.sample_scores import Row, Table, is_error
+from fusionkit.scoring.sample_scores import PARTS, Row, Table, is_error
 from fusionkit.scoring.scorers import OURS
 from fusionkit.visual.score_table import GUESSERS
 
@@ -249,14 +249,11 @@ def _only(scored: Scored, metrics: Sequence[str]) -> list[Row]:
     wanted = {metric.removeprefix(f"{scored.prefix}/") for metric in metrics if metric.startswith(f"{scored.prefix}/")}
     kept = [
         row
-        | {
-            part: {name: value for name, value in row.get(part, {}).items() if name in wanted}
-            for part in ("values", "ranks")
-        }
+        | {part: {name: value for name, value in row.get(part, {}).items() if name in wanted} for part in PARTS}
         | {"sums": {name: value for name, value in row.get("sums", {}).items() if any(is_of(m, name) for m in wanted)}}
         for row in scored.rows
     ]
-    return kept if any(row["values"] or row["ranks"] or row["sums"] for row in kept) else []
+    return kept if any(row[part] for row in kept for part in (*PARTS, "sums")) else []
 
 
 def _corrected(cells: Mapping[tuple[str, str], Cell]) -> dict[tuple[str, str], Cell]:

@@ -56,9 +56,10 @@ class Published:
         return "/".join([self.name, *[split] * (len(self.splits) > 1), *[task] * (len(self.scorers) > 1)])
 
     def answered_by(self, records: Sequence[Any]) -> str:
-        """The task whose records these are, by the key of the first; the first task where none fits."""
+        """The task whose records these are, by the key, and if it can be the value, of the first; else the first task."""
         keys = records[0].keys() if records and isinstance(records[0], dict) else ()
-        fitting = [name for name in self.scorers if any(form.key in keys for form in self.scorer(name).schema)]
+        forms = [(name, form) for name in self.scorers for form in self.scorer(name).schema if form.key in keys]
+        fitting = [name for name, form in forms if form.value in keys] + [name for name, _ in forms]
         return next(iter([*fitting, *self.scorers]))
 
 

@@ -79,13 +79,24 @@ def ratios(sums: Floats) -> Floats:
     return means
 
 
+def lowest(sums: Floats) -> Floats:
+    """The lowest of ratios (R,) in percent from sums (R, 2N), as ``ratios``."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        least: Floats = 100 * (sums[:, ::2] / sums[:, 1::2]).min(axis=1)
+    return least
+
+
 FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {
     "bleu": bleu,
     "caption_bleu": caption_bleu,
     "chat_bleu": chat_bleu,
     "meteor": meteor,
 }
-RATIOS = "ratios:"  # and the name of a metric: what begins so is computed by ``ratios``
+RATIOS, LOWEST = (
+    "ratios:",
+    "lowest:",
+)  # and the name of a metric: what begins so is computed by ``ratios`` or ``lowest``
+SHARES = {RATIOS: ratios, LOWEST: lowest}
 WIDTHS = {"bleu": 10, "caption_bleu": 10, "chat_bleu": 10, "meteor": 23}  # of what is summed
 ADDENDS: dict[str, Callable[[Floats], Floats]] = {"meteor": without_whole}
 """What is summed of the counts of each sample, where it is not the counts."""
@@ -93,17 +104,25 @@ ADDENDS: dict[str, Callable[[Floats], Floats]] = {"meteor": without_whole}
 
 def computed(key: str, sums: Floats) -> dict[str, Floats]:
     """The metrics (R,) of summed numbers (R, N), by the formula that their key names."""
-    return {key.removeprefix(RATIOS): ratios(sums)} if key.startswith(RATIOS) else FORMULAS[key](sums)
+    metric, how = metric_of(key), key[: len(RATIOS)]
+    return FORMULAS[key](sums) if metric is None else {metric: SHARES[how](sums)}
 
 
 def fits(key: str, count: int) -> bool:
     """Whether a formula is known and takes so many numbers."""
-    return (count > 0 and count % 2 == 0) if key.startswith(RATIOS) else WIDTHS.get(key) == count
+    return WIDTHS.get(key) == count if metric_of(key) is None else (count > 0 and count % 2 == 0)
 
 
 def is_of(metric: str, key: str) -> bool:
     """Whether a metric is computed by the formula."""
-    return metric == key.removeprefix(RATIOS) if key.startswith(RATIOS) else metric.startswith(key)
+    own = metric_of(key)
+    return metric.startswith(key) if own is None else metric == own
+
+
+def metric_of(key: str) -> str | None:
+    """The metric that a key of shares names; None for a formula with names of its own."""
+    found = next((start for start in SHARES if key.startswith(start)), None)
+    return None if found is None else key.removeprefix(found)
 
 
 class CiderD:

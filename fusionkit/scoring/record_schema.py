@@ -31,6 +31,7 @@ class RecordSchema:
 
     ``kind``     of the texts that are asked about; with ``of_images`` each image that has such texts is asked about.
     ``expected`` what ``is_valid`` accepts, in words.
+    ``of_pairs`` the value says how well a text suits its own image, for which a task that matches or ranks is asked.
     ``lists``    where the value is a list of ids, the key of the schema that asks about these; ``scores`` may stand beside it.
     """
 
@@ -41,6 +42,7 @@ class RecordSchema:
     is_valid: Check
     of_images: bool = False
     lists: str | None = None
+    of_pairs: bool = False
 
     def wanted(self, samples: Iterable[Sample]) -> list[Any]:
         """The ids that need a record, in order."""

@@ -6,8 +6,9 @@ A row is a plain dictionary, one JSON line:
     image_id    what is resampled as a whole when an interval is estimated
     values      {metric: number}: the metric is the mean over the rows that have it
     sums        {formula: numbers}: the metrics are a formula of their sums (``corpus_metrics``), as for BLEU; "ratios:METRIC" is
-                a share and the whole, or several such pairs whose mean counts
+                a share and the whole, or several such pairs whose mean counts ("lowest:METRIC": the lowest of them)
     ranks       {metric: rank from 1}: the metric is the median
+    areas       {metric: [score of what is true, score of what is false]}: the metric is the area under their ROC curve
 
 So a file of rows is enough to compute the scores, their intervals and whether another run differs.
 """
@@ -21,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fusionkit.errors import DataError
-from fusionkit.scoring.corpus_metrics import ADDENDS, RATIOS, computed, fits
+from fusionkit.scoring.corpus_metrics import ADDENDS, computed, fits, metric_of
 from fusionkit.scoring.record_schema import is_number
 
 AGAIN = "evaluate that run again"
 # the last word of metrics of which less is better, where their scorer does not say (``known_direction``)
 ERRORS = frozenset(("rank", "loss", "error", "errors", "mae", "mse", "rmse", "wer", "cer", "perplexity", "distance"))
-PARTS = ("values", "ranks")
+PARTS = ("values", "ranks", "areas")
 Row = dict[str, Any]
 Floats = NDArray[np.float64]
 
@@ -69,7 +70,7 @@ def check_rows(rows: Sequence[Any], path: Path) -> None:
         for key in ("id", "image_id"):
             if type(row.get(key)) not in (int, str):
                 raise DataError(f"{path} row {number}: its {key} is no whole number or text; {AGAIN}")
-        parts = {key: row.get(key, {}) for key in ("values", "ranks", "sums")}
+        parts = {key: row.get(key, {}) for key in (*PARTS, "sums")}
         if wrong := [key for key, value in parts.items() if not isinstance(value, dict)]:
             raise DataError(f"{path} row {number}: its {wrong[0]} are no map; {AGAIN}")
         numbers = {"score": row.get("score"), **parts["values"], **parts["ranks"]}
@@ -79,6 +80,9 @@ def check_rows(rows: Sequence[Any], path: Path) -> None:
             is_list = isinstance(sums, list) and all(map(is_number, sums))
             if not is_list or not fits(name, len(sums)):
                 raise DataError(f"{path} row {number}: its sums of {name} are not those of a metric; {AGAIN}")
+        for name, scores in parts["areas"].items():
+            if not (isinstance(scores, list) and len(scores) == 2 and all(map(is_number, scores))):
+                raise DataError(f"{path} row {number}: its areas of {name} are no two numbers; {AGAIN}")
 
 
 def scores_of(rows: Sequence[Row], decimals: int | None = 10) -> dict[str, float]:
@@ -97,9 +101,13 @@ def prefixed(row: Row, name: Callable[[str], str]) -> Row:
     renamed: Row = {part: {name(key): value for key, value in row[part].items()} for part in PARTS if part in row}
     if "sums" in row:
         sums = row["sums"].items()
-        of = {key: RATIOS + name(key.removeprefix(RATIOS)) if key.startswith(RATIOS) else key for key, _ in sums}
-        renamed["sums"] = {of[key]: value for key, value in sums}
+        renamed["sums"] = {_renamed(key, name): value for key, value in sums}
     return {**row, **renamed}
+
+
+def _renamed(key: str, name: Callable[[str], str]) -> str:
+    metric = metric_of(key)
+    return key if metric is None else key.removesuffix(metric) + name(metric)
 
 
 class Table:
@@ -121,6 +129,7 @@ class Table:
         np.add.at(counts, at_cells, 1)
         self._sums = {name: self._summed(name, at, rows) for name in _names(rows, "sums")}
         self._ranks = {name: _sorted(name, at, rows) for name in _names(rows, "ranks")}
+        self._areas = {name: _marked(name, at, rows) for name in _names(rows, "areas")}
 
     @property
     def names(self) -> list[str]:
@@ -134,14 +143,16 @@ class Table:
             found = dict(zip(self.metrics, totals / counts, strict=True))
             for name, sums in self._sums.items():
                 found |= computed(name, weights @ sums)
-        return found | {name: _median(*order, weights) for name, order in self._ranks.items()}
+        found |= {name: _median(*order, weights) for name, order in self._ranks.items()}
+        return found | {name: _area(*marked, weights) for name, marked in self._areas.items()}
 
     def _summed(self, name: str, at: NDArray[np.int64], rows: Sequence[Row]) -> Floats:
-        of_rows = np.array([row["sums"][name] for row in rows], dtype=float)
+        has = [number for number, row in enumerate(rows) if name in row.get("sums", ())]
+        of_rows = np.array([rows[number]["sums"][name] for number in has], dtype=float)
         if name in ADDENDS:
             of_rows = ADDENDS[name](of_rows)
         summed = np.zeros((self.size, of_rows.shape[1]))
-        np.add.at(summed, at, of_rows)
+        np.add.at(summed, at[has], of_rows)
         return summed
 
 
@@ -169,3 +180,23 @@ def _median(ranks: Floats, images: NDArray[np.int64], weights: Floats) -> Floats
     lower, upper = (below >= half).argmax(axis=1), (below > half).argmax(axis=1)
     medians: Floats = (ranks[lower] + ranks[upper]) / 2
     return medians
+
+
+def _marked(name: str, at: NDArray[np.int64], rows: Sequence[Row]) -> tuple[Floats, NDArray[np.int64]]:
+    """Scores of what is true and of what is false, (N, 2), and the image of each row."""
+    has = [number for number, row in enumerate(rows) if name in row.get("areas", ())]
+    return np.array([rows[number]["areas"][name] for number in has], dtype=float), at[has]
+
+
+def _area(scores: Floats, images: NDArray[np.int64], weights: Floats) -> Floats:
+    """Weighted areas (R,) under the ROC curve in percent: how often what is true scores higher, an equal score counting half."""
+    of_rows = weights[:, images]  # (R, N)
+    order = scores[:, 1].argsort(kind="stable")
+    false = scores[order, 1]
+    below = np.pad(of_rows[:, order].cumsum(axis=1), ((0, 0), (1, 0)))  # weight of the n lowest false ones
+    first, last = (np.searchsorted(false, scores[:, 0], side) for side in ("left", "right"))
+    won = (below[:, first] + below[:, last]) / 2
+    whole = below[:, -1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        areas: Floats = 100 * (of_rows * won).sum(axis=1) / whole**2
+    return areas

@@ -15,6 +15,7 @@ from fusionkit.scoring import (
     vqa,
 )
 from fusionkit.scoring.base import BaseScorer, as_scorer
+from fusionkit.scoring.probes import foils, pope, winoground, zero_shot
 
 VQA = vqa.VQA()
 GROUNDING = grounding.Grounding()
@@ -43,6 +44,8 @@ OURS: Sequence[BaseScorer] = [
         REPLIES,
         WORD_LABELS,
     ),
+    foils.Foils(metric="acc_r", averages={"average": None, "macro": None}, threshold=0.0),
+    *(pope.Pope(), winoground.Winoground(), zero_shot.ZeroShot()),
     *(captioning.Captions(), vqa.VQA("evalai")),
 ]
 

@@ -10,6 +10,7 @@ import pytest
 from fusionkit.data.sample import Sample, Text
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.scoring.benchmark import Published, score_predictions
+from fusionkit.scoring.probes.foils import Foils
 from fusionkit.scoring.results import Draws, Scored, judge, published_scores, write_scores
 from fusionkit.scoring.sample_scores import SampleScores
 from fusionkit.scoring.scorers import ENTAILMENT
@@ -45,6 +46,14 @@ def test_records_say_which_task_answered():
     assert answered_by([{"question_id": 1}]) == "vqa"
     assert answered_by([{"pair_id": 1}, {"question_id": 1}]) == "entailment"
     assert answered_by([]) == answered_by(["x"]) == answered_by([{"a": 1}]) == "entailment"
+
+
+def test_records_of_one_key_are_told_apart_by_their_value():
+    scorers = {"itm": Foils("log_odds"), "itc": Foils("cosine")}
+    answered_by = benchmark(scorers=scorers).answered_by
+    assert answered_by([{"caption_id": 1, "cosine": 0.5}]) == "itc"
+    assert answered_by([{"caption_id": 1, "log_odds": 0.5}]) == "itm"
+    assert answered_by([{"caption_id": 1, "score": 0.5}]) == "itm"
 
 
 def test_another_evaluators_file_is_scored_by_the_ids_of_the_annotations():

@@ -40,6 +40,11 @@ def test_rows_that_can_be_reckoned_with_pass():
         ({"sums": {"bleu": [1, None]}}, "its sums of bleu are not those of a metric"),
         ({"sums": {"bleu": [1] * 9}}, "its sums of bleu are not those of a metric"),
         ({"sums": {"rouge": [1] * 10}}, "its sums of rouge are not those of a metric"),
+        ({"sums": {"lowest:x": [1, 2, 3]}}, "its sums of lowest:x are not those of a metric"),
+        ({"areas": [1, 2]}, "its areas are no map"),
+        ({"areas": {"a": [1, 2, 3]}}, "its areas of a are no two numbers"),
+        ({"areas": {"a": [1, None]}}, "its areas of a are no two numbers"),
+        ({"areas": {"a": 1}}, "its areas of a are no two numbers"),
     ],
 )
 def test_rows_that_cannot_be_are_told(change, words):
@@ -57,6 +62,34 @@ def test_a_metric_is_the_mean_over_the_rows_that_have_it():
     rows = rows_of([100.0, 0.0, 50.0], [1, 1, 2])
     rows[1]["values"]["rare"] = 20.0
     assert scores_of(rows) == {"accuracy": 50.0, "rare": 20.0}
+
+
+def test_sums_are_of_the_rows_that_have_them_and_the_lowest_share_counts():
+    rows = rows_of([100.0, 0.0, 50.0], [1, 1, 2])
+    rows[0]["sums"], rows[2]["sums"] = {"lowest:least": [1, 2, 3, 3]}, {"lowest:least": [1, 2, 0, 1]}
+    assert scores_of(rows) == {"accuracy": 50.0, "least": 50.0}
+    rows[2]["sums"] = {"lowest:least": [2, 2, 0, 1], "ratios:only": [1, 4]}
+    assert scores_of(rows) == {"accuracy": 50.0, "least": 75.0, "only": 25.0}
+    assert intervals(rows, 50)["only"] == (25.0, 25.0)
+
+
+def test_an_area_under_the_roc_curve_counts_ties_half_and_images_as_often_as_they_are_drawn():
+    rng = np.random.default_rng(8)
+    true, false = rng.integers(0, 6, size=(2, 30))
+    rows = [
+        {"id": at, "score": 0.0, "image_id": at % 7, "areas": {"a": [float(one), float(other)]}}
+        for at, (one, other) in enumerate(zip(true, false, strict=True))
+    ]
+    weights = rng.integers(0, 3, size=(5, 7)).astype(float)
+
+    def area(drawn):
+        pairs = [(true[one], false[other]) for one in drawn for other in drawn]
+        return 100 * np.mean([(one > other) + (one == other) / 2 for one, other in pairs])
+
+    expected = [area([at for at in range(30) for _ in range(int(row[at % 7]))]) for row in weights]
+    assert Table(rows)(weights)["a"] == pytest.approx(expected)
+    assert scores_of(rows)["a"] == pytest.approx(area(range(30)))
+    assert len(set(expected)) == 5
 
 
 def test_a_median_rank_is_numpys():
