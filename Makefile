@@ -58,7 +58,7 @@ check: setup ## formatting, lint, types, import rules
 	$(BIN)/python -m pytest tests/test_imports.py
 
 matrix: setup ## write the table of fusions and tasks into docs/fusions.md
-	$(BIN)/python -m fusionkit.commands.support_matrix docs/fusions.md
+	$(BIN)/python -m fusionkit.assembly.support_matrix docs/fusions.md
 
 docs: setup ## the documentation as a site: build/site
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[docs]"

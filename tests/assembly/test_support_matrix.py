@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fusionkit.commands.support_matrix import matrix, write_into
+from fusionkit.assembly.support_matrix import matrix, write_into
 from tests.toys import choices
 
 PAGE = Path(__file__).parents[2] / "docs/fusions.md"

@@ -1,4 +1,4 @@
-"""Which fusion can feed which task: ``python -m fusionkit.commands.support_matrix PAGE.md`` writes the table into a file."""
+"""Which fusion can feed which task: ``python -m fusionkit.assembly.support_matrix PAGE.md`` writes the table into a file."""
 
 import sys
 from pathlib import Path
