@@ -62,11 +62,17 @@ def examples_of(
         for key in (key if key in scores else str(key),)
         if key in scores
     ]
-    step = 1 if limit is None else max(1, -(-len(judged) // limit))
     return [
         _example(form, sample, text, given.get(sample.image_id if text is None else text.id), score)
-        for sample, text, score in judged[::step]
+        for sample, text, score in evenly(judged, limit)
     ]
+
+
+def evenly(items: Sequence[Any], limit: int | None) -> Sequence[Any]:
+    """At most ``limit`` (None: all) of the items, at equal distances."""
+    if limit is None:
+        return items
+    return items[:: max(1, -(-len(items) // limit))] if limit > 0 else ()
 
 
 def asked_id(row: Row) -> str:

@@ -10,7 +10,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
 from fusionkit.scoring.corpus_metrics import LOWEST, RATIOS
-from fusionkit.scoring.examples import Example
+from fusionkit.scoring.examples import Example, evenly
 from fusionkit.scoring.probes.pairs import (
     HOW,
     LOG_ODDS,
@@ -132,8 +132,7 @@ class Foils(BaseScorer):
     ) -> list[Example]:
         """Each pair, with the text that scored higher as what was given."""
         pairs, given = {pair.caption.id: pair for pair in pairs_of(samples)}, given_scores(records, samples, self.value)
-        step = 1 if limit is None else max(1, -(-len(rows) // limit)) if limit else 0
-        return [_example(pairs[row["id"]], given, row["score"]) for row in (rows[::step] if step else ())]
+        return [_example(pairs[row["id"]], given, row["score"]) for row in evenly(rows, limit)]
 
     def baselines(
         self,

@@ -10,7 +10,7 @@ from fusionkit.data.texts.foils import LABEL, PAIR
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
 from fusionkit.scoring.corpus_metrics import RATIOS
-from fusionkit.scoring.examples import Example
+from fusionkit.scoring.examples import Example, evenly
 from fusionkit.scoring.probes.pairs import COSINE, FOLDS, HOW, folds, given_scores, pair_schema, records_of
 from fusionkit.scoring.record_schema import RecordSchema, is_text
 from fusionkit.scoring.records import Record, index_records
@@ -93,9 +93,8 @@ class Pope(BaseScorer):
         """Each question with a yes or a no."""
         given = self.answers(records, samples)
         asked = {text.id: (sample, text) for sample in samples for text in questions_of(sample)}
-        step = 1 if limit is None else max(1, -(-len(rows) // limit)) if limit else 0
         found = []
-        for row in rows[::step] if step else ():
+        for row in evenly(rows, limit):
             sample, text = asked[row["id"]]
             said = ("no", "yes")[given[text.id]] if text.id in given else None
             image = sample.image if has_pixels(sample.image) else None

@@ -10,7 +10,7 @@ from fusionkit.data.texts.foils import CAPTION, FOIL, LABEL, PAIR, SUBSET
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.unicode import metric_words
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
-from fusionkit.scoring.examples import Example
+from fusionkit.scoring.examples import Example, evenly
 from fusionkit.scoring.probes.pairs import HOW, LOG_ODDS, captions_of, given_scores, pair_schema, records_of
 from fusionkit.scoring.records import Record
 from fusionkit.scoring.sample_scores import Row, SampleScores
@@ -71,9 +71,8 @@ class Winoground(BaseScorer):
     ) -> list[Example]:
         """Each example with its first image, the caption that scored higher for it, and its own."""
         given, grids = given_scores(records, samples, self.value), grids_of(samples)
-        step = 1 if limit is None else max(1, -(-len(rows) // limit)) if limit else 0
         found = []
-        for row in rows[::step] if step else ():
+        for row in evenly(rows, limit):
             sample, texts = grids[str(row["image_id"])][0]
             best = max(texts.values(), key=lambda text: given.get(text.id, float("-inf")))
             image = sample.image if has_pixels(sample.image) else None

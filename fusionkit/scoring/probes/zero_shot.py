@@ -11,7 +11,7 @@ from fusionkit.data.texts.foils import CAPTION, LABEL
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.unicode import metric_words
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
-from fusionkit.scoring.examples import Example
+from fusionkit.scoring.examples import Example, evenly
 from fusionkit.scoring.probes.pairs import COSINE, HOW, given_scores, pair_schema, records_of
 from fusionkit.scoring.records import Record
 from fusionkit.scoring.sample_scores import Row, SampleScores
@@ -85,9 +85,8 @@ class ZeroShot(BaseScorer):
         """Each image with the class that suits it best."""
         given = given_scores(records, samples, self.value)
         own = {text.id: (sample, text) for sample, text in own_texts(samples)}
-        step = 1 if limit is None else max(1, -(-len(rows) // limit)) if limit else 0
         found = []
-        for row in rows[::step] if step else ():
+        for row in evenly(rows, limit):
             sample, text = own[row["id"]]
             best = max(sample.texts["captions"], key=lambda each: given.get(each.id, float("-inf")))
             image, said = sample.image if has_pixels(sample.image) else None, best.facts[CLASS]
