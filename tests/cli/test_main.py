@@ -206,7 +206,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("train --config-dir nowhere", "nowhere"),
         ("evaluate", "'checkpoint' has no value yet; give it as checkpoint=VALUE"),
         ("evaluate outputs/best.ckpt", "'outputs/best.ckpt' says no key; write KEY=outputs/best.ckpt"),
-        ("score", "'benchmark' has no value yet; give it as benchmark=NAME, known: aro_attribution, aro_relation, coco_caption"),
+        (
+            "score",
+            "'benchmark' has no value yet; give it as benchmark=NAME, known: aro_attribution, aro_relation, coco_caption",
+        ),
         ("compare", "there are no runs to compare; name folders: fusionkit compare outputs/a outputs/b"),
         ("import albef=", "'albef' has no value yet; give it as albef=PATH"),
         ("evaluate checkpoint=", "checkpoint is empty; give it as checkpoint=PATH"),

@@ -25,6 +25,7 @@ class ClassFolders:
     ``annotations``  the folder of the classes' folders; may contain `{split}`.
     ``names``        a json file {folder: name}; without it a class is called as its folder, with spaces for underscores.
     A picture's id is `<folder>/<file>`, a text's `<picture>/<folder of the class>`; folders within a class's are its own.
+    Pictures are turned by their EXIF orientation.
     """
 
     def __init__(
@@ -68,4 +69,4 @@ def _sample(path: Path, picture: str, texts: Mapping[str, str]) -> Sample:
         Text(f"{picture}/{name}", text, {CLASS: name, LABEL: CAPTION if name == own else FOIL})
         for name, text in texts.items()
     )
-    return Sample(picture, path, {"captions": said})
+    return Sample(picture, path, {"captions": said}, upright=True)

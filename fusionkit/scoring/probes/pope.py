@@ -99,7 +99,19 @@ class Pope(BaseScorer):
             said = ("no", "yes")[given[text.id]] if text.id in given else None
             image = sample.image if has_pixels(sample.image) else None
             truth = text.facts[LABEL]
-            found.append(Example(text.id, sample.image_id, image, text.text, said, truth, row["score"], sample.size))
+            found.append(
+                Example(
+                    text.id,
+                    sample.image_id,
+                    image,
+                    text.text,
+                    said,
+                    truth,
+                    row["score"],
+                    sample.size,
+                    upright=sample.upright,
+                )
+            )
         return found
 
 

@@ -78,7 +78,19 @@ class Winoground(BaseScorer):
             image = sample.image if has_pixels(sample.image) else None
             asked = f"group score {row['score']:.0f}"
             truth = texts[CAPTION].text
-            found.append(Example(row["id"], row["image_id"], image, asked, best.text, truth, row["score"], sample.size))
+            found.append(
+                Example(
+                    row["id"],
+                    row["image_id"],
+                    image,
+                    asked,
+                    best.text,
+                    truth,
+                    row["score"],
+                    sample.size,
+                    upright=sample.upright,
+                )
+            )
         return found
 
     def sheet(self, records: Sequence[Record], samples: Sequence[Sample], rows: Sequence[Row]) -> Sheet:

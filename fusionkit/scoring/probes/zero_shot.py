@@ -91,7 +91,19 @@ class ZeroShot(BaseScorer):
             best = max(sample.texts["captions"], key=lambda each: given.get(each.id, float("-inf")))
             image, said = sample.image if has_pixels(sample.image) else None, best.facts[CLASS]
             true = text.facts[CLASS]
-            found.append(Example(text.id, sample.image_id, image, text.text, said, true, row["score"], sample.size))
+            found.append(
+                Example(
+                    text.id,
+                    sample.image_id,
+                    image,
+                    text.text,
+                    said,
+                    true,
+                    row["score"],
+                    sample.size,
+                    upright=sample.upright,
+                )
+            )
         return found
 
 

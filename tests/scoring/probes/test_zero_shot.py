@@ -44,6 +44,15 @@ def test_each_picture_is_asked_about_every_class(tmp_path):
     assert named[0].texts["captions"][0].text == "big ant!"
 
 
+def test_own_photos_are_turned_as_their_owner_sees_them(tmp_path):
+    samples = folders(tmp_path).read("val")
+    records = records_of(np.zeros((len(samples), len(CLASSES))), samples)
+    scorer = ZeroShot()
+    shown = scorer.examples(records, samples, scorer.rows(records, samples).rows, 3)
+    assert all(sample.upright for sample in samples)
+    assert [example.upright for example in shown] == [True] * 3
+
+
 def test_scores_are_their_definition(tmp_path):
     samples = folders(tmp_path).read("val")
     scores = np.random.default_rng(0).integers(0, 5, size=(len(samples), len(CLASSES)))  # with ties
