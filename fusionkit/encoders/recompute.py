@@ -105,10 +105,10 @@ def _marked() -> Iterator[None]:
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """What the first call is made in, and what all later ones."""
-    return nullcontext(), _StatisticsKept(block)
+    return nullcontext(), StatisticsKept(block)
 
 
-class _StatisticsKept(AbstractContextManager[None]):
+class StatisticsKept(AbstractContextManager[None]):
     """Within, batch norms write what they count into copies: buffers are exchanged, as a graph may hold them.
 
     A class, since a graph that is gone through twice enters it twice.

@@ -33,6 +33,7 @@ from fusionkit.fusion.base import (
     SupportsUnimodal,
 )
 from fusionkit.fusion.cross_attention import CrossAttention
+from fusionkit.model import chunks
 from fusionkit.types import Batch, Encoded, Fused, Images, Memory, Past, Pixels, Stored, Tokens, Whole, at_least_fp32
 
 
@@ -48,7 +49,18 @@ class Reader(nn.Module):
         if not len(input_ids):
             blank = self.encode_text(input_ids.new_zeros(1, *input_ids.shape[1:]), _one_row(attention_mask))
             return Tokens(blank.embeds[:0], attention_mask, blank.pooled[:0])
+        if chunks.is_on():
+            found: Tokens = chunks.by_rows(self.text_encoder, (input_ids, attention_mask), [self.get_submodule("text_encoder")])
+            return found
         return self.text_encoder(input_ids, attention_mask)
+
+    def prepare(self, image: Tokens) -> Memory:
+        """What the fusion makes of images; where it is read in chunks (``model.chunks``), each chunk of pairs does so for itself."""
+        return chunks.Unprepared(image) if chunks.is_on() else self.fusion.prepare(image)
+
+    def _joint(self) -> list[nn.Module]:
+        """What fusing reads the weights of: a fusion may have the text encoder, a language model, read on."""
+        return [self.get_submodule("fusion"), self.get_submodule("text_encoder")]
 
     def fuse(self, memory: Memory, text: Tokens, image_index: Tensor) -> Fused:
         """Fuse T texts with the images of ``memory`` (from ``encode`` or ``fusion.prepare``) that ``image_index`` (T,) names.
@@ -59,6 +71,8 @@ class Reader(nn.Module):
         if not len(image_index):
             fused = self.fuse(memory, _blank(text), image_index.new_zeros(1, *image_index.shape[1:]))
             return Fused(*(None if part is None else part[:0] for part in fused))
+        if chunks.is_on():
+            return chunks.fuse(self.fusion, memory, text, image_index, self._joint())
         return self.fusion(memory, text, image_index)
 
     @property
@@ -132,6 +146,12 @@ class VisionLanguageModel(Reader):
 
     def encode_image(self, images: Images) -> Tokens:
         """Pixels (I, 3, H, W), or whatever ``images_of`` gives for this encoder -> image tokens."""
+        if chunks.is_on():
+            found: Tokens = chunks.by_rows(self._encode_images, (images,), [self.get_submodule("image_encoder")])
+            return found
+        return self._encode_images(images)
+
+    def _encode_images(self, images: Images) -> Tokens:
         return tokens_of(self.image_encoder, images) if isinstance(images, Stored) else self.image_encoder(images)
 
     def images_of(self, batch: Batch) -> Images:
@@ -150,7 +170,7 @@ class VisionLanguageModel(Reader):
         text = {kind: self.encode_text(r["input_ids"], r["attention_mask"]) for kind, r in rows.items()}
         return Encoded(
             image=image,
-            memory=self.fusion.prepare(image),
+            memory=self.prepare(image),
             image_feats=self.project_image(image),
             text=text,
             text_feats={kind: self.project_text(tokens) for kind, tokens in text.items()},
@@ -163,6 +183,8 @@ class VisionLanguageModel(Reader):
             return self.encode_image(self.images_of(batch)), None
         if not isinstance(self.image_encoder, SupportsViews):
             raise ConfigError("image_encoder cannot give views; choose fusionkit.encoders.region_encoder.ViewEncoder")
+        if chunks.is_on():
+            raise ConfigError("gradient_cache: views of images (X-VLM's regions) are not read in chunks; set it to null")
         whole, views = self.image_encoder.views(batch["pixel_values"], **batch["views"])
         return views, Whole(whole, self.fusion.prepare(whole))
 
@@ -176,7 +198,8 @@ class VisionLanguageModel(Reader):
         if isinstance(self.fusion, SupportsUnimodal):
             if not len(pooled):  # as in ``fuse``
                 return self.project_text(_blank(text))[:0]
-            pooled = self.fusion.encode_unimodal(text).pooled
+            read = self.fusion.encode_unimodal
+            pooled = (chunks.by_rows(read, (text,), self._joint()) if chunks.is_on() else read(text)).pooled
         return F.normalize(at_least_fp32(self.text_projection(pooled)), dim=-1)
 
     @torch.no_grad()

@@ -309,4 +309,4 @@ def prepared(model: VisionLanguageModel, candidates: Candidates, rows: Tensor) -
     if candidates.memory is not None:
         return candidates.memory, rows
     used, places = rows.unique(return_inverse=True) if len(rows) else (rows.new_zeros(1), rows)
-    return model.fusion.prepare(candidates.image.take(used)), places
+    return model.prepare(candidates.image.take(used)), places

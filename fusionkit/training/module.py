@@ -17,11 +17,13 @@ from fusionkit.balance import Balancer, Step
 from fusionkit.distributed import mean_by_name, rank
 from fusionkit.errors import ConfigError, refusals, suggest
 from fusionkit.internals import log_at_step_made, training_batches, uses_metrics
+from fusionkit.model.chunks import in_chunks
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.training.distillation.student import Distillation
 from fusionkit.training.ema import WeightAverage
 from fusionkit.training.finite import FiniteSteps
+from fusionkit.training.gradient_cache import check_gradient_cache, parts_read, require_whole_weights
 from fusionkit.training.optimizer_state import set_rates
 from fusionkit.training.processes.sharding import (
     FullySharded,
@@ -55,6 +57,7 @@ class TrainingModule(LightningModule):
     ``frozen_weights`` "beside": checkpoints name what no stage trains, for ``WholeCheckpoints`` to keep it once beside them.
     ``image_tokens`` what keeps the states of a frozen image encoder, which batches then have in place of pixels.
     ``distillation`` what another checkpoint that teaches adds to the losses (training.distillation).
+    ``gradient_cache`` how many images, texts or pairs the model reads at a time (model.chunks); None: a batch at once.
     ``artifacts``  plain values that make a checkpoint self-contained (resolved config, answers, tokenizer files).
 
     What no objective reaches is frozen here, so that plain DDP works. What models and tasks draw is a function of
@@ -77,6 +80,7 @@ class TrainingModule(LightningModule):
         average: WeightAverage | None = None,
         frozen_weights: str = STORED,
         distillation: Distillation | None = None,
+        gradient_cache: int | None = None,
     ) -> None:
         super().__init__()
         if frozen_weights not in (STORED, BESIDE):
@@ -106,6 +110,9 @@ class TrainingModule(LightningModule):
         self._rate = 0.0  # the learning rate of the step
         self._freeze_unused()
         self.stages = Stages(stages or {}, self.named_parameters())
+        used = {name for row in self.objectives.values() for name in row}
+        self.told = check_gradient_cache(gradient_cache, model, tasks, sorted(used), distillation is not None)
+        self.gradient_cache, self._read_parts = gradient_cache, parts_read(tasks[name] for name in used)
         self.image_tokens = image_tokens
         if image_tokens is not None:
             with self.stages.all_training():
@@ -174,6 +181,10 @@ class TrainingModule(LightningModule):
         return self._read(source, batch, alpha)[1]
 
     def _read(self, source: str, batch: Batch, alpha: float | None = None) -> tuple[Encoded, dict[str, TaskOutput]]:
+        with in_chunks(self.gradient_cache, self._read_parts):
+            return self._read_all(source, batch, alpha)
+
+    def _read_all(self, source: str, batch: Batch, alpha: float | None) -> tuple[Encoded, dict[str, TaskOutput]]:
         tasks = self._tasks_of(source)
         encoded = self.model.encode(batch, text_kinds(tasks.values()))
         views: dict[str, Any] = {}
@@ -273,6 +284,8 @@ class TrainingModule(LightningModule):
             )
         if isinstance(strategy, FullySharded) and not is_sharded(self):
             require_gradients(self)
+            if self.gradient_cache is not None:
+                require_whole_weights(self.trainer)
             require_split(self)
             shard(self, strategy.device_mesh["data_parallel"], str(self.trainer.precision), strategy.whole)
             self.stages = Stages({}, self.named_parameters())
@@ -280,6 +293,8 @@ class TrainingModule(LightningModule):
 
     def on_fit_start(self) -> None:
         require_gradients(self)
+        if self.gradient_cache is not None:
+            require_whole_weights(self.trainer)
         if self.distillation is not None:
             self.distillation.begin(self.device, self.trainer.precision_plugin.convert_module)
         self.train()  # Lightning leaves modes alone, and what transformers loads has its dropout switched off

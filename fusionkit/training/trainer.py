@@ -32,6 +32,7 @@ from fusionkit.training.processes.batch_norms import SharedStatistics
 from fusionkit.training.processes.life import timeout_of
 from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.processes.sharding import SPLIT
+from fusionkit.training.gradient_cache import tell_of_micro_batches
 from fusionkit.training.recompute import recompute_parts
 from fusionkit.training.steps.state import STORED
 
@@ -72,8 +73,13 @@ def build_module(parts: Parts) -> TrainingModule:
         image_tokens=image_tokens_of(config, parts.datamodule, parts.model.image_encoder),
         distillation=distillation,
         frozen_weights=config.get("frozen_weights", STORED),
+        gradient_cache=config.get("gradient_cache"),
         average=average_of(OmegaConf.to_container(config, resolve=True).get("ema")),  # type: ignore[union-attr]
     )
+    told += module.told
+    used = sorted({name for row in module.objectives.values() for name in row})
+    accumulated = config.trainer.get("accumulate_grad_batches") or 1
+    told += tell_of_micro_batches(accumulated, module.gradient_cache, parts.tasks, used)
     told += recompute_parts(config.get("activation_checkpointing"), parts.model, parts.tasks)
     on_gpu = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     section = OmegaConf.to_container(config, resolve=True).get("compile")  # type: ignore[union-attr]
