@@ -207,6 +207,7 @@ class ExportConfig:
     layout: str | None = None
     merge_adapters: bool = True
     int8: Any = False
+    tasks: Any = None
     hub: str | None = None
 
 

@@ -12,6 +12,8 @@ from fusionkit.assembly.trust import packages
 from fusionkit.cli.schemas import ExportConfig
 from fusionkit.errors import ConfigError
 
+LAYOUTS = ("onnx", "torch")  # of graphs
+
 
 def export(config: DictConfig) -> None:
     """Write the checkpoint anew, upload it if asked, and say where it is."""
@@ -21,6 +23,11 @@ def export(config: DictConfig) -> None:
     from fusionkit.checkpoints.write import export_into, upload, write_published
     from fusionkit.model.int8 import is_int8, to_int8
 
+    if config.layout in LAYOUTS:
+        export_graphs(config)
+        return
+    if config.tasks is not None:
+        raise ConfigError("tasks chooses those whose graphs are written; give it with layout=onnx or torch, or leave it out")
     if config.layout and config.hub:
         raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
     if config.int8 and config.layout:
@@ -54,10 +61,33 @@ def export(config: DictConfig) -> None:
         print(f"uploaded to {upload(output, config.hub)}")
 
 
+def export_graphs(config: DictConfig) -> None:
+    """Write graphs that run without fusionkit, and say which tasks they are of."""
+    from fusionkit.checkpoints.graphs.write import write_graphs
+    from fusionkit.checkpoints.load import load_parts
+    from fusionkit.checkpoints.source import local
+    from fusionkit.checkpoints.write import upload
+
+    if config.int8 not in (True, False):
+        raise ConfigError(f"int8 is {config.int8}, but of a graph all linear layers have 8 bits or none; give int8=true or false")
+    if config.int8 and config.layout != "onnx":
+        raise ConfigError("int8=true writes graphs of ONNX; give layout=onnx with it, or leave it out")
+    if config.tasks is not None and not (config.tasks and all(isinstance(name, str) for name in config.tasks)):
+        raise ConfigError(f"tasks is {config.tasks}, but has to be a list of names, such as [itm, vqa]")
+    output, overrides = Path(config.output), {"data": {}, "evaluation": {}, "trainer": {"accelerator": "cpu"}}
+    parts = load_parts(local(config.checkpoint), overrides, has_data=False, trust=packages(config.trust))
+    tasks = None if config.tasks is None else [str(name) for name in config.tasks]
+    for line in write_graphs(output, parts, config.layout, bool(config.int8), tasks):
+        print(line)
+    print(f"wrote {output}")
+    if config.hub:
+        print(f"uploaded to {upload(output, config.hub)}")
+
+
 def _published_layout(name: str) -> Callable[..., Any]:
     """The function that writes a family's own layout."""
     try:
         publish: Callable[..., Any] = importlib.import_module(f"fusionkit.checkpoints.families.{name}").to_published
         return publish
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"layout={name} cannot be written; known: albef, peft") from error
+        raise ConfigError(f"layout={name} cannot be written; known: albef, peft, onnx, torch") from error

@@ -66,7 +66,7 @@ def test_a_model_of_the_hub_is_loaded_by_its_name(imported, monkeypatch):
         (["checkpoint={imported}", "output={imported}"], "is there already", 2),
         (
             ["checkpoint={imported}", "output=out", "layout=albf"],
-            "layout=albf cannot be written; known: albef, peft",
+            "layout=albf cannot be written; known: albef, peft, onnx, torch",
             2,
         ),
         (["checkpoint={imported}", "output=out", "layout=peft"], "the checkpoint has no adapters", 2),
