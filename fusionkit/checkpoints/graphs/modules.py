@@ -171,7 +171,8 @@ def _one_kind(kind: str, given: Tensors, like: Memory, text: Tokens | None) -> t
     """A batch with texts of one kind, each about the image of its number, as a task reads it."""
     memory = filled(like, of(MEMORY, given))
     image = Tokens(given[IMAGE], None, given[IMAGE][:, 0])  # its own pooled vector is in the memory of who reads it
-    rows = torch.arange(given[IMAGE].shape[0], device=given[IMAGE].device)
+    first = of(MEMORY, given)[0]
+    rows = torch.arange(first.shape[0], device=first.device)
     batch: dict[str, Any] = {"image_keys": rows}
     if "input_ids" in given:
         ids, mask = given["input_ids"], given["attention_mask"]

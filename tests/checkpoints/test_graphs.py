@@ -1,0 +1,217 @@
+"""Graphs of six kinds of model, run by onnxruntime at other numbers of rows and lengths, against the model itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from fusionkit.checkpoints.graphs import examples, formats
+from fusionkit.checkpoints.graphs.examples import Example
+from fusionkit.checkpoints.graphs.modules import NEXT
+from fusionkit.fusion.layers import row_by_row
+from fusionkit.model.model import VisionLanguageModel
+from fusionkit.tasks.base import Task
+from fusionkit.tasks.decoding import decoder_state_of
+from fusionkit.tasks.generation import Greedy
+from tests.toys import CLS, SEP, scatter_weights, toy_dims, toy_model, toy_rows, toy_task
+
+Arrays = dict[str, np.ndarray]
+KINDS = {
+    "late": ("itm", "vqa"),
+    "merged_attention": ("itm", "vqa", "entailment"),
+    "cross_attention": ("itm", "vqa", "grounding", "captioning"),
+    "co_attention": ("ranking", "vqa"),
+    "prefix": ("itm", "vqa_generative"),
+    "encoder_decoder": ("vqa_generative",),
+}
+OTHERS = {"vqa_decoder": ("cross_attention", "questions"), "captioning": ("merged_attention", "captions")}
+
+
+class World(NamedTuple):
+    """A model, its tasks, and its graphs as onnxruntime runs them, each with what they were traced with."""
+
+    model: VisionLanguageModel
+    tasks: dict[str, Task[Any]]
+    examples: dict[str, Example]
+    sessions: dict[str, onnxruntime.InferenceSession]
+
+    def run(self, name: str, given: Arrays) -> Arrays:
+        """The outputs of a graph, which takes of what is given what it reads."""
+        session = self.sessions[name]
+        outputs = [port.name for port in session.get_outputs()]
+        return dict(zip(outputs, session.run(outputs, {p.name: given[p.name] for p in session.get_inputs()})))
+
+    def seen(self, batch: dict[str, Any], rows: torch.Tensor | None = None) -> Arrays:
+        """What the graph of images makes of a batch's, a row for each of the texts that rows are the images of."""
+        found = self.run("image", {"pixel_values": batch["pixel_values"].numpy()})
+        return found if rows is None else {name: array[rows.numpy()] for name, array in found.items()}
+
+
+def build(fusion: str, names: tuple[str, ...], folder: Path) -> World:
+    torch.manual_seed(3)
+    model = scatter_weights(toy_model(fusion)).eval()
+    assert isinstance(model, VisionLanguageModel)
+    tasks = {name: scatter_weights(toy_task(name, toy_dims(model)), seed=50).eval() for name in names}
+    image = examples.image_example(model, 32, has_contrast=True)
+    with row_by_row(), torch.no_grad():
+        memory = model.fusion.prepare(model.encode_image(image.inputs["pixel_values"]))
+    texts, images = examples.text_inputs(model, CLS, SEP), examples.seen_images(image, 32)
+    made = {"image": image}
+    if fusion == "late":
+        made["text"] = examples.text_example(model, texts)
+    pairs = {name: task for name, task in tasks.items() if hasattr(task, "pair_scores")}
+    if pairs:
+        made["pair"] = examples.pair_example(model, pairs, memory, images, texts)
+    for name, task in tasks.items():
+        if hasattr(task, "said"):
+            made["prefill"], made["step"] = examples.said_examples(model, task, memory, images, texts)
+    sessions = {}
+    for name, example in made.items():
+        formats.save_onnx(formats.to_onnx(name, formats.trace(name, example), example), folder / f"{name}.onnx", False)
+        sessions[name] = onnxruntime.InferenceSession(folder / f"{name}.onnx")
+    return World(model, tasks, made, sessions)
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+    found = dict[str, World]()
+
+    def of(fusion: str) -> World:
+        if fusion not in found:
+            found[fusion] = build(fusion, KINDS[fusion], tmp_path_factory.mktemp(fusion))
+        return found[fusion]
+
+    return of
+
+
+def batch_of(model: VisionLanguageModel, images: int, texts: int, length: int, kind: str) -> dict[str, Any]:
+    """A few images with several padded texts each, the rows in no order."""
+    rows = toy_rows(images, texts, length)
+    rows["image_index"] = rows["image_index"][torch.randperm(images * texts)]
+    return {
+        "source": "toy", "image_ids": list(range(images)), "image_keys": torch.arange(images),
+        "image_sizes": torch.ones(images, 2), "pixel_values": torch.randn(images, 3, 32, 32), kind: rows,
+    }  # fmt: skip
+
+
+def require_close(ours: np.ndarray, theirs: torch.Tensor) -> None:
+    assert ours.shape == tuple(theirs.shape)
+    gap = np.abs(ours - theirs.numpy())
+    assert (gap <= 1e-5 * (1 + np.abs(theirs.numpy()))).all(), gap.max()
+
+
+SIZES = [(1, 1, 4), (3, 2, 12), (2, 4, 20)]  # images, texts of each, longest: none as in the traced example
+
+
+@pytest.mark.parametrize("fusion", KINDS)
+@pytest.mark.parametrize(("images", "texts", "length"), SIZES)
+def test_pairs_score_as_in_the_model(worlds, fusion: str, images: int, texts: int, length: int) -> None:
+    world = worlds(fusion)
+    pairs = {name: task for name, task in world.tasks.items() if hasattr(task, "pair_scores")}
+    assert pairs or fusion == "encoder_decoder"
+    torch.manual_seed(images)
+    for name, task in pairs.items():
+        batch = batch_of(world.model, images, texts, length, task.reads)
+        rows = batch[task.reads]
+        with torch.no_grad():
+            expected = task.pair_scores(world.model, batch, world.model.encode(batch, [task.reads]))
+        words = {key: rows[key].numpy() for key in ("input_ids", "attention_mask")}
+        found = world.run("pair", world.seen(batch, rows["image_index"]) | words)
+        assert set(found) == set(pairs)
+        require_close(found[name], expected)
+
+
+@pytest.mark.parametrize(("images", "texts", "length"), SIZES)
+def test_features_of_contrast_are_those_of_the_model(worlds, images: int, texts: int, length: int) -> None:
+    world = worlds("late")
+    batch = batch_of(world.model, images, texts, length, "captions")
+    with torch.no_grad():
+        encoded = world.model.encode(batch, ["captions"])
+    require_close(world.seen(batch)["image_feats"], encoded.image_feats)
+    require_close(world.seen(batch)["image_embeds"], encoded.image.embeds)
+    words = {key: batch["captions"][key].numpy() for key in ("input_ids", "attention_mask")}
+    require_close(world.run("text", words)["text_feats"], encoded.text_feats["captions"])
+
+
+SAYING = ["cross_attention", "prefix", "encoder_decoder"]
+
+
+@pytest.mark.parametrize("fusion", SAYING)
+@pytest.mark.parametrize(("images", "texts", "length"), SIZES)
+def test_prefill_and_steps_say_what_the_model_says(worlds, fusion: str, images: int, texts: int, length: int) -> None:
+    require_same_words(worlds(fusion), images, texts, length)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_ways_to_say_words(name: str, tmp_path: Path) -> None:
+    """A decoder that reads fused questions, and a text that grows beside its image's tokens."""
+    world = build(OTHERS[name][0], (name,), tmp_path)
+    require_same_words(world, 3, 2, 12)
+    assert any(port.startswith("context_") for port in world.examples["step"].inputs) == (name == "vqa_decoder")
+
+
+def require_same_words(world: World, images: int, texts: int, length: int) -> None:
+    """Greedy words, token by token, and the logits of each step."""
+    torch.manual_seed(images)
+    (task,) = (task for task in world.tasks.values() if hasattr(task, "said"))
+    batch = batch_of(world.model, images, texts, length, task.reads)
+    is_caption, rows = task.replies_to == "caption", batch[task.reads]
+    rules = task.saying()
+    with torch.no_grad():
+        encoded = world.model.encode(batch, [task.reads] if task.encodes else [])
+        steps = decoder_state_of(task.said(world.model, batch, encoded))
+        expected = Greedy()(steps, rules).tokens
+        logits, state = steps.start()
+    given = world.seen(batch, None if is_caption else rows["image_index"])
+    given |= {key: rows[key].numpy() for key in ("input_ids", "attention_mask")}
+    given |= world.run("prefill", given)
+    ended = np.zeros(len(logits), dtype=bool)
+    for number, tokens in enumerate(expected.T):
+        require_close(given["logits"], logits)
+        restricted = rules.restrict(torch.from_numpy(given["logits"]), expected[:, :number])
+        assert restricted.argmax(dim=1)[~ended].equal(tokens[~ended])
+        ended |= np.isin(tokens.numpy(), rules.ends)
+        if number + 1 < expected.shape[1]:
+            with torch.no_grad():
+                logits, state = steps.advance(tokens, state)
+            found = world.run("step", given | {"tokens": tokens.numpy()})
+            given |= {name.removeprefix(NEXT): array for name, array in found.items()}
+    assert expected.shape[1] > 3
+
+
+def test_a_step_is_not_given_back_what_it_does_not_change(worlds) -> None:
+    step = worlds("encoder_decoder").examples["step"]
+    returned = {name.removeprefix(NEXT) for name in step.outputs}
+    kept = {name for name in step.inputs if name.startswith("past_")} - returned
+    assert kept  # what the encoder read
+    assert any(name.startswith("past_") for name in returned)
+
+
+def test_shapes_say_which_dimensions_are_free(worlds) -> None:
+    world = worlds("prefix")
+    pair, step = world.examples["pair"], world.examples["step"]
+    assert pair.shape("input_ids") == ["batch", "length"]
+    assert pair.shape("itm") == ["batch", 2]
+    assert step.shape("tokens") == ["batch"]
+    layers = [step.shape(name)[2] for name in step.inputs if name.startswith("past_")]
+    assert len(set(layers)) == 1
+    assert isinstance(layers[0], str)
+    assert {port.shape[0] for session in world.sessions.values() for port in session.get_inputs()} == {"batch"}
+
+
+def test_a_graph_asks_for_no_more_than_it_reads(worlds) -> None:
+    inputs = {port.name for port in worlds("late").sessions["pair"].get_inputs()}
+    assert inputs == {"input_ids", "attention_mask", "memory_0"}
+
+
+def test_row_by_row_ends_with_its_block() -> None:
+    from fusionkit.fusion.layers import is_row_by_row
+
+    with pytest.raises(KeyError), row_by_row():
+        assert is_row_by_row()
+        raise KeyError
+    assert not is_row_by_row()
