@@ -43,9 +43,7 @@ def answered(folder: Path, parts: Parts, source: str, role: str, name: str) -> t
         best = run(sessions["pair"], given)[name].argmax(axis=1)
         seconds += time.perf_counter() - start
         found = [meaning.labels[number] for number in best]
-        records += [
-            {KEYS[task.reads]: i, meaning.reply: label} for i, label in zip(rows["ids"], found, strict=True)
-        ]
+        records += [{KEYS[task.reads]: i, meaning.reply: label} for i, label in zip(rows["ids"], found, strict=True)]
     return records, seconds
 
 

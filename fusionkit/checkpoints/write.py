@@ -15,7 +15,8 @@ from fusionkit.assembly.artifacts import artifacts_of
 from fusionkit.assembly.trust import NETWORK, require_trusted
 from fusionkit.checkpoints.base import Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
-from fusionkit.checkpoints.directory import write_directory
+from fusionkit.checkpoints.card import model_card
+from fusionkit.checkpoints.directory import require_new, write_directory
 from fusionkit.checkpoints.folder import own_tokenizer
 from fusionkit.checkpoints.pretrained import Pretrained
 from fusionkit.checkpoints.source import Source, read_source
@@ -26,6 +27,7 @@ from fusionkit.files.tensors import save_tensors
 from fusionkit.model.int8 import plain_state
 
 Planner = Callable[[Source], Plan]
+CARD = "README.md"
 EXPERIMENT = "imported"  # a name that no recipe has: of two experiments of one name ours would be read
 
 
@@ -115,12 +117,29 @@ def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
     )
 
 
-def export_into(folder: Path, pretrained: Pretrained) -> None:
+def export_into(
+    folder: Path,
+    pretrained: Pretrained,
+    max_shard_size: int | None = None,
+    licence: str | None = None,
+    licences: Mapping[str, str] | None = None,
+) -> None:
     """Write a network to a new folder that ``from_pretrained``, ``train`` and ``evaluate`` load, bit for bit the same.
 
-    Weights in 8 bits are plain tensors there, int8 and scales.
+    Weights in 8 bits are plain tensors there, int8 and scales. A model card lies beside them (``card.model_card``).
     """
-    write_directory(folder, plain_state(pretrained.module.state_dict()), {"fusionkit": pretrained.artifacts})
+    require_new(folder)
+    use = f"```python\nimport fusionkit as fk\n\nmodel = fk.load({folder.name!r})\n```\n\nNo code is stored in it, and none of it is run."
+    replies = {name: task.replies_to for name, task in pretrained.tasks.items()}
+    texts = {CARD: card_of(folder.name, pretrained.config, pretrained.artifacts, replies, use, licence, licences)}
+    state = plain_state(pretrained.module.state_dict())
+    write_directory(folder, state, {"fusionkit": pretrained.artifacts}, texts, max_shard_size)
+
+
+def card_of(name: str, config: Any, artifacts: Mapping[str, Any], replies: Mapping[str, str | None], *rest: Any) -> str:
+    """The model card of a configuration, whose interpolations that cannot be resolved (a folder of data) are left open."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return model_card(name, plain, artifacts, replies, *rest)
 
 
 def write_published(path: Path, pretrained: Pretrained, layout: Callable[..., dict[str, Tensor]]) -> None:

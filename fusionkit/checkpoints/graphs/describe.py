@@ -54,7 +54,9 @@ def reading_texts(parts: Parts, source: str, task: Task[Any]) -> dict[str, Any]:
     found = {
         "max_length": settings.max_length,
         "template": (settings.template or {}).get(kind),
-        "clean": None if clean is None else {name: value for name, value in clean.items() if name[0] != "_"}
+        "clean": None
+        if clean is None
+        else {name: value for name, value in clean.items() if name[0] != "_"}
         | {"function": str(clean.get("_target_"))},
     }
     if task.reads == CONVERSATIONS:

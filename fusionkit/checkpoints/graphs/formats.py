@@ -67,11 +67,10 @@ def to_onnx(name: str, program: ExportedProgram, example: Example) -> Any:
     except Exception as error:  # an operation that ONNX does not have
         raise no_graph(name, error) from error
     assert made is not None
-    import onnx_ir
-
+    shapes: Any = importlib.import_module("onnx_ir")
     graph = made.model.graph
     for value in (*graph.inputs, *graph.outputs):
-        value.shape = onnx_ir.Shape(example.shape(str(value.name)))
+        value.shape = shapes.Shape(example.shape(str(value.name)))
     for value in list(graph.inputs):
         if not value.uses():
             graph.inputs.remove(value)
@@ -80,13 +79,12 @@ def to_onnx(name: str, program: ExportedProgram, example: Example) -> Any:
 
 def keep_outputs(made: Any, wanted: Collection[str]) -> None:
     """Leave out the outputs that are not wanted, and what is computed for them alone."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
+    passes: Any = importlib.import_module("onnx_ir.passes.common")
     graph = made.model.graph
     for value in list(graph.outputs):
         if value.name not in wanted:
             graph.outputs.remove(value)
-    RemoveUnusedNodesPass()(made.model)
+    passes.RemoveUnusedNodesPass()(made.model)
 
 
 def ports(made: Any) -> tuple[list[str], list[str]]:
@@ -102,18 +100,17 @@ def save_onnx(made: Any, path: Path, is_int8: bool) -> None:
         if not is_int8:
             made.save(path)
             return
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
+        quantization: Any = importlib.import_module("onnxruntime.quantization")
         whole = path.parent / "fp32"
         whole.mkdir()
         made.save(whole / path.name)
         size = sum(file.stat().st_size for file in whole.iterdir())
-        quantize_dynamic(
+        quantization.quantize_dynamic(
             whole / path.name,
             path,
             op_types_to_quantize=list(LINEAR),
             per_channel=True,
-            weight_type=QuantType.QInt8,
+            weight_type=quantization.QuantType.QInt8,
             use_external_data_format=size > 2**31,
         )
         shutil.rmtree(whole)

@@ -1,7 +1,7 @@
 """A checkpoint as graphs that run without us: which parts it has, and the folder that they are written to."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,15 +47,25 @@ from fusionkit.tasks.decoding import SupportsSaying
 
 LAYOUTS = ("onnx", "torch")
 REPOSITORY = "model_repository"  # as Triton wants it: NAME/config.pbtxt, NAME/1/model.onnx
-FILE = "graphs.json"
+FILE, CARD = "graphs.json", "README.md"
+USE = (
+    "Its graphs are run by onnxruntime or torch alone, without fusionkit. `graphs.json` says of each its inputs and outputs, how "
+    "images and texts are read, and what the numbers mean."
+)
 
 
 def write_graphs(
-    folder: Path, parts: Parts, layout: str, int8: bool = False, tasks: Sequence[str] | None = None
+    folder: Path,
+    parts: Parts,
+    layout: str,
+    int8: bool = False,
+    tasks: Sequence[str] | None = None,
+    card: Callable[[Mapping[str, str | None], str], str] | None = None,
 ) -> list[str]:
     """Write the graphs of a checkpoint's tasks to a new folder, whole or not at all; gives lines that say what they are.
 
-    ``tasks`` are those whose graphs are wanted; None: all that reply to something. Raises ConfigError for what cannot be put in
+    ``tasks`` are those whose graphs are wanted; None: all that reply to something. ``card`` makes a model card of what each task
+    replies to, and how the folder is used. Raises ConfigError for what cannot be put in
     a graph.
     """
     if layout == "onnx":
@@ -75,11 +85,18 @@ def write_graphs(
     examples = examples_of(parts, chosen.sources)
     made = {name: trace(name, example) for name, example in examples.items()}
     with atomic_folder(folder, "make room, or choose another output=FOLDER") as half_made:
-        written = _write_onnx(half_made, made, examples, int8) if layout == "onnx" else _write_torch(half_made, made, examples)
+        written = (
+            _write_onnx(half_made, made, examples, int8)
+            if layout == "onnx"
+            else _write_torch(half_made, made, examples)
+        )
         told = describe(parts, chosen.sources, written, examples, layout, int8, chosen.left_out)
         for name, text in tokenizer_files(parts.datamodule.tokenizer).items():
             (half_made / TOKENIZER / name).parent.mkdir(parents=True, exist_ok=True)
             (half_made / TOKENIZER / name).write_text(text, encoding="utf-8")
+        if card is not None:
+            replies = {name: parts.tasks[name].replies_to for name in chosen.sources}
+            (half_made / CARD).write_text(card(replies, USE), encoding="utf-8")
         (half_made / FILE).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [f"{name}: {', '.join(entry['graphs'])}" for name, entry in told["tasks"].items()]
     return lines + [f"{name}: no graph, {reason}" for name, reason in chosen.left_out.items()]
@@ -99,7 +116,9 @@ def choose_tasks(parts: Parts, wanted: Sequence[str] | None) -> Chosen:
     trained = {name: source for source, names in reversed(active.items()) for name in names}
     for name in wanted or ():
         if name not in trained:
-            raise ConfigError(f"tasks names '{name}', which the checkpoint was not trained with; {suggest(name, trained)}")
+            raise ConfigError(
+                f"tasks names '{name}', which the checkpoint was not trained with; {suggest(name, trained)}"
+            )
     sources, left_out = dict[str, str](), dict[str, str]()
     for name, source in sorted(trained.items(), key=lambda pair: list(parts.tasks).index(pair[0])):
         task = parts.tasks[name]
@@ -115,7 +134,9 @@ def choose_tasks(parts: Parts, wanted: Sequence[str] | None) -> Chosen:
         else:
             sources[name] = source
     if not sources:
-        raise ConfigError("the checkpoint has no task that replies, so that there is nothing to put in a graph; export without layout")
+        raise ConfigError(
+            "the checkpoint has no task that replies, so that there is nothing to put in a graph; export without layout"
+        )
     return Chosen(sources, left_out)
 
 
@@ -125,7 +146,9 @@ def fault_of(task: Task[Any], model: VisionLanguageModel) -> str | None:
         return None
     if not isinstance(task, SupportsSaying):
         return f"what {type(task).__name__} replies is not read off one row of numbers a pair"
-    return None if model.is_incremental else "its words are not said from keys and values, but each by the whole text anew"
+    return (
+        None if model.is_incremental else "its words are not said from keys and values, but each by the whole text anew"
+    )
 
 
 def require_plain(parts: Parts) -> None:
@@ -139,7 +162,9 @@ def require_plain(parts: Parts) -> None:
     elif isinstance(parts.model.fusion, SupportsInstructions):
         fault = f"{type(parts.model.fusion).__name__} reads each text twice, by two tokenizers"
     if fault is not None:
-        raise ConfigError(f"the images cannot be put in a graph: {fault}; export without layout, which every model can be")
+        raise ConfigError(
+            f"the images cannot be put in a graph: {fault}; export without layout, which every model can be"
+        )
 
 
 def examples_of(parts: Parts, sources: Mapping[str, str]) -> dict[str, Example]:
@@ -157,7 +182,9 @@ def examples_of(parts: Parts, sources: Mapping[str, str]) -> dict[str, Example]:
                 tokens = model.encode_image(image.inputs["pixel_values"])
                 memory = model.fusion.prepare(tokens)
             if tokens.mask is not None:
-                raise ConfigError("the images cannot be put in a graph: they have a mask of their own; export without layout")
+                raise ConfigError(
+                    "the images cannot be put in a graph: they have a mask of their own; export without layout"
+                )
             images = seen_images(image, side)
             if has_contrast:
                 part = "text"
