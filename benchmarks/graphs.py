@@ -1,8 +1,8 @@
 """What int8 costs in answers: the graphs of a checkpoint, fp32 and int8, on the same questions of its own test split.
 
-Both are run by onnxruntime, scored by the scorer of the task and set beside each other with intervals of the bootstrap over images, and
-their difference with its own (paired). Their bytes are told too, and how long the answers took. Reads questions (task vqa) or
-hypotheses (entailment); run: python -m benchmarks.graphs CHECKPOINT [data.root=FOLDER] [--task vqa] [--split test] [--source NAME]
+Both are run by onnxruntime, scored by the task's scorer, and set beside each other with intervals (bootstrap over images), their
+difference with its own (paired). Bytes and seconds are told too. Reads questions (task vqa) or hypotheses (entailment).
+Run: python -m benchmarks.graphs CHECKPOINT [data.root=FOLDER] [--task vqa] [--split test] [--source NAME]
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The model card of an export, README.md as the Hugging Face hub shows it: what the model is, what it was made of, under whose licences."""
+"""The model card of an export (README.md, which the hub shows): what the model is, what it was made of, under whose licences."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,7 +62,8 @@ def model_card(
     lines = [
         f"---\n{yaml.safe_dump(head, sort_keys=False).rstrip()}\n---",
         f"# {name}",
-        f"A vision-language model of fusionkit {versions.get('fusionkit', '')}: {_part(config.get('image_encoder'))} reads images, "
+        f"A vision-language model of fusionkit {versions.get('fusionkit', '')}: "
+        f"{_part(config.get('image_encoder'))} reads images, "
         f"{_part(config.get('text_encoder'))} texts, {fusion} brings them together. Its tasks: "
         + "; ".join(f"`{task}`" + (f" ({SAYS[word]})" if word in SAYS else "") for task, word in replies.items())
         + ".",
@@ -74,8 +75,9 @@ def model_card(
             ("part", "what", "licence"),
             [*_weights(config, artifacts, given), *_data(sources, given, is_drawn)],
         ),
-        "## Limits\n\nIt says what its training data make likely, not what is true, and repeats what these get wrong about people and "
-        "places. Score it on data of the kind that it is to be used on: `fusionkit evaluate checkpoint=FOLDER data.root=FOLDER`.",
+        "## Limits\n\nIt says what its training data make likely, not what is true, and repeats what these get wrong about "
+        "people and places. Score it on data of the kind that it is to be used on: `fusionkit evaluate checkpoint=FOLDER "
+        "data.root=FOLDER`.",
     ]
     return "\n\n".join(lines) + "\n"
 

@@ -129,7 +129,8 @@ def export_into(
     Weights in 8 bits are plain tensors there, int8 and scales. A model card lies beside them (``card.model_card``).
     """
     require_new(folder)
-    use = f"```python\nimport fusionkit as fk\n\nmodel = fk.load({folder.name!r})\n```\n\nNo code is stored in it, and none of it is run."
+    code = f"```python\nimport fusionkit as fk\n\nmodel = fk.load({folder.name!r})\n```"
+    use = f"{code}\n\nNo code is stored in it, and none of it is run."
     replies = {name: task.replies_to for name, task in pretrained.tasks.items()}
     texts = {CARD: card_of(folder.name, pretrained.config, pretrained.artifacts, replies, use, licence, licences)}
     state = plain_state(pretrained.module.state_dict())

@@ -12,7 +12,7 @@ import torch
 from fusionkit.checkpoints.graphs import examples, formats
 from fusionkit.checkpoints.graphs.examples import Example
 from fusionkit.checkpoints.graphs.modules import NEXT
-from fusionkit.fusion.layers import row_by_row
+from fusionkit.fusion.layers import is_row_by_row, row_by_row
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.tasks.decoding import decoder_state_of
@@ -43,7 +43,9 @@ class World(NamedTuple):
         """The outputs of a graph, which takes of what is given what it reads."""
         session = self.sessions[name]
         outputs = [port.name for port in session.get_outputs()]
-        return dict(zip(outputs, session.run(outputs, {p.name: given[p.name] for p in session.get_inputs()})))
+        return dict(
+            zip(outputs, session.run(outputs, {p.name: given[p.name] for p in session.get_inputs()}), strict=True)
+        )
 
     def seen(self, batch: dict[str, Any], rows: torch.Tensor | None = None) -> Arrays:
         """What the graph of images makes of a batch's, a row for each of the texts that rows are the images of."""
@@ -66,7 +68,7 @@ def build(fusion: str, names: tuple[str, ...], folder: Path) -> World:
     pairs = {name: task for name, task in tasks.items() if hasattr(task, "pair_scores")}
     if pairs:
         made["pair"] = examples.pair_example(model, pairs, memory, images, texts)
-    for name, task in tasks.items():
+    for task in tasks.values():
         if hasattr(task, "said"):
             made["prefill"], made["step"] = examples.said_examples(model, task, memory, images, texts)
     sessions = {}
@@ -209,9 +211,45 @@ def test_a_graph_asks_for_no_more_than_it_reads(worlds) -> None:
 
 
 def test_row_by_row_ends_with_its_block() -> None:
-    from fusionkit.fusion.layers import is_row_by_row
+    def fails() -> None:
+        with row_by_row():
+            assert is_row_by_row()
+            raise KeyError
 
-    with pytest.raises(KeyError), row_by_row():
-        assert is_row_by_row()
-        raise KeyError
+    with pytest.raises(KeyError):
+        fails()
     assert not is_row_by_row()
+
+
+@pytest.mark.parametrize("name", ["itm", "ranking", "vqa", "entailment"])
+def test_labels_mean_what_replies_say(name: str) -> None:
+    """Without a graph: of the same numbers, read by the labels."""
+    torch.manual_seed(0)
+    model = toy_model("merged_attention").eval()
+    task = toy_task(name, toy_dims(model)).eval()
+    batch = batch_of(model, 3, 2, 12, task.reads)
+    with torch.no_grad():
+        encoded = model.encode(batch, [task.reads])
+        numbers, replies = task.pair_scores(model, batch, encoded), task.reply(model, batch, encoded, 4)
+    told = task.meaning()
+    shares = {"softmax": numbers.softmax(dim=1), "sigmoid": numbers.sigmoid()}[str(told.activation)]
+    assert numbers.shape == (6, len(told.labels))
+    for row, reply in zip(shares, replies, strict=True):
+        if told.reply == "match":
+            assert reply["match"] == pytest.approx(row[told.labels.index("match")].item())
+        else:
+            assert reply[told.reply] == told.labels[int(row.argmax())]
+    if name == "entailment":
+        assert [list(reply["labels"].values()) for reply in replies] == [pytest.approx(row.tolist()) for row in shares]
+        assert [list(reply["labels"]) for reply in replies] == [list(told.labels)] * 6
+
+
+def test_rules_of_what_may_be_said_are_those_of_the_search() -> None:
+    model = toy_model("cross_attention")
+    ranked = toy_task("vqa_generative", toy_dims(model))
+    assert ranked.saying().max_length == 4  # the longest known answer, with its end
+    assert ranked.saying().ends == (SEP,)
+    said = toy_task("vqa_open", toy_dims(model))
+    assert said.saying().max_length == 10
+    assert said.saying().min_length == 1
+    assert toy_task("captioning", toy_dims(model)).saying().max_length == 20

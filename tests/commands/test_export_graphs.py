@@ -1,4 +1,4 @@
-"""``fusionkit export layout=onnx`` and ``torch``: what a program without fusionkit reads in the folder, and gets of its graphs."""
+"""``fusionkit export layout=onnx`` and ``torch``: what a program without fusionkit reads there, and gets of the graphs."""
 
 import importlib
 import json

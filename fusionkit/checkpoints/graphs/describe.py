@@ -1,4 +1,4 @@
-"""graphs.json: what somebody needs to know who has the graphs and not us: ports, how images and texts are read, what numbers mean."""
+"""graphs.json, for who has the graphs and not us: their ports, how images and texts are read, and what numbers mean."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -41,8 +41,8 @@ def reading_images(finish: Finish) -> dict[str, Any]:
         "shift": shift.tolist(),
         "mean": (-shift / (255 * scale)).tolist(),
         "std": (1 / (255 * scale)).tolist(),
-        "says": "squash: the whole image is resized to the size; crop: the largest square in its middle is. Then, of values from 0 "
-        "to 255, value * scale + shift, which is (value / 255 - mean) / std",
+        "says": "squash: the whole image is resized to the size; crop: the largest square in its middle is. Then, of values from "
+        "0 to 255, value * scale + shift, which is (value / 255 - mean) / std",
     }
 
 

@@ -1,4 +1,4 @@
-"""Traced graphs as files: torch's own programs, or ONNX, with weights of 8 bits if asked; the libraries of ONNX stand here alone."""
+"""Graphs as torch's own programs, or as ONNX, with weights of 8 bits if asked; the libraries of ONNX stand here alone."""
 
 import importlib
 import logging
@@ -27,15 +27,15 @@ def require_onnx() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ConfigError(
-                f"layout=onnx needs the package {name}: pip install {' '.join(PACKAGES)}, or {install_extra('graphs')}; or choose "
-                "layout=torch, which needs none"
+                f"layout=onnx needs the package {name}: pip install {' '.join(PACKAGES)}, or {install_extra('graphs')}; or "
+                "choose layout=torch, which needs none"
             ) from error
 
 
 def trace(name: str, example: Example) -> ExportedProgram:
     """The graph as a program whose named dimensions any call may choose; ConfigError where something in it cannot be one."""
     graph, inputs = example.graph, example.inputs
-    open_dims = tuple({place: Dim.DYNAMIC for place in example.dims[each]} for each in graph.names)
+    open_dims = tuple(dict.fromkeys(example.dims[each], Dim.DYNAMIC) for each in graph.names)
     try:
         with torch.no_grad(), quiet():
             return torch.export.export(
@@ -48,8 +48,8 @@ def trace(name: str, example: Example) -> ExportedProgram:
 def no_graph(name: str, error: Exception) -> ConfigError:
     """What a part is refused with that does not trace or convert."""
     return ConfigError(
-        f"the part '{name}' cannot be put in a graph ({first_line(error)}); leave its tasks out by tasks=[...], or export without "
-        "layout, which every model can be"
+        f"the part '{name}' cannot be put in a graph ({first_line(error)}); leave its tasks out by tasks=[...], or export "
+        "without layout, which every model can be"
     )
 
 
@@ -94,7 +94,10 @@ def ports(made: Any) -> tuple[list[str], list[str]]:
 
 
 def save_onnx(made: Any, path: Path, is_int8: bool) -> None:
-    """Write an ONNX model; beyond 2 GB its weights are a file beside it. With 8 bits: those of linear layers, a scale a channel."""
+    """Write an ONNX model, with its weights in a file beside it beyond 2 GB.
+
+    With 8 bits: those of linear layers, a scale a channel.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with quiet():
         if not is_int8:

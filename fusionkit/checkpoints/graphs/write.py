@@ -128,8 +128,8 @@ def choose_tasks(parts: Parts, wanted: Sequence[str] | None) -> Chosen:
             left_out[name] = "it replies to nothing and served the training alone"
         elif fault := fault_of(task, parts.model):
             raise ConfigError(
-                f"task {name} cannot be put in a graph: {fault}; leave it out by tasks=[...], naming the others, or export without "
-                "layout, which every model can be"
+                f"task {name} cannot be put in a graph: {fault}; leave it out by tasks=[...], naming the others, or export "
+                "without layout, which every model can be"
             )
         else:
             sources[name] = source
