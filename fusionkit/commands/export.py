@@ -77,7 +77,8 @@ def export_graphs(config: DictConfig) -> None:
         )
     if config.int8 and config.layout != "onnx":
         raise ConfigError("int8=true writes graphs of ONNX; give layout=onnx with it, or leave it out")
-    if config.tasks is not None and not (config.tasks and all(isinstance(name, str) for name in config.tasks)):
+    names = config.tasks
+    if names is not None and (isinstance(names, str) or not names or not all(isinstance(name, str) for name in names)):
         raise ConfigError(f"tasks is {config.tasks}, but has to be a list of names, such as [itm, vqa]")
     output, overrides = Path(config.output), {"data": {}, "evaluation": {}, "trainer": {"accelerator": "cpu"}}
     path = local(config.checkpoint)

@@ -85,8 +85,10 @@ class EncoderDecoder(nn.Module):
             asked, said = _halves(text.mask)
             read = self._encode(memory, text.embeds, self._read_by_encoder(asked), image_index)
             now = self._said(text.embeds, said)
-            begun = None if is_row_by_row() else (now.embeds[:, :0], now.length * 0)
-            states, past = self._decode_on(Said(read.memory, read.mask, *(begun or (None, None)), None), now)
+            begun = Said(read.memory, read.mask, None, None, None)
+            if not is_row_by_row():
+                begun = begun._replace(embeds=now.embeds[:, :0], length=now.length * 0)
+            states, past = self._decode_on(begun, now)
             return _joint(states, read.text, asked, said), past
         real = own_places(text.mask).bool()
         row = _side_by_side(text.embeds, real)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,14 +10,17 @@ import onnxruntime
 import pytest
 import torch
 
-from fusionkit.checkpoints.graphs import examples, formats
+from fusionkit.checkpoints.graphs import examples, formats, write
 from fusionkit.checkpoints.graphs.examples import Example
 from fusionkit.checkpoints.graphs.modules import NEXT
+from fusionkit.checkpoints.graphs.nested import filled, flat
+from fusionkit.errors import ConfigError
 from fusionkit.fusion.layers import is_row_by_row, row_by_row
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.tasks.decoding import decoder_state_of
 from fusionkit.tasks.generation import Greedy
+from fusionkit.types import Tokens
 from tests.toys import CLS, SEP, scatter_weights, toy_dims, toy_model, toy_rows, toy_task
 
 Arrays = dict[str, np.ndarray]
@@ -253,3 +257,60 @@ def test_rules_of_what_may_be_said_are_those_of_the_search() -> None:
     assert said.saying().max_length == 10
     assert said.saying().min_length == 1
     assert toy_task("captioning", toy_dims(model)).saying().max_length == 20
+
+
+def parts_of(**changes: Any) -> Any:
+    fusion, encoder = SimpleNamespace(), SimpleNamespace(reads=changes.get("reads", "pixel_values"))
+    model = SimpleNamespace(image_encoder=encoder, fusion=changes.get("fusion", fusion))
+    finish = SimpleNamespace(fit=changes.get("fit", "squash"))
+    return SimpleNamespace(model=model, datamodule=SimpleNamespace(finish=finish))
+
+
+class Instructed:
+    instruction_size = 3
+
+    def instruct(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reads": "regions"}, "SimpleNamespace reads regions, whose number hangs on the image"),
+        ({"fit": "keep"}, "data.fit is keep, with which each image has a shape of its own"),
+        ({"fusion": Instructed()}, "Instructed reads each text twice, by two tokenizers"),
+    ],
+)
+def test_images_that_are_no_plain_tensors_are_refused(changes: dict[str, Any], words: str) -> None:
+    write.require_plain(parts_of())
+    write.require_plain(parts_of(fit="crop"))
+    with pytest.raises(ConfigError, match=rf"cannot be put in a graph: {words}; export without layout"):
+        write.require_plain(parts_of(**changes))
+
+
+def test_why_a_task_has_no_graph() -> None:
+    model: Any = toy_model("cross_attention")
+    tasks = {name: toy_task(name, toy_dims(model)) for name in ("itc", "itm", "captioning", "likelihood", "nlvr2")}
+    faults = {name: write.fault_of(task, model) for name, task in tasks.items()}
+    assert faults.pop("likelihood") == "what Likelihood replies is not read off one row of numbers a pair"
+    assert faults.pop("nlvr2") == "what NLVR2 replies is not read off one row of numbers a pair"
+    assert faults == {"itc": None, "itm": None, "captioning": None}
+    slow = SimpleNamespace(is_incremental=False)
+    assert write.fault_of(tasks["captioning"], slow) == (
+        "its words are not said from keys and values, but each by the whole text anew"
+    )
+    assert write.fault_of(tasks["itm"], slow) is None
+
+
+def test_nested_tensors_come_back_in_their_structure() -> None:
+    one, two, three = (torch.full((1,), float(number)) for number in range(3))
+    memory = [Tokens(one, None, two), (three, None), []]
+    assert all(found is given for found, given in zip(flat(memory), (one, two, three), strict=True))
+    again = filled(memory, [three, two, one])
+    assert isinstance(again[0], Tokens)
+    assert again[0].embeds is three
+    assert again[0].mask is None
+    assert again[0].pooled is two
+    assert again[1][0] is one
+    assert isinstance(again[1], tuple)
+    assert again[1][1] is None
+    assert again[2] == []

@@ -26,6 +26,7 @@ LINE = [
     *("~task.captioning.search", "+task.captioning.search={_target_: fusionkit.tasks.generation.Greedy}"),
     *("+data.sources.shapes.template={questions: 'question {text} answer'}", "scheduler.warmup_steps=0"),
 ]  # fmt: skip
+pytestmark = pytest.mark.slow  # a training, and its graphs
 QUESTIONS = ["what color is the star?", "is there a red circle?", "how many objects are there in all?"]
 TEXTS = ["a red star", "a large blue circle to the left of a small square", "two"]
 

@@ -65,15 +65,15 @@ def write_graphs(
     """Write the graphs of a checkpoint's tasks to a new folder, whole or not at all; gives lines that say what they are.
 
     ``tasks`` are those whose graphs are wanted; None: all that reply to something. ``card`` makes a model card of what each task
-    replies to, and how the folder is used. Raises ConfigError for what cannot be put in
+    replies to, and how the folder is used. The parts do not train any more. Raises ConfigError for what cannot be put in
     a graph.
     """
     if layout == "onnx":
         require_onnx()
     require_new(folder)
-    model = parts.model.eval()
-    for task in parts.tasks.values():
-        task.eval()
+    model = parts.model
+    for module in (model, *parts.tasks.values()):
+        module.eval().requires_grad_(False)
     if any(is_int8(weight) for weight in model.parameters()):
         raise ConfigError(
             f"layout={layout}: the checkpoint has weights of 8 bits, which no graph reads; give the checkpoint that they are of, "
@@ -82,6 +82,7 @@ def write_graphs(
     merge(model)
     chosen = choose_tasks(parts, tasks)
     require_plain(parts)
+    told_card = None if card is None else card({name: parts.tasks[name].replies_to for name in chosen.sources}, USE)
     examples = examples_of(parts, chosen.sources)
     made = {name: trace(name, example) for name, example in examples.items()}
     with atomic_folder(folder, "make room, or choose another output=FOLDER") as half_made:
@@ -94,9 +95,8 @@ def write_graphs(
         for name, text in tokenizer_files(parts.datamodule.tokenizer).items():
             (half_made / TOKENIZER / name).parent.mkdir(parents=True, exist_ok=True)
             (half_made / TOKENIZER / name).write_text(text, encoding="utf-8")
-        if card is not None:
-            replies = {name: parts.tasks[name].replies_to for name in chosen.sources}
-            (half_made / CARD).write_text(card(replies, USE), encoding="utf-8")
+        if told_card is not None:
+            (half_made / CARD).write_text(told_card, encoding="utf-8")
         (half_made / FILE).write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [f"{name}: {', '.join(entry['graphs'])}" for name, entry in told["tasks"].items()]
     return lines + [f"{name}: no graph, {reason}" for name, reason in chosen.left_out.items()]
