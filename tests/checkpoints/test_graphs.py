@@ -15,13 +15,14 @@ from fusionkit.checkpoints.graphs.examples import Example
 from fusionkit.checkpoints.graphs.modules import NEXT
 from fusionkit.checkpoints.graphs.nested import filled, flat
 from fusionkit.errors import ConfigError
+from fusionkit.fusion.base import SupportsInstructions
 from fusionkit.fusion.layers import is_row_by_row, row_by_row
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.tasks.base import Task
 from fusionkit.tasks.decoding import decoder_state_of
 from fusionkit.tasks.generation import Greedy
 from fusionkit.types import Tokens
-from tests.toys import CLS, SEP, scatter_weights, toy_dims, toy_model, toy_rows, toy_task
+from tests.toys import CLS, SEP, choices, scatter_weights, toy_dims, toy_model, toy_rows, toy_task
 
 Arrays = dict[str, np.ndarray]
 KINDS = {
@@ -257,6 +258,32 @@ def test_rules_of_what_may_be_said_are_those_of_the_search() -> None:
     assert said.saying().max_length == 10
     assert said.saying().min_length == 1
     assert toy_task("captioning", toy_dims(model)).saying().max_length == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", choices("fusion"))
+def test_every_fusion_of_pairs_has_a_graph(fusion: str) -> None:
+    """Traced by torch, and run at other sizes; those that read two tokenizers are refused before."""
+    torch.manual_seed(3)
+    model: Any = scatter_weights(toy_model(fusion)).eval()
+    if isinstance(model.fusion, SupportsInstructions):
+        assert "instructed" in fusion or fusion == "prefix_qformer"
+        return
+    task = scatter_weights(toy_task("itm", toy_dims(model)), seed=50).eval()
+    image = examples.image_example(model, 32, has_contrast=False)
+    with row_by_row(), torch.no_grad():
+        memory = model.fusion.prepare(model.encode_image(image.inputs["pixel_values"]))
+    texts, images = examples.text_inputs(model, CLS, SEP), examples.seen_images(image, 32)
+    pair = examples.pair_example(model, {"itm": task}, memory, images, texts)
+    programs = {name: formats.trace(name, each).module() for name, each in (("image", image), ("pair", pair))}
+    batch = batch_of(model, 2, 3, 12, "captions")
+    rows = batch["captions"]
+    with torch.no_grad():
+        expected = task.pair_scores(model, batch, model.encode(batch, ["captions"]))
+        seen = programs["image"](batch["pixel_values"])
+        given = {name: tensor[rows["image_index"]] for name, tensor in seen.items()} | rows
+        found = programs["pair"](*(given[name] for name in pair.graph.names))["itm"]
+    require_close(found.numpy(), expected)
 
 
 def parts_of(**changes: Any) -> Any:

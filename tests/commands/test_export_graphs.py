@@ -289,6 +289,17 @@ def test_what_the_exporters_refuse_is_one_sentence(layout, place, checkpoint, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_graphs_are_uploaded_if_asked(checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "fusionkit.checkpoints.write.upload", lambda *given: asked.append(given) or "https://hub/me/mine"
+    )
+    line = [f"checkpoint={checkpoint}", f"output={tmp_path}/out", "layout=torch", "tasks=[itc]", "hub=me/mine"]
+    assert run(["export", *line]) == 0
+    assert asked == [(tmp_path / "out", "me/mine")]
+    assert "uploaded to https://hub/me/mine" in capsys.readouterr().out
+
+
 def test_weights_in_shards_are_the_same_model(checkpoint, model, pictures, tmp_path) -> None:
     line = [
         f"checkpoint={checkpoint}",

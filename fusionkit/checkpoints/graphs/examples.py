@@ -2,16 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fusionkit.checkpoints.graphs.modules import (
-    CONTEXT,
-    IMAGE,
-    MEMORY,
     NEXT,
-    PAST,
     Graph,
     ImageGraph,
     PairGraph,
@@ -99,7 +96,11 @@ def seen_images(image: Example, side: int) -> list[Tensors]:
 
 
 def pair_example(
-    model: VisionLanguageModel, tasks: Mapping[str, Task], memory: Memory, images: list[Tensors], texts: list[Tensors]
+    model: VisionLanguageModel,
+    tasks: Mapping[str, Task[Any]],
+    memory: Memory,
+    images: list[Tensors],
+    texts: list[Tensors],
 ) -> Example:
     """The graph of tasks that read pairs."""
     both = [image | text for image, text in zip(images, texts, strict=True)]
@@ -107,7 +108,7 @@ def pair_example(
 
 
 def said_examples(
-    model: VisionLanguageModel, task: Task, memory: Memory, images: list[Tensors], texts: list[Tensors]
+    model: VisionLanguageModel, task: Task[Any], memory: Memory, images: list[Tensors], texts: list[Tensors]
 ) -> tuple[Example, Example]:
     """The two graphs of a task that says words: its prompts, and one token more."""
     both = [image | text for image, text in zip(images, texts, strict=True)]
@@ -128,6 +129,3 @@ def said_examples(
 
 def _is_same(found: Tensor | None, given: Tensor) -> bool:
     return found is not None and found.shape == given.shape and found.equal(given)
-
-
-__all__ = ["CONTEXT", "IMAGE", "MEMORY", "PAST", "Example"]
