@@ -1,9 +1,10 @@
 """Checkpoints are written: from a published file, for others to load, in a published layout; whole or not at all."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -18,7 +19,7 @@ from fusionkit.checkpoints.build import compose_plan, empty_network
 from fusionkit.checkpoints.card import model_card
 from fusionkit.checkpoints.directory import require_new, write_directory
 from fusionkit.checkpoints.folder import own_tokenizer
-from fusionkit.checkpoints.pretrained import Pretrained
+from fusionkit.checkpoints.pretrained import Pretrained, from_pretrained, with_merged_adapters
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer, text_format
@@ -150,6 +151,21 @@ def write_published(path: Path, pretrained: Pretrained, layout: Callable[..., di
     config: Any = OmegaConf.to_container(pretrained.config)
     state: Mapping[str, Tensor] = layout(pretrained.module.state_dict(), config)
     save_tensors({"model": dict(state)}, path, advice="make room, or choose another output=FILE")
+
+
+def push_to_hub(
+    path: Path,
+    repository: str,
+    trust: Sequence[str] = (),
+    licence: str | None = None,
+    licences: Mapping[str, str] | None = None,
+    max_shard_size: int | None = None,
+) -> str:
+    """Upload a checkpoint as ``export_into`` writes it, adapters merged, and with its card; gives its address."""
+    with TemporaryDirectory() as place:
+        folder = Path(place) / repository.rpartition("/")[2]
+        export_into(folder, with_merged_adapters(from_pretrained(path, trust)), max_shard_size, licence, licences)
+        return upload(folder, repository)
 
 
 def upload(folder: Path, repository: str) -> str:

@@ -16,6 +16,7 @@ import fusionkit as fk
 from fusionkit.checkpoints.graphs import formats, write
 from fusionkit.checkpoints.graphs.triton import triton_config
 from fusionkit.cli.main import run
+from fusionkit.errors import ConfigError
 from tests.test_docs import DOCS, blocks
 
 LINE = [
@@ -298,6 +299,31 @@ def test_graphs_are_uploaded_if_asked(checkpoint, tmp_path, monkeypatch, capsys)
     assert run(["export", *line]) == 0
     assert asked == [(tmp_path / "out", "me/mine")]
     assert "uploaded to https://hub/me/mine" in capsys.readouterr().out
+
+
+def test_a_model_in_python_is_uploaded_with_its_card(model, monkeypatch) -> None:
+    seen = []
+
+    class Hub:
+        def create_repo(self, name, exist_ok):
+            seen.append((name, exist_ok))
+
+        def upload_folder(self, repo_id, folder_path):
+            names = sorted(path.name for path in folder_path.iterdir())
+            seen.append((repo_id, folder_path.name, names, (folder_path / "README.md").read_text()))
+            return "https://hub/me/mine"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert model.push_to_hub("me/mine", license="mit") == "https://hub/me/mine"
+    assert seen[0] == ("me/mine", True)
+    repository, folder, names, card = seen[1]
+    assert (repository, folder, names) == ("me/mine", "mine", ["README.md", "config.json", "model.safetensors"])
+    assert "license: mit" in card
+    assert "# mine" in card
+    with pytest.raises(ConfigError, match="max_shard_size is 7"):
+        model.push_to_hub("me/mine", max_shard_size="7")
+    with pytest.raises(ConfigError, match="push_to_hub: the model is not saved"):
+        fk.Model(model.parts, model.device).push_to_hub("me/mine")
 
 
 def test_weights_in_shards_are_the_same_model(checkpoint, model, pictures, tmp_path) -> None:
