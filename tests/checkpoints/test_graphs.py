@@ -267,7 +267,7 @@ def test_every_fusion_of_pairs_has_a_graph(fusion: str) -> None:
     torch.manual_seed(3)
     model: Any = scatter_weights(toy_model(fusion)).eval()
     if isinstance(model.fusion, SupportsInstructions):
-        assert "instructed" in fusion or fusion == "prefix_qformer"
+        assert "instructed" in fusion
         return
     task = scatter_weights(toy_task("itm", toy_dims(model)), seed=50).eval()
     image = examples.image_example(model, 32, has_contrast=False)

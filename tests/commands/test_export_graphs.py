@@ -128,7 +128,7 @@ def test_the_file_says_how_all_is_read(client, model) -> None:
     assert "text" not in told["tasks"]["captioning"]
     assert told["tasks"]["captioning"]["ends"] == [model.parts.tasks["captioning"].writer.rules.end]
     assert told["tasks"]["captioning"]["graphs"] == ["image", "captioning_prefill", "captioning_step"]
-    assert told["left_out"] == {"mlm": "it replies to nothing and served the training alone"}
+    assert told["left_out"] == {"mlm": "it answers nothing that is asked about one image"}
     assert (told["layout"], told["int8"], told["version"]) == ("onnx", False, 1)
     assert told["temperature"] == told["tasks"]["itc"]["temperature"]
 

@@ -37,7 +37,7 @@ class Example:
     @classmethod
     def of(cls, graph: Graph, first: Tensors, second: Tensors) -> "Example":
         """From inputs of the two sizes."""
-        chosen = [{name: given[name] for name in graph.names} for given in (first, second)]
+        chosen = [{name: given[name].contiguous() for name in graph.names} for given in (first, second)]
         found = [run(graph, inputs) for inputs in chosen]
         names = {(SIZES[0][0], SIZES[1][0]): BATCH, (SIZES[0][1], SIZES[1][1]): LENGTH}
         dims = dict[str, dict[int, str]]()

@@ -28,7 +28,10 @@ class Graph(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensors:
         with row_by_row():
-            return self.compute(dict(zip(self.names, tensors, strict=True)))
+            found = self.compute(dict(zip(self.names, tensors, strict=True)))
+        return {
+            name: tensor.contiguous() for name, tensor in found.items()
+        }  # torch's programs hold others to their strides
 
 
 def numbered(prefix: str, tensors: Sequence[Tensor]) -> Tensors:

@@ -125,7 +125,7 @@ def choose_tasks(parts: Parts, wanted: Sequence[str] | None) -> Chosen:
         if wanted is not None and name not in wanted:
             left_out[name] = "it is not among tasks"
         elif task.replies_to is None:
-            left_out[name] = "it replies to nothing and served the training alone"
+            left_out[name] = "it answers nothing that is asked about one image"
         elif fault := fault_of(task, parts.model):
             raise ConfigError(
                 f"task {name} cannot be put in a graph: {fault}; leave it out by tasks=[...], naming the others, or export "
