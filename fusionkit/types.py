@@ -14,6 +14,18 @@ def at_least_fp32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def own_places(mask: Tensor) -> Tensor:
+    """Of a mask (T, L, P + L), after P earlier tokens: whether each token sees itself, (T, L), as all but padding do."""
+    earlier = mask.shape[2] - mask.shape[1]
+    return mask[:, :, earlier:].diagonal(dim1=1, dim2=2)
+
+
+def no_later(length: int, total: int, device: torch.device) -> Tensor:
+    """Bool (L, P + L): the tokens that each of L, behind P earlier ones, may see where none sees later ones."""
+    places = torch.arange(total, device=device)
+    return places <= places[total - length :, None]
+
+
 class Tokens(NamedTuple):
     """The states of one modality."""
 

@@ -30,6 +30,7 @@ def test_every_dependency_is_pinned_to_a_version_that_is_allowed():
             *EXTRAS["adapters"],
             *EXTRAS["quantised"],
             *EXTRAS["search"],
+            *EXTRAS["graphs"],
             *EXTRAS["dev"],
         ]
     ]
@@ -53,6 +54,7 @@ def test_the_oldest_versions_are_the_lower_bounds():
         *EXTRAS["adapters"],
         *EXTRAS["quantised"],
         *EXTRAS["search"],
+        *EXTRAS["graphs"],
     ]:
         wanted = Requirement(line)
         assert Version(oldest[wanted.name]) in wanted.specifier

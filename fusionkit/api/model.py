@@ -14,8 +14,10 @@ from fusionkit.api.inputs import Picture, device_named, first_row, image_request
 from fusionkit.api.mistakes import sentences
 from fusionkit.assembly.objectives import active_objectives
 from fusionkit.assembly.parts import Parts
+from fusionkit.checkpoints.directory import bytes_of
 from fusionkit.checkpoints.load import load_parts
 from fusionkit.checkpoints.source import local
+from fusionkit.checkpoints.write import push_to_hub
 from fusionkit.commands.alt_text import caption_folder
 from fusionkit.commands.predict_images import predictor_of
 from fusionkit.commands.search import open_index
@@ -156,6 +158,24 @@ class Model:
         with sentences():
             predictor = predictor_of(self.parts, self.device, batch_size=self.batch_size, by=by)
             return caption_folder(predictor, Path(folder).expanduser(), home, table, overwrite)[1]
+
+    def push_to_hub(
+        self,
+        repository: str,
+        license: str | None = None,
+        licences: Mapping[str, str] | None = None,
+        trust: str | Sequence[str] = (),
+        max_shard_size: str | None = "5GB",
+    ) -> str:
+        """Upload the checkpoint to the Hugging Face hub as OWNER/NAME, as ``fusionkit export hub=`` does; gives its address.
+
+        ``license`` is the model's own, for its card, ``licences`` those of what it was made of, by source of data or part.
+        """
+        if self.path is None:
+            raise ConfigError("push_to_hub: the model is not saved; train it to a folder, and load that")
+        trusted = [trust] if isinstance(trust, str) else list(trust)
+        with sentences():
+            return push_to_hub(self.path, repository, trusted, license, licences, bytes_of(max_shard_size))
 
     def ask(
         self,

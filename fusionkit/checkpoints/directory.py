@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,14 +15,16 @@ from torch import Tensor
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.files import plain as plain_files
 from fusionkit.files.atomic import atomic_folder
+from fusionkit.files.names import is_file_name
 from fusionkit.files.plain import other_kind, reason_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # of shards, as transformers writes it
 
 
 def is_directory(path: Path) -> bool:
     """Whether a checkpoint of this form lies there, as far as its names tell."""
-    return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+    return (path / CONFIG).is_file() and any((path / name).is_file() for name in (WEIGHTS, INDEX))
 
 
 def require_new(folder: Path) -> None:
@@ -35,21 +38,29 @@ def write_directory(
     state: Mapping[str, Tensor],
     config: Mapping[str, Any],
     texts: Mapping[str, str] = MappingProxyType({}),
+    max_shard_size: int | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all; raises ConfigError where the folder holds something already.
 
     The hashes of the weights and of the configuration itself stand in it. ``texts`` are further files by their path in the
-    folder.
+    folder. Weights of more bytes than ``max_shard_size`` are several files and an index, each of no more but where one tensor is.
     """
     require_new(folder)
     with atomic_folder(folder, "make room, or choose another output=FOLDER") as half_made:
+        shards = shards_of(state, max_shard_size)
         try:
-            tensors = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
-            save_file(tensors, half_made / WEIGHTS)
+            for file, names in shards.items():
+                save_file({name: state[name].detach().clone().contiguous() for name in names}, half_made / file)
         except SafetensorError as error:  # its words for an error of the file
             raise OSError(str(error)) from error
+        if len(shards) > 1:
+            total = sum(tensor.nbytes for tensor in state.values())
+            places = {name: file for file, names in shards.items() for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+            (half_made / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         plain = json.loads(json.dumps(config))  # as it is read back
-        hashes = {WEIGHTS: sha256(half_made / WEIGHTS), CONFIG: _digest(plain)}
+        files = [*shards, *([INDEX] if len(shards) > 1 else [])]
+        hashes = {name: sha256(half_made / name) for name in files} | {CONFIG: _digest(plain)}
         content = json.dumps({**plain, "sha256": hashes}, indent=1) + "\n"
         for name, text in {CONFIG: content, **texts}.items():
             (half_made / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +73,9 @@ def read_directory(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if "fusionkit" not in config or "sha256" not in config:
         raise DataError(f"{folder} was not written by fusionkit; bring it over first: fusionkit import FAMILY={folder}")
     expected = config.pop("sha256")
-    before = {WEIGHTS: sha256(folder / WEIGHTS)}  # an earlier version's
+    files = weight_files(folder)
+    is_split = files != [WEIGHTS]
+    before = {name: sha256(folder / name) for name in ([INDEX, *files] if is_split else files)}  # an earlier version's
     found = before | {CONFIG: _digest(config)}
     if expected not in (found, before):
         expected = expected if isinstance(expected, dict) else {}
@@ -70,7 +83,54 @@ def read_directory(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise DataError(
             f"{folder / changed} is not the file that was written (another sha256); import or export it again"
         )
-    return config, read_safetensors(folder / WEIGHTS)
+    parts = [read_safetensors(folder / name) for name in files]
+    state = {name: tensor for part in parts for name, tensor in part.items()}
+    if len(state) < sum(map(len, parts)):
+        raise DataError(f"{folder / INDEX}: a tensor stands in several of its files; export it again")
+    return config, state
+
+
+def shards_of(state: Mapping[str, Tensor], most: int | None) -> dict[str, list[str]]:
+    """The names of the tensors in each file: in their order, as many as ``most`` bytes hold, one at least."""
+    groups, size = [list[str]()], 0
+    for name, tensor in state.items():
+        if groups[-1] and most is not None and size + tensor.nbytes > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += tensor.nbytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{number:05}-of-{len(groups):05}.safetensors": group for number, group in enumerate(groups, start=1)}
+
+
+def weight_files(folder: Path) -> list[str]:
+    """The names of a folder's files of weights; DataError where an index names what is no file of the folder."""
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise DataError(
+            f"{folder / INDEX} has no weight_map from names of tensors to files; take the whole folder again"
+        )
+    files = sorted(set(places.values()))
+    for name in files:
+        if not is_file_name(name) or not (folder / name).is_file():
+            raise DataError(
+                f"{folder / INDEX} names {name!a}, which is no file of the folder; take the whole folder again"
+            )
+    return files
+
+
+def bytes_of(size: Any) -> int | None:
+    """What ``max_shard_size`` says in bytes, 5GB or 200MB; None for null. Raises ConfigError."""
+    if size is None:
+        return None
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KB|MB|GB)", str(size).upper())
+    if found is None or not float(found[1]):
+        raise ConfigError(f"max_shard_size is {size}, but has to be a size such as 5GB or 200MB, or null for one file")
+    return int(float(found[1]) * units[found[2]])
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """Checkpoints are written: from a published file, for others to load, in a published layout; whole or not at all."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -15,9 +16,10 @@ from fusionkit.assembly.artifacts import artifacts_of
 from fusionkit.assembly.trust import NETWORK, require_trusted
 from fusionkit.checkpoints.base import Plan, convert
 from fusionkit.checkpoints.build import compose_plan, empty_network
-from fusionkit.checkpoints.directory import write_directory
+from fusionkit.checkpoints.card import model_card
+from fusionkit.checkpoints.directory import require_new, write_directory
 from fusionkit.checkpoints.folder import own_tokenizer
-from fusionkit.checkpoints.pretrained import Pretrained
+from fusionkit.checkpoints.pretrained import Pretrained, from_pretrained, with_merged_adapters
 from fusionkit.checkpoints.source import Source, read_source
 from fusionkit.config import first_cause
 from fusionkit.data.tokenizer import load_tokenizer, text_format
@@ -26,6 +28,7 @@ from fusionkit.files.tensors import save_tensors
 from fusionkit.model.int8 import plain_state
 
 Planner = Callable[[Source], Plan]
+CARD = "README.md"
 EXPERIMENT = "imported"  # a name that no recipe has: of two experiments of one name ours would be read
 
 
@@ -115,12 +118,30 @@ def experiment_file(plan: Plan, folder: Path, tokenizer: str) -> str:
     )
 
 
-def export_into(folder: Path, pretrained: Pretrained) -> None:
+def export_into(
+    folder: Path,
+    pretrained: Pretrained,
+    max_shard_size: int | None = None,
+    licence: str | None = None,
+    licences: Mapping[str, str] | None = None,
+) -> None:
     """Write a network to a new folder that ``from_pretrained``, ``train`` and ``evaluate`` load, bit for bit the same.
 
-    Weights in 8 bits are plain tensors there, int8 and scales.
+    Weights in 8 bits are plain tensors there, int8 and scales. A model card lies beside them (``card.model_card``).
     """
-    write_directory(folder, plain_state(pretrained.module.state_dict()), {"fusionkit": pretrained.artifacts})
+    require_new(folder)
+    code = f"```python\nimport fusionkit as fk\n\nmodel = fk.load({folder.name!r})\n```"
+    use = f"{code}\n\nNo code is stored in it, and none of it is run."
+    replies = {name: task.replies_to for name, task in pretrained.tasks.items()}
+    texts = {CARD: card_of(folder.name, pretrained.config, pretrained.artifacts, replies, use, licence, licences)}
+    state = plain_state(pretrained.module.state_dict())
+    write_directory(folder, state, {"fusionkit": pretrained.artifacts}, texts, max_shard_size)
+
+
+def card_of(name: str, config: Any, artifacts: Mapping[str, Any], replies: Mapping[str, str | None], *rest: Any) -> str:
+    """The model card of a configuration, whose interpolations that cannot be resolved (a folder of data) are left open."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return model_card(name, plain, artifacts, replies, *rest)
 
 
 def write_published(path: Path, pretrained: Pretrained, layout: Callable[..., dict[str, Tensor]]) -> None:
@@ -130,6 +151,21 @@ def write_published(path: Path, pretrained: Pretrained, layout: Callable[..., di
     config: Any = OmegaConf.to_container(pretrained.config)
     state: Mapping[str, Tensor] = layout(pretrained.module.state_dict(), config)
     save_tensors({"model": dict(state)}, path, advice="make room, or choose another output=FILE")
+
+
+def push_to_hub(
+    path: Path,
+    repository: str,
+    trust: Sequence[str] = (),
+    licence: str | None = None,
+    licences: Mapping[str, str] | None = None,
+    max_shard_size: int | None = None,
+) -> str:
+    """Upload a checkpoint as ``export_into`` writes it, adapters merged, and with its card; gives its address."""
+    with TemporaryDirectory() as place:
+        folder = Path(place) / repository.rpartition("/")[2]
+        export_into(folder, with_merged_adapters(from_pretrained(path, trust)), max_shard_size, licence, licences)
+        return upload(folder, repository)
 
 
 def upload(folder: Path, repository: str) -> str:

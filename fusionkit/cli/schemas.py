@@ -208,6 +208,10 @@ class ExportConfig:
     layout: str | None = None
     merge_adapters: bool = True
     int8: Any = False
+    tasks: Any = None
+    max_shard_size: Any = None
+    license: str | None = None
+    licences: Any = None
     hub: str | None = None
 
 

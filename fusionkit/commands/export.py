@@ -1,7 +1,7 @@
 """``fusionkit export``: a checkpoint as a folder with config.json and model.safetensors, or in another layout."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,25 @@ from fusionkit.assembly.trust import packages
 from fusionkit.cli.schemas import ExportConfig
 from fusionkit.errors import ConfigError
 
+LAYOUTS = ("onnx", "torch")  # of graphs
+
 
 def export(config: DictConfig) -> None:
     """Write the checkpoint anew, upload it if asked, and say where it is."""
     check_top_level(config, ExportConfig)
+    from fusionkit.checkpoints.directory import bytes_of
     from fusionkit.checkpoints.peft_files import not_held, write_peft
     from fusionkit.checkpoints.pretrained import from_pretrained, rounded_in_training, with_merged_adapters
     from fusionkit.checkpoints.write import export_into, upload, write_published
     from fusionkit.model.int8 import is_int8, to_int8
 
+    if config.layout in LAYOUTS:
+        export_graphs(config)
+        return
+    if config.tasks is not None:
+        raise ConfigError(
+            "tasks chooses those whose graphs are written; give it with layout=onnx or torch, or leave it out"
+        )
     if config.layout and config.hub:
         raise ConfigError("hub takes a folder of ours; leave out layout, or upload the file yourself")
     if config.int8 and config.layout:
@@ -46,9 +56,41 @@ def export(config: DictConfig) -> None:
         pretrained = with_merged_adapters(pretrained) if config.merge_adapters else pretrained
         if told := to_int8(pretrained.module, config.int8):
             print(told)
-        export_into(output, pretrained)
+        export_into(output, pretrained, bytes_of(config.max_shard_size), config.license, config.licences)
     else:
         write_published(output, with_merged_adapters(pretrained), _published_layout(config.layout))
+    print(f"wrote {output}")
+    if config.hub:
+        print(f"uploaded to {upload(output, config.hub)}")
+
+
+def export_graphs(config: DictConfig) -> None:
+    """Write graphs that run without fusionkit, and say which tasks they are of."""
+    from fusionkit.checkpoints.graphs.write import write_graphs
+    from fusionkit.checkpoints.load import load_parts, read_checkpoint
+    from fusionkit.checkpoints.source import local
+    from fusionkit.checkpoints.write import card_of, upload
+
+    if config.int8 not in (True, False):
+        raise ConfigError(
+            f"int8 is {config.int8}, but of a graph all linear layers have 8 bits or none; give int8=true or false"
+        )
+    if config.int8 and config.layout != "onnx":
+        raise ConfigError("int8=true writes graphs of ONNX; give layout=onnx with it, or leave it out")
+    names = config.tasks
+    if names is not None and (isinstance(names, str) or not names or not all(isinstance(name, str) for name in names)):
+        raise ConfigError(f"tasks is {config.tasks}, but has to be a list of names, such as [itm, vqa]")
+    output, overrides = Path(config.output), {"data": {}, "evaluation": {}, "trainer": {"accelerator": "cpu"}}
+    path = local(config.checkpoint)
+    parts = load_parts(path, overrides, has_data=False, trust=packages(config.trust))
+    tasks = None if config.tasks is None else [str(name) for name in config.tasks]
+
+    def card(replies: Mapping[str, str | None], use: str) -> str:
+        made_of = read_checkpoint(path)["fusionkit"]
+        return card_of(output.name, parts.config, made_of, replies, use, config.license, config.licences)
+
+    for line in write_graphs(output, parts, config.layout, bool(config.int8), tasks, card):
+        print(line)
     print(f"wrote {output}")
     if config.hub:
         print(f"uploaded to {upload(output, config.hub)}")
@@ -60,4 +102,4 @@ def _published_layout(name: str) -> Callable[..., Any]:
         publish: Callable[..., Any] = importlib.import_module(f"fusionkit.checkpoints.families.{name}").to_published
         return publish
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"layout={name} cannot be written; known: albef, peft") from error
+        raise ConfigError(f"layout={name} cannot be written; known: albef, peft, onnx, torch") from error

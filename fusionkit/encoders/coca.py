@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fusionkit.encoders.base import unsupported
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.errors import ConfigError
-from fusionkit.types import Tokens
+from fusionkit.types import Tokens, no_later, own_places
 
 KeyValue = tuple[Tensor, Tensor]  # of one layer, (T, heads, tokens, width)
 
@@ -132,14 +132,14 @@ class CausalTextEncoder(nn.Module):
         """Tokens of L ids (T, L) at positions (T, L) after P earlier ones, mask (T, L, P + L); without the learnt token."""
         length, total = mask.shape[1:]
         self._require_room(total)
-        seen = mask.bool() & _earlier(length, total, mask.device)
+        seen = mask.bool() & no_later(length, total, mask.device)
         states, kept = self.words(input_ids) + self.positions[positions], []
         pasts: Sequence[KeyValue | None] = past or [None] * len(self.layers)
         for layer, before in zip(self.layers, pasts, strict=True):
             states, own = layer(states, seen, before)
             kept.append(own)
-        last = (mask.diagonal(total - length, dim1=1, dim2=2).sum(dim=1) - 1).clamp(min=0)
-        return Tokens(states, mask, states[torch.arange(len(last), device=last.device), last]), kept
+        last = (own_places(mask).sum(dim=1) - 1).clamp(min=0)
+        return Tokens(states, mask, states[torch.arange(last.shape[0], device=last.device), last]), kept
 
     def freeze_pooling(self) -> None:
         """Freeze what the text's vector alone is made with."""
@@ -149,7 +149,7 @@ class CausalTextEncoder(nn.Module):
     def _with_appended(self, input_ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (T, L + 1 or 2, D) of words, of the padding that is seen, if any, and of the learnt token; who sees whom."""
         texts, length = input_ids.shape
-        causal = _earlier(length, length, real.device) & real[:, None]
+        causal = no_later(length, length, real.device) & real[:, None]
         words = self.words(input_ids) + self.positions[:length]
         appended = (self.appended + self.positions[-1]).expand(texts, 1, -1)
         yes = torch.ones(texts, 1, dtype=torch.bool, device=real.device)
@@ -226,11 +226,6 @@ class AttentionPooledEncoder(TimmEncoder):
 
     def grids(self, pixel_values: Any, image_index: Tensor, maps: Tensor) -> list[Tensor]:
         raise unsupported(self, "tokens that stand for places", "a map over an image")
-
-
-def _earlier(length: int, total: int, device: torch.device) -> Tensor:
-    """Bool (length, total): each of the last ``length`` tokens sees those before it and itself."""
-    return torch.ones(length, total, dtype=torch.bool, device=device).tril(total - length)
 
 
 def _widened(mask: Tensor, more: int) -> Tensor:

@@ -34,7 +34,7 @@ from fusionkit.encoders.tower import (
     word_table,
 )
 from fusionkit.errors import ConfigError
-from fusionkit.types import TextFormat, Tokens
+from fusionkit.types import TextFormat, Tokens, no_later, own_places
 
 CHOOSE = "choose a family of plain attention, such as llama, qwen3, gemma2, gpt2 or opt"
 
@@ -215,20 +215,20 @@ class LanguageModel(nn.Module):
         self, input_ids: Tensor, mask: Tensor, positions: Tensor | None, past: KeysValues | tuple[()] | None
     ) -> tuple[Tokens, KeysValues | tuple[()]]:
         kept: KeysValues | tuple[()] = ()
-        real = mask if mask.dim() == 2 else mask.diagonal(mask.shape[2] - mask.shape[1], dim1=1, dim2=2)
+        real = mask if mask.dim() == 2 else own_places(mask)
         if positions is None:
             positions = (real.cumsum(dim=1) - 1).clamp(min=0)
         states = self.embed(input_ids, positions)
         if not self.is_read_on:
             length, total = input_ids.shape[1], mask.shape[-1]
-            square = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(total - length)
+            square = no_later(length, total, mask.device)
             seen = square & (mask[:, None] if mask.dim() == 2 else mask).bool()
             if past is None:
                 states = self.read(states, seen, positions)
             else:
                 states, kept = self.read_on(states, seen, positions, list(past) or None)
         last = real.sum(dim=1) - 1
-        return Tokens(states, mask, states[torch.arange(len(last), device=last.device), last]), kept
+        return Tokens(states, mask, states[torch.arange(last.shape[0], device=last.device), last]), kept
 
     def read(self, embeds: Tensor, mask: Tensor, positions: Tensor, before_layer: BeforeLayer | None = None) -> Tensor:
         """The last states (T, L, D) of embeddings (T, L, D) at positions (T, L); bool mask (T, L, L), True = is seen.

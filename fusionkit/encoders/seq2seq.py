@@ -198,7 +198,7 @@ class EncoderDecoderLM(nn.Module):
 
     def begin(self, embeds: Tensor) -> Tensor:
         """What the decoder reads first, (T, 1, D), for as many texts as ``embeds`` has rows."""
-        start = torch.full((len(embeds), 1), self.start_id, device=embeds.device)
+        start = torch.full((embeds.shape[0], 1), self.start_id, device=embeds.device)
         return self.embed(start)
 
     def decode(self, embeds: Tensor, memory: Tensor, mask: Tensor) -> Tensor:

@@ -285,6 +285,6 @@ class HFTextEncoder(nn.Module):
             return states[:, 0]
         real = mask if mask.dim() == 2 else mask[:, -1]
         if self.pool == "last":
-            return states[torch.arange(len(real), device=real.device), (real.sum(dim=1) - 1).clamp(min=0)]
+            return states[torch.arange(real.shape[0], device=real.device), (real.sum(dim=1) - 1).clamp(min=0)]
         weights = real.to(states.dtype)[..., None]
         return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

@@ -115,14 +115,14 @@ class Bottleneck(nn.Module):
         )
 
     def prepare(self, image: Tokens) -> Resampled:
-        queries = self.norm_queries(self.queries).expand(len(image.embeds), -1, -1)
+        queries = self.norm_queries(self.queries).expand(image.embeds.shape[0], -1, -1)
         for layer in self.image_layers:
             seen = layer.cross_attention.project(image.embeds, image.mask)
             queries, _ = layer.extend(queries, None, seen)
         return Resampled(queries, [layer.read_image(image) for layer in self.layers])
 
     def forward(self, memory: Resampled, text: Tokens, image_index: Tensor) -> Fused:
-        grouping = Grouping.of(image_index, images=len(memory.queries))
+        grouping = Grouping.of(image_index, images=memory.queries.shape[0])
         states, queries = text.embeds, memory.queries[image_index]
         mask = joint_mask(text, Tokens(queries, None, queries[:, 0]))
         for layer, keys_values in zip(self.layers, memory.keys_values, strict=True):

@@ -67,7 +67,7 @@ class Bridge(nn.Module):
     def forward(self, memory: BridgedImage, text: Tokens, image_index: Tensor) -> Fused:
         assert text.mask is not None
         side, later = memory
-        grouping: Grouping | None = Grouping.of(image_index, images=len(side.states))
+        grouping: Grouping | None = Grouping.of(image_index, images=side.states.shape[0])
         image_mask = None if side.mask is None else side.mask[image_index]
         side = side._replace(states=side.states[image_index], mask=image_mask)
         led = self._each([self.entry.text(part) for part in self._parts(text.embeds)])

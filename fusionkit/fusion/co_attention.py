@@ -133,7 +133,7 @@ class CoAttention(nn.Module):
 
     def forward(self, memory: ImageSide, text: Tokens, image_index: Tensor) -> Fused:
         assert text.mask is not None
-        grouping: Grouping | None = Grouping.of(image_index, images=len(memory.states))
+        grouping: Grouping | None = Grouping.of(image_index, images=memory.states.shape[0])
         image_mask = None if memory.mask is None else memory.mask[image_index]
         side = memory._replace(states=memory.states[image_index], mask=image_mask)
         states, seen = self.entry.text(text.embeds), side.states

@@ -39,7 +39,7 @@ class CoEmbedding(nn.Module):
     def prepare(self, image: Tokens) -> Tokens:
         """[CLS; image] tokens (I, 1 + N, D)."""
         states = self.project_image(image.embeds) + self.type_embeddings[1]
-        states = torch.cat([self.cls_embedding.expand(len(states), 1, -1).to(states.dtype), states], dim=1)
+        states = torch.cat([self.cls_embedding.expand(states.shape[0], 1, -1).to(states.dtype), states], dim=1)
         mask = None if image.mask is None else F.pad(image.mask, (1, 0), value=1)
         return Tokens(states, mask, image.pooled)
 

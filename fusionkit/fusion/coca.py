@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.layers import Attention, FeedForward, Grouping, KeyValue, PreNormBlock, stack
-from fusionkit.types import Fused, Tokens
+from fusionkit.types import Fused, Tokens, no_later
 
 
 class CrossPreNormBlock(nn.Module):
@@ -78,14 +78,14 @@ class CoCa(nn.Module):
         states, _ = self.extend(memory, text, image_index, None)
         real = text.mask if text.mask.dim() == 2 else text.mask.diagonal(dim1=1, dim2=2)
         last = (real.sum(dim=1) - 1).clamp(min=0)
-        return Fused(pooled=states[torch.arange(len(last), device=last.device), last], text=states)
+        return Fused(pooled=states[torch.arange(last.shape[0], device=last.device), last], text=states)
 
     def extend(
         self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
         states, mask, kept = text.embeds, causal(text.mask, text.embeds.shape[1]), []
-        grouping = Grouping.of(image_index, images=len(memory[0].key))
+        grouping = Grouping.of(image_index, images=memory[0].key.shape[0])
         pasts: Sequence[KeyValue | None] = past or [None] * len(memory)
         for own, cross, image, earlier in zip(self.text_layers, self.cross_layers, memory, pasts, strict=True):
             states, keys_values = own.extend(states, mask, earlier)
@@ -100,5 +100,5 @@ class CoCa(nn.Module):
 def causal(mask: Tensor, length: int) -> Tensor:
     """Bool (T, L, P + L) of a mask (T, L), or (T, L, P + L) with P earlier tokens: none of them sees later ones."""
     total = mask.shape[-1]
-    earlier = torch.ones(length, total, dtype=torch.bool, device=mask.device).tril(total - length)
+    earlier = no_later(length, total, mask.device)
     return (mask[:, None] if mask.dim() == 2 else mask).bool() & earlier

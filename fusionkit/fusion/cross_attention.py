@@ -113,7 +113,7 @@ class CrossAttention(nn.Module):
         self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
-        packing, groupings = Packing.of(text.mask), self.groupings(image_index, images=len(memory[0].key))
+        packing, groupings = Packing.of(text.mask), self.groupings(image_index, images=memory[0].key.shape[0])
         tokens, kept = packing.pack(text.embeds), []
         pasts: Sequence[KeyValue | None] = past or [None] * len(memory)
         for layer, keys_values, grouping, earlier in zip(self.layers, memory, groupings, pasts, strict=True):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import EncodesAndDecodes, KeysValues
+from fusionkit.fusion.layers import is_row_by_row
 from fusionkit.fusion.projectors import Projector
-from fusionkit.types import Fused, Tokens
+from fusionkit.types import Fused, Tokens, own_places
 
 LM = "text_encoder=tiny_t5, tiny_bart or another fusionkit.encoders.seq2seq.EncoderDecoderLM"
 
@@ -73,7 +74,7 @@ class EncoderDecoder(nn.Module):
         states = self.language_model.decode(words.embeds, read.memory, read.mask)
         states = _joint(states, read.text, asked, said)
         last = ((asked | said).sum(dim=1) - 1).clamp(min=0)
-        return Fused(states[torch.arange(len(last), device=last.device), last], states)
+        return Fused(states[torch.arange(last.shape[0], device=last.device), last], states)
 
     def extend(
         self, memory: "Projected", text: Tokens, image_index: Tensor, past: "Said | None"
@@ -84,9 +85,12 @@ class EncoderDecoder(nn.Module):
             asked, said = _halves(text.mask)
             read = self._encode(memory, text.embeds, self._read_by_encoder(asked), image_index)
             now = self._said(text.embeds, said)
-            states, past = self._decode_on(Said(read.memory, read.mask, now.embeds[:, :0], now.length * 0, None), now)
+            begun = Said(read.memory, read.mask, None, None, None)
+            if not is_row_by_row():
+                begun = begun._replace(embeds=now.embeds[:, :0], length=now.length * 0)
+            states, past = self._decode_on(begun, now)
             return _joint(states, read.text, asked, said), past
-        real = text.mask.diagonal(text.mask.shape[2] - text.mask.shape[1], dim1=1, dim2=2).bool()
+        real = own_places(text.mask).bool()
         row = _side_by_side(text.embeds, real)
         states, past = self._decode_on(past, Words(row.embeds, real.sum(dim=1)))
         return row.back(states), past
@@ -121,19 +125,27 @@ class EncoderDecoder(nn.Module):
         """What the encoder makes of the real tokens (T, L) of texts, each behind its image."""
         image = memory.embeds[image_index].to(embeds.dtype)
         row = _side_by_side(torch.cat([image, embeds], dim=1), torch.cat([memory.mask[image_index], real], dim=1))
-        longest = int(row.mask.sum(dim=1).max())  # behind that there is nothing to read
+        full = row.mask.shape[1]
+        longest = full if is_row_by_row() else int(row.mask.sum(dim=1).max())  # behind that there is nothing to read
         mask = row.mask[:, :longest]
         states = self.language_model.encode(row.embeds[:, :longest], mask)
-        return Read(states, mask, row.back(F.pad(states, (0, 0, 0, row.mask.shape[1] - longest)))[:, image.shape[1] :])
+        return Read(states, mask, row.back(F.pad(states, (0, 0, 0, full - longest)))[:, image.shape[1] :])
 
     def _said(self, embeds: Tensor, said: Tensor) -> "Words":
         """The decoder's start, which stands for the prompt's last token, and behind it the tokens that are said."""
         length = said.sum(dim=1)
+        if is_row_by_row():  # nothing is said yet
+            return Words(self.language_model.begin(embeds).to(embeds.dtype), length + 1)
         tokens = _side_by_side(embeds, said).embeds[:, : int(length.max())]
         return Words(torch.cat([self.language_model.begin(embeds).to(embeds.dtype), tokens], dim=1), length + 1)
 
     def _decode_on(self, past: "Said", now: "Words") -> tuple[Tensor, "Said"]:
         """States (T, L, D) of further words, and what to keep of all."""
+        if is_row_by_row():  # all have said as much
+            states, keys = self.language_model.decode_on(now.embeds, past.memory, past.mask, past.keys)
+            return states, past._replace(keys=keys)
+        assert past.embeds is not None
+        assert past.length is not None
         before, length = past.length, now.embeds.shape[1]
         places = before[:, None] + torch.arange(length, device=before.device)
         room = torch.zeros_like(now.embeds)
@@ -175,8 +187,8 @@ class Said(NamedTuple):
 
     memory: Tensor  # (T, S, D) what the encoder read
     mask: Tensor  # (T, S)
-    embeds: Tensor  # (T, M, D) what the decoder read, padding behind
-    length: Tensor  # (T,) how many of them are real
+    embeds: Tensor | None  # (T, M, D) what the decoder read, padding behind; None: it is never decoded anew
+    length: Tensor | None  # (T,) how many of them are real
     keys: tuple[KeysValues, KeysValues] | None  # its keys and values, of them and of the memory; None: decoded anew
 
 
@@ -195,11 +207,11 @@ class Row(NamedTuple):
 
 def _side_by_side(embeds: Tensor, real: Tensor) -> Row:
     """The real (T, N) of tokens (T, N, D), in their order, before the others."""
-    order = (~real).long().argsort(dim=1, stable=True)
-    place = torch.empty_like(order).scatter(
-        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
-    )
-    return Row(embeds.gather(1, order[..., None].expand_as(embeds)), real.long().gather(1, order), place)
+    count = real.sum(dim=1, keepdim=True)
+    place = torch.where(real, real.cumsum(dim=1), count + (~real).cumsum(dim=1)) - 1
+    moved = torch.zeros_like(embeds).scatter(1, place[..., None].expand_as(embeds), embeds)
+    columns = torch.arange(real.shape[1], device=real.device)
+    return Row(moved, (columns < count).long(), place)
 
 
 def _halves(mask: Tensor) -> tuple[Tensor, Tensor]:

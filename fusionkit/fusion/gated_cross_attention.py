@@ -133,7 +133,7 @@ class GatedCrossAttention(nn.Module):
         self, memory: list[KeyValue], text: Tokens, image_index: Tensor, past: list[KeyValue] | None
     ) -> tuple[Tensor, list[KeyValue]]:
         assert text.mask is not None
-        grouping, packing = Grouping.of(image_index, images=len(memory[0].key)), Packing.of(text.mask)
+        grouping, packing = Grouping.of(image_index, images=memory[0].key.shape[0]), Packing.of(text.mask)
         tokens, kept = packing.pack(text.embeds), []
         pasts: Sequence[KeyValue | None] = past or [None] * len(self.layers)
         for number, (layer, earlier) in enumerate(zip(self.layers, pasts, strict=True)):

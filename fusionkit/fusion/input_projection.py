@@ -130,6 +130,8 @@ class ClassToken(Projection):
         self.class_token = nn.Parameter(torch.randn(1, 1, hidden_size) * 0.02)
 
     def image(self, tokens: Tokens, place: int = 0) -> Tokens:
-        embeds = torch.cat([self.class_token.expand(len(tokens.embeds), -1, -1), self.project_image(tokens.embeds)], 1)
+        embeds = torch.cat(
+            [self.class_token.expand(tokens.embeds.shape[0], -1, -1), self.project_image(tokens.embeds)], 1
+        )
         mask = None if tokens.mask is None else torch.cat([torch.ones_like(tokens.mask[:, :1]), tokens.mask], dim=1)
         return tokens._replace(embeds=embeds, mask=mask)

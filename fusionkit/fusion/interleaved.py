@@ -133,7 +133,7 @@ class Interleaved(nn.Module):
         """What each layer reads of texts under a mask (T, L) or (T, L, P + L), each with its image, or its images."""
         packing = Packing.of(mask)
         placed = _Placed.of(image_index, mask, packing, self.sees) if is_placed(image_index) else None
-        grouping = None if placed else Grouping.of(image_index, images=len(memory[0].key))
+        grouping = None if placed else Grouping.of(image_index, images=memory[0].key.shape[0])
         is_recomputed = self.language_model.is_recomputed
 
         def before_layer(number: int, states: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Attention and the blocks that fusions share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError
+from fusionkit.types import own_places
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -53,6 +56,28 @@ def stack(count: int, make: Callable[[int], nn.Module]) -> Any:
     return nn.ModuleList(make(number) for number in range(count))
 
 
+_row_by_row: ContextVar[bool] = ContextVar("_row_by_row", default=False)
+
+
+@contextmanager
+def row_by_row() -> Iterator[None]:
+    """Within it text t is about image t, and padding is computed along: what a graph needs, whose shapes hang on no numbers.
+
+    ``Grouping`` and ``Packing`` save work by where texts and padding stand; here neither moves anything. Texts that grow all
+    start with nothing said and grow by one token a step.
+    """
+    token = _row_by_row.set(True)
+    try:
+        yield
+    finally:
+        _row_by_row.reset(token)
+
+
+def is_row_by_row() -> bool:
+    """Whether this is within ``row_by_row``."""
+    return _row_by_row.get()
+
+
 class KeyValue(NamedTuple):
     """The keys and values of I images in one layer, projected once for all their texts."""
 
@@ -80,6 +105,8 @@ class Grouping:
 
     @classmethod
     def of(cls, image_index: Tensor, images: int) -> "Grouping":
+        if is_row_by_row():
+            return OwnImage(image_index, images, 1)
         order = image_index.argsort(stable=True)
         counts = torch.bincount(image_index, minlength=images)
         first = counts.cumsum(0) - counts
@@ -101,6 +128,16 @@ class Grouping:
         return rows
 
 
+class OwnImage(Grouping):
+    """The grouping of texts each of which has an image row of its own, its number: all stand where they are."""
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def scatter(self, table: Tensor) -> Tensor:
+        return table
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where the M real tokens of T padded texts stand, so that linear layers and norms skip the padding."""
@@ -112,7 +149,9 @@ class Packing:
     @classmethod
     def of(cls, mask: Tensor) -> "Packing":
         """From a text mask (T, L), or (T, L, P + L) with P earlier tokens, in which a real token attends at least to itself."""
-        real = mask if mask.dim() == 2 else mask.diagonal(mask.shape[2] - mask.shape[1], dim1=1, dim2=2)
+        real = mask if mask.dim() == 2 else own_places(mask)
+        if is_row_by_row():
+            return Padded(real, *real.shape)
         return cls(real.flatten().nonzero().squeeze(1), *real.shape)
 
     def pack(self, states: Tensor) -> Tensor:
@@ -124,6 +163,16 @@ class Packing:
         table = tokens.new_zeros(self.rows * self.length, tokens.shape[1])
         padded: Tensor = table.index_copy(0, self.place, tokens).unflatten(0, (self.rows, self.length))
         return padded
+
+
+class Padded(Packing):
+    """The packing that leaves padding where it is; its ``place`` is the mask (T, L)."""
+
+    def pack(self, states: Tensor) -> Tensor:
+        return states
+
+    def unpack(self, tokens: Tensor) -> Tensor:
+        return tokens * self.place[..., None].to(tokens.dtype)
 
 
 class Attention(nn.Module):

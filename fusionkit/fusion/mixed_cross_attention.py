@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.cross_attention import CrossAttention
@@ -36,7 +37,7 @@ class MixedCrossAttention(CrossAttention):
         """Texts that see no image; pooled is their first token."""
         assert text.mask is not None
         packing = Packing.of(text.mask)
-        tokens = packing.pack(text.embeds.index_copy(1, packing.place.new_zeros(1), text.pooled[:, None]))
+        tokens = packing.pack(torch.cat([text.pooled[:, None], text.embeds[:, 1:]], dim=1))
         for layer in self.layers:
             tokens = layer.read_alone(tokens, text.mask, packing)
         states = packing.unpack(tokens)
@@ -87,7 +88,7 @@ class Borrowed:
     ) -> tuple[Tensor, list[KeyValue]]:
         """As ``CrossAttention.extend``."""
         assert text.mask is not None
-        packing, groupings = Packing.of(text.mask), self.fusion.groupings(image_index, len(memory[0].key))
+        packing, groupings = Packing.of(text.mask), self.fusion.groupings(image_index, memory[0].key.shape[0])
         tokens, kept = packing.pack(text.embeds), []
         pasts: list[Any] = past or [None] * len(memory)
         parts = zip(self.own.attentions, self.own.norms, self.fusion.layers, memory, groupings, pasts, strict=True)

@@ -54,7 +54,7 @@ class LastWord(FirstText):
 
     def forward(self, fused: Streams) -> Tensor:
         real = fused.text_mask if fused.text_mask.dim() == 2 else fused.text_mask.diagonal(dim1=1, dim2=2)
-        rows = torch.arange(len(real), device=real.device)
+        rows = torch.arange(real.shape[0], device=real.device)
         return fused.text[rows, (real.sum(dim=1) - 2).clamp(min=0)]
 
 

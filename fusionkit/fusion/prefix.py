@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.fusion.base import KeysValues, ReadsOn
-from fusionkit.fusion.layers import Grouping, seen_by_image
+from fusionkit.fusion.layers import Grouping, is_row_by_row, seen_by_image
 from fusionkit.fusion.placed_images import PlacedImages, is_placed
 from fusionkit.fusion.projectors import Projector
 from fusionkit.fusion.reading import (
@@ -107,7 +107,7 @@ class Prefix(nn.Module):
             states = self.language_model.read(*whole)[:, -text.embeds.shape[1] :]
         elif memory.past is not None:
             states, _ = self.extend(memory, text, image_index, None)
-        elif self.sees == "text":
+        elif self.sees == "text" or is_row_by_row():
             whole = self._with_image(memory, text, image_index)
             states = self.language_model.read(*whole)[:, memory.tokens :]
         else:

@@ -161,7 +161,7 @@ class QFormer(nn.Module):
         self.map = nn.Linear(inner, hidden_size)
 
     def forward(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
-        states = self.norm(self.queries).expand(len(image.embeds), -1, -1)
+        states = self.norm(self.queries).expand(image.embeds.shape[0], -1, -1)
         for layer in self.layers:
             if isinstance(layer, PostNormBlock):
                 states = layer(states, None)
@@ -244,7 +244,7 @@ class Perceiver(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, image: Tokens) -> tuple[Tensor, Tensor | None]:
-        states, latents = self.map(image.embeds), self.latents.expand(len(image.embeds), -1, -1)
+        states, latents = self.map(image.embeds), self.latents.expand(image.embeds.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, states, image.mask)
         return self.norm(latents), None

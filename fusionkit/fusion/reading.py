@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import ReadsOn
-from fusionkit.types import Tokens
+from fusionkit.types import Tokens, no_later, own_places
 
 CHOOSE = "text_encoder=tiny_llama, smollm2_135m or another fusionkit.encoders.language.LanguageModel"
 
@@ -42,7 +42,7 @@ def causal_mask(text: Tokens) -> Tensor:
     """The text's mask as bool (T, L, P + L) in which no token sees later ones, whatever it says."""
     seen = given_mask(text)
     length, total = seen.shape[1:]
-    return seen & torch.ones(length, total, dtype=torch.bool, device=seen.device).tril(total - length)
+    return seen & no_later(length, total, seen.device)
 
 
 def positions_of(real: Tensor) -> Tensor:
@@ -52,8 +52,7 @@ def positions_of(real: Tensor) -> Tensor:
 
 def text_positions(mask: Tensor) -> Tensor:
     """(T, L) from a mask (T, L, P + L): the number of each token of its text, the P earlier ones counted where one is seen."""
-    earlier = mask.shape[2] - mask.shape[1]
-    real = mask.diagonal(earlier, dim1=1, dim2=2)
+    earlier, real = mask.shape[2] - mask.shape[1], own_places(mask)
     before = mask[:, :, :earlier].any(dim=1).sum(dim=1, keepdim=True)
     return before + positions_of(real)
 
@@ -62,7 +61,7 @@ def last_token(states: Tensor, mask: Tensor) -> Tensor:
     """The last real token's state of each text, (T, D)."""
     real = mask if mask.dim() == 2 else mask.diagonal(dim1=1, dim2=2)
     last = (real.sum(dim=1) - 1).clamp(min=0)
-    return states[torch.arange(len(last), device=last.device), last]
+    return states[torch.arange(last.shape[0], device=last.device), last]
 
 
 def read_alone(language_model: ReadsOn, text: Tokens, mask: Tensor) -> Tokens:

@@ -46,7 +46,7 @@ class Reader(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tokens:
         """(T, L), mask (T, L) or (T, L, L) -> text tokens; T may be 0."""
-        if not len(input_ids):
+        if input_ids.shape[0] == 0:
             blank = self.encode_text(input_ids.new_zeros(1, *input_ids.shape[1:]), _one_row(attention_mask))
             return Tokens(blank.embeds[:0], attention_mask, blank.pooled[:0])
         if chunks.is_on():
@@ -68,7 +68,7 @@ class Reader(nn.Module):
         T may be 0, where no image of a batch has a text of a kind: encoders and fusions are then given a blank row, which
         is dropped again, so that none need care and every parameter is part of the graph, as plain DDP needs.
         """
-        if not len(image_index):
+        if image_index.shape[0] == 0:
             fused = self.fuse(memory, _blank(text), image_index.new_zeros(1, *image_index.shape[1:]))
             return Fused(*(None if part is None else part[:0] for part in fused))
         if chunks.is_on():
@@ -196,7 +196,7 @@ class VisionLanguageModel(Reader):
         """Text tokens -> (T, E), L2-normalised, fp32."""
         pooled = text.pooled
         if isinstance(self.fusion, SupportsUnimodal):
-            if not len(pooled):  # as in ``fuse``
+            if pooled.shape[0] == 0:  # as in ``fuse``
                 return self.project_text(_blank(text))[:0]
             read = self.fusion.encode_unimodal
             pooled = (chunks.by_rows(read, (text,), self._joint()) if chunks.is_on() else read(text)).pooled

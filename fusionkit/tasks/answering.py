@@ -41,10 +41,7 @@ class GenerateAnswer:
     max_length: int = 10
 
     def __call__(self, steps: DecoderState, answers: Answers, words: Words, ends: Sequence[int]) -> list[str]:
-        end, *others = ends
-        rules = GenerationConfig(
-            end, self.max_length, min_length=1, banned=tuple(words.special), other_ends=tuple(others)
-        )
+        rules = rules_of(self.max_length, words, ends)
         known = {
             tuple(row[: count - 1]): text
             for row, count, text in zip(
@@ -53,6 +50,12 @@ class GenerateAnswer:
         }
         said = rules.said(self.search(steps, rules).tokens)
         return [known.get(tuple(row), words.text(row)) for row in said]
+
+
+def rules_of(max_length: int, words: Words, ends: Sequence[int]) -> GenerationConfig:
+    """What an answer of at most so many tokens may be."""
+    end, *others = ends
+    return GenerationConfig(end, max_length, min_length=1, banned=tuple(words.special), other_ends=tuple(others))
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,13 @@ class AnswerDecoding(nn.Module):
         """Most tokens of an answer, its end included."""
         said = self.answering.max_length if isinstance(self.answering, GenerateAnswer) else 0
         return max(said, self.ids.shape[1])
+
+    @property
+    def rules(self) -> GenerationConfig:
+        """What may be said; where answers are ranked, as many tokens as the longest known one has."""
+        answering = self.answering
+        most = answering.max_length if isinstance(answering, GenerateAnswer) else max(self.longest, 2)
+        return rules_of(most, self.words, self.ends)
 
     @property
     def known(self) -> Answers:

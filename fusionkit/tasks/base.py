@@ -1,7 +1,8 @@
 """What the training module and the evaluation expect of an objective."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,35 @@ class Task(nn.Module, Generic[B]):
         """
         records = self.predict(model, batch, encoded)
         return [{name: value for name, value in row.items() if not name.endswith("_id")} for row in records]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a row of a task's numbers says, in plain values, for whoever computes them without us.
+
+    ``reply``       the key that ``Task.reply`` gives what they say under.
+    ``labels``      the name of each number.
+    ``activation``  "softmax" or "sigmoid" makes probabilities of them; None: they are no logits.
+    ``says``        the rest, in a sentence.
+    """
+
+    reply: str
+    labels: tuple[str, ...]
+    activation: str | None
+    says: str
+
+
+@runtime_checkable
+class SupportsPairScores(Protocol):
+    """A task whose reply is read off numbers of each (image, text) pair alone, whatever else the batch holds."""
+
+    def pair_scores(self, model: "VisionLanguageModel", batch: Any, encoded: Encoded) -> Tensor:
+        """The numbers (T, C) of the texts that the task reads."""
+        ...
+
+    def meaning(self) -> Meaning:
+        """What they say."""
+        ...
 
 
 def leading_rows(image_index: Tensor, count: int | None) -> Tensor:

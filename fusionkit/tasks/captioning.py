@@ -149,9 +149,14 @@ class CaptionWriter:
 
     def _find(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Tensor:
         """The tokens (I, L) of a caption of each image, filled with the end."""
-        prompts = self.prompts(torch.arange(len(batch["image_ids"]), device=batch["image_keys"].device), head)
-        steps = decoder_state_of(DecoderInputs(reader, head, encoded.memory, prompts))
+        steps = decoder_state_of(self.inputs(reader, head, batch, encoded))
         return self.search(steps, self.rules).tokens
+
+    def inputs(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> DecoderInputs:
+        """What the caption of each image follows."""
+        keys = batch["image_keys"]
+        prompts = self.prompts(torch.arange(keys.shape[0], device=keys.device), head)
+        return DecoderInputs(reader, head, encoded.memory, prompts)
 
     def prompted(self, length: int) -> int:
         """How many tokens a caption of at most ``length`` may have before those that are scored."""
@@ -159,11 +164,11 @@ class CaptionWriter:
 
     def prompts(self, image_index: Tensor, head: nn.Module | None) -> Prompts:
         """What captions start with; a language model that lets a prefix see itself (PaliGemma) has all of it for one."""
-        ids = torch.tensor(self.prompt_ids, device=image_index.device).expand(len(image_index), -1)
+        ids = torch.tensor(self.prompt_ids, device=image_index.device).expand(image_index.shape[0], -1)
         prefix = len(self.prompt_ids) if head is None else 1
         asked = None
         if self.asked_ids is not None:
-            asked_ids = torch.tensor(self.asked_ids, device=image_index.device).expand(len(image_index), -1)
+            asked_ids = torch.tensor(self.asked_ids, device=image_index.device).expand(image_index.shape[0], -1)
             asked = Instructions(asked_ids, torch.ones_like(asked_ids))
         return Prompts(ids, torch.ones_like(ids), image_index, torch.full_like(image_index, prefix), asked)
 
@@ -237,6 +242,13 @@ class Captioning(Task[CaptionBatch]):
     def spoken_by(self, model: VisionLanguageModel) -> tuple[Reader, nn.Module | None]:
         """What reads a caption, and the head that says its words (None: the model's own)."""
         return model, self.head
+
+    def said(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> DecoderInputs:
+        """What the caption of each image follows."""
+        return self.writer.inputs(model, self.head, batch, encoded)
+
+    def saying(self) -> GenerationConfig:
+        return self.writer.rules
 
     def check(self, model: VisionLanguageModel) -> None:
         """Raise ConfigError for a random prefix whose tokens the fusion does not let see one another."""

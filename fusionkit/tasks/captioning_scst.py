@@ -160,6 +160,13 @@ class SelfCriticalCaptioning(Task[CaptionBatch]):
         """The prompt."""
         return self.writer.prompted(length)
 
+    def said(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> DecoderInputs:
+        """What the caption of each image follows."""
+        return self.writer.inputs(model, self.head, batch, encoded)
+
+    def saying(self) -> GenerationConfig:
+        return self.writer.rules
+
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""
         return self.writer.predict(model, self.head, batch, encoded)

@@ -13,7 +13,8 @@ from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.captioning import CaptionWriter
-from fusionkit.tasks.generation import Search
+from fusionkit.tasks.decoding import DecoderInputs
+from fusionkit.tasks.generation import GenerationConfig, Search
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import means
 from fusionkit.tasks.mlm import MaskedLMHead
@@ -71,6 +72,13 @@ class SharedCaptioning(Task[CaptionBatch]):
         self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         return self.writer.loss(self._reader(model), self.head.words, batch, encoded, self.training)
+
+    def said(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> DecoderInputs:
+        """What the caption of each image follows."""
+        return self.writer.inputs(self._reader(model), self.head.words, batch, encoded)
+
+    def saying(self) -> GenerationConfig:
+        return self.writer.rules
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """COCO's own records, one an image: {"image_id", "caption"}."""

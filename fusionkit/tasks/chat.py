@@ -107,13 +107,21 @@ class Chat(Task[ConversationBatch]):
             return []
         end = int(rows["end"][0])
         rules = replace(self.rules, end=end, other_ends=self.rules.ends)
-        prompts = _causal(model, rows, rows["prompt_ids"], rows["prompt_mask"], rows.get("prompt_images"))
-        steps = decoder_state_of(DecoderInputs(model, self.head, encoded.memory, prompts))
+        steps = decoder_state_of(self.said(model, batch, encoded))
         said = rules.said(self.search(steps, rules).tokens)
         return [
             {"conversation_id": id, "answer": self.words.text(tokens)}
             for id, tokens in zip(rows["ids"], said, strict=True)
         ]
+
+    def said(self, model: VisionLanguageModel, batch: ConversationBatch, encoded: Encoded) -> DecoderInputs:
+        """What the last reply of each conversation follows."""
+        rows = batch["conversations"]
+        prompts = _causal(model, rows, rows["prompt_ids"], rows["prompt_mask"], rows.get("prompt_images"))
+        return DecoderInputs(model, self.head, encoded.memory, prompts)
+
+    def saying(self) -> GenerationConfig:
+        return self.rules
 
 
 def _causal(

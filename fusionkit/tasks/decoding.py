@@ -1,14 +1,14 @@
 """A model with a prediction head as the steps of a generation: with a cache of keys and values, or by recomputation."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from fusionkit.fusion.base import SupportsInstructions
-from fusionkit.model.model import Reader
-from fusionkit.tasks.generation import DecoderState
-from fusionkit.types import Instructions, Memory, Nested, TextRows, Tokens
+from fusionkit.model.model import Reader, VisionLanguageModel
+from fusionkit.tasks.generation import DecoderState, GenerationConfig
+from fusionkit.types import Encoded, Instructions, Memory, Nested, TextRows, Tokens
 
 
 def prefix_mask(attention_mask: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -46,6 +46,19 @@ class DecoderInputs(NamedTuple):
         return word_logits(self.model, self.head, states)
 
 
+@runtime_checkable
+class SupportsSaying(Protocol):
+    """A task whose reply is words, said token by token."""
+
+    def said(self, model: VisionLanguageModel, batch: Any, encoded: Encoded) -> DecoderInputs:
+        """What the reply to each text, or to each image, follows."""
+        ...
+
+    def saying(self) -> GenerationConfig:
+        """What may be said."""
+        ...
+
+
 class CachedDecoderState:
     """Each token is encoded and fused once; the state holds the keys and values of those before it, of all layers.
 
@@ -63,7 +76,7 @@ class CachedDecoderState:
         states, past = self.shared.model.extend(
             self.shared.memory, prompts.input_ids, mask, places, prompts.image_index, None
         )
-        last = states[torch.arange(len(lengths), device=lengths.device), lengths - 1]
+        last = states[torch.arange(lengths.shape[0], device=lengths.device), lengths - 1]
         return self.shared.logits(last), (past, prompts.attention_mask, lengths, prompts.image_index)
 
     def advance(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
@@ -106,7 +119,7 @@ class RecomputedDecoderState:
     def _last_logits(self, text: Prompts) -> Tensor:
         last = text.attention_mask.sum(dim=1) - 1
         states = fuse_causal(self.shared.model, self.shared.memory, text)
-        return self.shared.logits(states[torch.arange(len(last), device=last.device), last])
+        return self.shared.logits(states[torch.arange(last.shape[0], device=last.device), last])
 
 
 def decoder_state_of(shared: DecoderInputs) -> DecoderState:

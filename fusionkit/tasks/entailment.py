@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fusionkit.losses import soft_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.base import Meaning, Records, Scorer, Task
 from fusionkit.tasks.distillation import distil
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.tasks.metrics import hits, means
@@ -61,6 +61,13 @@ class Entailment(Task[HypothesisBatch]):
 
     def columns(self) -> tuple[str, Any]:
         return "labels", LABELS
+
+    def pair_scores(self, model: VisionLanguageModel, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
+        """Logits (T, 3) of each hypothesis."""
+        return self._logits(model, self.head, batch, encoded)
+
+    def meaning(self) -> Meaning:
+        return Meaning("label", LABELS, "softmax", "the label is that of the highest number")
 
     def _logits(self, model: VisionLanguageModel, head: nn.Module, batch: HypothesisBatch, encoded: Encoded) -> Tensor:
         fused = model.fuse(encoded.memory, encoded.text[self.reads], batch["hypotheses"]["image_index"])

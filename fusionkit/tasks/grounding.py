@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fusionkit.losses import box_loss, iou_and_giou, to_corners
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.base import Meaning, Records, Scorer, Task
 from fusionkit.tasks.metrics import means
 from fusionkit.types import NUMBERS, Asked, Batch, Dims, Encoded, TaskOutput, TextRows, Tokens, at_least_fp32
 
@@ -103,14 +103,19 @@ class Grounding(Task[ExpressionBatch]):
     def forward(
         self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
-        boxes = self._boxes(model, batch, encoded)
+        boxes = self.pair_scores(model, batch, encoded)
         output = box_output(boxes, batch["expressions"]["boxes"], self.giou_all_or_nothing)
-        return output._replace(asked=(Asked(boxes, lambda m, task, seen: task._boxes(m, batch, seen), NUMBERS),))
+        return output._replace(asked=(Asked(boxes, lambda m, task, seen: task.pair_scores(m, batch, seen), NUMBERS),))
 
     def columns(self) -> tuple[str, Any]:
         return "boxes", "cxcywh"
 
-    def _boxes(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Tensor:
+    def meaning(self) -> Meaning:
+        says = "the box of what the text is about: its centre and its sides, in parts of the image's width and height"
+        return Meaning("bbox", ("center_x", "center_y", "width", "height"), None, says)
+
+    def pair_scores(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Tensor:
+        """Boxes (T, 4), cxcywh in 0..1, of the expressions."""
         index = batch["expressions"]["image_index"]
         pooled = model.fuse(encoded.memory, encoded.text[self.reads], index).pooled
         assert pooled is not None
@@ -121,4 +126,4 @@ class Grounding(Task[ExpressionBatch]):
 
     def predict(self, model: VisionLanguageModel, batch: ExpressionBatch, encoded: Encoded) -> Records:
         """{"sent_id", "bbox"}: left, top, width, height in pixels of the annotation's image size."""
-        return box_records(self._boxes(model, batch, encoded), batch["expressions"], batch["image_sizes"])
+        return box_records(self.pair_scores(model, batch, encoded), batch["expressions"], batch["image_sizes"])

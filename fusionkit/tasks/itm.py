@@ -16,12 +16,13 @@ from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, HardNegatives, Negatives
 from fusionkit.negatives.pool import EMPTY
 from fusionkit.tasks.alignment import Alignment
-from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
+from fusionkit.tasks.base import Meaning, Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch, scaled_cosines
 from fusionkit.tasks.metrics import Summed, means
 from fusionkit.types import Asked, Batch, Dims, Encoded, Fused, Memory, TaskOutput, TextRows, Tokens, at_least_fp32
 
 LABELS = ("mismatch", "match")  # what the two logits of a pair stand for
+MATCH = Meaning("match", LABELS, "softmax", "the probability of match is how likely the text describes the image")
 Join = Callable[[Tensor, Tensor, Drawn, Drawn, Candidates], tuple[tuple[Tensor, Tensor], Tensor]]
 
 
@@ -152,6 +153,13 @@ class ITM(Task[CaptionBatch]):
         """Logits (P, 2), [:, 1] for a match, of P captions with the image rows that image_index (P,) names."""
         return pair_logits(self.head, model, memory, text, image_index)
 
+    def pair_scores(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Tensor:
+        """Logits (T, 2) of each caption with its own image."""
+        return own_logits(self.head, model, batch, encoded)
+
+    def meaning(self) -> Meaning:
+        return MATCH
+
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """Each caption with its own image (label 1) and with the next other image of the batch (label 0)."""
         return match_records(self.head, model, batch, encoded)
@@ -264,6 +272,11 @@ def pair_logits(
     return logits
 
 
+def own_logits(head: nn.Module, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Tensor:
+    """Logits (T, 2), [:, 1] for a match, of each caption with its own image."""
+    return pair_logits(head, model, encoded.memory, encoded.text["captions"], batch["captions"]["image_index"])
+
+
 def match_records(head: nn.Module, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
     """Each caption with its own image (label 1) and with the next other image of the batch (label 0)."""
     captions, keys, text = batch["captions"], batch["image_keys"], encoded.text["captions"]
@@ -279,8 +292,7 @@ def match_records(head: nn.Module, model: VisionLanguageModel, batch: CaptionBat
 
 def match_replies(head: nn.Module, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
     """{"match"}, the probability that each caption describes its image."""
-    index = batch["captions"]["image_index"]
-    logits = pair_logits(head, model, encoded.memory, encoded.text["captions"], index)
+    logits = own_logits(head, model, batch, encoded)
     return [{"match": match} for match in logits.float().softmax(dim=1)[:, 1].tolist()]
 
 

@@ -7,10 +7,11 @@ from fusionkit.losses import global_mean, masked_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import Candidates, Drawn, Negatives
-from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
+from fusionkit.tasks.base import Meaning, Records, Scorer, Task, leading_rows
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.itm import (
     LABELS,
+    MATCH,
     checked,
     draw,
     entropy_of,
@@ -18,6 +19,7 @@ from fusionkit.tasks.itm import (
     match_records,
     match_replies,
     only_nan,
+    own_logits,
     pair_logits,
     prepared,
 )
@@ -81,6 +83,13 @@ class Ranking(Task[CaptionBatch]):
     def score_pairs(self, model: VisionLanguageModel, memory: Memory, text: Tokens, image_index: Tensor) -> Tensor:
         """As ``ITM.score_pairs``."""
         return pair_logits(self.head, model, memory, text, image_index)
+
+    def pair_scores(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Tensor:
+        """As ``ITM.pair_scores``."""
+        return own_logits(self.head, model, batch, encoded)
+
+    def meaning(self) -> Meaning:
+        return MATCH
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """As ITM: each caption with its own image (label 1) and with the next other image of the batch (label 0)."""

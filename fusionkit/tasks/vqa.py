@@ -10,7 +10,7 @@ from fusionkit.errors import ConfigError
 from fusionkit.losses import soft_binary_cross_entropy
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
-from fusionkit.tasks.base import Records, Scorer, Task
+from fusionkit.tasks.base import Meaning, Records, Scorer, Task
 from fusionkit.tasks.decoding import ask, asked_of
 from fusionkit.tasks.heads import gelu_norm
 from fusionkit.tasks.metrics import means
@@ -51,28 +51,32 @@ class VQA(Task[QuestionBatch]):
         self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, teacher: Teacher | None = None
     ) -> TaskOutput:
         targets = batch["questions"]["answer_scores"]
-        logits = self._logits(model, batch, encoded)
+        logits = self.pair_scores(model, batch, encoded)
         correct = targets.gather(1, logits.detach().argmax(dim=1, keepdim=True))
         metrics = {"accuracy": (correct.sum(), len(correct))}
-        asked = Asked(logits, lambda m, task, seen: task._logits(m, batch, seen), MARKS)
+        asked = Asked(logits, lambda m, task, seen: task.pair_scores(m, batch, seen), MARKS)
         return TaskOutput(soft_binary_cross_entropy(logits, targets), logits, targets, metrics, (asked,))
 
     def columns(self) -> tuple[str, Any]:
         return "answers", self.answers
 
-    def _logits(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:
+    def meaning(self) -> Meaning:
+        return Meaning("answer", tuple(self.answers), "sigmoid", "the answer is that of the highest number")
+
+    def pair_scores(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Tensor:
+        """Logits (T, A) of the answers to each question."""
         logits: Tensor = self.head(fuse_questions(model, batch, encoded).pooled)  # (T, A)
         return logits
 
     def predict(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> Records:
         """VQA v2's own records: {"question_id", "answer"}."""
-        best = self._logits(model, batch, encoded).argmax(dim=1).tolist()
+        best = self.pair_scores(model, batch, encoded).argmax(dim=1).tolist()
         ids = batch["questions"]["ids"]
         return [{"question_id": i, "answer": self.answers[a]} for i, a in zip(ids, best, strict=True)]
 
     def reply(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded, top: int) -> Records:
         """{"answer", "answers"}: the likeliest, each with its own probability (of its logit alone: together they sum to any)."""
-        best = self._logits(model, batch, encoded).float().sigmoid().topk(min(top, len(self.answers)), dim=1)
+        best = self.pair_scores(model, batch, encoded).float().sigmoid().topk(min(top, len(self.answers)), dim=1)
         return [
             named([self.answers[number] for number in numbers], probabilities)
             for numbers, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -14,7 +14,7 @@ from fusionkit.tasks.answering import AnswerDecoding, Answering
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal
 from fusionkit.tasks.distillation import distil
-from fusionkit.tasks.generation import DecoderState
+from fusionkit.tasks.generation import DecoderState, GenerationConfig
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import MaskedLMHead
 from fusionkit.tasks.vqa import QuestionBatch, fuse_questions
@@ -34,7 +34,7 @@ class Decoder(nn.Module):
         states = fuse_questions(model, batch, encoded).text
         mask = batch["questions"]["attention_mask"]
         assert states is not None
-        if not len(states):
+        if states.shape[0] == 0:
             states, mask = torch.cat([states, states.new_ones(1, *states.shape[1:])]), mask.new_ones(1, *mask.shape[1:])
         return self.reader.fusion.prepare(Tokens(states, mask, states[:, 0]))
 
@@ -108,7 +108,7 @@ class DecoderVQA(Task[QuestionBatch]):
 
     def _said_before(self, ids: Tensor, questions: Tensor) -> Prompts:
         """Answers (R, L) as the decoder reads them: behind the start token, and without their last one."""
-        start = ids.new_full((len(ids), 1), self.start)
+        start = ids.new_full((ids.shape[0], 1), self.start)
         said = torch.cat([start, ids[:, :-1]], dim=1)
         return Prompts(said, torch.ones_like(said), questions, torch.ones_like(questions))
 
@@ -122,11 +122,16 @@ class DecoderVQA(Task[QuestionBatch]):
         return super().reply(model, batch, encoded, top) if found is None else found
 
     def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> DecoderState:
+        return decoder_state_of(self.said(model, batch, encoded))
+
+    def said(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> DecoderInputs:
+        """What the answer to each question follows; its memory are the fused questions."""
         ids = batch["questions"]["input_ids"]
-        start = self._said_before(ids[:, :1], torch.arange(len(ids), device=ids.device))
-        return decoder_state_of(
-            DecoderInputs(self.head.reader, self.head.words, self.head.prepare(model, batch, encoded), start)
-        )
+        start = self._said_before(ids[:, :1], torch.arange(ids.shape[0], device=ids.device))
+        return DecoderInputs(self.head.reader, self.head.words, self.head.prepare(model, batch, encoded), start)
+
+    def saying(self) -> GenerationConfig:
+        return self.decoding.rules
 
 
 def row_losses(logits: Tensor, targets: Tensor) -> Tensor:

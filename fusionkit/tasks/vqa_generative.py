@@ -21,7 +21,7 @@ from fusionkit.tasks.decoding import (
     select,
     word_logits,
 )
-from fusionkit.tasks.generation import DecoderState
+from fusionkit.tasks.generation import DecoderState, GenerationConfig
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
 from fusionkit.tasks.vqa import QuestionBatch
@@ -117,7 +117,14 @@ class GenerativeVQA(Task[QuestionBatch]):
 
     def steps(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> DecoderState:
         """What is said after each question, token by token."""
-        return decoder_state_of(DecoderInputs(model, self.head, encoded.memory, self._prompts(batch)))
+        return decoder_state_of(self.said(model, batch, encoded))
+
+    def said(self, model: VisionLanguageModel, batch: QuestionBatch, encoded: Encoded) -> DecoderInputs:
+        """What the answer to each question follows."""
+        return DecoderInputs(model, self.head, encoded.memory, self._prompts(batch))
+
+    def saying(self) -> GenerationConfig:
+        return self.decoding.rules
 
 
 def good_pairs(scores: Tensor) -> Pairs:

@@ -116,3 +116,69 @@ def test_a_folder_that_holds_something_is_left_alone(folder):
     (folder.parent / "empty").mkdir()
     write_directory(folder.parent / "empty", STATE, CONFIG)
     assert is_directory(folder.parent / "empty")
+
+
+def test_many_bytes_are_several_files_and_an_index(tmp_path):
+    state = {f"layer{number}": torch.full((4, 5), float(number)) for number in range(5)}  # 80 bytes each
+    write_directory(tmp_path / "model", state, CONFIG, max_shard_size=160)
+    files = sorted(path.name for path in (tmp_path / "model").glob("*.safetensors"))
+    assert files == [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 400}
+    assert index["weight_map"]["layer1"] == files[0]
+    assert index["weight_map"]["layer2"] == files[1]
+    assert is_directory(tmp_path / "model")
+    _, found = read_directory(tmp_path / "model")
+    assert found.keys() == state.keys()
+    assert all(found[name].equal(tensor) for name, tensor in state.items())
+
+
+def test_a_tensor_beyond_the_size_has_a_file_of_its_own(tmp_path):
+    assert directory.shards_of({"a": torch.ones(9), "b": torch.ones(1), "c": torch.ones(1)}, 8) == {
+        "model-00001-of-00002.safetensors": ["a"],
+        "model-00002-of-00002.safetensors": ["b", "c"],
+    }
+    assert directory.shards_of({"a": torch.ones(2)}, 8) == {"model.safetensors": ["a"]}
+    assert directory.shards_of({"a": torch.ones(2), "b": torch.ones(2)}, None) == {"model.safetensors": ["a", "b"]}
+
+
+def damaged(folder: Path, name: str, **changes: str) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][name] = changes["to"]
+    path.write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        ("../config.json", "names '../config.json', which is no file of the folder"),
+        ("model-00009-of-00002.safetensors", "names 'model-00009-of-00002.safetensors', which is no file"),
+        (3, "has no weight_map"),
+        ("model-00002-of-00002.safetensors", "index.json is not the file that was written"),
+    ],
+)
+def test_an_index_that_was_changed_is_told(tmp_path, to, words):
+    write_directory(tmp_path / "model", STATE, CONFIG, max_shard_size=1)
+    damaged(tmp_path / "model", "a", to=to)
+    with pytest.raises(DataError, match=words):
+        read_directory(tmp_path / "model")
+
+
+def test_a_changed_shard_is_named(tmp_path):
+    write_directory(tmp_path / "model", STATE, CONFIG, max_shard_size=1)
+    path = tmp_path / "model" / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with pytest.raises(DataError, match=r"model-00002-of-00002\.safetensors is not the file"):
+        read_directory(tmp_path / "model")
+
+
+@pytest.mark.parametrize(("size", "count"), [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("20KB", 20_000), (None, None)])
+def test_a_size_is_read_as_bytes(size, count):
+    assert directory.bytes_of(size) == count
+
+
+@pytest.mark.parametrize("size", ["5", 7, "0GB", "GB", "5 TB", "-1GB", True])
+def test_what_is_no_size_is_told(size):
+    with pytest.raises(ConfigError, match="max_shard_size is"):
+        directory.bytes_of(size)

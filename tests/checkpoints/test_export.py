@@ -46,7 +46,7 @@ def test_a_folder_is_uploaded_if_asked(imported, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     assert run(["export", f"checkpoint={imported}", f"output={tmp_path}/again", "hub=me/mine"]) == 0
-    assert calls == [("me/mine", True), ("me/mine", ["config.json", "model.safetensors"])]
+    assert calls == [("me/mine", True), ("me/mine", ["README.md", "config.json", "model.safetensors"])]
     assert "uploaded to https://hub/me/mine" in capsys.readouterr().out
 
 
@@ -66,7 +66,7 @@ def test_a_model_of_the_hub_is_loaded_by_its_name(imported, monkeypatch):
         (["checkpoint={imported}", "output={imported}"], "is there already", 2),
         (
             ["checkpoint={imported}", "output=out", "layout=albf"],
-            "layout=albf cannot be written; known: albef, peft",
+            "layout=albf cannot be written; known: albef, peft, onnx, torch",
             2,
         ),
         (["checkpoint={imported}", "output=out", "layout=peft"], "the checkpoint has no adapters", 2),
