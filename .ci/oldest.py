@@ -4,7 +4,14 @@ import re
 import tomllib
 from pathlib import Path
 
-EXTRAS = ("pretrained", "regions", "adapters", "quantised", "search")  # the tools of `dev` are not what a user has
+EXTRAS = (
+    "pretrained",
+    "regions",
+    "adapters",
+    "quantised",
+    "search",
+    "serve",
+)  # the tools of `dev` are not what a user has
 
 
 def oldest(pyproject: dict) -> list[str]:
