@@ -59,6 +59,6 @@ def draft(kind: str, text: str, rule: Filter | None) -> str | None:
     held = getattr(rule, "held", None)
     if held is None:
         return None
-    words = list(re.finditer(r"\S+", text))
-    sent = text[: words[-held - 1].end()] if len(words) > held else ""
-    return str(filtered(kind, sent, rule))
+    said = str(filtered(kind, text, rule))  # a phrase that is not whole yet is in what is held back
+    words = list(re.finditer(r"\S+", said))
+    return said[: words[-held - 1].end()] if len(words) > held else ""

@@ -128,7 +128,8 @@ def _said(reply: Reply, word: str, kind: str, served: Served) -> Record | Proble
     if wanted not in record:
         others = ", ".join(name for name in record if name not in ("image", word))
         return Problem(422, f"the model '{served.name}' gives no '{wanted}' for this, but {others}; ask it otherwise")
-    found = {name: value for name, value in record.items() if name not in ("image", word)}
+    asked = {"image"} if kind == "caption" else {"image", word}
+    found = {name: value for name, value in record.items() if name not in asked}
     return found | ({"look": _shown(reply.looks[word], served)} if word in reply.looks else {})
 
 
