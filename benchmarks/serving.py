@@ -128,12 +128,22 @@ async def watched(pid: int, begun: float, end: float, memory: dict[int, float]) 
 
 def main() -> int:
     said = dict(word.partition("=")[::2] for word in sys.argv[1:])
-    seconds, clients, bound = (float(said.get(*pair)) for pair in (("seconds", "300"), ("clients", "32"), ("bound", "30")))
+    seconds, clients, bound = (
+        float(said.get(*pair)) for pair in (("seconds", "300"), ("clients", "32"), ("bound", "30"))
+    )
     model = fk.load(said["checkpoint"], device="cpu")
     images = sorted(path for path in Path(said["images"]).iterdir() if path.is_file())[:24]
     search = model.index(said["index"]) if "index" in said else None
     asked = requests_of(model, images, search)
-    line = [sys.executable, "-m", "fusionkit", "serve", f"checkpoint={said['checkpoint']}", "port=0", "trainer.accelerator=cpu"]
+    line = [
+        sys.executable,
+        "-m",
+        "fusionkit",
+        "serve",
+        f"checkpoint={said['checkpoint']}",
+        "port=0",
+        "trainer.accelerator=cpu",
+    ]
     line += [f"index={said['index']}"] if "index" in said else []
     line += [f"timeout_seconds={bound}"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

@@ -34,7 +34,7 @@ def _path(path: str, method: str, what: Mapping[str, Any]) -> str:
 
 def _type(field: Mapping[str, Any]) -> str:
     kinds = [each.get("type", "") for each in field.get("anyOf", [field])]
-    bounds = [f"{word} {field[key]}" for key, word in (("minimum", "from"), ("maximum", "to")) if key in field]
+    bounds = [f"{word} {field[key]:g}" for key, word in (("minimum", "from"), ("maximum", "to")) if key in field]
     default = field.get("default")
     told = [" or ".join(kind for kind in kinds if kind != "null"), *bounds]
     return ", ".join([*told, *([f"default {default}"] if default not in (None, "") else [])])

@@ -86,7 +86,9 @@ def toy(monkeypatch: pytest.MonkeyPatch, service_of: Callable[..., Service]) -> 
     """Makes services without a model: ``compute`` (key, jobs) gives the outcomes."""
 
     def make(compute: Any, **options: Any) -> Service:
-        monkeypatch.setattr(application, "prepare", lambda kind, asked, served, limits: (SimpleNamespace(kind=kind), asked))
+        monkeypatch.setattr(
+            application, "prepare", lambda kind, asked, served, limits: (SimpleNamespace(kind=kind), asked)
+        )
         monkeypatch.setattr(application, "compute", lambda models, rule, key, jobs: compute(key, jobs))
         return service_of(SimpleNamespace(name="toy", described=lambda: {"name": "toy"}), **options)
 
@@ -100,5 +102,3 @@ def client(service: Service, **options: Any) -> httpx.AsyncClient:
 
 def encoded(path: Path | bytes) -> str:
     return base64.b64encode(path if isinstance(path, bytes) else path.read_bytes()).decode()
-
-

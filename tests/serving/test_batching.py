@@ -13,7 +13,9 @@ from tests.serving.conftest import Clock
 PATIENCE = 30  # seconds after which a test that hangs fails
 
 
-def job(key: Any, payload: Any = None, arrived: float = 0.0, deadline: float = 100.0, said: list[Any] | None = None) -> Job:
+def job(
+    key: Any, payload: Any = None, arrived: float = 0.0, deadline: float = 100.0, said: list[Any] | None = None
+) -> Job:
     return Job(key, payload, (said if said is not None else []).append, arrived, deadline)
 
 

@@ -111,7 +111,9 @@ def test_two_names_or_none_are_no_name() -> None:
         assert go(ask(guard(), Talk("GET", "/", headers))).status == 421
 
 
-@pytest.mark.parametrize(("origin", "status"), [("http://localhost:8000", 200), ("http://evil.com", 403), ("null", 403)])
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://localhost:8000", 200), ("http://evil.com", 403), ("null", 403)]
+)
 def test_pages_of_others_are_not_answered(origin: str, status: int) -> None:
     assert go(ask(guard(), Talk(headers=[*JSON, (b"origin", origin.encode())]).give())).status == status
 
@@ -240,5 +242,3 @@ def test_one_line_a_request_without_its_content(caplog: pytest.LogCaptureFixture
 def test_what_is_no_request_of_http() -> None:
     talk = go(ask(guard(), Talk(kind="websocket")))
     assert talk.said == [{"type": "websocket.close", "code": 1008}]
-
-

@@ -52,7 +52,9 @@ def turned() -> Image.Exif:
         ("GIF", (50, 40), {}),
     ],
 )
-def test_a_picture_is_what_predict_sees_of_the_file(kind: str, size: tuple[int, int], options: Any, tmp_path: Path) -> None:
+def test_a_picture_is_what_predict_sees_of_the_file(
+    kind: str, size: tuple[int, int], options: Any, tmp_path: Path
+) -> None:
     content = saved(picture(*size), kind, **options)
     (tmp_path / "it").write_bytes(content)
     wanted, wanted_size = framed(decode(tmp_path / "it", 32), None, upright=True)
@@ -95,7 +97,9 @@ def test_what_is_no_picture_or_too_large_is_a_sentence(content: bytes, status: i
     assert refused.value.sentence.startswith("'images.1' ")
 
 
-@pytest.mark.parametrize("text", ["/etc/passwd.png", "http://host/a.png", "data:image/png;base64,QUJD", "QUJ", "QUJD\n", "é", "Q UJD"])
+@pytest.mark.parametrize(
+    "text", ["/etc/passwd.png", "http://host/a.png", "data:image/png;base64,QUJD", "QUJ", "QUJD\n", "é", "Q UJD"]
+)
 def test_no_path_and_no_url_is_taken_for_a_picture(text: str) -> None:
     with pytest.raises(Problem, match="'image' is no base64") as refused:
         content_of(text, "image")

@@ -80,8 +80,16 @@ def test_what_is_right_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("max_queue", 0), ("max_queue", 1.5), ("max_queue", True), ("wait_ms", -1), ("timeout_seconds", float("nan"))]
-    + [("max_body_mb", 0), ("drain_seconds", float("inf")), ("readers", "2"), ("max_top", 10**10)],
+    [
+        *(
+            ("max_queue", 0),
+            ("max_queue", 1.5),
+            ("max_queue", True),
+            ("wait_ms", -1),
+            ("timeout_seconds", float("nan")),
+        ),
+        *(("max_body_mb", 0), ("drain_seconds", float("inf")), ("readers", "2"), ("max_top", 10**10)),
+    ],
 )
 def test_a_bound_that_is_none_is_a_sentence(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name} is "):
