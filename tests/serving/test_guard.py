@@ -149,6 +149,11 @@ def test_a_body_without_a_length_is_bounded_too() -> None:
     assert guarded.held == guarded.open == 0
 
 
+@pytest.mark.parametrize(("size", "status"), [(2**20, 200), (2**20 + 1, 413)])
+def test_a_body_may_be_as_large_as_is_said(size: int, status: int) -> None:
+    assert go(ask(guard(max_body_mb=1), Talk().give(b"x" * size))).status == status
+
+
 def test_a_body_that_never_ends_is_given_up() -> None:
     talk = go(ask(guard(body_seconds=0.01), Talk().give(b"{", more=True)))
     assert (talk.status, talk.headers["connection"]) == (408, "close")
@@ -187,6 +192,7 @@ def test_the_bodies_of_all_together_are_bounded() -> None:
     talk = go(ask(guarded, Talk().give(b"{}")))
     assert talk.status == 429
     assert guarded.held == 16 * 2**20 - 1
+    assert go(ask(guarded, Talk().give(b"{"))).status == 200
 
 
 def test_while_it_stops_nothing_new_is_taken() -> None:
