@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fusionkit as fk
-from fusionkit.serving.app import FILES, Service
+from fusionkit.serving.app import FILES, Service, kind_of
 from fusionkit.serving.batching import Job
 from fusionkit.serving.filters import Words
 from fusionkit.serving.operations import Key, compute, prepare
@@ -409,3 +409,21 @@ def test_int8_and_middles_are_described(served: Served) -> None:
     assert said["tasks"]["match"] == ["itc", "itm"]
     assert said["indexed"] == len(served.rows) > 20
     assert (said["look"], said["middle"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        *(("/v1/match", "match"), ("/v1/models", "models"), ("/v1/images/7", "image"), ("/v1/images", "other")),
+        *(("/health", "health"), ("/metrics", "metrics"), ("/", "page"), ("/docs", "page"), ("/page.js", "page")),
+        *(
+            ("/openapi.json", "page"),
+            ("match", "other"),
+            ("/v1/secret", "other"),
+            ("/v1/health", "other"),
+            ("", "other"),
+        ),
+    ],
+)
+def test_kinds_are_few(path: str, kind: str) -> None:
+    assert kind_of(path) == kind
