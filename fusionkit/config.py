@@ -100,6 +100,13 @@ def first_cause(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
+def saved(path: Path) -> Path:
+    """The file itself, or of a run's folder the best one, else the last."""
+    folder = path / "checkpoints"
+    found = (folder / f"{name}.ckpt" for name in ("best", "last"))
+    return next((file for file in found if file.is_file()), path)
+
+
 def home_of(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint is of; one that was imported or exported is a folder itself."""
     if checkpoint.is_dir():

@@ -40,6 +40,7 @@ FLOORS = (  # each room imports those before it, never those behind it
     "inference",
     "cli",
     "reporting",
+    "serving",
     "commands",
     "api",
     "__main__",
@@ -69,11 +70,13 @@ ALLOWED = {  # room (the longest matching path decides) -> the packages and modu
     | {"fusionkit.checkpoints.directory", "fusionkit.checkpoints.pickled", "fusionkit.files", "huggingface_hub"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source", "fusionkit.checkpoints.classes"},
 }
+EXTRAS = {"serving": "serve"}  # rooms that import the packages of an extra, which their commands ask for first
 READS_RUNS = {"torch", "lightning", "fusionkit.training", "fusionkit.model", "fusionkit.tasks", "fusionkit.data"}
 FORBIDDEN = {  # rooms that import much, but not this
     "data": {"fusionkit.encoders"},
     "scoring": {"torch", "lightning", "fusionkit.model", "fusionkit.tasks"},
     "inference": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"},
+    "serving": {"lightning", "fusionkit.training", "fusionkit.fusion", "fusionkit.encoders"},
     "visual": {"lightning", "fusionkit.fusion", "fusionkit.encoders"},
     # what reads runs, counts and draws needs neither model nor trainer
     "reporting": READS_RUNS,
@@ -87,6 +90,7 @@ HYDRA_ROOMS |= {f"checkpoints/{name}" for name in ("before", "build", "load", "p
 HYDRA_ROOMS |= {"training/trainer", "training/resume", "contracts/toys"}
 HYDRA_ROOMS |= {"reporting/measure_cost", "reporting/callback", "reporting/reading"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "huggingface_hub": "huggingface-hub"}
+DISTRIBUTIONS |= {"prometheus_client": "prometheus-client"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -140,8 +144,8 @@ def test_no_import_runs_up(path: Path) -> None:
 def test_every_room_has_its_floor_and_no_more_files_than_one_can_survey() -> None:
     rooms = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in FILES} - {"__init__"}
     assert rooms == set(FLOORS)
-    assert len(rooms) <= 27
-    choices = {"tasks", "fusion", "data/readers", "checkpoints/families"}  # one file a choice
+    assert len(rooms) <= 28
+    choices = {"tasks", "fusion", "data/readers", "checkpoints/families", "commands"}  # one file a choice
     counts = Counter(path.parent.relative_to(PACKAGE).as_posix() for path in FILES if path.name != "__init__.py")
     assert {place: count for place, count in counts.items() if count > 25 and place not in choices} == {}
 
@@ -159,8 +163,20 @@ def test_the_rules_name_rooms_that_exist() -> None:
 
 def test_third_party_imports_and_declared_dependencies_agree() -> None:
     declared = {re.match(r"[\w-]+", line)[0].lower() for line in PYPROJECT["project"]["dependencies"]}
-    tops = {name.split(".")[0] for path in FILES for name in imports(path)}
-    imported = {DISTRIBUTIONS.get(name, name) for name in tops - set(sys.stdlib_module_names) - {"fusionkit", ""}}
+
+    def brought(extra: str) -> set[str]:
+        lines = PYPROJECT["project"]["optional-dependencies"][extra]
+        return {re.match(r"[\w-]+", line)[0].lower() for line in lines}
+
+    def imported_by(files: list[Path]) -> set[str]:
+        tops = {name.split(".")[0] for path in files for name in imports(path)}
+        return {DISTRIBUTIONS.get(name, name) for name in tops - set(sys.stdlib_module_names) - {"fusionkit", ""}}
+
+    for place, extra in EXTRAS.items():
+        own = [path for path in FILES if path.is_relative_to(PACKAGE / place)]
+        assert brought(extra) <= imported_by(own) <= declared | brought(extra)
+    rest = [path for path in FILES if not any(path.is_relative_to(PACKAGE / place) for place in EXTRAS)]
+    imported = imported_by(rest)
     assert imported - declared == set()
     assert declared - imported <= {"tensorboard"}  # Lightning imports it for its logger
 
@@ -179,7 +195,8 @@ def test_the_wheel_carries_the_package_and_its_configuration(tmp_path: Path) -> 
     with zipfile.ZipFile(built) as archive:
         names = set(archive.namelist())
     conf = {f"fusionkit/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
-    others = [*(ROOT / "hydra_plugins").glob("*.py"), *PACKAGE.rglob("*.css"), *PACKAGE.rglob("*.js")]
+    shown = [path for ending in ("css", "js", "html") for path in PACKAGE.rglob(f"*.{ending}")]
+    others = [*(ROOT / "hydra_plugins").glob("*.py"), *shown]
     package = {path.relative_to(ROOT).as_posix() for path in [*FILES, *others]}
     assert len(conf) > 10
     assert conf | package <= names

@@ -21,6 +21,7 @@ from fusionkit.checkpoints.write import push_to_hub
 from fusionkit.commands.alt_text import caption_folder
 from fusionkit.commands.predict_images import predictor_of
 from fusionkit.commands.search import open_index
+from fusionkit.config import saved
 from fusionkit.data.requests import ASKED, Request, asked_text, readable_text, require_pictures
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.inference.answering import Answer
@@ -273,10 +274,3 @@ def load(
         overrides: dict[str, Any] = {"data": {}, "evaluation": {}, "trainer": {"accelerator": accelerator}}
         trusted = [trust] if isinstance(trust, str) else list(trust)
         return Model(load_parts(place, overrides, has_data=False, trust=trusted, int8=int8), chosen, place)
-
-
-def saved(path: Path) -> Path:
-    """The file itself, or of a run's folder the best one, else the last."""
-    folder = path / "checkpoints"
-    found = (folder / f"{name}.ckpt" for name in ("best", "last"))
-    return next((file for file in found if file.is_file()), path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fusionkit.api.mistakes import sentences
-from fusionkit.api.model import Model, load, saved
+from fusionkit.api.model import Model, load
 from fusionkit.assembly.trust import packages, targets
 from fusionkit.checkpoints.source import local
 from fusionkit.cli.app import composed
@@ -16,6 +16,7 @@ from fusionkit.commands import evaluate as evaluating_command
 from fusionkit.commands import train as training_command
 from fusionkit.commands.evaluation_setup import output_folder
 from fusionkit.commands.run_folder import checkpoints
+from fusionkit.config import saved
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.reporting.reading import read_run
 from fusionkit.scoring.bootstrap import RESAMPLES, intervals

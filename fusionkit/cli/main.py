@@ -126,6 +126,20 @@ COMMANDS = {
         texts=("query",),
         schema="SearchConfig",
     ),
+    "serve": Command(
+        "answer over HTTP: match, answer, ground, caption, embed and search, with a page to ask on",
+        "fusionkit.commands.serve:serve",
+        (
+            "checkpoint=outputs/quickstart",
+            "checkpoint=PATH index=DIR port=8080",
+            "'checkpoint={words: A, boxes: B}' int8=true max_batch=32",
+            "checkpoint=PATH host=0.0.0.0 hosts=[my.machine] evaluation.options.precision=bf16-mixed",
+        ),
+        "serve",
+        (*STORED, "filter"),
+        paths=("index",),
+        schema="ServeConfig",
+    ),
     "score": Command(
         "score a file of predictions against a benchmark's annotations, without a model",
         "fusionkit.commands.score:score",

@@ -152,6 +152,37 @@ class SearchConfig:
 
 
 @dataclass
+class ServeConfig:
+    """The top level of ``fusionkit serve``."""
+
+    checkpoint: Any = MISSING
+    trust: Any = None
+    index: str | None = None
+    int8: Any = False
+    host: str = MISSING
+    port: int = MISSING
+    hosts: Any = None
+    filter: Any = None
+    max_batch: int = MISSING
+    wait_ms: float = MISSING
+    max_queue: int = MISSING
+    timeout_seconds: float = MISSING
+    max_body_mb: float = MISSING
+    max_megapixels: float = MISSING
+    max_characters: int = MISSING
+    max_images: int = MISSING
+    max_turns: int = MISSING
+    max_top: int = MISSING
+    head_seconds: float = MISSING
+    body_seconds: float = MISSING
+    drain_seconds: float = MISSING
+    readers: int = MISSING
+    data: Any = MISSING
+    evaluation: Any = MISSING
+    trainer: Any = MISSING
+
+
+@dataclass
 class ScoreConfig:
     """The top level of ``fusionkit score``."""
 

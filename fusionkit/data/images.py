@@ -170,25 +170,33 @@ def has_pixels(path: str | Path) -> bool:
     return not str(path).endswith(".npz")
 
 
-def decode(path: Path | Image.Image, min_side: int) -> Decoded:
+def decode(path: Path | Image.Image | Decoded, min_side: int) -> Decoded:
     """The image of a file, or one in memory, as RGB.
 
     A JPEG file may come at 1/2, 1/4 or 1/8 of its size where no side falls below `min_side` pixels. Its pixels are as the
     file stores them, as in the published pipelines; `frames.framed` turns them. Of several pictures in a file it is the first.
+    What is decoded already stays as it is.
     """
+    if isinstance(path, Decoded):
+        return path
     try:
         if isinstance(path, Image.Image):
             return _decoded(path, path.size)
         with Image.open(io.BytesIO(stored_bytes(path))) as file:  # one read, where PIL alone makes dozens
-            size = file.size
-            file.draft("RGB", (min_side, min_side))
-            return _decoded(file, size)
+            return decode_opened(file, min_side)
     except ChangedError:
         raise
     except Exception as error:  # decoders raise nearly anything
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         name = "the image" if isinstance(path, Image.Image) else path
         raise CorruptImage(f"{name} cannot be decoded ({reason})") from error
+
+
+def decode_opened(file: Image.Image, min_side: int) -> Decoded:
+    """As ``decode``, of a file that PIL has opened; raises whatever its decoder raises."""
+    size = file.size
+    file.draft("RGB", (min_side, min_side))
+    return _decoded(file, size)
 
 
 def _decoded(found: Image.Image, size: tuple[int, int]) -> Decoded:
@@ -209,7 +217,7 @@ def _orientation(file: Image.Image) -> int:
 class ImageFiles:
     """Images decoded anew each time they are asked for."""
 
-    def __init__(self, paths: Iterable[Path | Image.Image], min_side: int) -> None:
+    def __init__(self, paths: Iterable[Path | Image.Image | Decoded], min_side: int) -> None:
         self.paths = paths if isinstance(paths, Sequence) else list(paths)
         self.min_side = min_side
 

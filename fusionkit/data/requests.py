@@ -2,17 +2,20 @@
 
 import os
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from fusionkit.data.cleaning import KINDS
 from fusionkit.data.collate import Collate
 from fusionkit.data.datamodule import DataModule
-from fusionkit.data.dataset import EvalData
-from fusionkit.data.images import ImageFiles, has_pixels
+from fusionkit.data.dataset import NO_BOXES, EvalData, Finishing
+from fusionkit.data.frames import framed
+from fusionkit.data.images import Decoded, ImageFiles, has_pixels
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.stores import is_lmdb
@@ -42,12 +45,14 @@ class Request:
     facts: Mapping[str, Any] | None = None  # what its reply carries along, such as an id
     size: tuple[int, int] | None = None  # width and height that boxes refer to; None: the size of the file itself
     upright: bool = True  # turned by its EXIF orientation, as its owner sees it
-    picture: Image.Image | None = None  # the image itself, where it is in memory
+    picture: Image.Image | Decoded | None = None  # the image itself, where it is in memory, perhaps ``ready``
     conversation: Conversation | None = None  # what the question is the last turn of
-    others: tuple[Path | Image.Image, ...] = ()  # the further images of a conversation, in the order of their places
+    others: tuple[
+        Path | Image.Image | Decoded, ...
+    ] = ()  # the further images of a conversation, in the order of their places
 
     @property
-    def files(self) -> list[Path | Image.Image]:
+    def files(self) -> list[Path | Image.Image | Decoded]:
         """All its images."""
         return [self.image if self.picture is None else self.picture, *self.others]
 
@@ -127,7 +132,7 @@ def own_data(
         )
         for first, numbers in zip(firsts, groups, strict=True)
     ]
-    finish = datamodule.finish if settings.regions is None else as_found
+    finish: Finishing = partial(_finished, datamodule.finish) if settings.regions is None else as_found
     files = [first.files[0] for first in firsts] + [other for first in firsts for other in first.others]
     images = (
         ImageFiles(files, datamodule.finish.decode_side)
@@ -135,6 +140,27 @@ def own_data(
         else RegionFiles([file for file in files if isinstance(file, Path)], settings.regions)
     )
     return EvalData(samples, images, words, finish), own_collate(datamodule, source, samples, words)
+
+
+@dataclass(frozen=True)
+class ReadyImage:
+    """An image as the model reads it, in place of one that is yet to be resized: ``pixel_values`` (3, H, W)."""
+
+    pixel_values: Tensor
+    width: int
+    height: int
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+
+def ready(datamodule: DataModule, found: Decoded) -> Decoded:
+    """A decoded picture turned upright and finished, so that a request about it has no work left but the model's."""
+    image, size = framed(found, None, upright=True)
+    pixel_values, _ = datamodule.finish(image, NO_BOXES)
+    return Decoded(ReadyImage(pixel_values, image.width, image.height), size)
+
+
+def _finished(finish: Finishing, image: Any, boxes: Tensor) -> tuple[Any, Tensor]:
+    return (image.pixel_values, boxes) if isinstance(image, ReadyImage) else finish(image, boxes)
 
 
 def _text(number: int, request: Request, word: str, is_chat: bool) -> Text:

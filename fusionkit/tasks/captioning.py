@@ -1,6 +1,7 @@
 """Captioning: causal language modelling over the fusion (BLIP); what is causal is the mask of the text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from fusionkit.model.model import Reader, VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.tasks.base import Records, Scorer, Task, leading_rows
 from fusionkit.tasks.decoding import DecoderInputs, Prompts, decoder_state_of, fuse_causal, word_logits
-from fusionkit.tasks.generation import BeamSearch, GenerationConfig, Search
+from fusionkit.tasks.generation import BeamSearch, DecoderState, Generated, GenerationConfig, Search, Watched
 from fusionkit.tasks.itc import CaptionBatch
 from fusionkit.tasks.metrics import hits, means
 from fusionkit.tasks.mlm import word_head
@@ -146,6 +147,26 @@ class CaptionWriter:
             {"caption": self.words.text(tokens), "caption_score": total / count if count else None}
             for tokens, total, count in zip(found.tolist(), totals.tolist(), is_said.sum(dim=1).tolist(), strict=True)
         ]
+
+    @contextmanager
+    def watched(self, tell: Callable[[Sequence[str]], None]) -> Iterator[None]:
+        """Within, ``tell`` is given the texts so far of a batch's captions (I,), once a token: of a beam search the best now.
+
+        What it raises ends the search.
+        """
+        search = self.search
+
+        def said(tokens: Tensor) -> None:
+            tell([self.words.text(row) for row in self.rules.said(tokens)])
+
+        def found(steps: DecoderState, rules: GenerationConfig) -> Generated:
+            return search(Watched(steps, said), rules)
+
+        self.search = found
+        try:
+            yield
+        finally:
+            self.search = search
 
     def _find(self, reader: Reader, head: nn.Module | None, batch: CaptionBatch, encoded: Encoded) -> Tensor:
         """The tokens (I, L) of a caption of each image, filled with the end."""

@@ -107,6 +107,32 @@ def repeats(tokens: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return rows, grams[rows, places, -1]
 
 
+class Watched:
+    """Steps that tell, before each but the first, of the tokens (P, t) that the first row of each of P prompts has so far.
+
+    Of a beam search that is the best one that goes on.
+    """
+
+    def __init__(self, steps: DecoderState, tell: Callable[[Tensor], None]) -> None:
+        self.steps, self.tell, self.prompts = steps, tell, 0
+
+    def start(self) -> tuple[Tensor, Any]:
+        logits, state = self.steps.start()
+        self.prompts = len(logits)
+        return logits, (state, torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device))
+
+    def advance(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        inner, before = state
+        said = torch.cat([before, tokens[:, None]], dim=1)
+        self.tell(said[:: len(said) // self.prompts])
+        logits, inner = self.steps.advance(tokens, inner)
+        return logits, (inner, said)
+
+    def select(self, state: Any, rows: Tensor) -> Any:
+        inner, said = state
+        return self.steps.select(inner, rows), said[rows]
+
+
 class Search(Protocol):
     """Finds a text for each prompt."""
 

@@ -13,6 +13,7 @@ from fusionkit.tasks.generation import (
     GenerationConfig,
     Greedy,
     Sampling,
+    Watched,
     _Finished,
     keep_top_k,
     keep_top_p,
@@ -253,3 +254,26 @@ def test_a_text_ends_at_any_of_several_ends(search, least):
             assert ours_[:length] == text[:length], (seed, row)
             assert all(token == END for token in ours_[length:])
             assert length >= least
+
+
+@pytest.mark.parametrize("search", [Greedy(), BeamSearch(3), ClassicBeamSearch(3)])
+def test_who_watches_sees_each_prompt_grow_and_changes_nothing(search):
+    model, rules = language_model(1), RULES["long"]
+    seen = []
+    with torch.no_grad():
+        found = search(Watched(Reader(model, PROMPTS), seen.append), rules)
+        plain = search(Reader(model, PROMPTS), rules)
+    assert torch.equal(found.tokens, plain.tokens)
+    assert torch.equal(found.scores, plain.scores)
+    assert len(seen) >= rules.min_length
+    assert [tokens.shape for tokens in seen] == [(len(PROMPTS), place) for place in range(1, len(seen) + 1)]
+    if isinstance(search, Greedy):
+        assert torch.equal(seen[-1], found.tokens[:, : len(seen)])
+
+
+def test_what_a_watcher_raises_ends_the_search():
+    def leave(tokens):
+        raise LookupError
+
+    with pytest.raises(LookupError), torch.no_grad():
+        BeamSearch(2)(Watched(Reader(language_model(1), PROMPTS), leave), RULES["long"])

@@ -1,0 +1,1 @@
+"""Trained checkpoints over HTTP: ``fusionkit serve`` builds them and passes them in."""
