@@ -55,7 +55,9 @@ class Adapter:
         if ask not in ASKS:
             raise ConfigError(f"model_args: ask is {ask}; {suggest(str(ask), ASKS)}")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("lmms-eval: the model fusionkit runs in one process; start it without accelerate or torchrun")
+            raise ConfigError(
+                "lmms-eval: the model fusionkit runs in one process; start it without accelerate or torchrun"
+            )
         packages = [name for name in str(trust).split("+") if name]
         self.model: Model = load(str(checkpoint), device, packages)
         if isinstance(batch_size, int) or str(batch_size).isdecimal():  # else "auto"
@@ -99,9 +101,7 @@ class Adapter:
         answers: list[Any] = self.model.answer(images, texts, by=self.by)
         return answers
 
-    def _asked(
-        self, prompt: str, options: Any, visuals_of: Any, number: Any, task: str, split: str
-    ) -> tuple[Any, str]:
+    def _asked(self, prompt: str, options: Any, visuals_of: Any, number: Any, task: str, split: str) -> tuple[Any, str]:
         """The image, or the list of several, and the words about it. DataError where there is no picture."""
         visuals = visuals_of(self.task_dict[task][split][number])
         pictures = list(visuals) if isinstance(visuals, list | tuple) else [] if visuals is None else [visuals]
