@@ -235,6 +235,8 @@ def from_registry(text: str) -> list[str]:
         ("uv add NAME", True),
         ("pip install dist/NAME-*.whl", False),
         ("pip install dist/fusionkit-0.1.0-py3-none-any.whl", False),
+        ("pip install vl-fusionkit", False),
+        ("pip install 'vl-fusionkit[pretrained]'", False),
         ("pip install '.[pretrained]'; fusionkit train", False),
         ("pip install ./fusionkit", False),
         ("pip install git+https://host/fusionkit.git", False),

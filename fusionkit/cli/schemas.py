@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig
 
 from fusionkit.assembly.config_checks import check_arguments, check_objectives, check_top_level, require_seed
 from fusionkit.errors import ConfigError
@@ -217,6 +217,10 @@ class CompareConfig:
     """The top level of ``fusionkit compare``."""
 
     runs: Any = MISSING
+    rating: str | None = None
+    rating_of: str | None = None
+    rating_pairs: int = MISSING
+    rating_results: Any = None
     trust: Any = None
     baseline: str | None = None
     metrics: Any = None
@@ -248,7 +252,7 @@ class ExportConfig:
 
 def check(config: DictConfig, schema: str) -> None:
     """Raise ConfigError for what is wrong in a command's configuration and can be seen without torch."""
-    if schema == "CompareConfig" and OmegaConf.is_missing(config, "runs"):
+    if schema == "CompareConfig" and not config.runs and not config.rating_results:
         raise ConfigError(NO_RUNS)
     check_top_level(config, globals()[schema])
     if schema in ("TrainConfig", "PlanConfig", "ProfileConfig"):

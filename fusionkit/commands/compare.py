@@ -1,5 +1,6 @@
-"""``fusionkit compare``: runs beside a baseline as tables, plots and one page, without torch."""
+"""``fusionkit compare``: runs beside a baseline as tables, plots and one page, or as a blind rating sheet, without torch."""
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import chdir
@@ -17,25 +18,38 @@ from fusionkit.assembly.trust import packages, require_trusted_block
 from fusionkit.cli.schemas import NO_RUNS, check
 from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, clean
+from fusionkit.files.atomic import write_text
 from fusionkit.reporting.comparison import compare_runs
 from fusionkit.reporting.comparison_table import print_comparison
+from fusionkit.reporting.rating_results import print_ratings, rated, read_key, read_results, summary_of
+from fusionkit.reporting.rating_sheet import key_of, make_sheet, rating_page
 from fusionkit.reporting.reading import read_runs
 from fusionkit.reporting.record import RunRecord
 from fusionkit.reporting.report import write_report
+from fusionkit.scoring.records import require_writable
 
 # of a configuration that is no run's, and DataError, which is a ValueError
 MISFITS = (KeyError, TypeError, ValueError, AttributeError)
 
 
 def compare(config: DictConfig) -> None:
-    """Print the tables, and write ``table.md``, ``table.csv``, ``plots/*.png`` and ``index.html``."""
+    """Print the tables, and write ``table.md``, ``table.csv``, ``plots/*.png`` and ``index.html``.
+
+    With ``rating`` what two runs said becomes a sheet for people instead; with ``rating_results`` theirs are read.
+    """
     check(config, "CompareConfig")
-    for key, least in (("examples", 0), ("resamples", 1)):
+    for key, least in (("examples", 0), ("resamples", 1), ("rating_pairs", 1), ("seed", 0)):
         if config[key] < least:
             raise ConfigError(f"{key} is {config[key]}, but has to be a number from {least} up")
+    if results := _list("rating_results", config.rating_results):
+        read_ratings(config, results)
+        return
     if not (runs := _list("runs", config.runs)):
         raise ConfigError(NO_RUNS)
     trust = packages(config.trust)
+    if config.rating is not None:
+        write_sheet(config, runs, trust)
+        return
     comparison = compare_runs(
         read_runs(runs, None if config.costs is None else Path(config.costs)),
         config.baseline,
@@ -47,6 +61,32 @@ def compare(config: DictConfig) -> None:
     )
     print_comparison(comparison, Console())
     write_report(comparison, Path(config.output_dir), partial(samples_of, trust=trust), config.examples)
+
+
+def write_sheet(config: DictConfig, runs: Sequence[str], trust: Sequence[str]) -> None:
+    """Write ``rating.html``, for those who rate, and ``key.json``, which says what stood on which side."""
+    folder, load = Path(config.rating), partial(samples_of, trust=trust)
+    sheet = make_sheet(read_runs(runs), load, config.rating_of, config.rating_pairs, config.seed)
+    page, digest = rating_page(sheet)
+    require_writable(folder, "rating")
+    write_text(folder / "rating.html", page)
+    write_text(folder / "key.json", json.dumps(key_of(sheet, digest), indent=1) + "\n")
+    print(f"{len(sheet.pairs)} pairs of {sheet.of}; {sheet.same} samples to which both said the same are left out")
+    print(f"to those who rate: {folder}/rating.html   to keep: {folder}/key.json")
+    print(f"then: fusionkit compare rating={folder} rating_results=[FILE,FILE]")
+
+
+def read_ratings(config: DictConfig, results: Sequence[str]) -> None:
+    """Print who is preferred and how far raters agree, and write it as ``ratings.json`` beside the key."""
+    if config.rating is None:
+        raise ConfigError("rating is null, but rating_results need its key.json; give rating=FOLDER, that of the sheet")
+    folder = Path(config.rating)
+    key = read_key(folder / "key.json")
+    ratings = rated(key, read_results([Path(name) for name in results], key), config.resamples, config.seed)
+    print_ratings(ratings)
+    require_writable(folder, "rating")
+    write_text(folder / "ratings.json", json.dumps(summary_of(ratings), indent=1, ensure_ascii=False) + "\n")
+    print(f"numbers: {folder}/ratings.json")
 
 
 def _list(key: str, value: object) -> list[str]:

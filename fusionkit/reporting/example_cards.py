@@ -21,10 +21,11 @@ def example_card(example: Example, places: Mapping[str, int]) -> Element:
     boxed = element("p", "true box: white on black", class_="soft") if example.box else None
     answers = element("ul", *(_answer(answer, places[answer.entry]) for answer in example.answers), class_="plain")
     caption = element("figcaption", asked, truth, boxed, answers)
-    return element("figure", element("div", _picture(example, places), class_="frame"), caption, class_="card")
+    return element("figure", element("div", picture(example, places), class_="frame"), caption, class_="card")
 
 
-def _picture(example: Example, places: Mapping[str, int]) -> Element:
+def picture(example: Example, places: Mapping[str, int]) -> Element:
+    """The image with the true box and those of the answers, in the colours of the runs' places."""
     shown = thumbnail(example.image, said=example.size)
     if shown is None:
         return element("p", f"{example.image.name} cannot be shown", class_="soft")

@@ -36,6 +36,7 @@ class Answer:
     is_right: bool
     box: Box | None = None
     image: Path | None = None
+    is_words: bool = False  # the text is what it said
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,35 @@ def examples(comparison: Comparison, load: Load, count: int) -> dict[str, dict[s
     return {label: groups for label, groups in found.items() if groups}
 
 
-def _of_label(label: str, runs: Mapping[str, RunRecord], load: Load, count: int) -> dict[str, list[Example]]:
+def said_by_all(label: str, runs: Mapping[str, RunRecord], load: Load) -> dict[str, tuple[Any, Example]]:
+    """By id, the image_id and the example of each sample of a file of rows to which every run replied in words."""
+    rows, show = _answered(label, runs, load)
+    if len(rows) < len(runs):
+        return {}
+    found: dict[str, tuple[Any, Example]] = {}
+    for key, row in next(iter(rows.values())).items():  # which has a row under two names
+        if str(row["id"]) not in found and all(key in each for each in rows.values()) and show.knows(key):
+            example = show(key)
+            if all(answer.is_words for answer in example.answers):
+                found[str(row["id"])] = row["image_id"], example
+    return found
+
+
+def _answered(label: str, runs: Mapping[str, RunRecord], load: Load) -> tuple[dict[str, dict[str, Row]], "_Shower"]:
+    """By run that kept its predictions, its rows; and what makes an example of an id."""
     answered = {name: run for name, run in runs.items() if label in run.samples and run.samples[label].predictions}
     rows = {name: _by_id(run.samples[label].rows) for name, run in answered.items()}
-    if not rows:
-        return {}
-    shared = [key for key in next(iter(rows.values())) if all(key in each for each in rows.values())]
     samples = next((found for run in answered.values() if (found := load(run, label))), [])
     kinds = _kinds_of_ids(samples)
     records = {name: _records(run.samples[label].predictions, kinds) for name, run in answered.items()}
-    show = _Shower(samples, rows, records)
+    return rows, _Shower(samples, rows, records)
+
+
+def _of_label(label: str, runs: Mapping[str, RunRecord], load: Load, count: int) -> dict[str, list[Example]]:
+    rows, show = _answered(label, runs, load)
+    if not rows:
+        return {}
+    shared = [key for key in next(iter(rows.values())) if all(key in each for each in rows.values())]
     return {
         heading: shown
         for heading, keys in _grouped(rows, [key for key in shared if show.knows(key)]).items()
@@ -194,7 +214,7 @@ class _Shower:
         if is_box(listed):
             overlap = next((value for metric, value in row["values"].items() if metric.endswith("iou")), None)
             return Answer(name, "" if overlap is None else f"IoU {floor(overlap) / 100:.2f}", is_right, listed)
-        return Answer(name, next(_said(record), "(nothing)"), is_right)
+        return Answer(name, next(_said(record), "(nothing)"), is_right, is_words=True)
 
 
 def _said(record: Record) -> Iterator[str]:

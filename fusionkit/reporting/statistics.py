@@ -67,6 +67,13 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference | None:
     return Difference(value, value - margin, value + margin, student_p(value / error, freedom))
 
 
+def sign_test(wins: int, losses: int) -> float:
+    """Return the two-sided p-value of the exact sign test: ties are left out by who counts (Dixon and Mood 1946)."""
+    count, fewer = wins + losses, min(wins, losses)
+    tail = sum(math.comb(count, k) for k in range(fewer + 1))
+    return min(1.0, float(2 * tail / (1 << count)))  # of whole numbers, so that none is too large
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Correct the p-values of several tests, in their order (Holm 1979)."""
     adjusted, largest = [0.0] * len(p_values), 0.0

@@ -17,6 +17,7 @@ LONGEST, WIDTH = (
     4,
     6.0,
 )  # n-grams up to this length, and the width of the penalty of another length, as in pycocoevalcap
+CHOICES = 4  # of a rater: the one, the other, a tie, both bad
 NGram = tuple[str, ...]
 
 # METEOR 1.5's parameters for ranking English (Denkowski and Lavie 2014)
@@ -72,6 +73,30 @@ def chat_bleu(sums: Floats) -> dict[str, Floats]:
     return {"chat_bleu_4": bleu(sums)["bleu_4"]}
 
 
+def kappa(sums: Floats) -> dict[str, Floats]:
+    """Cohen's kappa (R,), -1 to 1, from sums (R, 16): how often one rater chose i and the other j of 4 (Cohen 1960)."""
+    counts = sums.reshape(-1, CHOICES, CHOICES)
+    total = counts.sum(axis=(1, 2))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        agreed = np.trace(counts, axis1=1, axis2=2) / total
+        expected = (counts.sum(axis=1) * counts.sum(axis=2)).sum(axis=1) / total**2
+        return {"kappa": (agreed - expected) / (1 - expected)}
+
+
+def alpha(sums: Floats) -> dict[str, Floats]:
+    """Krippendorff's alpha (R,) of names, up to 1, from sums (R, 16) of the coincidences of 4 choices (Krippendorff 2011).
+
+    A sample with m ratings adds 1 / (m - 1) for each ordered pair of them.
+    """
+    counts = sums.reshape(-1, CHOICES, CHOICES)
+    each = counts.sum(axis=2)  # (R, 4)
+    total = each.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        differ = total - np.trace(counts, axis1=1, axis2=2)
+        expected = (total**2 - (each**2).sum(axis=1)) / (total - 1)
+        return {"alpha": 1 - differ / expected}
+
+
 def ratios(sums: Floats) -> Floats:
     """The mean of ratios (R,) in percent from sums (R, 2N): a share of the whole, then the whole, N times."""
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -91,13 +116,22 @@ FORMULAS: dict[str, Callable[[Floats], dict[str, Floats]]] = {
     "caption_bleu": caption_bleu,
     "chat_bleu": chat_bleu,
     "meteor": meteor,
+    "kappa": kappa,
+    "alpha": alpha,
 }
 RATIOS, LOWEST = (
     "ratios:",
     "lowest:",
 )  # and the name of a metric: what begins so is computed by ``ratios`` or ``lowest``
 SHARES = {RATIOS: ratios, LOWEST: lowest}
-WIDTHS = {"bleu": 10, "caption_bleu": 10, "chat_bleu": 10, "meteor": 23}  # of what is summed
+WIDTHS = {
+    "bleu": 10,
+    "caption_bleu": 10,
+    "chat_bleu": 10,
+    "meteor": 23,
+    "kappa": CHOICES**2,
+    "alpha": CHOICES**2,
+}  # of what is summed
 ADDENDS: dict[str, Callable[[Floats], Floats]] = {"meteor": without_whole}
 """What is summed of the counts of each sample, where it is not the counts."""
 

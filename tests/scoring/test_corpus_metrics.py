@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fusionkit.scoring.captioning import bleu_counts, meteor_counts
-from fusionkit.scoring.corpus_metrics import WIDTHS, bleu, fits, is_of, without_whole
+from fusionkit.scoring.corpus_metrics import CHOICES, WIDTHS, bleu, fits, is_of, without_whole
 from fusionkit.scoring.sample_scores import Table, scores_of
 
 RECORDED = json.loads((Path(__file__).parent / "data/meteor_jar.json").read_text())
@@ -104,6 +104,7 @@ def test_what_is_summed_has_its_width():
     assert (
         dict.fromkeys(("bleu", "caption_bleu", "chat_bleu"), counts)
         | {"meteor": len(RECORDED["captions"][0]["counts"])}
+        | {"kappa": CHOICES**2, "alpha": CHOICES**2}
         == WIDTHS
     )
 
