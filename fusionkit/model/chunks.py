@@ -82,7 +82,9 @@ def fuse(fusion: Any, memory: Memory, text: Tokens, image_index: Tensor, parts: 
         return Fused(*(part if name in wanted else None for name, part in zip(Fused._fields, fused, strict=True)))
 
     if image_index.dim() > 1:
-        raise ConfigError("gradient_cache: texts that are about several images at once are not read in chunks; set it to null")
+        raise ConfigError(
+            "gradient_cache: texts that are about several images at once are not read in chunks; set it to null"
+        )
     chunks = []
     for rows in image_index.argsort(stable=True).split(_size()):
         used, places = image_index[rows].unique(return_inverse=True)
@@ -114,7 +116,9 @@ def _size() -> int:
     return _rows
 
 
-def _call(function: Callable[..., Any], given: Sequence[Nested], chunks: list[Chunk], parts: Sequence[nn.Module]) -> Any:
+def _call(
+    function: Callable[..., Any], given: Sequence[Nested], chunks: list[Chunk], parts: Sequence[nn.Module]
+) -> Any:
     tensors = tensors_of(given)
     owners = [place for place, part in enumerate(given) for _ in tensors_of(part)]
     weights = list({id(p): p for part in parts for p in part.parameters() if p.requires_grad}.values())
@@ -191,7 +195,11 @@ class _Work:
         return tuple(whole)
 
     def backward(
-        self, tensors: Sequence[Tensor], weights: Sequence[Tensor], needed: Sequence[bool], grads: Sequence[Tensor | None]
+        self,
+        tensors: Sequence[Tensor],
+        weights: Sequence[Tensor],
+        needed: Sequence[bool],
+        grads: Sequence[Tensor | None],
     ) -> list[Tensor | None]:
         """The gradients of what was given and of the weights, where they are needed."""
         totals: list[Tensor | None] = [None] * (len(tensors) + len(weights))

@@ -50,7 +50,9 @@ class Reader(nn.Module):
             blank = self.encode_text(input_ids.new_zeros(1, *input_ids.shape[1:]), _one_row(attention_mask))
             return Tokens(blank.embeds[:0], attention_mask, blank.pooled[:0])
         if chunks.is_on():
-            found: Tokens = chunks.by_rows(self.text_encoder, (input_ids, attention_mask), [self.get_submodule("text_encoder")])
+            found: Tokens = chunks.by_rows(
+                self.text_encoder, (input_ids, attention_mask), [self.get_submodule("text_encoder")]
+            )
             return found
         return self.text_encoder(input_ids, attention_mask)
 
@@ -181,10 +183,12 @@ class VisionLanguageModel(Reader):
         """The images of a batch, or its views and the whole images."""
         if "views" not in batch:
             return self.encode_image(self.images_of(batch)), None
+        if chunks.is_on():
+            raise ConfigError(
+                "gradient_cache: views of images (X-VLM's regions) are not read in chunks; set it to null"
+            )
         if not isinstance(self.image_encoder, SupportsViews):
             raise ConfigError("image_encoder cannot give views; choose fusionkit.encoders.region_encoder.ViewEncoder")
-        if chunks.is_on():
-            raise ConfigError("gradient_cache: views of images (X-VLM's regions) are not read in chunks; set it to null")
         whole, views = self.image_encoder.views(batch["pixel_values"], **batch["views"])
         return views, Whole(whole, self.fusion.prepare(whole))
 

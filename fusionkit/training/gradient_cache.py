@@ -31,7 +31,9 @@ def check_gradient_cache(
     if rows is None:
         return []
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-        raise ConfigError(f"{KEY} is {rows!r}; give the number of images, texts or pairs that are read at a time, from 1, or null")
+        raise ConfigError(
+            f"{KEY} is {rows!r}; give the number of images, texts or pairs that are read at a time, from 1, or null"
+        )
     used = list(used)
     for name in used:
         if type(tasks[name]) not in EXACT:
@@ -46,7 +48,9 @@ def check_gradient_cache(
             f"choose another fusion, or set {KEY} to null"
         )
     if distils:
-        raise ConfigError(f"{KEY} does not go with teacher=checkpoint; use teacher=momentum or none, or set {KEY} to null")
+        raise ConfigError(
+            f"{KEY} does not go with teacher=checkpoint; use teacher=momentum or none, or set {KEY} to null"
+        )
     norms = [name for name, part in model.named_children() if any(map(_is_batch_norm, part.modules()))]
     return [
         f"{KEY}: {name} has batch norms, which take the statistics of {rows} rows at a time and not of the batch: its gradient is "
@@ -74,7 +78,9 @@ def parts_read(tasks: Iterable[Task[Any]]) -> frozenset[str]:
     return PARTS & frozenset().union(*(task.needs for task in tasks))
 
 
-def tell_of_micro_batches(accumulated: int, rows: Any, tasks: Mapping[str, Task[Any]], used: Iterable[str]) -> list[str]:
+def tell_of_micro_batches(
+    accumulated: int, rows: Any, tasks: Mapping[str, Task[Any]], used: Iterable[str]
+) -> list[str]:
     """The sentence on tasks that set images against each other, where a step gathers the gradients of several batches."""
     names = [name for name in used if tasks[name].partners(2, 1) is not None]
     if accumulated <= 1 or not names:
