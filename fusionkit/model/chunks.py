@@ -1,21 +1,21 @@
 """Gradient cache: encoders and fusion in chunks of rows, of which the backward pass keeps what enters and nothing within.
 
-The source is GradCache (Gao, Zhang, Han and Callan 2021, arXiv:2101.06983), here for a step of several objectives. Let a part f with
-weights w read rows x_1 ... x_B, and let the loss be any function of what it gives, L(y), y = (f(x_1; w), ..., f(x_B; w)): a contrast
-of all rows with all, means over rows that differ in number, a balancer's sum. Since a row of y hangs on its own row of x alone,
+The source is GradCache (Gao, Zhang, Han and Callan 2021, arXiv:2101.06983), here for a step of several objectives. Let a part f
+with weights w read rows x_1 ... x_B, and let the loss be any function of what it gives, L(y), y = (f(x_1; w), ..., f(x_B; w)): a
+contrast of all rows with all, means over rows that differ in number, a balancer's sum. As a row of y hangs on its own x alone,
 
     u_i = dL / dy_i,      dL/dw = sum_k sum_{i in chunk k} (df(x_i; w) / dw)^T u_i,      dL/dx_i = (df(x_i; w) / dx_i)^T u_i
 
-whatever L is. So the forward pass computes y chunk by chunk without a graph and keeps y; L and its gradient u are those of the full
-batch, exactly; and the backward pass computes each chunk again, from the random state that it had, and adds up. GradCache cuts once,
-at the vectors of a contrast. Here each call of a part is cut: the image encoder, the text encoder (of each kind of text, and of masked ones)
-and the fusion of pairs, whose chunk prepares its images itself (keys and values of all images would weigh more than a tower's layers).
-Tasks, negatives, queues, balancers and collectives see the whole batch and know nothing of it; there is one backward pass, so DDP sums
-gradients once, and a scaler of fp16, clipping and the optimiser do what they always do.
+whatever L is. So the forward pass computes y chunk by chunk without a graph and keeps y; L and its gradient u are those of the
+full batch, exactly; and the backward pass computes each chunk again, from the random state that it had, and adds up. GradCache
+cuts once, at the vectors of a contrast. Here each call of a part is cut: the image encoder, the text encoder (of each kind of
+text, and of masked ones) and the fusion of pairs, whose chunk prepares its images itself (keys and values of all images would
+weigh more than a tower's layers). Tasks, negatives, queues, balancers and collectives see the whole batch and know nothing of it;
+there is one backward pass, so DDP sums gradients once, and a scaler of fp16, clipping and the optimiser do what they always do.
 
-What is kept of all B rows: the inputs, the encoders' tokens and their gradients, the fused states that tasks read, and whatever heads and losses
-keep. What is not exact: a batch norm that trains takes the statistics of a chunk. Without dropout the gradient is that of the full batch; with
-it, that of the full batch in which each chunk draws in turn.
+What is kept of all B rows: the inputs, the encoders' tokens and their gradients, the fused states that tasks read, and whatever
+heads and losses keep. What is not exact: a batch norm that trains takes the statistics of a chunk. Without dropout the gradient
+is that of the full batch; with it, that of the full batch in which each chunk draws in turn.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -73,7 +73,7 @@ def by_rows(function: Callable[..., Any], given: Sequence[Nested], parts: Sequen
 
 
 def fuse(fusion: Any, memory: Memory, text: Tokens, image_index: Tensor, parts: Sequence[nn.Module]) -> Fused:
-    """``fusion(memory, text, image_index)`` in chunks of pairs, those of an image beside each other, so that few prepare it twice."""
+    """``fusion(memory, text, image_index)`` in chunks of pairs, an image's beside each other, so that few prepare it twice."""
     wanted = _parts
 
     def run(memory: Any, text: Tokens, places: Tensor) -> Fused:
@@ -188,8 +188,8 @@ class _Work:
             for rows, part in zip(whole, parts, strict=True):
                 if rows.shape[1:] != part.shape[1:]:
                     raise ConfigError(
-                        f"gradient_cache: {type(self.parts[0]).__name__} gives rows of {tuple(part.shape[1:])} for some of a "
-                        f"batch and of {tuple(rows.shape[1:])} for others, which cannot be read in chunks; set it to null"
+                        f"gradient_cache: {type(self.parts[0]).__name__} gives rows of {tuple(part.shape[1:])} for some of "
+                        f"a batch and of {tuple(rows.shape[1:])} for others, which cannot be read in chunks; set it to null"
                     )
                 rows[chunk.rows] = part
         return tuple(whole)
@@ -247,7 +247,7 @@ class _Chunked(torch.autograd.Function):
         return whole
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         count = len(ctx.work.owners)
         tensors = ctx.saved_tensors

@@ -20,7 +20,7 @@ from fusionkit.tasks.mlm import MLM
 from fusionkit.tasks.vqa import VQA
 
 EXACT = (ITC, ITM, MLM, VQA, Grounding)
-"""The tasks whose gradients were held against those of the whole batch; one of another class may call parts in ways of its own."""
+"""The tasks whose gradients were held against those of the whole batch; another class may call parts in ways of its own."""
 KEY = "gradient_cache"
 
 
@@ -39,8 +39,8 @@ def check_gradient_cache(
         if type(tasks[name]) not in EXACT:
             known = ", ".join(kind.__name__ for kind in EXACT)
             raise ConfigError(
-                f"{KEY}: task {name} ({type(tasks[name]).__name__}) has not been seen to have the gradient of the whole batch; "
-                f"known: {known}; leave {name} out, or set {KEY} to null"
+                f"{KEY}: task {name} ({type(tasks[name]).__name__}) has not been seen to have the gradient of the whole "
+                f"batch; known: {known}; leave {name} out, or set {KEY} to null"
             )
     if isinstance(model.fusion, SupportsInstructions):
         raise ConfigError(
@@ -53,8 +53,8 @@ def check_gradient_cache(
         )
     norms = [name for name, part in model.named_children() if any(map(_is_batch_norm, part.modules()))]
     return [
-        f"{KEY}: {name} has batch norms, which take the statistics of {rows} rows at a time and not of the batch: its gradient is "
-        "near that of the whole batch, and not equal"
+        f"{KEY}: {name} has batch norms, which take the statistics of {rows} rows at a time and not of the batch: its gradient "
+        "is near that of the whole batch, and not equal"
         for name in norms
     ]
 
@@ -86,7 +86,7 @@ def tell_of_micro_batches(
     if accumulated <= 1 or not names:
         return []
     return [
-        f"trainer.accumulate_grad_batches={accumulated}: {' and '.join(names)} draw their negatives from one micro-batch, not from "
-        f"the {accumulated} of a step; for those of all, make data.sources.NAME.batch_size {accumulated} times as large with "
-        f"{KEY}={rows or 'N'} (images at a time) and accumulate_grad_batches=1"
+        f"trainer.accumulate_grad_batches={accumulated}: {' and '.join(names)} draw their negatives from one micro-batch, not "
+        f"from the {accumulated} of a step; for those of all, make data.sources.NAME.batch_size {accumulated} times as "
+        f"large with {KEY}={rows or 'N'} (images at a time) and accumulate_grad_batches=1"
     ]

@@ -27,12 +27,12 @@ from fusionkit.internals import keep_buckets, set_timeout, uses_multiprocessing
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
+from fusionkit.training.gradient_cache import tell_of_micro_batches
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.batch_norms import SharedStatistics
 from fusionkit.training.processes.life import timeout_of
 from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.processes.sharding import SPLIT
-from fusionkit.training.gradient_cache import tell_of_micro_batches
 from fusionkit.training.recompute import recompute_parts
 from fusionkit.training.steps.state import STORED
 

@@ -41,7 +41,7 @@ FUSIONS = ("cross_attention", "merged_attention", "co_attention", "gated_cross_a
 
 
 def kept(function: Any, given: Any, parts: list[Chunk], _: Any) -> Any:
-    """As ``chunks._call``, by the same chunks in the same order, with the graph of all of them kept: nothing is computed again."""
+    """As ``chunks._call``, by the same chunks in the same order, with the graph of all kept: nothing is computed again."""
     found = []
     for chunk in parts:
         picked = [
@@ -127,7 +127,7 @@ def test_dropout_is_drawn_again(fusion, monkeypatch):
     """Against the same chunks with the graphs of all of them kept; without dropout that is the whole batch."""
     model, tasks = world(fusion, FIVE, dropout=0.3)
     losses, found = gradient(model, tasks, batch_of(), 2)
-    again, other = gradient(model, tasks, batch_of(), 1)
+    _, other = gradient(model, tasks, batch_of(), 1)
     monkeypatch.setattr(chunks, "_call", kept)
     expected = gradient(model, tasks, batch_of(), 2)
     assert losses == pytest.approx(expected[0], rel=1e-12)
