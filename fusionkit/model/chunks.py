@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.recompute import StatisticsKept
 from fusionkit.errors import ConfigError
+from fusionkit.model.nested import leaves_of, tensors_of, with_tensors
 from fusionkit.types import Fused, Memory, Nested, Tokens
 
 PARTS = frozenset(Fused._fields)
@@ -91,24 +92,6 @@ def fuse(fusion: Any, memory: Memory, text: Tokens, image_index: Tensor, parts: 
         chunks.append(Chunk(rows, (used, rows), (places,)))
     fused: Fused = _call(run, (memory, text), chunks, parts)
     return fused
-
-
-def tensors_of(value: Nested) -> list[Tensor]:
-    """The tensors in lists and tuples, in order."""
-    if value is None:
-        return []
-    return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in tensors_of(part)]
-
-
-def with_tensors(value: Nested, tensors: Iterator[Tensor]) -> Any:
-    """The same lists and tuples with the next of these tensors in the place of each."""
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        return next(tensors)
-    parts = [with_tensors(part, tensors) for part in value]
-    kind: Any = type(value)
-    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def _size() -> int:
@@ -216,6 +199,8 @@ class _Work:
                     stack.enter_context(StatisticsKept(part))
                 stack.enter_context(torch.enable_grad())
                 parts = tensors_of(self.run(chunk, own))
+            if chunk is self.chunks[0]:
+                self._require_known(parts, weights)
             pairs = [(y, u[chunk.rows]) for y, u in zip(parts, grads, strict=True) if u is not None and y.requires_grad]
             if not pairs:
                 continue
@@ -234,6 +219,15 @@ class _Work:
                     total = totals[place] = torch.zeros_like(tensors[place])
                 total.index_add_(0, picks[place], gradient)
         return totals
+
+    def _require_known(self, parts: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        """ConfigError where the result hangs on weights that nobody named: they would silently have no gradient."""
+        known = {id(weight) for weight in weights}
+        if any(isinstance(leaf, nn.Parameter) and id(leaf) not in known for leaf in leaves_of(parts)):
+            raise ConfigError(
+                f"gradient_cache: {type(self.parts[0]).__name__} reads weights of another part of the model, which would have no "
+                "gradient; set it to null"
+            )
 
 
 class _Chunked(torch.autograd.Function):

@@ -4,9 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import SupportsInstructions
@@ -18,6 +16,7 @@ from fusionkit.tasks.itc import ITC
 from fusionkit.tasks.itm import ITM
 from fusionkit.tasks.mlm import MLM
 from fusionkit.tasks.vqa import VQA
+from fusionkit.training.processes.batch_norms import of_own_rows
 
 EXACT = (ITC, ITM, MLM, VQA, Grounding)
 """The tasks whose gradients were held against those of the whole batch; another class may call parts in ways of its own."""
@@ -51,7 +50,7 @@ def check_gradient_cache(
         raise ConfigError(
             f"{KEY} does not go with teacher=checkpoint; use teacher=momentum or none, or set {KEY} to null"
         )
-    norms = [name for name, part in model.named_children() if any(map(_is_batch_norm, part.modules()))]
+    norms = [name for name, part in model.named_children() if of_own_rows(part)]
     return [
         f"{KEY}: {name} has batch norms, which take the statistics of {rows} rows at a time and not of the batch: its gradient "
         "is near that of the whole batch, and not equal"
@@ -59,14 +58,11 @@ def check_gradient_cache(
     ]
 
 
-def _is_batch_norm(part: nn.Module) -> bool:
-    return isinstance(part, _BatchNorm) and any(p.requires_grad for p in part.parameters())
-
-
 def require_whole_weights(trainer: Trainer) -> None:
     """A part that is called again in the backward pass has to have its weights whole."""
     strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    is_whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if not is_whole:  # Lightning has DeepSpeed's for a kind of DDP's
         raise ConfigError(
             f"{KEY}: {type(strategy).__name__} splits weights, which parts that are computed again lack; use trainer=ddp, or set "
             f"{KEY} to null"

@@ -101,6 +101,11 @@ def build_trainer(config: DictConfig) -> Trainer:
     if is_shared:
         given = instantiate(config.trainer.get("plugins"), _convert_="all") or []
         options["plugins"] = [*(given if isinstance(given, list) else [given]), SharedStatistics()]
+        if config.get("gradient_cache") is not None:
+            raise ConfigError(
+                "trainer.sync_batchnorm: batch norms would wait for chunks (gradient_cache) that other processes do not have; "
+                "set it to false, or gradient_cache to null"
+            )
     trainer = bare_trainer(config, **options)
     if uses_multiprocessing(trainer):
         raise ConfigError(

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from fusionkit.cli.main import run
 from fusionkit.errors import ConfigError
 from fusionkit.model import chunks
-from fusionkit.model.chunks import Chunk, in_chunks, tensors_of, with_tensors
+from fusionkit.model.chunks import Chunk, in_chunks
 from fusionkit.model.momentum import MomentumTeacher
+from fusionkit.model.nested import tensors_of, with_tensors
 from fusionkit.negatives import HardNegatives, Queue
 from fusionkit.tasks.itc import ITC
 from fusionkit.tasks.itm import ITM
@@ -25,6 +26,7 @@ from fusionkit.training.gradient_cache import (
     tell_of_micro_batches,
 )
 from fusionkit.training.memory.live import LiveMemory
+from fusionkit.training.recompute import recompute_parts
 from fusionkit.types import Tokens
 from tests.commands.test_train import SMALL
 from tests.distributed.global_batch import cast
@@ -135,6 +137,37 @@ def test_dropout_is_drawn_again(fusion, monkeypatch):
     assert apart(other, expected[1]) > 1e-3  # of other draws
 
 
+def test_blocks_that_are_computed_anew_draw_again_too(monkeypatch):
+    """activation_checkpointing within a chunk: what is computed in the backward pass is computed in its backward pass again."""
+    model, tasks = world("cross_attention", FIVE, dropout=0.3)
+    recompute_parts(True, model, tasks)
+    calls = []
+    inner = next(part for part in model.fusion.get_submodule("layers")[0].modules() if isinstance(part, nn.Linear))
+    inner.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    found = gradient(model, tasks, batch_of(), 4)[1]
+    assert 0 < 2 * calls.count(False) == calls.count(True)
+    monkeypatch.setattr(chunks, "_call", kept)
+    assert apart(found, gradient(model, tasks, batch_of(), 4)[1]) < 1e-9
+
+
+def test_a_step_of_several_sources_has_the_gradient_of_all_batches():
+    model, tasks = world("cross_attention", ("itc", "itm", "mlm"))
+    sources = (batch_of(), batch_of(3, 1))
+    whole = [gradient(model, tasks, batch, None)[1] for batch in sources]
+    model.zero_grad()
+    tasks.zero_grad()
+    losses = []
+    for batch in sources:
+        torch.manual_seed(3)
+        with in_chunks(2, parts_read(tasks.values())):
+            encoded = model.encode(batch, ["captions"])
+        with in_chunks(2, parts_read(tasks.values())):
+            losses += [task(model, batch, encoded).loss for task in tasks.values()]
+    torch.stack(losses).sum().backward()
+    found = [p.grad.flatten() for part in (model, tasks) for p in part.parameters() if p.grad is not None]
+    assert apart(torch.cat(found), whole[0] + whole[1]) < 1e-9
+
+
 def test_a_teacher_and_queues_see_the_whole_batch():
     def pool() -> Queue:
         return Queue(7, (17, WIDTH), (9, WIDTH), 16)
@@ -221,6 +254,10 @@ def test_batch_norms_count_a_chunk_once_and_are_told():
     gradient(model, tasks, batch_of(4), 2)
     assert int(model.image_encoder.norm.num_batches_tracked) == 2
     (told,) = check_gradient_cache(2, model, tasks, FIVE, False)
+    frozen = model.image_encoder.norm.requires_grad_(False)
+    assert check_gradient_cache(2, model, tasks, FIVE, False) == []
+    frozen.affine = False  # one without weights has nothing to freeze
+    assert check_gradient_cache(2, model, tasks, FIVE, False) == [told]
     assert told.startswith(
         "gradient_cache: image_encoder has batch norms, which take the statistics of 2 rows at a time"
     )
@@ -248,8 +285,23 @@ def test_what_is_not_exact_is_refused():
     assert not chunks.is_on()
     trainer: Any = SimpleNamespace(strategy=DDPStrategy())
     require_whole_weights(trainer)
-    with pytest.raises(ConfigError, match=r"^gradient_cache: FSDPStrategy splits weights.*; use trainer=ddp"):
-        require_whole_weights(SimpleNamespace(strategy=FSDPStrategy()))  # type: ignore[arg-type]
+    require_whole_weights(SimpleNamespace(strategy=SingleDeviceStrategy()))  # type: ignore[arg-type]
+    for kind in (FSDPStrategy, DeepSpeedStrategy):  # Lightning has the latter for a kind of DDP's
+        with pytest.raises(ConfigError, match=rf"^gradient_cache: {kind.__name__} splits weights.*; use trainer=ddp"):
+            require_whole_weights(SimpleNamespace(strategy=kind.__new__(kind)))  # type: ignore[arg-type]
+
+
+def test_weights_that_a_call_does_not_name_are_refused():
+    first, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    with in_chunks(1):
+        found = chunks.by_rows(lambda x: other(first(x)), (torch.zeros(2, 3),), [first])
+        named = chunks.by_rows(lambda x: other(first(x)), (torch.zeros(2, 3),), [first, other])
+    with pytest.raises(ConfigError, match=r"^gradient_cache: Linear reads weights of another part of the model"):
+        found.sum().backward()
+    named.sum().backward()
+    other.requires_grad_(False)
+    with in_chunks(1):
+        chunks.by_rows(lambda x: other(first(x)), (torch.zeros(2, 3),), [first]).sum().backward()
 
 
 def test_rows_of_other_sizes_are_refused():
@@ -287,7 +339,9 @@ def weights(folder: Path, *line: str) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("more", [["teacher=momentum"], ["balance=pcgrad"], ["balance=gradnorm"]])
+@pytest.mark.parametrize(
+    "more", [["teacher=momentum", "trainer.gradient_clip_val=0.1"], ["balance=pcgrad"], ["balance=gradnorm"]]
+)
 def test_a_run_has_the_weights_of_one_without(shapes, capsys, more):
     line = [*NO_DROPOUT, *more]
     plain, cached = weights(shapes, *line), weights(shapes, *line, "gradient_cache=3")
@@ -303,3 +357,9 @@ def test_a_run_tells_of_micro_batches(shapes, capsys):
         "trainer.accumulate_grad_batches=2: itc and itm draw their negatives from one micro-batch"
         in capsys.readouterr().out
     )
+
+
+def test_a_run_refuses_statistics_that_wait_for_chunks(shapes, capsys):
+    line = [*SMALL, f"data.root={shapes}/shapes", f"output_dir={shapes}/none", "trainer.sync_batchnorm=true"]
+    assert run(["train", *line, "gradient_cache=2"]) == 2
+    assert "trainer.sync_batchnorm: batch norms would wait for chunks" in capsys.readouterr().err
