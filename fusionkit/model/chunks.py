@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.recompute import StatisticsKept
 from fusionkit.errors import ConfigError
-from fusionkit.model.nested import leaves_of, tensors_of, with_tensors
+from fusionkit.model.nested import graph_leaves, tensors_of, with_tensors
 from fusionkit.types import Fused, Memory, Nested, Tokens
 
 PARTS = frozenset(Fused._fields)
@@ -223,7 +223,7 @@ class _Work:
     def _require_known(self, parts: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """ConfigError where the result hangs on weights that nobody named: they would silently have no gradient."""
         known = {id(weight) for weight in weights}
-        if any(isinstance(leaf, nn.Parameter) and id(leaf) not in known for leaf in leaves_of(parts)):
+        if any(isinstance(leaf, nn.Parameter) and id(leaf) not in known for leaf in graph_leaves(parts)):
             raise ConfigError(
                 f"gradient_cache: {type(self.parts[0]).__name__} reads weights of another part of the model, which would have no "
                 "gradient; set it to null"

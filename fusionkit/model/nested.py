@@ -15,7 +15,7 @@ def tensors_of(value: Nested) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in tensors_of(part)]
 
 
-def leaves_of(results: Iterable[Tensor]) -> list[Tensor]:
+def graph_leaves(results: Iterable[Tensor]) -> list[Tensor]:
     """The leaves that results were computed from, those that want gradients: weights, and what was given."""
     found, seen = list[Tensor](), set[Any]()
     todo: list[Any] = [result.grad_fn for result in results]
