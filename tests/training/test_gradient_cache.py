@@ -116,6 +116,19 @@ def test_all_objectives_together_have_the_gradient_of_the_whole_batch(fusion):
         assert apart(found, expected[1]) < (1e-7 if hasattr(model.fusion, "join") else 1e-9), rows
 
 
+def test_what_no_task_reads_of_pairs_is_not_kept():
+    model, tasks = world("cross_attention", FIVE)
+    assert parts_read([tasks["itc"]]) == frozenset()
+    assert parts_read([tasks["itm"]]) == {"pooled"}
+    assert parts_read(tasks.values()) == {"pooled", "text"}
+    batch = batch_of()
+    with in_chunks(2, frozenset({"text"})), torch.no_grad():
+        encoded = model.encode(batch, ["captions"])
+        fused = model.fuse(encoded.memory, encoded.text["captions"], batch["captions"]["image_index"])
+    assert fused.pooled is None
+    assert fused.text is not None
+
+
 @pytest.mark.parametrize("tasks", [("itc",), FIVE])
 def test_in_fp32_it_is_equal_to_five_digits(tasks):
     model, tasks = world("cross_attention", tasks, torch.float32)
@@ -266,7 +279,9 @@ def test_batch_norms_count_a_chunk_once_and_are_told():
 def test_what_is_not_exact_is_refused():
     model, tasks = world("cross_attention", (*FIVE, "entailment"))
     assert check_gradient_cache(None, model, tasks, tasks, True) == []
-    assert check_gradient_cache(3, model, tasks, FIVE, False) == []
+    assert (
+        check_gradient_cache(3, model, tasks, FIVE, False) == check_gradient_cache(1, model, tasks, FIVE, False) == []
+    )
     for wrong in (0, True, 1.5, "2"):
         with pytest.raises(ConfigError, match=rf"^gradient_cache is {wrong!r}; give the number of images"):
             check_gradient_cache(wrong, model, tasks, FIVE, False)
@@ -317,6 +332,9 @@ def test_plain_accumulation_tells_whose_negatives_it_has():
     _, tasks = world("cross_attention", FIVE)
     assert tell_of_micro_batches(1, None, tasks, FIVE) == []
     assert tell_of_micro_batches(4, None, tasks, ["mlm", "vqa"]) == []
+    assert tell_of_micro_batches(2, 8, tasks, FIVE)[0].endswith(
+        "gradient_cache=8 (images at a time) and accumulate_grad_batches=1"
+    )
     (told,) = tell_of_micro_batches(4, None, tasks, ["itc", "itm", "mlm"])
     assert told == (
         "trainer.accumulate_grad_batches=4: itc and itm draw their negatives from one micro-batch, not from the 4 of a step; for "
