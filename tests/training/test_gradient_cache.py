@@ -224,6 +224,24 @@ def test_in_bf16_what_is_computed_again_is_computed_in_bf16(monkeypatch):
     assert apart(found, plain) > 1e-4
 
 
+def test_a_weight_that_is_read_in_chunks_and_beside_them_has_both_gradients():
+    """A cast that autocast had kept of a chunk, which has no graph, would be given to the other reader too."""
+    layer, rows = nn.Linear(3, 3), torch.randn(2, 3)
+    with torch.autocast("cpu", torch.bfloat16), in_chunks(1):
+        chunks.by_rows(layer, (rows,), [layer])
+        layer(rows).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_what_a_later_call_ignores_has_no_gradient():
+    first, second, rows = nn.Linear(3, 3), nn.Linear(3, 3), torch.randn(2, 3)
+    with in_chunks(1):
+        ignored = chunks.by_rows(first, (rows,), [first])
+        chunks.by_rows(lambda own, _: second(own), (rows, ignored), [second]).sum().backward()
+    assert first.weight.grad is None
+    assert second.weight.grad is not None
+
+
 def test_what_nothing_trains_is_not_computed_again(monkeypatch):
     model, tasks = world("cross_attention", FIVE)
     model.image_encoder.requires_grad_(False)
