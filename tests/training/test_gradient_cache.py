@@ -326,7 +326,7 @@ def test_what_is_not_exact_is_refused():
 
 def test_weights_that_a_call_does_not_name_are_refused():
     first, other = nn.Linear(3, 3), nn.Linear(3, 3)
-    with in_chunks(1):
+    with in_chunks(2):
         found = chunks.by_rows(lambda x: other(first(x)), (torch.zeros(2, 3),), [first])
         named = chunks.by_rows(lambda x: other(first(x)), (torch.zeros(2, 3),), [first, other])
     with pytest.raises(ConfigError, match=r"^gradient_cache: Linear reads weights of another part of the model"):
