@@ -1,9 +1,9 @@
-"""What a batch eight times as large takes with ``gradient_cache``, and how near its gradient is to that of the batch read at once.
+"""What a batch eight times as large takes with ``gradient_cache``, and how near its gradient is to that of it read at once.
 
-ALBEF's step in small: a ViT-S/16 of 12 layers on images of 224, BERT of 6 layers, cross-attention of 6, 30 words a text, 3,129 answers; contrast,
-matching with hard negatives, masked words and questions, a caption and a question an image. Bytes are those of tensors that
-are alive at most in both passes (fp32): what a step makes, and that with what is there whatever the batch is (weights, gradients, two
-moments of Adam). Time is the processor's.
+ALBEF's step in small: a ViT-S/16 of 12 layers on images of 224, BERT of 6 layers, cross-attention of 6, 30 words a text, 3,129
+answers; contrast, matching with hard negatives, masked words and questions, a caption and a question an image. Bytes are those of
+tensors that are alive at most in both passes (fp32): what a step makes, and that with what is there whatever the batch is
+(weights, gradients, two moments of Adam). Time is the processor's.
 Run: python -m benchmarks.gradient_cache [--images 2] [--times 8] [--dropout 0.1]
 """
 
@@ -88,7 +88,8 @@ def main() -> None:
     beside = 3 * sum(numbers)  # weights and two moments: gradients are made in the step
     small, large = options.images, options.images * options.times
     print(
-        "| images | read at a time | MB of a step | x | MB with weights and Adam's moments | x | s an image |\n|---|---|---|---|---|---|---|"
+        "| images | read at a time | MB of a step | x | MB with weights and Adam's moments | x | s an image |"
+        "\n|---|---|---|---|---|---|---|"
     )
     first, found = 0, {}
     for images, rows in ((small, None), (large, small), (large, None)):

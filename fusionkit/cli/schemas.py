@@ -19,7 +19,7 @@ class TrainConfig:
     seed: int = MISSING
     max_skipped_steps: int = 3  # the run ends at so many steps in a row whose losses or gradients are not finite
     activation_checkpointing: Any = False  # true, or parts: their blocks are computed anew in the backward pass
-    gradient_cache: Any = None  # how many images, texts or pairs are read at a time, with the gradient of the whole batch
+    gradient_cache: Any = None  # images, texts or pairs that are read at a time, with the gradient of all
     compile: Any = None  # parts whose blocks torch.compile compiles
     output_dir: str = MISSING
     resume: bool | str = False  # go on from output_dir/checkpoints/last.ckpt; "auto": where there is such a file

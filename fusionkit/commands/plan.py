@@ -40,7 +40,12 @@ def plan(config: DictConfig) -> None:
     device = torch.device("cuda" if is_for_gpu and torch.cuda.is_available() else "cpu")
     parts, module = build(config, None)
     is_ddp = processes > 1 and not split
+    cached, module.gradient_cache = (
+        module.gradient_cache,
+        None,
+    )  # chunks do not grow with a batch as what is drawn on does
     found = plan_memory(parts, module, precision, device, accumulate, is_ddp)
+    module.gradient_cache = cached
     stage = f", stage '{found.stage}', which needs most" if found.stage else ""
     print(
         f"memory of a training step, MB a process ({processes} of them, precision {precision}, {found.images} images each{stage})"
@@ -48,7 +53,7 @@ def plan(config: DictConfig) -> None:
     for name, size in rows(found, processes, of_module(split, module)):
         print(f"  {name:<54}{size / 2**20:>10,.1f}")
     tokens = module.image_tokens is not None
-    for sentence in [*notes(found, str(device), is_for_gpu, split, tokens), *assumed(config)]:
+    for sentence in [*notes(found, str(device), is_for_gpu, split, tokens, cached), *assumed(config)]:
         print(sentence)
     if scaling and scaling.ranks:
         if found.stage:
@@ -132,7 +137,9 @@ def assumed(config: DictConfig) -> list[str]:
     return told
 
 
-def notes(found: MemoryPlan, device: str, is_for_gpu: bool, split: Sequence[str], tokens: bool) -> list[str]:
+def notes(
+    found: MemoryPlan, device: str, is_for_gpu: bool, split: Sequence[str], tokens: bool, cached: int | None = None
+) -> list[str]:
     """How it was found, and what it leaves out."""
     batches = " and ".join(str(count) for count in found.measured)
     sentences = [
@@ -151,5 +158,9 @@ def notes(found: MemoryPlan, device: str, is_for_gpu: bool, split: Sequence[str]
     if tokens:
         sentences.append(
             "image_tokens.folder is not planned: the image encoder computes in each step here, so a run needs less"
+        )
+    if cached is not None:
+        sentences.append(
+            f"gradient_cache={cached} is not planned: a batch is read at once here, so a run of more rows needs less"
         )
     return sentences

@@ -1,21 +1,21 @@
 """Gradient cache: encoders and fusion in chunks of rows, of which the backward pass keeps what enters and nothing within.
 
-The source is GradCache (Gao, Zhang, Han and Callan 2021, arXiv:2101.06983), here for a step of several objectives. Let a part f with
-weights w read rows x_1 ... x_B, and let the loss be any function of what it gives, L(y), y = (f(x_1; w), ..., f(x_B; w)): a contrast
-of all rows with all, means over rows that differ in number, a balancer's sum. Since a row of y hangs on its own row of x alone,
+The source is GradCache (Gao, Zhang, Han and Callan 2021, arXiv:2101.06983), here for a step of several objectives. Let a part f
+with weights w read rows x_1 ... x_B, and let the loss be any function of what it gives, L(y), y = (f(x_1; w), ..., f(x_B; w)): a
+contrast of all rows with all, means over rows that differ in number, a balancer's sum. As a row of y hangs on its own x alone,
 
     u_i = dL / dy_i,      dL/dw = sum_k sum_{i in chunk k} (df(x_i; w) / dw)^T u_i,      dL/dx_i = (df(x_i; w) / dx_i)^T u_i
 
-whatever L is. So the forward pass computes y chunk by chunk without a graph and keeps y; L and its gradient u are those of the full
-batch, exactly; and the backward pass computes each chunk again, from the random state that it had, and adds up. GradCache cuts once,
-at the vectors of a contrast. Here each call of a part is cut: the image encoder, the text encoder (of each kind of text, and of masked ones)
-and the fusion of pairs, whose chunk prepares its images itself (keys and values of all images would weigh more than a tower's layers).
-Tasks, negatives, queues, balancers and collectives see the whole batch and know nothing of it; there is one backward pass, so DDP sums
-gradients once, and a scaler of fp16, clipping and the optimiser do what they always do.
+whatever L is. So the forward pass computes y chunk by chunk without a graph and keeps y; L and its gradient u are those of the
+full batch, exactly; and the backward pass computes each chunk again, from the random state that it had, and adds up. GradCache
+cuts once, at the vectors of a contrast. Here each call of a part is cut: the image encoder, the text encoder (of each kind of
+text, and of masked ones) and the fusion of pairs, whose chunk prepares its images itself (keys and values of all images would
+weigh more than a tower's layers). Tasks, negatives, queues, balancers and collectives see the whole batch and know nothing of it;
+there is one backward pass, so DDP sums gradients once, and a scaler of fp16, clipping and the optimiser do what they always do.
 
-What is kept of all B rows: the inputs, the encoders' tokens and their gradients, the fused states that tasks read, and whatever heads and losses
-keep. What is not exact: a batch norm that trains takes the statistics of a chunk. Without dropout the gradient is that of the full batch; with
-it, that of the full batch in which each chunk draws in turn.
+What is kept of all B rows: the inputs, the encoders' tokens and their gradients, the fused states that tasks read, and whatever
+heads and losses keep. What is not exact: a batch norm that trains takes the statistics of a chunk. Without dropout the gradient
+is that of the full batch; with it, that of the full batch in which each chunk draws in turn.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.recompute import StatisticsKept
 from fusionkit.errors import ConfigError
+from fusionkit.model.nested import graph_leaves, tensors_of, with_tensors
 from fusionkit.types import Fused, Memory, Nested, Tokens
 
 PARTS = frozenset(Fused._fields)
@@ -73,7 +74,7 @@ def by_rows(function: Callable[..., Any], given: Sequence[Nested], parts: Sequen
 
 
 def fuse(fusion: Any, memory: Memory, text: Tokens, image_index: Tensor, parts: Sequence[nn.Module]) -> Fused:
-    """``fusion(memory, text, image_index)`` in chunks of pairs, those of an image beside each other, so that few prepare it twice."""
+    """``fusion(memory, text, image_index)`` in chunks of pairs, an image's beside each other, so that few prepare it twice."""
     wanted = _parts
 
     def run(memory: Any, text: Tokens, places: Tensor) -> Fused:
@@ -91,24 +92,6 @@ def fuse(fusion: Any, memory: Memory, text: Tokens, image_index: Tensor, parts: 
         chunks.append(Chunk(rows, (used, rows), (places,)))
     fused: Fused = _call(run, (memory, text), chunks, parts)
     return fused
-
-
-def tensors_of(value: Nested) -> list[Tensor]:
-    """The tensors in lists and tuples, in order."""
-    if value is None:
-        return []
-    return [value] if isinstance(value, Tensor) else [tensor for part in value for tensor in tensors_of(part)]
-
-
-def with_tensors(value: Nested, tensors: Iterator[Tensor]) -> Any:
-    """The same lists and tuples with the next of these tensors in the place of each."""
-    if value is None:
-        return None
-    if isinstance(value, Tensor):
-        return next(tensors)
-    parts = [with_tensors(part, tensors) for part in value]
-    kind: Any = type(value)
-    return kind(*parts) if hasattr(kind, "_fields") else kind(parts)
 
 
 def _size() -> int:
@@ -188,8 +171,8 @@ class _Work:
             for rows, part in zip(whole, parts, strict=True):
                 if rows.shape[1:] != part.shape[1:]:
                     raise ConfigError(
-                        f"gradient_cache: {type(self.parts[0]).__name__} gives rows of {tuple(part.shape[1:])} for some of a "
-                        f"batch and of {tuple(rows.shape[1:])} for others, which cannot be read in chunks; set it to null"
+                        f"gradient_cache: {type(self.parts[0]).__name__} gives rows of {tuple(part.shape[1:])} for some of "
+                        f"a batch and of {tuple(rows.shape[1:])} for others, which cannot be read in chunks; set it to null"
                     )
                 rows[chunk.rows] = part
         return tuple(whole)
@@ -216,6 +199,8 @@ class _Work:
                     stack.enter_context(StatisticsKept(part))
                 stack.enter_context(torch.enable_grad())
                 parts = tensors_of(self.run(chunk, own))
+            if chunk is self.chunks[0]:
+                self._require_known(parts, weights)
             pairs = [(y, u[chunk.rows]) for y, u in zip(parts, grads, strict=True) if u is not None and y.requires_grad]
             if not pairs:
                 continue
@@ -235,6 +220,15 @@ class _Work:
                 total.index_add_(0, picks[place], gradient)
         return totals
 
+    def _require_known(self, parts: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        """ConfigError where the result hangs on weights that nobody named: they would silently have no gradient."""
+        known = {id(weight) for weight in weights}
+        if any(isinstance(leaf, nn.Parameter) and id(leaf) not in known for leaf in graph_leaves(parts)):
+            raise ConfigError(
+                f"gradient_cache: {type(self.parts[0]).__name__} reads weights of another part of the model, which would have no "
+                "gradient; set it to null"
+            )
+
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
@@ -247,7 +241,7 @@ class _Chunked(torch.autograd.Function):
         return whole
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         count = len(ctx.work.owners)
         tensors = ctx.saved_tensors

@@ -57,7 +57,7 @@ class Reader(nn.Module):
         return self.text_encoder(input_ids, attention_mask)
 
     def prepare(self, image: Tokens) -> Memory:
-        """What the fusion makes of images; where it is read in chunks (``model.chunks``), each chunk of pairs does so for itself."""
+        """What the fusion makes of images; in chunks (``model.chunks``), each chunk of pairs does so for itself."""
         return chunks.Unprepared(image) if chunks.is_on() else self.fusion.prepare(image)
 
     def _joint(self) -> list[nn.Module]:

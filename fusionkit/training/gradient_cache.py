@@ -4,9 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import SupportsInstructions
@@ -18,9 +16,10 @@ from fusionkit.tasks.itc import ITC
 from fusionkit.tasks.itm import ITM
 from fusionkit.tasks.mlm import MLM
 from fusionkit.tasks.vqa import VQA
+from fusionkit.training.processes.batch_norms import of_own_rows
 
 EXACT = (ITC, ITM, MLM, VQA, Grounding)
-"""The tasks whose gradients were held against those of the whole batch; one of another class may call parts in ways of its own."""
+"""The tasks whose gradients were held against those of the whole batch; another class may call parts in ways of its own."""
 KEY = "gradient_cache"
 
 
@@ -39,8 +38,8 @@ def check_gradient_cache(
         if type(tasks[name]) not in EXACT:
             known = ", ".join(kind.__name__ for kind in EXACT)
             raise ConfigError(
-                f"{KEY}: task {name} ({type(tasks[name]).__name__}) has not been seen to have the gradient of the whole batch; "
-                f"known: {known}; leave {name} out, or set {KEY} to null"
+                f"{KEY}: task {name} ({type(tasks[name]).__name__}) has not been seen to have the gradient of the whole "
+                f"batch; known: {known}; leave {name} out, or set {KEY} to null"
             )
     if isinstance(model.fusion, SupportsInstructions):
         raise ConfigError(
@@ -51,22 +50,19 @@ def check_gradient_cache(
         raise ConfigError(
             f"{KEY} does not go with teacher=checkpoint; use teacher=momentum or none, or set {KEY} to null"
         )
-    norms = [name for name, part in model.named_children() if any(map(_is_batch_norm, part.modules()))]
+    norms = [name for name, part in model.named_children() if of_own_rows(part)]
     return [
-        f"{KEY}: {name} has batch norms, which take the statistics of {rows} rows at a time and not of the batch: its gradient is "
-        "near that of the whole batch, and not equal"
+        f"{KEY}: {name} has batch norms, which take the statistics of {rows} rows at a time and not of the batch: its gradient "
+        "is near that of the whole batch, and not equal"
         for name in norms
     ]
-
-
-def _is_batch_norm(part: nn.Module) -> bool:
-    return isinstance(part, _BatchNorm) and any(p.requires_grad for p in part.parameters())
 
 
 def require_whole_weights(trainer: Trainer) -> None:
     """A part that is called again in the backward pass has to have its weights whole."""
     strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    is_whole = isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if not is_whole:  # Lightning has DeepSpeed's for a kind of DDP's
         raise ConfigError(
             f"{KEY}: {type(strategy).__name__} splits weights, which parts that are computed again lack; use trainer=ddp, or set "
             f"{KEY} to null"
@@ -86,7 +82,7 @@ def tell_of_micro_batches(
     if accumulated <= 1 or not names:
         return []
     return [
-        f"trainer.accumulate_grad_batches={accumulated}: {' and '.join(names)} draw their negatives from one micro-batch, not from "
-        f"the {accumulated} of a step; for those of all, make data.sources.NAME.batch_size {accumulated} times as large with "
-        f"{KEY}={rows or 'N'} (images at a time) and accumulate_grad_batches=1"
+        f"trainer.accumulate_grad_batches={accumulated}: {' and '.join(names)} draw their negatives from one micro-batch, not "
+        f"from the {accumulated} of a step; for those of all, make data.sources.NAME.batch_size {accumulated} times as "
+        f"large with {KEY}={rows or 'N'} (images at a time) and accumulate_grad_batches=1"
     ]

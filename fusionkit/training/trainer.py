@@ -27,12 +27,12 @@ from fusionkit.internals import keep_buckets, set_timeout, uses_multiprocessing
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
+from fusionkit.training.gradient_cache import tell_of_micro_batches
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.batch_norms import SharedStatistics
 from fusionkit.training.processes.life import timeout_of
 from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.processes.sharding import SPLIT
-from fusionkit.training.gradient_cache import tell_of_micro_batches
 from fusionkit.training.recompute import recompute_parts
 from fusionkit.training.steps.state import STORED
 
@@ -101,6 +101,11 @@ def build_trainer(config: DictConfig) -> Trainer:
     if is_shared:
         given = instantiate(config.trainer.get("plugins"), _convert_="all") or []
         options["plugins"] = [*(given if isinstance(given, list) else [given]), SharedStatistics()]
+        if config.get("gradient_cache") is not None:
+            raise ConfigError(
+                "trainer.sync_batchnorm: batch norms would wait for chunks (gradient_cache) that other processes do not have; "
+                "set it to false, or gradient_cache to null"
+            )
     trainer = bare_trainer(config, **options)
     if uses_multiprocessing(trainer):
         raise ConfigError(

@@ -280,6 +280,7 @@ def test_the_notes_say_what_is_left_out() -> None:
     assert "the whole of a wrapped part" in notes(found, "cpu", False, divided("fsdp"), tokens=False)[1]
     assert "the buckets in which deepspeed" in notes(found, "cpu", False, divided("deepspeed"), tokens=False)[1]
     assert "image_tokens.folder is not planned" in notes(found, "cpu", False, (), tokens=True)[1]
+    assert "gradient_cache=3 is not planned: a batch is read" in notes(found, "cpu", False, (), False, cached=3)[1]
 
 
 def on(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,6 +359,12 @@ def test_the_command_prints_and_writes_nothing(world: Path, capsys: Capture) -> 
     assert "MB a process (2 of them, precision 32-true, 4 images each)" in out
     assert "gradients once more, in DDP's buckets" in out
     assert "measured on cpu with 4 images" in out
+    assert "gradient_cache" not in out
+    cached = ["gradient_cache=1", "seed=1"]
+    assert run(["plan", *line, *given, *cached]) == 0
+    cached_out = capsys.readouterr().out.splitlines()
+    assert "gradient_cache=1 is not planned" in cached_out[-1]
+    assert [text for text in cached_out if not text.startswith("gradient_cache")] == out.splitlines()
     assert not os.path.exists(world / "none")
     assert run(["plan", *line, "trainer.accelerator=cpu", "fusion.num_heads=5"]) == 2
 

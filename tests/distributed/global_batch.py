@@ -33,6 +33,7 @@ from fusionkit.balance import Balancer, Fixed, Step
 from fusionkit.contracts.toys import TEXT_KINDS
 from fusionkit.distributed import gather_objects, mean_over_ranks, world_size
 from fusionkit.fusion.mixed_cross_attention import SelfAttentionLayers
+from fusionkit.model.chunks import in_chunks
 from fusionkit.model.momentum import MomentumTeacher
 from fusionkit.negatives import AllRanks
 from fusionkit.tasks import mrm
@@ -50,6 +51,7 @@ from fusionkit.tasks.nlvr2 import JointNLVR2
 from fusionkit.tasks.ranking import Ranking
 from fusionkit.tasks.region_grounding import RegionGrounding
 from fusionkit.training.distillation.student import PAIR, Distillation, FrozenTeacher, Weights
+from fusionkit.training.gradient_cache import parts_read
 from fusionkit.training.window import MetricWindow
 from fusionkit.types import Dims, Regions
 from tests.distributed.ranks import Hardest
@@ -82,6 +84,7 @@ class Case(NamedTuple):
     several: bool = False  # conversations hold several images
     balance: Callable[[], Balancer] = Fixed
     steps: int = 1  # the gradients are those of the last one
+    rows: int | None = None  # the ranks read so many at a time (gradient_cache), and the one process all at once
 
 
 def every_third_word(self: Any, input_ids: Tensor, word_index: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,6 +179,7 @@ def cases() -> dict[str, Case]:
         "itm, features, a rank without texts": parts._replace(empty=True),
     }
     several = Case(lambda dims: {name: toy_task(name, dims) for name in OBJECTIVES}, steps=3)
+    found |= {f"in chunks, {name}": case for name, case in in_parts().items()}
     for name in choices("balance"):
         config = OmegaConf.load(CONF / "balance" / f"{name}.yaml")
         if "window" in config:
@@ -184,6 +188,28 @@ def cases() -> dict[str, Case]:
             config.gradients_every_n_steps = 1
         found[f"balance={name}"] = several._replace(balance=partial(instantiate, config))
     return found
+
+
+def in_parts() -> dict[str, Case]:
+    """What ``gradient_cache`` is to leave as it is: contrasts and negatives of all ranks beside other tasks, uneven chunks."""
+
+    def build(*names: str, queue: int = 0) -> Callable[[Dims], dict[str, Task[Any]]]:
+        def tasks(dims: Dims) -> dict[str, Task[Any]]:
+            made = {name: single(name)(dims)[name] for name in names}
+            return made | ({"itc": ITC(dims, queue_size=queue)} if queue else {})
+
+        return tasks
+
+    every = Case(build("itc", "itm", "mlm", "vqa", "grounding"), rows=2)
+    return {
+        "all": every,
+        "one row": every._replace(rows=1),
+        "more than a batch": every._replace(rows=64),
+        "a rank without texts": every._replace(empty=True),
+        "queue, taught": Case(build("itm", "mlm", queue=9), teacher=True, steps=2, rows=2),
+        "regions": Case(build("itc", "itm", "mlm"), regions=True, rows=3),
+        "bottleneck": Case(build("itc", "mlm"), "bottleneck", rows=3),
+    }
 
 
 def shared_captioning(dims: Dims) -> dict[str, Task[Any]]:
@@ -214,6 +240,7 @@ class Run(nn.Module):
         self.balance.start([f"toy/{name}" for name in self.tasks])
         self.distillation = None if case.features is None else self._distillation(case, fusion, dtype)
         self.to(dtype)
+        self.rows = case.rows
         self.teacher = None
         if case.teacher:
             teacher = MomentumTeacher(self.model, self.tasks)
@@ -238,6 +265,10 @@ class Run(nn.Module):
         return found
 
     def forward(self, batch: dict[str, Any], number: int) -> Tensor:
+        with in_chunks(self.rows, parts_read(self.tasks.values())):  # type: ignore[arg-type]
+            return self._loss(batch, number)
+
+    def _loss(self, batch: dict[str, Any], number: int) -> Tensor:
         kinds = sorted({task.reads for task in self.tasks.values() if task.encodes})
         encoded = self.model.encode(batch, kinds)
         taught = self.teacher.encode(batch, kinds) if self.teacher else None
@@ -357,7 +388,9 @@ def work(number: int, world: int, folder: str, formats: Mapping[str, Sequence[to
         for name, dtype in todo
     ]
     alone = {
-        place: gradients(known[name], dtype, [joined(step) for step in parts[place]], lambda run: run)
+        place: gradients(
+            known[name]._replace(rows=None), dtype, [joined(step) for step in parts[place]], lambda run: run
+        )
         for place, (name, dtype) in enumerate(todo)
         if place % world == number
     }
