@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +59,7 @@ class Service:
         self.waiting = Waiting(limits.max_batch, limits.wait_ms / 1000, limits.max_queue)
         self.batcher = Batcher(self._compute, self.waiting, self.clock, report, on_death)
         self.pool = ThreadPoolExecutor(limits.readers, thread_name_prefix="fusionkit-reader")
+        self.reading = set[Future[Any]]()
         self.inner = self._paths()
         self.guard = Guard(self.inner, hosts, limits, self.metrics, kind_of)
         self.app = self.guard
@@ -69,7 +70,8 @@ class Service:
     def close(self, seconds: float) -> bool:
         """Whether all threads have ended within so many seconds."""
         self.pool.shutdown(wait=False, cancel_futures=True)
-        return self.batcher.close(seconds)
+        has_ended = self.batcher.close(seconds)
+        return not wait(set(self.reading), 0 if not has_ended else seconds).not_done and has_ended
 
     def _compute(self, key: Key, jobs: Sequence[Job]) -> list[Any]:
         self.metrics.batch.labels(key.kind).observe(len(jobs))
@@ -89,6 +91,7 @@ class Service:
         app.add_exception_handler(HTTPException, _refused)
         app.add_exception_handler(404, _refused)
         app.add_exception_handler(405, _refused)
+        app.add_exception_handler(Exception, _failed)
         for kind, schema in SCHEMAS.items():
             body = {"required": True, "content": {"application/json": {"schema": json_schema(schema)}}}
             summary = str(schema.__doc__).splitlines()[0]
@@ -152,7 +155,10 @@ class Service:
         return thumbnail(served.search.index.path(int(row)), self.limits.pixels)
 
     async def _read(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        future = self.pool.submit(work)
+        self.reading.add(future)
+        future.add_done_callback(self.reading.discard)
+        return await asyncio.wrap_future(future)
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         """Raises Problem where it takes longer than a request may."""
@@ -271,6 +277,10 @@ async def _refused(request: Request, error: Any) -> Response:
     told = {404: "there is no such path; GET /docs names all", 405: "this path takes another method; see Allow"}
     status = error.status_code
     return JSONResponse({"error": told.get(status, "the request cannot be answered")}, status, headers=error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the service failed on this request"}, 500)
 
 
 def kind_of(path: str) -> str:

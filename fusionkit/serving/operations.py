@@ -49,12 +49,13 @@ class Key:
 def prepare(kind: str, asked: Any, served: Served, limits: Limits) -> tuple[Key, Any]:
     """The key and payload of a job: pictures decoded and finished, texts checked. Raises Problem."""
     by, look = getattr(asked, "by", None), getattr(asked, "look", False)
+    top, k = (min(getattr(asked, name, 5), limits.max_top) for name in ("top", "k"))  # what is not said is bounded too
     served.require(kind, by, look)
     try:
         if kind in KINDS:
             request = _request(kind, asked, served, limits)
             is_conversation = request.conversation is not None or bool(request.others)
-            return Key(served.name, kind, by, getattr(asked, "top", 5), look, is_conversation), request
+            return Key(served.name, kind, by, top, look, is_conversation), request
         text = None if asked.text is None else readable_text(asked.text, "text")
         if text is None and asked.image is None:
             raise Problem(422, f"nothing is asked: {kind} takes a text, an image or both")
@@ -62,7 +63,7 @@ def prepare(kind: str, asked: Any, served: Served, limits: Limits) -> tuple[Key,
         shown = None if image is None else Request(Path("image"), {}, picture=image)
         if kind == "embed":
             return Key(served.name, kind), Query(text, shown)
-        return Key(served.name, kind, ways=Ways(asked.top, asked.k, asked.weight)), Query(text, shown)
+        return Key(served.name, kind, ways=Ways(top, k, asked.weight)), Query(text, shown)
     except UserError as error:
         raise Problem(422, str(error)) from None
 

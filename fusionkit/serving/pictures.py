@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from fusionkit.serving.problems import Problem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 THUMBNAIL = 320  # pixels of the longer side
+SCANS = 32  # of a JPEG, which has about ten; each is a pass over all pixels, and may be 40 bytes
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])", re.DOTALL)  # of a segment of a JPEG, or its end
 
 
 def quiet_bombs() -> None:
@@ -35,6 +38,8 @@ def content_of(text: str, name: str) -> bytes:
 
 def read_picture(content: bytes, datamodule: DataModule, pixels: int, name: str = "image") -> Decoded:
     """A picture upright and finished for the model, as ``predict`` reads a file of these bytes. Raises Problem."""
+    if content.startswith(b"\xff\xd8") and scans_of(content) > SCANS:
+        raise Problem(413, f"'{name}' is a JPEG of more than {SCANS} scans; save it anew")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as file:
             require_small(file, pixels, name)
@@ -47,6 +52,18 @@ def read_picture(content: bytes, datamodule: DataModule, pixels: int, name: str 
         raise Problem(422, f"'{name}' is no picture; send one of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders raise nearly anything
         raise Problem(422, f"'{name}' cannot be decoded ({str(error)[:200]}); send it again") from None
+
+
+def scans_of(content: bytes) -> int:
+    """The scans of a JPEG, counted no further than is too many.
+
+    By its markers up to its end, so that what stands within a segment, such as a preview, does not count.
+    """
+    count, place = 0, 2
+    while count <= SCANS and (found := MARKER.search(content, place)) and found[1] != b"\xd9":
+        count += found[1] == b"\xda"
+        place = found.end() + max(2, int.from_bytes(content[found.end() : found.end() + 2]))
+    return count
 
 
 def require_small(file: Image.Image, pixels: int, name: str) -> None:

@@ -88,7 +88,7 @@ def _require_small(asked: Asked, limits: Limits) -> None:
     if count > limits.max_characters:
         raise Problem(422, f"the request has {count:,} characters of words, but may have {limits.max_characters:,}")
     for name in ("top", "k"):
-        if getattr(asked, name, 0) > limits.max_top:
+        if name in asked.model_fields_set and getattr(asked, name) > limits.max_top:
             raise Problem(422, f"{name} is {getattr(asked, name)}, but is at most {limits.max_top}")
 
 

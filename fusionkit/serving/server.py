@@ -42,11 +42,15 @@ def bound_socket(host: str, port: int) -> socket.socket:
     return found
 
 
-def protocol_of(head_seconds: float, most: int) -> type[H11Protocol]:
-    """uvicorn's own, which closes a connection whose next request has no whole head in time, and any beyond ``most``."""
+def protocol_of(head_seconds: float, most: int, take_seconds: float) -> type[H11Protocol]:
+    """uvicorn's own, which ends a connection whose next request has no whole head in time, and any beyond ``most``.
+
+    Also one whose client takes nothing for ``take_seconds``: one that is only closed stays until all of it is taken.
+    """
 
     class Bounded(H11Protocol):
         timer: asyncio.TimerHandle | None = None
+        full: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -63,15 +67,26 @@ def protocol_of(head_seconds: float, most: int) -> type[H11Protocol]:
             super().on_response_complete()
             self.look()
 
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self.full = self.loop.call_later(take_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.full is not None:
+                self.full.cancel()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self.forget()
+            if self.full is not None:
+                self.full.cancel()
             super().connection_lost(exc)
 
         def look(self) -> None:
             """Start the time for a head where one is waited for, and end it where it is there."""
             if self.cycle is not None and not self.cycle.response_complete:
                 self.forget()
-            elif self.timer is None and not self.transport.is_closing():
+            elif self.timer is None:  # also while it closes, which a client that takes nothing would hold up
                 self.timer = self.loop.call_later(head_seconds, self.transport.abort)
 
         def forget(self) -> None:
@@ -98,7 +113,7 @@ class Process:
         limits = service.limits
         config = uvicorn.Config(
             service.app,
-            http=protocol_of(limits.head_seconds, 2 * limits.open_requests + 64),
+            http=protocol_of(limits.head_seconds, 2 * limits.open_requests + 64, limits.body_seconds + LAST),
             ws="none",
             loop="asyncio",
             lifespan="off",

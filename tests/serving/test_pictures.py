@@ -16,7 +16,7 @@ from fusionkit.data.dataset import NO_BOXES
 from fusionkit.data.frames import framed
 from fusionkit.data.images import decode
 from fusionkit.data.transforms import Finish
-from fusionkit.serving.pictures import content_of, read_picture, thumbnail
+from fusionkit.serving.pictures import SCANS, content_of, read_picture, scans_of, thumbnail
 from fusionkit.serving.problems import Problem
 
 DATA: Any = SimpleNamespace(finish=Finish(32, [0.5] * 3, [0.5] * 3))
@@ -61,6 +61,25 @@ def test_a_picture_is_what_predict_sees_of_the_file(
     found = read_picture(content, DATA, PIXELS)
     assert found.size == wanted_size == (size[::-1] if options else size)
     assert torch.equal(found.image.pixel_values, DATA.finish(wanted, NO_BOXES)[0])
+
+
+def test_a_jpeg_of_many_scans_is_refused_and_what_stands_within_it_does_not_count() -> None:
+    """Each scan is a pass over all pixels: a thousand take a minute of a file of 140 KB."""
+    content = saved(picture(), "JPEG", progressive=True)
+    first, end = content.index(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    last = content[content.rindex(b"\xff\xda") : end]
+    inside = scans_of(content)
+    assert inside == content[first:].count(b"\xff\xda") > 5
+    assert scans_of(saved(picture(), "JPEG")) == 1
+    most = content[:end] + last * (SCANS - inside) + content[end:]
+    assert scans_of(most) == SCANS
+    read_picture(most, DATA, PIXELS)
+    with pytest.raises(Problem, match=f"a JPEG of more than {SCANS} scans") as refused:
+        read_picture(content[:end] + last * 1000 + content[end:], DATA, PIXELS)
+    assert refused.value.status == 413
+    preview = b"\xff\xe1" + (2 + 200).to_bytes(2) + b"\xff\xd9" + b"\xff\xda" * 99
+    assert scans_of(content[:2] + preview + content[2:] + b"\xff\xda" * 99) == inside
+    read_picture(content[:2] + preview + content[2:] + b"\xff\xda" * 99, DATA, PIXELS)
 
 
 def png_head(width: int, height: int) -> bytes:

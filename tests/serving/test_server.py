@@ -125,11 +125,59 @@ def test_more_connections_than_may_be_open_are_closed(toy: Callable[..., Service
         config.load()
         state = ServerState()
         for _ in range(3):
-            protocol: Any = protocol_of(1000.0, 2)(config, state, {})
+            protocol: Any = protocol_of(1000.0, 2, 1000.0)(config, state, {})
             protocol.connection_made(Transport())
 
     asyncio.run(connect())
     assert len(closed) == 1
+
+
+def test_a_client_that_takes_nothing_is_cut_off(toy: Callable[..., Service]) -> None:
+    """A connection that is only closed stays until all is taken, and so do those of whoever takes nothing."""
+
+    async def play(http: httpx.AsyncClient, process: Process) -> None:
+        host, port = process.listening.getsockname()[:2]
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, (host, port))
+            asks = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100_000
+            with pytest.raises(ConnectionError):  # cut off in the midst of asking
+                await loop.sock_sendall(client, asks)
+        assert (await http.get("/health")).status_code == 200
+        process.on_signal(signal.SIGTERM)
+
+    assert served(toy(lambda key, jobs: [{}], body_seconds=0.1), play)
+
+
+def test_a_picture_that_takes_long_does_not_keep_the_process(
+    toy: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = toy(lambda key, jobs: [{}])
+    begun, release = threading.Event(), threading.Event()
+
+    def reads() -> None:
+        begun.set()
+        release.wait(PATIENCE)
+
+    async def ended() -> bool:
+        reading = asyncio.ensure_future(service._read(reads))
+        while not begun.is_set():
+            await asyncio.sleep(0)
+        reading.cancel()  # as for a client that has gone: the thread goes on
+        return True
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr("fusionkit.serving.server.LAST", 0.0)
+    with socket.socket() as unused:
+        process = Process(service, unused)
+    monkeypatch.setattr(process, "_serve", ended)
+    assert service.batcher.close(PATIENCE)  # the model's thread is none of those that are left
+    process.run()
+    release.set()
+    assert codes == [0]  # else the interpreter would wait for it
 
 
 def test_a_stop_lets_open_requests_end_and_takes_no_more(toy: Callable[..., Service]) -> None:

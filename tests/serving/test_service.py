@@ -285,6 +285,24 @@ def test_an_answer_that_takes_too_long_is_refused_in_time(toy: Callable[..., Ser
     release.set()
 
 
+def test_what_cannot_be_said_in_json_is_a_sentence_too(toy: Callable[..., Service]) -> None:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(service.app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            return await http.post("/v1/match", json={"image": "a", "text": "b"})
+
+    service = toy(lambda key, jobs: [{"match": float("nan")}] * len(jobs))
+    response = go(ask())
+    assert (response.status_code, response.json()) == (500, {"error": "the service failed on this request"})
+
+
+def test_what_is_not_said_is_within_a_low_bound_too(served: Served, service_of: Make, photos: list[Path]) -> None:
+    service = service_of(served, max_top=3)
+    assert len(post(service, "/v1/search", text=PHRASE).json()["found"]) == 3
+    assert len(post(service, "/v1/answer", image=encoded(photos[0]), question=QUESTION).json()["answers"]) <= 3
+    assert "top is 4, but is at most 3" in post(service, "/v1/search", text=PHRASE, top=4).text
+
+
 def test_a_stream_that_takes_too_long_says_so(toy: Callable[..., Service]) -> None:
     def compute(key: Key, jobs: Sequence[Job]) -> list[Any]:
         assert jobs[0].tell is not None
