@@ -81,7 +81,7 @@ def test_a_connection_without_a_whole_head_is_closed_and_others_are_not(toy: Cal
         assert (await http.get("/health")).status_code == 200
         process.on_signal(signal.SIGTERM)
 
-    assert served(toy(lambda key, jobs: [{}], head_seconds=0.05), play)
+    assert served(toy(lambda key, jobs: [{}], head_seconds=1.0), play)
 
 
 def test_a_head_that_has_come_is_waited_for_no_more(toy: Callable[..., Service]) -> None:
@@ -95,13 +95,13 @@ def test_a_head_that_has_come_is_waited_for_no_more(toy: Callable[..., Service])
         asked = asyncio.ensure_future(http.post("/v1/match", json=ASKED))
         while not process.service.batcher.batches:
             await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)  # twice what a head may take
+        await asyncio.sleep(1.5)  # longer than a head may take
         release.set()
         assert (await asked).json() == {"said": 1}
         process.on_signal(signal.SIGTERM)
 
     release = threading.Event()
-    assert served(toy(compute, head_seconds=0.05), play)
+    assert served(toy(compute, head_seconds=1.0), play)
 
 
 def test_more_connections_than_may_be_open_are_closed(toy: Callable[..., Service]) -> None:
@@ -148,7 +148,7 @@ def test_a_client_that_takes_nothing_is_cut_off(toy: Callable[..., Service]) -> 
         assert (await http.get("/health")).status_code == 200
         process.on_signal(signal.SIGTERM)
 
-    assert served(toy(lambda key, jobs: [{}], body_seconds=0.1), play)
+    assert served(toy(lambda key, jobs: [{}], body_seconds=1.0), play)
 
 
 def test_a_picture_that_takes_long_does_not_keep_the_process(
