@@ -341,3 +341,12 @@ def test_nested_tensors_come_back_in_their_structure() -> None:
     assert isinstance(again[1], tuple)
     assert again[1][1] is None
     assert again[2] == []
+
+
+@pytest.mark.parametrize("name", ['a"b', "a b", "é", "a/b", "input_ids", "attention_mask", "image_embeds", "memory_0"])
+def test_names_that_are_no_names_of_files_and_ports_are_refused(name: str) -> None:
+    assert write.fault_of_name(name) is not None
+
+
+def test_plain_names_are_taken() -> None:
+    assert not any(map(write.fault_of_name, ("vqa", "vqa-2", "my_Task", "memory_of_words", "image_text")))
