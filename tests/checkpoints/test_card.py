@@ -96,5 +96,5 @@ def test_a_model_without_tasks_or_data_has_a_card():
 
 
 def test_licences_without_names_are_refused():
-    with pytest.raises(ConfigError, match="licences is mit, but has to be names with licences, such as {SOURCE"):
+    with pytest.raises(ConfigError, match="licences is mit, but has to be names with licences, such as"):
         card(licences="mit")

@@ -19,7 +19,7 @@ from fusionkit.tasks.generation import GenerationConfig
 
 VERSION = 1
 TOKENIZER = "tokenizer"  # the folder of its files
-COSINE = "the product of image_feats and text_feats is their cosine; in training it was divided by the temperature, and the bias added"
+COSINE = "the product of image_feats and text_feats is their cosine; training divides it by the temperature and adds the bias, if any"
 READ = (
     "a text is put in its normal form, changed by clean, and put in the place of {text} in the template; one of more than "
     "max_length tokens loses words of its own at its end, so that what the template has behind it stays"
@@ -123,7 +123,10 @@ def describe(
             entry |= {} if bias is None else {"bias": bias.item()}
         elif isinstance(task, SupportsSaying):
             step = examples[f"{name}_step"]
-            entry |= {"graphs": ["image", f"{name}_prefill", f"{name}_step"], **said_of(task, step, chat_of(parts, source, task))}
+            entry |= {
+                "graphs": ["image", f"{name}_prefill", f"{name}_step"],
+                **said_of(task, step, chat_of(parts, source, task)),
+            }
         elif isinstance(task, SupportsPairScores):
             entry |= {"graphs": ["image", "pair"], "output": name, **asdict(task.meaning())}
             entry["labels"] = list(entry["labels"])
