@@ -47,6 +47,8 @@ def model_card(
     stands in it. Raises ConfigError for a name that is neither.
     """
     sources = (config.get("data") or {}).get("sources") or {}
+    if licences is not None and not isinstance(licences, Mapping):
+        raise ConfigError(f"licences is {licences}, but has to be names with licences, such as {{SOURCE: cc-by-4.0}}")
     given = dict(licences or {})
     for known in given:
         if known not in (names := [*sources, *PARTS, "checkpoint"]):

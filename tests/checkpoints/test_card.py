@@ -93,3 +93,8 @@ def test_a_model_without_tasks_or_data_has_a_card():
     text = model_card("bare", {}, {}, {}, "USE")
     assert "pipeline_tag" not in text
     assert rows(text) == {}
+
+
+def test_licences_without_names_are_refused():
+    with pytest.raises(ConfigError, match="licences is mit, but has to be names with licences, such as"):
+        card(licences="mit")

@@ -10,10 +10,12 @@ import onnxruntime
 import pytest
 import torch
 
-from fusionkit.checkpoints.graphs import examples, formats, write
+from fusionkit.checkpoints.graphs import describe, examples, formats, write
 from fusionkit.checkpoints.graphs.examples import Example
 from fusionkit.checkpoints.graphs.modules import NEXT
 from fusionkit.checkpoints.graphs.nested import filled, flat
+from fusionkit.data.texts.chat import PLAIN
+from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.errors import ConfigError
 from fusionkit.fusion.base import SupportsInstructions
 from fusionkit.fusion.layers import is_row_by_row, row_by_row
@@ -341,3 +343,31 @@ def test_nested_tensors_come_back_in_their_structure() -> None:
     assert isinstance(again[1], tuple)
     assert again[1][1] is None
     assert again[2] == []
+
+
+@pytest.mark.parametrize("name", ['a"b', "a b", "é", "a/b", "input_ids", "attention_mask", "image_embeds", "memory_0"])
+def test_names_that_are_no_names_of_files_and_ports_are_refused(name: str) -> None:
+    assert write.fault_of_name(name) is not None
+
+
+def test_plain_names_are_taken() -> None:
+    assert not any(map(write.fault_of_name, ("vqa", "vqa-2", "my_Task", "memory_of_words", "image_text")))
+
+
+def test_a_reply_of_a_chat_ends_where_its_turn_ends() -> None:
+    """By the template's own token, of which the task alone knows nothing; a template that nobody gave is told too."""
+    task = toy_task("chat", toy_dims(toy_model("cross_attention")))
+    step: Any = SimpleNamespace(outputs={"logits": None, "next_past_0": None})
+    turn = next(token for token in task.saying().banned if token not in task.saying().ends)
+    assert describe.said_of(task, step)["ends"] == [SEP]
+    told = describe.said_of(task, step, SimpleNamespace(end=turn))  # type: ignore[arg-type]
+    assert told["ends"] == [turn, SEP]
+    assert turn not in told["banned"]
+    assert told["carried"] == {"next_past_0": "past_0"}
+    tokenizer = word_tokenizer(["a b"])
+    source = SimpleNamespace(max_length=9, template=None, chat_template=None)
+    parts: Any = SimpleNamespace(
+        datamodule=SimpleNamespace(sources={"mine": source}, tokenizer=tokenizer),
+        config=SimpleNamespace(data=SimpleNamespace(sources={"mine": {}})),
+    )
+    assert describe.reading_texts(parts, "mine", task)["chat_template"] == PLAIN

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import fusionkit as fk
 from fusionkit.checkpoints.graphs import formats, write
@@ -88,6 +89,23 @@ def test_answers_are_those_of_predict_by_the_labels_of_the_file(client, model, p
         assert {each["answer"] for each in said} == set(labels)
         found = dict(zip(labels, row, strict=True))
         assert close([found[each["answer"]] for each in said], [each["probability"] for each in said])
+
+
+def test_large_turned_photos_and_long_questions_are_read_as_by_predict(client, model, tmp_path) -> None:
+    """A JPEG is decoded at a part of its size, and the template's words behind a question are not cut."""
+    exif = Image.Exif()
+    exif[274] = 6
+    drawn = np.random.default_rng(0).integers(0, 255, (400, 600, 3), dtype=np.uint8)
+    Image.fromarray(drawn).save(tmp_path / "photo.jpg", quality=95, exif=exif)
+    seen = client.run("image", {"pixel_values": client.pixels([tmp_path / "photo.jpg"])})["image_feats"]
+    assert close(seen, model.embed(images=[tmp_path / "photo.jpg"], texts=["a"])[0])
+    question, labels = "what color is the large red star " * 12, client.told["tasks"]["vqa"]["labels"]
+    ids = client.words("vqa", [question])["input_ids"]
+    assert ids.shape == (1, 40)
+    assert ids[0, -2] == client.tokenizer.token_to_id("answer")
+    found = dict(zip(labels, client.score("vqa", [tmp_path / "photo.jpg"], [question])[0], strict=True))
+    said = model.ask(tmp_path / "photo.jpg", question=question, by="vqa", top=len(labels))["answers"]
+    assert close([found[each["answer"]] for each in said], [each["probability"] for each in said])
 
 
 def test_matches_boxes_and_cosines_are_those_of_predict(client, model, pictures) -> None:

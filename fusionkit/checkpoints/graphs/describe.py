@@ -1,7 +1,7 @@
 """graphs.json, for who has the graphs and not us: their ports, how images and texts are read, and what numbers mean."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from fusionkit import __version__
@@ -9,6 +9,7 @@ from fusionkit.assembly.parts import Parts
 from fusionkit.checkpoints.graphs.examples import BATCH, Example
 from fusionkit.checkpoints.graphs.modules import NEXT
 from fusionkit.data.cleaning import KINDS
+from fusionkit.data.texts.chat import ChatTemplate
 from fusionkit.data.texts.conversations import CONVERSATIONS
 from fusionkit.data.tokenizer import text_format
 from fusionkit.data.transforms import Finish
@@ -18,6 +19,11 @@ from fusionkit.tasks.generation import GenerationConfig
 
 VERSION = 1
 TOKENIZER = "tokenizer"  # the folder of its files
+COSINE = "the product of image_feats and text_feats is their cosine; training divides it by the temperature and adds the bias, if any"
+READ = (
+    "a text is put in its normal form, changed by clean, and put in the place of {text} in the template; one of more than "
+    "max_length tokens loses words of its own at its end, so that what the template has behind it stays"
+)
 
 
 def ports_of(example: Example, names: list[str]) -> list[dict[str, Any]]:
@@ -34,6 +40,7 @@ def reading_images(finish: Finish) -> dict[str, Any]:
     scale, shift = finish.scale.reshape(-1), finish.shift.reshape(-1)
     return {
         "channels": "RGB, what is transparent on white, turned by its EXIF orientation",
+        "jpeg": "decoded at 1/2, 1/4 or 1/8 of its size where no side falls below the size (Pillow's Image.draft)",
         "size": [finish.size, finish.size],
         "fit": finish.fit,
         "resample": finish.resample.value,
@@ -59,14 +66,27 @@ def reading_texts(parts: Parts, source: str, task: Task[Any]) -> dict[str, Any]:
         else {name: value for name, value in clean.items() if name[0] != "_"}
         | {"function": str(clean.get("_target_"))},
     }
-    if task.reads == CONVERSATIONS:
-        found["chat_template"] = settings.chat_template or parts.datamodule.tokenizer.chat_template
+    if (chat := chat_of(parts, source, task)) is not None:
+        found |= {
+            "chat_template": chat.template or parts.datamodule.tokenizer.chat_template,
+            "says": "input_ids are the turns as the template writes them up to the reply, without spaces at the end and without "
+            "special tokens around them; of a conversation that is too long the oldest turns are left out",
+        }
     return found
 
 
-def said_of(task: SupportsSaying, example: Example) -> dict[str, Any]:
-    """What may be said, and which output of a step is which input of the next."""
+def chat_of(parts: Parts, source: str, task: Task[Any]) -> ChatTemplate | None:
+    """How conversations are written for a task that reads them."""
+    if task.reads != CONVERSATIONS:
+        return None
+    return ChatTemplate(parts.datamodule.tokenizer, parts.datamodule.sources[source].chat_template)
+
+
+def said_of(task: SupportsSaying, example: Example, chat: ChatTemplate | None = None) -> dict[str, Any]:
+    """What may be said, and which output of a step is which input of the next; the end of a turn ends a reply."""
     rules: GenerationConfig = task.saying()
+    if chat is not None:
+        rules = replace(rules, end=chat.end, other_ends=rules.ends)
     carried = {name: name.removeprefix(NEXT) for name in example.outputs if name.startswith(NEXT)}
     answers = getattr(getattr(task, "decoding", None), "texts", None)
     return {
@@ -97,13 +117,16 @@ def describe(
         if task.replies_to == "caption":
             del entry["text"]
         if task.ranks:
-            entry |= {"graphs": ["image", "text"], "says": "the product of image_feats and text_feats is their cosine"}
+            entry |= {"graphs": ["image", "text"], "says": COSINE}
             entry |= {"temperature": parts.model.temperature.item()}
             bias = getattr(task, "bias", None)
             entry |= {} if bias is None else {"bias": bias.item()}
         elif isinstance(task, SupportsSaying):
             step = examples[f"{name}_step"]
-            entry |= {"graphs": ["image", f"{name}_prefill", f"{name}_step"], **said_of(task, step)}
+            entry |= {
+                "graphs": ["image", f"{name}_prefill", f"{name}_step"],
+                **said_of(task, step, chat_of(parts, source, task)),
+            }
         elif isinstance(task, SupportsPairScores):
             entry |= {"graphs": ["image", "pair"], "output": name, **asdict(task.meaning())}
             entry["labels"] = list(entry["labels"])
@@ -121,6 +144,7 @@ def describe(
             "start": words.start,
             "end": words.end,
             "normal_form": "NFC",
+            "says": READ,
         },
         "temperature": parts.model.temperature.item(),
         "graphs": dict(graphs),

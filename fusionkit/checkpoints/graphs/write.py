@@ -1,6 +1,7 @@
 """A checkpoint as graphs that run without us: which parts it has, and the folder that they are written to."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from fusionkit.checkpoints.graphs.formats import (
     to_onnx,
     trace,
 )
+from fusionkit.checkpoints.graphs.modules import IMAGE, MEMORY, TextGraph
 from fusionkit.checkpoints.graphs.triton import triton_config
 from fusionkit.data.tokenizer import text_format
 from fusionkit.encoders.base import ImageEncoder
@@ -126,7 +128,7 @@ def choose_tasks(parts: Parts, wanted: Sequence[str] | None) -> Chosen:
             left_out[name] = "it is not among tasks"
         elif task.replies_to is None:
             left_out[name] = "it answers nothing that is asked about one image"
-        elif fault := fault_of(task, parts.model):
+        elif fault := fault_of_name(name) or fault_of(task, parts.model):
             raise ConfigError(
                 f"task {name} cannot be put in a graph: {fault}; leave it out by tasks=[...], naming the others, or export "
                 "without layout, which every model can be"
@@ -138,6 +140,15 @@ def choose_tasks(parts: Parts, wanted: Sequence[str] | None) -> Chosen:
             "the checkpoint has no task that replies, so that there is nothing to put in a graph; export without layout"
         )
     return Chosen(sources, left_out)
+
+
+def fault_of_name(name: str) -> str | None:
+    """Why a name cannot stand in graphs, where it becomes that of files, of outputs, and of a model of Triton."""
+    if re.fullmatch(r"[A-Za-z0-9_-]+", name) is None:
+        return "its name has others than plain letters, digits, _ and -"
+    if name in (*TextGraph.names, IMAGE) or re.fullmatch(rf"{MEMORY}\d+", name):
+        return "its name is that of an input of its graph"
+    return None
 
 
 def fault_of(task: Task[Any], model: VisionLanguageModel) -> str | None:
