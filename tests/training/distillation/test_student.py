@@ -91,7 +91,7 @@ def test_a_teacher_may_have_another_fusion_and_another_space(name, fusion):
 def test_the_weights_and_the_temperature_are_those_of_the_formula():
     student, teacher, batch = network("vqa"), network("vqa", seed=9), toy()
     plain, found, _ = losses(student, distilled(teacher, soft=0.5, hard=0.25, temperature=3.0), batch)
-    logits = [task._logits(model, batch, model.encode(batch, ["questions"])) for model, task in (student, teacher)]
+    logits = [task.pair_scores(model, batch, model.encode(batch, ["questions"])) for model, task in (student, teacher)]
     soft = distillation_loss(*logits, 3.0, MARKS)
     assert found["x"].loss.item() == pytest.approx(0.25 * plain.loss.item() + 0.5 * soft.item(), rel=1e-5)
 
@@ -266,6 +266,6 @@ def test_a_student_of_few_labels_comes_nearer_to_its_teacher_than_without():
             optimizer.zero_grad()
             found["x"].loss.backward()
             optimizer.step()
-        logits = [t._logits(m, asked, m.encode(asked, ["questions"])) for m, t in ((model, task), (teacher, judge))]
+        logits = [t.pair_scores(m, asked, m.encode(asked, ["questions"])) for m, t in ((model, task), (teacher, judge))]
         apart[is_taught] = distillation_loss(*logits, 1.0, MARKS).item()
     assert apart[True] < 0.5 * apart[False]
