@@ -19,7 +19,9 @@ from fusionkit.tasks.generation import GenerationConfig
 
 VERSION = 1
 TOKENIZER = "tokenizer"  # the folder of its files
-COSINE = "the product of image_feats and text_feats is their cosine; training divides it by the temperature, and adds a bias"
+COSINE = (
+    "the product of image_feats and text_feats is their cosine, which training divides by the temperature (plus bias)"
+)
 READ = (
     "a text is put in its normal form, changed by clean, and put in the place of {text} in the template; one of more than "
     "max_length tokens loses words of its own at its end, so that what the template has behind it stays"
