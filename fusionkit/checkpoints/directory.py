@@ -128,9 +128,10 @@ def bytes_of(size: Any) -> int | None:
         return None
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(KB|MB|GB)", str(size).upper())
-    if found is None or not float(found[1]):
+    count = 0 if found is None else int(float(found[1]) * units[found[2]])
+    if count < 1:
         raise ConfigError(f"max_shard_size is {size}, but has to be a size such as 5GB or 200MB, or null for one file")
-    return int(float(found[1]) * units[found[2]])
+    return count
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -77,6 +77,10 @@ def export_graphs(config: DictConfig) -> None:
         )
     if config.int8 and config.layout != "onnx":
         raise ConfigError("int8=true writes graphs of ONNX; give layout=onnx with it, or leave it out")
+    if not config.merge_adapters:
+        raise ConfigError(
+            "merge_adapters=false: a graph has adapters added to the weights; leave it out, or leave out layout"
+        )
     names = config.tasks
     if names is not None and (isinstance(names, str) or not names or not all(isinstance(name, str) for name in names)):
         raise ConfigError(f"tasks is {config.tasks}, but has to be a list of names, such as [itm, vqa]")

@@ -147,7 +147,6 @@ function request() {
   if (!isSearch || at("with").checked) asked.image = picture.base64;
   if (!at("look-row").hidden && at("look").checked) asked.look = true;
   if (kind() === "caption") asked.stream = true;
-  if (isSearch) asked.top = 24;
   return asked;
 }
 

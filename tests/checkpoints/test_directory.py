@@ -178,7 +178,7 @@ def test_a_size_is_read_as_bytes(size, count):
     assert directory.bytes_of(size) == count
 
 
-@pytest.mark.parametrize("size", ["5", 7, "0GB", "GB", "5 TB", "-1GB", True])
+@pytest.mark.parametrize("size", ["5", 7, "0GB", "GB", "5 TB", "-1GB", "0.0001KB", True])
 def test_what_is_no_size_is_told(size):
     with pytest.raises(ConfigError, match="max_shard_size is"):
         directory.bytes_of(size)

@@ -248,6 +248,7 @@ def test_int8_rounds_linear_layers_alone(checkpoint, graphs, client, pictures, t
         (["layout=onnx", "int8=[fusion]"], "of a graph all linear layers have 8 bits or none"),
         (["layout=onnx", "tasks=[vqq]"], "tasks names 'vqq', which the checkpoint was not trained with; did you mean 'vqa'?"),
         (["layout=onnx", "tasks=vqa"], "tasks is vqa, but has to be a list of names"),
+        (["layout=torch", "merge_adapters=false"], "a graph has adapters added to the weights"),
         (["layout=onnx", "tasks=[]"], "has to be a list of names, such as [itm, vqa]"),
         (["layout=onnx", "tasks=[mlm]"], "the checkpoint has no task that replies"),
         (["tasks=[vqa]"], "give it with layout=onnx or torch, or leave it out"),
@@ -305,6 +306,24 @@ def test_what_the_exporters_refuse_is_one_sentence(layout, place, checkpoint, tm
     assert run(["export", f"checkpoint={checkpoint}", f"output={tmp_path}/out", f"layout={layout}", "tasks=[itc]"]) == 2
     (sentence,) = capsys.readouterr().err.splitlines()
     assert "the part 'image' cannot be put in a graph (data-dependent)" in sentence
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_graph_that_computes_other_numbers_is_refused(checkpoint, tmp_path, capsys, monkeypatch) -> None:
+    made = write.examples_of
+
+    def others(*args: Any) -> Any:
+        found = made(*args)
+        found["text"].outputs["text_feats"][0] += 0.1
+        return found
+
+    monkeypatch.setattr(write, "examples_of", others)
+    assert run(["export", f"checkpoint={checkpoint}", f"output={tmp_path}/out", "layout=onnx", "tasks=[itc]"]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert (
+        "the part 'text' cannot be put in a graph: onnxruntime computes other numbers than the model for text_feats"
+        in sentence
+    )
     assert not list(tmp_path.iterdir())
 
 

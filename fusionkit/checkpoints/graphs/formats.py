@@ -17,6 +17,7 @@ from fusionkit.encoders.probe import first_line
 from fusionkit.errors import ConfigError, install_extra
 
 LINEAR = ("MatMul", "Gemm")  # what a linear layer is in ONNX
+NEAR = 1e-3  # of the sum of the numbers: rounding of many layers in fp32 is far below
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -117,6 +118,22 @@ def save_onnx(made: Any, path: Path, is_int8: bool) -> None:
             use_external_data_format=size > 2**31,
         )
         shutil.rmtree(whole)
+
+
+def require_equal(name: str, path: Path, example: Example, outputs: Collection[str]) -> None:
+    """Run a written ONNX graph on its example; ConfigError where it gives other numbers than the model, beyond rounding."""
+    runtime: Any = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    given = {each.name: example.inputs[each.name].numpy() for each in session.get_inputs()}
+    for output, array in zip(outputs, session.run(list(outputs), given), strict=True):
+        found, expected = torch.from_numpy(array).double(), example.outputs[output].double()
+        apart = (found - expected).abs().where(found != expected, 0.0).sum()  # equal infinities are 0 apart
+        scale = expected[expected.isfinite()].abs().sum() + 1.0
+        if not apart <= NEAR * scale:
+            raise ConfigError(
+                f"the part '{name}' cannot be put in a graph: onnxruntime computes other numbers than the model for {output}; "
+                "leave its tasks out by tasks=[...], or export without layout, which every model can be"
+            )
 
 
 @contextmanager

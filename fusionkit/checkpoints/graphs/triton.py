@@ -5,7 +5,15 @@ from typing import Any
 
 from fusionkit.checkpoints.graphs.examples import BATCH
 
-TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
+TYPES = {  # of ports, by the names that torch has for them
+    "float64": "TYPE_FP64",
+    "float32": "TYPE_FP32",
+    "float16": "TYPE_FP16",
+    "bfloat16": "TYPE_BF16",
+    "int64": "TYPE_INT64",
+    "int32": "TYPE_INT32",
+    "bool": "TYPE_BOOL",
+}
 MOST_ROWS = 64  # of one call
 
 

@@ -28,6 +28,7 @@ from fusionkit.checkpoints.graphs.formats import (
     no_graph,
     ports,
     quiet,
+    require_equal,
     require_onnx,
     save_onnx,
     to_onnx,
@@ -238,6 +239,8 @@ def _write_onnx(folder: Path, made: Mapping[str, Any], examples: Mapping[str, Ex
         place = folder / REPOSITORY / name
         entry = _entry(f"{REPOSITORY}/{name}/1/model.onnx", examples[name], *ports(model))
         save_onnx(model, folder / entry["file"], int8)
+        if not int8:
+            require_equal(name, folder / entry["file"], examples[name], [port["name"] for port in entry["outputs"]])
         (place / "config.pbtxt").write_text(triton_config(name, entry["inputs"], entry["outputs"]), encoding="utf-8")
         found[name] = entry
     return found
