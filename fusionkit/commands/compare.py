@@ -69,8 +69,13 @@ def write_sheet(config: DictConfig, runs: Sequence[str], trust: Sequence[str]) -
     sheet = make_sheet(read_runs(runs), load, config.rating_of, config.rating_pairs, config.seed)
     page, digest = rating_page(sheet)
     require_writable(folder, "rating")
+    key = key_of(sheet, digest)
+    if (folder / "key.json").exists() and read_key(folder / "key.json") != key:
+        raise ConfigError(
+            f"rating={folder} has the key of another sheet, which what its raters send back is read by; give another folder"
+        )
     write_text(folder / "rating.html", page)
-    write_text(folder / "key.json", json.dumps(key_of(sheet, digest), indent=1) + "\n")
+    write_text(folder / "key.json", json.dumps(key, indent=1) + "\n")
     print(f"{len(sheet.pairs)} pairs of {sheet.of}; {sheet.same} samples to which both said the same are left out")
     print(f"to those who rate: {folder}/rating.html   to keep: {folder}/key.json")
     print(f"then: fusionkit compare rating={folder} rating_results=[FILE,FILE]")

@@ -88,6 +88,15 @@ def test_pairs_differ_and_stand_as_often_on_either_side(world: Path) -> None:
         assert (right if pair["left"] == 0 else left) == "perhaps"  # the second run's
 
 
+def test_the_key_of_a_sheet_that_was_sent_out_is_not_lost(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (world / "sheet/key.json").read_bytes()
+    assert make(world, world / "sheet") == 0  # the very same
+    assert make(world, world / "sheet", "seed=1") == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert f"rating={world}/sheet has the key of another sheet" in sentence
+    assert (world / "sheet/key.json").read_bytes() == before
+
+
 def test_the_sheet_is_a_function_of_its_seed(world: Path, tmp_path: Path) -> None:
     for seed in (0, 0, 1):
         assert make(world, tmp_path / str(seed), f"seed={seed}") == 0
