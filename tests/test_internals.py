@@ -62,7 +62,12 @@ def test_only_one_file_touches_what_is_private_in_a_library():
                 found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {node.attr}")
             elif isinstance(node, ast.ImportFrom) and any(_is_private(part) for part in (node.module or "").split(".")):
                 found.append(f"{path.relative_to(PACKAGE)}:{node.lineno}: {node.module}")
-    known = {"internals.py", "serving/app.py", "serving/guard.py", "serving/server.py"}  # uvicorn and starlette: to be moved
+    known = {
+        "internals.py",
+        "serving/app.py",
+        "serving/guard.py",
+        "serving/server.py",
+    }  # uvicorn and starlette: to be moved
     assert {row.partition(":")[0] for row in found} == known, found
     assert len(found) >= 8  # or this test sees nothing
 
