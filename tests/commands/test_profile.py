@@ -82,7 +82,9 @@ def test_a_remedy_is_what_the_configuration_lacks(world: Path) -> None:
         config = training_config(*SMALL, f"data.root={world}/shapes", *overrides)
         _, module = build(config, None)
         found = remedies(seconds, config, module)
-        return {one.told.partition(":")[0].partition("=")[0]: one.seconds for one in found if one.seconds}
+        named = {one.told.partition(":")[0].partition("=")[0]: one.seconds for one in found if one.seconds != 0}
+        named.pop("trainer.precision", None)  # hangs on what the machine is measured to be fast at
+        return named
 
     plain = told("data.num_workers=1", "trainer.log_every_n_steps=50")
     assert plain == {"data.num_workers": 0.5, "~callbacks.throughput": 0.4}
