@@ -7,6 +7,7 @@ checkpoint of it, and exits with ``REQUEUE``; what has nothing to lose stops at 
 import ctypes
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ STOPPED = (
     "FUSIONKIT_STOPPED"  # in a job of SLURM: the file that a process leaves, which then ends with 0 and not ``REQUEUE``
 )
 SAME = 1.0  # seconds in which a second signal is the first, once more: clusters signal the group and its processes
+DEAF = 5.0  # seconds after which a process is ended that cannot hear a signal, since it waits in a library's code
 LOOK = 1.0  # seconds between two looks at the parent, where the system does not tell of its end
 SET_PDEATHSIG = 1  # of Linux's prctl
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
@@ -60,6 +62,7 @@ class Child(Protocol):
 class _State:
     asked: int = 0  # the first signal
     since: float = 0.0
+    heard: float = 0.0  # when a signal last came to one of our handlers
     is_held: bool = False  # a training runs, and looks at ``asked`` between its steps
     is_listening: bool = False
     children: list[Child] = []  # noqa: RUF012  (one state a process)
@@ -82,15 +85,47 @@ def listening() -> Iterator[None]:
         yield
         return
     before = {number: signal.signal(number, _on_signal) for number in ASKING}
-    if is_child() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt_once)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, _interrupt_once if is_child() else _interrupt)
     _State.is_listening, _State.asked = True, 0
     try:
-        yield
+        with _never_deaf():
+            yield
     finally:
         _State.is_listening = False
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+@contextmanager
+def _never_deaf() -> Iterator[None]:
+    """End this process where a signal does not come to Python, before training or after it, when there is nothing to lose.
+
+    A rank waits within torch's own code for others, which may never come; handlers run between two steps of Python alone.
+    """
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    before = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=_hear, args=(here,), name="fusionkit-deaf", daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        there.close()
+
+
+def _hear(wakeups: socket.socket) -> None:
+    with wakeups:
+        while came := wakeups.recv(1):
+            number, at = came[0], time.monotonic()
+            if number not in (*ASKING, signal.SIGINT):
+                continue
+            time.sleep(DEAF)
+            if _State.heard < at - SAME and not _State.is_held:
+                told = f"stopped by {signal.Signals(number).name} while a library was waiting, as for other processes"
+                with suppress(OSError):
+                    os.write(2, f"\n{told}\n".encode())
+                os._exit(130 if number == signal.SIGINT else stopped_code())
 
 
 @contextmanager
@@ -120,7 +155,7 @@ def started() -> list[Any]:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    now = time.monotonic()
+    now = _State.heard = time.monotonic()
     if not _State.asked:
         _State.asked, _State.since = number, now
         if not _State.is_held:
@@ -133,7 +168,13 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), number)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    _State.heard = time.monotonic()
+    signal.default_int_handler(number, frame)
+
+
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    _State.heard = time.monotonic()
     signal.signal(number, signal.SIG_IGN)  # our parent passes on what the terminal has sent us already
     raise KeyboardInterrupt
 

@@ -18,7 +18,7 @@ CHILD = """
 import os, sys, time
 from fusionkit.signals import end_with_parent
 end_with_parent()
-print(os.getpid(), flush=True)
+os.write(1, f"{os.getpid()}\\n".encode())  # at once, or two of them mix
 time.sleep(60)
 """
 WORKERS = """
@@ -136,6 +136,58 @@ def test_a_signal_is_noted_where_it_is_held_and_twice_in_a_moment_is_once():
         assert asked() == "SIGUSR1"
     with listening():  # a later run of this process
         assert asked() == ""
+
+
+DEAF = """
+import ctypes, contextlib, signal, sys
+from fusionkit import signals
+signals.DEAF = 0.3
+c, waited, came = ctypes.CDLL(None), ctypes.create_string_buffer(1024), ctypes.c_int()
+c.sigemptyset(waited), c.sigaddset(waited, int(signal.SIGWINCH))
+with signals.listening(), signals.held() if sys.argv[1] == "held" else contextlib.nullcontext():
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGWINCH])
+    print("here", flush=True)
+    c.sigwait(waited, ctypes.byref(came))  # as a library waits: no handler of Python runs within
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="waits as Linux does")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE), (signal.SIGINT, 130)])
+def test_a_process_that_waits_in_a_library_ends_by_a_signal(number, code):
+    command = [sys.executable, "-c", DEAF, "free"]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        time.sleep(0.2)
+        process.send_signal(number)
+        told = process.communicate(timeout=60)
+    assert (process.returncode, told[0]) == (code, "")
+    assert told[1] == f"\nstopped by {signal.Signals(number).name} while a library was waiting, as for other processes\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="waits as Linux does")
+def test_a_training_that_waits_in_a_library_is_let_finish_its_step():
+    command = [sys.executable, "-c", DEAF, "held"]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "here\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        process.send_signal(signal.SIGWINCH)
+        assert process.communicate(timeout=60) == ("went on\n", "")
+        assert process.returncode == 0
+
+
+def test_a_signal_that_was_heard_ends_nothing_later(monkeypatch):
+    monkeypatch.setattr(signals, "DEAF", 0.1)
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+    with listening():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with pytest.raises(Stopped if number == signal.SIGTERM else KeyboardInterrupt):
+                signal_oneself(number)
+        time.sleep(0.5)
+    assert signal.set_wakeup_fd(before) == before
 
 
 TWICE = """
