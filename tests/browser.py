@@ -1,0 +1,149 @@
+"""A headless Chromium for the tests with the marker ``browser``: one for a process, emptied before each page.
+
+Waits are on conditions, never for a time. What a page asks for and complains of is in ``log``, so that a test can say: nothing.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from selenium import webdriver
+from selenium.webdriver import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+PATIENCE = 30  # seconds after which what is waited for will not come
+SIZES = {"desk": (1400, 900), "phone": (390, 844)}
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",  # in a container, as root
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing but this machine has an address
+)
+# the control that has the keyboard, as a person would call it
+FOCUSED = "const e = document.activeElement; return e === document.body ? '' : e.id || e.name + e.value || e.textContent.trim()"
+IN_VIEW = """
+const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+return wide <= 0 ? [] : [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+  .map(e => e.tagName + '#' + e.id);
+"""
+
+
+def missing() -> str:
+    """What stands in the way of the tests in a browser, as a sentence; nothing where all is there."""
+    if not _program():
+        return "no Chromium on this machine; on Debian: apt-get install chromium chromium-driver"
+    return "" if shutil.which("chromedriver") else "no chromedriver on this machine; on Debian: apt-get install chromium-driver"
+
+
+def _program() -> str | None:
+    return next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
+class Browser:
+    """Chromium with files of its own in ``folder``; ``downloads`` is where it puts what is downloaded."""
+
+    def __init__(self, folder: Path) -> None:
+        if sentence := missing():
+            raise RuntimeError(sentence)
+        self.downloads = folder / "downloads"
+        self.downloads.mkdir()
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(_program())
+        for option in (*OPTIONS, f"--user-data-dir={folder / 'profile'}"):
+            options.add_argument(option)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        options.add_experimental_option("prefs", {"download.default_directory": str(self.downloads)})
+        service = webdriver.ChromeService(str(shutil.which("chromedriver")), env=os.environ | {"HOME": str(folder)})
+        self.driver = webdriver.Chrome(options, service)
+        self.requests: list[str] = []
+
+    def close(self) -> None:
+        self.driver.quit()
+
+    def open(self, url: str, size: str = "desk", is_dark: bool = False) -> None:
+        """Show a page in a window of this size, as if for the first time."""
+        width, height = SIZES[size]
+        self.command("Page.enable")
+        self.command("Emulation.setTouchEmulationEnabled", enabled=size == "phone")
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=size == "phone"
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
+        self.command("Emulation.setEmulatedMedia", features=[scheme])
+        self.driver.get("about:blank")
+        self.complaints(), self.asked()  # those of the page before
+        self.driver.get(url)
+
+    def command(self, name: str, **arguments: Any) -> Any:
+        """One command of the DevTools protocol."""
+        return self.driver.execute_cdp_cmd(name, arguments)
+
+    def script(self, code: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(code, *arguments)
+
+    def until(self, condition: Callable[[], Any]) -> Any:
+        """What the condition gives, once it is true."""
+        return WebDriverWait(self.driver, PATIENCE, poll_frequency=0.02).until(lambda _: condition())
+
+    def at(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def press(self, *keys: str) -> None:
+        """Keys of the keyboard, to whatever has it."""
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def tabbed(self, most: int = 40) -> list[str]:
+        """What Tab reaches from here on, in order, until it leaves the page or comes round."""
+        found: list[str] = []
+        for _ in range(most):
+            self.press(Keys.TAB)
+            name = self.script(FOCUSED)
+            if not name or name in found:
+                break
+            found.append(name)
+        return found
+
+    def outside(self) -> list[str]:
+        """The elements for which the page has to be moved sideways."""
+        return list(self.script(IN_VIEW))
+
+    def tree(self) -> list[tuple[str, str]]:
+        """Role and name of all that a screen reader is told of, in order, without the texts themselves."""
+        nodes: Sequence[Any] = self.command("Accessibility.getFullAXTree")["nodes"]
+        known = ((n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"])
+        return [each for each in known if each[0] not in ("StaticText", "InlineTextBox", "generic", "none", "LineBreak")]
+
+    def complaints(self) -> list[str]:
+        """What stands in the page's console since the last call."""
+        return [str(entry["message"]) for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
+
+    def asked(self) -> list[str]:
+        """The addresses that were asked for since the last call."""
+        entries = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))  # type: ignore[no-untyped-call]
+        found = [each["params"]["request"]["url"] for each in entries if each["method"] == "Network.requestWillBeSent"]
+        return [url for url in found if url != "about:blank"]
+
+    def shot(self, path: Path) -> None:
+        """The whole page as a picture."""
+        size = self.script("const e = document.documentElement; return [e.clientWidth, e.scrollHeight]")
+        clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
+        import base64
+
+        data = self.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
+        path.write_bytes(base64.b64decode(data))
