@@ -1,8 +1,9 @@
 """A headless Chromium for the tests with the marker ``browser``: one for a process, emptied before each page.
 
-Waits are on conditions, never for a time. What a page asks for and complains of is in ``log``, so that a test can say: nothing.
+Waits are on conditions, never for a time. ``complaints`` and ``asked`` tell what stood in the console and went to the network.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -33,11 +34,25 @@ OPTIONS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # nothing but this machine has an address
 )
 # the control that has the keyboard, as a person would call it
-FOCUSED = "const e = document.activeElement; return e === document.body ? '' : e.id || e.name + e.value || e.textContent.trim()"
-IN_VIEW = """
+FOCUSED = "const e = document.activeElement; return e === document.body ? '' : e.id || e.textContent.trim() || e.value"
+OUTSIDE = """
 const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
 return wide <= 0 ? [] : [...document.querySelectorAll('body *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
   .map(e => e.tagName + '#' + e.id);
+"""
+# texts of less contrast than WCAG AA asks for, on the colour that lies behind them
+FAINT = """
+const read = text => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  .reduce((sum, v, at) => sum + v * [.2126, .7152, .0722][at], 0);
+const behind = e => {
+  for (; e; e = e.parentElement) { const c = read(getComputedStyle(e).backgroundColor); if (c[3] === 1) return c; }
+  return matchMedia('(prefers-color-scheme: dark)').matches ? [18, 18, 18] : [255, 255, 255]; };
+return [...document.querySelectorAll('body *')].filter(e => e.checkVisibility({ opacityProperty: true }) && !e.closest('svg')
+  && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim())).map(e => {
+    const [one, two] = [light(read(getComputedStyle(e).color)), light(behind(e))];
+    return [e.tagName + ' ' + e.textContent.trim().slice(0, 30), (Math.max(one, two) + .05) / (Math.min(one, two) + .05)];
+  }).filter(([, ratio]) => ratio < 4.5);
 """
 
 
@@ -45,7 +60,11 @@ def missing() -> str:
     """What stands in the way of the tests in a browser, as a sentence; nothing where all is there."""
     if not _program():
         return "no Chromium on this machine; on Debian: apt-get install chromium chromium-driver"
-    return "" if shutil.which("chromedriver") else "no chromedriver on this machine; on Debian: apt-get install chromium-driver"
+    return (
+        ""
+        if shutil.which("chromedriver")
+        else "no chromedriver on this machine; on Debian: apt-get install chromium-driver"
+    )
 
 
 def _program() -> str | None:
@@ -68,7 +87,6 @@ class Browser:
         options.add_experimental_option("prefs", {"download.default_directory": str(self.downloads)})
         service = webdriver.ChromeService(str(shutil.which("chromedriver")), env=os.environ | {"HOME": str(folder)})
         self.driver = webdriver.Chrome(options, service)
-        self.requests: list[str] = []
 
     def close(self) -> None:
         self.driver.quit()
@@ -79,12 +97,17 @@ class Browser:
         self.command("Page.enable")
         self.command("Emulation.setTouchEmulationEnabled", enabled=size == "phone")
         self.command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=size == "phone"
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=size == "phone",
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         self.command("Emulation.setEmulatedMedia", features=[scheme])
         self.driver.get("about:blank")
-        self.complaints(), self.asked()  # those of the page before
+        self.complaints()  # those of the page before
+        self.asked()
         self.driver.get(url)
 
     def command(self, name: str, **arguments: Any) -> Any:
@@ -108,12 +131,16 @@ class Browser:
         """Keys of the keyboard, to whatever has it."""
         ActionChains(self.driver).send_keys(*keys).perform()
 
+    def focused(self) -> str:
+        """The control that has the keyboard; nothing where none has."""
+        return str(self.script(FOCUSED))
+
     def tabbed(self, most: int = 40) -> list[str]:
         """What Tab reaches from here on, in order, until it leaves the page or comes round."""
         found: list[str] = []
         for _ in range(most):
             self.press(Keys.TAB)
-            name = self.script(FOCUSED)
+            name = self.focused()
             if not name or name in found:
                 break
             found.append(name)
@@ -121,13 +148,27 @@ class Browser:
 
     def outside(self) -> list[str]:
         """The elements for which the page has to be moved sideways."""
-        return list(self.script(IN_VIEW))
+        return list(self.script(OUTSIDE))
+
+    def faint(self) -> list[Any]:
+        """Texts that are hard to read, with their contrast."""
+        return list(self.script(FAINT))
+
+    def drop(self, path: Path, selector: str) -> None:
+        """Drag a file of the system over an element, and let it go."""
+        box = self.at(selector).rect
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.command("Input.dispatchDragEvent", type=kind, data=data, **place)
 
     def tree(self) -> list[tuple[str, str]]:
         """Role and name of all that a screen reader is told of, in order, without the texts themselves."""
         nodes: Sequence[Any] = self.command("Accessibility.getFullAXTree")["nodes"]
         known = ((n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"])
-        return [each for each in known if each[0] not in ("StaticText", "InlineTextBox", "generic", "none", "LineBreak")]
+        return [
+            each for each in known if each[0] not in ("StaticText", "InlineTextBox", "generic", "none", "LineBreak")
+        ]
 
     def complaints(self) -> list[str]:
         """What stands in the page's console since the last call."""
@@ -143,7 +184,5 @@ class Browser:
         """The whole page as a picture."""
         size = self.script("const e = document.documentElement; return [e.clientWidth, e.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
-        import base64
-
         data = self.command("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)["data"]
         path.write_bytes(base64.b64decode(data))

@@ -11,8 +11,10 @@ def api_page(document: Mapping[str, Any]) -> str:
     parts = [_path(path, method, what) for path, ways in document["paths"].items() for method, what in ways.items()]
     info = document["info"]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(info["title"])}: API</title><link rel="icon" href="/icon.svg"><link rel="stylesheet" href="/page.css"></head><body><main>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(info["title"])}: API</title><link rel="icon" href="/icon.svg"><link rel="stylesheet" href="/page.css">'
+        "</head><body><main>"
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>"
         '<p><a href="/">Ask with pictures</a>, or read <a href="/openapi.json">openapi.json</a>.</p>'
         f"{''.join(parts)}</main></body></html>"

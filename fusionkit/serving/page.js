@@ -65,15 +65,17 @@ function showFields() {
   at("with-row").hidden = kind() !== "search";
 }
 
+const lacking = (control, text) => Object.assign(new Error(text), { control });
+
 function request() {
   if (!kind()) throw new Error("This model can be asked by programs alone; see the API.");
   const [label, field] = WORDS[kind()];
   const asked = { model: at("model").value };
   const text = at("text").value.trim();
   const isSearch = kind() === "search";
-  if (isSearch && at("with").checked && !picture) throw new Error("Choose a picture to search with.");
-  if (!isSearch && !picture) throw new Error("Choose a picture first.");
-  if (label && !text && !(isSearch && at("with").checked)) throw new Error("Write what you ask for.");
+  if (isSearch && at("with").checked && !picture) throw lacking("file", "Choose a picture to search with.");
+  if (!isSearch && !picture) throw lacking("file", "Choose a picture first.");
+  if (label && !text && !(isSearch && at("with").checked)) throw lacking("text", "Write what you ask for.");
   if (label && text) asked[field] = text;
   if (!isSearch || at("with").checked) asked.image = picture.base64;
   if (!at("look-row").hidden && at("look").checked) asked.look = true;
@@ -99,7 +101,7 @@ async function ask(event) {
     asked = request();
   } catch (error) {
     fault(error.message);
-    (at("text-row").hidden || at("text").value.trim() ? at("file") : at("text")).focus();
+    if (error.control) at(error.control).focus({ preventScroll: true }); // the sentence stays in sight
     return;
   }
   const what = kind();

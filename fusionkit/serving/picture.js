@@ -26,7 +26,7 @@ async function take(file) {
     bitmap = await createImageBitmap(file); // upright, as the service sees it
     bytes = new Uint8Array(await file.arrayBuffer());
   } catch (error) {
-    if (turn === taken) fault(`${file.name} is no picture that can be shown; choose a JPEG, PNG, WebP or GIF.`);
+    if (turn === taken) fault(`The file ${file.name} is no picture that can be shown; choose a JPEG, PNG, WebP or GIF.`);
     return;
   }
   if (turn !== taken) return;
