@@ -138,12 +138,14 @@ class Browser:
     def tabbed(self, most: int = 40) -> list[str]:
         """What Tab reaches from here on, in order, until it leaves the page or comes round."""
         found: list[str] = []
+        seen = set[str]()
         for _ in range(most):
             self.press(Keys.TAB)
-            name = self.focused()
-            if not name or name in found:
+            name, place = self.focused(), self.driver.switch_to.active_element.id
+            if not name or place in seen:
                 break
             found.append(name)
+            seen.add(place)
         return found
 
     def outside(self) -> list[str]:
@@ -153,6 +155,10 @@ class Browser:
     def faint(self) -> list[Any]:
         """Texts that are hard to read, with their contrast."""
         return list(self.script(FAINT))
+
+    def key(self, key: str, code: str, is_held: bool = False) -> None:
+        """One key as it goes down, by the letter that it gives and its place on the keyboard; ``is_held`` as it goes on."""
+        self.command("Input.dispatchKeyEvent", type="keyDown", key=key, code=code, autoRepeat=is_held)
 
     def drop(self, path: Path, selector: str) -> None:
         """Drag a file of the system over an element, and let it go."""
