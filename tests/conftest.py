@@ -28,10 +28,9 @@ torch.set_num_threads(1)
 
 
 def no_browser() -> str:
-    """Why there is no browser to test in; nothing where there is one, or where it is a failure that there is none."""
-    from tests.browser import missing
+    from tests.browser import why_skipped
 
-    return "" if "CI" in os.environ else missing()
+    return why_skipped()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
