@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-PATIENCE = 30  # seconds after which what is waited for will not come
+PATIENCE = 60  # seconds after which what is waited for will not come
 SIZES = {"desk": (1400, 900), "phone": (390, 844)}
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = (

@@ -76,7 +76,7 @@ function draw(map) {
   }
   if (box) {
     const [left, top, width, height] = box.map((value) => value * scale);
-    const line = Math.max(2, canvas.width / 130);
+    const line = Math.max(2, canvas.width / 160);
     for (const [style, thick] of [["#ffffff", 2 * line], ["#b91c1c", line]]) {
       pen.strokeStyle = style;
       pen.lineWidth = thick;

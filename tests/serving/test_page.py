@@ -29,12 +29,21 @@ const copy = new OffscreenCanvas(1, 1).getContext('2d');  // Chromium warns of a
 copy.drawImage(document.getElementById('canvas'), -arguments[0], -arguments[1]);
 return [...copy.getImageData(0, 0, 1, 1).data];
 """
+MOVED = """
+const [kind, isFile] = arguments, how = { cancelable: true, bubbles: true }, data = new DataTransfer();
+if (isFile) data.items.add(new File([await (await fetch('/icon.svg')).blob()], 'pasted.svg', { type: 'image/svg+xml' }));
+else data.setData('text/plain', 'words');
+const event = kind === 'paste' ? new ClipboardEvent(kind, { clipboardData: data, ...how })
+  : new DragEvent(kind, { dataTransfer: data, ...how });
+document.getElementById('text').dispatchEvent(event);
+return event.defaultPrevented;
+"""
 SIZES = pytest.mark.parametrize("size", ["desk", "phone"])
 
 
 @pytest.fixture(scope="module")
 def service(served: Served) -> Iterator[Service]:
-    made = Service([served], Limits(wait_ms=0), LOOPBACK)
+    made = Service([served], Limits(wait_ms=0, timeout_seconds=PATIENCE), LOOPBACK)
     made.start()
     yield made
     assert made.close(PATIENCE)
@@ -406,3 +415,44 @@ def test_a_service_that_stops_is_told_of(page: Page, service: Service, monkeypat
     page.ask()
     assert page.fault == "The service is stopping."
     page.browser.complaints()  # Chromium says each 503 itself
+
+
+def test_a_connection_that_ends_and_a_proxy_that_fails_are_told_of(page: Page, photos: list[Path]) -> None:
+    page.open()
+    page.give(photos[0])
+    page.choose("answer", QUESTION)
+    for answer, sentence in (
+        ("Promise.resolve(new Response('<html>', { status: 502 }))", "The service answers with an error, 502."),
+        ("Promise.reject(new TypeError('Failed to fetch'))", "The service closed the connection: "),
+        ('Promise.resolve(new Response(\'data: {"draft": "a"}\\n\\n\'))', "The connection ended before the answer."),
+    ):
+        page.choose("caption" if "draft" in answer else "answer")
+        page.browser.script(f"window.fetch = () => {answer}")
+        assert page.ask() == "No answer."
+        assert page.fault.startswith(sentence)
+        assert page.browser.at("#answer").get_attribute("aria-busy") is None
+
+
+def test_the_later_of_two_pictures_counts_however_long_the_first_takes(page: Page, photos: list[Path]) -> None:
+    page.open()
+    page.browser.script(
+        "const decode = createImageBitmap; window.createImageBitmap = file => file.name === arguments[0] ? "
+        "new Promise(done => { window.late = () => done(decode(file)); }) : decode(file)",
+        photos[0].name,
+    )
+    page.browser.at("#file").send_keys(str(photos[0]))
+    page.browser.until(lambda: page.browser.script("return window.late !== undefined"))
+    page.give(photos[1])
+    frames = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done))"
+    page.browser.script("window.late()")
+    page.browser.driver.execute_async_script(frames)
+    assert photos[1].name in page.browser.at("#file-told").text
+
+
+def test_pictures_are_pasted_and_words_are_dragged(page: Page, photos: list[Path]) -> None:
+    """What is no file is left to the browser, which puts it into the field."""
+    page.open()
+    for kind in ("dragover", "drop", "paste"):
+        assert page.browser.script(MOVED, kind, False) is False
+        assert page.browser.script(MOVED, kind, True) is True
+    page.browser.until(lambda: "pasted.svg" in page.browser.at("#file-told").text + page.fault)
