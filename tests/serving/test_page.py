@@ -456,3 +456,7 @@ def test_pictures_are_pasted_and_words_are_dragged(page: Page, photos: list[Path
         assert page.browser.script(MOVED, kind, False) is False
         assert page.browser.script(MOVED, kind, True) is True
     page.browser.until(lambda: "pasted.svg" in page.browser.at("#file-told").text + page.fault)
+    page.give(photos[0])
+    page.browser.drop(photos[1], "#drop")
+    page.until_shown(photos[1])
+    page.give(photos[0])  # the same again, which is another than the one that is shown
