@@ -215,6 +215,8 @@ def test_a_phrase_has_a_box_and_words_look(page: Page, model: fk.Model, photos: 
     assert page.pixels() == boxed != bare
     page.give(photos[2])
     assert not page.browser.at("#words").is_displayed()  # they were of another picture
+    page.give(photos[1])
+    assert page.pixels() == bare
 
 
 def test_a_caption_comes_word_by_word(
