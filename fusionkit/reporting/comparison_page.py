@@ -1,11 +1,12 @@
 """The report page of a comparison: one file that needs no other and no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from xml.etree.ElementTree import Element
 
 import yaml
+from PIL import Image
 
 from fusionkit.reporting.comparison import Cell, Comparison
 from fusionkit.reporting.comparison_plots import GROWTH, Panel, draw
@@ -60,7 +61,7 @@ def _verdicts(comparison: Comparison) -> list[Element]:
     if len(comparison.entries) < 2:
         return []
     sources = ", ".join(dict.fromkeys(metric.partition("/")[0] for metric in comparison.metrics))
-    about = f", in {len(comparison.metrics)} scores on {sources}"
+    about = f", in {_counted(len(comparison.metrics))} on {sources}"
     lines = [element("p", "Compared with ", element("b", comparison.baseline), about, class_="soft")]
     verdicts = []
     for entry in comparison.entries[1:]:
@@ -81,10 +82,14 @@ def _verdicts(comparison: Comparison) -> list[Element]:
                     element("span", str(better), class_="good" if better else None),
                     ", worse in ",
                     element("span", str(worse), class_="bad" if worse else None),
-                    f", undecided in {tested - better - worse} of {tested} scores",
+                    f", undecided in {tested - better - worse} of {_counted(tested)}",
                 )
             )
     return [*lines, element("ul", *verdicts)] if verdicts else lines
+
+
+def _counted(scores: int) -> str:
+    return "1 score" if scores == 1 else f"{scores} scores"
 
 
 def _scores(comparison: Comparison) -> Element:
@@ -259,7 +264,10 @@ def _plots(panels: Sequence[Panel]) -> Element:
             for theme, path in paths.items():
                 draw(panel, path, theme)
             dark = element("source", srcset=embedded(paths["dark"]), media="(prefers-color-scheme: dark)")
-            light = element("img", src=embedded(paths["light"]), alt=panel.words, loading="lazy")
+            with Image.open(paths["light"]) as drawn:
+                width, height = drawn.size  # known before it is shown, so that nothing moves then
+            shape = {"width": width, "height": height}
+            light = element("img", src=embedded(paths["light"]), alt=panel.words, loading="lazy", **shape)
             figures.append(element("figure", element("picture", dark, light)))
     return element("div", *figures, class_="plots")
 
@@ -271,9 +279,14 @@ def _examples(comparison: Comparison, groups: Groups) -> list[Element]:
         shown = []
         for heading, found in by_group.items():
             cards = (example_card(example, places) for example in found)
-            shown += [element("h4", heading), element("div", *cards, class_="cards", tabindex=0)]
+            shown += [element("h4", heading), _cards(f"{label}, {heading}", cards)]
         content.append(element("details", element("summary", label), *shown, open=not content))
     return content
+
+
+def _cards(name: str, cards: Iterable[Element]) -> Element:
+    """A row of cards, which the keyboard can move where the page is narrow."""
+    return element("div", *cards, class_="cards", role="group", aria_label=name, tabindex=0)
 
 
 def _settings(comparison: Comparison) -> list[Element]:
@@ -283,9 +296,13 @@ def _settings(comparison: Comparison) -> list[Element]:
         about = [str(path) for each in entry.runs for path in each.paths]
         about += [f"checkpoint {run.checkpoint}"] if run.checkpoint else []
         text = yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True) if run.config else "not known"
-        lines = [element("p", *_lines(about), class_="soft"), element("pre", text, tabindex=0)]
+        lines = [element("p", *_lines(about), class_="soft"), _configuration(entry.name, text)]
         content.append(element("details", element("summary", entry.name), *lines))
     return content
+
+
+def _configuration(name: str, text: str) -> Element:
+    return element("pre", text, role="region", aria_label=f"configuration of {name}", tabindex=0)
 
 
 def _lines(texts: Sequence[str]) -> list[Element | str]:

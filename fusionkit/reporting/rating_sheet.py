@@ -16,6 +16,7 @@ from fusionkit.reporting.html import document, element
 from fusionkit.reporting.record import RunRecord
 from fusionkit.reporting.side_by_side import Example, Load, said_by_all
 
+MOST = 640  # pixels a side of a picture, which is to be looked at
 CHOICES = {"left": "left is better", "right": "right is better", "tie": "equally good", "both_bad": "both bad"}
 
 
@@ -99,7 +100,7 @@ def rating_page(sheet: Sheet) -> tuple[str, str]:
     ]
     how = (
         "Two answers to the same picture: choose the better one. "
-        "Keys: 1 left, 2 right, 3 equally good, 4 both bad, N next, P previous. "
+        "On a keyboard the digits choose, N and P move. "
         "What you chose is kept in this browser; when you are done, download it and send it back."
     )
     name = element("label", "Your name ", element("input", id="rater", type="text", autocomplete="off", maxlength=80))
@@ -108,17 +109,21 @@ def rating_page(sheet: Sheet) -> tuple[str, str]:
     )
     choices = [
         element(
-            "button", f"{key} {words}", type="button", data_choice=choice, aria_pressed="false", aria_keyshortcuts=key
+            *("button", element("kbd", str(key)), f" {words}"),
+            type="button",
+            data_choice=choice,
+            aria_pressed="false",
+            aria_keyshortcuts=key,
         )
         for key, (choice, words) in enumerate(CHOICES.items(), start=1)
     ]
     moves = [
-        element("button", words, type="button", id=name)
-        for name, words in (
-            ("previous", "P previous"),
-            ("next", "N next"),
-            ("download", "download the result"),
-            ("anew", "start anew"),
+        element("button", key and element("kbd", key), f" {words}" if key else words, type="button", id=name)
+        for name, key, words in (
+            ("previous", "P", "previous"),
+            ("next", "N", "next"),
+            ("download", None, "download the result"),
+            ("anew", None, "start anew"),
         )
     ]
     body = [
@@ -141,7 +146,7 @@ def _section(pair: Pair, number: int, count: int) -> Element:
         for side, text in zip(("Left", "Right"), answers, strict=True)
     ]
     asked = element("p", example.asked, dir="auto", class_="asked") if example.asked else None
-    frame = element("div", picture(example, {}), class_="frame")
+    frame = element("div", picture(example, {}, MOST), class_="frame")
     return element(
         "section",
         element("h2", f"Pair {number} of {count}", tabindex=-1),

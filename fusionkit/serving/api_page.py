@@ -1,5 +1,6 @@
 """The API as a page that needs nothing from elsewhere: made of the same OpenAPI document as ``/openapi.json``."""
 
+import json
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -10,8 +11,10 @@ def api_page(document: Mapping[str, Any]) -> str:
     parts = [_path(path, method, what) for path, ways in document["paths"].items() for method, what in ways.items()]
     info = document["info"]
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<title>{escape(info["title"])}: API</title><link rel="stylesheet" href="/page.css"></head><body><main>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(info["title"])}: API</title><link rel="icon" href="/icon.svg"><link rel="stylesheet" href="/page.css">'
+        "</head><body><main>"
         f"<h1>{escape(info['title'])} {escape(info['version'])}</h1><p>{escape(info['description'])}</p>"
         '<p><a href="/">Ask with pictures</a>, or read <a href="/openapi.json">openapi.json</a>.</p>'
         f"{''.join(parts)}</main></body></html>"
@@ -37,4 +40,4 @@ def _type(field: Mapping[str, Any]) -> str:
     bounds = [f"{word} {field[key]:g}" for key, word in (("minimum", "from"), ("maximum", "to")) if key in field]
     default = field.get("default")
     told = [" or ".join(kind for kind in kinds if kind != "null"), *bounds]
-    return ", ".join([*told, *([f"default {default}"] if default not in (None, "") else [])])
+    return ", ".join([*told, *([f"default {json.dumps(default)}"] if default not in (None, "") else [])])

@@ -30,8 +30,10 @@ from fusionkit.serving.served import Served
 HERE = Path(__file__).parent
 FILES = {
     "/": ("page.html", "text/html"),
+    "/picture.js": ("picture.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 END = object()
 T = TypeVar("T")

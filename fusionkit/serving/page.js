@@ -1,7 +1,6 @@
 "use strict";
-// The page of a service: a picture stays in the browser until something is asked, and goes to this service alone.
+// What is asked of a service, and what it says; picture.js has the picture that it is about.
 
-const at = (id) => document.getElementById(id);
 const WORDS = {
   answer: ["Question", "question"],
   caption: ["", ""],
@@ -11,25 +10,30 @@ const WORDS = {
 };
 const NAMES = { answer: "Answer a question", caption: "Describe it", ground: "Find a phrase", match: "Match a text", search: "Search the folder" };
 let models = [];
-let picture = null; // {bitmap, base64}
-let looks = null; // the last answer's
-let box = null;
 let running = null; // an AbortController
 
 const model = () => models.find((each) => each.name === at("model").value);
 const kind = () => (document.querySelector("input[name=kind]:checked") || {}).value;
 
-function say(text) { at("answer").textContent = text; }
-function fault(text) { at("fault").textContent = text; }
+function note(text) { at("answer").replaceChildren(made("p", text, "soft")); }
+function say(text, ...more) { at("answer").replaceChildren(made("p", text, "said"), ...more); }
+
+function fault(text) {
+  const told = text && text[0].toUpperCase() + text.slice(1);
+  at("fault").textContent = told && !/[.!?]$/.test(told) ? `${told}.` : told;
+  if (text) at("fault").scrollIntoView({ block: "nearest" });
+}
 
 async function begin() {
   try {
     const response = await fetch("/v1/models");
+    if (!response.ok) throw new Error(await sentence(response));
     models = (await response.json()).models;
   } catch (error) {
-    fault("The service does not answer; load the page again.");
+    fault(error instanceof TypeError ? "The service does not answer; load the page again." : error.message);
     return;
   }
+  note("Nothing is asked yet.");
   for (const each of models) at("model").add(new Option(each.name, each.name));
   at("model").addEventListener("change", showKinds);
   showKinds();
@@ -42,6 +46,7 @@ function showKinds() {
     const label = document.createElement("label");
     const input = document.createElement("input");
     input.type = "radio";
+    input.className = "unseen";
     input.name = "kind";
     input.value = name;
     input.checked = able.includes(before) ? name === before : place === 0;
@@ -60,89 +65,17 @@ function showFields() {
   at("with-row").hidden = kind() !== "search";
 }
 
-async function take(file) {
-  if (!file) return;
-  fault("");
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(file); // upright, as the service sees it
-  } catch (error) {
-    fault("This file is no picture that can be shown; choose a JPEG, PNG, WebP or GIF.");
-    return;
-  }
-  const bytes = new Uint8Array(await file.arrayBuffer());
-  let text = "";
-  for (let start = 0; start < bytes.length; start += 32768) text += String.fromCharCode(...bytes.subarray(start, start + 32768));
-  picture = { bitmap, base64: btoa(text), name: file.name };
-  looks = box = null;
-  at("stage").hidden = false;
-  at("words").hidden = true;
-  draw();
-  say("The picture is there; ask about it.");
-}
-
-function draw(map) {
-  const canvas = at("canvas");
-  const { bitmap } = picture;
-  const scale = Math.min(1, 1600 / Math.max(bitmap.width, bitmap.height));
-  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
-  const pen = canvas.getContext("2d");
-  pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  if (map) {
-    const heat = document.createElement("canvas");
-    heat.width = map[0].length;
-    heat.height = map.length;
-    const brush = heat.getContext("2d");
-    const pixels = brush.createImageData(heat.width, heat.height);
-    map.flat().forEach((value, place) => pixels.data.set([255, Math.round(200 * value), 0, Math.round(170 * value)], 4 * place));
-    brush.putImageData(pixels, 0, 0);
-    const side = Math.min(canvas.width, canvas.height);
-    const area = looks.middle
-      ? [(canvas.width - side) / 2, (canvas.height - side) / 2, side, side]
-      : [0, 0, canvas.width, canvas.height];
-    pen.drawImage(heat, ...area);
-  }
-  if (box) {
-    const [left, top, width, height] = box.map((value) => value * scale);
-    const line = Math.max(2, canvas.width / 200);
-    for (const [style, thick] of [["#ffffff", 2 * line], ["#b91c1c", line]]) {
-      pen.strokeStyle = style;
-      pen.lineWidth = thick;
-      pen.strokeRect(left, top, width, height);
-    }
-  }
-  const told = [picture.name, box ? "with a box" : "", map ? "with where a word looks" : ""].filter(Boolean);
-  canvas.setAttribute("aria-label", told.join(", "));
-}
-
-function showLooks() {
-  const place = at("words");
-  place.hidden = !looks;
-  if (!looks || !Array.isArray(looks.whole[0])) { place.hidden = true; return; }
-  const choices = [["all words", looks.whole], ...looks.words.map((word, number) => [word, looks.maps[number]]), ["none", null]];
-  place.replaceChildren(...choices.map(([word, map], number) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = word;
-    button.setAttribute("aria-pressed", String(number === 0));
-    button.addEventListener("click", () => {
-      for (const other of place.children) other.setAttribute("aria-pressed", String(other === button));
-      draw(map);
-    });
-    return button;
-  }));
-  draw(looks.whole);
-}
+const lacking = (control, text) => Object.assign(new Error(text), { control });
 
 function request() {
+  if (!kind()) throw new Error("This model can be asked by programs alone; see the API.");
   const [label, field] = WORDS[kind()];
   const asked = { model: at("model").value };
   const text = at("text").value.trim();
   const isSearch = kind() === "search";
-  if (isSearch && at("with").checked && !picture) throw new Error("Choose a picture to search with.");
-  if (!isSearch && !picture) throw new Error("Choose a picture first.");
-  if (label && !text && !(isSearch && at("with").checked)) throw new Error("Write what you ask for.");
+  if (isSearch && at("with").checked && !picture) throw lacking("file", "Choose a picture to search with.");
+  if (!isSearch && !picture) throw lacking("file", "Choose a picture first.");
+  if (label && !text && !(isSearch && at("with").checked)) throw lacking("text", "Write what you ask for.");
   if (label && text) asked[field] = text;
   if (!isSearch || at("with").checked) asked.image = picture.base64;
   if (!at("look-row").hidden && at("look").checked) asked.look = true;
@@ -150,39 +83,55 @@ function request() {
   return asked;
 }
 
+// Nothing runs any more; what was asked is given up where it is not answered.
+function end() {
+  if (running) running.abort();
+  running = null;
+  at("send").removeAttribute("aria-disabled");
+  if (document.activeElement === at("stop")) at("send").focus(); // a button that goes would take the keyboard's place with it
+  at("stop").hidden = true;
+}
+
 async function ask(event) {
   event.preventDefault();
+  if (running) return;
   fault("");
-  at("found").hidden = true;
   let asked;
   try {
     asked = request();
   } catch (error) {
     fault(error.message);
+    if (error.control) at(error.control).focus({ preventScroll: true }); // the sentence stays in sight
     return;
   }
   const what = kind();
-  running = new AbortController();
-  at("send").disabled = true;
+  const mine = running = new AbortController();
+  at("found").hidden = true;
+  at("send").setAttribute("aria-disabled", "true"); // and not disabled, which loses the keyboard's place
   at("stop").hidden = false;
-  say("…");
+  note("Waiting for the answer …");
   try {
     const response = await fetch(`/v1/${what}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(asked),
-      signal: running.signal,
+      signal: mine.signal,
     });
-    if (!response.ok) throw new Error((await response.json()).error);
+    if (!response.ok) throw new Error(await sentence(response));
     show(what, asked, what === "caption" ? await streamed(response) : await response.json());
   } catch (error) {
-    say(error.name === "AbortError" ? "Stopped." : "");
-    if (error.name !== "AbortError") fault(error.message);
+    if (running !== mine) return; // stopped, or another picture was chosen
+    clear();
+    note("No answer.");
+    fault(error instanceof TypeError ? "The service closed the connection: it has ended, or the picture is too large for it." : error.message);
   } finally {
-    running = null;
-    at("send").disabled = false;
-    at("stop").hidden = true;
+    if (running === mine) end();
   }
+}
+
+async function sentence(response) {
+  const said = await response.json().catch(() => ({})); // a proxy before the service answers in its own way
+  return said.error || `The service answers with an error, ${response.status}.`;
 }
 
 async function streamed(response) {
@@ -217,28 +166,45 @@ function show(what, asked, said) {
   if (what === "caption") say(said.caption);
   if (what === "match") say(`It matches with a probability of ${percent(said.match)}.`);
   if (what === "ground") say(`A box at ${said.bbox.map((value) => Math.round(value)).join(", ")} (left, top, width, height in pixels).`);
-  if (what === "answer") {
-    const others = (said.answers || []).slice(1).map((each) => Object.values(each).map((value) => (typeof value === "number" ? percent(value) : value)).join(" "));
-    say([said.answer, others.length ? `next best: ${others.join(", ")}` : ""].filter(Boolean).join("\n"));
-  }
+  if (what === "answer") say(said.answer, ranked(said.answers || []));
   if (what === "search") list(asked, said.found);
+  at("answer").scrollIntoView({ block: "nearest" }); // no further than needed, so that the picture stays
+}
+
+// what a model that ranks answers finds likely, of which the first is said already
+function ranked(answers) {
+  const known = answers.map((each) => [each.answer, Object.values(each).find((value) => typeof value === "number")]);
+  if (known.length < 2) return "";
+  const rows = document.createElement("ol");
+  rows.className = "answers";
+  rows.append(...known.map(([answer, probability]) => {
+    const row = document.createElement("li");
+    row.append(made("span", answer));
+    if (probability === undefined) return row;
+    const bar = document.createElement("i");
+    bar.style.width = percent(probability);
+    row.append(made("span", percent(probability)), bar);
+    return row;
+  }));
+  return rows;
 }
 
 function list(asked, found) {
-  say(`${found.filter((each) => !each.error).length} pictures were found.`);
+  const count = found.filter((each) => !each.error).length;
+  say(count === 1 ? "1 picture was found." : `${count} pictures were found.`);
   const name = encodeURIComponent(asked.model);
   at("found").replaceChildren(...found.map((each) => {
     const row = document.createElement("li");
     const told = document.createElement("span");
     if (each.error) {
-      told.textContent = `${each.image}: ${each.error}`;
+      told.append(made("bdi", each.image), `: ${each.error}`);
     } else {
       const image = document.createElement("img");
       image.src = `/v1/images/${each.row}?model=${name}`;
       image.alt = each.image;
       image.loading = "lazy";
       row.append(image);
-      told.textContent = `${each.rank}. ${each.image} (${each.score.toFixed(3)})`;
+      told.append(`${each.rank}. `, made("bdi", each.image), made("span", ` ${each.score.toFixed(3)}`, "soft"));
     }
     row.append(told);
     return row;
@@ -246,14 +212,10 @@ function list(asked, found) {
   at("found").hidden = false;
 }
 
-at("file").addEventListener("change", () => take(at("file").files[0]));
-for (const name of ["dragover", "dragleave", "drop"]) {
-  document.addEventListener(name, (event) => {
-    event.preventDefault();
-    at("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop") take(event.dataTransfer.files[0]);
-  });
-}
 at("ask").addEventListener("submit", ask);
-at("stop").addEventListener("click", () => running && running.abort());
+at("stop").addEventListener("click", () => {
+  end();
+  clear();
+  note("Stopped.");
+});
 begin();
