@@ -93,7 +93,9 @@ def check_images(source: str, datamodule: DataModule, encoder: ImageEncoder) -> 
             f"image_encoder.max_length is {most}; raise it, or shorten the streams"
         )
     if has == "frames" and datamodule.finish.fit == "keep":
-        raise ConfigError("data.fit=keep gives frames of different shapes, which are not read together; set data.fit=squash")
+        raise ConfigError(
+            "data.fit=keep gives frames of different shapes, which are not read together; set data.fit=squash"
+        )
     if has == "pixel_values" and datamodule.finish.fit == "keep" and not getattr(encoder, "reads_canvases", False):
         raise ConfigError(
             f"data.fit=keep gives images of different shapes, which {type(encoder).__name__} does not read; set "

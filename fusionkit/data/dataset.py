@@ -226,8 +226,8 @@ def boxes_on(
             if "box" in row.facts:
                 if size == UNKNOWN:
                     raise DataError(
-                        f"the {kind} {row.id} have a box, but the size of its image is not known, as of a stream; have the reader give "
-                        "Sample.size, or put the image's `size` into its npz file"
+                        f"the {kind} {row.id} have a box, but the size of its image is not known (of a stream none is); have the "
+                        "reader give Sample.size, or put the image's `size` into its npz file"
                     )
                 x, y, width, height = row.facts["box"]
                 keys.append((kind, row.id))

@@ -113,7 +113,9 @@ class Source:
             )
         for name, value in (("regions", self.regions), ("augment", self.augment), ("cache", self.cache or None)):
             if self.stream is not None and value is not None:
-                raise ConfigError(f"{key}.{name} is for single images, but {key}.stream reads streams; set {key}.{name}=null")
+                raise ConfigError(
+                    f"{key}.{name} is for single images, but {key}.stream reads streams; set {key}.{name}=null"
+                )
         if self.stream is not None and self.shots:
             raise ConfigError(f"{key}.shots stand before single images, but {key}.stream reads streams; set it to 0")
         for role, names in self.splits.items():

@@ -22,12 +22,12 @@ class FrameEncoder(nn.Module):
 
     ``encoder``          of single images, which reads each frame for itself.
     ``max_length``       frames that there are places for.
-    ``tokens_per_frame`` None: all that the encoder gives; 1: its pooled vector; k * k: means over a grid of k x k, which bound what a
-                         fusion reads.
+    ``tokens_per_frame`` None: all that the encoder gives; 1: its pooled vector; k * k: means over a grid of k x k, which
+                         bound what a fusion reads.
     ``layers``           transformer layers in which all tokens of a stream see each other (joint space-time attention, arXiv
                          2102.05095), with ``num_heads``; 0: frames meet in the fusion alone.
-    The embeddings of places are learnt, and start from sines and cosines. What stands for a stream alone (``pooled``) is the mean of
-    its frames' pooled vectors, and beside it, where there are layers, that of the tokens, which know their order.
+    The embeddings of places are learnt, and start from sines and cosines. What stands for a stream alone (``pooled``) is the
+    mean of its frames' pooled vectors, and beside it, where there are layers, that of the tokens, which know their order.
     """
 
     reads = "frames"
@@ -46,7 +46,9 @@ class FrameEncoder(nn.Module):
             raise ConfigError(
                 f"image_encoder.encoder: {type(encoder).__name__} reads {encoder.reads}, but frames have pixels; choose another"
             )
-        if tokens_per_frame is not None and (tokens_per_frame < 1 or math.isqrt(tokens_per_frame) ** 2 != tokens_per_frame):
+        if tokens_per_frame is not None and (
+            tokens_per_frame < 1 or math.isqrt(tokens_per_frame) ** 2 != tokens_per_frame
+        ):
             raise ConfigError(
                 f"image_encoder.tokens_per_frame is {tokens_per_frame}, but has to be a square such as 1, 4 or 9, or null"
             )
@@ -64,7 +66,9 @@ class FrameEncoder(nn.Module):
                 "shorten the source's stream"
             )
         is_frame = frames.mask.bool()
-        seen = self.encoder(frames.values[is_frame])  # (R, N, D): padding is no image, and in no batch norm's statistics
+        seen = self.encoder(
+            frames.values[is_frame]
+        )  # (R, N, D): padding is no image, and in no batch norm's statistics
         embeds, mask = self._of_frame(seen)
         number = embeds.shape[1]
         tokens = embeds.new_zeros(images, length, number, self.hidden_size)
@@ -113,7 +117,7 @@ class FrameEncoder(nn.Module):
 
 
 class SpectrogramEncoder(nn.Module):
-    """Patches of a log-mel spectrogram, embedded linearly, with places in time and frequency, in a transformer (AST, arXiv 2104.01778).
+    """Patches of a log-mel spectrogram with their places in time and frequency, in a transformer (AST, arXiv 2104.01778).
 
     ``mels``        bands of the spectrogram: those of the source's stream.
     ``patch``       bands and steps of a patch.
@@ -151,7 +155,9 @@ class SpectrogramEncoder(nn.Module):
         """Spectrograms (I, M, S) -> tokens (I, N, hidden_size): all steps of the lowest bands first."""
         _, mels, steps = sounds.values.shape
         if mels != self.mels:
-            raise ConfigError(f"image_encoder.mels is {self.mels}, but the source's stream has {mels}; set both to one number")
+            raise ConfigError(
+                f"image_encoder.mels is {self.mels}, but the source's stream has {mels}; set both to one number"
+            )
         if steps > self.max_length:
             raise ConfigError(
                 f"a recording has {steps} steps, but image_encoder.max_length is {self.max_length}; raise it, or shorten "
@@ -185,7 +191,9 @@ def sines(length: int, size: int) -> Tensor:
 def transformer(size: int, layers: int, num_heads: int, dropout: float) -> nn.ModuleList:
     """Layers with the norm before each part; ConfigError where the heads do not divide the width."""
     if layers and size % num_heads:
-        raise ConfigError(f"image_encoder.num_heads is {num_heads}, which does not divide the width of {size}; change it")
+        raise ConfigError(
+            f"image_encoder.num_heads is {num_heads}, which does not divide the width of {size}; change it"
+        )
     options = {"activation": "gelu", "batch_first": True, "norm_first": True}
     return nn.ModuleList(
         nn.TransformerEncoderLayer(size, num_heads, 4 * size, dropout, **options) for _ in range(layers)

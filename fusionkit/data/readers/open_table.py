@@ -223,7 +223,9 @@ class OpenTable(OpenFiles):
             [
                 found
                 for row in picture.rows
-                for found in texts_in(row, self.meaning, columns, classes[row.path], 1 if self.streams else len(picture.files))
+                for found in texts_in(
+                    row, self.meaning, columns, classes[row.path], 1 if self.streams else len(picture.files)
+                )
             ]
             for picture in pictures
         ]

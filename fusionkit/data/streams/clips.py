@@ -1,9 +1,10 @@
-"""Films as frames, and several images of one text: a folder of pictures, a file of several (GIF, WebP, TIFF), or a list of files."""
+"""Films as frames, and several images of one text: a folder of pictures, a file of several (GIF, WebP), or a list of files."""
 
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any, ClassVar
@@ -71,7 +72,7 @@ def choose_frames(count: int, most: int, rng: Random | None) -> list[int]:
     if count <= most:
         return list(range(count))
     edges = [number * count // most for number in range(most + 1)]
-    stretches = list(zip(edges, edges[1:], strict=False))
+    stretches = pairwise(edges)
     return [(start + end - 1) // 2 if rng is None else rng.randrange(start, end) for start, end in stretches]
 
 

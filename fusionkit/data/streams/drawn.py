@@ -1,8 +1,8 @@
-"""Drawn streams, on which one sees whether a model learns from them: shapes that move, tones that stand for shapes, sets of pictures.
+"""Drawn streams, on which one sees whether a model learns: shapes that move, tones that stand for shapes, sets of pictures.
 
-Each set is a folder with ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``: rows of a stream with a question and its answer, in the layout
-that one's own data have. Nothing but the stream tells the answer: of a film one frame tells nothing, since shapes that leave the
-picture come in again on its other side, so that each place is as likely at any time, whichever way a shape moves.
+Each set is a folder with ``train.jsonl``, ``val.jsonl`` and ``test.jsonl``: rows of a stream with a question and its answer, in
+the layout that one's own data have. Nothing but the stream tells the answer: of a film one frame tells nothing, since shapes
+that leave the picture come in again on its other side, so that each place is as likely at any time, whichever way one moves.
 """
 
 import json
@@ -34,7 +34,7 @@ Draw = Callable[[random.Random, Path, str], Iterator[Row]]  # files under a name
 
 
 def make_motion(root: str | Path, clips: int = 2000, seed: int = 0) -> None:
-    """Films (animated GIFs) of two shapes: which way each moves. ``clips`` to train on; a tenth for validation, a fifth for the test."""
+    """Films (animated GIFs) of two shapes: which way each moves. ``clips`` train, a tenth validate, a fifth test."""
     _make("motion", root, clips, seed, _motion)
 
 
@@ -125,7 +125,12 @@ def _sets(rng: random.Random, folder: Path, name: str) -> Iterator[Row]:
     place = rng.randrange(count)
     color, shape = things[place]
     caption = ", then ".join(f"a {color} {shape}" for color, shape in things)
-    yield {"images": files, "question": f"which image shows the {color} {shape}?", "answer": PLACES[place], "caption": caption}
+    yield {
+        "images": files,
+        "question": f"which image shows the {color} {shape}?",
+        "answer": PLACES[place],
+        "caption": caption,
+    }
     asked = rng.choice(SHAPES)
     yield {
         "images": files,

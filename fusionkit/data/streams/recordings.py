@@ -63,7 +63,9 @@ class Recordings:
         if not self.seconds > 0 or not np.isfinite(self.seconds):
             raise ConfigError(f"stream.seconds is {self.seconds!r}, but has to be a number above 0")
         if self.hop > self.window:
-            raise ConfigError(f"stream.hop is {self.hop}, which leaves out sound; give stream.window={self.window} at most")
+            raise ConfigError(
+                f"stream.hop is {self.hop}, which leaves out sound; give stream.window={self.window} at most"
+            )
 
     @property
     def length(self) -> int:
@@ -73,14 +75,16 @@ class Recordings:
     def load(self, files: Sequence[Path], side: int, rng: Random | None) -> Spectrogram:
         """The spectrogram of the one file. Raises CorruptImage, and DataError for several files."""
         if len(files) > 1:
-            raise DataError(f"{files[0]} and {len(files) - 1} more are one sample's, but a recording is one WAV file; give one")
+            raise DataError(
+                f"{files[0]} and {len(files) - 1} more are one sample's, but a recording is one WAV file; give one"
+            )
         wave = read_wav(files[0], self.rate, self.seconds)
         mel = log_mel(wave, self.rate, self.mels, self.window, self.hop)[:, : self.length]
         return Spectrogram(torch.from_numpy(mel))
 
 
 def log_mel(wave: Wave, rate: int, mels: int, window: int, hop: int) -> NDArray[np.float32]:
-    """A wave (N,) -> (mels, max(1, N // hop)): x = log10 of the power in each band, nothing lower than its largest less 8, (x + 4) / 4.
+    """A wave (N,) -> (mels, max(1, N // hop)): (x + 4) / 4, x the log10 of the power in each band, at least its largest less 8.
 
     Whisper's: a periodic Hann window, the wave mirrored by half a window at both ends, the last step left out.
     In numpy, as data workers compute it.
@@ -98,8 +102,8 @@ def log_mel(wave: Wave, rate: int, mels: int, window: int, hop: int) -> NDArray[
 
 @lru_cache
 def mel_filters(rate: int, window: int, mels: int) -> NDArray[np.float64]:
-    """Triangles (window // 2 + 1, mels) on Slaney's mel scale, each of area 1 (librosa's and Whisper's): mel = 3 Hz / 200 up to 1 kHz,
-    then 15 + 27 ln(Hz / 1000) / ln 6.4.
+    """Triangles (window // 2 + 1, mels) on Slaney's mel scale, each of area 1 (librosa's and Whisper's): mel = 3 Hz / 200
+    up to 1 kHz, then 15 + 27 ln(Hz / 1000) / ln 6.4.
     """
     highest = 15 + 27 * np.log(rate / 2 / 1000) / np.log(6.4) if rate > 2000 else 3 * rate / 400
     mel = np.linspace(0, highest, mels + 2)

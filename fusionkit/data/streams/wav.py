@@ -33,7 +33,9 @@ def parse_wav(content: bytes, rate: int, seconds: float) -> Wave:
     place, form, data = 12, None, None
     while place + 8 <= len(content) and data is None:
         name, size = content[place : place + 4], struct.unpack_from("<I", content, place + 4)[0]
-        body = content[place + 8 : place + 8 + size]  # the last one may be cut, or have the size of a file still written
+        body = content[
+            place + 8 : place + 8 + size
+        ]  # the last one may be cut, or have the size of a file still written
         form, data = (body if name == b"fmt " else form), (body if name == b"data" else data)
         place += 8 + size + size % 2
     if form is None or len(form) < 16 or data is None:
