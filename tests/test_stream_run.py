@@ -8,11 +8,12 @@ import pytest
 from fusionkit.cli.main import run
 
 EXPERIMENTS = {"video_small": "video", "audio_small": "audio", "several_images": "images"}
-SMALL = (
+LINE = (
     "data.prepare.clips=20 data.sources.streams.batch_size=4 text_encoder.config.hidden_size=32 fusion.num_layers=1 "
     "fusion.num_heads=4 logger=csv trainer.precision=32-true trainer.max_steps=3 trainer.limit_val_batches=1 "
     "scheduler.warmup_steps=0 trainer.log_every_n_steps=1"
-).split()
+)
+SMALL = LINE.split()
 
 
 @pytest.mark.parametrize(("name", "column"), EXPERIMENTS.items())

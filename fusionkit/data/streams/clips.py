@@ -86,7 +86,11 @@ def frames_of(file: Path) -> list[Frame]:
             raise CorruptImage(f"{file} is a folder without pictures, which are to be the frames of a film")
         return [(each, 0) for each in sorted(found, key=lambda each: _natural(each.name))]
     with _opened(file) as picture:
-        return [(file, number) for number in range(getattr(picture, "n_frames", 1))]
+        try:
+            count = int(getattr(picture, "n_frames", 1))
+        except Exception as error:  # which goes through the whole file
+            raise CorruptImage(f"{file} cannot be decoded ({error})") from error
+    return [(file, number) for number in range(count)]
 
 
 def read_frames(frames: Sequence[Frame], side: int) -> list[Image.Image]:
