@@ -118,8 +118,14 @@ def require_stream(file: Path | Image.Image | Decoded, reads: str) -> None:
     if not isinstance(file, Path):
         raise DataError(f"the checkpoint reads {reads}, which are files; give the path of one")
     if (file.suffix.lower() in ENDINGS) != (reads == "sounds"):
-        wanted = "a recording (WAV)" if reads == "sounds" else "pictures: a folder, an animated GIF or WebP, or several files"
-        raise DataError(f"{file} is of another kind than the checkpoint was trained on, which reads {reads}: give {wanted}")
+        wanted = (
+            "a recording (WAV)"
+            if reads == "sounds"
+            else "pictures: a folder, an animated GIF or WebP, or several files"
+        )
+        raise DataError(
+            f"{file} is of another kind than the checkpoint was trained on, which reads {reads}: give {wanted}"
+        )
 
 
 def own_data(

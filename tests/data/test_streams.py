@@ -245,7 +245,9 @@ def test_batches_hold_streams_padded_and_masked(tmp_path):
     assert len(batch["image_ids"]) == 3
     train = TrainData(*("own", samples, streams, {"questions": 1}), lambda i, b: finish_stream(FINISH, i, b), 8)
     drawn = [train[Draw(1, seed)].pixel_values.frames for seed in range(20)]
-    assert len({tuple(float(frame[0, 0, 0]) for frame in frames) for frames in drawn}) == 2  # of the last stretch either
+    assert (
+        len({tuple(float(frame[0, 0, 0]) for frame in frames) for frames in drawn}) == 2
+    )  # of the last stretch either
     again = train[Draw(1, 7)].pixel_values.frames
     assert all(torch.equal(one, other) for one, other in zip(again, drawn[7], strict=True))
 
@@ -292,7 +294,9 @@ def test_a_table_of_streams_takes_lists_and_folders(tmp_path):
         Table(**options).read("train")
     (tmp_path / "copy").mkdir()
     picture(9).save(tmp_path / "copy/1.png")
-    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "copy") != digest_of(tmp_path / "b")  # which split it is in
+    assert (
+        digest_of(tmp_path / "a") == digest_of(tmp_path / "copy") != digest_of(tmp_path / "b")
+    )  # which split it is in
 
 
 @pytest.mark.parametrize(("make", "column"), [(make_motion, "video"), (make_tones, "audio"), (make_sets, "images")])
