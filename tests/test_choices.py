@@ -160,7 +160,7 @@ def test_parts_of_the_quickstart_are_switches(more, world, tmp_path, capsys):
 
 
 STREAMS = ("video_small", "audio_small", "several_images")
-TOY = {name: ["data.prepare.clips=20", "fusion.num_layers=1"] for name in STREAMS} | {
+TOY = {name: ["data.prepare.clips=20", "data.root={root}/" + name, "fusion.num_layers=1"] for name in STREAMS} | {
     "chat_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "task.chat.max_length=4"],
     "coca_tiny": ["data.root={root}/shapes", "text_encoder.num_layers=1", "fusion.num_layers=1"],
     "llava_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "data.answers.min_count=1"],

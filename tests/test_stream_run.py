@@ -44,7 +44,7 @@ def test_training_evaluation_and_questions(
     [
         (["image_encoder=resnet_small"], "reads pixel_values, but source 'streams' has frames"),
         (["image_encoder.max_length=3"], "gives streams of up to 4 frames, but image_encoder.max_length is 3"),
-        (["data.fit=keep"], "data.fit=keep gives frames of different shapes"),
+        (["+data.fit=keep"], "data.fit=keep gives frames of different shapes"),
         (["data.sources.streams.stream.length=0"], "stream.length is 0, but"),
     ],
 )

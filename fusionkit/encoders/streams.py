@@ -1,7 +1,7 @@
 """Image encoders of streams: frames by any encoder of single images, recordings by a small spectrogram transformer."""
 
-import importlib
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,7 +111,7 @@ class FrameEncoder(nn.Module):
         """The configuration with the encoder of frames built of no file."""
         inner = dict(config["encoder"])
         module, _, name = str(inner.get("_target_", "")).rpartition(".")
-        made = getattr(importlib.import_module(module), name, None) if f"{module}.".startswith(OURS) else None
+        made = getattr(sys.modules.get(module), name, None) if f"{module}.".startswith(OURS) else None
         weightless = getattr(made, "weightless", None)
         return {**config, "encoder": inner if weightless is None else weightless(inner, sizes)}
 
