@@ -197,7 +197,7 @@ def test_a_page_runs(page: str, inside: Path, capsys: pytest.CaptureFixture[str]
 
 def test_own_parts_of_the_documentation_name_what_they_define() -> None:
     files = {block.title: block.code for block in BLOCKS if block.title is not None}
-    assert len(files) == 13
+    assert len(files) == 12
     for name, code in files.items():
         if name.endswith(".py"):
             ast.parse(code)
