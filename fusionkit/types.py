@@ -56,6 +56,20 @@ class Regions(NamedTuple):
     class_scores: Tensor | None = None  # (I, N, C), the detector's probability of each class, the background's first
 
 
+class Frames(NamedTuple):
+    """Streams of I texts' pictures in place of single ones: frames of a film in their order, or several images of one text."""
+
+    values: Tensor  # (I, F, 3, H, W), zeros behind a stream's own
+    mask: Tensor  # (I, F) int64, 1 = a frame
+
+
+class Sounds(NamedTuple):
+    """What is heard in I recordings, given in place of pixels: log-mel spectrograms, zeros behind a recording's own steps."""
+
+    values: Tensor  # (I, M, S), M bands of S steps in time
+    mask: Tensor  # (I, S) int64, 1 = a step of the recording
+
+
 class Stored(NamedTuple):
     """What the frozen tower of an image encoder made of I images before the run, given in place of their pixels."""
 
@@ -115,11 +129,13 @@ class Batch(TypedDict):
     pixel_values: NotRequired[Tensor]  # (I, 3, H, W)
     pixel_mask: NotRequired[Tensor]  # (I, H, W) bool, True = of the image; where the images of a batch differ in shape
     regions: NotRequired[Regions]  # of I images, where the source has them in place of pixels
+    frames: NotRequired[Frames]  # of I streams of pictures, in place of pixels
+    sounds: NotRequired[Sounds]  # of I recordings, in place of pixels
     stored: NotRequired[Stored]  # of I images, where their states are kept (assembly.image_tokens)
     views: NotRequired[ViewRows]
 
 
-Images: TypeAlias = Tensor | Pixels | Regions | Stored
+Images: TypeAlias = Tensor | Pixels | Regions | Frames | Sounds | Stored
 """What an image encoder reads of I images."""
 Nested: TypeAlias = "Tensor | Sequence[Nested] | None"
 """Tensors with one row an image or a text, in lists and (named) tuples: rows are taken of all of them at once."""

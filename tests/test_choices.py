@@ -16,6 +16,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, R
 from fusionkit.assembly.composition import training_config
 from fusionkit.assembly.config_checks import check_arguments
 from fusionkit.cli.main import run
+from fusionkit.contracts.encoders import toy_frames, toy_sounds
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.shapes import make_shapes
 from tests.toys import FEATURES, choices, toy_dims, toy_model, toy_regions, toy_task
@@ -53,6 +54,7 @@ def test_image_encoders_give_tokens(name):
         offline = {"pretrained": False} if block.get("pretrained") else {}
         encoder = instantiate(block, **offline, **TOY_SIZES.get(name, {}))
         images = {"pixel_values": torch.randn(1, 3, size, size), "regions": toy_regions(1)}
+        images |= {"frames": toy_frames(1, 64), "sounds": toy_sounds(1, 80)}
         tokens = encoder(images[encoder.reads])
     assert tokens.embeds.shape[0] == 1
     assert tokens.embeds.shape[2] == encoder.hidden_size
@@ -157,7 +159,8 @@ def test_parts_of_the_quickstart_are_switches(more, world, tmp_path, capsys):
     assert run(["train", "experiment=quickstart", *options]) == 0, capsys.readouterr().err
 
 
-TOY = {
+STREAMS = ("video_small", "audio_small", "several_images")
+TOY = {name: ["data.prepare.clips=20", "data.root={root}/" + name, "fusion.num_layers=1"] for name in STREAMS} | {
     "chat_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "task.chat.max_length=4"],
     "coca_tiny": ["data.root={root}/shapes", "text_encoder.num_layers=1", "fusion.num_layers=1"],
     "llava_tiny": ["data.root={root}/shapes", "text_encoder.config.num_hidden_layers=1", "data.answers.min_count=1"],

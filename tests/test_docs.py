@@ -74,6 +74,8 @@ def smaller(arguments: list[str]) -> list[str]:
     text = " ".join(arguments)
     shapes = {"data.prepare.scenes", "data.answers.min_count", "data.sources.shapes.batch_size"}
     left_out = shapes if "data=" in text else set[str]()
+    is_drawn_stream = re.search(r"experiment=(video_small|audio_small|several_images)", text)
+    left_out |= shapes if is_drawn_stream else set()
     left_out |= (
         {"fusion.num_layers"}
         if re.search(r"fusion=(late|add_pooled|\S*,)|experiment=(llava|chat)_tiny", text)
@@ -84,6 +86,7 @@ def smaller(arguments: list[str]) -> list[str]:
     added = [one for one in SMALLER if one.partition("=")[0] not in said | left_out]
     again = [] if "resume=" in text else ["overwrite=true"]
     logger = [] if "logger=" in text else ["logger=csv"]
+    added += ["data.prepare.clips=20"] if is_drawn_stream else []
     devices = [] if "trainer=" in text else ["trainer=cpu"]
     return [*arguments, *added, *again, *logger, *devices]
 

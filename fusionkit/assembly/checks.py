@@ -85,6 +85,17 @@ def check_images(source: str, datamodule: DataModule, encoder: ImageEncoder) -> 
             f"image_encoder: {type(encoder).__name__} reads {encoder.reads}, but source '{source}' has {has}; choose "
             f"another image_encoder=NAME, or data with {encoder.reads}"
         )
+    stream = datamodule.sources[source].stream
+    most = getattr(encoder, "max_length", None)
+    if stream is not None and most is not None and stream.length > most:
+        raise ConfigError(
+            f"data.sources.{source}.stream gives streams of up to {stream.length} {has if has == 'frames' else 'steps'}, but "
+            f"image_encoder.max_length is {most}; raise it, or shorten the streams"
+        )
+    if has == "frames" and datamodule.finish.fit == "keep":
+        raise ConfigError(
+            "data.fit=keep gives frames of different shapes, which are not read together; set data.fit=squash"
+        )
     if has == "pixel_values" and datamodule.finish.fit == "keep" and not getattr(encoder, "reads_canvases", False):
         raise ConfigError(
             f"data.fit=keep gives images of different shapes, which {type(encoder).__name__} does not read; set "

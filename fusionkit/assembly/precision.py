@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fusionkit.types import Regions
+from fusionkit.types import Frames, Regions, Sounds
 
 PROBED = "FUSIONKIT_CPU_BF16"  # the answer of the probe, "0" or "1": ranks inherit it, so that all compute alike
 GAIN = 1.5  # how many times faster bf16 has to be: a layer is more than its matrix products
@@ -74,4 +74,6 @@ def _convert_images(convert: Any, reads: str, data: Any) -> Any:
 
 
 def _images(convert: Any, images: Any) -> Any:
+    if isinstance(images, Frames | Sounds):
+        return images._replace(values=convert(images.values))
     return images._replace(features=convert(images.features)) if isinstance(images, Regions) else convert(images)

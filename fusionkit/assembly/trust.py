@@ -104,6 +104,8 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "fusionkit.data.readers.table.Table",
         "fusionkit.data.readers.table_data.TableData",
         "fusionkit.data.source.Source",
+        "fusionkit.data.streams.clips.Clips",
+        "fusionkit.data.streams.recordings.Recordings",
         "fusionkit.data.transforms.Augment",
         "fusionkit.data.readers.valse.",
         "fusionkit.data.readers.visual_genome.",

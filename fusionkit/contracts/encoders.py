@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusionkit.contracts.toys import VOCABULARY, module, require, require_equal, toy_batch, toy_regions
 from fusionkit.encoders.base import ImageEncoder, TextEncoder
-from fusionkit.types import Regions, Tokens
+from fusionkit.types import Frames, Regions, Sounds, Tokens
 
 SIDES = (64, 224, 32, 384)  # of images: the first that an encoder reads
 
@@ -17,8 +17,10 @@ def images_for(encoder: ImageEncoder, count: int) -> Any:
     """Images that the encoder reads: pixels (count, 3, S, S) of the first side S that it takes, or regions."""
     if encoder.reads == "regions":
         return toy_regions(count)
+    if encoder.reads == "sounds":
+        return toy_sounds(count, getattr(encoder, "mels", 80))
     for side in SIDES:
-        pixels = torch.randn(count, 3, side, side)
+        pixels = toy_frames(count, side) if encoder.reads == "frames" else torch.randn(count, 3, side, side)
         try:
             encoder(pixels)
         except Exception:  # whatever a model makes of images of another size
@@ -27,17 +29,30 @@ def images_for(encoder: ImageEncoder, count: int) -> Any:
     raise AssertionError(f"it reads none of the image sizes {', '.join(map(str, SIDES))}")
 
 
+def toy_frames(count: int, side: int = 32, longest: int = 3) -> Frames:
+    """Streams of 1 to ``longest`` frames, zeros behind them; the first has most."""
+    mask = (torch.arange(longest) < torch.tensor([longest - row % longest for row in range(count)])[:, None]).long()
+    return Frames(torch.randn(count, longest, 3, side, side) * mask[..., None, None, None], mask)
+
+
+def toy_sounds(count: int, mels: int, longest: int = 48) -> Sounds:
+    """Recordings of 16 to ``longest`` steps, zeros behind them; the first has most."""
+    mask = (torch.arange(longest) < torch.tensor([longest - 16 * (row % 3) for row in range(count)])[:, None]).long()
+    return Sounds(torch.randn(count, mels, longest) * mask[:, None], mask)
+
+
 def image_tokens(build: Callable[[], ImageEncoder]) -> None:
     """Tokens of the width that it says, one vector an image, each image for itself, a gradient for all that trains."""
     encoder = build()
-    require(encoder.reads in ("pixel_values", "regions"), f"reads is '{encoder.reads}'; known: pixel_values, regions")
+    known = ("pixel_values", "regions", "frames", "sounds")
+    require(encoder.reads in known, f"reads is '{encoder.reads}'; known: {', '.join(known)}")
     module(encoder).eval()
     images = images_for(encoder, 3)
     tokens = encoder(images)
     _shapes(tokens, 3, encoder.hidden_size)
     one = (
-        Regions._make(part if part is None else part[1:2] for part in images)
-        if isinstance(images, Regions)
+        type(images)._make(part if part is None else part[1:2] for part in images)
+        if isinstance(images, Regions | Frames | Sounds)
         else images[1:2]
     )
     alone = encoder(one)

@@ -16,6 +16,8 @@ from fusionkit.data.images import image_key
 from fusionkit.data.pixels.stored import StoredStates
 from fusionkit.data.regions import Found, pad_regions
 from fusionkit.data.sample import WEIGHT, Sample, Text
+from fusionkit.data.streams.clips import Clip
+from fusionkit.data.streams.recordings import Spectrogram
 from fusionkit.data.tables.samples import as_samples
 from fusionkit.data.texts.chat import FIRST, ChatTemplate, place_tensor
 from fusionkit.data.texts.conversations import PICTURES, TURNS, Conversation, require_places
@@ -106,6 +108,10 @@ class Collate:
             batch["stored"] = Stored(tuple(torch.stack(column) for column in columns))
         elif isinstance(shown[0], Found):
             batch["regions"] = pad_regions(shown)
+        elif isinstance(shown[0], Clip):
+            batch["frames"] = shown[0].pad(shown)
+        elif isinstance(shown[0], Spectrogram):
+            batch["sounds"] = shown[0].pad(shown)
         else:  # numpy, because torch's threads wait for each other wherever the processors are busy training
             batch |= on_canvases([pixel_values.numpy() for pixel_values in shown])
         for kind, facts in self.facts.items():
@@ -124,7 +130,7 @@ class Collate:
         rows["image_index"] = torch.tensor(
             [row for row, item in enumerate(items) for _ in item.texts[kind]], dtype=torch.long
         )
-        if kind in self.paired and not is_chat:
+        if kind in self.paired and not is_chat and not isinstance(items[0].pixel_values, Clip):
             rows["other_index"] = torch.tensor(second_rows(items, kind), dtype=torch.long)
         rows["ids"] = [text.id for text in texts]
         for name, example in facts.items():

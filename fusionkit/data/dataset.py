@@ -18,6 +18,7 @@ from fusionkit.data.pixels.stored import StoredImage
 from fusionkit.data.regions import UNKNOWN, Found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.sampler import Draw
+from fusionkit.data.streams.base import StreamFiles
 from fusionkit.data.tables.samples import OtherPlaces
 from fusionkit.errors import DataError
 
@@ -51,7 +52,7 @@ class Item(NamedTuple):
     """One image of a batch with the texts that were chosen."""
 
     sample: Sample
-    pixel_values: Any  # (3, H, W), or the regions in their place (Found)
+    pixel_values: Any  # (3, H, W), or the regions or the stream in their place (Found, Streamed)
     texts: dict[str, Sequence[Text]]  # by kind
     size: tuple[int, int]  # width and height in pixels that the annotations' boxes refer to
     boxes: dict[TextKey, Tensor]  # of the texts that have one, (4,) cxcywh in 0..1
@@ -149,7 +150,7 @@ class TrainData(Dataset[Item]):
         while True:
             if not self.corrupt[index]:
                 try:
-                    return index, load_framed(self.images, self.samples[index], (index, *self.places[index]))
+                    return index, load_framed(self.images, self.samples[index], (index, *self.places[index]), rng)
                 except CorruptImage as error:
                     self.corrupt[index] = 1
                     self._stop_at_too_many(error)
@@ -178,8 +179,15 @@ def words_of(texts: Mapping[str, Sequence[Text]]) -> Iterator[str]:
             yield from row.facts.get("answers", ())
 
 
-def load_framed(images: Images, sample: Sample, places: Sequence[int]) -> list[Decoded]:
-    """A sample's own image and its others, in the frames that the annotations are about; raises CorruptImage."""
+def load_framed(
+    images: Images, sample: Sample, places: Sequence[int], rng: random.Random | None = None
+) -> list[Decoded]:
+    """A sample's own image and its others, in the frames that the annotations are about; raises CorruptImage.
+
+    A stream is one image, which in training ``rng`` may choose from what the files hold.
+    """
+    if isinstance(images, StreamFiles):
+        return [images.of(sample, rng)]
     sizes = [sample.size] + [None] * (len(places) - 1)
     return [framed(images.load(place), size, sample.upright) for place, size in zip(places, sizes, strict=True)]
 
@@ -218,8 +226,8 @@ def boxes_on(
             if "box" in row.facts:
                 if size == UNKNOWN:
                     raise DataError(
-                        f"the {kind} {row.id} have a box, but the size of its image is not known; have the reader give "
-                        "Sample.size, or put the image's `size` into its npz file"
+                        f"the {kind} {row.id} have a box, but the size of its image is not known (of a stream none is); have the "
+                        "reader give Sample.size, or put the image's `size` into its npz file"
                     )
                 x, y, width, height = row.facts["box"]
                 keys.append((kind, row.id))

@@ -19,6 +19,8 @@ from fusionkit.data.images import Decoded, ImageFiles, has_pixels
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.stores import is_lmdb
+from fusionkit.data.streams.base import StreamFiles, finish_stream
+from fusionkit.data.streams.recordings import ENDINGS
 from fusionkit.data.texts.conversations import (
     USER,
     Conversation,
@@ -33,6 +35,7 @@ from fusionkit.files.unicode import LongText, readable
 TEXTS = ("question", "phrase", "text")
 ASKED = (*TEXTS, "caption")  # a caption is asked for without words
 OWN = "own"
+STREAMS = ("frames", "sounds")  # what encoders of streams read
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,17 @@ class Request:
 def read_requests(image: str | Sequence[str], asked: Mapping[str, Any], reads: str) -> list[Request]:
     """The requests about a file, all pictures of a folder, or those of a .jsonl file; ``reads`` is the image encoder's.
 
-    Several files are the pictures of one question, <image> where each is seen. ``asked`` is asked of each, by ASKED; a line
+    Several files are the pictures of one question, <image> where each is seen; or, as a folder is, one stream of frames, where
+    the encoder reads these. ``asked`` is asked of each, by ASKED; a line
     of a file may ask otherwise. A line's relative path starts at its file.
     Raises DataError with the line that is wrong; an image that is not there is told when it is its turn.
     """
+    is_stream = reads in STREAMS
     if isinstance(image, Sequence) and not isinstance(image, str) and len(image):
-        return [_request([Path(str(name)) for name in image], asked, ConfigError, "predict")]
+        return [_request([Path(str(name)) for name in image], asked, ConfigError, "predict", is_stream=is_stream)]
     path = Path(str(image))
+    if path.is_dir() and reads == "frames":
+        return [_request([path], asked, ConfigError, "predict", is_stream=True)]
     if path.is_dir():
         found = pictures_of(path, reads)
         if not found:
@@ -84,14 +91,18 @@ def read_requests(image: str | Sequence[str], asked: Mapping[str, Any], reads: s
     if path.suffix != ".jsonl":
         return [_request([path], asked, ConfigError, "predict")]
     lines = enumerate(read_json_lines(path), start=1)
-    return [_line(line, asked, path, f"line {number} of {path}") for number, line in lines]
+    return [_line(line, asked, path, f"line {number} of {path}", is_stream) for number, line in lines]
 
 
 def require_image(request: Request, reads: str) -> None:
     """DataError where an image is not there, or not what the image encoder reads."""
     for image in request.files:
-        if isinstance(image, Path) and not image.is_file() and not is_lmdb(image.parent):
+        is_there = not isinstance(image, Path) or image.is_file() or (reads == "frames" and image.is_dir())
+        if not is_there and isinstance(image, Path) and not is_lmdb(image.parent):
             raise DataError(f"the image {image} does not exist")
+        if reads in STREAMS:
+            require_stream(image, reads)
+            continue
         if has_pixels(image if isinstance(image, Path) else request.image) == (reads == "regions"):
             wanted = (
                 "the region features of a detector: give its .npz file"
@@ -100,6 +111,21 @@ def require_image(request: Request, reads: str) -> None:
             )
             shown = image if isinstance(image, Path) else request.image
             raise DataError(f"{shown} is of another kind than the checkpoint was trained on, which reads {wanted}")
+
+
+def require_stream(file: Path | Image.Image | Decoded, reads: str) -> None:
+    """DataError for what an encoder of streams cannot read: a picture in memory, or of pictures and recordings the other."""
+    if not isinstance(file, Path):
+        raise DataError(f"the checkpoint reads {reads}, which are files; give the path of one")
+    if (file.suffix.lower() in ENDINGS) != (reads == "sounds"):
+        wanted = (
+            "a recording (WAV)"
+            if reads == "sounds"
+            else "pictures: a folder, an animated GIF or WebP, or several files"
+        )
+        raise DataError(
+            f"{file} is of another kind than the checkpoint was trained on, which reads {reads}: give {wanted}"
+        )
 
 
 def own_data(
@@ -127,11 +153,18 @@ def own_data(
             ),
             size=first.size,
             collection=OWN,
-            others=tuple(Path(f"{first.image}/{place}") for place, _ in enumerate(first.others, start=1)),
+            others=tuple(
+                other if settings.stream is not None and isinstance(other, Path) else Path(f"{first.image}/{place}")
+                for place, other in enumerate(first.others, start=1)
+            ),
             upright=first.upright,
         )
         for first, numbers in zip(firsts, groups, strict=True)
     ]
+    if settings.stream is not None:
+        streams = StreamFiles(samples, settings.stream, datamodule.finish.decode_side)
+        data = EvalData(samples, streams, words, partial(finish_stream, datamodule.finish))
+        return data, own_collate(datamodule, source, samples, words)
     finish: Finishing = partial(_finished, datamodule.finish) if settings.regions is None else as_found
     files = [first.files[0] for first in firsts] + [other for first in firsts for other in first.others]
     images = (
@@ -226,7 +259,7 @@ def pictures_of(folder: Path, reads: str, is_deep: bool = False) -> list[Path]:
     ``is_deep``: also those of the folders in it, but for links to folders.
     """
     readable = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    endings = {".npz"} if reads == "regions" else readable
+    endings = {"regions": {".npz"}, "sounds": set(ENDINGS)}.get(reads, readable)
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".")) if is_deep else []
@@ -237,10 +270,10 @@ def pictures_of(folder: Path, reads: str, is_deep: bool = False) -> list[Path]:
 
 def kind_of(reads: str) -> str:
     """What an image is called to the user."""
-    return ".npz file" if reads == "regions" else "picture"
+    return {"regions": ".npz file", "sounds": "recording (WAV)"}.get(reads, "picture")
 
 
-def _line(line: Any, asked: Mapping[str, Any], path: Path, place: str) -> Request:
+def _line(line: Any, asked: Mapping[str, Any], path: Path, place: str, is_stream: bool = False) -> Request:
     names = _images_of(line, place) if isinstance(line, dict) else []
     if not names:
         raise DataError(f'{place} names no image; a line is {{"image": "a.jpg", "question": "what is it?"}}')
@@ -248,7 +281,7 @@ def _line(line: Any, asked: Mapping[str, Any], path: Path, place: str) -> Reques
         if key not in (*ASKED, "image", "id"):
             raise DataError(f"{place} has a key '{key}'; {suggest(key, (*ASKED, 'image', 'id'))}")
     facts = {"id": line["id"]} if "id" in line else None
-    return _request([path.parent / name for name in names], {**asked, **line}, DataError, place, facts)
+    return _request([path.parent / name for name in names], {**asked, **line}, DataError, place, facts, is_stream)
 
 
 def _images_of(line: Mapping[str, Any], place: str) -> list[str]:
@@ -268,6 +301,7 @@ def _request(
     mistake: type[UserError],
     place: str,
     facts: Mapping[str, Any] | None = None,
+    is_stream: bool = False,
 ) -> Request:
     given = {word: asked_text(asked[word], word, mistake, place) for word in TEXTS if asked.get(word) is not None}
     texts, conversation = {word: said for word, (said, _) in given.items()}, given.get("question", ("", None))[1]
@@ -276,7 +310,8 @@ def _request(
     if not texts and not caption:
         raise mistake(f"{place}: nothing is asked; give a question, a phrase, a text or caption=true")
     request = Request(images[0], texts, bool(caption), facts, conversation=conversation, others=tuple(images[1:]))
-    require_pictures(request, mistake, place)
+    if not is_stream:
+        require_pictures(request, mistake, place)
     return request
 
 

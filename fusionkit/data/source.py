@@ -18,6 +18,7 @@ from fusionkit.data.leakage import by_photo, check_allowed, require_apart, witho
 from fusionkit.data.pixels.damage import Damage
 from fusionkit.data.regions import Detections
 from fusionkit.data.sample import Reader
+from fusionkit.data.streams.base import Stream
 from fusionkit.data.tables.boxes import require_boxes_of
 from fusionkit.data.tables.cache import Wanted, load_tables
 from fusionkit.data.tables.samples import Samples, as_samples
@@ -42,6 +43,7 @@ class Source:
     `chat_template`     of conversations, in Jinja; None: the tokenizer's own, and where it has none `chat.PLAIN`.
     `augment`           of training images, or None for none.
     `regions`           which region features are read, where the reader's images are such (npz files); None: they have pixels.
+    `stream`            how films, several images of one text, or recordings are read in place of single images (`streams.base`).
     `shuffle_window`    files (shards, folders) in a random order, and images shuffled within so many of them at a time: what is
                         read from a slow disk lies close together. None: all images are shuffled.
     `shots`             worked examples that stand before each conversation of an evaluated split (`shots.with_shots`).
@@ -61,6 +63,7 @@ class Source:
     shuffle_window: int | None = None
     chat_template: str | None = None
     shots: int = 0
+    stream: Stream | None = None
 
     def check(self, key: str) -> None:
         """Raise ConfigError for a number that cannot work; ``key`` is the source's place in the configuration."""
@@ -108,6 +111,13 @@ class Source:
             raise ConfigError(
                 f"{key}.{setting} is for pixels, but {key}.regions reads features; set {key}.{setting}=null"
             )
+        for name, value in (("regions", self.regions), ("augment", self.augment), ("cache", self.cache or None)):
+            if self.stream is not None and value is not None:
+                raise ConfigError(
+                    f"{key}.{name} is for single images, but {key}.stream reads streams; set {key}.{name}=null"
+                )
+        if self.stream is not None and self.shots:
+            raise ConfigError(f"{key}.shots stand before single images, but {key}.stream reads streams; set it to 0")
         for role, names in self.splits.items():
             if isinstance(names, str):
                 raise ConfigError(f"{key}.splits.{role} is '{names}', but has to be a list: [{names}]")
@@ -118,7 +128,9 @@ class Source:
 
     @property
     def images(self) -> str:
-        """What batches hold of the images: "pixel_values" or "regions"."""
+        """What batches hold of the images: "pixel_values", "regions", or what a stream is read as."""
+        if self.stream is not None:
+            return self.stream.reads
         return "pixel_values" if self.regions is None else "regions"
 
     @property

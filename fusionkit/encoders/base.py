@@ -15,8 +15,8 @@ class ImageEncoder(Protocol):
     hidden_size: int
     """Width of the tokens."""
     reads: str
-    """"pixel_values" or "regions": the key of a batch. With "pixel_values" images of different shapes come as ``Pixels``, to an
-    encoder whose ``reads_canvases`` is True."""
+    """"pixel_values", "regions", "frames" or "sounds": the key of a batch. With "pixel_values" images of
+    different shapes come as ``Pixels``, to an encoder whose ``reads_canvases`` is True."""
 
     def __call__(self, images: Images) -> Tokens:
         """Tokens (I, N, hidden_size) of I images."""

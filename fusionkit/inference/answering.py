@@ -11,7 +11,7 @@ from fusionkit.data.datamodule import DataModule
 from fusionkit.data.dataset import Item
 from fusionkit.data.images import CorruptImage
 from fusionkit.data.regions import UNKNOWN
-from fusionkit.data.requests import ASKED, TEXTS, Request, by_image, own_data, require_image
+from fusionkit.data.requests import ASKED, STREAMS, TEXTS, Request, by_image, own_data, require_image
 from fusionkit.data.texts.conversations import CONVERSATIONS
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.inference.prediction import evaluating, moved
@@ -67,7 +67,8 @@ class Predictor:
             raise ConfigError(
                 f"by={self.by} is no task that answers what is asked; {suggest(self.by, self._able(asked))}"
             )
-        turns = [request for request in requests if request.conversation or request.others]
+        is_stream = self.model.image_encoder.reads in STREAMS  # of which several files are one
+        turns = [request for request in requests if request.conversation or (request.others and not is_stream)]
         if turns and not _is_chat(asked["question"]):
             what = "about several images" if turns[0].others else "a list of messages"
             raise ConfigError(

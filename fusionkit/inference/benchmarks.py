@@ -13,7 +13,10 @@ from fusionkit.inference.prediction import EvaluationData
 from fusionkit.scoring.benchmark import Published
 from fusionkit.tasks.base import Task
 
-IMAGES = {"pixel_values": "photos", "regions": "region features (npz files)"}
+IMAGES = {"pixel_values": "photos", "regions": "region features (npz files)"} | {
+    "frames": "streams of pictures",
+    "sounds": "recordings",
+}
 Tasks = Mapping[str, Task[Any]]
 
 

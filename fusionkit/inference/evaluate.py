@@ -180,7 +180,8 @@ def evaluate(
                 write_records(folder / ("samples.jsonl" if is_single else f"samples/{stem}.jsonl"), rows)
                 if watch is not None:
                     watch(stem, split.scorers[name], final(predictions, name), samples, rows)
-            if options.gallery and has_pixels(samples[0].image):
+            stream = getattr(datamodule.sources.get(split.source), "stream", None)
+            if options.gallery and stream is None and has_pixels(samples[0].image):  # a stream is no single picture
                 shown = split.scorers[name].sheet(final(predictions, name), samples, rows)
                 draw_gallery(shown, f"{split.title} · {name}", folder / "gallery" / f"{split.stem}_{name}.png")
         for name in [name for name in split.tasks if name + RERANKED in predictions and isinstance(split, OwnSplit)]:

@@ -27,7 +27,7 @@ from fusionkit.model.model import VisionLanguageModel
 from fusionkit.scoring.records import RERANKED, Records
 from fusionkit.scoring.retrieval import has_features
 from fusionkit.tasks.base import Task
-from fusionkit.types import Batch, Encoded, Regions, Stored, Tokens
+from fusionkit.types import Batch, Encoded, Frames, Regions, Sounds, Stored, Tokens
 
 DEPTH = 100  # items that a ranking lists at least
 
@@ -203,7 +203,7 @@ def moved(value: Any, device: torch.device) -> Any:
     """The value with its tensors on the device."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
-    if isinstance(value, Regions | Tokens | Stored):
+    if isinstance(value, Regions | Frames | Sounds | Tokens | Stored):
         return type(value)(*(moved(part, device) for part in value))
     if isinstance(value, tuple):
         return tuple(moved(part, device) for part in value)

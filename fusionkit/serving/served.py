@@ -79,5 +79,7 @@ def require_pixels(name: str, predictor: Predictor) -> None:
         raise ConfigError(
             f"{name} reads region features of a detector, which no picture has; serve one that reads pixels"
         )
+    if (reads := predictor.model.image_encoder.reads) != "pixel_values":
+        raise ConfigError(f"{name} reads {reads}, and the service takes single pictures; ask it with fusionkit predict")
     if not any(task.replies_to in ASKED for task in predictor.tasks.values()):
         raise ConfigError(f"{name} has no task that answers anything; serve another checkpoint")

@@ -119,6 +119,8 @@ class FiniteSteps:
 def damaged_images(batch: Batch) -> list[Any]:
     """The ids of the images whose pixels or features are not finite."""
     values = batch["regions"].features if "regions" in batch else batch.get("pixel_values")
+    if "frames" in batch or "sounds" in batch:
+        values = (batch["frames"] if "frames" in batch else batch["sounds"]).values
     if values is None or len(values) != len(batch["image_ids"]):  # inputs of one's own; views of images
         return []
     is_finite = values.isfinite().flatten(1).all(dim=1).tolist()

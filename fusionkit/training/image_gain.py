@@ -22,6 +22,8 @@ IMAGES = (
     "pixel_values",
     "pixel_mask",
     "regions",
+    "frames",
+    "sounds",
     "stored",
 )  # what a batch has a row an image of, for the encoder to read
 

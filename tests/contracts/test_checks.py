@@ -227,7 +227,7 @@ def test_parts_that_keep_their_contracts_pass(tmp_path: Path, capsys: Capture) -
         ("image_encoder", "width", "tokens are (3, 64, 8), but have to be (3, N, 16)"),
         ("image_encoder", "batch", "an image in a batch and alone differ by up to"),
         ("image_encoder", "idle", "no gradient reaches spare.weight, spare.bias; freeze"),
-        ("image_encoder", "reads", "reads is 'smells'; known: pixel_values, regions"),
+        ("image_encoder", "reads", "reads is 'smells'; known: pixel_values, regions, frames, sounds"),
         ("image_encoder", "size", "it reads none of the image sizes 64, 224, 32, 384"),
     ],
 )

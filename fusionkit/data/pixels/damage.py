@@ -10,6 +10,9 @@ import numpy as np
 from fusionkit.data.images import CorruptImage, decode, has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.data.stores import is_lmdb, stored_bytes
+from fusionkit.data.streams.clips import frames_of, require_pictures
+from fusionkit.data.streams.recordings import ENDINGS
+from fusionkit.data.streams.wav import read_wav
 from fusionkit.data.tables.samples import Samples
 from fusionkit.errors import ConfigError, DataError, suggest
 
@@ -22,6 +25,7 @@ TAIL = 64  # bytes in which the end is looked for: some writers put a few behind
 LOOKED_AT = (
     20_000  # training images at most that are looked at, evenly spaced: training itself meets and counts the others
 )
+HEARD = 16000, 0.1  # samples a second, and seconds, by which a recording is tried
 SMALL = 16  # pixels of the smaller side: a JPEG is read to its end, but only an eighth of it computed
 
 
@@ -29,18 +33,30 @@ def fault_of(path: Path, is_thorough: bool) -> str | None:
     """What is wrong with an image file; None where nothing is.
 
     What begins and ends as JPEG or PNG does is taken for whole unless the check ``is_thorough``, which decodes it; all other
-    files are decoded. Of region features it is seen whether they are there.
+    files are decoded. Of region features it is seen whether they are there, of a folder
+    whether it holds frames, and of a recording whether it begins as one.
     """
     if path == Path():  # a reader without a folder: only annotations are read
         return None
     if not has_pixels(path):
         return None if path.is_file() or is_lmdb(path.parent) else f"{path} is missing"
+    if path.is_dir():
+        return _fault_of_frames(path)
     if not _is_there(path):
         return f"{path} is missing"
+    require_pictures(path)
     if not is_thorough and _seems_whole(path):
         return None
     try:
-        decode(path, SMALL)
+        read_wav(path, *HEARD) if path.suffix.lower() in ENDINGS else decode(path, SMALL)
+    except CorruptImage as error:
+        return str(error)
+    return None
+
+
+def _fault_of_frames(folder: Path) -> str | None:
+    try:
+        frames_of(folder)
     except CorruptImage as error:
         return str(error)
     return None

@@ -1,6 +1,7 @@
 """Where the images of each source and role come from, and how they are finished: pixels, regions, or tables of their states."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from fusionkit.data.dataset import Augmentation, Finishing, Images
 from fusionkit.data.images import CachedImages, CorruptImage, ImageFiles, has_pixels
@@ -8,6 +9,7 @@ from fusionkit.data.pixels.bitmap import FastImages
 from fusionkit.data.pixels.stored import StoredImages, Table, as_stored
 from fusionkit.data.regions import RegionFiles, as_found
 from fusionkit.data.source import Source
+from fusionkit.data.streams.base import StreamFiles, finish_stream
 from fusionkit.data.tables.samples import ImagePaths, Samples
 from fusionkit.data.transforms import Augment, Finish
 from fusionkit.errors import DataError
@@ -34,6 +36,8 @@ class RoleImages:
         """The images of a role, of ``side`` pixels at least where they are decoded; not augmented: as evaluations see them."""
         samples = self._samples(source, role) if is_augmented else self._evaluated(source, role)
         paths, settings = ImagePaths(samples), self.sources[source]
+        if settings.stream is not None:
+            return StreamFiles(samples, settings.stream, side)
         if has_pixels(paths[0]) == (settings.images == "regions"):
             raise DataError(
                 f"the images of source '{source}' are {'files' if has_pixels(paths[0]) else 'region features'} such as "
@@ -56,6 +60,8 @@ class RoleImages:
         """What makes an image ready for a batch."""
         if self.table(source, role, is_augmented) is not None:
             return as_stored
+        if self.sources[source].stream is not None:
+            return partial(finish_stream, self.finish)
         return self.finish if self.sources[source].regions is None else as_found
 
     def augmentation(self, source: str, role: str) -> Augmentation | None:
@@ -94,6 +100,8 @@ class RoleImages:
         finish = self.finish
         numbers = f"{finish.scale.tolist()} {finish.shift.tolist()}"
         yield f"{finish.size} {finish.fit} {finish.resample} {numbers} {self.sources[source].cache}"
+        if (stream := self.sources[source].stream) is not None:
+            yield repr(stream)
         yield self.decoder if self._is_fast(source, role) else "pillow"
 
     def _is_fast(self, source: str, role: str) -> bool:

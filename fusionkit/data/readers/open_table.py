@@ -64,6 +64,7 @@ class OpenTable(OpenFiles):
             table.boxes,
             table.missing,
         )
+        self.streams = table.streams
         self.skipped: dict[str, int] = {}  # by split, rows whose picture is not there
         self._there = 0  # pictures of it that are
         self.bare = 0  # pictures of the split that was read last which have no text
@@ -222,7 +223,9 @@ class OpenTable(OpenFiles):
             [
                 found
                 for row in picture.rows
-                for found in texts_in(row, self.meaning, columns, classes[row.path], len(picture.files))
+                for found in texts_in(
+                    row, self.meaning, columns, classes[row.path], 1 if self.streams else len(picture.files)
+                )
             ]
             for picture in pictures
         ]

@@ -25,6 +25,7 @@ NAMES: Mapping[str, tuple[str, ...]] = {  # what is read: the names of columns t
             "path",
             "file",
         ),
+        *("video", "clip", "audio", "recording", "wav"),  # streams (Source.stream)
     ),
     "caption": (
         *("caption", "captions", "text", "texts", "sentence", "sentences", "description", "comment", "alt_text", "txt"),

@@ -30,6 +30,7 @@ class Table:
                   that one picture, under any name, is in one split. None: a tenth for val and for test.
     ``missing``   "error", or "skip" to leave out rows whose picture is not there.
     ``filters``   which rows and captions are read (``row_filters.Filters``); None: all.
+    ``streams``   the pictures of a row are one stream (``Source.stream``), whatever their number, and not one of each for itself.
     ``label_question``  what is asked about pictures that have a label and no text.
     """
 
@@ -45,6 +46,7 @@ class Table:
         label_question: str = ASKED,
         collection: str | None = None,
         filters: Mapping[str, Any] | None = None,
+        streams: bool = False,
     ) -> None:
         require_roles(files)
         for name, section in {"columns": columns, "split_by": split_by, "filters": filters}.items():
@@ -56,7 +58,7 @@ class Table:
             raise ConfigError(f"data.missing is '{missing}'; {suggest(missing, MISSING)}")
         self.files, self.root, self.images = files, Path(root), images
         self.columns, self.boxes, self.missing = dict(columns or {}), boxes, missing
-        self.label_question, self.collection = label_question, collection
+        self.label_question, self.collection, self.streams = label_question, collection, streams
         self.shares, self.filters = _shares(split_by or {}), dict(filters or {})
         Filters(self.filters)  # raises ConfigError
 

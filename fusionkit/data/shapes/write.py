@@ -40,9 +40,9 @@ def make_shapes(root: str | Path, scenes: int = 5000, seed: int = 0, image_size:
     """
     parameters = _checked({"scenes": scenes, "seed": seed, "image_size": image_size})
     target = Path(root)
-    if _is_made(target, parameters):
+    if is_made(target, parameters):
         return
-    with _appearing_at_once(target, parameters) as folder:
+    with appearing_at_once(target, parameters) as folder:
         (folder / "images").mkdir()
         made = {split: Records() for split in SPLITS}
         jobs = [
@@ -99,7 +99,7 @@ def _checked(parameters: Parameters) -> Parameters:
     return {"version": VERSION, **parameters}
 
 
-def _is_made(target: Path, parameters: Parameters) -> bool:
+def is_made(target: Path, parameters: Parameters, kind: str = "shapes") -> bool:
     """Whether the set is there already; raises where its place is taken by something else."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
@@ -107,17 +107,17 @@ def _is_made(target: Path, parameters: Parameters) -> bool:
         found = json.loads((target / "manifest.json").read_text())["parameters"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"'{target}' has no readable manifest.json of a shapes data set: choose another folder."
+            f"'{target}' has no readable manifest.json of a {kind} data set: choose another folder."
         ) from error
     if found == parameters:
         return True
     differing = [name for name in parameters if found.get(name) != parameters[name]]
     was, now = (", ".join(f"{name}={values.get(name)}" for name in differing) for values in (found, parameters))
-    raise DataError(f"'{target}' holds shapes made with {was}, not {now}: delete that folder or choose another.")
+    raise DataError(f"'{target}' holds {kind} made with {was}, not {now}: delete that folder or choose another.")
 
 
 @contextmanager
-def _appearing_at_once(target: Path, parameters: Parameters) -> Iterator[Path]:
+def appearing_at_once(target: Path, parameters: Parameters, kind: str = "shapes") -> Iterator[Path]:
     """A folder beside the target that takes its place when all went well and vanishes when not."""
     folder = target.absolute().parent / f".{target.name}-{uuid4().hex[:12]}"
     try:
@@ -127,7 +127,7 @@ def _appearing_at_once(target: Path, parameters: Parameters) -> Iterator[Path]:
             target.rmdir()  # empty, or another process was faster
         folder.rename(target)
     except OSError as error:
-        if not _is_made(target, parameters):
-            raise DataError(f"The shapes data set cannot be written to '{target}': {error}.") from error
+        if not is_made(target, parameters, kind):
+            raise DataError(f"The {kind} data set cannot be written to '{target}': {error}.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
