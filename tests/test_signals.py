@@ -153,22 +153,30 @@ with signals.listening(), signals.held() if sys.argv[1] == "held" else contextli
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits as Linux does")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE), (signal.SIGINT, 130)]
+)
 def test_a_process_that_waits_in_a_library_ends_by_a_signal(number, code):
     command = [sys.executable, "-c", DEAF, "free"]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "here\n"
         time.sleep(0.2)
         process.send_signal(number)
         told = process.communicate(timeout=60)
     assert (process.returncode, told[0]) == (code, "")
-    assert told[1] == f"\nstopped by {signal.Signals(number).name} while a library was waiting, as for other processes\n"
+    assert (
+        told[1] == f"\nstopped by {signal.Signals(number).name} while a library was waiting, as for other processes\n"
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits as Linux does")
 def test_a_training_that_waits_in_a_library_is_let_finish_its_step():
     command = [sys.executable, "-c", DEAF, "held"]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline() == "here\n"
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
