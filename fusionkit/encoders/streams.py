@@ -66,9 +66,7 @@ class FrameEncoder(nn.Module):
                 "shorten the source's stream"
             )
         is_frame = frames.mask.bool()
-        seen = self.encoder(
-            frames.values[is_frame]
-        )  # (R, N, D): padding is no image, and in no batch norm's statistics
+        seen = self.encoder(frames.values[is_frame])  # (R, N, D): padding is no image, nor in a batch norm's statistics
         embeds, mask = self._of_frame(seen)
         number = embeds.shape[1]
         tokens = embeds.new_zeros(images, length, number, self.hidden_size)
@@ -194,7 +192,7 @@ def transformer(size: int, layers: int, num_heads: int, dropout: float) -> nn.Mo
         raise ConfigError(
             f"image_encoder.num_heads is {num_heads}, which does not divide the width of {size}; change it"
         )
-    options = {"activation": "gelu", "batch_first": True, "norm_first": True}
     return nn.ModuleList(
-        nn.TransformerEncoderLayer(size, num_heads, 4 * size, dropout, **options) for _ in range(layers)
+        nn.TransformerEncoderLayer(size, num_heads, 4 * size, dropout, "gelu", batch_first=True, norm_first=True)
+        for _ in range(layers)
     )

@@ -33,9 +33,7 @@ def parse_wav(content: bytes, rate: int, seconds: float) -> Wave:
     place, form, data = 12, None, None
     while place + 8 <= len(content) and data is None:
         name, size = content[place : place + 4], struct.unpack_from("<I", content, place + 4)[0]
-        body = content[
-            place + 8 : place + 8 + size
-        ]  # the last one may be cut, or have the size of a file still written
+        body = content[place + 8 :][:size]  # the last may be cut, or have the size of a file that is still written
         form, data = (body if name == b"fmt " else form), (body if name == b"data" else data)
         place += 8 + size + size % 2
     if form is None or len(form) < 16 or data is None:
@@ -65,7 +63,7 @@ def _numbers(data: bytes, kind: int, bits: int) -> NDArray[np.float64]:
     if bits == 24:
         padded = np.zeros((len(data) // 3, 4), np.uint8)
         padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        return padded.view("<i4")[:, 0] / 2**31
+        return np.asarray(padded.view("<i4")[:, 0] / 2**31, np.float64)
     return np.frombuffer(data, f"<i{bits // 8}") / 2 ** (bits - 1)
 
 
