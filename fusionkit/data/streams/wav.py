@@ -63,8 +63,8 @@ def _numbers(data: bytes, kind: int, bits: int) -> NDArray[np.float64]:
     if bits == 24:
         padded = np.zeros((len(data) // 3, 4), np.uint8)
         padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
-        return np.asarray(padded.view("<i4")[:, 0] / 2**31, np.float64)
-    return np.frombuffer(data, f"<i{bits // 8}") / 2 ** (bits - 1)
+        return padded.view("<i4")[:, 0].astype(np.float64) / 2**31
+    return np.frombuffer(data, f"<i{bits // 8}").astype(np.float64) / (1 << (bits - 1))
 
 
 def resample(wave: NDArray[np.float64], old: int, new: int) -> NDArray[np.float64]:
