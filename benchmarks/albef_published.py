@@ -1,4 +1,4 @@
-"""One pre-training step of ALBEF as the paper (Li et al. 2021, arXiv 2107.07651) and its public code order the work, in plain torch.
+"""One pre-training step of ALBEF in the order of the paper (Li et al. 2021, arXiv 2107.07651) and its public code, in torch.
 
 It is the rival of ``benchmarks.albef_step``, written anew: a pass of the fusion layers for the true pairs, one for the false
 ones, and one for the masked texts; padding computed along; each pass projects the image's keys and values; attention as

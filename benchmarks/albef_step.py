@@ -145,9 +145,7 @@ def compare(both: Mapping[str, Rival], parameters: list[tuple[str, nn.Parameter,
     found = {"losses": _losses_apart(both)}
     for rival in both.values():
         rival.after()
-    gradients = [
-        (a.grad, b.grad) for _, a, b in parameters if a.grad is not None and b.grad is not None
-    ]
+    gradients = [(a.grad, b.grad) for _, a, b in parameters if a.grad is not None and b.grad is not None]
     if len(gradients) != len(parameters):
         raise AssertionError("a parameter has no gradient")
     squares = [((a - b).double().square().sum(), b.double().square().sum()) for a, b in gradients]

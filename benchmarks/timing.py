@@ -51,7 +51,9 @@ def _turn(run: Callable[[], object], device: torch.device) -> Turn:
 
 def medians(turns: Mapping[str, list[Turn]]) -> dict[str, Turn]:
     """The median turn of each rival, number by number."""
-    return {name: Turn(*(statistics.median(column) for column in zip(*took, strict=True))) for name, took in turns.items()}
+    return {
+        name: Turn(*(statistics.median(column) for column in zip(*took, strict=True))) for name, took in turns.items()
+    }
 
 
 def report(title: str, medians: Mapping[str, float], base: str, output: Path | None = None, **facts: Any) -> None:
