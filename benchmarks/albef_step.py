@@ -243,6 +243,7 @@ def run(options: argparse.Namespace) -> int:
     turns: dict[str, list[Turn]] = take_turns({**both, GEMM: product}, options.rounds, device)
     best = operations / min(turn.seconds for turn in turns[GEMM])
     taken = medians({name: turns[name] for name in both})
+    print(f"seconds, and those of processors: {taken}; {best / 1e9:.0f} GFLOP/s", flush=True)
     facts: dict[str, Any] = {}
     for name, rival in both.items():
         facts[name] = measure(rival, options.size, options.shortest, dtype, name)
