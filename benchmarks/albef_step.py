@@ -35,7 +35,7 @@ PUBLISHED, OURS, GEMM = "published", "fusionkit", "matrix product"
 SIZES = {  # the shape, pairs in a batch, features in a queue
     "S": (Shape(224, 16, 384, 12, 6, 384, 6, 3, 3, 30522, 512, 256), 16, 65536),
     "B": (Shape(256, 16, 768, 12, 12, 768, 12, 6, 6, 30522, 512, 256), 8, 65536),
-    "tiny": (Shape(32, 8, 32, 2, 4, 32, 4, 2, 2, 200, 40, 16), 4, 64),
+    "tiny": (Shape(32, 8, 32, 2, 4, 32, 4, 2, 2, 2000, 40, 16), 4, 4096),
 }
 LOSSES, GRADIENTS = 1e-5, 1e-4  # how far apart they may be, relative
 # what a profile counts as matrix products: the names of torch's operations on CPUs and GPUs
