@@ -47,7 +47,7 @@ class _Products(torch.autograd.Function):
         return rows @ queue.feats.to(rows.dtype).T
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         feats = ctx.feats
         found = gradient @ feats.to(gradient.dtype)
         is_known = torch.zeros(len(feats), 1, dtype=torch.bool, device=feats.device)
@@ -75,7 +75,7 @@ class FeatureQueue(nn.Module):
 
     def cosines(self, rows: Tensor) -> Tensor:
         """Of normalised rows (R, E) to the features of now, (R, Q), whatever is pushed before the backward pass."""
-        found: Tensor = _Products.apply(rows, self)  # type: ignore[no-untyped-call]
+        found: Tensor = _Products.apply(rows, self)
         return found
 
     def push(self, feats: Tensor, keys: Tensor) -> None:
