@@ -11,7 +11,7 @@ NEWEST ?= .venv-newest
 CORE_TESTS ?= -m "not slow" tests/fusion tests/tasks tests/parity tests/encoders tests/test_causality.py tests/test_config.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-oldest test-newest upgrade pin check real-small matrix docs wheel clean
+.PHONY: help setup quickstart bench test test-oldest test-newest upgrade pin check real-small matrix docs wheel clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ pin: ## write constraints.txt from the newest versions, once `make test-newest` 
 	{ head -n 1 constraints.txt; $(NEWEST)/bin/python -m pip freeze --exclude-editable | \
 		grep -vE '^(nvidia|cuda|triton)' | sed 's/+.*//'; } > $(NEWEST)/constraints.txt
 	mv $(NEWEST)/constraints.txt constraints.txt
+
+bench: setup ## what is saved against published formulations, side by side, with a plot: make bench SIZE=B; outputs/bench
+	$(BIN)/python -m benchmarks.suite $(if $(SIZE),--size $(SIZE)) $(ARGS)
 
 check: setup ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -8,11 +8,14 @@ Run: python -m benchmarks.activation_memory [--size small] [--images 8] [--texts
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from benchmarks.timing import write
 from fusionkit.contracts.toys import choice, of_size, toy_language_model
 from fusionkit.encoders.base import SupportsRecompute
 from fusionkit.encoders.recompute import blocks_of, recompute
@@ -93,18 +96,41 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     for name, default in {"images": 8, "texts": 4, "rounds": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print("| | MB held | anew | at most | anew | time | gradients apart by |\n|---|---|---|---|---|---|---|")
+    found: dict[str, Row] = {}
     for rows in (fusions(options.size, options.images, options.texts), towers(options.images)):
         for name, part, loss in rows:
             if options.only and name not in options.only:
                 continue
-            print(row(name, part.train(), loss, options.rounds), flush=True)
+            found[name] = row(name, part.train(), loss, options.rounds)
+            print(found[name].line(name), flush=True)
+    if options.output is not None:
+        title = f"bytes kept for the backward pass, size {options.size}: as usual / with activation_checkpointing"
+        ratios = {name: row.held / row.held_less for name, row in found.items()}
+        write(options.output, title, {"ratios": ratios, "rows": {name: row._asdict() for name, row in found.items()}})
 
 
-def row(name: str, part: nn.Module, loss: Loss, rounds: int) -> str:
+class Row(NamedTuple):
+    """Bytes that are held behind the forward pass and at most, without and with what is computed anew, and what that costs."""
+
+    held: int
+    held_less: int
+    peak: int
+    peak_less: int
+    times: float
+    apart: float  # the gradients, relative L2
+
+    def line(self, name: str) -> str:
+        """As a row of a table."""
+        megabytes = " | ".join(f"{number / 2**20:.0f}" for number in self[:4])
+        return f"| `{name}` | {megabytes} | {self.times:.2f} x | {self.apart:.0e} |"
+
+
+def row(name: str, part: nn.Module, loss: Loss, rounds: int) -> Row:
     """Measure a part before and after it is told to compute anew."""
     step = {name: lambda: loss().backward()}
     held, peak, expected = measure(part, loss)
@@ -117,8 +143,7 @@ def row(name: str, part: nn.Module, loss: Loss, rounds: int) -> str:
     less, lower, found = measure(part, loss)
     longer = race(step, rounds, time.process_time)[name]
     apart = (found - expected).norm() / expected.norm()
-    megabytes = " | ".join(f"{number / 2**20:.0f}" for number in (held, less, peak, lower))
-    return f"| `{name}` | {megabytes} | {longer / seconds:.2f} x | {apart:.0e} |"
+    return Row(held, less, peak, lower, longer / seconds, float(apart))
 
 
 if __name__ == "__main__":

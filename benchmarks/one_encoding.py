@@ -5,7 +5,9 @@ Both compute the same losses (printed). Run: python -m benchmarks.one_encoding [
 """
 
 import argparse
+import time
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -54,8 +56,10 @@ def step(model: VisionLanguageModel, pixels: torch.Tensor, ids: torch.Tensor, in
 def main() -> None:
     """Time both ways on one batch."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in {"images": 8, "texts": 6, "threads": 1, "hidden": 192, "layers": 3, "size": 224}.items():
+    sizes = {"images": 8, "texts": 6, "threads": 1, "hidden": 192, "layers": 3, "size": 224, "rounds": 15}
+    for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -69,7 +73,7 @@ def main() -> None:
     }
     print("losses: " + ", ".join(f"{name} {run():.6f}" for name, run in rivals.items()))
     title = f"{options.images} images, {options.texts} texts each, {options.threads} thread(s): forward and backward"
-    report(title, race(rivals), "one image row a text row")
+    report(title, race(rivals, options.rounds, time.process_time), "one image row a text row", options.output)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -129,8 +130,10 @@ def main() -> None:
     title = (
         f"{options.images} images x {options.texts} captions, {options.tokens} image tokens, {options.dtype}, {device}"
     )
-    report(f"{title}, {options.threads} thread(s)", medians, RIVAL)
-    print("pairs a second: " + ", ".join(f"{name} {len(pairs) / seconds:.1f}" for name, seconds in medians.items()))
+    rates = {name: len(pairs) / seconds for name, seconds in medians.items()}
+    title = f"{title}, {options.threads} thread(s)"
+    report(title, medians, RIVAL, options.output, pairs_per_s=rates, apart=difference.item())
+    print("pairs a second: " + ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items()))
 
 
 if __name__ == "__main__":

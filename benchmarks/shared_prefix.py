@@ -8,6 +8,7 @@ Run: python -m benchmarks.shared_prefix [--images 4] [--texts 6] [--tokens 64] [
 import argparse
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,7 @@ def main() -> None:
     sizes = {"images": 4, "texts": 6, "tokens": 64, "length": 20, "hidden": 256, "layers": 4, "threads": 1, "rounds": 7}
     for name, default in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -82,7 +84,7 @@ def main() -> None:
     title = (
         f"{options.images} images of {options.tokens} tokens, {options.texts} texts each, {options.threads} thread(s)"
     )
-    report(title, race(rivals, options.rounds, time.process_time), base)
+    report(title, race(rivals, options.rounds, time.process_time), base, options.output)
 
 
 if __name__ == "__main__":

@@ -166,6 +166,11 @@ class Queue(Pool):
             raise ConfigError(f"negatives.pool.embed_size: the model's is {feats.shape[1]}; set it to that")
 
 
+def due(pointer: Tensor, rows: int, size: int) -> Tensor:
+    """The places of a queue of some size that so many rows are written to next; the newest ones alone where they are more."""
+    return (pointer + torch.arange(min(rows, size), device=pointer.device)) % size
+
+
 @torch.no_grad()
 def overwrite_oldest(buffers: Mapping[str, Tensor], pointer: Tensor, rows: Mapping[str, Tensor]) -> None:
     """Put rows (B, ...) into buffers (Q, ...) of the same names from the pointer on, and move it; none if one is not finite."""
@@ -173,7 +178,7 @@ def overwrite_oldest(buffers: Mapping[str, Tensor], pointer: Tensor, rows: Mappi
     kept = {name: part[-size:] for name, part in rows.items()}
     is_finite = torch.stack([part.isfinite().all() for part in kept.values()]).all()
     count = len(next(iter(kept.values())))
-    places = (pointer + torch.arange(count, device=pointer.device)) % size
+    places = due(pointer, count, size)
     for name, part in kept.items():
         buffers[name][places] = torch.where(is_finite, part.to(buffers[name].dtype), buffers[name][places])
     pointer.copy_((pointer + count * is_finite) % size)

@@ -176,19 +176,28 @@ class Pass:
 
     def kept(self) -> int:
         """Count the bytes that the forward pass keeps for the backward pass, without parameters."""
-        known = {parameter.untyped_storage().data_ptr() for parameter in self.fusion.parameters()}
-        kept: dict[int, int] = {}
+        return kept_bytes(self.loss, self.fusion)
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            loss = self.loss()
-        del loss  # until here the graph holds what was counted, so that no address is used twice
-        return sum(kept.values())
+def kept_bytes(forward: Callable[[], object], *modules: nn.Module) -> int:
+    """Count the bytes that a forward pass keeps for the backward pass, without parameters and buffers of the modules.
+
+    What ``forward`` returns has to hold the graph.
+    """
+    own = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    known = {tensor.untyped_storage().data_ptr() for tensor in own}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = forward()
+    del graph  # until here it holds what was counted, so that no address is used twice
+    return sum(kept.values())
 
 
 def measure(sweep: Path, tasks: Sequence[str] | None, growth: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Image-text contrast (CLIP, ALBEF)."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from fusionkit.losses import contrastive_targets, soft_binary_cross_entropy, sof
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.model.momentum import Teacher
 from fusionkit.negatives import queue_ages
-from fusionkit.negatives.pool import EMPTY, overwrite_oldest
+from fusionkit.negatives.pool import EMPTY, due, overwrite_oldest
 from fusionkit.tasks.base import Records, Scorer, Task
 from fusionkit.tasks.metrics import means
 from fusionkit.types import CHOICE, MARKS, Asked, Batch, Dims, Encoded, TaskOutput, TextRows, at_least_fp32
@@ -22,6 +22,42 @@ LOSSES = ("softmax", "sigmoid")
 
 class CaptionBatch(Batch):
     captions: TextRows
+
+
+class Change:
+    """Rows of a queue as they were before they were overwritten, and what was overwritten after them.
+
+    Only those who still need them hold them: a queue itself knows its last change alone.
+    """
+
+    def __init__(self, places: Tensor, rows: Tensor) -> None:
+        self.places, self.rows = places, rows
+        self.next: Change | None = None
+
+
+class _Products(torch.autograd.Function):
+    """Rows (R, E) times the features (Q, E) of a queue as they are now, (R, Q), with the gradient of the rows.
+
+    Nothing is copied though the queue moves on before the backward pass: what is overwritten until then is kept, a batch's rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, queue: "FeatureQueue") -> Tensor:
+        ctx.feats, ctx.change = queue.feats, queue.change
+        return rows @ queue.feats.to(rows.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        feats = ctx.feats
+        found = gradient @ feats.to(gradient.dtype)
+        is_known = torch.zeros(len(feats), 1, dtype=torch.bool, device=feats.device)
+        change = ctx.change.next
+        while change is not None:  # the first change of a place tells what stood there
+            gap = (change.rows - feats[change.places]).masked_fill(is_known[change.places], 0.0)
+            found = found + gradient[:, change.places] @ gap.to(gradient.dtype)
+            is_known[change.places] = True
+            change = change.next
+        return found, None
 
 
 class FeatureQueue(nn.Module):
@@ -35,10 +71,27 @@ class FeatureQueue(nn.Module):
         self.feats: Tensor
         self.keys: Tensor
         self.pointer: Tensor
+        self.change = Change(torch.zeros(0, dtype=torch.int64), torch.zeros(0, embed_size))  # the last one
+
+    def cosines(self, rows: Tensor) -> Tensor:
+        """Of normalised rows (R, E) to the features of now, (R, Q), whatever is pushed before the backward pass."""
+        found: Tensor = _Products.apply(rows, self)
+        return found
 
     def push(self, feats: Tensor, keys: Tensor) -> None:
         """Append feats (B, E) and keys (B,), overwriting the oldest; none of them where one is not finite."""
+        places = due(self.pointer, len(feats), len(self.keys))
+        change = Change(places, self.feats[places])
+        self.change.next, self.change = change, change
         overwrite_oldest({"feats": self.feats, "keys": self.keys}, self.pointer, {"feats": feats, "keys": keys})
+
+
+class Columns(NamedTuple):
+    """What the rows of a batch are set against: the features (N, E) of all ranks, then the queue's; and the keys (C,) of all."""
+
+    feats: Tensor
+    keys: Tensor
+    queue: FeatureQueue | None
 
 
 class ITC(Task[CaptionBatch]):
@@ -97,30 +150,28 @@ class ITC(Task[CaptionBatch]):
             ("image_to_text_r1", image_feats, image_keys, view.image_feats, texts),
             ("text_to_image_r1", text_feats, text_keys, view.text_feats[self.reads], images),
         ):
-            similarity = _similarity(feats, *columns, model.temperature)
-            soft = None if teacher is None else _similarity(own, *columns, model.temperature.detach())
+            similarity = _similarity(feats, columns, model.temperature)
+            soft = None if teacher is None else _similarity(own, columns, model.temperature.detach())
             if self.bias is None:
-                loss, targets = soft_cross_entropy, contrastive_targets(keys, columns[1])
+                loss, targets = soft_cross_entropy, contrastive_targets(keys, columns.keys)
                 soft = None if soft is None else soft.softmax(dim=1)
             else:
-                loss, targets = soft_binary_cross_entropy, (columns[1] == keys[:, None]).to(similarity)
+                loss, targets = soft_binary_cross_entropy, (columns.keys == keys[:, None]).to(similarity)
                 soft = None if soft is None else (soft + self.bias.detach()).sigmoid()
                 similarity = similarity + self.bias
             if teacher is not None and soft is not None:
                 targets = teacher.mix(targets, soft)
             losses.append(loss(similarity, targets))
-            others = columns[0].shape[0] - (len(self.image_queue.keys) if self.image_queue else 0)
             read = partial(_read, rows=name.partition("_")[0], kind=self.reads)
-            asked.append(Asked(similarity[:, :others], read, CHOICE if self.bias is None else MARKS))
-            has_partner = (columns[1] == keys[:, None]).any(dim=1)
-            hits = columns[1][similarity.detach().argmax(dim=1)] == keys if len(columns[1]) else has_partner
+            asked.append(Asked(similarity[:, : len(columns.feats)], read, CHOICE if self.bias is None else MARKS))
+            has_partner = (columns.keys == keys[:, None]).any(dim=1)
+            hits = columns.keys[similarity.detach().argmax(dim=1)] == keys if len(columns.keys) else has_partner
             metrics[name] = hits.sum(), has_partner.sum()
             if sim_i2t is None:
                 sim_i2t, target_i2t = similarity.detach(), targets
-        queued = len(self.image_queue.keys) if self.image_queue else 0
-        metrics["modality_gap"] = modality_gap(*(feats[: len(feats) - queued] for feats, _ in (images, texts)))
+        metrics["modality_gap"] = modality_gap(images.feats, texts.feats)
         if self.image_queue:
-            metrics |= queue_ages(self.image_queue.keys, len(images[1]) - queued)
+            metrics |= queue_ages(self.image_queue.keys, len(images.feats))
         if self.training and self.image_queue is not None and self.text_queue is not None:
             self.image_queue.push(gather(view.image_feats.detach()), gather(image_keys))
             self.text_queue.push(gather(view.text_feats[self.reads].detach()), gather(text_keys))
@@ -134,14 +185,9 @@ class ITC(Task[CaptionBatch]):
     def partners(self, images: int, ranks: int) -> int:
         return images * ranks - 1 + (len(self.image_queue.keys) if self.image_queue else 0)
 
-    def _columns(
-        self, feats: Tensor, keys: Tensor, queue: FeatureQueue | None, teacher: Teacher | None
-    ) -> tuple[Tensor, Tensor]:
+    def _columns(self, feats: Tensor, keys: Tensor, queue: FeatureQueue | None, teacher: Teacher | None) -> Columns:
         feats, keys = (gather if teacher else gather_with_grad)(feats), gather(keys)
-        if queue is None:
-            return feats, keys
-        # copies: the queue moves on before the backward pass
-        return torch.cat([feats, queue.feats]), torch.cat([keys, queue.keys])
+        return Columns(feats, keys if queue is None else torch.cat([keys, queue.keys]), queue)
 
     def predict(self, model: VisionLanguageModel, batch: CaptionBatch, encoded: Encoded) -> Records:
         """One record an image and one a caption, with its features; ranking them is the evaluation's work."""
@@ -172,9 +218,14 @@ def _read(model: VisionLanguageModel, task: ITC, seen: Encoded, rows: str, kind:
     return similarity if task.bias is None else similarity + task.bias
 
 
-def _similarity(rows: Tensor, columns: Tensor, column_keys: Tensor, temperature: Tensor) -> Tensor:
+def _similarity(rows: Tensor, columns: Columns, temperature: Tensor) -> Tensor:
     """Cosines (R, C) over the temperature; -inf for empty queue slots."""
-    return scaled_cosines(rows, columns, temperature).masked_fill(column_keys == EMPTY, float("-inf"))
+    if columns.queue is None:
+        return scaled_cosines(rows, columns.feats, temperature)
+    with torch.autocast(rows.device.type, enabled=False):
+        exact = at_least_fp32(rows)
+        found = torch.cat([exact @ at_least_fp32(columns.feats).T, columns.queue.cosines(exact)], dim=1) / temperature
+    return found.masked_fill(columns.keys == EMPTY, float("-inf"))
 
 
 def scaled_cosines(rows: Tensor, columns: Tensor, temperature: Tensor | float = 1.0) -> Tensor:

@@ -1,5 +1,6 @@
 """Contrast: positives by image, the queue, the teacher."""
 
+import copy
 import re
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import torch
 from fusionkit.errors import ConfigError
 from fusionkit.losses import soft_cross_entropy
 from fusionkit.model.momentum import MomentumTeacher
+from fusionkit.reporting.measure_cost import kept_bytes
 from fusionkit.tasks.itc import EMPTY, ITC, FeatureQueue, modality_gap
 from tests.toys import measured, toy_batch, toy_dims, toy_model
 
@@ -108,6 +110,52 @@ def test_a_queue_of_features_takes_none_where_one_is_not_finite():
     assert queue.feats.tolist() == [[1, 1], [1, 1], [0, 0], [0, 0]]
     queue.push(torch.full((1, 2), 5.0), torch.tensor([5]))
     assert queue.keys.tolist() == [1, 2, 5, EMPTY]
+
+
+@pytest.mark.parametrize("size", [3, 7, 40])
+def test_a_gradient_is_that_of_the_queue_as_it_was_however_often_it_moves_on(size):
+    """Pushes that come round, that are refused, and that are larger than the queue, before the backward pass."""
+    torch.manual_seed(0)
+    queue = FeatureQueue(size, 4)
+    queue.push(torch.randn(size, 4), torch.arange(size))
+    rows, weights = torch.randn(2, 4, requires_grad=True), torch.randn(2, size)
+    as_it_was = queue.feats.clone()
+    cosines = queue.cosines(rows)
+    for pushed in (2, 3, 3, 5):
+        queue.push(torch.randn(pushed, 4), torch.arange(pushed))
+    queue.push(torch.full((2, 4), torch.nan), torch.arange(2))
+    assert not torch.equal(queue.feats, as_it_was)
+    torch.testing.assert_close(cosines, rows @ as_it_was.T)
+    (found,) = torch.autograd.grad((cosines * weights).sum(), [rows])
+    torch.testing.assert_close(found, weights @ as_it_was)
+
+
+def test_two_losses_over_one_queue_have_their_gradients_together():
+    """As where two sources contrast: the second pushes before the first has gone backwards."""
+    model, itc = build(queue_size=6)
+    batches = [toy_batch(images=4) for _ in range(3)]
+    for number, batch in enumerate(batches):
+        batch["image_keys"] += 10 * number
+    itc(model, batches[0], model.encode(batches[0], ["captions"]))
+    alone, together = copy.deepcopy(itc), []
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    expected = [torch.zeros_like(p) for p in parameters]
+    for batch in batches[1:]:
+        loss = alone(model, batch, model.encode(batch, ["captions"])).loss
+        together.append(itc(model, batch, model.encode(batch, ["captions"])).loss)
+        torch.testing.assert_close(together[-1], loss)
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        expected = [e if f is None else e + f for e, f in zip(expected, found, strict=True)]
+    found = torch.autograd.grad(sum(together), parameters, allow_unused=True, materialize_grads=True)
+    torch.testing.assert_close(list(found), expected)
+
+
+def test_a_queue_is_not_copied_for_the_backward_pass():
+    model = toy_model(embed_size=256)
+    itc, batch = ITC(toy_dims(model), queue_size=5000), toy_batch(images=4)
+    encoded = model.encode(batch, ["captions"])
+    kept = kept_bytes(lambda: itc(model, batch, encoded).loss, itc)
+    assert 0 < kept < itc.get_buffer("image_queue.feats").nbytes  # of either queue: not one copy
 
 
 def test_how_many_others_an_image_is_set_against():
