@@ -92,6 +92,11 @@ def check_images(source: str, datamodule: DataModule, encoder: ImageEncoder) -> 
             f"data.sources.{source}.stream gives streams of up to {stream.length} {has if has == 'frames' else 'steps'}, but "
             f"image_encoder.max_length is {most}; raise it, or shorten the streams"
         )
+    bands, known = getattr(stream, "mels", None), getattr(encoder, "mels", None)
+    if None not in (bands, known) and bands != known:
+        raise ConfigError(
+            f"data.sources.{source}.stream.mels is {bands}, but image_encoder.mels is {known}; set both to one number"
+        )
     if has == "frames" and datamodule.finish.fit == "keep":
         raise ConfigError(
             "data.fit=keep gives frames of different shapes, which are not read together; set data.fit=squash"

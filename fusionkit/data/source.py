@@ -113,8 +113,9 @@ class Source:
             )
         for name, value in (("regions", self.regions), ("augment", self.augment), ("cache", self.cache or None)):
             if self.stream is not None and value is not None:
+                unset = "false" if name == "cache" else "null"
                 raise ConfigError(
-                    f"{key}.{name} is for single images, but {key}.stream reads streams; set {key}.{name}=null"
+                    f"{key}.{name} is for single images, but {key}.stream reads streams; set {key}.{name}={unset}"
                 )
         if self.stream is not None and self.shots:
             raise ConfigError(f"{key}.shots stand before single images, but {key}.stream reads streams; set it to 0")

@@ -56,11 +56,18 @@ def stored_bytes(path: Path) -> bytes:
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file, or of the lmdb, tar or table that it stands in; None where there is nothing."""
+    """Size and time of change of a file, or of the lmdb, tar or table that it stands in.
+
+    Of a folder how many files it holds, and a digest of theirs; None where there is nothing.
+    """
     for place in (path, path.parent, path.parent / "data.mdb", path.parent.parent):
         if place.is_file():
             state = place.stat()
             return state.st_size, state.st_mtime_ns
+    if path.is_dir():  # the frames of a film
+        with os.scandir(path) as entries:
+            found = sorted((entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries)
+        return len(found), xxh3_64(repr(found).encode()).intdigest()
     return None
 
 

@@ -188,6 +188,8 @@ def sines(length: int, size: int) -> Tensor:
 
 def transformer(size: int, layers: int, num_heads: int, dropout: float) -> nn.ModuleList:
     """Layers with the norm before each part; ConfigError where the heads do not divide the width."""
+    if layers < 0:
+        raise ConfigError(f"image_encoder.layers is {layers}, but has to be a number of layers, from 0 on")
     if layers and size % num_heads:
         raise ConfigError(
             f"image_encoder.num_heads is {num_heads}, which does not divide the width of {size}; change it"

@@ -25,7 +25,8 @@ TAIL = 64  # bytes in which the end is looked for: some writers put a few behind
 LOOKED_AT = (
     20_000  # training images at most that are looked at, evenly spaced: training itself meets and counts the others
 )
-HEARD = 16000, 0.1  # samples a second, and seconds, by which a recording is tried
+RATE = 16000  # samples a second by which a recording is tried
+HEARD = {False: 0.1, True: 30.0}  # seconds of it, by whether the check is thorough
 SMALL = 16  # pixels of the smaller side: a JPEG is read to its end, but only an eighth of it computed
 
 
@@ -33,33 +34,34 @@ def fault_of(path: Path, is_thorough: bool) -> str | None:
     """What is wrong with an image file; None where nothing is.
 
     What begins and ends as JPEG or PNG does is taken for whole unless the check ``is_thorough``, which decodes it; all other
-    files are decoded. Of region features it is seen whether they are there, of a folder
-    whether it holds frames, and of a recording whether it begins as one.
+    files are decoded. Of region features it is seen whether they are there, of a folder whether it holds frames, and of a
+    recording whether it begins as one; thoroughly, whether each frame of a folder seems whole, and half a minute of a recording.
     """
     if path == Path():  # a reader without a folder: only annotations are read
         return None
     if not has_pixels(path):
         return None if path.is_file() or is_lmdb(path.parent) else f"{path} is missing"
     if path.is_dir():
-        return _fault_of_frames(path)
+        return _fault_of_frames(path, is_thorough)
     if not _is_there(path):
         return f"{path} is missing"
     require_pictures(path)
     if not is_thorough and _seems_whole(path):
         return None
     try:
-        read_wav(path, *HEARD) if path.suffix.lower() in ENDINGS else decode(path, SMALL)
+        read_wav(path, RATE, HEARD[is_thorough]) if path.suffix.lower() in ENDINGS else decode(path, SMALL)
     except CorruptImage as error:
         return str(error)
     return None
 
 
-def _fault_of_frames(folder: Path) -> str | None:
+def _fault_of_frames(folder: Path, is_thorough: bool) -> str | None:
     try:
-        frames_of(folder)
+        frames = frames_of(folder)
     except CorruptImage as error:
         return str(error)
-    return None
+    faults = (fault_of(file, False) for file, _ in frames) if is_thorough else iter(())
+    return next(filter(None, faults), None)
 
 
 def _is_there(path: Path) -> bool:

@@ -283,7 +283,8 @@ def drawn(digest: bytes | None, shares: Mapping[str, float]) -> str:
 def digest_of(path: Path) -> bytes:
     """What tells a picture from another, whatever it is called: its length and the bytes at its ends."""
     if path.is_dir():  # the frames of a film
-        return _digest(0, b"".join(digest_of(each) for each in sorted(path.iterdir()) if each.is_file()))
+        seen = sorted(each for each in path.iterdir() if each.is_file() and not each.name.startswith("."))
+        return _digest(0, b"".join(map(digest_of, seen)))
     try:
         with path.open("rb") as file:
             size = path.stat().st_size

@@ -134,7 +134,7 @@ def _too_many(row: Row, pictures: int, kind: str, meaning: Meaning, columns: Col
     unread = f", or leave the {kind} unread with data.columns.{role}=[]" if "conversation" in columns else ""
     return DataError(
         f"{row.where} has {pictures} pictures, but {kind} are about {MOST.get(kind, 1)}; give each picture a row, or write a "
-        f"conversation with {IMAGE_TOKEN} where each is seen{unread}"
+        f"conversation with {IMAGE_TOKEN} where each is seen{unread}; or read them as one stream (data=frames)"
     )
 
 

@@ -1,6 +1,7 @@
 """Films as frames, and several images of one text: a folder of pictures, a file of several (GIF, WebP), or a list of files."""
 
 import io
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fusionkit.data.frames import framed
 from fusionkit.data.images import CorruptImage, decode_opened
 from fusionkit.data.stores import ChangedError, stored_bytes
 from fusionkit.data.streams.base import Finishing
@@ -21,6 +23,11 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.types import Frames
 
 FILMS = (".mp4", ".mov", ".webm", ".avi", ".mkv", ".mpg", ".mpeg")
+SEVERAL = (
+    "GIF",
+    "WEBP",
+    "TIFF",
+)  # formats whose files may hold a film: the second picture of a phone's JPEG (MPO) is no frame
 NO_BOXES = torch.zeros(0, 4)
 Frame = tuple[Path, int]  # a file, and which of its pictures
 
@@ -77,24 +84,29 @@ def choose_frames(count: int, most: int, rng: Random | None) -> list[int]:
 
 
 def frames_of(file: Path) -> list[Frame]:
-    """The pictures of a file, or of the files in a folder. Raises CorruptImage, DataError for a film."""
-    require_pictures(file)
+    """The pictures of a file, or of the files in a folder. Raises CorruptImage, DataError for a film.
+
+    Only files that may hold several are opened: a folder or a list may name any number of which few are seen.
+    """
+    kinds = Image.registered_extensions()
     if file.is_dir():
-        endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        found = [each for each in file.iterdir() if each.suffix.lower() in endings and not each.name.startswith(".")]
+        found = [name for name in _names_in(file) if kinds.get(Path(name).suffix.lower()) in Image.OPEN]
         if not found:
             raise CorruptImage(f"{file} is a folder without pictures, which are to be the frames of a film")
-        return [(each, 0) for each in sorted(found, key=lambda each: _natural(each.name))]
+        return [(file / name, 0) for name in sorted(found, key=_natural)]
+    require_pictures(file)
+    if kinds.get(file.suffix.lower(), SEVERAL[0]) not in SEVERAL:
+        return [(file, 0)]
     with _opened(file) as picture:
         try:
-            count = int(getattr(picture, "n_frames", 1))
+            count = int(getattr(picture, "n_frames", 1)) if picture.format in SEVERAL else 1
         except Exception as error:  # which goes through the whole file
             raise CorruptImage(f"{file} cannot be decoded ({error})") from error
     return [(file, number) for number in range(count)]
 
 
 def read_frames(frames: Sequence[Frame], side: int) -> list[Image.Image]:
-    """The pictures, RGB; those of one file, which come one after another, are read of one opening."""
+    """The pictures, RGB and upright; those of one file, which come one after another, are read of one opening."""
     found: list[Image.Image] = []
     place = 0
     while place < len(frames):
@@ -103,9 +115,9 @@ def read_frames(frames: Sequence[Frame], side: int) -> list[Image.Image]:
             while place < len(frames) and frames[place][0] == file:
                 number = frames[place][1]
                 try:
-                    if number:
+                    if number != picture.tell():
                         picture.seek(number)
-                    found.append(decode_opened(picture, side).image)
+                    found.append(framed(decode_opened(picture, side), None, upright=True).image)
                 except Exception as error:  # decoders raise nearly anything
                     raise CorruptImage(f"frame {number + 1} of {file} cannot be decoded ({error})") from error
                 place += 1
@@ -129,6 +141,14 @@ def _opened(file: Path) -> Image.Image:
     except Exception as error:
         reason = "no known format" if isinstance(error, UnidentifiedImageError) else error
         raise CorruptImage(f"{file} cannot be decoded ({reason})") from error
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
+    except OSError as error:
+        raise CorruptImage(f"{folder} cannot be read ({error})") from error
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,8 +1,10 @@
 """WAV files (RIFF): PCM of 8, 16, 24 or 32 bits and floats, of any rate and number of channels, as one channel."""
 
+import io
 import math
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +13,16 @@ from fusionkit.data.images import CorruptImage
 from fusionkit.data.stores import ChangedError, stored_bytes
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
+LOUDEST = 1e12  # of floats, whose full scale is 1, or in some files that of whole numbers
+FORM = 40  # bytes at most that describe the sound
 Wave = NDArray[np.float32]
 
 
 def read_wav(path: Path, rate: int, seconds: float) -> Wave:
     """The first ``seconds`` as the mean of the channels in -1..1 at ``rate`` samples a second. Raises CorruptImage."""
     try:
-        return parse_wav(stored_bytes(path), rate, seconds)
+        with path.open("rb") if path.is_file() else io.BytesIO(stored_bytes(path)) as file:
+            return parse_wav(file, rate, seconds)
     except ChangedError:
         raise
     except ValueError as error:
@@ -26,17 +31,26 @@ def read_wav(path: Path, rate: int, seconds: float) -> Wave:
         raise CorruptImage(f"{path} cannot be read ({error})") from error
 
 
-def parse_wav(content: bytes, rate: int, seconds: float) -> Wave:
-    """As ``read_wav``, of a file's bytes. Raises ValueError, which says what is wrong."""
-    if len(content) < 12 or content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+def parse_wav(content: bytes | BinaryIO, rate: int, seconds: float) -> Wave:
+    """As ``read_wav``, of a file's bytes, or of an opened one, of which no more is read than is heard.
+
+    Raises ValueError, which says what is wrong.
+    """
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if len(head) < 12 or head[:4] != b"RIFF" or head[8:] != b"WAVE":
         raise ValueError("it does not begin as one")
-    place, form, data = 12, None, None
-    while place + 8 <= len(content) and data is None:
-        name, size = content[place : place + 4], struct.unpack_from("<I", content, place + 4)[0]
-        body = content[place + 8 :][:size]  # the last may be cut, or have the size of a file that is still written
-        form, data = (body if name == b"fmt " else form), (body if name == b"data" else data)
+    place, form, size = 12, b"", 0
+    while place + 8 <= end:
+        file.seek(place)
+        name, size = struct.unpack("<4sI", file.read(8))
+        if name == b"data":
+            break
+        form = file.read(min(size, FORM)) if name == b"fmt " else form
         place += 8 + size + size % 2
-    if form is None or len(form) < 16 or data is None:
+    if len(form) < 16 or place + 8 > end:
         raise ValueError("it has no description of its sound, or no sound")
     kind, channels, own_rate, _, _, bits = struct.unpack_from("<HHIIHH", form)
     if kind == EXTENSIBLE and len(form) >= 26:
@@ -46,13 +60,14 @@ def parse_wav(content: bytes, rate: int, seconds: float) -> Wave:
     if (kind, bits) not in ((PCM, 8), (PCM, 16), (PCM, 24), (PCM, 32), (FLOAT, 32), (FLOAT, 64)):
         raise ValueError(f"it holds {bits} bits in coding {kind}; write it as PCM of 16 bits")
     width = channels * bits // 8
-    count = min(len(data) // width, math.ceil(seconds * own_rate))
+    there = min(size, end - place - 8)  # a file may be cut, or have the size of one that is still written
+    count = min(there // width, math.ceil(seconds * own_rate))
     if not count:
         raise ValueError("it holds no sound")
-    wave = _numbers(data[: count * width], kind, bits).reshape(count, channels).mean(axis=1)
-    if not np.isfinite(wave).all():
-        raise ValueError("it holds numbers that are not finite")
-    return resample(wave, own_rate, rate).astype(np.float32)
+    numbers = _numbers(file.read(count * width), kind, bits)
+    if not (np.abs(numbers) < LOUDEST).all():
+        raise ValueError("it holds numbers that are not finite, or none of a sound")
+    return resample(numbers.reshape(count, channels).mean(axis=1), own_rate, rate).astype(np.float32)
 
 
 def _numbers(data: bytes, kind: int, bits: int) -> NDArray[np.float64]:
