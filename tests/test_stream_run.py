@@ -46,6 +46,8 @@ def test_training_evaluation_and_questions(
         (["image_encoder.max_length=3"], "gives streams of up to 4 frames, but image_encoder.max_length is 3"),
         (["+data.fit=keep"], "data.fit=keep gives frames of different shapes"),
         (["data.sources.streams.stream.length=0"], "stream.length is 0, but"),
+        (["image_encoder.layers=-1"], "image_encoder.layers is -1, but"),
+        (["+data.sources.streams.cache=true"], "set data.sources.streams.cache=false"),
     ],
 )
 def test_what_cannot_work_is_said_before_training(
@@ -54,3 +56,11 @@ def test_what_cannot_work_is_said_before_training(
     lines = ["experiment=video_small", *SMALL, "trainer.fast_dev_run=1", f"output_dir={tmp_path}/run", *options]
     assert run(["train", *lines]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_bands_that_differ_are_said_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["experiment=audio_small", *SMALL, "trainer.fast_dev_run=1", f"output_dir={tmp_path}/run"]
+    assert run(["train", *lines, "image_encoder.mels=80"]) == 2
+    shown = capsys.readouterr()
+    assert "data.sources.streams.stream.mels is 64, but image_encoder.mels is 80" in shown.err
+    assert "validation" not in shown.out

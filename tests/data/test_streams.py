@@ -1,5 +1,6 @@
 """Streams: which frames are seen, what is heard, batches of both, and bad files in a sentence."""
 
+import io
 import json
 import random
 import struct
@@ -21,6 +22,8 @@ from fusionkit.data.readers.table import Table
 from fusionkit.data.sample import Sample, Text
 from fusionkit.data.sampler import Draw
 from fusionkit.data.source import Source
+from fusionkit.data.stores import stamp_of
+from fusionkit.data.streams import clips
 from fusionkit.data.streams.base import StreamFiles, finish_stream
 from fusionkit.data.streams.clips import Clips, choose_frames, frames_of
 from fusionkit.data.streams.drawn import make_motion, make_sets, make_tones
@@ -86,10 +89,10 @@ def test_a_film_is_a_folder_a_file_of_several_or_a_list(tmp_path):
     picture(0).save(folder / ".hidden.png")
     gif = write_gif(tmp_path / "film.gif", shown)
     several = [folder / "f20.png", folder / "f1.png", folder / "f1.png"]
-    clips = Clips(length=5)
-    assert levels(clips.load([folder], 8, None)) == levels(clips.load([gif], 8, None)) == shown
-    assert levels(clips.load(several, 8, None)) == [210, 10, 10]
-    assert levels(clips.load([folder / "f2.png", gif], 8, None)) == [60, 10, 60, 110, 160]
+    whole = Clips(length=5)
+    assert levels(whole.load([folder], 8, None)) == levels(whole.load([gif], 8, None)) == shown
+    assert levels(whole.load(several, 8, None)) == [210, 10, 10]
+    assert levels(whole.load([folder / "f2.png", gif], 8, None)) == [60, 10, 60, 110, 160]
     assert levels(Clips(length=2).load([gif], 8, None)) == [10, 160]
     fixed = Clips(length=2, jitter=False)
     assert {tuple(levels(fixed.load([gif], 8, random.Random(seed)))) for seed in range(9)} == {(10, 160)}
@@ -157,6 +160,7 @@ def test_channels_are_averaged_and_long_recordings_cut():
         (riff(1, 0, 8000, 16, b"abcd"), "has 0 channels"),
         (riff(1, 1, 0, 16, b"abcd"), "0 samples a second"),
         (riff(3, 1, 8000, 32, np.array([np.nan], "<f4").tobytes()), "not finite"),
+        (riff(3, 1, 8000, 64, np.array([0.1, -1e200], "<f8").tobytes()), "not finite, or none of a sound"),
     ],
 )
 def test_other_wav_files_are_refused(content, message, tmp_path):
@@ -330,3 +334,101 @@ def test_drawn_films_are_told_by_their_order_alone(tmp_path):
     assert len({frame.tobytes() for frame in frames}) == 1
     moving = next(row["video"] for row in rows if row["answer"] == "left")
     assert len({frame.tobytes() for frame in Clips(length=8).load([tmp_path / "films" / moving], 32, None).frames}) == 8
+
+
+def test_frames_stand_upright_as_photos_do(tmp_path):
+    turned = Image.new("RGB", (8, 4), (200, 0, 0))
+    turned.paste((0, 0, 200), (4, 0, 8, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter to the right
+    turned.save(tmp_path / "a.png", exif=exif)
+    (frame,) = Clips().load([tmp_path / "a.png"], 4, None).frames
+    assert frame.size == (4, 8)
+    assert frame.getpixel((0, 0)) == (200, 0, 0)
+    assert frame.getpixel((0, 7)) == (0, 0, 200)
+
+
+def test_a_film_that_is_shown_twice_begins_anew(tmp_path):
+    gif = write_gif(tmp_path / "a.gif", [10, 60])
+    assert levels(Clips().load([gif, gif], 8, None)) == [10, 60, 10, 60]
+
+
+def test_the_second_picture_of_a_phones_jpeg_is_no_frame(tmp_path):
+    for name in ("photo.jpg", "photo"):  # by its ending, and by what is in it
+        picture(90).save(tmp_path / name, format="MPO", save_all=True, append_images=[picture(200)])
+        assert Image.open(tmp_path / name).n_frames == 2
+        assert [abs(level - 90) < 4 for level in levels(Clips().load([tmp_path / name], 8, None))] == [True]
+    write_gif(tmp_path / "film.gif", [10, 60]).rename(tmp_path / "film")
+    assert len(frames_of(tmp_path / "film")) == 2
+
+
+def test_only_frames_that_are_seen_are_opened(tmp_path):
+    folder = tmp_path / "film.mp4"  # frames in a folder that is called as their film
+    folder.mkdir()
+    for number in range(9):
+        picture(10 * number).save(folder / f"{number}.png")
+    (folder / "x.png").mkdir()  # no frame
+    for number in (0, 2, 8):
+        (folder / f"{number}.png").write_text("damaged")
+    files = [folder / f"{number}.png" for number in range(9)]
+    assert levels(Clips(length=3).load([folder], 8, None)) == [10, 40, 70]
+    assert levels(Clips(length=3).load(files, 8, None)) == [10, 40, 70]
+    assert fault_of(folder, False) is None
+    assert "0.png cannot be decoded" in fault_of(folder, True)
+    with pytest.raises(CorruptImage, match="gone cannot be read"):
+        clips._names_in(tmp_path / "gone")
+
+
+def test_no_more_of_a_recording_is_read_than_is_heard(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.arange(8000, dtype="<i2"))
+
+    class Counted(io.BytesIO):
+        read_bytes = 0
+
+        def read(self, size=-1):
+            found = super().read(size)
+            self.read_bytes += len(found)
+            return found
+
+    file = Counted(path.read_bytes())
+    assert len(parse_wav(file, 8000, 0.01)) == 80
+    assert file.read_bytes < 300
+    np.testing.assert_array_equal(read_wav(path, 8000, 0.01), parse_wav(path.read_bytes(), 8000, 0.01))
+
+
+def test_declared_sizes_are_not_believed():
+    content = riff(1, 1, 8000, 16, (WAVE * 2**15).astype("<i2").tobytes())
+    unknown = content[:40] + struct.pack("<I", 0xFFFFFFFF) + content[44:]
+    np.testing.assert_allclose(parse_wav(unknown, 8000, 1.0), WAVE, atol=1e-4)
+    np.testing.assert_allclose(parse_wav(unknown, 8000, 1e9), WAVE, atol=1e-4)
+    with pytest.raises(ValueError, match="no description of its sound, or no sound"):
+        parse_wav(riff(1, 1, 8000, 16, b"ab", before=b"junk\xff\xff\xff\xff"), 8000, 1.0)
+    ends = np.array([0.5, -0.5], "<f4").tobytes()
+    assert len(parse_wav(riff(3, 1, 8000, 32, ends), 8000, 1.0)) == 2
+
+
+def test_damage_behind_the_beginning_of_a_recording_is_found_where_it_is_scored(tmp_path):
+    values = np.zeros(4000, "<f4")
+    values[3000] = np.nan
+    (tmp_path / "a.wav").write_bytes(riff(3, 1, 8000, 32, values.tobytes()))
+    assert fault_of(tmp_path / "a.wav", False) is None
+    assert "not finite" in fault_of(tmp_path / "a.wav", True)
+
+
+def test_the_stamp_of_a_film_tells_when_a_frame_changes(tmp_path):
+    (tmp_path / "film").mkdir()
+    picture(10).save(tmp_path / "film/1.png")
+    first = stamp_of(tmp_path / "film")
+    assert first == stamp_of(tmp_path / "film")
+    picture(10).resize((30, 20)).save(tmp_path / "film/1.png")
+    changed = stamp_of(tmp_path / "film")
+    picture(10).save(tmp_path / "film/2.png")
+    assert len({first, changed, stamp_of(tmp_path / "film")}) == 3
+
+
+def test_files_that_are_no_frames_do_not_move_a_film_to_another_split(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        picture(9).save(tmp_path / name / "1.png")
+    (tmp_path / "b/.DS_Store").write_text("x")
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
