@@ -56,9 +56,9 @@ def stored_bytes(path: Path) -> bytes:
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
-    """Size and time of change of a file, or of the lmdb, tar or table that it stands in; of a folder number and digest of its files' stamps.
+    """Size and time of change of a file, or of the lmdb, tar or table that it stands in.
 
-    None where there is nothing.
+    Of a folder the number of its files and a digest of their stamps. None where there is nothing.
     """
     for place in (path, path.parent, path.parent / "data.mdb", path.parent.parent):
         if place.is_file():

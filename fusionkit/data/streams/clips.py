@@ -23,7 +23,11 @@ from fusionkit.errors import ConfigError, DataError
 from fusionkit.types import Frames
 
 FILMS = (".mp4", ".mov", ".webm", ".avi", ".mkv", ".mpg", ".mpeg")
-SEVERAL = ("GIF", "WEBP", "TIFF")  # formats whose files may hold a film: the second picture of a phone's JPEG (MPO) is no frame
+SEVERAL = (
+    "GIF",
+    "WEBP",
+    "TIFF",
+)  # formats whose files may hold a film: the second picture of a phone's JPEG (MPO) is no frame
 NO_BOXES = torch.zeros(0, 4)
 Frame = tuple[Path, int]  # a file, and which of its pictures
 
