@@ -432,3 +432,15 @@ def test_files_that_are_no_frames_do_not_move_a_film_to_another_split(tmp_path):
         picture(9).save(tmp_path / name / "1.png")
     (tmp_path / "b/.DS_Store").write_text("x")
     assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+
+
+def test_boxes_in_a_table_of_streams_are_refused_in_a_sentence(tmp_path):
+    (tmp_path / "a").mkdir()
+    picture(9).save(tmp_path / "a/1.png")
+    row = {"video": "a", "expression": "it", "box": [1, 1, 2, 2], "question": "what?", "answer": "it"}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    options = {"root": str(tmp_path), "split_by": {"val": 0, "test": 0}, "files": "train.jsonl", "streams": True}
+    with pytest.raises(DataError, match=r"has boxes, but of a stream none is read; leave them unread with"):
+        Table(**options).read("train")
+    (read,) = Table(**options, columns={"expression": [], "box": []}).read("train")
+    assert set(read.texts) == {"questions"}

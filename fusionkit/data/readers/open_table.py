@@ -195,6 +195,11 @@ class OpenTable(OpenFiles):
         if len(set(ids)) < len(ids) and "id" in columns:
             texts = self._texts(pictures, {role: names for role, names in columns.items() if role != "id"})
         sizes: list[Size | None] = [None] * len(pictures)
+        if "expressions" in self.meaning.kinds and self.streams:
+            raise DataError(
+                f"{self.path} has boxes, but of a stream none is read; leave them unread with ++data.columns.expression=[] and "
+                "++data.columns.box=[], or ground in single pictures (data=table)"
+            )
         if "expressions" in self.meaning.kinds:
             sizes = [self._size(picture) for picture in pictures]
             texts = with_boxes(texts, sizes, lambda: self.convention, self.path)
