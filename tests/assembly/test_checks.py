@@ -88,7 +88,7 @@ def test_what_a_task_needs_a_fusion_provides():
 
 
 def images(has, reads, fit="squash", canvases=False):
-    data = SimpleNamespace(sources={"coco": SimpleNamespace(images=has)}, finish=SimpleNamespace(fit=fit))
+    data = SimpleNamespace(sources={"coco": SimpleNamespace(images=has, stream=None)}, finish=SimpleNamespace(fit=fit))
     return told(check_images, "coco", data, SimpleNamespace(reads=reads, reads_canvases=canvases))
 
 
