@@ -347,7 +347,7 @@ def test_what_is_said_in_words_arrives_as_it_was_written(words: str, monkeypatch
         ("fusionkit data ", ["make ", "convert ", "look "]),
         ("fusionkit data convert b", ["bottom_up "]),
         ("fusionkit data convert bottom_up ts", ["tsv="]),
-        ("fusionkit data make ", ["shapes "]),
+        ("fusionkit data make ", ["motion ", "sets ", "shapes ", "tones "]),
         ("fusionkit train fusion=cr", ["fusion=cross_attention"]),
         ("fusionkit train seed=1 objectives.shapes.it", ["objectives.shapes.itc=", "objectives.shapes.itm="]),
         ("fusionkit train experiment=q", ["experiment=quickstart"]),
