@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -152,33 +154,36 @@ with signals.listening(), signals.held() if sys.argv[1] == "held" else contextli
 """
 
 
+@contextmanager
+def waiting(how: str) -> Iterator[subprocess.Popen[str]]:
+    """A process that waits in a library's code by now: it has slept each time in a second that one looked."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", DEAF, how], env=ENVIRONMENT, **pipes) as process:
+        assert process.stdout.readline() == "here\n"
+        asleep = 0
+        while asleep < 10:
+            time.sleep(0.1)
+            state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+            asleep = asleep + 1 if state == "S" else 0
+        yield process
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="waits as Linux does")
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, REQUEUE), (signal.SIGUSR1, REQUEUE), (signal.SIGINT, 130)]
 )
 def test_a_process_that_waits_in_a_library_ends_by_a_signal(number, code):
-    command = [sys.executable, "-c", DEAF, "free"]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "here\n"
-        time.sleep(0.2)
+    with waiting("free") as process:
         process.send_signal(number)
         told = process.communicate(timeout=60)
+    name = signal.Signals(number).name
     assert (process.returncode, told[0]) == (code, "")
-    assert (
-        told[1] == f"\nstopped by {signal.Signals(number).name} while a library was waiting, as for other processes\n"
-    )
+    assert told[1] == f"\nstopped by {name} while a library was waiting, as for other processes\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="waits as Linux does")
 def test_a_training_that_waits_in_a_library_is_let_finish_its_step():
-    command = [sys.executable, "-c", DEAF, "held"]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout.readline() == "here\n"
-        time.sleep(0.2)
+    with waiting("held") as process:
         process.send_signal(signal.SIGTERM)
         time.sleep(1)
         process.send_signal(signal.SIGWINCH)
