@@ -131,8 +131,8 @@ def assert_shown_unasked(output, page, records, capsys):
         assert f"`shapes/{metric}`" in table
     assert len(re.findall(r"\d \(-?[\d.]+ to -?[\d.]+\)", table)) >= 3
     html = (page / "index.html").read_text()
-    assert html.count("shapes_caption_error") == 1
-    assert '<p class="asked">' in html
+    assert html.count("<summary>shapes_caption_error</summary>") == 1
+    assert '<p dir="auto" class="asked">' in html
 
 
 def test_a_toy_fusion_and_a_toy_task_train_without_a_package_edit(tmp_path, capsys):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fusionkit.encoders.base import ImageEncoder, SupportsRecompute, SupportsWeightless
 from fusionkit.encoders.image import as_grid
+from fusionkit.encoders.recompute import blocks_of, recompute
 from fusionkit.errors import ConfigError
 from fusionkit.types import Frames, Sounds, Tokens
 
@@ -97,8 +98,10 @@ class FrameEncoder(nn.Module):
         return kept, mask.new_ones(kept.shape[:2]).long()
 
     def recompute(self) -> int:
-        """Let the encoder of frames compute its layers anew in the backward pass; gives how many they are."""
-        return self.encoder.recompute() if isinstance(self.encoder, SupportsRecompute) else 0
+        """Let the encoder of frames and the layers over all compute theirs anew in the backward pass; gives how many they are."""
+        if isinstance(self.encoder, SupportsRecompute):
+            return self.encoder.recompute() + recompute(blocks_of(self.layers))
+        return recompute(blocks_of(self))
 
     def sizes(self) -> dict[str, Any]:
         """What the files of the encoder of frames said of its architecture."""

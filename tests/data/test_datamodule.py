@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.data.answers import AnswerVocabulary
 from fusionkit.data.collate import Collate
 from fusionkit.data.datamodule import DataModule
@@ -24,7 +24,7 @@ from fusionkit.data.tokenizer import word_tokenizer
 from fusionkit.data.transforms import Augment
 from fusionkit.errors import ConfigError, DataError
 from tests.data.worlds import Listed, make_samples, write_photo
-from tests.toys import CONF, choices
+from tests.toys import choices
 
 
 def make_source(folder, train=range(23), val=range(23, 30), batch_size=4, **options) -> Source:
@@ -340,8 +340,8 @@ def test_every_data_configuration_can_be_built():
     names = choices("data")
     assert len(names) >= 7
     for name in names:
-        config = OmegaConf.create({"tokenizer": None, "seed": 1, "data": OmegaConf.load(CONF / f"data/{name}.yaml")})
-        config.data.root = "data"
+        config = training_config(f"data={name}", "data.root=data")
+        config.tokenizer = None
         assert {"missing", "max_missing", "num_workers"} <= set(config.data), name
         sources = instantiate(config.data).sources.values()
         assert all("train" in source.splits for source in sources)

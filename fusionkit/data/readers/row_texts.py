@@ -133,8 +133,8 @@ def _too_many(row: Row, pictures: int, kind: str, meaning: Meaning, columns: Col
     role = next(role for role, names in columns.items() if meaning.columns[kind][0] in names)
     unread = f", or leave the {kind} unread with data.columns.{role}=[]" if "conversation" in columns else ""
     return DataError(
-        f"{row.where} has {pictures} pictures, but {kind} are about {MOST.get(kind, 1)}; give each picture a row, or write a "
-        f"conversation with {IMAGE_TOKEN} where each is seen{unread}; or read them as one stream (data=frames)"
+        f"{row.where} has {pictures} pictures, but {kind} are about {MOST.get(kind, 1)}; give each picture a row, read them as "
+        f"one stream (data=frames), or write a conversation with {IMAGE_TOKEN} where each is seen{unread}"
     )
 
 

@@ -327,8 +327,9 @@ def test_a_text_of_one_picture_is_not_read_of_the_first_of_several(said, kind, m
     several = {"images": ["a.jpg", "b.jpg"]} if is_listed else {"image_1": "a.jpg", "image_2": "b.jpg"}
     single = {"images": ["a.jpg"]} if is_listed else {"image_1": "a.jpg"}
     write_json(tmp_path / "t.json", [{**single, **said}, {**several, **said}])
-    told = f"row 2 of .*t.json has 2 pictures, but {kind} are about {most}; give each picture a row, or write a conversation"
-    with pytest.raises(DataError, match=f"{told} with <image> where each is seen$"):
+    told = f"row 2 of .*t.json has 2 pictures, but {kind} are about {most}; give each picture a row, "
+    remedy = r"read them as one stream \(data=frames\), or write a conversation with <image> where each is seen"
+    with pytest.raises(DataError, match=f"{told}{remedy}$"):
         read(tmp_path, "t.json")
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from fusionkit.assembly.composition import training_config
 from fusionkit.data.readers import coco
 from fusionkit.data.readers.coco import CocoCaptions
 from fusionkit.data.readers.visual_genome import VisualGenome
@@ -24,7 +24,7 @@ from fusionkit.errors import DataError
 from fusionkit.files.depends import FOLDER, noting
 from tests.data.worlds import captions, karpathy, write_json, write_photo, write_photos
 from tests.recipes.world import make_world
-from tests.toys import CONF, choices
+from tests.toys import choices
 
 
 @pytest.fixture(autouse=True)
@@ -260,8 +260,11 @@ def test_every_reader_notes_all_that_it_reads(tmp_path):
     sys.addaudithook(hear)  # for good, hence the switch
     seen = 0
     for name in choices("data"):
-        config = OmegaConf.create({"tokenizer": None, "seed": 1, "data": OmegaConf.load(CONF / f"data/{name}.yaml")})
-        config.data.root = str(world)
+        root = world / name if name.startswith("drawn_") else world
+        config = training_config(f"data={name}", f"data.root={root}")
+        config.tokenizer = None
+        if root != world:
+            instantiate(config.data.prepare, clips=10)()
         for source in instantiate(config.data).sources.values():
             for split in {split for splits in source.splits.values() for split in splits}:
                 OPENED.clear()
