@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from torch import nn
 
 from fusionkit.contracts.encoders import image_tokens, toy_frames, toy_sounds
 from fusionkit.contracts.toys import toy_fusion
 from fusionkit.encoders.image import TimmEncoder
 from fusionkit.encoders.patches import PatchEncoder
+from fusionkit.encoders.recompute import MARK
 from fusionkit.encoders.streams import FrameEncoder, SpectrogramEncoder, sines
 from fusionkit.errors import ConfigError
 from fusionkit.model.model import assemble
@@ -168,3 +170,22 @@ def test_every_fusion_learns_from_streams(fusion, kind):
 def feeds(model, name):
     task = toy_task(name, toy_dims(model))
     return not task.needs - {"feats"} - model.fusion.provides
+
+
+class Own(nn.Module):
+    """An encoder of single images that says itself what of it is computed anew."""
+
+    reads, hidden_size, asked = "pixel_values", WIDTH, 0
+
+    def recompute(self) -> int:
+        self.asked += 1
+        return 5
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_layers_over_all_frames_are_computed_anew_beside_those_of_the_encoder(layers):
+    own = FrameEncoder(Own(), layers=layers)
+    assert (own.recompute(), own.encoder.asked) == (5 + layers, 1)
+    timm = FrameEncoder(TimmEncoder("vit_tiny_patch16_224", **PIXELS | {"depth": 3}), layers=layers)
+    assert timm.recompute() == 3 + layers
+    assert all(hasattr(type(block), MARK) for block in (*own.layers, *timm.layers, *timm.encoder.backbone.blocks))
