@@ -1,6 +1,7 @@
 """Where memory, shared memory or a process is missing, one sentence says what needed it and what to do."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fusionkit.cli.error_messages import translate
+from fusionkit.cli.error_messages import composing, translate
 from fusionkit.errors import UserError
 
 
@@ -51,6 +52,10 @@ def test_memory_that_runs_out_names_the_part_and_the_size() -> None:
             r"^a process that makes batches \(process 5\) found no room in /dev/shm, .*--shm-size=8g.*data.num_workers=0",
         ),
         (
+            SystemError("error return without exception set"),  # libyaml's, where there is no room for what it reads
+            r"^a library failed and gave no reason \(error return without exception set\), .*let the process have more \(ulimit",
+        ),
+        (
             RuntimeError("unable to write to file </torch_12_34_5>: No space left on device (28)"),
             r"^a process that makes batches found no room in /dev/shm",
         ),
@@ -65,6 +70,17 @@ def test_each_shortage_is_one_sentence(error: Exception, expected: str) -> None:
         assert told.exit_code == 1
         assert re.search(expected, str(told)), told
         assert "\n" not in str(told)
+
+
+def test_other_defects_of_python_keep_their_trace() -> None:
+    assert translate(SystemError("bad argument to internal function")) is None
+    assert translate(ValueError("without exception set")) is None
+
+
+def test_a_file_is_not_blamed_for_missing_memory(tmp_path: Path) -> None:
+    (path := tmp_path / "tiny.yaml").write_text("a: 1\n")
+    error = SystemError("error return without exception set")
+    assert composing(error, [path]) is error
 
 
 def test_numpy_s_words_are_known() -> None:
