@@ -6,9 +6,10 @@ from fusionkit.errors import UserError
 
 MEMORY = ("can't allocate memory", "out of memory", "Unable to allocate", "CUBLAS_STATUS_ALLOC_FAILED")
 SHARED = ("shared memory", "bus error", "/torch_")  # in what torch says where /dev/shm is full
-UNSAID = (
-    "without exception set"  # Python of a function in C, such as libyaml's parser, that failed before it could say why
-)
+WITHOUT_ROOM = (
+    "without exception set",
+    "failed to map segment",
+)  # a function in C that cannot say why it failed; a library
 SIZES = (
     r"Tried to allocate ([\d.]+ [KMGTPE]iB)",
     r"Unable to allocate ([\d.]+ [KMGTPE]iB)",
@@ -30,10 +31,10 @@ def shortage(error: BaseException) -> UserError | None:
         and any(x in said for x in SHARED)
     ):
         return UserError(_of_worker("", SHARED[0]))
-    if isinstance(error, SystemError) and UNSAID in said:
+    if isinstance(error, SystemError | ImportError) and any(x in said for x in WITHOUT_ROOM):
         return UserError(
-            f"a library failed and gave no reason ({said}), as those in C do where memory runs out; let the process have more "
-            f"(ulimit -v, or the limit of the job or container); {GOES_ON}"
+            f"a library failed ({said}), as those in C do where memory runs out; let the process have more (ulimit -v, or the "
+            f"limit of the job or container); {GOES_ON}"
         )
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and any(x in said for x in MEMORY)):
         return None

@@ -53,7 +53,11 @@ def test_memory_that_runs_out_names_the_part_and_the_size() -> None:
         ),
         (
             SystemError("error return without exception set"),  # libyaml's, where there is no room for what it reads
-            r"^a library failed and gave no reason \(error return without exception set\), .*let the process have more \(ulimit",
+            r"^a library failed \(error return without exception set\), .*let the process have more \(ulimit -v",
+        ),
+        (
+            ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+            r"^a library failed \(libtorch_cpu.so: failed to map segment from shared object\), as .* memory runs out",
         ),
         (
             RuntimeError("unable to write to file </torch_12_34_5>: No space left on device (28)"),
@@ -74,6 +78,7 @@ def test_each_shortage_is_one_sentence(error: Exception, expected: str) -> None:
 
 def test_other_defects_of_python_keep_their_trace() -> None:
     assert translate(SystemError("bad argument to internal function")) is None
+    assert translate(ImportError("no module named torch")) is None
     assert translate(ValueError("without exception set")) is None
 
 
