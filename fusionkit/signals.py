@@ -4,6 +4,7 @@ SIGTERM and SIGUSR1 are how clusters take a machine back. A training that is ask
 checkpoint of it, and exits with ``REQUEUE``; what has nothing to lose stops at once. Ctrl-C (SIGINT) is Python's own.
 """
 
+import _thread
 import ctypes
 import os
 import signal
@@ -106,7 +107,9 @@ def _never_deaf() -> Iterator[None]:
     here, there = socket.socketpair()
     there.setblocking(False)
     before = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_hear, args=(here,), name="fusionkit-deaf", daemon=True).start()
+    # not Thread.start, which waits for ever for a thread that finds no memory to begin with
+    with suppress(RuntimeError):
+        _thread.start_new_thread(_hear, (here,))
     try:
         yield
     finally:

@@ -191,6 +191,24 @@ def test_a_training_that_waits_in_a_library_is_let_finish_its_step():
         assert process.returncode == 0
 
 
+FULL = """
+import ctypes, resource, threading
+from fusionkit import signals
+ctypes.CDLL("libgcc_s.so.1")  # which a thread needs to end
+thread = threading.Thread(target=int)
+thread.start(), thread.join()  # its stack is kept for the next one, which finds no memory but that
+resource.setrlimit(resource.RLIMIT_AS, (1 << 20, 1 << 20))
+with signals.listening():
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds memory as Linux does")
+def test_a_thread_that_finds_no_memory_is_not_waited_for():
+    run = subprocess.run([sys.executable, "-c", FULL], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert run.stdout == "went on\n"
+
+
 def test_a_signal_that_was_heard_ends_nothing_later(monkeypatch):
     monkeypatch.setattr(signals, "DEAF", 0.1)
     before = signal.set_wakeup_fd(-1)

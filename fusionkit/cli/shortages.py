@@ -32,8 +32,9 @@ def shortage(error: BaseException) -> UserError | None:
     ):
         return UserError(_of_worker("", SHARED[0]))
     if isinstance(error, SystemError | ImportError) and any(x in said for x in WITHOUT_ROOM):
+        first = said.partition("\n")[0]  # omegaconf adds where it was
         return UserError(
-            f"a library failed ({said}), as those in C do where memory runs out; let the process have more (ulimit -v, or the "
+            f"a library failed ({first}), as those in C do where memory runs out; let the process have more (ulimit -v, or the "
             f"limit of the job or container); {GOES_ON}"
         )
     if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and any(x in said for x in MEMORY)):

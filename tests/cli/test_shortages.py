@@ -52,7 +52,9 @@ def test_memory_that_runs_out_names_the_part_and_the_size() -> None:
             r"^a process that makes batches \(process 5\) found no room in /dev/shm, .*--shm-size=8g.*data.num_workers=0",
         ),
         (
-            SystemError("error return without exception set"),  # libyaml's, where there is no room for what it reads
+            SystemError(
+                "error return without exception set\n    full_key: data"
+            ),  # libyaml's, where there is no room for what it reads
             r"^a library failed \(error return without exception set\), .*let the process have more \(ulimit -v",
         ),
         (
