@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
@@ -51,6 +51,14 @@ def stopped_code() -> int:
             pass
         return 0
     return REQUEUE
+
+
+def begin_thread(work: Callable[..., None], *args: Any) -> None:
+    """Do ``work`` in a thread that ends with the process at the latest. Raises RuntimeError where the system gives none.
+
+    Not ``Thread.start``, which waits for ever for a thread that finds no memory to begin with.
+    """
+    _thread.start_new_thread(work, args)
 
 
 class Child(Protocol):
@@ -107,9 +115,8 @@ def _never_deaf() -> Iterator[None]:
     here, there = socket.socketpair()
     there.setblocking(False)
     before = signal.set_wakeup_fd(there.fileno(), warn_on_full_buffer=False)
-    # not Thread.start, which waits for ever for a thread that finds no memory to begin with
     with suppress(RuntimeError):
-        _thread.start_new_thread(_hear, (here,))
+        begin_thread(_hear, here)
     try:
         yield
     finally:
@@ -211,7 +218,7 @@ def watch_parent(number: int) -> None:
             time.sleep(LOOK)
         os.kill(os.getpid(), KILL)
 
-    threading.Thread(target=watch, name="fusionkit-parent", daemon=True).start()
+    begin_thread(watch)
 
 
 def begin_worker() -> None:
@@ -225,8 +232,8 @@ def begin_worker() -> None:
         return
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
-        threading.Thread(target=_obey, args=(parent.pid,), name="fusionkit-signals", daemon=True).start()
-    threading.Thread(target=_follow, args=(parent,), name="fusionkit-parent", daemon=True).start()
+        begin_thread(_obey, parent.pid)
+    begin_thread(_follow, parent)
 
 
 def _obey(parent: int | None) -> None:

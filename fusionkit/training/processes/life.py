@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from fusionkit.distributed import largest_of_ranks, meetings
 from fusionkit.errors import ConfigError
 from fusionkit.internals import at_each_batch, is_between_steps
-from fusionkit.signals import MISTAKE, Stopped, asked, held
+from fusionkit.signals import MISTAKE, Stopped, asked, begin_thread, held
 
 TIMEOUT = 1800.0  # seconds
 SHARE = 0.7  # of the time, after which a rank is given up, so that it is named within it
@@ -101,7 +101,7 @@ class RankWatch(Callback):
     def on_fit_start(self, trainer: Trainer, *args: Any) -> None:
         self._rank, self._count = trainer.global_rank, trainer.world_size
         for work in (self._exchange, self._judge):
-            threading.Thread(target=work, name="fusionkit-ranks", daemon=True).start()
+            begin_thread(work)
 
     def on_train_batch_start(self, *args: Any) -> None:
         self._steps += 1
