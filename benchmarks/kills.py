@@ -120,6 +120,9 @@ class Started:
         code = 70
         try:
             os.setsid()
+            torch.set_num_threads(
+                1
+            )  # torch makes its pool anew after a fork, and two threads must not be at it at once
             if log:
                 target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 os.dup2(target, 1)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import _muon
@@ -83,6 +84,12 @@ def keep_buckets(trainer: Any) -> None:
 def uses_multiprocessing(trainer: Any) -> bool:
     """Lightning: whether the strategy hands a run to processes of Python's multiprocessing, and starts none by a command."""
     return getattr(trainer.strategy, "_start_method", "popen") != "popen"
+
+
+def own_timeout(trainer: Any) -> float | None:
+    """Lightning: the seconds that a strategy of the user's own waits in a collective; None where it says nothing of them."""
+    own = getattr(trainer.strategy, "_timeout", None)
+    return None if own in (None, default_pg_timeout) else own.total_seconds()
 
 
 def set_timeout(trainer: Any, seconds: float) -> None:

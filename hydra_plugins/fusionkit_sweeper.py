@@ -1,8 +1,9 @@
 """``hydra/sweeper=search``: a sweep that looks for the run of the best score, by Optuna (Hydra looks for plugins here)."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ class Search(Sweeper):
     ``hydra/launcher=parallel`` makes some at a time.
 
     ``sampler`` is one of Optuna's; None: TPE (tree-structured Parzen estimator) with this ``seed``.
+    ``pruner`` ends trials that do worse than others at their validations: {"name": a class of optuna.pruners, and its arguments};
+    None: none is ended.
     """
 
     def __init__(
@@ -41,14 +44,10 @@ class Search(Sweeper):
         seed: int = 1,
         sampler: Any = None,
         params: dict[str, Any] | None = None,
+        pruner: dict[str, Any] | None = None,
     ) -> None:
-        self.trials, self.direction, self.seed, self.sampler, self.params = (
-            trials,
-            direction,
-            seed,
-            sampler,
-            params or {},
-        )
+        self.trials, self.direction, self.seed, self.sampler = trials, direction, seed, sampler
+        self.params, self.pruner = params or {}, _plain(pruner)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -85,9 +84,10 @@ class Search(Sweeper):
             ) from error
 
     def _search(self, folder: Path, space: dict[str, Any], fixed: list[str]) -> list[JobReturn]:
+        from fusionkit.assembly.search_study import told_of
         from fusionkit.errors import ConfigError, UserError
 
-        with _told_of(folder / LOG):
+        with told_of(folder / LOG):
             study = self._study(folder)
             from optuna.trial import TrialState
 
@@ -103,32 +103,37 @@ class Search(Sweeper):
                     f"hydra/sweeper=search: {error} A search goes on with what it has searched before; give another "
                     f"name=NAME, or remove {folder}"
                 ) from error
-            returns += self._run(study, asked, fixed)
+            returns += self._run(study, asked, fixed, folder)
             made = len(_made(study))
-        scored = [trial for trial in _made(study) if trial.value is not None]
-        if not scored:
+        counts = Counter(trial.state.name for trial in _made(study))
+        if not counts["COMPLETE"]:
             raise UserError(f"none of the {self.trials} trials of the search gave a score; what was wrong stands above")
         best = study.best_trial
         words = " ".join(f"{name}={value}" for name, value in best.params.items())
-        failed = f", {self.trials - len(scored)} without a score" if len(scored) < self.trials else ""
+        told = {"PRUNED": "cut short", "FAIL": "without a score"}
+        failed = "".join(f", {counts[state]} {words}" for state, words in told.items() if counts[state])
         print(f"best of {self.trials} trials{failed}: {best.value:.6g} by {words}, trial {best.number} in {folder}")
         OmegaConf.save(
             OmegaConf.create({"score": best.value, "trial": best.number, "params": best.params}), folder / "best.yaml"
         )
         return returns
 
-    def _run(self, study: Any, asked: Sequence[Any], fixed: list[str]) -> Sequence[JobReturn]:
+    def _run(self, study: Any, asked: Sequence[Any], fixed: list[str], folder: Path) -> Sequence[JobReturn]:
         """Make these trials, and tell the study what came of them."""
         from optuna.trial import TrialState
 
+        from fusionkit.assembly.search_study import PRUNED
         from fusionkit.errors import UserError
 
-        overrides = [[*fixed, *(f"{name}={value}" for name, value in trial.params.items())] for trial in asked]
+        overrides = [
+            [*fixed, *(f"{name}={value}" for name, value in trial.params.items()), *self._pruned(folder, trial.number)]
+            for trial in asked
+        ]
         try:
             returns = self.launcher.launch(overrides, initial_job_idx=asked[0].number)
         except (HydraException, OmegaConfBaseException) as error:  # one of them cannot be composed
             if len(asked) > 1:
-                return [result for trial in asked for result in self._run(study, [trial], fixed)]
+                return [result for trial in asked for result in self._run(study, [trial], fixed, folder)]
             from fusionkit.cli.app import report
 
             report(error)
@@ -139,7 +144,10 @@ class Search(Sweeper):
         for trial, result in zip(asked, returns, strict=True):
             value = result.return_value if result.status == JobStatus.COMPLETED else None
             is_score = isinstance(value, int | float) and value == value
-            study.tell(trial, value if is_score else None, state=None if is_score else TrialState.FAIL)
+            if is_score and PRUNED in study.trials[trial.number].user_attrs:
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, value if is_score else None, state=None if is_score else TrialState.FAIL)
         for trial, result in zip(asked, returns, strict=True):
             if result.status == JobStatus.COMPLETED and result.return_value is None:
                 raise UserError(
@@ -149,24 +157,35 @@ class Search(Sweeper):
                 )
         return returns
 
-    def _study(self, folder: Path) -> Any:
-        from fusionkit.errors import ConfigError, install_extra
+    def _pruned(self, folder: Path, number: int) -> list[str]:
+        """The overrides by which a trial is cut short where it does worse than others."""
+        if not self.pruner:
+            return []
+        options = {"log": str((folder / LOG).absolute()), "trial": number, "pruner": self.pruner}
+        return [f"+callbacks.pruning={_written({'_target_': 'fusionkit.training.callbacks.Pruning', **options})}"]
 
-        try:
-            import optuna
-            from optuna.storages.journal import JournalFileBackend
-        except ImportError as error:
-            raise ConfigError(f"hydra/sweeper=search needs the package optuna: {install_extra('search')}") from error
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+    def _study(self, folder: Path) -> Any:
+        from fusionkit.assembly.search_study import STUDY, pruner_of, storage_in
+        from fusionkit.errors import ConfigError
+
         _without_broken_line(folder / LOG)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / LOG)))
+        storage = storage_in(folder / LOG)
+        import optuna
+
+        pruner = pruner_of(self.pruner) if self.pruner else None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         known = {study.study_name: study for study in optuna.get_all_study_summaries(storage)}
-        before = len(optuna.load_study(study_name="search", storage=storage).trials) if known else 0
+        before = len(optuna.load_study(study_name=STUDY, storage=storage).trials) if known else 0
         sampler = self.sampler or optuna.samplers.TPESampler(seed=self.seed + before)
         if self.sampler is not None and before:
             sampler.reseed_rng()  # else it would draw the first ones again
         study = optuna.create_study(
-            study_name="search", storage=storage, sampler=sampler, direction=self.direction, load_if_exists=True
+            storage=storage,
+            sampler=sampler,
+            pruner=pruner or optuna.pruners.NopPruner(),
+            study_name=STUDY,
+            direction=self.direction,
+            load_if_exists=True,
         )
         if study.direction.name.lower() != self.direction:
             raise ConfigError(
@@ -215,27 +234,6 @@ class Search(Sweeper):
         return space, fixed
 
 
-@contextmanager
-def _told_of(log: Path) -> Iterator[None]:
-    """Say which file it is where what a search has kept makes no sense."""
-    from fusionkit.errors import DataError, UserError
-    from fusionkit.files.plain import reason_of
-
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:  # the search itself may be whole
-        raise DataError(
-            f"{log} cannot be read or written ({error.strerror or error}); mend that, or give another name=NAME"
-        ) from error
-    except Exception as error:  # Optuna reads what stands there as its own words
-        raise DataError(
-            f"{log} is damaged, or of another version of Optuna ({reason_of(error)[:200]}); give another name=NAME, or remove it "
-            "to search anew"
-        ) from error
-
-
 def _without_broken_line(log: Path) -> None:
     """Cut off a last line without an end, of a search that was killed: what is written behind it could not be read."""
     if log.is_file() and (content := log.read_bytes()) and not content.endswith(b"\n"):
@@ -267,12 +265,16 @@ def _distribution(override: Override) -> Any:
 
 def _written(value: Any) -> str:
     """A value of a configuration in Hydra's grammar."""
-    value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    value = _plain(value)
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}: {_written(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_written, value)) + "]"
     return json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _begin_anew(study: Any, trials: Sequence[Any]) -> None:

@@ -219,6 +219,15 @@ def test_package_file_imports_nothing_and_stays_in_the_package(tmp_path: Path, m
             package_file("evilpkg", path)
 
 
+def test_a_value_that_names_no_key_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "experiment=quickstart", "output_dir=runs/${x}"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(
+        "error: Interpolation key 'x' not found; a value that holds ${...} names another key, unless it is"
+    )
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -70,7 +70,10 @@ ALLOWED = {  # room (the longest matching path decides) -> the packages and modu
     | {"fusionkit.checkpoints.directory", "fusionkit.checkpoints.pickled", "fusionkit.files", "huggingface_hub"},
     "checkpoints/base": TENSORS | {"fusionkit.checkpoints.source", "fusionkit.checkpoints.classes"},
 }
-EXTRAS = {"serving": "serve"}  # rooms that import the packages of an extra, which their commands ask for first
+EXTRAS = {  # rooms that import the packages of an extra, which their commands ask for first
+    "serving": "serve",
+    "assembly/search_study.py": "search",
+}
 READS_RUNS = {"torch", "lightning", "fusionkit.training", "fusionkit.model", "fusionkit.tasks", "fusionkit.data"}
 FORBIDDEN = {  # rooms that import much, but not this
     "data": {"fusionkit.encoders"},

@@ -132,11 +132,14 @@ def test_buckets_of_more_than_two_ranks_on_cpus_stay(ranks, device, kept):
 
 
 def test_how_long_ranks_wait(tmp_path):
-    strategy = DDPStrategy(process_group_backend="gloo")
+    strategy, alone = DDPStrategy(process_group_backend="gloo"), SimpleNamespace(strategy=SingleDeviceStrategy("cpu"))
     run = SimpleNamespace(strategy=strategy)
+    assert internals.own_timeout(run) is None
     internals.set_timeout(run, 20)
     assert strategy._timeout == timedelta(seconds=20)
-    internals.set_timeout(SimpleNamespace(strategy=SingleDeviceStrategy("cpu")), 20)
+    assert internals.own_timeout(run) == 20.0
+    internals.set_timeout(alone, 20)
+    assert internals.own_timeout(alone) is None
 
 
 def test_a_dry_run_saves_nothing(tmp_path):

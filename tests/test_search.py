@@ -3,15 +3,18 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from filelock import FileLock
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from fusionkit.assembly.search_study import cuts_short
 from fusionkit.cli.main import run
 from fusionkit.commands.worker import main, run_in_ranks, save, score_of
-from fusionkit.errors import ConfigError
+from fusionkit.errors import ConfigError, DataError
 
 SEARCH = ["train", "-m", "hydra/sweeper=search", "experiment=quickstart", "name=found"]
 FOLDER = Path("multirun/found")
@@ -331,3 +334,111 @@ def test_a_sampler_of_ones_own_draws_on(trained):
     for count in (2, 4):
         assert run([*SEARCH, f"hydra.sweeper.trials={count}", "optimizer.lr=interval(0.001,0.1)", *line]) == 0
     assert len({config.optimizer.lr for config in trained}) == 4
+
+
+def validated(pruning, values, ends=99):
+    """Show a callback validations at steps 10, 20, ...; gives the steps until the run is cut short, or all."""
+    trainer = SimpleNamespace(global_step=0, is_global_zero=True, sanity_checking=True, should_stop=False)
+    trainer.strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer.callback_metrics = {"val/mean": 0.0}
+    pruning.on_validation_end(trainer, None)  # of the sanity check: nothing is told
+    trainer.sanity_checking, trainer.callback_metrics = False, {}
+    pruning.on_validation_end(trainer, None)  # without a score
+    for value in values:
+        trainer.global_step += 10
+        trainer.should_stop = trainer.global_step >= ends
+        trainer.callback_metrics = {"val/mean": value}
+        pruning.on_validation_end(trainer, None)
+        if pruning.is_pruned:
+            assert trainer.should_stop
+            break
+    return trainer.global_step
+
+
+@pytest.fixture
+def cut_short(trained, monkeypatch):
+    """Runs of four validations, each by a tenth better than the last; gives the steps that each has made."""
+    steps = []
+
+    def train(config):
+        level = [5.0, 6.0, 4.0, 7.0, 5.5, 1.0][len(steps)]
+        values = [level, level + 0.1, level + 0.2, level + 0.3]
+        pruning = instantiate(config.callbacks.pruning)
+        steps.append(validated(pruning, values, ends=40))
+        return values[steps[-1] // 10 - 1]
+
+    monkeypatch.setattr("fusionkit.commands.train.train", train)
+    return steps
+
+
+MEDIAN = "hydra.sweeper.pruner={name: MedianPruner, n_startup_trials: 2, n_warmup_steps: 15}"
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_a_trial_behind_the_others_is_cut_short(direction, cut_short, capsys):
+    line = [MEDIAN, f"hydra.sweeper.direction={direction}", "optimizer.lr=interval(0.001,0.1)"]
+    assert run([*SEARCH, "hydra.sweeper.trials=4", *line]) == 0
+    assert run([*SEARCH, "hydra.sweeper.trials=6", *line]) == 0  # a search that goes on knows what was cut short
+    best, behind = (3, {2, 4, 5}) if direction == "maximize" else (5, {3})
+    # trial 4, minimize: the median of 5.1, 6.1, 4.1 at step 20 is 5.1, of trials that got there; it has 5.6
+    behind |= {4} if direction == "minimize" else set()
+    assert cut_short == [20 if number in behind else 40 for number in range(6)]
+    assert [trial.state.name == "PRUNED" for trial in trials()] == [number in behind for number in range(6)]
+    assert [sorted(trial.intermediate_values) for trial in trials()] == [
+        [10, 20] if number in behind else [10, 20, 30, 40] for number in range(6)
+    ]
+    assert yaml.safe_load((FOLDER / "best.yaml").read_text())["trial"] == best
+    said = capsys.readouterr().out
+    assert f"best of 6 trials, {len(behind)} cut short: " in said
+    for number in behind:
+        assert f"trial {number} ends at step 20: its val/mean of " in said
+    assert "is behind that of others (MedianPruner)" in said
+
+
+def test_a_run_that_ends_anyway_is_not_cut_short(cut_short):
+    line = ["hydra.sweeper.pruner={name: MedianPruner, n_startup_trials: 1, n_warmup_steps: 35}", "seed=1,2,3"]
+    assert run([*SEARCH, "hydra.sweeper.trials=3", *line]) == 0
+    assert [trial.state.name for trial in trials()] == ["COMPLETE"] * 3
+
+
+def test_without_a_pruner_none_is_asked(trained):
+    assert run([*SEARCH, "hydra.sweeper.trials=1", "seed=1,2"]) == 0
+    assert "pruning" not in trained[0].callbacks
+
+
+def test_where_all_are_cut_short_there_is_no_best(cut_short, capsys):
+    pruner = (
+        "{name: PatientPruner, patience: 0, wrapped_pruner: {name: ThresholdPruner, lower: 50}}"  # one within another
+    )
+    line = [f"hydra.sweeper.pruner={pruner}", "hydra.sweeper.direction=minimize", "seed=1,2"]
+    assert run([*SEARCH, "hydra.sweeper.trials=2", *line]) == 1
+    assert "none of the 2 trials of the search gave a score" in capsys.readouterr().err
+    assert [trial.state.name for trial in trials()] == ["PRUNED"] * 2
+
+
+@pytest.mark.parametrize(
+    ("pruner", "words"),
+    [
+        ("median", "hydra.sweeper.pruner is 'median'; give {name: MedianPruner}, with its arguments: "),
+        ("{name: MedianPrune}", "did you mean 'MedianPruner'? known: "),
+        ("{name: BasePruner}", "hydra.sweeper.pruner is {'name': 'BasePruner'}; give"),
+        ("{n_startup_trials: 2}", "hydra.sweeper.pruner is {'n_startup_trials': 2}; give"),
+        ("{name: MedianPruner, startup: 2}", "hydra.sweeper.pruner: "),
+        ("{name: PercentilePruner, percentile: 200}", "hydra.sweeper.pruner: "),
+    ],
+)
+def test_a_pruner_that_is_none_is_one_sentence(pruner, words, trained, capsys):
+    assert run([*SEARCH, "seed=1,2", f"hydra.sweeper.pruner={pruner}"]) == 2
+    assert words in capsys.readouterr().err
+    assert not trained
+
+
+def test_a_trial_that_was_told_before_is_neither_changed_nor_ended(trained, tmp_path):
+    assert run([*SEARCH, "hydra.sweeper.trials=2", "seed=1,2"]) == 0
+    log = FOLDER / "search.log"
+    before = log.read_bytes()
+    pruner = {"name": "ThresholdPruner", "lower": 1e9}
+    assert not cuts_short(log, 1, pruner, 10, 1.0, may_end=True)
+    assert log.read_bytes() == before
+    with pytest.raises(DataError, match=r"search.log is damaged, or of another version"):
+        cuts_short(log, 7, pruner, 10, 1.0, may_end=True)

@@ -16,7 +16,7 @@ from hydra.errors import (
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
-    InterpolationResolutionError,
+    InterpolationKeyError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
@@ -107,8 +107,10 @@ def _configuration(error: Exception, groups: Iterable[str]) -> ConfigError | Non
         return _unknown_key(error, groups)
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"'{error.full_key}' has no value yet; give it as {error.full_key}=VALUE")
-    if isinstance(error, InterpolationResolutionError):
-        return ConfigError(f"{error.full_key}: {_first_line(error)}")
+    if isinstance(error, InterpolationKeyError) and not error.full_key:
+        return ConfigError(
+            f"{_first_line(error)}; a value that holds ${{...}} names another key, unless it is written \\${{...}}"
+        )
     if isinstance(error, OmegaConfBaseException):
         return ConfigError(f"{error.full_key}: {_first_line(error)}" if error.full_key else _first_line(error))
     if isinstance(error, ConfigCompositionException | SearchPathException) and error.__cause__ is None:

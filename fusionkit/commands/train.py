@@ -39,11 +39,12 @@ from fusionkit.distributed import is_lost, leave
 from fusionkit.errors import DataError, LostRankError, UserError
 from fusionkit.files.lock import locked_folder
 from fusionkit.signals import Stopped, asked, listening, watch_parent
+from fusionkit.training.callbacks import Pruning
 from fusionkit.training.loggers import Watch, finish, log_config
 from fusionkit.training.memory.table import fixed_rows
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.batch_norms import told_own_rows
-from fusionkit.training.processes.life import TIMEOUT, RankWatch, StopWhenAsked
+from fusionkit.training.processes.life import StopWhenAsked
 from fusionkit.training.processes.ranks import is_child_rank, is_main, is_rank, is_started, is_step
 from fusionkit.training.processes.sharding import make_whole
 from fusionkit.training.resume import changed, require_resumable, require_state
@@ -56,7 +57,9 @@ class Trained:
 
     parts: Parts
     device: torch.device
-    metrics: dict[str, float]  # of the evaluation that ends the run; none after a Ctrl-C or a fast_dev_run
+    metrics: dict[
+        str, float
+    ]  # of the evaluation that ends the run; none after a Ctrl-C, a fast_dev_run or where a search cut it short
     mean: float | None  # score of the last validation
     is_interrupted: bool = False
 
@@ -126,7 +129,8 @@ def _train_here(config: DictConfig) -> Trained | float | None:
             fit(trainer, module, parts, config, last)
             make_whole(module)
             leave()
-            if trainer.is_global_zero and not config.trainer.fast_dev_run:
+            is_pruned = any(isinstance(each, Pruning) and each.is_pruned for each in trainer.callbacks)  # type: ignore[attr-defined]
+            if not is_pruned and trainer.is_global_zero and not config.trainer.fast_dev_run:
                 if last:
                     keep_configuration(config)
                 trained = replace(trained, metrics=evaluate(trainer, module, parts))
@@ -200,8 +204,6 @@ def fit(trainer: Trainer, module: TrainingModule, parts: Parts, config: DictConf
     if last:
         trainer.callbacks.insert(0, going_on)  # type: ignore[attr-defined]
     folder = None if config.trainer.fast_dev_run else Path(config.output_dir)
-    if trainer.world_size > 1:
-        trainer.callbacks.append(RankWatch(config.trainer.get("timeout") or TIMEOUT))  # type: ignore[attr-defined]
     is_main_thread = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:

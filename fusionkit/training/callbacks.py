@@ -1,6 +1,7 @@
 """What happens around the steps: checkpoints, the end of the run, throughput, and images that could not be read."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 
+from fusionkit.assembly.search_study import cuts_short
 from fusionkit.data.collate import told_cuts
 from fusionkit.distributed import world_size
 from fusionkit.errors import ConfigError, suggest
@@ -168,6 +170,33 @@ class StopAfter(Callback):
 
     def _seconds(self) -> float:
         return self._spent + time.monotonic() - self._started
+
+
+class Pruning(Callback):
+    """Ends a trial of a search (``hydra/sweeper=search``) that does worse than those before it at the same step.
+
+    Each validation's ``monitor`` is told to the study in the file ``log``, as trial number ``trial``; ``pruner`` says whether it
+    goes on: {"name": a class of optuna.pruners, and its arguments}. A run that is about to end is not cut short.
+    """
+
+    def __init__(self, log: str, trial: int, pruner: Mapping[str, Any], monitor: str = "val/mean") -> None:
+        self.log_file, self.trial, self.pruner, self.monitor = Path(log), trial, pruner, monitor
+        self.is_pruned = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if trainer.sanity_checking or value is None:
+            return
+        step, is_ending = trainer.global_step, trainer.should_stop
+        told = (self.log_file, self.trial, self.pruner, step, float(value), not is_ending)
+        if trainer.strategy.broadcast(trainer.is_global_zero and cuts_short(*told)):
+            self.is_pruned = trainer.should_stop = True
+            if trainer.is_global_zero:
+                print(
+                    f"trial {self.trial} ends at step {step}: its {self.monitor} of {float(value):.4g} is behind that of others "
+                    f"({self.pruner['name']})",
+                    flush=True,
+                )
 
 
 class Throughput(Callback):

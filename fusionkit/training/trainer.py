@@ -23,14 +23,14 @@ from fusionkit.balance import Fixed
 from fusionkit.checkpoints.save import WholeCheckpoints
 from fusionkit.encoders.regions import require_width
 from fusionkit.errors import ConfigError
-from fusionkit.internals import keep_buckets, set_timeout, uses_multiprocessing
+from fusionkit.internals import keep_buckets, own_timeout, set_timeout, uses_multiprocessing
 from fusionkit.training.callbacks import require_validation
 from fusionkit.training.compiling import compile_parts
 from fusionkit.training.ema import average_of
 from fusionkit.training.gradient_cache import tell_of_micro_batches
 from fusionkit.training.module import TrainingModule
 from fusionkit.training.processes.batch_norms import SharedStatistics
-from fusionkit.training.processes.life import timeout_of
+from fusionkit.training.processes.life import RankWatch, timeout_of
 from fusionkit.training.processes.ranks import with_nodes
 from fusionkit.training.processes.sharding import SPLIT
 from fusionkit.training.recompute import recompute_parts
@@ -184,7 +184,10 @@ def bare_trainer(config: DictConfig, **options: Any) -> Trainer:
     nodes = {name: value for name, value in with_nodes({"num_nodes": section.get("num_nodes")}).items() if value}
     trainer: Trainer = instantiate(section, **{"precision": precision, "logger": False, **nodes, **options})
     keep_buckets(trainer)
+    timeout = min(timeout, own_timeout(trainer) or timeout)
     set_timeout(trainer, 1.25 * timeout + 10)  # RankWatch, which knows who is waited for, speaks first
+    if trainer.world_size > 1:
+        trainer.callbacks.append(RankWatch(timeout))  # type: ignore[attr-defined]
     return trainer
 
 

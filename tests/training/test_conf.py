@@ -6,11 +6,14 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 
 from fusionkit.assembly.precision import resolve_precision
 from fusionkit.balance import Step
+from fusionkit.internals import own_timeout
 from fusionkit.training.callbacks import StopAfter
+from fusionkit.training.processes.life import RankWatch
 from fusionkit.training.stages import Stages
 from fusionkit.training.trainer import bare_trainer
 from tests.toys import CONF, choices
@@ -32,6 +35,28 @@ def test_trainer(choice, tmp_path):
     trainer = bare_trainer(OmegaConf.create({"trainer": config}))
     assert isinstance(trainer, Trainer)
     assert trainer.progress_bar_callback is None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "given", "seconds"),
+    [
+        ("ddp", 300, 300.0),
+        ({"timeout": {"_target_": "datetime.timedelta", "seconds": 15}}, 1800, 15.0),  # the strategy's own is shorter
+        ({"timeout": {"_target_": "datetime.timedelta", "seconds": 900}}, 300, 300.0),
+        ({"process_group_backend": "gloo"}, 7200, 7200.0),
+    ],
+)
+def test_ranks_are_waited_for_no_longer_than_either_says(strategy, given, seconds):
+    config = composed("+trainer=ddp_cpu")["trainer"] | {"timeout": given, "precision": "32-true"}
+    config["strategy"] = (
+        strategy if strategy == "ddp" else {"_target_": f"{DDPStrategy.__module__}.DDPStrategy"} | strategy
+    )
+    trainer = bare_trainer(OmegaConf.create({"trainer": config}))
+    (watch,) = [callback for callback in trainer.callbacks if isinstance(callback, RankWatch)]
+    assert watch.seconds == seconds
+    assert own_timeout(trainer) == 1.25 * seconds + 10
+    alone = bare_trainer(OmegaConf.create({"trainer": composed("+trainer=cpu")["trainer"] | {"precision": "32-true"}}))
+    assert not [callback for callback in alone.callbacks if isinstance(callback, RankWatch)]
 
 
 @pytest.mark.parametrize("choice", choices("optimizer"))
