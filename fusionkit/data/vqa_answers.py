@@ -44,6 +44,15 @@ def normalize_answer(answer: str) -> str:
     return _process_words(_process_punctuation(clean_spaces(answer)))
 
 
+def mmf_answer(answer: str) -> str:
+    """The processing of MMF's ``EvalAIAnswerProcessor``, by which TextVQA is scored.
+
+    As ``normalize_answer``, after capitals, commas and question marks have gone and each 's has become a word of its own.
+    """
+    plain = readable(answer).lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    return _process_words(_process_punctuation(clean_spaces(plain)))
+
+
 def _process_punctuation(answer: str) -> str:
     """A mark vanishes if it touches a space anywhere in the answer (or a number has a comma), else is a space."""
     has_thousands = _THOUSANDS.search(answer) is not None

@@ -10,15 +10,19 @@ from typing import Any
 from fusionkit.data.identity import coco_number
 from fusionkit.scoring.records import Record
 
-LMMS, LAVIS = "lmms-eval's samples", "LAVIS's records"
+LMMS, LAVIS, DOCVQA = "lmms-eval's samples", "LAVIS's records", "records of DocVQA's server"
 LOGS = "logs"  # under which older versions of lmms-eval keep the samples, in one json
 ASKED = {"question_id": "answer", "image_id": "caption"}  # by what a sample is about, what is said of it
 PREFIXED = re.compile(r"(?:coco|vg|flickr|flickr30k)_(\d+)", re.IGNORECASE)  # LAVIS's ids of images
 
 
 def listed(content: Any) -> Any:
-    """The records of a json file: its list, or the samples in a log of lmms-eval."""
-    return content[LOGS] if isinstance(content, dict) and isinstance(content.get(LOGS), list) else content
+    """The records of a json file: its list, the samples in a log of lmms-eval, or answers by question, as MMMU has them."""
+    if isinstance(content, dict) and isinstance(content.get(LOGS), list):
+        return content[LOGS]
+    if isinstance(content, dict) and content and all(isinstance(answer, str) for answer in content.values()):
+        return [{"question_id": key, "answer": answer} for key, answer in content.items()]
+    return content
 
 
 def recognised(records: Sequence[Any]) -> tuple[list[Any], str | None]:
@@ -30,6 +34,8 @@ def recognised(records: Sequence[Any]) -> tuple[list[Any], str | None]:
         return [_of_lmms(record) for record in records], LMMS
     if "pred_ans" in first and "question_id" in first:
         return [_renamed(record, {"pred_ans": "answer"}) for record in records], LAVIS
+    if "questionId" in first and "answer" in first:
+        return [_renamed(record, {"questionId": "question_id"}) for record in records], DOCVQA
     if PREFIXED.fullmatch(str(first.get("image_id"))):
         return list(records), LAVIS
     return list(records), None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.data.vqa_answers import answer_key, clean_spaces, leave_one_out, normalize_answer
+from fusionkit.data.vqa_answers import answer_key, clean_spaces, leave_one_out, mmf_answer, normalize_answer
 from fusionkit.errors import ConfigError, suggest
 from fusionkit.files.unicode import metric_words
 from fusionkit.scoring.base import BaseScorer, Function, Tokenize
@@ -39,9 +39,14 @@ def official_accuracy(answer: str, answers: Sequence[str]) -> float:
 def always_normalized_accuracy(answer: str, answers: Sequence[str]) -> float:
     """As ``official_accuracy``, but both sides are always normalised.
 
-    MMF's ``EvalAIAnswerProcessor`` drops commas and question marks and splits off 's before that; this does not.
+    MMF's ``EvalAIAnswerProcessor`` drops commas and question marks and splits off 's before that (``textvqa_accuracy``).
     """
     return _agreement(normalize_answer(answer), [normalize_answer(human) for human in answers])
+
+
+def textvqa_accuracy(answer: str, answers: Sequence[str]) -> float:
+    """As ``official_accuracy``, but both sides are always processed as MMF does (its ``TextVQAAccuracyEvaluator``)."""
+    return _agreement(mmf_answer(answer), [mmf_answer(human) for human in answers])
 
 
 def agreement(answer: str, answers: Sequence[str]) -> float:
@@ -53,15 +58,19 @@ def agreement(answer: str, answers: Sequence[str]) -> float:
     return leave_one_out(keys.count(answer_key(answer)), len(keys))
 
 
-RULES: dict[str, AnswerRule] = {"official": official_accuracy, "evalai": always_normalized_accuracy}
+RULES: dict[str, AnswerRule] = {
+    "official": official_accuracy,
+    "evalai": always_normalized_accuracy,
+    "textvqa": textvqa_accuracy,
+}
 
 
 @dataclass(frozen=True)
 class VQA(BaseScorer):
-    """Answers by the ``official`` script's rule, or by ``evalai``'s, which always normalises both sides.
+    """Answers by the ``official`` script's rule, by ``evalai``'s, which always normalises both sides, or by ``textvqa``'s.
 
     Every question counts for ``accuracy``, ``accuracy/<answer type>`` and ``accuracy/question_type/<question type>``; under
-    the other rule these are ``evalai_accuracy``, lest one is taken for the official score. ``agreement`` stands beside it, by
+    another rule these are ``evalai_accuracy``, lest one is taken for the official score. ``agreement`` stands beside it, by
     answer type too where the rule is out of ``reach``; notes say of how many questions the rule calls right answers wrong.
     An unanswered question scores 0, one without human answers (of a test split) is left out. The official script rounds to
     two decimals, this does not.
@@ -141,7 +150,11 @@ class VQA(BaseScorer):
 
     def sheet(self, records: Sequence[Record], samples: Sequence[Sample], rows: Sequence[Row]) -> Sheet:
         """Question, image, the given answer and the human ones, by agreement."""
-        accuracies = question_accuracies(records, samples, agreement)
+        return self.sheet_by(agreement, records, samples)
+
+    def sheet_by(self, rule: AnswerRule, records: Sequence[Record], samples: Sequence[Sample]) -> Sheet:
+        """The same, by a rule."""
+        accuracies = question_accuracies(records, samples, rule)
         given = {record["question_id"]: record["answer"] for record in records}
         ordered: list[tuple[float, int, Panel]] = []
         for sample in samples:

@@ -22,7 +22,7 @@ from tests.toys import toy_batch, toy_dims, toy_model, toy_task
 
 PROBES = (
     *("sugarcrepe", "pope", "valse", "winoground", "aro_relation", "aro_attribution"),
-    *("coco_counting", "coco_left_right", "zero_shot"),
+    *("coco_counting", "coco_left_right", "zero_shot", "textvqa", "docvqa", "mmmu"),
 )
 OPTIONS = (
     "experiment=quickstart trainer=cpu trainer.precision=32-true trainer.max_epochs=-1 trainer.max_steps=1 callbacks=last "
@@ -62,6 +62,7 @@ MEASURED = {
     "coco_counting": ["accuracy/one", "accuracy/two", "accuracy/average"],
     "coco_left_right": ["accuracy/left", "accuracy/right"],
     "zero_shot": ["top1", "mean_per_class", "top1/class/circle"],
+    "mmmu": ["accuracy", "accuracy/art_and_design", "accuracy/subject/art"],
 }
 MATCHED = ["acc", "p_c", "p_f", "min_p_c_p_f", "auroc", "acc/subset/existence"]
 
@@ -73,6 +74,11 @@ def test_every_task_that_can_answers_each_probe(root: Path) -> None:
     for setting in ("random", "popular", "adversarial"):
         names = ["accuracy", "recall", "f1", "yes_ratio"]
         expected |= {f"pope/{setting}/{task}": names for task in ("vqa", *VALUES)}
+    expected |= {
+        "mmmu/vqa": MEASURED["mmmu"],
+        "textvqa": ["textvqa_accuracy", "agreement"],
+        "docvqa": ["anls", "accuracy"],
+    }
     assert set(details) == set(expected)
     for label, name in ((label, name) for label, names in expected.items() for name in names):
         assert 0 <= metrics[f"{label}/{name}"] <= 100
@@ -118,6 +124,30 @@ def test_answers_to_pope_are_scored_again_without_the_model(root: Path, tmp_path
     assert run(["score", "benchmark=pope", "split=random", *line, "resamples=20", f"output={tmp_path}"]) == 0
     (found,) = content(tmp_path / "details.json").values()
     assert found["scores"] == content(root / "out/details.json")["pope/random/vqa"]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "key", "file"),
+    [
+        ("textvqa", "question_id", "TextVQA_0.5.1_val.json"),
+        ("docvqa", "questionId", "val_v1.0_withQT.json"),
+        ("mmmu", None, ""),  # {question: answer}
+    ],
+)
+def test_answers_about_texts_are_scored_again_as_their_servers_take_them(
+    benchmark: str, key: str | None, file: str, root: Path, tmp_path: Path
+) -> None:
+    label = benchmark if key else f"{benchmark}/vqa"
+    records = read_records(root / f"out/predictions/{label.replace('/', '_')}.jsonl")
+    said = {record["question_id"]: record["answer"] for record in records}
+    given = [{key: name, "answer": answer} for name, answer in said.items()] if key else said
+    (tmp_path / "p.json").write_text(json.dumps(given))
+    line = [f"benchmark={benchmark}", f"predictions={tmp_path}/p.json", f"annotations={root}/world/{file}"]
+    assert run(["score", *line, "resamples=20", f"output={tmp_path}/out"]) == 0
+    (found,) = content(tmp_path / "out/details.json").values()
+    told = content(root / "out/details.json")[label]
+    assert found["scores"] == {name: value for name, value in told["scores"].items() if name in found["scores"]}
+    assert found["samples"] == told["samples"] == 2
 
 
 def test_runs_are_compared_with_intervals_and_examples(root: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -4,10 +4,11 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fusionkit.data.sample import Sample, Text
-from fusionkit.data.vqa_answers import answer_key, leave_one_out, normalize_answer
+from fusionkit.data.vqa_answers import answer_key, leave_one_out, mmf_answer, normalize_answer
 from fusionkit.errors import ConfigError, DataError
 from fusionkit.scoring.sample_scores import scores_of
 from fusionkit.scoring.vqa import (
@@ -18,6 +19,7 @@ from fusionkit.scoring.vqa import (
     official_accuracy,
     question_notes,
     reach,
+    textvqa_accuracy,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -272,3 +274,44 @@ def test_rows_of_questions():
 def test_imports_no_torch():
     code = "import sys, fusionkit.scoring.vqa; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "plain"),
+    [
+        ("Coca-Cola", "coca cola"),
+        ("7,000", "7000"),  # the comma goes before the rule for numbers sees it
+        ("what's up?", "what 's up"),
+        ("The  Two\ttowers", "2 towers"),
+        ("dont - stop!", "don't stop"),
+        ("3.14.", "3.14"),
+        ("A", ""),
+        (" ? ", ""),
+    ],
+)
+def test_answers_as_mmf_processes_them(answer, plain):
+    assert mmf_answer(answer) == plain
+
+
+def test_textvqas_rule_always_processes_both_sides():
+    people = ["Stop!"] * 7 + ["go", "stop,", "the stop"]  # nine say stop
+    assert textvqa_accuracy("STOP", people) == 1.0
+    assert textvqa_accuracy("go", people) == pytest.approx(0.3)  # nine of the ten have it among the others, of three
+    assert textvqa_accuracy("left", people) == 0.0
+    judged = VQA("textvqa").rows([{"question_id": 1, "answer": "Go"}], [sample(question(1, people))])
+    assert scores_of(judged.rows)["textvqa_accuracy"] == pytest.approx(30)
+    assert judged.notes["rule"] == "textvqa"
+
+
+def test_textvqas_rule_is_mmfs():
+    """TextVQAAccuracyEvaluator, in its own words: each answer in turn is left out, by its place."""
+    draw = np.random.default_rng(3)
+    words = ["Stop", "stop!", "the stop", "7,000", "7000", "it's", "its", "go", "Go?", "2", "two"]
+    for _ in range(300):
+        people = [str(word) for word in draw.choice(words, 10)]
+        answer = str(draw.choice(words))
+        plain = [mmf_answer(each) for each in people]
+        rest = [plain[:at] + plain[at + 1 :] for at in range(10)]
+        shares = [min(1.0, others.count(mmf_answer(answer)) / 3) for others in rest]
+        expected = sum(shares) / 10 if mmf_answer(answer) in plain else 0.0
+        assert textvqa_accuracy(answer, people) == pytest.approx(expected)

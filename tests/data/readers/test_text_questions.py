@@ -1,0 +1,65 @@
+"""TextVQA's and DocVQA's files as published."""
+
+import json
+
+import pytest
+
+from fusionkit.data.readers.text_questions import TextQuestions
+from fusionkit.errors import DataError
+from tests.probe_worlds import docvqa, probe_world, textvqa
+
+
+def test_textvqa_names_pictures_by_their_ids(tmp_path):
+    probe_world(tmp_path)
+    reader = TextQuestions(f"{tmp_path}/TextVQA_0.5.1_{{split}}.json", f"{tmp_path}/train_images")
+    one, two = reader.read("val")
+    assert [sample.image.name for sample in (one, two)] == ["0a1.jpg", "ffe2.jpg"]
+    (question,) = one.texts["questions"]
+    assert (question.id, question.text) == (34602, "what does the sign say?")
+    assert question.facts == {"answers": ["stop"] * 7 + ["go", "stop!", "the stop"]}
+    assert reader.read("train")[0].texts["questions"][0].facts["answers"] == ["red"] * 10
+
+
+def test_docvqa_names_pictures_by_their_paths(tmp_path):
+    probe_world(tmp_path)
+    content = docvqa("val", ["12.50"])
+    content["data"].append(content["data"][0] | {"questionId": 7, "question": "Who?"})
+    del content["data"][-1]["answers"]  # as in the test split
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    reader = TextQuestions(f"{tmp_path}/val.json", str(tmp_path), id="questionId", image="image")
+    one, two = reader.read("val")
+    assert one.image == tmp_path / "documents/xnbl0037_1.png"
+    assert [question.id for question in one.texts["questions"]] == [49153, 7]
+    assert [question.facts for question in one.texts["questions"]] == [{"answers": ["12.50"]}, {}]
+    assert two.image_id == "documents/txpp0227_10.png"
+    scored = TextQuestions(f"{tmp_path}/val.json", None, id="questionId", image="image").read(
+        "val"
+    )  # no picture is looked for
+    assert [sample.image_id for sample in scored] == [one.image_id, two.image_id]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"answers": "stop"}, "question 34602 of .* has no list of texts as answers"),
+        ({"answers": []}, "has no list of texts as answers"),
+        ({"answers": [{"answer": "stop"}]}, "has no list of texts as answers"),
+        ({"image_id": "../secret"}, "outside"),
+        ({"image_id": "gone"}, "gone"),
+        ({"image_id": None}, "question 34602 about a picture"),
+        ({"question_id": 34603}, "34603"),
+        ({"question": None}, "34602"),
+    ],
+)
+def test_what_is_wrong_is_named(change, words, tmp_path):
+    probe_world(tmp_path)
+    content = textvqa("val", ["stop"] * 10)
+    content["data"][0] |= change
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=words) as raised:
+        TextQuestions(str(path), f"{tmp_path}/train_images").read("val")
+    assert "val.json" in str(raised.value)
+    path.write_text(json.dumps({"data": []}))
+    with pytest.raises(DataError, match="data"):
+        TextQuestions(str(path), None).read("val")
