@@ -13,8 +13,10 @@ from fusionkit.assembly.parts import Parts
 from fusionkit.data.datamodule import DataModule
 from fusionkit.data.sample import Sample
 from fusionkit.data.source import Source
+from fusionkit.errors import ConfigError
 from fusionkit.inference.benchmarks import Tasks, published_splits, read_all, tasks_for
 from fusionkit.inference.evaluate import Split, or_none
+from fusionkit.inference.linear_probe import FIT
 from fusionkit.scoring.benchmark import Published
 
 
@@ -57,7 +59,7 @@ def data_of(parts: Parts, benchmarks: Iterable[Published], tasks: Mapping[str, T
     sources = {
         benchmark.name: Source(
             benchmark.reader,
-            {split: [split] for split in benchmark.splits},
+            {split: [split] for split in benchmark.splits} | fitted_to(benchmark),
             benchmark.batch_size,
             {task.reads: 1 for task in tasks[benchmark.name].values()},
             benchmark.max_length,
@@ -72,6 +74,17 @@ def data_of(parts: Parts, benchmarks: Iterable[Published], tasks: Mapping[str, T
     about_training: dict[str, Any] = {"prepare": None, "drop_overlap": (), "allow_overlap": ()}
     built: DataModule = build(sources=sources, tokenizer=parts.datamodule.tokenizer, **about_training, **restored)
     return built
+
+
+def fitted_to(benchmark: Published) -> dict[str, list[str]]:
+    """The role of what a probe is fitted to, where one answers the benchmark; ConfigError where it names no such split."""
+    if not any(map(benchmark.is_fitted, benchmark.scorers)):
+        return {}
+    if benchmark.train is None or benchmark.train in benchmark.splits:
+        raise ConfigError(
+            f"benchmark.{benchmark.name}.train is {benchmark.train}, but has to name a split that is not scored, to fit to"
+        )
+    return {FIT: [benchmark.train]}
 
 
 def read_as_trained(datamodule: DataModule, kinds: Sequence[str]) -> dict[str, Any]:

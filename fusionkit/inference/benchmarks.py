@@ -8,6 +8,7 @@ from fusionkit.data.sample import Sample
 from fusionkit.errors import ConfigError, DataError, suggest
 from fusionkit.inference.all_pairs import AllPairs
 from fusionkit.inference.evaluate import PublishedSplit, Split
+from fusionkit.inference.linear_probe import FIT, LinearProbe, check_folders
 from fusionkit.inference.own_pairs import OwnPairs
 from fusionkit.inference.prediction import EvaluationData
 from fusionkit.scoring.benchmark import Published
@@ -48,7 +49,10 @@ def tasks_for(benchmark: Published, tasks: Tasks) -> dict[str, Task[Any]]:
         name: next((own for own in (name, *benchmark.instead.get(name, ())) if own in tasks), None)
         for name in benchmark.scorers
     }
-    found = {name: stand_in(benchmark, name, tasks[own]) for name, own in places.items() if own is not None}
+    found: dict[str, Any] = {
+        name: stand_in(benchmark, name, tasks[own]) for name, own in places.items() if own is not None
+    }
+    found |= {name: LinearProbe() for name in benchmark.scorers if benchmark.is_fitted(name)}
     if not found:
         wanted = " or ".join(f"'{name}'" for name in benchmark.scorers)
         raise ConfigError(
@@ -74,9 +78,12 @@ def read_all(datamodule: EvaluationData, benchmarks: Mapping[str, Published], re
     ``benchmarks`` by their place in the configuration; ``reads`` is what the checkpoint reads of an image.
     """
     for place, benchmark in benchmarks.items():
-        for split in benchmark.splits:
+        fitted = [FIT] if FIT in datamodule.sources[benchmark.name].splits else []
+        for split in (*fitted, *benchmark.splits):
             try:
                 samples = datamodule.samples(benchmark.name, split)
+                if fitted:
+                    check_folders(datamodule.samples(benchmark.name, FIT), samples)
             except DataError as error:
                 raise DataError(f"benchmark {benchmark.name}: {error}; its files lie below root=FOLDER") from error
             if other := [each.image for each in samples if has_pixels(each.image) != (reads == "pixel_values")]:

@@ -13,6 +13,7 @@ from fusionkit.data.images import has_pixels
 from fusionkit.data.sample import Sample
 from fusionkit.distributed import rank
 from fusionkit.errors import ConfigError, DataError, suggest
+from fusionkit.inference.linear_probe import FIT, LinearProbe
 from fusionkit.inference.prediction import EvaluationData, predict_source
 from fusionkit.model.model import VisionLanguageModel
 from fusionkit.scoring.base import BaseScorer
@@ -167,13 +168,14 @@ def evaluate(
     for split in splits:
         samples = datamodule.samples(split.source, split.role)
         predictions = predict_split(model, split, datamodule, device, options)
-        notes = split.notes()
+        notes = dict(split.notes())
         if rank() > 0:
             continue
         for stem, records in split.predictions_of(predictions).items():
             write_records(folder / "predictions" / f"{stem}.jsonl", records)
         for name, each in score_split(split, predictions, samples, datamodule):
-            each.judged.notes.update(notes)
+            probe = split.tasks[name]
+            each.judged.notes.update(notes | (probe.notes if isinstance(probe, LinearProbe) else {}))
             scored.append(each)
             stem, rows = stem_of(each.label), each.judged.rows
             if rows:
@@ -199,9 +201,15 @@ def predict_split(
     device: torch.device,
     options: EvaluationOptions,
 ) -> dict[str, Records]:
-    """The records of a split's tasks; those of its helpers are left out."""
+    """The records of a split's tasks; those of its helpers are left out, and probes are fitted."""
     tasks = {**split.tasks, **split.helpers}
     found = predict_source(model, tasks, datamodule, split.source, split.role, device, options)
+    source = split.source
+    for name, probe in split.tasks.items():
+        if isinstance(probe, LinearProbe):
+            train = predict_source(model, {name: probe}, datamodule, source, FIT, device, options)[name]
+            both = datamodule.samples(source, FIT), datamodule.samples(source, split.role)
+            found[name] = probe.fitted(train, found[name], *both)
     return {name: records for name, records in found.items() if name.removesuffix(RERANKED) in split.tasks}
 
 

@@ -23,7 +23,7 @@ class Published:
     `protocol`  how its numbers are made, in words.
     `reader`    of its annotations; `files` are the paths that it reads, by the names that the command line uses.
     `splits`    that are scored; the first is the default of a file of predictions.
-    `train`     the split that guessers without the image learn from, where they do.
+    `train`     the split that guessers without the image learn from, where they do, and a probe with it.
     `scorers`   by the task that answers: most benchmarks have one.
     `submission`  the file that its server takes, where it has one.
     `instead`   the tasks that answer for one that a checkpoint has not learnt.
@@ -50,6 +50,10 @@ class Published:
                 "(fusionkit.scoring.base.BaseScorer), as a file of predictions is checked against it"
             )
         return scorer
+
+    def is_fitted(self, task: str) -> bool:
+        """Whether a probe of the image encoder answers in the place of this task."""
+        return any(form.fitted for form in getattr(self.scorers[task], "schema", ()))
 
     def label(self, split: str, task: str) -> str:
         """What the metrics begin with: the name, and as much as tells several scores of the benchmark apart."""

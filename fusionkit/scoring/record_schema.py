@@ -33,6 +33,7 @@ class RecordSchema:
     ``expected`` what ``is_valid`` accepts, in words.
     ``of_pairs`` the value says how well a text suits its own image, for which a task that matches or ranks is asked.
     ``lists``    where the value is a list of ids, the key of the schema that asks about these; ``scores`` may stand beside it.
+    ``fitted``   no task is asked, but a classifier of the image encoder's states, fitted to the benchmark's training split.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class RecordSchema:
     of_images: bool = False
     lists: str | None = None
     of_pairs: bool = False
+    fitted: bool = False
 
     def wanted(self, samples: Iterable[Sample]) -> list[Any]:
         """The ids that need a record, in order."""

@@ -15,7 +15,7 @@ from fusionkit.scoring import (
     vqa,
 )
 from fusionkit.scoring.base import BaseScorer, as_scorer
-from fusionkit.scoring.probes import foils, pope, winoground, zero_shot
+from fusionkit.scoring.probes import docvqa, foils, linear_probe, mmmu, pope, winoground, zero_shot
 
 VQA = vqa.VQA()
 GROUNDING = grounding.Grounding()
@@ -45,7 +45,8 @@ OURS: Sequence[BaseScorer] = [
         WORD_LABELS,
     ),
     foils.Foils(metric="acc_r", averages={"average": None, "macro": None}, threshold=0.0),
-    *(pope.Pope(), winoground.Winoground(), zero_shot.ZeroShot()),
+    *(pope.Pope(), winoground.Winoground(), zero_shot.ZeroShot(), linear_probe.LinearProbeScores()),
+    *(docvqa.DocVQA(), mmmu.MMMU(), vqa.VQA("textvqa")),
     *(captioning.Captions(), vqa.VQA("evalai")),
 ]
 

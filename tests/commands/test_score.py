@@ -215,7 +215,7 @@ def test_every_benchmark_is_built(name: str) -> None:
     assert benchmark.protocol
     assert "annotations" in benchmark.files
     assert all(benchmark.scorer(name).schema for name in benchmark.scorers)
-    assert set(benchmark.scorers) <= set(choices("task"))
+    assert set(benchmark.scorers) <= {*choices("task"), "linear_probe"}
     assert benchmark.scorer(benchmark.answered_by([])).rows([], []).rows == []
 
 

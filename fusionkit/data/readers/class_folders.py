@@ -24,16 +24,23 @@ class ClassFolders:
 
     ``annotations``  the folder of the classes' folders; may contain `{split}`.
     ``names``        a json file {folder: name}; without it a class is called as its folder, with spaces for underscores.
+    ``own``          True leaves out the texts of the classes that a picture is not of, for what reads no texts.
     A picture's id is `<folder>/<file>`, a text's `<picture>/<folder of the class>`; folders within a class's are its own.
     Pictures are turned by their EXIF orientation.
     """
 
     def __init__(
-        self, annotations: str, images: str | None = None, template: str = "a photo of a {}.", names: str | None = None
+        self,
+        annotations: str,
+        images: str | None = None,
+        template: str = "a photo of a {}.",
+        names: str | None = None,
+        own: bool = False,
     ) -> None:
         if template.count("{}") != 1:
             raise ConfigError(f"reader.template is '{template}', but has to have one {{}}, where the class stands")
         self.annotations, self.images, self.template, self.names = str(annotations), images, template, names
+        self.own = own
 
     def read(self, split: str) -> list[Sample]:
         """The pictures of all classes. Raises DataError."""
@@ -48,7 +55,7 @@ class ClassFolders:
         if len(classes) < 2:
             raise DataError(f"{folder} has pictures of {len(classes)} classes, but two are needed to tell them apart")
         texts = {name: self.template.replace("{}", said) for name, said in self._said(classes).items()}
-        return [_sample(path, path.relative_to(folder).as_posix(), texts) for path in pictures]
+        return [_sample(path, path.relative_to(folder).as_posix(), texts, self.own) for path in pictures]
 
     def _said(self, classes: list[str]) -> dict[str, str]:
         """What each class is called."""
@@ -63,10 +70,11 @@ class ClassFolders:
         return {name: known[name] for name in classes}
 
 
-def _sample(path: Path, picture: str, texts: Mapping[str, str]) -> Sample:
+def _sample(path: Path, picture: str, texts: Mapping[str, str], only_own: bool) -> Sample:
     own = picture.partition("/")[0]
     said = tuple(
         Text(f"{picture}/{name}", text, {CLASS: name, LABEL: CAPTION if name == own else FOIL})
         for name, text in texts.items()
+        if name == own or not only_own
     )
     return Sample(picture, path, {"captions": said}, upright=True)
