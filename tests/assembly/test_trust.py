@@ -64,6 +64,15 @@ def test_all_that_our_experiments_name_is_in_the_table(path: Path) -> None:
             require_part(place, name, path, TABLE[section], ())
 
 
+@pytest.mark.parametrize("path", sorted((conf_dir() / "benchmark").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_reader_of_every_benchmark_is_in_the_table(path: Path) -> None:
+    """So that `fusionkit compare` shows the samples of a stored evaluation without being asked to trust anyone."""
+    found = blocks(yaml.safe_load(path.read_text(encoding="utf-8"))["reader"])
+    assert found
+    for place, name in found:
+        require_part(place, name, path, TABLE["data"], ())
+
+
 def test_no_module_in_the_table_has_effects() -> None:
     found = []
     for entry in {entry for entries in TABLE.values() for entry in entries if entry.startswith("fusionkit.")}:

@@ -17,14 +17,23 @@ class TextQuestions:
 
     ``annotations``, ``images``  a file with a list `data`, and the folder of pictures; may contain `{split}`.
     ``id``, ``image``            the fields of a question's id, and of its picture: an id, or a path below the folder.
+    ``may_lack``                 a part of the file's name that another release lacks, whose file is read where it stands alone.
     """
 
-    def __init__(self, annotations: str, images: str | None, id: str = "question_id", image: str = "image_id") -> None:
+    def __init__(
+        self,
+        annotations: str,
+        images: str | None,
+        id: str = "question_id",
+        image: str = "image_id",
+        may_lack: str = "",
+    ) -> None:
         self.annotations, self.images, self.id, self.image = str(annotations), images, id, image
+        self.may_lack = may_lack
 
     def read(self, split: str) -> list[Sample]:
         """The pictures of a split that have questions. Raises DataError."""
-        path, layout = annotation_file(self.annotations, split), f"list of questions with {self.id} and {self.image}"
+        path, layout = self._file(split), f"list of questions with {self.id} and {self.image}"
         rows = table(read_json(path), "data", path, layout)
         ids: set[Any] = set()
         questions: dict[int | str, list[Text]] = {}
@@ -37,6 +46,12 @@ class TextQuestions:
             names = {image: image_places(image, str(image) if "/" in str(image) else "") for image in questions}
         files = find_images(folder_of(self.images, split), names, path)
         return [Sample(image, files[image], {"questions": tuple(asked)}) for image, asked in questions.items()]
+
+    def _file(self, split: str) -> Path:
+        given = Path(self.annotations)
+        older = given.parent / given.name.replace(self.may_lack, "") if self.may_lack else given
+        here, there = (Path(str(each).replace("{split}", split)).is_file() for each in (given, older))
+        return annotation_file(str(older if there and not here else given), split)
 
 
 def _facts(row: dict[str, Any], number: Any, path: Path) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """TextVQA's and DocVQA's files as published."""
 
 import json
+from pathlib import Path
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from fusionkit.data.readers.text_questions import TextQuestions
 from fusionkit.errors import DataError
@@ -36,6 +39,33 @@ def test_docvqa_names_pictures_by_their_paths(tmp_path):
         "val"
     )  # no picture is looked for
     assert [sample.image_id for sample in scored] == [one.image_id, two.image_id]
+
+
+def test_docvqa_is_read_without_types_of_questions_too(tmp_path):
+    probe_world(tmp_path)
+    template = f"{tmp_path}/{{split}}_v1.0_withQT.json"
+    names = {"id": "questionId", "image": "image"}
+    typed, untyped = tmp_path / "val_v1.0_withQT.json", tmp_path / "val_v1.0.json"
+    with_types = TextQuestions(template, str(tmp_path), **names, may_lack="_withQT").read("val")
+    untyped.write_text(json.dumps(docvqa("val", ["another"])))
+    assert TextQuestions(template, str(tmp_path), **names, may_lack="_withQT").read("val") == with_types  # as before
+    typed.rename(untyped)
+    assert TextQuestions(template, str(tmp_path), **names, may_lack="_withQT").read("val") == with_types
+    with pytest.raises(DataError, match=r"val_v1\.0_withQT\.json"):
+        TextQuestions(template, str(tmp_path), **names).read("val")
+    untyped.unlink()
+    with pytest.raises(DataError, match=r"val_v1\.0_withQT\.json of split 'val' does not exist"):
+        TextQuestions(template, str(tmp_path), **names, may_lack="_withQT").read("val")
+
+
+def test_the_benchmark_takes_either_file_of_docvqa(tmp_path):
+    probe_world(tmp_path)
+    conf = OmegaConf.load(Path(__file__).parents[3] / "conf/benchmark/docvqa.yaml")
+    config = OmegaConf.create({"root": str(tmp_path), "benchmark": {"docvqa": conf}})
+    with_types = instantiate(config.benchmark.docvqa.reader).read("val")
+    (tmp_path / "val_v1.0_withQT.json").rename(tmp_path / "val_v1.0.json")
+    assert len(with_types) == 2
+    assert instantiate(config.benchmark.docvqa.reader).read("val") == with_types
 
 
 @pytest.mark.parametrize(
