@@ -78,7 +78,7 @@ def read_all(datamodule: EvaluationData, benchmarks: Mapping[str, Published], re
     ``benchmarks`` by their place in the configuration; ``reads`` is what the checkpoint reads of an image.
     """
     for place, benchmark in benchmarks.items():
-        fitted = [FIT] if FIT in datamodule.sources[benchmark.name].splits else []
+        fitted = [FIT] if any(map(benchmark.is_fitted, benchmark.scorers)) else []
         for split in (*fitted, *benchmark.splits):
             try:
                 samples = datamodule.samples(benchmark.name, split)
