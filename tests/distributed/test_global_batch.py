@@ -1,4 +1,4 @@
-"""W processes have the gradient of one on the joint batch, whatever number of images and texts each has."""
+"""W processes have the gradients and weights of one on the joint batch, whatever number of images and texts each has."""
 
 import json
 
@@ -22,6 +22,21 @@ def test_gradients_of_ranks_are_those_of_one_process(world, tmp_path):
     assert all(len(found[name]) == (2 if world == 2 else 1) for name in (*tasks, *balancers))
     wrong = [line for line, numbers in zip(table(found), found.values(), strict=True) if not is_equal(*numbers)]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+def test_weights_of_ranks_are_those_of_one_process_after_twenty_steps(tmp_path):
+    run_module("tests.distributed.twenty_steps", "4", f"{PLAIN}|, queue|, taught$", str(tmp_path / "found"))
+    found = json.loads((tmp_path / "found").read_text())
+    balancers = {f"balance={name}" for name in choices("balance")}
+    assert found.keys() >= {
+        *choices("task"),
+        *balancers,
+        "itc, queue",
+        "itc, queue, taught",
+        "in chunks, queue, taught",
+    }
+    assert {name: far for name, far in found.items() if not far < 1e-5} == {}
 
 
 def is_equal(double: float, single: float = 0.0) -> bool:
